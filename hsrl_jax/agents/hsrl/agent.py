@@ -1,0 +1,222 @@
+"""HSRL: encoder, hierarchical policy and multi-level critic as an Agent."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl import losses
+from hsrl_jax.config import PolicyConfig
+from hsrl_jax.networks import critic as critic_lib
+from hsrl_jax.networks import encoder as encoder_lib
+from hsrl_jax.networks import policy as policy_lib
+from hsrl_jax.ops import masking, policy_gradient, returns
+from hsrl_jax.sid.beam_search import beam_search
+from hsrl_jax.types import Array, Metrics, Observation, Params, PRNGKey
+from hsrl_jax.types import Transition
+
+
+def make(
+  config: PolicyConfig, *, levels: int, vocab_size: int, slate_size: int,
+  penalty: float,
+) -> base.Agent:
+  """Builds the agent.
+
+  Args:
+    config: of the agent; `config.residual_mode` picks the residual.
+    levels: L of the catalogue's SIDs.
+    vocab_size: V.
+    slate_size: K.
+    penalty: reward of an item without a positive response.
+  """
+  networks = _Networks(
+    encoder_lib.Encoder(
+      config.width, config.layers, config.heads, config.dropout
+    ),
+    policy_lib.PolicyNetwork(levels, vocab_size, config.width),
+    critic_lib.Critic(config.critic_hidden),
+  )
+  return base.Agent(
+    init=functools.partial(_init, networks, levels),
+    act=functools.partial(_act, networks, config, slate_size),
+    loss=functools.partial(_loss, networks, config, penalty),
+  )
+
+
+class _Networks:
+  """The three modules, applied by name."""
+
+  def __init__(self, encoder, policy, critic):
+    self.encoder, self.policy, self.critic = encoder, policy, critic
+
+  def state(self, params, catalogue, observation, key=None) -> Array:
+    return self.encoder.apply(
+      params["encoder"],
+      catalogue.features,
+      observation.profile,
+      observation.history,
+      deterministic=key is None,
+      rngs=None if key is None else {"dropout": key},
+    )
+
+  def expected(self, params, state) -> policy_lib.Hierarchy:
+    return self.policy.apply(params["policy"], state, method="expected")
+
+  def value(self, params, contexts) -> tuple[Array, Array]:
+    return self.critic.apply(params["critic"], contexts)
+
+
+def _init(
+  networks: _Networks,
+  levels: int,
+  key: PRNGKey,
+  catalogue: base.Catalogue,
+  observation: Observation,
+) -> Params:
+  keys = jax.random.split(key, 3)
+  encoder = networks.encoder.init(
+    keys[0], catalogue.features, *observation, deterministic=True
+  )
+  state = networks.state({"encoder": encoder}, catalogue, observation)
+  contexts = jnp.broadcast_to(state, (levels + 1, *state.shape))
+  return {
+    "encoder": encoder,
+    "policy": networks.policy.init(keys[1], state),
+    "critic": networks.critic.init(keys[2], contexts),
+  }
+
+
+def _act(
+  networks: _Networks,
+  config: PolicyConfig,
+  slate_size: int,
+  params: Params,
+  catalogue: base.Catalogue,
+  observation: Observation,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> tuple[Array, Array]:
+  """See base.Agent.act."""
+  state = networks.state(params, catalogue, observation)
+  if config.residual_mode == "sampled":
+    return _search(
+      networks, config, slate_size, params, catalogue, state, excluded, key,
+      temperature,
+    )
+  logits = networks.expected(params, state).logits
+  index = catalogue.index
+  log_pi = policy_gradient.token_values(
+    jax.nn.log_softmax(logits), jnp.maximum(index.tokens, 0)
+  ).sum(-1)
+  scores = log_pi
+  if key is not None:
+    scores = log_pi / temperature + jax.random.gumbel(key, log_pi.shape)
+  scores = jnp.where(index.active, scores, masking.NEGATIVE)
+  scores = scores.at[excluded].set(masking.NEGATIVE)
+  _, slate = jax.lax.top_k(scores, slate_size)
+  return slate.astype(jnp.int32), log_pi[slate]
+
+
+def _search(
+  networks, config, slate_size, params, catalogue, state, excluded, key,
+  temperature,
+) -> tuple[Array, Array]:
+  """The `sampled` residual: each beam has a context of its own."""
+  policy, variables = networks.policy, params["policy"]
+
+  def log_probs(context, level):
+    logits = policy.apply(variables, context, level, method="logits")
+    return jax.nn.log_softmax(logits)
+
+  def advance(context, token, level):
+    return policy.apply(variables, context, token, level, method="advance")
+
+  beams = beam_search(
+    catalogue.index,
+    state,
+    log_probs,
+    advance,
+    beams=max(config.beams, slate_size),
+    excluded=excluded,
+    temperature=temperature,
+    key=key,
+  )
+  return beams.items[:slate_size], beams.log_probs[:slate_size]
+
+
+def _loss(
+  networks: _Networks,
+  config: PolicyConfig,
+  penalty: float,
+  params: Params,
+  target_params: Params,
+  catalogue: base.Catalogue,
+  transition: Transition,
+  key: PRNGKey,
+  progress: Array,
+) -> tuple[Array, Metrics]:
+  """See base.Agent.loss."""
+  # The critic's contexts are those of the expected residual in both modes,
+  # since a state's value may not depend on the slate that was drawn in it.
+  state = networks.state(params, catalogue, transition.observation, key)
+  hierarchy = networks.expected(params, state)
+  value, level_values = networks.value(params, hierarchy.contexts)
+
+  next_state = networks.state(
+    target_params, catalogue, transition.next_observation
+  )
+  next_contexts = networks.expected(target_params, next_state).contexts
+  next_value, _ = networks.value(target_params, next_contexts)
+  target = returns.td_target(
+    transition.reward, transition.terminated, next_value, config.discount
+  )
+
+  tokens = catalogue.index.tokens[transition.slate]
+  if config.residual_mode == "sampled":
+    taken = functools.partial(
+      networks.policy.apply, params["policy"], method="taken"
+    )
+    logits = jax.vmap(taken, in_axes=(None, 0))(state, tokens).logits
+  else:
+    logits = jnp.broadcast_to(
+      hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
+    )
+  view = losses.SlateView(logits, tokens)
+  advantages = losses.item_advantages(
+    target,
+    value,
+    level_values,
+    returns.item_rewards(transition.response, penalty),
+    clip=config.advantage_clip,
+    item_credit=config.item_credit,
+    per_level=config.level_advantages,
+  )
+  critic = losses.critic_loss(target, value)
+  actor = losses.actor_loss(
+    view, advantages, transition.log_prob, config.importance_clip
+  )
+  entropy = losses.entropy(view)
+  behaviour = losses.behaviour_loss(
+    view,
+    params["policy"]["params"]["response_bias"],
+    transition.response,
+  )
+  entropy_weight = base.geometric(
+    config.entropy_weight, config.entropy_weight_end, progress
+  )
+  loss = (
+    config.critic_weight * critic
+    + config.actor_weight * (actor - entropy_weight * entropy)
+    + config.behaviour_weight * behaviour
+  )
+  return loss, {
+    "loss": loss,
+    "critic_loss": critic,
+    "actor_loss": actor,
+    "behaviour_loss": behaviour,
+    "entropy": entropy,
+    "value": value,
+    "advantage": target - value,
+  }

@@ -1,0 +1,272 @@
+"""One frozen dataclass per stage. Flags fill them; library code sees only them.
+
+A value out of range raises ValueError, whose one line names the field, what
+was found and what was expected.
+"""
+
+import dataclasses
+import hashlib
+import json
+
+PROTOCOLS = ("paper", "no_repeat")
+RESIDUAL_MODES = ("expected", "sampled")
+
+
+def _require(config, field: str, holds: bool, expected: str) -> None:
+  if not holds:
+    name = type(config).__name__.removesuffix("Config").lower()
+    raise ValueError(
+      f"{name}: {field} is {getattr(config, field)!r}; expected {expected}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Which prepared data to train on.
+
+  Attributes:
+    dataset: folder of a TFDS builder below `datasets/`.
+  """
+
+  dataset: str = "movielens_latest_small"
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerConfig:
+  """The semantic action space (DESIGN, section 3).
+
+  Attributes:
+    levels: L, tokens in a SID.
+    vocab_size: V, values of a token.
+    iterations: Lloyd iterations per level.
+    restarts: seedings tried per level; the best is kept.
+    seed: of the seeding.
+  """
+
+  levels: int = 3
+  vocab_size: int = 64
+  iterations: int = 30
+  restarts: int = 4
+  seed: int = 0
+
+  def __post_init__(self):
+    _require(self, "levels", self.levels >= 1, "at least 1")
+    _require(self, "vocab_size", self.vocab_size >= 2, "at least 2")
+    _require(self, "iterations", self.iterations >= 1, "at least 1")
+    _require(self, "restarts", self.restarts >= 1, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SimulatorConfig:
+  """The user response model and its simulator (DESIGN, sections 4 and 5).
+
+  Attributes:
+    features: F, width in which users and items meet.
+    hidden: width of the profile's hidden layer.
+    heads: attention heads; divides `features`.
+    final_dense: True for the MovieLens variant of the network.
+    dropout: rate while fitting.
+    learning_rate: peak of a cosine decay to zero.
+    weight_decay: of AdamW.
+    batch_size: slates per update.
+    epochs: passes over the training slates; the best by validation log loss
+      is kept.
+    seed: of initialisation, order and dropout.
+    protocol: `paper`, or `no_repeat`: an item is shown once a session.
+    patience: what a user starts with; the user leaves when it is below 1.
+    max_steps: a session is truncated here.
+    penalty: reward of an item without a positive response.
+    sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
+  """
+
+  features: int = 16
+  hidden: int = 256
+  heads: int = 2
+  final_dense: bool = True
+  dropout: float = 0.3
+  learning_rate: float = 1e-3
+  weight_decay: float = 0.1
+  batch_size: int = 64
+  epochs: int = 12
+  seed: int = 0
+  protocol: str = "paper"
+  patience: float = 20.0
+  max_steps: int = 20
+  penalty: float = -0.1
+  sweet_point: float | None = None
+
+  def __post_init__(self):
+    _require(
+      self,
+      "heads",
+      self.heads >= 1 and self.features % self.heads == 0,
+      f"a divisor of features = {self.features}",
+    )
+    _require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
+    _require(self, "batch_size", self.batch_size >= 1, "at least 1")
+    _require(self, "epochs", self.epochs >= 1, "at least 1")
+    _require(
+      self, "protocol", self.protocol in PROTOCOLS, f"one of {PROTOCOLS}"
+    )
+    _require(self, "patience", self.patience >= 1, "at least 1")
+    _require(self, "max_steps", self.max_steps >= 1, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+  """The HSRL agent and its training (DESIGN, sections 4, 6 and 7).
+
+  Attributes:
+    width: d of encoder and policy.
+    layers: transformer layers.
+    heads: attention heads; divides `width`.
+    dropout: rate in training.
+    critic_hidden: hidden widths of each level's value.
+    residual_mode: `expected` or `sampled`.
+    discount: gamma.
+    polyak: rate of the target networks, which are also what is evaluated.
+    advantage_clip: bound of the slate's advantage.
+    item_credit: whether each item of a slate has its own advantage.
+    level_advantages: whether each level's loss uses that level's own value.
+    importance_clip: truncation of the importance weights of replayed
+      actions; 0 turns the weights off.
+    actor_weight: of the actor's loss.
+    critic_weight: of the critic's loss.
+    behaviour_weight: of the behaviour loss.
+    entropy_weight: beta at the start.
+    entropy_weight_end: beta at the end (geometric in between).
+    temperature: of the acting policy at the start: top-K of
+      log pi / temperature + Gumbel noise.
+    temperature_end: the same at the end (geometric in between).
+    beams: width of the beam search, which acts in `sampled` mode.
+    learning_rate: peak of a cosine decay to zero.
+    max_grad_norm: global norm at which gradients are clipped.
+    users: parallel simulated users.
+    batch_size: replayed transitions per update; a multiple of `users`.
+    buffer_size: transitions kept; a multiple of users * iterations_per_call.
+    iterations: of act, step, replay, update.
+    iterations_per_call: of them in one call of the device.
+    evaluate_every: iterations between points of the learning curve.
+    evaluate_episodes: validation sessions of such a point.
+    save_every: iterations between checkpoints.
+    seeds: one training run each; they run side by side.
+  """
+
+  width: int = 32
+  layers: int = 2
+  heads: int = 4
+  dropout: float = 0.1
+  critic_hidden: tuple[int, ...] = (256, 64)
+  residual_mode: str = "expected"
+  discount: float = 0.9
+  polyak: float = 0.01
+  advantage_clip: float = 1.0
+  item_credit: bool = True
+  level_advantages: bool = False
+  importance_clip: float = 0.0
+  actor_weight: float = 0.1
+  critic_weight: float = 1.0
+  behaviour_weight: float = 1.0
+  entropy_weight: float = 0.01
+  entropy_weight_end: float = 1e-4
+  temperature: float = 0.3
+  temperature_end: float = 0.3
+  beams: int = 50
+  learning_rate: float = 1e-3
+  max_grad_norm: float = 1.0
+  users: int = 32
+  batch_size: int = 64
+  buffer_size: int = 102_400
+  iterations: int = 6_000
+  iterations_per_call: int = 100
+  evaluate_every: int = 500
+  evaluate_episodes: int = 256
+  save_every: int = 1_000
+  seeds: tuple[int, ...] = (0,)
+
+  def __post_init__(self):
+    _require(
+      self,
+      "heads",
+      self.heads >= 1 and self.width % self.heads == 0,
+      f"a divisor of width = {self.width}",
+    )
+    _require(self, "layers", self.layers >= 1, "at least 1")
+    _require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
+    _require(
+      self,
+      "residual_mode",
+      self.residual_mode in RESIDUAL_MODES,
+      f"one of {RESIDUAL_MODES}",
+    )
+    _require(self, "discount", 0 <= self.discount <= 1, "in [0, 1]")
+    for name in ("entropy_weight", "entropy_weight_end"):
+      _require(self, name, getattr(self, name) > 0, "above 0")
+    for name in ("temperature", "temperature_end"):
+      _require(self, name, getattr(self, name) > 0, "above 0")
+    _require(self, "users", self.users >= 1, "at least 1")
+    for name, unit in (
+      ("batch_size", self.users),
+      ("buffer_size", self.users * self.iterations_per_call),
+    ):
+      value = getattr(self, name)
+      _require(
+        self,
+        name,
+        value >= unit and value % unit == 0,
+        f"a multiple of {unit}",
+      )
+    _require(self, "iterations_per_call", self.iterations_per_call >= 1, ">= 1")
+    for name in ("iterations", "evaluate_every", "save_every"):
+      value = getattr(self, name)
+      _require(
+        self,
+        name,
+        value >= 1 and value % self.iterations_per_call == 0,
+        f"a multiple of iterations_per_call = {self.iterations_per_call}",
+      )
+    _require(
+      self,
+      "seeds",
+      len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
+      "distinct integers, at least one",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+  """The final evaluation.
+
+  Attributes:
+    split: logged sessions from which the users are drawn.
+    episodes: sessions simulated for each policy and seed.
+    seed: of the users' responses; the same for all policies.
+  """
+
+  split: str = "test"
+  episodes: int = 2_000
+  seed: int = 0
+
+  def __post_init__(self):
+    _require(
+      self, "split", self.split in ("train", "val", "test"), "train, val, test"
+    )
+    _require(self, "episodes", self.episodes >= 1, "at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Everything that decides what a run computes."""
+
+  data: DataConfig = DataConfig()
+  quantizer: QuantizerConfig = QuantizerConfig()
+  simulator: SimulatorConfig = SimulatorConfig()
+  policy: PolicyConfig = PolicyConfig()
+  evaluate: EvaluateConfig = EvaluateConfig()
+
+
+def fingerprint(*configs) -> str:
+  """A short name of these configs' values, the same in every process."""
+  values = [dataclasses.asdict(config) for config in configs]
+  text = json.dumps(values, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,187 @@
+"""Reads a prepared dataset: items and the sessions of each split, checked."""
+
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from hsrl_jax.errors import InputError
+from hsrl_jax.types import Sessions
+
+SPLITS = ("train", "val", "test")
+
+
+class Items(NamedTuple):
+  """The catalogue; row 0 of each field is padding, item i is row i.
+
+  Attributes:
+    features: float32 [N + 1, D].
+    external_ids: [N + 1] names in the source, such as a MovieLens movieId.
+    titles: [N + 1] for people.
+    genres: [N + 1] for people.
+  """
+
+  features: np.ndarray
+  external_ids: list[str]
+  titles: list[str]
+  genres: list[str]
+
+
+class Dataset(NamedTuple):
+  """A prepared dataset.
+
+  Attributes:
+    items: the catalogue.
+    splits: sessions by split, with the keys of SPLITS.
+  """
+
+  items: Items
+  splits: dict[str, Sessions]
+
+
+def load(data_dir: pathlib.Path) -> Dataset:
+  """Loads and checks the dataset that `prepare` wrote below `data_dir`.
+
+  Raises:
+    InputError: it is missing, empty, truncated or malformed.
+  """
+  items = _read(data_dir, "items", "items")
+  catalogue = Items(
+    features=np.vstack(
+      [np.zeros_like(items["feature"][:1]), items["feature"]]
+    ).astype(np.float32),
+    external_ids=_text(items["external_id"]),
+    titles=_text(items["title"]),
+    genres=_text(items["genres"]),
+  )
+  check_items(items["item_id"], items["feature"], data_dir)
+  splits = {}
+  for split in SPLITS:
+    rows = _read(data_dir, "sessions", split)
+    check_sessions(rows, len(items["item_id"]), f"{data_dir} ({split})")
+    splits[split] = Sessions(
+      **{
+        name: rows[name].astype(dtype)
+        for name, dtype in (
+          ("user_id", np.int32),
+          ("profile", np.float32),
+          ("history", np.int32),
+          ("exposed", np.int32),
+          ("response", np.float32),
+        )
+      }
+    )
+  return Dataset(catalogue, splits)
+
+
+def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
+  """Checks the item table.
+
+  Args:
+    item_id: [N].
+    feature: [N, D].
+    where: names the source in errors.
+
+  Raises:
+    InputError: ids other than 1..N in order, or a feature that is not finite.
+  """
+  wrong = np.flatnonzero(item_id != np.arange(1, len(item_id) + 1))
+  if len(wrong):
+    row = int(wrong[0])
+    raise InputError(
+      f"{where}: item row {row} has item_id {item_id[row]}; expected "
+      f"{row + 1}: number the items 1..N in order and prepare them again"
+    )
+  bad = np.flatnonzero(~np.isfinite(feature).all(1))
+  if len(bad):
+    row = int(bad[0])
+    column = int(np.flatnonzero(~np.isfinite(feature[row]))[0])
+    raise InputError(
+      f"{where}: feature {column} of item {item_id[row]} is "
+      f"{feature[row, column]} ({len(bad)} such items); expected finite "
+      "numbers: mend the features and prepare them again"
+    )
+
+
+def check_sessions(
+  rows: dict[str, np.ndarray], num_items: int, where
+) -> None:
+  """Checks the session table (DESIGN: data schema).
+
+  Raises:
+    InputError: a user without history, an id outside 1..N, a slate that shows
+      an item twice, a response other than 0 or 1, a profile that is not
+      finite, or a history that is not left-padded.
+  """
+
+  def refuse(bad: np.ndarray, what: str, expected: str) -> None:
+    if bad.any():
+      row = int(bad.argmax())
+      raise InputError(
+        f"{where}: session row {row} (user {rows['user_id'][row]}) has "
+        f"{what} ({int(bad.sum())} such rows); expected {expected}"
+      )
+
+  history, exposed = rows["history"], rows["exposed"]
+  refuse(
+    ~(history > 0).any(1),
+    "an empty history",
+    "at least one item: drop the session, or start it later",
+  )
+  refuse(
+    ((history < 0) | (history > num_items)).any(1),
+    "a history with an unknown item",
+    f"ids 1..{num_items}, and 0 for padding",
+  )
+  refuse(
+    (np.diff((history > 0).astype(int), axis=1) < 0).any(1),
+    "a history with a gap",
+    "zeros on the left only",
+  )
+  refuse(
+    ((exposed < 1) | (exposed > num_items)).any(1),
+    "a slate with an unknown item",
+    f"ids 1..{num_items}",
+  )
+  ordered = np.sort(exposed, axis=1)
+  refuse(
+    (ordered[:, 1:] == ordered[:, :-1]).any(1),
+    "a slate that shows an item twice",
+    "distinct items",
+  )
+  refuse(
+    ~np.isin(rows["response"], (0, 1)).all(1), "an odd response", "0 or 1"
+  )
+  refuse(
+    ~np.isfinite(rows["profile"]).all(1),
+    "a profile that is not finite",
+    "finite numbers",
+  )
+
+
+def _read(
+  data_dir: pathlib.Path, config: str, split: str
+) -> dict[str, np.ndarray]:
+  found = sorted(pathlib.Path(data_dir).glob(f"*/{config}/*/dataset_info.json"))
+  if not found:
+    raise InputError(
+      f"{data_dir}: no prepared `{config}`; run --mode=data first"
+    )
+  folder = found[-1].parent
+  again = f"delete {data_dir} and run --mode=data again"
+  try:
+    source = tfds.builder_from_directory(folder).as_data_source(split=split)
+    rows = source.__getitems__(list(range(len(source))))
+  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
+    raise InputError(
+      f"{folder}: split {split} cannot be read "
+      f"({str(error).splitlines()[0]}); {again}"
+    ) from error
+  if not rows:
+    raise InputError(f"{folder}: split {split} is empty; {again}")
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _text(column: np.ndarray) -> list[str]:
+  return [""] + [value.decode() for value in column]

@@ -1,0 +1,172 @@
+"""History encoder: SASRec, of which only the last position is wanted."""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hsrl_jax.types import Array, PRNGKey
+
+_MAX_LOGIT = 30.0
+
+
+class Encoder(nn.Module):
+  """Maps ONE user to a state vector c_0 (DESIGN, section 4); callers vmap.
+
+  The user's profile enters by a Dense that is added to the last position.
+
+  Attributes:
+    width: d of all layers.
+    layers: transformer layers, post-norm, feed-forward of 2 d.
+    heads: attention heads; divides `width`.
+    dropout: rate on the embeddings and on the output of each sub-layer.
+  """
+
+  width: int = 32
+  layers: int = 2
+  heads: int = 4
+  dropout: float = 0.1
+
+  @nn.compact
+  def __call__(
+    self,
+    item_features: Array,
+    profile: Array,
+    history: Array,
+    *,
+    deterministic: bool,
+  ) -> Array:
+    """Returns c_0, float32 [d].
+
+    Args:
+      item_features: float32 [N + 1, D], row 0 for padding.
+      profile: float32 [P], P may be 0.
+      history: int32 [H], left-padded with 0; may be all padding.
+      deterministic: False applies dropout, with the rng "dropout".
+    """
+    mask = history > 0
+    position = self.param(
+      "position", nn.initializers.normal(0.02), (len(history), self.width)
+    )
+    x = nn.Dense(self.width, name="item")(item_features[history]) + position
+    x = LayerNorm(name="norm")(x)
+    lengths = [len(history)] * (self.layers - 1) + [1]
+    if deterministic or not self.dropout:
+      scales = [1.0] * (1 + 2 * self.layers)
+    else:
+      scales = dropout_scales(
+        self.make_rng("dropout"),
+        self.dropout,
+        [(n, self.width) for n in (len(history), *lengths, *lengths)],
+      )
+    x = x * scales[0]
+    for layer in range(self.layers):
+      x = _Layer(
+        self.heads,
+        last_only=layer == self.layers - 1,
+        name=f"layer_{layer}",
+      )(x, mask, scales[1 + layer], scales[1 + self.layers + layer])
+    # With no history at all, what is left is a constant and the profile.
+    state = jnp.where(mask[-1], x[-1], 0.0)
+    if profile.shape[-1]:
+      state = state + nn.Dense(self.width, name="profile")(profile)
+    return LayerNorm(name="state_norm")(state)
+
+
+class _Layer(nn.Module):
+  """Causal self-attention and feed-forward, each with residual and norm.
+
+  Attributes:
+    heads: attention heads.
+    last_only: computes the last position alone, [1, d].
+  """
+
+  heads: int
+  last_only: bool
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Array,
+    mask: Array,
+    attention_scale: Array | float,
+    feed_forward_scale: Array | float,
+  ) -> Array:
+    """[H, d], bool [H], dropout's scales of the two outputs -> [H or 1, d]."""
+    length, width = x.shape
+    query = x[-1:] if self.last_only else x
+    size = width // self.heads
+    q = nn.Dense(width, name="query")(query) * size**-0.5
+    k = nn.Dense(width, name="key")(x)
+    v = nn.Dense(width, name="value")(x)
+    usable = mask[None]
+    if not self.last_only:
+      usable = usable & jnp.tri(length, dtype=bool)
+
+    heads = [
+      y.reshape(-1, self.heads, size).swapaxes(0, 1) for y in (q, k, v)
+    ]
+    attend = jax.vmap(_attend, in_axes=(0, 0, 0, None))
+    mixed = attend(*heads, usable).swapaxes(0, 1).reshape(-1, width)
+    out = nn.Dense(width, name="out")(mixed) * attention_scale
+    x = LayerNorm(name="attention_norm")(query + out)
+    out = nn.Dense(width, name="narrow")(
+      nn.relu(nn.Dense(2 * width, name="wide")(x))
+    )
+    return LayerNorm(name="feed_forward_norm")(x + out * feed_forward_scale)
+
+
+def _attend(q: Array, k: Array, v: Array, usable: Array) -> Array:
+  """Attention of one head, [Q, s], [H, s], [H, s], bool [Q, H] -> [Q, s].
+
+  A softmax with fewer passes over [Q, H]: logits are clipped, so that exp needs
+  no maximum, and normalised after the product, by columns of ones beside v. A
+  row with nothing usable yields 0.
+  """
+  logits = jnp.clip(q @ k.T, -_MAX_LOGIT, _MAX_LOGIT)
+  weights = jnp.where(usable, jnp.exp(logits), 0.0)
+  mixed = weights @ jnp.concatenate([v, jnp.ones_like(v)], 1)
+  total, norm = jnp.split(mixed, 2, axis=1)
+  return total / jnp.maximum(norm, jnp.exp(-_MAX_LOGIT))
+
+
+class LayerNorm(nn.Module):
+  """Layer normalisation over the last axis, its means taken by products.
+
+  For the narrow layers here a product with a constant matrix is several times
+  faster on a CPU than the reductions that `nn.LayerNorm` and its gradient do,
+  and as fast elsewhere. Same parameters, same result.
+  """
+
+  epsilon: float = 1e-6
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    width = x.shape[-1]
+    mean = jnp.full((width, width), 1.0 / width)
+    centred = x - x @ mean
+    variance = (centred * centred) @ mean
+    scale = self.param("scale", nn.initializers.ones, (width,))
+    bias = self.param("bias", nn.initializers.zeros, (width,))
+    return centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+
+
+def dropout_scales(
+  key: PRNGKey, rate: float, shapes: Sequence[tuple[int, ...]]
+) -> list[Array]:
+  """Inverted dropout for several arrays by one draw of 8 bits an element.
+
+  Multiply by them: 0 with probability `rate`, else 1 / (1 - rate). The rate is
+  rounded to 1/256. One draw, since on a CPU each call of the generator costs
+  more than its bits.
+  """
+  dropped = round(rate * 256)
+  ends = np.cumsum([np.prod(shape) for shape in shapes])
+  # `bits` of uint8 would draw a whole word for each.
+  words = jax.random.bits(key, (-(-ends[-1] // 4),), jnp.uint32)
+  bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
+  scale = jnp.where(bits >= dropped, 256.0 / (256 - dropped), 0.0)
+  parts = jnp.split(scale[: ends[-1]], ends[:-1])
+  return [x.reshape(s) for x, s in zip(parts, shapes, strict=True)]

@@ -1,0 +1,88 @@
+"""User response model (URM): the click model that drives the simulator.
+
+Architecture of the public benchmark (DESIGN, section 4): attention over the
+history, then cross-attention with the user as the only query. It returns
+LOGITS; the sigmoid is applied exactly once, by the loss or by the simulator.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hsrl_jax.ops import masking
+from hsrl_jax.types import Array
+
+
+class UserResponseModel(nn.Module):
+  """Logits that ONE user responds positively to each item; callers vmap.
+
+  Attributes:
+    features: width F of the space in which user and item meet.
+    hidden: width of the hidden layer of the profile's MLP.
+    heads: attention heads; divides `features`.
+    final_dense: True for the MovieLens variant, which mixes interest and user
+      vector by a last Dense; False for the RL4RS variant.
+    dropout: rate on the history's items and on the hidden layer, in training.
+  """
+
+  features: int = 16
+  hidden: int = 256
+  heads: int = 2
+  final_dense: bool = True
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    item_features: Array,
+    profile: Array,
+    history: Array,
+    slate: Array,
+    *,
+    deterministic: bool = True,
+  ) -> Array:
+    """Returns float32 [K] logits.
+
+    Args:
+      item_features: float32 [N + 1, D], row 0 for padding.
+      profile: float32 [P].
+      history: int32 [H], left-padded with 0; may be all padding.
+      slate: int32 [K]; any K, so a whole catalogue too.
+      deterministic: False applies dropout, with the rng "dropout".
+    """
+    drop = nn.Dropout(self.dropout, deterministic=deterministic)
+    hidden = drop(nn.relu(nn.Dense(self.hidden, name="user_hidden")(profile)))
+    user = nn.Dense(self.features, name="user_out")(hidden)
+    project = nn.Dense(self.features, name="item")
+    past = drop(project(item_features[history]))
+    shown = project(item_features[slate])
+
+    mask = history > 0
+    past = _Attention(self.heads, name="self_attention")(past, past, mask)
+    interest = _Attention(self.heads, name="cross_attention")(
+      user[None], past, mask
+    )[0]
+    if self.final_dense:
+      interest = nn.Dense(self.features, name="mix")(
+        jnp.concatenate([interest, user])
+      )
+    return shown @ interest
+
+
+class _Attention(nn.Module):
+  """Multi-head attention, biases in all four projections, no residual."""
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, queries: Array, values: Array, mask: Array) -> Array:
+    """[Q, F], [H, F], bool [H] of usable values -> [Q, F]."""
+    width = queries.shape[-1]
+    size = width // self.heads
+    split = (self.heads, size)
+    q = nn.DenseGeneral(split, name="query")(queries)
+    k = nn.DenseGeneral(split, name="key")(values)
+    v = nn.DenseGeneral(split, name="value")(values)
+    logits = jnp.einsum("qhd,khd->hqk", q, k) / jnp.sqrt(float(size))
+    weights = masking.masked_softmax(logits, mask)
+    mixed = jnp.einsum("hqk,khd->qhd", weights, v)
+    return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)

@@ -1,0 +1,92 @@
+"""Unique SIDs: residual encoding in which no two items share all tokens.
+
+Residual k-means alone collides. Here items choose their tokens top-down under
+the capacity of each prefix: below a prefix of l tokens there is room for
+V^(L-l) items. Where more items want a token than fit, the closest ones get
+it and the others take their next choice; at the last level, where each token
+fits one item, the assignment of least total distance is found exactly. Below a
+prefix there is room for all who chose it, so this never fails up to V^L items.
+"""
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+
+def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
+  """Raises ValueError, naming sizes that would do, where V^L < num_items."""
+  if vocab_size**levels >= num_items:
+    return
+  enough_levels = levels
+  while vocab_size**enough_levels < num_items:
+    enough_levels += 1
+  enough_vocab = int(num_items ** (1 / levels))
+  while enough_vocab**levels < num_items:
+    enough_vocab += 1
+  raise ValueError(
+    f"vocab_size {vocab_size} and levels {levels} make "
+    f"{vocab_size**levels} SIDs for {num_items} items; expected at least one "
+    f"SID an item: use vocab_size {enough_vocab} or levels {enough_levels}"
+  )
+
+
+def encode_unique(codebooks: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """Distinct tokens of each row of `x`.
+
+  Deterministic. Where the plain encoding has no collision, it is the result.
+
+  Args:
+    codebooks: float32 [L, V, D].
+    x: float32 [N, D].
+
+  Returns:
+    int32 [N, L], no two rows equal.
+
+  Raises:
+    ValueError: N > V^L.
+  """
+  levels, vocab_size, _ = codebooks.shape
+  check_capacity(len(x), levels, vocab_size)
+  residual = np.asarray(x, np.float64)
+  prefix = np.zeros(len(x), np.int64)
+  tokens = np.zeros((len(x), levels), np.int32)
+  for level, codes in enumerate(np.asarray(codebooks, np.float64)):
+    room = vocab_size ** (levels - level - 1)
+    distance = _squared_distances(residual, codes)
+    token = distance.argmin(1)
+    child = prefix * vocab_size + token
+    children, sizes = np.unique(child, return_counts=True)
+    for node in np.unique(children[sizes > room] // vocab_size):
+      rows = np.flatnonzero(prefix == node)
+      if room == 1:
+        _, token[rows] = linear_sum_assignment(distance[rows])
+      else:
+        token[rows] = _assign_with_room(distance[rows], room)
+    tokens[:, level] = token
+    prefix = prefix * vocab_size + token
+    residual = residual - codes[token]
+  return tokens
+
+
+def _squared_distances(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+  """[N, D], [V, D] -> [N, V], up to a constant of each row."""
+  return (codes**2).sum(1) - 2.0 * x @ codes.T
+
+
+def _assign_with_room(distance: np.ndarray, room: int) -> np.ndarray:
+  """Gives each row a column with at most `room` rows each, nearest first."""
+  free = np.full(distance.shape[1], room)
+  choice = np.full(len(distance), -1)
+  waiting = np.arange(len(distance))
+  while len(waiting):
+    open_distance = np.where(free > 0, distance[waiting], np.inf)
+    wanted = open_distance.argmin(1)
+    # By column, then nearest first; ties by row.
+    cost = open_distance[np.arange(len(waiting)), wanted]
+    order = np.lexsort((waiting, cost, wanted))
+    wanted, waiting = wanted[order], waiting[order]
+    rank = np.arange(len(wanted)) - np.searchsorted(wanted, wanted)
+    served = rank < free[wanted]
+    choice[waiting[served]] = wanted[served]
+    free -= np.bincount(wanted[served], minlength=len(free))
+    waiting = np.sort(waiting[~served])
+  return choice

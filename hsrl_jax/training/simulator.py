@@ -1,0 +1,242 @@
+"""Stage `simulator`: fits the user response model and makes the simulator."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn import metrics as sk_metrics
+
+from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.networks.user_response import UserResponseModel
+from hsrl_jax.types import Array, Params, PRNGKey, Sessions
+
+
+class ResponseParams(NamedTuple):
+  """What the URM needs to answer.
+
+  Attributes:
+    network: of UserResponseModel.
+    item_features: float32 [N + 1, D].
+  """
+
+  network: Params
+  item_features: Array
+
+
+class FitState(NamedTuple):
+  """The whole state of fitting.
+
+  Attributes:
+    params: of the network.
+    opt_state: of the optimizer.
+    best_params: those of the least validation log loss so far.
+    best_loss: float32 [], that loss.
+    epoch: int32 [], epochs done.
+  """
+
+  params: Params
+  opt_state: optax.OptState
+  best_params: Params
+  best_loss: Array
+  epoch: Array
+
+
+def make_network(config: SimulatorConfig) -> UserResponseModel:
+  """The URM with the sizes of `config`."""
+  return UserResponseModel(
+    config.features,
+    config.hidden,
+    config.heads,
+    config.final_dense,
+    config.dropout,
+  )
+
+
+def response_probabilities(
+  network: UserResponseModel,
+  params: ResponseParams,
+  profile: Array,
+  history: Array,
+  slate: Array,
+) -> Array:
+  """A ResponseFn, once `network` is bound."""
+  logits = network.apply(
+    params.network, params.item_features, profile, history, slate
+  )
+  return jax.nn.sigmoid(logits)
+
+
+def make_env(config: SimulatorConfig, slate_size: int) -> UserSimulator:
+  """The simulator on the URM of `config`."""
+  return UserSimulator(
+    response_fn=functools.partial(
+      response_probabilities, make_network(config)
+    ),
+    slate_size=slate_size,
+    no_repeat=config.protocol == "no_repeat",
+    patience=config.patience,
+    max_steps=config.max_steps,
+    penalty=config.penalty,
+    sweet_point=config.sweet_point,
+  )
+
+
+def pool(params: ResponseParams, sessions: Sessions) -> EnvParams:
+  """EnvParams whose users are those of `sessions`."""
+  return EnvParams(
+    params, jnp.asarray(sessions.profile), jnp.asarray(sessions.history)
+  )
+
+
+class Fit(NamedTuple):
+  """Functions of fitting, jitted.
+
+  Attributes:
+    init: () -> FitState.
+    epoch: FitState -> (FitState, mean training loss).
+    predict: (params, Sessions) -> probabilities [S, K].
+    keep_best: (FitState, validation loss) -> FitState.
+  """
+
+  init: object
+  epoch: object
+  predict: object
+  keep_best: object
+
+
+def make_fit(
+  config: SimulatorConfig, item_features: Array, train: Sessions
+) -> Fit:
+  """Prepares the fit of the URM by BCE on logits."""
+  network = make_network(config)
+  item_features = jnp.asarray(item_features)
+  train = jax.tree.map(jnp.asarray, train)
+  rows = train.exposed.shape[0]
+  batch_size = min(config.batch_size, rows)
+  steps = rows // batch_size
+  optimizer = optax.adamw(
+    optax.cosine_decay_schedule(config.learning_rate, steps * config.epochs),
+    weight_decay=config.weight_decay,
+  )
+  key = jax.random.key(config.seed)
+
+  def logits(params, row: Sessions, key=None):
+    return network.apply(
+      params,
+      item_features,
+      row.profile,
+      row.history,
+      row.exposed,
+      deterministic=key is None,
+      rngs=None if key is None else {"dropout": key},
+    )
+
+  def init() -> FitState:
+    row = jax.tree.map(lambda x: x[0], train)
+    params = network.init(
+      jax.random.fold_in(key, 0),
+      item_features,
+      row.profile,
+      row.history,
+      row.exposed,
+    )
+    return FitState(
+      params,
+      optimizer.init(params),
+      jax.tree.map(jnp.copy, params),
+      jnp.float32(jnp.inf),
+      jnp.int32(0),
+    )
+
+  @jax.jit
+  def epoch(state: FitState) -> tuple[FitState, Array]:
+    epoch_key = jax.random.fold_in(jax.random.fold_in(key, 1), state.epoch)
+    order_key, drop_key = jax.random.split(epoch_key)
+    order = jax.random.permutation(order_key, rows)[: steps * batch_size]
+
+    def step(carry, batch):
+      params, opt_state = carry
+      indices, step_key = batch
+
+      def loss(params):
+        batch = jax.tree.map(lambda x: x[indices], train)
+        keys = jax.random.split(step_key, batch_size)
+        predicted = jax.vmap(logits, in_axes=(None, 0, 0))(params, batch, keys)
+        return optax.sigmoid_binary_cross_entropy(
+          predicted, batch.response
+        ).mean()
+
+      value, grads = jax.value_and_grad(loss)(params)
+      updates, opt_state = optimizer.update(grads, opt_state, params)
+      return (optax.apply_updates(params, updates), opt_state), value
+
+    (params, opt_state), losses = jax.lax.scan(
+      step,
+      (state.params, state.opt_state),
+      (order.reshape(steps, -1), jax.random.split(drop_key, steps)),
+    )
+    state = state._replace(
+      params=params, opt_state=opt_state, epoch=state.epoch + 1
+    )
+    return state, losses.mean()
+
+  @jax.jit
+  def predict(params: Params, sessions: Sessions) -> Array:
+    return jax.nn.sigmoid(
+      jax.vmap(logits, in_axes=(None, 0))(params, sessions)
+    )
+
+  @jax.jit
+  def keep_best(state: FitState, loss: Array) -> FitState:
+    better = loss < state.best_loss
+    best = jax.tree.map(
+      lambda new, old: jnp.where(better, new, old),
+      state.params,
+      state.best_params,
+    )
+    return state._replace(
+      best_params=best, best_loss=jnp.minimum(loss, state.best_loss)
+    )
+
+  return Fit(init, epoch, predict, keep_best)
+
+
+def quality(
+  probability: np.ndarray, response: np.ndarray, user_id: np.ndarray
+) -> dict[str, float]:
+  """How good a click model is.
+
+  Args:
+    probability: float [S, K].
+    response: [S, K], 0 or 1.
+    user_id: [S].
+
+  Returns:
+    `auc`; `auc_within_users`, the mean over users with both responses;
+    `log_loss`; `calibration_error`, the expected calibration error over ten
+    bins of equal width.
+  """
+  p = np.asarray(probability, np.float64).ravel()
+  y = np.asarray(response).ravel()
+  users = np.repeat(np.asarray(user_id), response.shape[1])
+  within = [
+    sk_metrics.roc_auc_score(y[rows], p[rows])
+    for rows in (users == user for user in np.unique(users))
+    if 0 < y[rows].mean() < 1
+  ]
+  bins = np.minimum((p * 10).astype(int), 9)
+  count = np.bincount(bins, minlength=10)
+  gap = np.abs(
+    np.bincount(bins, weights=p, minlength=10)
+    - np.bincount(bins, weights=y, minlength=10)
+  )
+  return {
+    "auc": float(sk_metrics.roc_auc_score(y, p)),
+    "auc_within_users": float(np.mean(within)) if within else float("nan"),
+    "log_loss": float(sk_metrics.log_loss(y, p, labels=[0, 1])),
+    "calibration_error": float(gap.sum() / max(count.sum(), 1)),
+  }

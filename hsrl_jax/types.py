@@ -1,0 +1,65 @@
+"""Types that cross module boundaries. Shapes are of ONE user unless stated."""
+
+from typing import Any, NamedTuple
+
+import chex
+import jax
+
+Array = jax.Array
+PRNGKey = chex.PRNGKey
+Params = Any  # A pytree of arrays.
+Metrics = dict[str, Array]
+
+
+class Observation(NamedTuple):
+  """What the agent knows of a user.
+
+  Attributes:
+    profile: float32 [P], P may be 0.
+    history: int32 [H], ids of the last items with a positive response, newest
+      last, left-padded with 0.
+  """
+
+  profile: Array
+  history: Array
+
+
+class Transition(NamedTuple):
+  """One step of one user.
+
+  Attributes:
+    observation: before the step.
+    slate: int32 [K], the items shown.
+    log_prob: float32 [K], log pi of each item under the policy that acted.
+    response: float32 [K], 1 where the user responded positively.
+    reward: float32 [].
+    terminated: float32 [], 1 where the user left (no future reward).
+    next_observation: after the step, of the same user even where the
+      simulator has meanwhile started another one.
+  """
+
+  observation: Observation
+  slate: Array
+  log_prob: Array
+  response: Array
+  reward: Array
+  terminated: Array
+  next_observation: Observation
+
+
+class Sessions(NamedTuple):
+  """Logged slates, S rows (DESIGN: data schema).
+
+  Attributes:
+    user_id: int32 [S].
+    profile: float32 [S, P].
+    history: int32 [S, H], left-padded with 0.
+    exposed: int32 [S, K].
+    response: float32 [S, K].
+  """
+
+  user_id: Array
+  profile: Array
+  history: Array
+  exposed: Array
+  response: Array
