@@ -14,9 +14,8 @@ RESIDUAL_MODES = ("expected", "sampled")
 
 def _require(config, field: str, holds: bool, expected: str) -> None:
   if not holds:
-    name = type(config).__name__.removesuffix("Config").lower()
     raise ValueError(
-      f"{name}: {field} is {getattr(config, field)!r}; expected {expected}"
+      f"{field} is {getattr(config, field)!r}; expected {expected}"
     )
 
 
@@ -146,8 +145,8 @@ class PolicyConfig:
     buffer_size: transitions kept; a multiple of users * iterations_per_call.
     iterations: of act, step, replay, update.
     iterations_per_call: of them in one call of the device.
-    evaluate_every: iterations between points of the learning curve.
-    evaluate_episodes: validation sessions of such a point.
+    curve_every: iterations between points of the learning curve.
+    curve_episodes: validation sessions of such a point.
     save_every: iterations between checkpoints.
     seeds: one training run each; they run side by side.
   """
@@ -179,8 +178,8 @@ class PolicyConfig:
   buffer_size: int = 102_400
   iterations: int = 6_000
   iterations_per_call: int = 100
-  evaluate_every: int = 500
-  evaluate_episodes: int = 256
+  curve_every: int = 500
+  curve_episodes: int = 256
   save_every: int = 1_000
   seeds: tuple[int, ...] = (0,)
 
@@ -217,7 +216,7 @@ class PolicyConfig:
         f"a multiple of {unit}",
       )
     _require(self, "iterations_per_call", self.iterations_per_call >= 1, ">= 1")
-    for name in ("iterations", "evaluate_every", "save_every"):
+    for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)
       _require(
         self,

@@ -68,8 +68,9 @@ def encode_unique(codebooks: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 
 def _squared_distances(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-  """[N, D], [V, D] -> [N, V], up to a constant of each row."""
-  return (codes**2).sum(1) - 2.0 * x @ codes.T
+  """[N, D], [V, D] -> [N, V]; complete, since rows compete for room."""
+  norms = (x**2).sum(1, keepdims=True) + (codes**2).sum(1)
+  return norms - 2.0 * x @ codes.T
 
 
 def _assign_with_room(distance: np.ndarray, room: int) -> np.ndarray:

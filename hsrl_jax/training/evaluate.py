@@ -155,8 +155,9 @@ def summarise(per_seed: list[np.ndarray]) -> dict:
     {"mean", "ci95": [low, high], "per_seed": [...]}. With several seeds the
     interval is Student's over the seeds' means; with one, over the sessions.
   """
-  means = np.array([np.mean(x, dtype=np.float64) for x in per_seed])
-  sample = means if len(means) > 1 else np.asarray(per_seed[0], np.float64)
+  per_seed = [np.asarray(x, np.float64) for x in per_seed]
+  means = np.array([x.mean() for x in per_seed])
+  sample = means if len(means) > 1 else per_seed[0]
   error = stats.sem(sample) if len(sample) > 1 else 0.0
   half = error * stats.t.ppf(0.975, max(len(sample) - 1, 1))
   mean = float(means.mean())
@@ -165,3 +166,71 @@ def summarise(per_seed: list[np.ndarray]) -> dict:
     "ci95": [mean - float(half), mean + float(half)],
     "per_seed": [float(m) for m in means],
   }
+
+
+def bounds(
+  env: UserSimulator, users: EnvParams, key: PRNGKey, *, num_items: int,
+  episodes: int,
+) -> dict[str, Sessions]:
+  """Sessions of the bounds (DESIGN, section 5) with the pool's users."""
+  constant = mean_probabilities(env, users, num_items=num_items)
+  policies = {
+    "random": (random_policy(num_items, env.slate_size), None),
+    "best_constant": (constant_policy(env.slate_size), constant),
+    "greedy_oracle": (greedy_oracle(env, num_items), users),
+  }
+  return {
+    name: simulate(act, env, params, users, key, episodes=episodes)
+    for name, (act, params) in policies.items()
+  }
+
+
+def report(policies: dict[str, list[Sessions]]) -> dict:
+  """The `policies` of results.json (DESIGN, section 10).
+
+  Args:
+    policies: name to the sessions of each seed; `random` and `greedy_oracle`
+      are the 0 and 1 of `normalised`.
+  """
+  low = float(np.mean(policies["random"][0].total_reward))
+  high = float(np.mean(policies["greedy_oracle"][0].total_reward))
+  table = {}
+  for name, seeds in policies.items():
+    measures = {
+      "total_reward": [np.asarray(s.total_reward) for s in seeds],
+      "depth": [np.asarray(s.depth) for s in seeds],
+      "positive_share": [
+        np.asarray(s.positives / (s.depth * s.slates.shape[-1])) for s in seeds
+      ],
+    }
+    measures["normalised"] = [
+      (x - low) / (high - low) for x in measures["total_reward"]
+    ]
+    table[name] = {k: summarise(v) for k, v in measures.items()}
+  return table
+
+
+def examples(
+  sessions: Sessions, histories: np.ndarray, titles: list[str], count: int
+) -> list[dict]:
+  """The first sessions for people: titles shown, and what was liked."""
+  chosen = []
+  for e in range(min(count, len(sessions.depth))):
+    depth = int(sessions.depth[e])
+    history = histories[e % len(histories)]
+    steps = zip(sessions.slates[e], sessions.responses[e], strict=True)
+    chosen.append(
+      {
+        "history": [titles[i] for i in history[history > 0]],
+        "steps": [
+          {
+            "titles": [titles[i] for i in slate],
+            "liked": [bool(r) for r in response],
+          }
+          for slate, response in list(steps)[:depth]
+        ],
+        "total_reward": float(sessions.total_reward[e]),
+        "depth": depth,
+      }
+    )
+  return chosen

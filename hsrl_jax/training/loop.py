@@ -94,7 +94,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   def init(inputs: Inputs, device_count: int) -> tuple[Learner, Stream]:
     if config.users % device_count:
       raise ValueError(
-        f"policy: users is {config.users}; expected a multiple of the "
+        f"users is {config.users}; expected a multiple of the "
         f"{device_count} devices"
       )
     seeds = jnp.stack([jax.random.key(seed) for seed in config.seeds])
@@ -197,7 +197,8 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     grads, metrics = jax.grad(loss, has_aux=True)(params)
     if axis_name is not None:
       grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-    metrics["grad_norm"] = optax.global_norm(grads)
+    metrics = jax.tree.map(lambda m: m * weight, metrics)
+    metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, opt_state)
     params = optax.apply_updates(params, updates)
     target_params = tree.polyak(target_params, params, config.polyak)

@@ -31,6 +31,27 @@ def over_devices(run: Callable) -> Callable:
   )
 
 
+def place(learner, stream, inputs):
+  """Puts a loop's arguments where the mapped `run` wants them.
+
+  Without it the second call would find its arguments placed otherwise than
+  the first, and compile again.
+  """
+  mesh = jax.sharding.Mesh(jax.local_devices(), (AXIS,))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  return (
+    jax.device_put(learner, everywhere),
+    jax.device_put(stream, split),
+    jax.device_put(inputs, everywhere),
+  )
+
+
+def one_copy(x):
+  """A replicated pytree on the first device alone."""
+  return jax.tree.map(lambda a: a.addressable_shards[0].data, x)
+
+
 def assert_replicated(x) -> None:
   """Raises AssertionError where devices hold different copies of `x`."""
   prints = [

@@ -1,6 +1,8 @@
 """Stage `simulator`: fits the user response model and makes the simulator."""
 
 import functools
+import pathlib
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,9 +12,16 @@ import optax
 from sklearn import metrics as sk_metrics
 
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.data.source import Dataset
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.errors import InputError
 from hsrl_jax.networks.user_response import UserResponseModel
-from hsrl_jax.types import Array, Params, PRNGKey, Sessions
+from hsrl_jax.training import checkpoint, progress
+from hsrl_jax.training import metrics as metrics_lib
+from hsrl_jax.training import workdir as workdir_lib
+from hsrl_jax.types import Array, Params, Sessions
+
+FOLDER = "simulator"
 
 
 class ResponseParams(NamedTuple):
@@ -102,10 +111,10 @@ class Fit(NamedTuple):
     keep_best: (FitState, validation loss) -> FitState.
   """
 
-  init: object
-  epoch: object
-  predict: object
-  keep_best: object
+  init: Callable[[], FitState]
+  epoch: Callable[[FitState], tuple[FitState, Array]]
+  predict: Callable[[Params, Sessions], Array]
+  keep_best: Callable[[FitState, Array], FitState]
 
 
 def make_fit(
@@ -240,3 +249,61 @@ def quality(
     "log_loss": float(sk_metrics.log_loss(y, p, labels=[0, 1])),
     "calibration_error": float(gap.sum() / max(count.sum(), 1)),
   }
+
+
+def run(
+  config: SimulatorConfig, workdir: pathlib.Path, dataset: Dataset
+) -> dict[str, float]:
+  """Fits the URM; writes `simulator/`: checkpoints, metrics, quality.json.
+
+  Resumes after the last complete epoch.
+
+  Returns:
+    Its `quality` on the validation split.
+  """
+  folder = workdir / FOLDER
+  val = dataset.splits["val"]
+  fit = make_fit(config, dataset.items.features, dataset.splits["train"])
+  state = fit.init()
+  with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
+    state = checkpoint.restore_latest(checkpointer, state) or state
+    done = int(state.epoch)
+    with (
+      metrics_lib.MetricsWriter(folder, done, axis="epoch") as writer,
+      progress.bar(config.epochs, "simulator", "epoch", done) as bar,
+    ):
+      for epoch in range(done + 1, config.epochs + 1):
+        state, loss = fit.epoch(state)
+        measured = quality(
+          fit.predict(state.params, val), val.response, val.user_id
+        )
+        state = fit.keep_best(state, measured["log_loss"])
+        writer.write(epoch, {"train_loss": float(loss), **measured})
+        checkpoint.save(checkpointer, epoch, state)
+        bar.update()
+        bar.set_postfix(auc=f"{measured['auc']:.4f}")
+  measured = quality(
+    fit.predict(state.best_params, val), val.response, val.user_id
+  )
+  workdir_lib.write_json(folder / "quality.json", measured)
+  return measured
+
+
+def load(
+  config: SimulatorConfig, workdir: pathlib.Path, dataset: Dataset
+) -> ResponseParams:
+  """The URM that `run` fitted.
+
+  Raises:
+    InputError: no checkpoint can be read.
+  """
+  fit = make_fit(config, dataset.items.features, dataset.splits["train"])
+  folder = workdir / FOLDER / "checkpoints"
+  with checkpoint.open_directory(folder) as checkpointer:
+    state = checkpoint.restore_latest(checkpointer, fit.init())
+  if state is None:
+    raise InputError(
+      f"{folder}: no checkpoint can be read; delete {workdir}/.done/simulator "
+      "and run --mode=simulator again"
+    )
+  return ResponseParams(state.best_params, jnp.asarray(dataset.items.features))

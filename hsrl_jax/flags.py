@@ -1,0 +1,115 @@
+"""Every flag. Their names, defaults and help come from the config dataclasses.
+
+A field of a stage's config is the flag `<prefix><field>`; see PREFIXES.
+"""
+
+import dataclasses
+import re
+import typing
+
+from absl import flags
+
+from hsrl_jax import config as config_lib
+from hsrl_jax.errors import InputError
+
+MODES = (
+  "all",
+  "data",
+  "quantize",
+  "simulator",
+  "policy",
+  "evaluate",
+  "report",
+)
+
+PREFIXES = {
+  "data": "",
+  "quantizer": "sid_",
+  "simulator": "simulator_",
+  "policy": "",
+  "evaluate": "evaluate_",
+}
+
+MODE = flags.DEFINE_enum(
+  "mode",
+  "all",
+  MODES,
+  "The stage to run; `all` runs what is missing, in order.",
+)
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Where the run writes, and resumes. Required."
+)
+
+
+def _fields():
+  """Yields (stage, field, flag's name, type) of every config field."""
+  for stage in dataclasses.fields(config_lib.Config):
+    types_ = typing.get_type_hints(stage.type)
+    for field in dataclasses.fields(stage.type):
+      name = PREFIXES[stage.name] + field.name
+      yield stage, field, name, types_[field.name]
+
+
+def _help(config_class, field: str) -> str:
+  """The field's text in the `Attributes:` of its class's docstring."""
+  text = config_class.__doc__.split("Attributes:")[1]
+  found = re.search(rf"^    {field}: (.*?)(?=^    \w+: |\Z)", text, re.M | re.S)
+  return " ".join(found[1].split())
+
+
+def _define() -> None:
+  for stage, field, name, kind in _fields():
+    text = _help(stage.type, field.name)
+    if kind is bool:
+      flags.DEFINE_boolean(name, field.default, text)
+    elif kind is int:
+      flags.DEFINE_integer(name, field.default, text)
+    elif kind in (float, float | None):
+      flags.DEFINE_float(name, field.default, text)
+    elif kind is str:
+      flags.DEFINE_string(name, field.default, text)
+    else:  # tuple[int, ...]; a plain list flag, for multi flags would append.
+      flags.DEFINE_list(name, [str(x) for x in field.default], text)
+
+
+_define()
+
+
+def config_from_flags() -> config_lib.Config:
+  """The configuration that the parsed flags describe.
+
+  Raises:
+    InputError: a value is out of range; the message names the flag.
+  """
+  values: dict[str, dict] = {}
+  for stage, field, name, kind in _fields():
+    value = flags.FLAGS[name].value
+    if typing.get_origin(kind) is tuple:
+      try:
+        value = tuple(int(x) for x in value)
+      except ValueError as error:
+        raise InputError(
+          f"--{name} is {','.join(value)}; expected integers with commas"
+        ) from error
+    values.setdefault(stage.name, {})[field.name] = value
+  stages = {}
+  for stage in dataclasses.fields(config_lib.Config):
+    try:
+      stages[stage.name] = stage.type(**values[stage.name])
+    except ValueError as error:
+      raise InputError(f"--{PREFIXES[stage.name]}{error}") from error
+  return config_lib.Config(**stages)
+
+
+def resolved() -> dict[str, str]:
+  """Name to text of every flag, with a value, that decides what is computed."""
+  values = {name: flags.FLAGS[name].value for _, _, name, _ in _fields()}
+  return {k: _text(v) for k, v in values.items() if v is not None}
+
+
+def _text(value) -> str:
+  if isinstance(value, list):
+    return ",".join(value)
+  if isinstance(value, bool):
+    return str(value).lower()
+  return str(value)

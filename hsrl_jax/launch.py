@@ -1,0 +1,249 @@
+"""Trains and measures a recommender by hierarchical semantic RL.
+
+  python -m hsrl_jax.launch --flagfile=launch/flags/quickstart.flags
+
+Stages: data, quantize, simulator, policy, evaluate, report. Each is skipped
+where its output is in --workdir, and goes on where it was stopped. All other
+flags decide what is computed; --helpfull lists them.
+"""
+
+import functools
+import json
+import pathlib
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+
+from hsrl_jax import config as config_lib
+from hsrl_jax import flags as flags_lib
+from hsrl_jax.data import prepare, source
+from hsrl_jax.errors import InputError
+from hsrl_jax.training import evaluate, policy, quantize, report, simulator
+from hsrl_jax.training import workdir as workdir_lib
+
+STAGES = flags_lib.MODES[1:]
+_EXAMPLES = 4
+
+flags.declare_key_flag("mode")
+flags.declare_key_flag("workdir")
+flags.declare_key_flag("dataset")
+flags.declare_key_flag("simulator_protocol")
+flags.declare_key_flag("iterations")
+flags.declare_key_flag("seeds")
+
+
+class Run:
+  """One configuration in one workdir; what stages share is loaded once."""
+
+  def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
+    """Binds a configuration to the folder it writes to."""
+    self.config, self.workdir = config, workdir
+    c = config
+    self.fingerprints = {
+      "data": config_lib.fingerprint(c.data),
+      "quantize": config_lib.fingerprint(c.data, c.quantizer),
+      "simulator": config_lib.fingerprint(c.data, c.simulator),
+      "policy": config_lib.fingerprint(c),
+      "evaluate": config_lib.fingerprint(c),
+      "report": config_lib.fingerprint(c),
+    }
+
+  @functools.cached_property
+  def dataset(self) -> source.Dataset:
+    """The prepared data."""
+    return source.load(self.workdir / "data")
+
+  @functools.cached_property
+  def catalogue(self):
+    """Items and SIDs."""
+    return quantize.load(
+      self.workdir, self.dataset.items, self.config.quantizer.vocab_size
+    )
+
+  @functools.cached_property
+  def env(self):
+    """The simulator."""
+    slate_size = self.dataset.splits["train"].exposed.shape[1]
+    return simulator.make_env(self.config.simulator, slate_size)
+
+  @functools.cached_property
+  def response(self) -> simulator.ResponseParams:
+    """The fitted click model."""
+    return simulator.load(self.config.simulator, self.workdir, self.dataset)
+
+  def users(self, split: str):
+    """The simulator's parameters with the users of a split."""
+    return simulator.pool(self.response, self.dataset.splits[split])
+
+  def data(self) -> None:
+    """Stage data."""
+    prepare.prepare(self.config.data.dataset, self.workdir / "data")
+    items, splits = self.dataset
+    sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
+    print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
+
+  def quantize(self) -> None:
+    """Stage quantize."""
+    made = quantize.run(
+      self.config.quantizer, self.workdir, self.dataset.items
+    )
+    print(
+      f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
+      f"{made['relative_error_unique']:.3f} "
+      f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
+      "items that shared a SID got their own)"
+    )
+
+  def simulator(self) -> None:
+    """Stage simulator."""
+    made = simulator.run(self.config.simulator, self.workdir, self.dataset)
+    print("  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in made.items()))
+
+  def policy(self) -> None:
+    """Stage policy."""
+    policy.run(
+      self.config,
+      self.workdir,
+      self.env,
+      self.catalogue,
+      self.users("train"),
+      self.users("val"),
+    )
+
+  def evaluate(self) -> None:
+    """Stage evaluate."""
+    c = self.config.evaluate
+    users = self.users(c.split)
+    key = jax.random.key(c.seed)
+    sessions = evaluate.bounds(
+      self.env,
+      users,
+      key,
+      num_items=self.catalogue.index.num_items,
+      episodes=c.episodes,
+    )
+    table = {name: [s] for name, s in sessions.items()}
+    act = policy.greedy(policy.make_agent(self.config, self.env))
+    params = policy.load(
+      self.config, self.workdir, self.env, self.catalogue, self.users("train")
+    )
+    table["hsrl"] = [
+      evaluate.simulate(
+        act,
+        self.env,
+        (p, self.catalogue),
+        users,
+        key,
+        episodes=c.episodes,
+      )
+      for p in params
+    ]
+    read = self._read_json
+    workdir_lib.write_json(
+      self.workdir / "results.json",
+      {
+        "protocol": self.config.simulator.protocol,
+        "dataset": self.config.data.dataset,
+        "split": c.split,
+        "episodes": c.episodes,
+        "seeds": list(self.config.policy.seeds),
+        "policies": evaluate.report(table),
+        "simulator": read("simulator/quality.json"),
+        "sids": read("sids/report.json"),
+      },
+    )
+    items = self.dataset.items
+    shown = evaluate.examples(
+      jax.tree.map(np.asarray, table["hsrl"][0]),
+      self.dataset.splits[c.split].history,
+      items.titles,
+      _EXAMPLES,
+    )
+    workdir_lib.write_json(self.workdir / "report" / "examples.json", shown)
+
+  def report(self) -> None:
+    """Stage report."""
+    report.write(self.workdir, self.dataset.items)
+
+  def stage(self, name: str) -> bool:
+    """Runs a stage, unless it is done; says which. True if it ran."""
+    fingerprint = self.fingerprints[name]
+    if workdir_lib.is_done(self.workdir, name, fingerprint):
+      return False
+    for before in STAGES[: STAGES.index(name)]:
+      workdir_lib.require(self.workdir, before, self.fingerprints[before])
+    print(f"{name} ...", flush=True)
+    start = time.monotonic()
+    getattr(self, name)()
+    workdir_lib.mark_done(self.workdir, name, fingerprint)
+    print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
+    return True
+
+  def _read_json(self, name: str):
+    return json.loads((self.workdir / name).read_text())
+
+  def conclude(self) -> None:
+    """Prints the results' table and where everything is."""
+    print(report.table(self._read_json("results.json")))
+    print(f"results: {self.workdir / 'results.json'}")
+    print(f"report:  {self.workdir / 'report' / 'report.html'}")
+
+
+def main(argv: list[str]) -> None:
+  """Runs the stages that --mode names."""
+  if len(argv) > 1:
+    raise InputError(
+      f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
+    )
+  mode = flags_lib.MODE.value
+  if not flags_lib.WORKDIR.value:
+    raise InputError("--workdir is missing; expected a folder to write to")
+  config = flags_lib.config_from_flags()
+  workdir = pathlib.Path(flags_lib.WORKDIR.value)
+  prepare.builder_folder(config.data.dataset)
+  workdir_lib.claim(workdir, flags_lib.resolved())
+  run = Run(config, workdir)
+  ran = [run.stage(name) for name in (STAGES if mode == "all" else [mode])]
+  if not any(ran):
+    what = "all stages" if mode == "all" else f"stage {mode}"
+    print(f"{what} of this configuration found in {workdir}; nothing to do")
+  if mode in ("all", "evaluate", "report"):
+    run.conclude()
+
+
+def _parse(argv: list[str]) -> list[str]:
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, OSError) as error:
+    _fail(error)
+
+
+def _guarded(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  try:
+    main(argv)
+  except (InputError, FloatingPointError) as error:
+    _fail(error)
+  except OSError as error:
+    _fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+  except KeyboardInterrupt:
+    print("\nstopped; the same command goes on from here", file=sys.stderr)
+    sys.exit(130)
+
+
+def _fail(error) -> None:
+  text = " ".join(str(error).split())
+  print(f"error: {text}", file=sys.stderr)
+  sys.exit(2)
+
+
+def entry() -> None:
+  """The command `hsrl`."""
+  app.run(_guarded, flags_parser=_parse)
+
+
+if __name__ == "__main__":
+  entry()

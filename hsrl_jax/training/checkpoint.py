@@ -1,0 +1,73 @@
+"""The only place with Orbax: whole states, by step, the newest that is whole."""
+
+import pathlib
+from typing import Any
+
+import jax
+from absl import logging
+from orbax.checkpoint import v1 as ocp
+
+_KEEP = 2  # One to fall back to where the newest is damaged.
+
+
+def open_directory(directory: pathlib.Path) -> ocp.training.Checkpointer:
+  """Opens (and makes) a directory of checkpoints; close it when done."""
+  return ocp.training.Checkpointer(
+    directory.absolute(),
+    preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
+    cleanup_tmp_directories=True,
+  )
+
+
+def save(
+  checkpointer: ocp.training.Checkpointer, step: int, state: Any
+) -> None:
+  """Saves a pytree of arrays; Orbax renames it into place when complete.
+
+  A checkpoint of the same step is replaced: a damaged one must have been
+  passed over, since training came by this step again.
+  """
+  state = jax.tree.map(lambda x: x if x.size else None, state)
+  checkpointer.save(step, state, force=True, overwrite=True)
+
+
+def restore_latest(
+  checkpointer: ocp.training.Checkpointer, like: Any
+) -> Any | None:
+  """The newest checkpoint that can be read, or None where there is none.
+
+  Damaged ones are passed over with a warning that names them.
+
+  Args:
+    checkpointer: from open_directory.
+    like: pytree of arrays with the expected shapes, types and shardings.
+  """
+  abstract = jax.tree.map(lambda x: _abstract(x) if x.size else None, like)
+  for found in reversed(checkpointer.checkpoints):
+    try:
+      loaded = checkpointer.load(found.step, abstract)
+    except Exception as error:  # noqa: BLE001 (Orbax raises many kinds)
+      first_line = (str(error).splitlines() or [type(error).__name__])[0]
+      logging.warning(
+        "checkpoint %s/%d cannot be read (%s); falling back to the one before",
+        checkpointer.directory,
+        found.step,
+        first_line[:200],
+      )
+    else:
+      # Orbax refuses arrays without elements; they are as `like` has them.
+      return jax.tree.map(
+        lambda x, y: y if x.size else x, like, loaded, is_leaf=_is_none
+      )
+  return None
+
+
+def _is_none(x: Any) -> bool:
+  return x is None
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+  """Shape, type and placement of an array."""
+  return jax.ShapeDtypeStruct(
+    x.shape, x.dtype, sharding=getattr(x, "sharding", None)
+  )

@@ -1,0 +1,331 @@
+"""The report's pictures, by matplotlib's objects and without global state."""
+
+import io
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+# Okabe and Ito: distinguishable for colour-blind readers.
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
+_RED, _PURPLE, _SKY, _BLACK = "#D55E00", "#CC79A7", "#56B4E9", "#000000"
+_COLOURS = (_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _SKY, _BLACK)
+_TINTS = ("#b3c9da", "#e6d0a4", "#aed3c4", "#dfbfae", "#d9c1d0", "#c9c9c9")
+_MARKERS = "os^DvPX"  # One for each colour: colour alone is not enough.
+_DASHES = ("-", "--", "-.", ":")
+_GREY = "#555555"
+_LOSSES = ("loss", "actor_loss", "critic_loss", "behaviour_loss", "entropy")
+
+
+def png(figure: Figure) -> bytes:
+  """The figure as a PNG; equal figures give equal bytes."""
+  buffer = io.BytesIO()
+  figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+  return buffer.getvalue()
+
+
+def genre_table(genres: list[str]) -> tuple[list[str], np.ndarray]:
+  """Names of the genres, [G], and who has which, bool [N, G]."""
+  split = [set(filter(None, row.split("|"))) for row in genres]
+  names = sorted(set().union(*split))
+  rows = [[name in row for name in names] for row in split]
+  return names, np.array(rows, bool).reshape(len(genres), len(names))
+
+
+def typical_genres(
+  names: list[str], table: np.ndarray, rows: np.ndarray, count: int = 2
+) -> list[tuple[str, float]]:
+  """The genres by whose share `rows` exceed the catalogue the most.
+
+  Args:
+    names: [G].
+    table: bool [N, G].
+    rows: indices of the items described.
+    count: most genres returned.
+
+  Returns:
+    Names and shares among `rows`, the most typical first.
+  """
+  share = table[rows].mean(0)
+  excess = share - table.mean(0)
+  order = np.argsort(-excess, kind="stable")[:count]
+  return [(names[i], float(share[i])) for i in order if excess[i] > 0]
+
+
+def pca(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """First two principal components, [N, 2], and their share of variance."""
+  x = np.asarray(x, np.float64) - x.mean(0)
+  if x.shape[1] < 2:
+    x = np.pad(x, ((0, 0), (0, 1)))
+  variance, axes = np.linalg.eigh(x.T @ x)
+  axes = axes[:, :-3:-1]
+  # An eigenvector's sign is arbitrary; fix it, so that reruns look alike.
+  largest = axes[np.abs(axes).argmax(0), [0, 1]]
+  axes = axes * np.where(largest < 0, -1.0, 1.0)
+  return x @ axes, variance[:-3:-1] / max(variance.sum(), 1e-12)
+
+
+def learning_curve(
+  curve: list[dict[str, Any]],
+  training: list[dict[str, Any]],
+  bounds: dict[str, float],
+) -> Figure:
+  """Total reward of the evaluations, and the losses.
+
+  Args:
+    curve: lines of metrics.jsonl with `eval`.
+    training: those without.
+    bounds: other policies' total reward, by name.
+  """
+  shown = [x for x in _LOSSES if any(x in line for line in training)]
+  figure = Figure(figsize=(10, 5), layout="constrained")
+  grid = figure.add_gridspec(max(len(shown), 1), 2, width_ratios=(3, 2))
+  axes = figure.add_subplot(grid[:, 0])
+  _style(axes, "Total reward on the validation users", "iteration")
+  _draw_curve(axes, curve)
+  _draw_bounds(axes, bounds)
+  first = None
+  for row, name in enumerate(shown):
+    small = figure.add_subplot(grid[row, 1], sharex=first)
+    first = first or small
+    last = row == len(shown) - 1
+    _style(small, "", "iteration" if last else "")
+    small.tick_params(labelbottom=last)
+    small.locator_params(axis="y", nbins=3)
+    lines = [x for x in training if x.get(name) is not None]
+    small.plot(
+      [x["step"] for x in lines],
+      [x[name] for x in lines],
+      color=_BLUE,
+      linewidth=1.2,
+      marker="o" if len(lines) == 1 else None,
+    )
+    small.set_title(
+      name.replace("_", " "), fontsize=9, loc="left", pad=2, color=_GREY
+    )
+  return figure
+
+
+def semantic_space(
+  features: np.ndarray,
+  tokens: np.ndarray,
+  genres: list[str],
+  vocab_size: int,
+) -> Figure:
+  """The items by their first token, and how much each code is used.
+
+  Args:
+    features: [N, D].
+    tokens: [N, L].
+    genres: [N].
+    vocab_size: V.
+  """
+  figure = Figure(figsize=(10, 6), layout="constrained")
+  grid = figure.add_gridspec(
+    2, 2, width_ratios=(3, 2), height_ratios=(3, 2), hspace=0.06
+  )
+  axes = figure.add_subplot(grid[:, 0])
+  points, share = pca(features)
+  _style(axes, "Items, coloured by their first token", "")
+  axes.grid(False)
+  axes.set_xlabel(f"principal component 1 ({share[0]:.0%} of variance)")
+  axes.set_ylabel(f"principal component 2 ({share[1]:.0%})")
+  axes.tick_params(labelbottom=False, labelleft=False, length=0)
+  first = tokens[:, 0]
+  marked = _spread_clusters(points, first)
+  rest = ~np.isin(first, marked)
+  axes.scatter(
+    *points[rest].T,
+    s=5,
+    linewidths=0,
+    c=[_TINTS[t % len(_TINTS)] for t in first[rest]],
+  )
+  names, table = genre_table(genres)
+  handles = []
+  for token, colour, marker in zip(marked, _COLOURS, _MARKERS, strict=False):
+    rows = np.flatnonzero(first == token)
+    axes.scatter(
+      *points[rows].T, s=9, linewidths=0, c=colour, marker=marker, alpha=0.75
+    )
+    typical = typical_genres(names, table, rows)
+    text = ", ".join(f"{name} {part:.0%}" for name, part in typical)
+    handles.append(
+      Line2D(
+        [],
+        [],
+        color=colour,
+        marker=marker,
+        linestyle="",
+        label=f"{token}: {text or 'no typical genre'} ({len(rows)} items)",
+      )
+    )
+  for token in marked:
+    axes.annotate(
+      str(token),
+      np.median(points[first == token], axis=0),
+      ha="center",
+      va="center",
+      fontsize=9,
+      fontweight="bold",
+      bbox={
+        "boxstyle": "round,pad=0.2",
+        "facecolor": "white",
+        "edgecolor": _GREY,
+        "alpha": 0.9,
+      },
+    )
+
+  axes = figure.add_subplot(grid[0, 1])
+  _style(axes, "Items per code", "code, most used first")
+  for level in range(tokens.shape[1]):
+    count = np.bincount(tokens[:, level], minlength=vocab_size)
+    axes.plot(
+      np.arange(1, len(count) + 1),
+      np.sort(count)[::-1],
+      color=_COLOURS[level % len(_COLOURS)],
+      linestyle=_DASHES[level % len(_DASHES)],
+      label=f"level {level + 1}",
+    )
+  axes.axhline(
+    len(tokens) / vocab_size,
+    color=_GREY,
+    linewidth=0.8,
+    linestyle=(0, (1, 3)),
+    label="all alike",
+  )
+  axes.set_ylim(bottom=0)
+  axes.legend(frameon=False, fontsize=8)
+
+  axes = figure.add_subplot(grid[1, 1])
+  axes.axis("off")
+  legend = axes.legend(
+    handles=handles,
+    loc="upper left",
+    borderaxespad=0,
+    frameon=False,
+    fontsize=8,
+    handletextpad=0.2,
+    title="First token: typical genres",
+    title_fontsize=9,
+    alignment="left",
+  )
+  for text in legend.get_texts():
+    text.set_parse_math(False)  # A genre may have a dollar sign.
+  return figure
+
+
+def simulator(lines: list[dict[str, Any]]) -> Figure:
+  """Quality of the user response model by epoch; `lines` of metrics.jsonl."""
+  figure = Figure(figsize=(10, 3), layout="constrained")
+  best = min(lines, key=lambda x: x["log_loss"])["epoch"]
+  panels = (
+    ("Log loss", {"train_loss": "training", "log_loss": "validation"}),
+    ("AUC", {"auc": "all", "auc_within_users": "within users"}),
+    ("Calibration error", {"calibration_error": "validation"}),
+  )
+  for axes, (title, series) in zip(
+    figure.subplots(1, len(panels)), panels, strict=True
+  ):
+    _style(axes, title, "epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    for i, (name, label) in enumerate(series.items()):
+      found = [x for x in lines if x.get(name) is not None]
+      axes.plot(
+        [x["epoch"] for x in found],
+        [x[name] for x in found],
+        color=_COLOURS[i],
+        linestyle=_DASHES[i],
+        marker=_MARKERS[i],
+        markersize=4,
+        label=label,
+      )
+    axes.axvline(best, color=_GREY, linewidth=0.9, linestyle=":", label="kept")
+    axes.legend(frameon=False, fontsize=8)
+  return figure
+
+
+def _style(axes, title: str, xlabel: str) -> None:
+  axes.set_title(title, fontsize=10.5, loc="left")
+  axes.set_xlabel(xlabel, fontsize=9)
+  axes.tick_params(labelsize=8, color=_GREY)
+  axes.spines[["top", "right"]].set_visible(False)
+  axes.grid(color="#e4e4e4", linewidth=0.6)
+  axes.set_axisbelow(True)
+
+
+def _draw_curve(axes, curve: list[dict[str, Any]]) -> None:
+  if not curve:
+    return
+  reward = [x["eval"]["total_reward"] for x in curve]
+  steps = [x["step"] for x in curve]
+  axes.set_xlim(0, 1.04 * max(steps))
+  mean = np.array([x["mean"] for x in reward])
+  low, high = np.array([x["ci95"] for x in reward]).T
+  seeds = min(len(x["per_seed"]) for x in reward)
+  if len(steps) == 1:
+    axes.errorbar(
+      steps, mean, [mean - low, high - mean], color=_BLUE, fmt="o", capsize=4
+    )
+  else:
+    if seeds > 1:
+      each = np.array([x["per_seed"][:seeds] for x in reward])
+      axes.plot(steps, each, color=_BLUE, linewidth=0.6, alpha=0.6)
+    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.18, linewidth=0)
+    axes.plot(steps, mean, color=_BLUE, linewidth=2, marker="o", markersize=3.5)
+  axes.annotate(
+    "HSRL",
+    (steps[-1], mean[-1]),
+    xytext=(-4, -16),
+    textcoords="offset points",
+    ha="right",
+    color=_BLUE,
+    fontweight="bold",
+    bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
+  )
+
+
+def _draw_bounds(axes, bounds: dict[str, float]) -> None:
+  """Dashed lines, labelled right of the axes, no label on another."""
+  for value in bounds.values():
+    axes.axhline(value, color=_GREY, linewidth=1, linestyle="--")
+  axes.margins(y=0.08)
+  low, high = axes.get_ylim()
+  axes.set_ylim(low, high)
+  gap = 0.075 * (high - low)  # Height of a label of two lines.
+  ordered = sorted(bounds.items(), key=lambda x: x[1])
+  places = [value for _, value in ordered]
+  for i in range(1, len(places)):
+    places[i] = max(places[i], places[i - 1] + gap)
+  ceiling = high
+  for i in reversed(range(len(places))):
+    places[i] = min(places[i], ceiling)
+    ceiling = places[i] - gap
+  for (name, value), place in zip(ordered, places, strict=True):
+    axes.annotate(
+      f"{name.replace('_', ' ')}\n{value:.2f}",
+      (1, value),
+      xycoords=("axes fraction", "data"),
+      xytext=(1.02, place),
+      textcoords=("axes fraction", "data"),
+      va="center",
+      fontsize=8,
+      color=_GREY,
+      annotation_clip=False,
+      parse_math=False,
+    )
+
+
+def _spread_clusters(points: np.ndarray, first: np.ndarray) -> list[int]:
+  """The largest clusters whose labels would not lie on each other."""
+  extent = np.maximum(np.ptp(points, axis=0), 1e-12)
+  count = np.bincount(first)
+  chosen, places = [], []
+  for token in np.argsort(-count, kind="stable"):
+    if not count[token] or len(chosen) == len(_COLOURS):
+      break
+    place = np.median(points[first == token], axis=0) / extent
+    if all(np.abs(place - x).max() > 0.08 for x in places):
+      chosen.append(int(token))
+      places.append(place)
+  return chosen

@@ -1,0 +1,178 @@
+"""Stage `policy`: trains the agent in the simulator."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from hsrl_jax.agents.base import Agent, Catalogue
+from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.config import Config, PolicyConfig
+from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.errors import InputError
+from hsrl_jax.training import checkpoint, evaluate, loop, parallel, progress
+from hsrl_jax.training import metrics as metrics_lib
+from hsrl_jax.types import Params
+
+FOLDER = "policy"
+
+
+def make_agent(config: Config, env: UserSimulator) -> Agent:
+  """The HSRL agent of a configuration."""
+  return hsrl.make(
+    config.policy,
+    levels=config.quantizer.levels,
+    vocab_size=config.quantizer.vocab_size,
+    slate_size=env.slate_size,
+    penalty=config.simulator.penalty,
+  )
+
+
+def greedy(agent: Agent) -> evaluate.Act:
+  """The agent's greedy policy; its `params` are (params, Catalogue)."""
+
+  def act(params, observation, excluded, key):
+    del key
+    params, catalogue = params
+    return agent.act(params, catalogue, observation, excluded, None, 1.0)[0]
+
+  return act
+
+
+def by_seed(config: PolicyConfig, params: Params) -> list[Params]:
+  """Parameters with leading axis S as one pytree a seed."""
+  return [
+    jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(config.seeds))
+  ]
+
+
+def run(
+  config: Config,
+  workdir: pathlib.Path,
+  env: UserSimulator,
+  catalogue: Catalogue,
+  users: EnvParams,
+  val_users: EnvParams,
+) -> None:
+  """Trains; writes `policy/`: checkpoints, metrics.jsonl, TensorBoard events.
+
+  Resumes from the last checkpoint; what it then leaves is, bit for bit, what
+  an uninterrupted run would have left.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    env: the simulator.
+    catalogue: the items.
+    users: the pool of the training split.
+    val_users: the pool of the learning curve.
+
+  Raises:
+    FloatingPointError: a metric became NaN or infinite.
+    InputError: the users do not divide over the devices.
+  """
+  policy = config.policy
+  agent = make_agent(config, env)
+  engine = loop.make(agent, env, policy)
+  inputs = loop.Inputs(catalogue, users)
+  try:
+    init = jax.jit(engine.init, static_argnums=1)
+    learner, stream = init(inputs, jax.local_device_count())
+  except ValueError as error:
+    raise InputError(str(error)) from error
+  learner, stream, inputs = parallel.place(learner, stream, inputs)
+  iterate = parallel.over_devices(engine.run)
+  folder = workdir / FOLDER
+  curve = _curve(agent, env, config, catalogue, val_users)
+  with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
+    restored = checkpoint.restore_latest(checkpointer, (learner, stream))
+    learner, stream = restored or (learner, stream)
+    done = int(learner.step)
+    with (
+      metrics_lib.MetricsWriter(folder, done) as writer,
+      progress.bar(policy.iterations, "policy", "it", done) as bar,
+    ):
+      for step in range(
+        done + policy.iterations_per_call,
+        policy.iterations + 1,
+        policy.iterations_per_call,
+      ):
+        learner, stream, measured = iterate(learner, stream, inputs)
+        # Seeds' means; reading them waits for the device, once a call.
+        measured = {
+          name: float(np.mean(value))
+          for name, value in jax.device_get(measured).items()
+        }
+        bad = metrics_lib.first_not_finite(measured)
+        if bad:
+          raise FloatingPointError(
+            f"{bad} is {measured[bad]} by iteration {step}; the last good "
+            f"checkpoint is kept in {folder}: lower --learning_rate"
+          )
+        writer.write(step, measured)
+        bar.update(policy.iterations_per_call)
+        if step % policy.curve_every == 0 or step == policy.iterations:
+          point = curve(learner.target_params)
+          writer.write(step, {"eval": point})
+          bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")
+        if step % policy.save_every == 0 or step == policy.iterations:
+          checkpoint.save(checkpointer, step, (learner, stream))
+  parallel.assert_replicated(learner)
+
+
+def load(
+  config: Config,
+  workdir: pathlib.Path,
+  env: UserSimulator,
+  catalogue: Catalogue,
+  users: EnvParams,
+) -> list[Params]:
+  """The averaged parameters that `run` left, one pytree a seed.
+
+  Raises:
+    InputError: no checkpoint can be read.
+  """
+  engine = loop.make(make_agent(config, env), env, config.policy)
+  init = jax.jit(engine.init, static_argnums=1)
+  like = init(loop.Inputs(catalogue, users), jax.local_device_count())
+  folder = workdir / FOLDER / "checkpoints"
+  with checkpoint.open_directory(folder) as checkpointer:
+    restored = checkpoint.restore_latest(checkpointer, like)
+  if restored is None:
+    raise InputError(
+      f"{folder}: no checkpoint can be read; delete {workdir}/.done/policy "
+      "and run --mode=policy again"
+    )
+  return by_seed(config.policy, restored[0].target_params)
+
+
+def _curve(
+  agent: Agent,
+  env: UserSimulator,
+  config: Config,
+  catalogue: Catalogue,
+  users: EnvParams,
+) -> Callable[[Params], dict]:
+  """A point of the learning curve: sessions of the validation users."""
+  act = greedy(agent)
+  key = jax.random.key(config.evaluate.seed)
+
+  def point(params: Params) -> dict:
+    sessions = [
+      evaluate.simulate(
+        act,
+        env,
+        (p, catalogue),
+        users,
+        key,
+        episodes=config.policy.curve_episodes,
+      )
+      for p in by_seed(config.policy, parallel.one_copy(params))
+    ]
+    return {
+      name: evaluate.summarise([getattr(s, name) for s in sessions])
+      for name in ("total_reward", "depth")
+    }
+
+  return point

@@ -1,0 +1,18 @@
+"""Progress bars with rate and time left."""
+
+import sys
+
+import tqdm
+
+
+def bar(total: int, title: str, unit: str, done: int = 0) -> tqdm.tqdm:
+  """A bar on standard error; where that is no terminal, a line now and then."""
+  return tqdm.tqdm(
+    total=total,
+    desc=title,
+    unit=unit,
+    initial=done,
+    mininterval=0.2 if sys.stderr.isatty() else 15.0,
+    dynamic_ncols=True,
+    smoothing=0.1,
+  )

@@ -1,0 +1,58 @@
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from scipy import stats
+
+from hsrl_jax.ops import policy_gradient
+
+
+class PolicyGradientTest(chex.TestCase):
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_token_values_by_hand(self):
+    levels = jnp.asarray([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+    f = self.variant(policy_gradient.token_values)
+    np.testing.assert_array_equal(f(levels, jnp.asarray([2, 0])), [3.0, 10.0])
+    tokens = jnp.asarray([[[0, 0], [1, 2]], [[2, 1], [0, 2]]])
+    np.testing.assert_array_equal(
+      f(levels, tokens), [[[1, 10], [2, 30]], [[3, 20], [1, 30]]]
+    )
+
+  def test_token_values_gradient_counts_the_picks(self):
+    tokens = jnp.asarray([[0, 2], [1, 2], [0, 2]])
+    gradient = jax.grad(
+      lambda x: policy_gradient.token_values(x, tokens).sum()
+    )(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(gradient, [[2, 1, 0], [0, 0, 3]])
+
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_entropy(self):
+    logits = np.random.default_rng(0).normal(size=(4, 5)).astype("f")
+    found = self.variant(policy_gradient.entropy)(logits + 100.0)
+    np.testing.assert_allclose(
+      found, stats.entropy(np.exp(logits), axis=-1), rtol=1e-4
+    )
+
+  def test_entropy_extremes(self):
+    logits = jnp.asarray([[5.0] * 8, [1e9] + [-1e9] * 7])
+    np.testing.assert_allclose(
+      policy_gradient.entropy(logits), [np.log(8), 0.0], atol=1e-6
+    )
+    gradient = jax.grad(lambda x: policy_gradient.entropy(x).sum())(logits)
+    np.testing.assert_allclose(gradient, jnp.zeros((2, 8)), atol=1e-6)
+
+  def test_importance_weights_by_hand(self):
+    log_prob = jnp.log(jnp.asarray([0.2, 0.5, 0.9]))
+    behaviour = jnp.log(jnp.asarray([0.4, 0.5, 0.1]))
+    weights = policy_gradient.importance_weights
+    np.testing.assert_allclose(
+      weights(log_prob, behaviour, 2.0), [0.5, 1.0, 2.0], rtol=1e-5
+    )
+    np.testing.assert_array_equal(
+      jax.grad(lambda x: weights(x, behaviour, 2.0).sum())(log_prob), 0.0
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

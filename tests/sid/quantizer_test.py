@@ -1,0 +1,172 @@
+"""Residual k-means against scikit-learn and brute force."""
+
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from sklearn.cluster import KMeans
+
+from hsrl_jax.sid import quantizer
+
+
+def _gaussian(rows, columns, seed=0):
+  return np.random.default_rng(seed).normal(size=(rows, columns)).astype("f")
+
+
+def _fit(x, levels, vocab_size, seed=0, **kwargs):
+  return quantizer.fit(
+    jax.random.key(seed), x, levels=levels, vocab_size=vocab_size, **kwargs
+  )
+
+
+def _brute_force_tokens(codebooks, x):
+  residual, tokens = x.astype(np.float64), []
+  for codes in codebooks.astype(np.float64):
+    distance = ((residual[:, None] - codes[None]) ** 2).sum(-1)
+    tokens.append(distance.argmin(1))
+    residual = residual - codes[tokens[-1]]
+  return np.stack(tokens, 1), residual
+
+
+def _kmeans_residual(x, vocab_size, seed):
+  kmeans = KMeans(vocab_size, n_init=8, max_iter=30, random_state=seed).fit(x)
+  return x - kmeans.cluster_centers_[kmeans.labels_]
+
+
+class FitTest(parameterized.TestCase):
+  def test_recovers_separable_clusters(self):
+    rng = np.random.default_rng(0)
+    centers = 20.0 * np.eye(5, 4, dtype="f")  # The fifth is the origin.
+    label = np.arange(200) % 5
+    x = (centers[label] + rng.normal(size=(200, 4))).astype("f")
+    means = np.stack([x[label == c].mean(0) for c in range(5)])
+
+    (codes,) = np.asarray(_fit(x, 1, 5))
+
+    order = ((means[:, None] - codes[None]) ** 2).sum(-1).argmin(1)
+    self.assertCountEqual(order, range(5))
+    np.testing.assert_allclose(codes[order], means, atol=1e-4)
+
+  def test_error_is_that_of_residual_sklearn(self):
+    """Of each level and in total, averaged over the luck of the seeding."""
+    level_ratios, total_ratios = [], []
+    for seed in range(8):
+      x = _gaussian(300, 4, seed)
+      codebooks = np.asarray(_fit(x, 3, 8, seed, restarts=8))
+      ours = theirs = x.astype(np.float64)
+      for level in range(3):
+        alone = _kmeans_residual(ours, 8, seed)
+        theirs = _kmeans_residual(theirs, 8, seed)
+        _, ours = _brute_force_tokens(codebooks[: level + 1], x)
+        level_ratios.append((ours**2).sum() / (alone**2).sum())
+        total_ratios.append((ours**2).sum() / (theirs**2).sum())
+    ratios = np.reshape(level_ratios + total_ratios, (2, 8, 3)).mean(1)
+    self.assertLessEqual(ratios.max(), 1.02, ratios)
+
+  def test_restart_with_least_error_is_kept(self):
+    x = _gaussian(60, 2)
+
+    def errors(restarts):
+      fitted = [_fit(x, 1, 6, s, restarts=restarts) for s in range(8)]
+      return [
+        (_brute_force_tokens(np.asarray(c), x)[1] ** 2).sum() for c in fitted
+      ]
+
+    one, many = errors(1), errors(16)
+    self.assertGreater(max(one), 1.02 * min(one))  # Seeding does matter here.
+    self.assertLess(max(many), np.median(one))
+
+  def test_no_code_is_empty(self):
+    for seed in range(8):
+      x = _gaussian(40, 3, seed)
+      tokens = quantizer.encode(_fit(x, 1, 16, seed, restarts=1), x)[:, 0]
+      self.assertLen(np.unique(tokens), 16)
+
+  def test_empty_codes_move_to_the_worst_fitted(self):
+    x = jnp.asarray([[0.0], [1.0], [10.0], [30.0]])
+    codes = quantizer._lloyd(x, jnp.asarray([[0.0], [99.0], [98.0]]))
+    # All go to the code 0; the worst fitted are 30 and then 10.
+    np.testing.assert_allclose(codes, [[41 / 4], [30.0], [10.0]])
+
+  def test_as_many_codes_as_vectors_fit_exactly(self):
+    x = _gaussian(12, 3)
+    codes = np.asarray(_fit(x, 1, 12))[0]
+    np.testing.assert_allclose(
+      codes[np.lexsort(codes.T)], x[np.lexsort(x.T)], atol=1e-6
+    )
+
+  def test_fewer_distinct_vectors_than_codes(self):
+    x = np.repeat(_gaussian(3, 2), 10, 0)
+    codebooks = _fit(x, 2, 8)
+    self.assertTrue(np.isfinite(codebooks).all())
+    tokens = quantizer.encode(codebooks, x)
+    np.testing.assert_allclose(
+      quantizer.reconstruct(codebooks, tokens), x, atol=1e-5
+    )
+
+  def test_all_vectors_equal(self):
+    codebooks = _fit(np.ones((30, 2), "f"), 2, 8)
+    self.assertTrue(np.isfinite(codebooks).all())
+    np.testing.assert_allclose(codebooks[0], 1.0)
+    np.testing.assert_allclose(codebooks[1], 0.0)
+
+  def test_key_decides(self):
+    x = _gaussian(300, 4)
+    first = _fit(x, 3, 8, 0)
+    np.testing.assert_array_equal(first, _fit(x, 3, 8, 0))
+    self.assertGreater(np.abs(first - _fit(x, 3, 8, 1)).max(), 1e-3)
+
+
+class EncodeTest(parameterized.TestCase):
+  def test_equals_brute_force(self):
+    codebooks, x = _gaussian(3 * 9, 4, 1).reshape(3, 9, 4), _gaussian(101, 4)
+    tokens = quantizer.encode(codebooks, x)
+    expected, residual = _brute_force_tokens(codebooks, x)
+    np.testing.assert_array_equal(tokens, expected)
+    self.assertEqual(tokens.dtype, jnp.int32)
+    np.testing.assert_allclose(
+      x - quantizer.reconstruct(codebooks, tokens), residual, atol=1e-5
+    )
+
+  def test_reconstruct_by_hand(self):
+    codebooks = np.asarray([[[1, 2], [3, 4]], [[10, 20], [30, 40]]], "f")
+    tokens = np.asarray([[[0, 1]], [[1, 0]]])
+    np.testing.assert_array_equal(
+      quantizer.reconstruct(codebooks, tokens), [[[31, 42]], [[13, 24]]]
+    )
+
+  @parameterized.parameters(1, 7, 100, 101, 200)
+  def test_chunks_change_nothing(self, chunk):
+    codebooks, x = _gaussian(2 * 9, 4, 1).reshape(2, 9, 4), _gaussian(101, 4)
+
+    # A new function each time, or jax returns its trace with another chunk.
+    def encode():
+      return lambda c, x: quantizer.encode.__wrapped__(c, x)
+
+    whole = str(jax.make_jaxpr(encode())(codebooks, x))
+    with mock.patch.object(quantizer, "_CHUNK", chunk):
+      chunked = str(jax.make_jaxpr(encode())(codebooks, x))
+      tokens = jax.jit(encode())(codebooks, x)
+    if chunk < len(x):
+      self.assertNotEqual(whole, chunked)
+    np.testing.assert_array_equal(tokens, _brute_force_tokens(codebooks, x)[0])
+
+  def test_chunks_change_no_distance(self):
+    codes, x = _gaussian(9, 4, 1), _gaussian(101, 4)
+    with mock.patch.object(quantizer, "_CHUNK", 7):
+      nearest, distance = quantizer._nearest(x, codes)
+    expected = ((x[:, None] - codes[None]) ** 2).sum(-1)
+    np.testing.assert_array_equal(nearest, expected.argmin(1))
+    np.testing.assert_allclose(distance, expected.min(1), atol=1e-5)
+
+  def test_relative_error_by_hand(self):
+    x = np.asarray([[0.0, 0.0], [2.0, 4.0]], "f")
+    other = np.asarray([[1.0, 0.0], [2.0, 2.0]], "f")
+    # Mean (1, 2): spread 5 + 5; error 1 + 4.
+    self.assertAlmostEqual(float(quantizer.relative_error(x, other)), 0.5)
+
+
+if __name__ == "__main__":
+  absltest.main()

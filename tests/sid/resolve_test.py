@@ -1,0 +1,142 @@
+"""Unique SIDs against brute force over permutations."""
+
+import itertools
+import re
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.sid import quantizer, resolve
+
+
+def _codebooks(levels, vocab_size, seed=0):
+  rng = np.random.default_rng(seed)
+  scale = 0.3 ** np.arange(levels)[:, None, None]
+  return (scale * rng.normal(size=(levels, vocab_size, 3))).astype("f")
+
+
+def _vectors(rows, seed=1):
+  return np.random.default_rng(seed).normal(size=(rows, 3)).astype("f")
+
+
+def _num_distinct(tokens):
+  return len({tuple(row) for row in tokens.tolist()})
+
+
+class EncodeUniqueTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (1, 40, 38),
+    (1, 40, 40),
+    (2, 8, 30),
+    (2, 8, 61),  # 95 % full.
+    (2, 8, 64),
+    (3, 5, 119),
+    (3, 5, 125),
+    (4, 3, 81),
+  )
+  def test_distinct_up_to_a_full_space(self, levels, vocab_size, rows):
+    codebooks, x = _codebooks(levels, vocab_size), _vectors(rows)
+    plain = np.asarray(quantizer.encode(codebooks, x))
+    self.assertLess(_num_distinct(plain), rows)  # There is work to do.
+    tokens = resolve.encode_unique(codebooks, x)
+    self.assertEqual(tokens.shape, (rows, levels))
+    self.assertEqual(_num_distinct(tokens), rows)
+    self.assertBetween(tokens.min(), 0, vocab_size - 1)
+    self.assertBetween(tokens.max(), 0, vocab_size - 1)
+    np.testing.assert_array_equal(tokens, resolve.encode_unique(codebooks, x))
+
+  def test_plain_encoding_where_nothing_collides(self):
+    codebooks, x = _codebooks(3, 8), _vectors(200)
+    plain = np.asarray(quantizer.encode(codebooks, x))
+    _, first = np.unique(plain, axis=0, return_index=True)
+    self.assertGreater(len(first), 20)
+    np.testing.assert_array_equal(
+      resolve.encode_unique(codebooks, x[first]), plain[first]
+    )
+
+  def test_only_colliding_groups_differ_from_plain(self):
+    codebooks, x = _codebooks(2, 8), _vectors(20)
+    plain = np.asarray(quantizer.encode(codebooks, x))
+    # No first token is wanted by more items than there is room for.
+    self.assertLessEqual(np.bincount(plain[:, 0]).max(), 8)
+    tokens = resolve.encode_unique(codebooks, x)
+    np.testing.assert_array_equal(tokens[:, 0], plain[:, 0])
+    groups = [plain[:, 0] == token for token in range(8)]
+    free = [g for g in groups if _num_distinct(plain[g]) == g.sum() > 0]
+    self.assertBetween(len(free), 1, 7)
+    for group in free:
+      np.testing.assert_array_equal(tokens[group], plain[group])
+
+  @parameterized.parameters(1, 2, 3)
+  def test_ten_equal_vectors(self, levels):
+    x = np.repeat(_vectors(1), 10, 0)
+    tokens = resolve.encode_unique(_codebooks(levels, 16), x)
+    self.assertEqual(_num_distinct(tokens), 10)
+    # All stay below the prefix that they share.
+    self.assertEqual(_num_distinct(tokens[:, :-1]), 1)
+
+  def test_last_level_has_least_total_error(self):
+    """Against all assignments, of the vectors that share a prefix."""
+    codebooks = _codebooks(2, 6)
+    codebooks[0, 1:] += 100.0  # So all share the first token ...
+    x = codebooks[0, 0] + 0.3 * _vectors(5)
+    plain = np.asarray(quantizer.encode(codebooks, x))
+    self.assertEqual(plain[:, 0].tolist(), [0] * 5)
+    self.assertLess(_num_distinct(plain), 5)  # ... and some the second.
+
+    def error(tokens):
+      left = x - codebooks[0, 0] - codebooks[1, list(tokens)]
+      return float((left.astype(np.float64) ** 2).sum())
+
+    ranked = sorted(map(error, itertools.permutations(range(6), 5)))
+    tokens = resolve.encode_unique(codebooks, x)
+    self.assertAlmostEqual(error(tokens[:, 1]), ranked[0], places=6)
+    self.assertGreater(ranked[1], ranked[0] + 1e-4)
+
+  def test_closest_keep_their_token_where_room_is_short(self):
+    # Room for two below each first token. All three want 1; 3 is farthest.
+    codebooks = np.asarray([[[1.0], [-5.0]], [[0.0], [0.5]]], "f")
+    for x in itertools.permutations((1.0, 1.1, 3.0)):
+      tokens = resolve.encode_unique(codebooks, np.asarray(x, "f")[:, None])
+      self.assertEqual(tokens[:, 0].tolist(), [int(v == 3.0) for v in x])
+
+
+class CapacityTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (10, 1, 9),
+    (65, 2, 8),
+    (126, 3, 5),
+    (125, 3, 4),  # 125^(1/3) is below 5 in floating point.
+    (1000, 3, 9),
+    (1001, 3, 2),
+    (59_050, 10, 2),
+  )
+  def test_names_the_smallest_sizes(self, num_items, levels, vocab_size):
+    with self.assertRaises(ValueError) as caught:
+      resolve.check_capacity(num_items, levels, vocab_size)
+    message = str(caught.exception)
+    self.assertIn(f"{num_items} items", message)
+    self.assertIn(f"{vocab_size**levels} SIDs", message)
+    advice = re.search(r"use vocab_size (\d+) or levels (\d+)", message)
+    vocab, depth = map(int, advice.groups())
+    self.assertEqual(
+      vocab, next(v for v in itertools.count(2) if v**levels >= num_items)
+    )
+    self.assertEqual(
+      depth, next(l for l in itertools.count(1) if vocab_size**l >= num_items)
+    )
+    resolve.check_capacity(num_items, levels, vocab)
+    resolve.check_capacity(num_items, depth, vocab_size)
+
+  def test_exact_fit_is_enough(self):
+    resolve.check_capacity(64, 2, 8)
+    with self.assertRaises(ValueError):
+      resolve.check_capacity(65, 2, 8)
+
+  def test_encode_refuses_too_many(self):
+    with self.assertRaisesRegex(ValueError, "vocab_size 4 or levels 4"):
+      resolve.encode_unique(_codebooks(2, 2), _vectors(16))
+
+
+if __name__ == "__main__":
+  absltest.main()
