@@ -122,6 +122,8 @@ class PolicyConfig:
     dropout: rate in training.
     critic_hidden: hidden widths of each level's value.
     residual_mode: `expected` or `sampled`.
+    semantic_tokens: whether tokens share what they learn by their codebook
+      vectors.
     discount: gamma.
     polyak: rate of the target networks, which are also what is evaluated.
     advantage_clip: bound of the slate's advantage.
@@ -157,6 +159,7 @@ class PolicyConfig:
   dropout: float = 0.1
   critic_hidden: tuple[int, ...] = (256, 64)
   residual_mode: str = "expected"
+  semantic_tokens: bool = True
   discount: float = 0.9
   polyak: float = 0.01
   advantage_clip: float = 1.0

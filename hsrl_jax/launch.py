@@ -234,6 +234,11 @@ def _guarded(argv: list[str]) -> None:
     sys.exit(130)
 
 
+def run_command(argv: list[str]) -> None:
+  """Parses `argv` and runs it; exits with status 2 where it is wrong."""
+  _guarded(_parse(argv))
+
+
 def _fail(error) -> None:
   text = " ".join(str(error).split())
   print(f"error: {text}", file=sys.stderr)

@@ -133,7 +133,7 @@ def split_of_rating(ratings) -> np.ndarray:
   split = []
   for size in sizes:
     slates = size // SLATE_SIZE
-    held_out = max(1, round(HELD_OUT * slates))
+    held_out = min(slates, max(1, round(HELD_OUT * slates)))
     test = held_out * SLATE_SIZE
     val = (held_out if slates > 2 else 0) * SLATE_SIZE
     split += ["train"] * (size - val - test) + ["val"] * val + ["test"] * test

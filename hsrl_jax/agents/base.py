@@ -14,10 +14,12 @@ class Catalogue(NamedTuple):
   Attributes:
     features: float32 [N + 1, D], row 0 for padding.
     index: their SIDs.
+    codebooks: float32 [L, V, D], what the tokens mean.
   """
 
   features: Array
   index: SidIndex
+  codebooks: Array
 
 
 class Agent(NamedTuple):

@@ -16,6 +16,9 @@ from hsrl_jax.types import Array, Observation, PRNGKey
 # (response params, profile [P], history [H], slate [K]) -> probabilities [K].
 ResponseFn = Callable[[Any, Array, Array, Array], Array]
 
+# Patience is often 1 up to the rounding of float32, which must not decide.
+_ROUNDING = 1e-3
+
 
 class EnvParams(NamedTuple):
   """What a simulator needs besides its code.
@@ -123,7 +126,7 @@ class UserSimulator(NamedTuple):
     observation = observation._replace(
       history=append_positives(observation.history, action, response)
     )
-    terminated = patience < 1.0
+    terminated = patience < 1.0 - _ROUNDING
     truncated = (steps >= self.max_steps) & ~terminated
     return (
       EnvState(observation, patience, steps, seen),

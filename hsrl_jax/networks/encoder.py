@@ -99,7 +99,7 @@ class _Layer(nn.Module):
     query = x[-1:] if self.last_only else x
     size = width // self.heads
     q = nn.Dense(width, name="query")(query) * size**-0.5
-    k = nn.Dense(width, name="key")(x)
+    k = nn.Dense(width, use_bias=False, name="key")(x)  # It would cancel.
     v = nn.Dense(width, name="value")(x)
     usable = mask[None]
     if not self.last_only:

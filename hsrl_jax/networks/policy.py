@@ -4,6 +4,12 @@ Residual state modelling (DESIGN, section 4), for l = 1..L:
   logits_l = W_l c_{l-1} + b_l;  p_l = softmax(logits_l)
   c_l = LayerNorm_l(c_{l-1} - e_l)
 with e_l = p_l E_l ("expected") or e_l = E_l[z_l] ("sampled").
+
+The rows of W_l, E_l and b_l that belong to a token are sums of a free part and
+a linear map of the token's codebook vector, one map for all levels:
+W_l = free + C_l A, and so on. The functions are the same as with free parts
+alone, but what is learned of a token carries over to tokens of like meaning,
+and logits begin as inner products with quantized item features.
 """
 
 from typing import NamedTuple
@@ -27,6 +33,24 @@ class Hierarchy(NamedTuple):
   contexts: Array
 
 
+class Tokens(NamedTuple):
+  """What the network knows of each token.
+
+  Attributes:
+    kernel: float32 [L, V, d], the rows of W_l.
+    embedding: float32 [L, V, d], E_l.
+    bias: float32 [L, V].
+  """
+
+  kernel: Array
+  embedding: Array
+  bias: Array
+
+  def logits(self, context: Array, level: int) -> Array:
+    """Token logits of one level, [d] -> [V]; `level` is 0-based."""
+    return self.kernel[level] @ context + self.bias[level]
+
+
 class PolicyNetwork(nn.Module):
   """HPN of ONE state; callers vmap over states, items or beams.
 
@@ -34,52 +58,70 @@ class PolicyNetwork(nn.Module):
     levels: L.
     vocab_size: V.
     width: d, the width of the state.
+    semantic_tokens: False leaves the free parts alone.
   """
 
   levels: int
   vocab_size: int
   width: int
+  semantic_tokens: bool = True
 
   def setup(self):
-    shape = (self.levels, self.width, self.vocab_size)
-    dense = nn.initializers.lecun_normal(batch_axis=(0,))
-    self.kernel = self.param("kernel", dense, shape)
+    shape = (self.levels, self.vocab_size, self.width)
     zeros = nn.initializers.zeros
-    self.bias = self.param("bias", zeros, (self.levels, self.vocab_size))
-    self.embedding = self.param(
-      "embedding",
-      nn.initializers.normal(self.width**-0.5),
-      (self.levels, self.vocab_size, self.width),
+    free = zeros if self.semantic_tokens else nn.initializers.normal(
+      self.width**-0.5
     )
+    self.kernel = self.param("kernel", free, shape)
+    self.embedding = self.param("embedding", free, shape)
+    self.bias = self.param("bias", zeros, shape[:-1])
+    if self.semantic_tokens:
+      self.kernel_map = nn.Dense(self.width, use_bias=False)
+      self.embedding_map = nn.Dense(self.width, use_bias=False)
+      self.bias_map = nn.Dense(1, use_bias=False, kernel_init=zeros)
     self.norms = [nn.LayerNorm(name=f"norm_{l}") for l in range(self.levels)]
     # The bias b of the behaviour loss (DESIGN, section 6).
     self.response_bias = self.param("response_bias", zeros, ())
 
-  def logits(self, context: Array, level: int) -> Array:
-    """Token logits of one level, [d] -> [V]; `level` is 0-based."""
-    return context @ self.kernel[level] + self.bias[level]
+  def tokens(self, codebooks: Array) -> Tokens:
+    """W, E and b of all tokens.
 
-  def advance(self, context: Array, token: Array, level: int) -> Array:
+    Args:
+      codebooks: float32 [L, V, D].
+    """
+    if not self.semantic_tokens:
+      return Tokens(self.kernel, self.embedding, self.bias)
+    return Tokens(
+      self.kernel + self.kernel_map(codebooks),
+      self.embedding + self.embedding_map(codebooks),
+      self.bias + self.bias_map(codebooks)[..., 0],
+    )
+
+  def advance(
+    self, tokens: Tokens, context: Array, token: Array, level: int
+  ) -> Array:
     """The next context once `token` (int32 []) is chosen, [d] -> [d]."""
-    return self.norms[level](context - self.embedding[level, token])
+    return self.norms[level](context - tokens.embedding[level, token])
 
-  def expected(self, state: Array) -> Hierarchy:
+  def expected(self, codebooks: Array, state: Array) -> Hierarchy:
     """All levels with the expected residual, from c_0 [d]."""
+    tokens = self.tokens(codebooks)
     logits, contexts = [], [state]
     for level in range(self.levels):
-      logits.append(self.logits(contexts[-1], level))
-      mean = jax.nn.softmax(logits[-1]) @ self.embedding[level]
+      logits.append(tokens.logits(contexts[-1], level))
+      mean = jax.nn.softmax(logits[-1]) @ tokens.embedding[level]
       contexts.append(self.norms[level](contexts[-1] - mean))
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
 
-  def taken(self, state: Array, tokens: Array) -> Hierarchy:
-    """All levels with the residual of the `tokens` taken, int32 [L]."""
+  def taken(self, codebooks: Array, state: Array, sid: Array) -> Hierarchy:
+    """All levels with the residual of the tokens taken, `sid` int32 [L]."""
+    tokens = self.tokens(codebooks)
     logits, contexts = [], [state]
     for level in range(self.levels):
-      logits.append(self.logits(contexts[-1], level))
-      contexts.append(self.advance(contexts[-1], tokens[level], level))
+      logits.append(tokens.logits(contexts[-1], level))
+      contexts.append(self.advance(tokens, contexts[-1], sid[level], level))
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
 
-  def __call__(self, state: Array) -> tuple[Hierarchy, Array]:
+  def __call__(self, codebooks: Array, state: Array):
     """For initialisation: touches every parameter."""
-    return self.expected(state), self.response_bias
+    return self.expected(codebooks, state), self.response_bias

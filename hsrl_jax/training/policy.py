@@ -1,5 +1,6 @@
 """Stage `policy`: trains the agent in the simulator."""
 
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -134,8 +135,9 @@ def load(
     InputError: no checkpoint can be read.
   """
   engine = loop.make(make_agent(config, env), env, config.policy)
-  init = jax.jit(engine.init, static_argnums=1)
-  like = init(loop.Inputs(catalogue, users), jax.local_device_count())
+  inputs = loop.Inputs(catalogue, users)
+  init = functools.partial(engine.init, device_count=jax.local_device_count())
+  like = jax.eval_shape(init, inputs)
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder) as checkpointer:
     restored = checkpoint.restore_latest(checkpointer, like)

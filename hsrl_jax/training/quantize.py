@@ -68,6 +68,7 @@ def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
   try:
     tokens = np.load(path)["tokens"]
     index = sid.build_index(tokens, vocab_size)
+    codebooks = np.load(workdir / FOLDER / "codebooks.npz")["codebooks"]
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
     raise InputError(
       f"{path} cannot be read ({error}); delete {workdir}/.done/quantize and "
@@ -78,7 +79,7 @@ def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
       f"{path} has {len(tokens)} SIDs; expected one for each of the "
       f"{len(items.features) - 1} items: run --mode=quantize in a new --workdir"
     )
-  return Catalogue(jnp.asarray(items.features), index)
+  return Catalogue(jnp.asarray(items.features), index, jnp.asarray(codebooks))
 
 
 def describe(

@@ -319,21 +319,6 @@ class SampleTest(parameterized.TestCase):
       found.log_probs, log_probs[found.items - 1], atol=1e-4
     )
 
-  def test_key_decides(self):
-    _, _, index = _catalogue()
-    policy = _Free()
-    (context,) = policy.contexts(0, 1)
-
-    @jax.jit
-    def draw(seed):
-      key = jax.random.key(seed)
-      return beam_search(
-        index, context, policy.log_prob, policy.advance, beams=8, key=key
-      ).items
-
-    np.testing.assert_array_equal(draw(0), draw(0))
-    self.assertFalse(np.array_equal(draw(0), draw(1)))
-
   def test_excluded_items_are_never_sampled(self):
     _, active, index = _catalogue()
     policy = _Dependent()

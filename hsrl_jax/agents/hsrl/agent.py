@@ -34,7 +34,9 @@ def make(
     encoder_lib.Encoder(
       config.width, config.layers, config.heads, config.dropout
     ),
-    policy_lib.PolicyNetwork(levels, vocab_size, config.width),
+    policy_lib.PolicyNetwork(
+      levels, vocab_size, config.width, config.semantic_tokens
+    ),
     critic_lib.Critic(config.critic_hidden),
   )
   return base.Agent(
@@ -60,8 +62,10 @@ class _Networks:
       rngs=None if key is None else {"dropout": key},
     )
 
-  def expected(self, params, state) -> policy_lib.Hierarchy:
-    return self.policy.apply(params["policy"], state, method="expected")
+  def expected(self, params, catalogue, state) -> policy_lib.Hierarchy:
+    return self.policy.apply(
+      params["policy"], catalogue.codebooks, state, method="expected"
+    )
 
   def value(self, params, contexts) -> tuple[Array, Array]:
     return self.critic.apply(params["critic"], contexts)
@@ -82,7 +86,7 @@ def _init(
   contexts = jnp.broadcast_to(state, (levels + 1, *state.shape))
   return {
     "encoder": encoder,
-    "policy": networks.policy.init(keys[1], state),
+    "policy": networks.policy.init(keys[1], catalogue.codebooks, state),
     "critic": networks.critic.init(keys[2], contexts),
   }
 
@@ -105,7 +109,7 @@ def _act(
       networks, config, slate_size, params, catalogue, state, excluded, key,
       temperature,
     )
-  logits = networks.expected(params, state).logits
+  logits = networks.expected(params, catalogue, state).logits
   index = catalogue.index
   log_pi = policy_gradient.token_values(
     jax.nn.log_softmax(logits), jnp.maximum(index.tokens, 0)
@@ -124,14 +128,14 @@ def _search(
   temperature,
 ) -> tuple[Array, Array]:
   """The `sampled` residual: each beam has a context of its own."""
-  policy, variables = networks.policy, params["policy"]
+  policy = networks.policy.bind(params["policy"])
+  tokens = policy.tokens(catalogue.codebooks)
 
   def log_probs(context, level):
-    logits = policy.apply(variables, context, level, method="logits")
-    return jax.nn.log_softmax(logits)
+    return jax.nn.log_softmax(tokens.logits(context, level))
 
   def advance(context, token, level):
-    return policy.apply(variables, context, token, level, method="advance")
+    return policy.advance(tokens, context, token, level)
 
   beams = beam_search(
     catalogue.index,
@@ -161,13 +165,13 @@ def _loss(
   # The critic's contexts are those of the expected residual in both modes,
   # since a state's value may not depend on the slate that was drawn in it.
   state = networks.state(params, catalogue, transition.observation, key)
-  hierarchy = networks.expected(params, state)
+  hierarchy = networks.expected(params, catalogue, state)
   value, level_values = networks.value(params, hierarchy.contexts)
 
   next_state = networks.state(
     target_params, catalogue, transition.next_observation
   )
-  next_contexts = networks.expected(target_params, next_state).contexts
+  next_contexts = networks.expected(target_params, catalogue, next_state).contexts
   next_value, _ = networks.value(target_params, next_contexts)
   target = returns.td_target(
     transition.reward, transition.terminated, next_value, config.discount
@@ -176,9 +180,13 @@ def _loss(
   tokens = catalogue.index.tokens[transition.slate]
   if config.residual_mode == "sampled":
     taken = functools.partial(
-      networks.policy.apply, params["policy"], method="taken"
+      networks.policy.apply,
+      params["policy"],
+      catalogue.codebooks,
+      state,
+      method="taken",
     )
-    logits = jax.vmap(taken, in_axes=(None, 0))(state, tokens).logits
+    logits = jax.vmap(taken)(tokens).logits
   else:
     logits = jnp.broadcast_to(
       hierarchy.logits, (len(tokens), *hierarchy.logits.shape)

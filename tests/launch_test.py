@@ -1,0 +1,376 @@
+"""The command: flagfiles, the whole path, a second run, kill -9, bad input."""
+
+import contextlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import config as config_lib
+from hsrl_jax import flags as flags_lib
+from hsrl_jax import launch
+from hsrl_jax.training import checkpoint, metrics, policy
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLAGFILES = sorted((ROOT / "launch" / "flags").glob("*.flags"))
+# On top of smoke.flags: as small as it gets, for a process of its own.
+SMALL = (
+  f"--flagfile={ROOT}/launch/flags/smoke.flags",
+  "--simulator_epochs=3",
+  "--iterations=120",
+  "--iterations_per_call=10",
+  "--curve_every=40",
+  "--save_every=20",
+  "--curve_episodes=20",
+  "--evaluate_episodes=60",
+  "--seeds=0",
+)
+
+
+def _command(*arguments):
+  return [sys.executable, "-m", "hsrl_jax.launch", *arguments]
+
+
+def _environment():
+  environment = dict(os.environ)
+  environment.pop("XLA_FLAGS", None)  # One device, as a user has.
+  return environment
+
+
+def _process(*arguments):
+  return subprocess.run(
+    _command(*arguments),
+    cwd=ROOT,
+    env=_environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def _in_process(*arguments):
+  """Runs the command here; returns (exit status, stdout, stderr)."""
+  flags.FLAGS.unparse_flags()
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  out, err = io.StringIO(), io.StringIO()
+  status = 0
+  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    try:
+      launch.run_command(["hsrl", *arguments])
+    except SystemExit as stop:
+      status = stop.code
+  flags.FLAGS.mark_as_parsed()
+  return status, out.getvalue(), err.getvalue()
+
+
+class FlagsTest(parameterized.TestCase):
+  @parameterized.parameters(*[p.name for p in FLAGFILES])
+  def test_flagfile_parses_to_a_configuration(self, name):
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS:
+      flags.FLAGS[flag].unparse()
+    flags.FLAGS(["hsrl", f"--flagfile={ROOT}/launch/flags/{name}"])
+    config = flags_lib.config_from_flags()
+    self.assertIsInstance(config, config_lib.Config)
+    self.assertTrue(flags_lib.WORKDIR.value)
+    # The kept flags describe the same configuration.
+    with tempfile.NamedTemporaryFile("w", suffix=".flags") as kept:
+      for flag, text in flags_lib.resolved().items():
+        kept.write(f"--{flag}={text}\n")
+      kept.flush()
+      for flag in flags.FLAGS:
+        flags.FLAGS[flag].unparse()
+      flags.FLAGS(["hsrl", f"--flagfile={kept.name}"])
+      self.assertEqual(flags_lib.config_from_flags(), config)
+    flags.FLAGS.mark_as_parsed()
+
+  def test_flags_of_all_fields_have_help(self):
+    for _, _, name, _ in flags_lib._fields():
+      self.assertGreater(len(flags.FLAGS[name].help), 5, name)
+
+  def test_help_is_short_and_useful(self):
+    ran = _process("--help")
+    self.assertIn("--workdir", ran.stdout)
+    self.assertIn("python -m hsrl_jax.launch", ran.stdout)
+    self.assertLess(len(ran.stdout.splitlines()), 60)
+
+
+class WholePathTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(tempfile.mkdtemp())
+    cls.workdir = cls.folder / "run"
+    cls.first = _process(*SMALL, f"--workdir={cls.workdir}")
+
+  @classmethod
+  def tearDownClass(cls):
+    shutil.rmtree(cls.folder)
+    super().tearDownClass()
+
+  def _copy(self, name):
+    target = self.folder / name
+    shutil.copytree(self.workdir, target)
+    return target
+
+  def test_leaves_what_the_design_says(self):
+    self.assertEqual(self.first.returncode, 0, self.first.stderr)
+    for name in (
+      "flags.txt",
+      "sids/codebooks.npz",
+      "sids/sids.npz",
+      "sids/report.json",
+      "simulator/metrics.jsonl",
+      "policy/metrics.jsonl",
+      "report/report.html",
+    ):
+      self.assertTrue((self.workdir / name).exists(), name)
+    self.assertNotEmpty(list(self.workdir.glob("policy/events/events*")))
+    leftovers = [p for p in self.workdir.rglob(".*.*") if p.is_file()]
+    self.assertEqual(leftovers, [])
+
+  def test_results_have_the_schema(self):
+    results = json.loads((self.workdir / "results.json").read_text())
+    self.assertEqual(results["protocol"], "paper")
+    self.assertEqual(results["dataset"], "toy")
+    self.assertEqual(results["split"], "test")
+    self.assertEqual(results["episodes"], 60)
+    self.assertEqual(results["seeds"], [0])
+    self.assertEqual(
+      set(results["policies"]),
+      {"random", "best_constant", "greedy_oracle", "hsrl"},
+    )
+    for measures in results["policies"].values():
+      for name in ("total_reward", "depth", "normalised"):
+        low, high = measures[name]["ci95"]
+        self.assertLessEqual(low, measures[name]["mean"])
+        self.assertLessEqual(measures[name]["mean"], high)
+    self.assertIn("hsrl", self.first.stdout)
+    self.assertIn(str(self.workdir / "results.json"), self.first.stdout)
+    self.assertIn("report.html", self.first.stdout)
+
+  def test_sids_file_is_invertible(self):
+    saved = np.load(self.workdir / "sids" / "sids.npz")
+    self.assertLen(set(map(tuple, saved["tokens"])), len(saved["item_id"]))
+
+  def test_second_run_finds_the_results(self):
+    before = {
+      p: p.stat().st_mtime_ns for p in self.workdir.rglob("*") if p.is_file()
+    }
+    status, out, _ = _in_process(*SMALL, f"--workdir={self.workdir}")
+    self.assertEqual(status, 0)
+    self.assertIn("nothing to do", out)
+    self.assertIn("greedy_oracle", out)
+    after = {
+      p: p.stat().st_mtime_ns for p in self.workdir.rglob("*") if p.is_file()
+    }
+    self.assertEqual(before, after)
+
+  def test_changed_flags_are_named(self):
+    status, _, err = _in_process(
+      *SMALL, f"--workdir={self.workdir}", "--learning_rate=0.5", "--width=32"
+    )
+    self._refused(status, err, "--learning_rate was 0.001, now 0.5")
+    self.assertIn("--width was 16, now 32", err)
+
+  def test_killed_and_resumed_equals_never_stopped(self):
+    workdir = self._copy("killed")
+    shutil.rmtree(workdir / "policy")
+    for stage in ("policy", "evaluate", "report"):
+      (workdir / ".done" / stage).unlink()
+    (workdir / "results.json").unlink()
+    process = subprocess.Popen(
+      _command(*SMALL, f"--workdir={workdir}"),
+      cwd=ROOT,
+      env=_environment(),
+      stdout=subprocess.DEVNULL,
+      stderr=subprocess.DEVNULL,
+    )
+    metrics_file = workdir / "policy" / metrics.METRICS
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+      if metrics_file.exists() and '"step": 60' in metrics_file.read_text():
+        break
+      time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    self.assertFalse((workdir / ".done" / "policy").exists())
+    resumed = _process(*SMALL, f"--workdir={workdir}")
+    self.assertEqual(resumed.returncode, 0, resumed.stderr)
+    for name in ("policy/metrics.jsonl", "results.json"):
+      self.assertEqual(
+        (workdir / name).read_text(), (self.workdir / name).read_text(), name
+      )
+    self._assert_same_state(workdir)
+
+  def _assert_same_state(self, workdir):
+    states = []
+    for folder in (workdir, self.workdir):
+      leaves = {}
+      path = folder / policy.FOLDER / "checkpoints"
+      with checkpoint.open_directory(path) as checkpointer:
+        raw = checkpointer.load(checkpointer.latest.step)
+      for leaf_path, leaf in __import__("jax").tree.leaves_with_path(raw):
+        leaves[str(leaf_path)] = leaf
+      states.append(leaves)
+    self.assertEqual(states[0].keys(), states[1].keys())
+    for name, leaf in states[0].items():
+      other = states[1][name]
+      if __import__("jax").dtypes.issubdtype(
+        leaf.dtype, __import__("jax").dtypes.prng_key
+      ):
+        continue
+      np.testing.assert_array_equal(leaf, other, name)
+
+  def test_half_checkpoint_falls_back_to_the_one_before(self):
+    workdir = self._copy("cut")
+    for stage in ("policy", "evaluate", "report"):
+      (workdir / ".done" / stage).unlink()
+    newest = workdir / "policy" / "checkpoints" / "120"
+    for path in newest.rglob("*"):
+      if path.is_file():
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    ran = _process(*SMALL, f"--workdir={workdir}")
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    self.assertIn("120 cannot be read", ran.stderr)
+    self.assertIn("falling back", ran.stderr)
+    self.assertEqual(
+      (workdir / "results.json").read_text(),
+      (self.workdir / "results.json").read_text(),
+    )
+
+  def test_truncated_data_file(self):
+    workdir = self._copy("truncated")
+    for stage in ("quantize", "simulator", "policy", "evaluate", "report"):
+      (workdir / ".done" / stage).unlink()
+    (shard,) = workdir.glob("data/toy/items/*/*.array_record*")
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    self._fails(workdir, "split items cannot be read")
+
+  def test_empty_data_file(self):
+    workdir = self._copy("empty")
+    (workdir / ".done" / "simulator").unlink()
+    (shard,) = workdir.glob("data/toy/sessions/*/*train.array_record*")
+    shard.write_bytes(b"")
+    self._fails(workdir, "split train cannot be read")
+
+  def test_missing_data(self):
+    workdir = self._copy("missing")
+    (workdir / ".done" / "simulator").unlink()
+    shutil.rmtree(workdir / "data")
+    self._fails(workdir, "no prepared `items`; run --mode=data first")
+
+  def test_damaged_sids(self):
+    workdir = self._copy("sids")
+    (workdir / ".done" / "policy").unlink()
+    path = workdir / "sids" / "sids.npz"
+    path.write_bytes(path.read_bytes()[:100])
+    self._fails(workdir, "sids.npz cannot be read")
+
+  def _fails(self, workdir, message):
+    status, _, err = _in_process(*SMALL, f"--workdir={workdir}")
+    self._refused(status, err, message)
+
+  def _refused(self, status, err, message):
+    self.assertEqual(status, 2, err)
+    self.assertIn(message, err)
+    self.assertLen([x for x in err.splitlines() if x.startswith("error:")], 1)
+    self.assertNotIn("Traceback", err)
+
+
+class BadInputTest(parameterized.TestCase):
+  @parameterized.parameters(
+    (("--no_such_flag=1",), "no_such_flag"),
+    (("--mode=fly",), "mode"),
+    (("--iterations=many",), "iterations"),
+    (("--flagfile=/no/such.flags",), "/no/such.flags"),
+    (("--heads=5",), "--heads is 5; expected a divisor of width = 32"),
+    (("--simulator_protocol=twice",), "--simulator_protocol is 'twice'"),
+    (("--sid_levels=0",), "--sid_levels is 0; expected at least 1"),
+    (("--seeds=1,x",), "--seeds is 1,x; expected integers"),
+    (("--dataset=nothing",), "--dataset=nothing: no builder found"),
+    (("stray",), "unexpected argument 'stray'"),
+    (("--mode=policy",), "stage data is missing; run --mode=data first"),
+  )
+  def test_one_clear_line_and_status_2(self, arguments, message):
+    with tempfile.TemporaryDirectory() as folder:
+      status, _, err = _in_process(f"--workdir={folder}/run", *arguments)
+    self.assertEqual(status, 2, err)
+    lines = [line for line in err.splitlines() if line]
+    self.assertLen(lines, 1)
+    self.assertStartsWith(lines[0], "error: ")
+    self.assertIn(message, lines[0])
+
+  def test_no_workdir(self):
+    status, _, err = _in_process("--dataset=toy")
+    self.assertEqual(status, 2)
+    self.assertIn("--workdir is missing", err)
+
+  def test_workdir_below_a_file(self):
+    with tempfile.NamedTemporaryFile() as file:
+      status, _, err = _in_process(f"--workdir={file.name}/run")
+    self.assertEqual(status, 2)
+    self.assertIn("cannot be written", err)
+
+  def test_space_too_small_leaves_nothing_half_written(self):
+    with tempfile.TemporaryDirectory() as folder:
+      workdir = pathlib.Path(folder) / "run"
+      status, _, err = _in_process(
+        f"--workdir={workdir}", "--dataset=toy", "--sid_levels=2",
+        "--sid_vocab_size=4",
+      )
+      self.assertFalse((workdir / "sids").exists())
+      self.assertFalse((workdir / ".done" / "quantize").exists())
+    self.assertEqual(status, 2)
+    self.assertIn("use vocab_size 10 or levels 4", err)
+
+
+class ReadmeTest(absltest.TestCase):
+  def test_every_command_is_known_and_its_files_exist(self):
+    """Commands of hsrl_jax run here; installing ones run in .ci/run."""
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
+    commands = [
+      line
+      for block in blocks
+      for line in block.replace("\\\n", " ").splitlines()
+      if line.strip() and not line.startswith("#")
+    ]
+    self.assertNotEmpty(commands)
+    for command in commands:
+      if "hsrl_jax.launch" in command:
+        self._launch(command.split("hsrl_jax.launch", 1)[1].split())
+      elif "pytest" in command:
+        self.assertIn(command, (ROOT / ".ci" / "run").read_text())
+      elif command.startswith("python tests/benchmarks/"):
+        self.assertTrue((ROOT / command.split()[1]).exists())
+      else:
+        self.assertStartsWith(command, "git clone")
+
+  def _launch(self, arguments):
+    """Runs the command's flags on made-up data, in a folder of the test."""
+    with tempfile.TemporaryDirectory() as folder:
+      small = [] if "--help" in arguments or "--helpfull" in arguments else [
+        *SMALL, f"--workdir={folder}", "--mode=data",
+      ]
+      arguments = [
+        a.replace("--flagfile=", f"--flagfile={ROOT}/") for a in arguments
+      ]
+      status, _, err = _in_process(*arguments, *small)
+    self.assertIn(status, (0, 1) if not small else (0,), err)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,134 @@
+"""The hierarchical policy against plain NumPy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import special
+
+from hsrl_jax.networks import policy
+
+LEVELS, VOCAB, WIDTH, FEATURES = 3, 5, 4, 2
+CODEBOOKS = np.random.default_rng(2).normal(size=(LEVELS, VOCAB, FEATURES))
+CODEBOOKS = CODEBOOKS.astype("f")
+STATE = np.random.default_rng(1).normal(size=WIDTH).astype("f")
+
+
+@functools.cache
+def _network(semantic):
+  network = policy.PolicyNetwork(LEVELS, VOCAB, WIDTH, semantic)
+  shapes = jax.eval_shape(network.init, jax.random.key(0), CODEBOOKS, STATE)
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), shapes)
+  return network, params
+
+
+@functools.cache
+def _method(semantic, name):
+  network, _ = _network(semantic)
+  return jax.jit(functools.partial(network.apply, method=name))
+
+
+def _expected(semantic, params=None):
+  params = params or _network(semantic)[1]
+  return _method(semantic, "expected")(params, CODEBOOKS, STATE)
+
+
+def _taken(semantic, sid, params=None):
+  params = params or _network(semantic)[1]
+  return _method(semantic, "taken")(params, CODEBOOKS, STATE, np.asarray(sid))
+
+
+def _plain(semantic, sid=None):
+  """Logits and contexts; with a `sid` those of the tokens taken."""
+  p = jax.tree.map(np.float64, _network(semantic)[1])["params"]
+  logits, contexts = [], [np.float64(STATE)]
+  for level in range(LEVELS):
+    kernel, embedding, bias = (
+      p[name][level] for name in ("kernel", "embedding", "bias")
+    )
+    if semantic:
+      code = np.float64(CODEBOOKS[level])
+      kernel = kernel + code @ p["kernel_map"]["kernel"]
+      embedding = embedding + code @ p["embedding_map"]["kernel"]
+      bias = bias + code @ p["bias_map"]["kernel"][:, 0]
+    logits.append(kernel @ contexts[-1] + bias)
+    if sid is None:
+      residual = special.softmax(logits[-1]) @ embedding
+    else:
+      residual = embedding[sid[level]]
+    x = contexts[-1] - residual
+    x = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
+    norm = p[f"norm_{level}"]
+    contexts.append(x * norm["scale"] + norm["bias"])
+  return logits, contexts
+
+
+class PolicyTest(parameterized.TestCase):
+  @parameterized.parameters(True, False)
+  def test_expected_equals_plain_numpy(self, semantic):
+    found = _expected(semantic)
+    self.assertEqual(found.logits.shape, (LEVELS, VOCAB))
+    self.assertEqual(found.contexts.shape, (LEVELS + 1, WIDTH))
+    logits, contexts = _plain(semantic)
+    np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+    np.testing.assert_allclose(found.contexts, contexts, atol=1e-4)
+
+  @parameterized.parameters(True, False)
+  def test_taken_equals_plain_numpy(self, semantic):
+    for sid in ([0, 1, 2], [4, 0, 3], [4, 1, 3]):
+      found = _taken(semantic, sid)
+      logits, contexts = _plain(semantic, sid)
+      np.testing.assert_allclose(found.logits, logits, atol=1e-4)
+      np.testing.assert_allclose(found.contexts, contexts, atol=1e-4)
+
+  @parameterized.parameters(True, False)
+  def test_taken_is_expected_where_the_policy_is_certain(self, semantic):
+    _, params = _network(semantic)
+    sid = [3, 0, 2]
+    bias = params["params"]["bias"].copy()
+    bias[np.arange(LEVELS), sid] += 1e3
+    certain = {"params": params["params"] | {"bias": bias}}
+    expected, taken = (
+      _expected(semantic, certain),
+      _taken(semantic, sid, certain),
+    )
+    np.testing.assert_allclose(taken.contexts, expected.contexts, atol=1e-4)
+    np.testing.assert_allclose(taken.logits, expected.logits, rtol=1e-4)
+    # Where it is not, they differ.
+    apart = _expected(semantic).contexts[1:] - taken.contexts[1:]
+    self.assertGreater(np.abs(apart).max(-1).min(), 1e-2)
+
+  @parameterized.parameters(True, False)
+  def test_step_by_step_equals_taken(self, semantic):
+    """As the beam search calls it."""
+    network, params = _network(semantic)
+    sid = np.asarray([1, 4, 2])
+    taken = _taken(semantic, sid)
+    bound = network.bind(params)
+    tokens, context = bound.tokens(CODEBOOKS), jnp.asarray(STATE)
+    for level in range(LEVELS):
+      logits = tokens.logits(context, level)
+      np.testing.assert_allclose(logits, taken.logits[level], atol=1e-4)
+      context = bound.advance(tokens, context, sid[level], level)
+      np.testing.assert_allclose(context, taken.contexts[level + 1], atol=1e-4)
+
+  @parameterized.parameters(True, False)
+  def test_init(self, semantic):
+    network, _ = _network(semantic)
+    params = jax.jit(network.init)(jax.random.key(0), CODEBOOKS, STATE)
+    names = {"kernel", "bias", "embedding", "response_bias"}
+    names |= {f"norm_{level}" for level in range(LEVELS)}
+    if semantic:
+      names |= {"kernel_map", "embedding_map", "bias_map"}
+    self.assertEqual(set(params["params"]), names)
+    # Tokens start apart, but none is preferred: without state, no logit.
+    found = _method(semantic, "expected")(params, CODEBOOKS, 0 * STATE)
+    np.testing.assert_allclose(found.logits[0], 0.0)
+    self.assertGreater(np.ptp(_expected(semantic, params).logits, -1).min(), 0)
+
+
+if __name__ == "__main__":
+  absltest.main()

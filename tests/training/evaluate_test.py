@@ -1,0 +1,118 @@
+"""Evaluation against hand-computed sessions and statistics."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+from scipy import stats
+
+from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.training import evaluate
+
+
+def _env(probability, no_repeat=False, patience=9.0, max_steps=5):
+  """Items 1..6; `probability` [7] for everybody."""
+  table = jnp.asarray(probability, jnp.float32)
+  return UserSimulator(
+    response_fn=lambda params, profile, history, slate: table[slate],
+    slate_size=2,
+    no_repeat=no_repeat,
+    patience=patience,
+    max_steps=max_steps,
+    penalty=-0.1,
+    sweet_point=None,
+  )
+
+
+def _users(count=3):
+  return EnvParams(
+    None, jnp.zeros((count, 1)), jnp.ones((count, 4), jnp.int32)
+  )
+
+
+class EvaluateTest(absltest.TestCase):
+  def test_sessions_by_hand(self):
+    # Items 1 and 2 always please: reward 1, patience falls by 1 a step.
+    # Items 3 and 4 never: reward -0.1, patience falls by 3.2 a step.
+    env = _env([0, 1, 1, 0, 0, 0, 0])
+    scores = jnp.array([0.0, 9, 8, 0, 0, 0, 0])
+    run = lambda s: evaluate.simulate(
+      evaluate.constant_policy(2), env, s, _users(), jax.random.key(0),
+      episodes=4,
+    )
+    good = run(scores)
+    np.testing.assert_allclose(good.total_reward, 5.0)  # The step limit.
+    np.testing.assert_allclose(good.depth, 5)
+    np.testing.assert_allclose(good.positives, 10)
+    bad = run(jnp.array([0.0, 0, 0, 9, 8, 0, 0]))
+    # 9 - 3.2 = 5.8, 2.6, then -0.6 < 1: the user leaves after 3 steps.
+    np.testing.assert_allclose(bad.depth, 3)
+    np.testing.assert_allclose(bad.total_reward, -0.3, rtol=1e-5)
+    np.testing.assert_array_equal(bad.slates[0, :3], [[3, 4]] * 3)
+    np.testing.assert_array_equal(bad.slates[0, 3:], 0)
+
+  def test_bounds_under_no_repeat_walk_down_the_ranking(self):
+    env = _env([0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3], no_repeat=True,
+               patience=100.0, max_steps=3)
+    users = _users()
+    mean = evaluate.mean_probabilities(env, users, num_items=6)
+    np.testing.assert_allclose(mean, [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3],
+                               rtol=1e-6)
+    bounds = evaluate.bounds(
+      env, users, jax.random.key(0), num_items=6, episodes=3
+    )
+    for name in ("best_constant", "greedy_oracle"):
+      for slates in np.asarray(bounds[name].slates):
+        np.testing.assert_array_equal(slates, [[1, 3], [5, 6], [4, 2]])
+    for slates in np.asarray(bounds["random"].slates):
+      self.assertCountEqual(slates.ravel().tolist(), [1, 2, 3, 4, 5, 6])
+
+  def test_policies_meet_the_same_users_and_luck(self):
+    env = _env([0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
+    runs = [
+      evaluate.simulate(
+        evaluate.constant_policy(2), env, jnp.asarray(s), _users(),
+        jax.random.key(1), episodes=50,
+      )
+      for s in ([0.0, 9, 8, 0, 0, 0, 0], [0.0, 0, 0, 0, 0, 9, 8])
+    ]
+    np.testing.assert_array_equal(runs[0].responses, runs[1].responses)
+    self.assertGreater(float(runs[0].total_reward.std()), 0)
+
+  def test_summary_of_one_seed_is_over_sessions(self):
+    x = np.random.default_rng(0).normal(size=200)
+    got = evaluate.summarise([x])
+    low, high = stats.t.interval(0.95, 199, x.mean(), stats.sem(x))
+    np.testing.assert_allclose(got["ci95"], [low, high])
+    self.assertLen(got["per_seed"], 1)
+
+  def test_summary_of_seeds_is_over_their_means(self):
+    seeds = [np.array([1.0, 3]), np.array([2.0, 4]), np.array([3.0, 8])]
+    got = evaluate.summarise(seeds)
+    means = [2.0, 3.0, 5.5]
+    low, high = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
+    np.testing.assert_allclose(got["ci95"], [low, high])
+    self.assertAlmostEqual(got["mean"], 3.5)
+    self.assertEqual(got["per_seed"], means)
+
+  def test_normalised_is_zero_at_random_and_one_at_the_oracle(self):
+    def sessions(total):
+      zeros = np.zeros(len(total))
+      return evaluate.Sessions(
+        np.array(total), zeros + 2, zeros, np.zeros((len(total), 2, 2)), None
+      )
+
+    table = evaluate.report(
+      {
+        "random": [sessions([1.0, 3])],
+        "greedy_oracle": [sessions([11.0, 13])],
+        "hsrl": [sessions([7.0, 7]), sessions([9.0, 9])],
+      }
+    )
+    self.assertAlmostEqual(table["random"]["normalised"]["mean"], 0.0)
+    self.assertAlmostEqual(table["greedy_oracle"]["normalised"]["mean"], 1.0)
+    self.assertEqual(table["hsrl"]["normalised"]["per_seed"], [0.5, 0.7])
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,217 @@
+"""The engine: devices, transfers, compilations, learning."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.training import evaluate, parallel, policy
+from tests.training import toy
+
+
+def _merge_devices(stream):
+  """A stream of D devices as the stream of one."""
+
+  def users(x):
+    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+
+  return stream._replace(
+    user=users(stream.user),
+    env=jax.tree.map(users, stream.env),
+    replay=stream.replay._replace(
+      # [D, C, U/D, ...] -> [C, U, ...]
+      items=jax.tree.map(
+        lambda x: jnp.moveaxis(x, 0, 1).reshape(
+          x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:]
+        ),
+        stream.replay.items,
+      ),
+      added=stream.replay.added[0],
+    ),
+  )
+
+
+class DevicesTest(parameterized.TestCase):
+  @parameterized.parameters("expected", "sampled")
+  def test_four_devices_do_what_one_does(self, mode):
+    self.assertEqual(jax.local_device_count(), 4)
+    config = toy.config(residual_mode=mode, beams=8)
+    engine, inputs = toy.engine(config), toy.inputs()
+    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
+    one = jax.jit(functools.partial(engine.run, axis_name=None))
+    # Copies, since the mapped run donates its arguments.
+    one_learner, one_stream = jax.tree.map(
+      jnp.copy, (learner, _merge_devices(stream))
+    )
+    four = parallel.over_devices(engine.run)
+    learner, stream, placed = parallel.place(learner, stream, inputs)
+    start = jax.tree.map(np.asarray, one_learner.params)
+    for _ in range(3):
+      learner, stream, metrics = four(learner, stream, placed)
+      one_learner, one_stream, one_metrics = one(
+        one_learner, one_stream, inputs
+      )
+    # Identical experience, gradients and parameters up to summation order.
+    merged = _merge_devices(stream)
+    chex.assert_trees_all_equal(
+      merged.replay.items.slate, one_stream.replay.items.slate
+    )
+    chex.assert_trees_all_equal(
+      merged.replay.items.response, one_stream.replay.items.response
+    )
+    chex.assert_trees_all_close(metrics, one_metrics, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+      learner.params, one_learner.params, rtol=1e-4, atol=1e-5
+    )
+    parallel.assert_replicated(learner)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start,
+                         jax.tree.map(np.asarray, learner.params))
+    self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
+
+  def test_gradients_of_four_devices_are_the_gradient_of_all(self):
+    config = toy.config(seeds=(0,), iterations_per_call=1, curve_every=1,
+                        save_every=1)
+    engine, inputs = toy.engine(config), toy.inputs()
+    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
+    learner, stream, placed = parallel.place(learner, stream, inputs)
+    four = parallel.over_devices(engine.run)
+    learner, stream, _ = four(learner, stream, placed)  # Fills the ring.
+
+    # Adam's first moment after one step from zero is 0.1 of the gradient.
+    zeros = jax.tree.map(jnp.zeros_like, learner.opt_state)
+    learner = learner._replace(opt_state=zeros)
+    one_stream = jax.tree.map(jnp.copy, _merge_devices(stream))
+    one_learner = jax.device_put(
+      jax.tree.map(np.asarray, learner._replace(key=None)), jax.devices()[0]
+    )._replace(key=jax.device_put(learner.key, jax.devices()[0]))
+    learner, stream, _ = four(learner, stream, placed)
+    one_learner, _, _ = jax.jit(
+      functools.partial(engine.run, axis_name=None)
+    )(one_learner, one_stream, inputs)
+    chex.assert_trees_all_close(
+      learner.opt_state, one_learner.opt_state, rtol=1e-4, atol=1e-6
+    )
+
+  def test_every_device_ends_with_the_same_learner(self):
+    config = toy.config()
+    engine, inputs = toy.engine(config), toy.inputs()
+    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
+
+    def run(learner, stream):
+      return engine.run(learner, stream, inputs, "d")[0]
+
+    run = jax.pmap(run, axis_name="d", in_axes=(None, 0), out_axes=0)
+    learner = run(learner, stream)
+    for leaf in jax.tree.leaves(learner._replace(key=None)):
+      for device in range(1, 4):
+        np.testing.assert_array_equal(leaf[0], leaf[device])
+
+  def test_assert_replicated_sees_a_difference(self):
+    mapped = jax.pmap(lambda x: x, out_axes=None)(jnp.arange(4.0))
+    with self.assertRaises(AssertionError):
+      parallel.assert_replicated({"x": mapped})
+
+  def test_users_must_divide_over_devices(self):
+    engine = toy.engine(toy.config())
+    with self.assertRaisesRegex(ValueError, "users is 8; .*3 devices"):
+      engine.init(toy.inputs(), 3)
+
+
+class LoopTest(parameterized.TestCase):
+  def test_no_transfer_to_or_from_the_host_and_one_compilation(self):
+    engine, inputs = toy.engine(toy.config()), toy.inputs()
+    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
+    learner, stream, inputs = parallel.place(learner, stream, inputs)
+    traces = []
+
+    def run(*arguments):
+      traces.append(1)
+      return engine.run(*arguments)
+
+    run = parallel.over_devices(run)
+    with jax.transfer_guard("disallow"):
+      for _ in range(3):
+        learner, stream, metrics = run(learner, stream, inputs)
+    self.assertLen(traces, 1)
+    self.assertEqual(int(learner.step), 12)
+    chex.assert_tree_all_finite(metrics)
+
+  def test_seeds_side_by_side_equal_seeds_alone(self):
+    together = self._train(toy.config(seeds=(0, 1)), calls=3)
+    for i, seed in enumerate((0, 1)):
+      alone = self._train(toy.config(seeds=(seed,)), calls=3)
+      chex.assert_trees_all_close(
+        jax.tree.map(lambda x, i=i: x[i], together.params),
+        jax.tree.map(lambda x: x[0], alone.params),
+        rtol=1e-4,
+        atol=1e-5,
+      )
+
+  @parameterized.parameters(
+    dict(residual_mode="expected"), dict(residual_mode="sampled")
+  )
+  def test_learns_to_please(self, residual_mode):
+    config = toy.config(
+      residual_mode=residual_mode,
+      beams=16,
+      iterations=300,
+      iterations_per_call=20,
+      curve_every=300,
+      save_every=300,
+      learning_rate=1e-2,
+      seeds=(0,),
+    )
+    learner = self._train(config, calls=15)
+    inputs, env = toy.inputs(), toy.env()
+    key = jax.random.key(0)
+    act = policy.greedy(toy.agent(config))
+    params = jax.tree.map(lambda x: x[0], learner.target_params)
+    measure = functools.partial(evaluate.simulate, episodes=96)
+    mine = measure(
+      act, env, (params, inputs.catalogue), inputs.env_params, key
+    )
+    bounds = evaluate.bounds(
+      env, inputs.env_params, key, num_items=toy.ITEMS, episodes=96
+    )
+    low = float(bounds["random"].total_reward.mean())
+    high = float(bounds["greedy_oracle"].total_reward.mean())
+    constant = float(bounds["best_constant"].total_reward.mean())
+    reached = (float(mine.total_reward.mean()) - low) / (high - low)
+    self.assertGreater(reached, 0.8)
+    self.assertLess((constant - low) / (high - low), 0.5)
+
+  @parameterized.parameters("expected", "sampled")
+  def test_no_repeat_shows_nothing_twice(self, mode):
+    config = toy.config(residual_mode=mode, beams=8, seeds=(0,))
+    inputs, env = toy.inputs(), toy.env(no_repeat=True)
+    agent = toy.agent(config)
+    observation = env.start(jnp.int32(0), inputs.env_params).observation
+    params = agent.init(jax.random.key(0), inputs.catalogue, observation)
+    sessions = evaluate.simulate(
+      policy.greedy(agent),
+      env,
+      (params, inputs.catalogue),
+      inputs.env_params,
+      jax.random.key(0),
+      episodes=24,
+    )
+    for slates in np.asarray(sessions.slates):
+      shown = slates[slates > 0]
+      self.assertLen(set(shown.tolist()), len(shown))
+      self.assertNotEmpty(shown)
+
+  def _train(self, config, calls):
+    engine, inputs = toy.engine(config), toy.inputs()
+    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 1)
+    stream = jax.tree.map(lambda x: x[0], stream)
+    run = jax.jit(functools.partial(engine.run, axis_name=None))
+    for _ in range(calls):
+      learner, stream, _ = run(learner, stream, inputs)
+    return learner
+
+
+if __name__ == "__main__":
+  absltest.main()
