@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 
+import chex
+import jax
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
@@ -20,7 +22,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax import launch
-from hsrl_jax.training import checkpoint, metrics, policy
+from hsrl_jax.training import checkpoint, loop, metrics, policy
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "launch" / "flags").glob("*.flags"))
@@ -61,7 +63,6 @@ def _process(*arguments):
 
 def _in_process(*arguments):
   """Runs the command here; returns (exit status, stdout, stderr)."""
-  flags.FLAGS.unparse_flags()
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   out, err = io.StringIO(), io.StringIO()
@@ -75,14 +76,29 @@ def _in_process(*arguments):
   return status, out.getvalue(), err.getvalue()
 
 
+def _config(*arguments):
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(["hsrl", *arguments])
+  config = flags_lib.config_from_flags()
+  flags.FLAGS.mark_as_parsed()
+  return config
+
+
+def _without_keys(states):
+  """Keys as the words they are, which can be compared."""
+
+  def words(x):
+    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
+
+  return jax.tree.map(words, states)
+
+
 class FlagsTest(parameterized.TestCase):
   @parameterized.parameters(*[p.name for p in FLAGFILES])
   def test_flagfile_parses_to_a_configuration(self, name):
-    flags.FLAGS.unparse_flags()
-    for flag in flags.FLAGS:
-      flags.FLAGS[flag].unparse()
-    flags.FLAGS(["hsrl", f"--flagfile={ROOT}/launch/flags/{name}"])
-    config = flags_lib.config_from_flags()
+    config = _config(f"--flagfile={ROOT}/launch/flags/{name}")
     self.assertIsInstance(config, config_lib.Config)
     self.assertTrue(flags_lib.WORKDIR.value)
     # The kept flags describe the same configuration.
@@ -90,11 +106,7 @@ class FlagsTest(parameterized.TestCase):
       for flag, text in flags_lib.resolved().items():
         kept.write(f"--{flag}={text}\n")
       kept.flush()
-      for flag in flags.FLAGS:
-        flags.FLAGS[flag].unparse()
-      flags.FLAGS(["hsrl", f"--flagfile={kept.name}"])
-      self.assertEqual(flags_lib.config_from_flags(), config)
-    flags.FLAGS.mark_as_parsed()
+      self.assertEqual(_config(f"--flagfile={kept.name}"), config)
 
   def test_flags_of_all_fields_have_help(self):
     for _, _, name, _ in flags_lib._fields():
@@ -216,23 +228,20 @@ class WholePathTest(parameterized.TestCase):
     self._assert_same_state(workdir)
 
   def _assert_same_state(self, workdir):
+    config = _config(*SMALL)
     states = []
     for folder in (workdir, self.workdir):
-      leaves = {}
+      run = launch.Run(config, folder)
+      inputs = loop.Inputs(run.catalogue, run.users("train"))
+      engine = loop.make(
+        policy.make_agent(config, run.env), run.env, config.policy
+      )
+      like = jax.jit(engine.init, static_argnums=1)(inputs, 1)
       path = folder / policy.FOLDER / "checkpoints"
       with checkpoint.open_directory(path) as checkpointer:
-        raw = checkpointer.load(checkpointer.latest.step)
-      for leaf_path, leaf in __import__("jax").tree.leaves_with_path(raw):
-        leaves[str(leaf_path)] = leaf
-      states.append(leaves)
-    self.assertEqual(states[0].keys(), states[1].keys())
-    for name, leaf in states[0].items():
-      other = states[1][name]
-      if __import__("jax").dtypes.issubdtype(
-        leaf.dtype, __import__("jax").dtypes.prng_key
-      ):
-        continue
-      np.testing.assert_array_equal(leaf, other, name)
+        states.append(checkpoint.restore_latest(checkpointer, like))
+    self.assertEqual(int(states[0][0].step), config.policy.iterations)
+    chex.assert_trees_all_equal(*_without_keys(states))
 
   def test_half_checkpoint_falls_back_to_the_one_before(self):
     workdir = self._copy("cut")
@@ -257,20 +266,29 @@ class WholePathTest(parameterized.TestCase):
       (workdir / ".done" / stage).unlink()
     (shard,) = workdir.glob("data/toy/items/*/*.array_record*")
     shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    self._fails(workdir, "split items cannot be read")
+    self._fails(workdir, "bytes; expected")
 
   def test_empty_data_file(self):
     workdir = self._copy("empty")
     (workdir / ".done" / "simulator").unlink()
     (shard,) = workdir.glob("data/toy/sessions/*/*train.array_record*")
     shard.write_bytes(b"")
-    self._fails(workdir, "split train cannot be read")
+    self._fails(workdir, "has 0 bytes; expected")
 
   def test_missing_data(self):
     workdir = self._copy("missing")
     (workdir / ".done" / "simulator").unlink()
     shutil.rmtree(workdir / "data")
-    self._fails(workdir, "no prepared `items`; run --mode=data first")
+    self._fails(workdir, "no prepared data; run --mode=data first")
+
+  def test_altered_data_file(self):
+    workdir = self._copy("altered")
+    (workdir / ".done" / "simulator").unlink()
+    (shard,) = workdir.glob("data/toy/sessions/*/*train.array_record*")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 3] ^= 1
+    shard.write_bytes(data)
+    self._fails(workdir, "was altered since it was prepared")
 
   def test_damaged_sids(self):
     workdir = self._copy("sids")
@@ -360,16 +378,30 @@ class ReadmeTest(absltest.TestCase):
         self.assertStartsWith(command, "git clone")
 
   def _launch(self, arguments):
-    """Runs the command's flags on made-up data, in a folder of the test."""
+    """Runs the command as it stands, but small and in a folder of the test."""
+    if "--help" in arguments:
+      self.assertIn("--workdir", _process(*arguments).stdout)
+      return
+    small = (
+      "--sid_restarts=1",
+      "--simulator_epochs=1",
+      "--iterations=20",
+      "--iterations_per_call=10",
+      "--curve_every=20",
+      "--save_every=20",
+      "--curve_episodes=4",
+      "--evaluate_episodes=8",
+      "--seeds=0",
+    )
+    # The others differ from the quickstart in values alone.
+    mode = "all" if "quickstart" in arguments[0] else "data"
     with tempfile.TemporaryDirectory() as folder:
-      small = [] if "--help" in arguments or "--helpfull" in arguments else [
-        *SMALL, f"--workdir={folder}", "--mode=data",
-      ]
-      arguments = [
-        a.replace("--flagfile=", f"--flagfile={ROOT}/") for a in arguments
-      ]
-      status, _, err = _in_process(*arguments, *small)
-    self.assertIn(status, (0, 1) if not small else (0,), err)
+      ran = _process(
+        *arguments, *small, f"--workdir={folder}/run", f"--mode={mode}"
+      )
+      self.assertEqual(ran.returncode, 0, ran.stderr)
+      if mode == "all":
+        self.assertIn("greedy_oracle", ran.stdout)
 
 
 if __name__ == "__main__":

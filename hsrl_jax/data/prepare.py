@@ -1,6 +1,8 @@
 """Runs a TFDS builder of `datasets/` into a data directory."""
 
+import hashlib
 import importlib.util
+import json
 import pathlib
 import sys
 
@@ -9,6 +11,7 @@ import tensorflow_datasets as tfds
 from hsrl_jax.errors import InputError
 
 CONFIGS = ("items", "sessions")
+MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
 _DATASETS = pathlib.Path(__file__).parents[2] / "datasets"
 
 
@@ -34,7 +37,7 @@ def prepare(dataset: str, data_dir: pathlib.Path) -> None:
   """Writes the dataset below `data_dir` as array_record.
 
   TFDS writes each config under a temporary name and renames it when it is
-  complete; what is complete already is kept.
+  complete; what is complete already is kept. A manifest comes last.
 
   Raises:
     InputError: there is no such builder.
@@ -43,10 +46,45 @@ def prepare(dataset: str, data_dir: pathlib.Path) -> None:
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[path.stem] = module  # TFDS asks where its builders come from.
-  spec.loader.exec_module(module)
+  with tfds.core.registered.skip_registration():
+    spec.loader.exec_module(module)
   tfds.disable_progress_bar()
   for config in CONFIGS:
     builder = module.Builder(
       config=config, data_dir=data_dir, file_format="array_record"
     )
     builder.download_and_prepare()
+  manifest = {
+    str(path.relative_to(data_dir)): [path.stat().st_size, _digest(path)]
+    for path in sorted(data_dir.glob("*/*/*/*"))
+  }
+  temporary = data_dir / f".{MANIFEST}"
+  temporary.write_text(json.dumps(manifest, indent=2) + "\n")
+  temporary.rename(data_dir / MANIFEST)
+
+
+def verify(data_dir: pathlib.Path) -> None:
+  """Checks that every file that `prepare` wrote is there and whole.
+
+  Raises:
+    InputError: the file that is missing, cut or altered.
+  """
+  path = data_dir / MANIFEST
+  if not path.exists():
+    raise InputError(f"{data_dir}: no prepared data; run --mode=data first")
+  again = f"delete {data_dir} and {data_dir.parent}/.done/data, then run again"
+  for name, (size, digest) in json.loads(path.read_text()).items():
+    file = data_dir / name
+    if not file.exists():
+      raise InputError(f"{file} is missing; {again}")
+    if file.stat().st_size != size:
+      raise InputError(
+        f"{file} has {file.stat().st_size} bytes; expected {size}; {again}"
+      )
+    if _digest(file) != digest:
+      raise InputError(f"{file} was altered since it was prepared; {again}")
+
+
+def _digest(path: pathlib.Path) -> str:
+  with path.open("rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()

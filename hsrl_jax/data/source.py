@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from hsrl_jax.data import prepare
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
@@ -46,6 +47,7 @@ def load(data_dir: pathlib.Path) -> Dataset:
   Raises:
     InputError: it is missing, empty, truncated or malformed.
   """
+  prepare.verify(pathlib.Path(data_dir))
   items = _read(data_dir, "items", "items")
   catalogue = Items(
     features=np.vstack(
@@ -163,23 +165,14 @@ def check_sessions(
 def _read(
   data_dir: pathlib.Path, config: str, split: str
 ) -> dict[str, np.ndarray]:
-  found = sorted(pathlib.Path(data_dir).glob(f"*/{config}/*/dataset_info.json"))
-  if not found:
+  (info,) = pathlib.Path(data_dir).glob(f"*/{config}/*/dataset_info.json")
+  source = tfds.builder_from_directory(info.parent).as_data_source(split=split)
+  if not len(source):
     raise InputError(
-      f"{data_dir}: no prepared `{config}`; run --mode=data first"
+      f"{info.parent}: split {split} is empty; expected at least one row: "
+      "prepare data that has some"
     )
-  folder = found[-1].parent
-  again = f"delete {data_dir} and run --mode=data again"
-  try:
-    source = tfds.builder_from_directory(folder).as_data_source(split=split)
-    rows = source.__getitems__(list(range(len(source))))
-  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
-    raise InputError(
-      f"{folder}: split {split} cannot be read "
-      f"({str(error).splitlines()[0]}); {again}"
-    ) from error
-  if not rows:
-    raise InputError(f"{folder}: split {split} is empty; {again}")
+  rows = source.__getitems__(list(range(len(source))))
   return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 

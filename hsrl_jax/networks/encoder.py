@@ -15,7 +15,8 @@ _MAX_LOGIT = 30.0
 class Encoder(nn.Module):
   """Maps ONE user to a state vector c_0 (DESIGN, section 4); callers vmap.
 
-  The user's profile enters by a Dense that is added to the last position.
+  The user's profile enters by an MLP twice: at all positions, so that what is
+  attended to depends on the user, and beside the last one.
 
   Attributes:
     width: d of all layers.
@@ -51,6 +52,11 @@ class Encoder(nn.Module):
       "position", nn.initializers.normal(0.02), (len(history), self.width)
     )
     x = nn.Dense(self.width, name="item")(item_features[history]) + position
+    if profile.shape[-1]:
+      user = nn.Dense(4 * self.width, name="profile_hidden")(profile)
+      user = nn.Dense(2 * self.width, name="profile")(nn.relu(user))
+      attended, added = jnp.split(user, 2)
+      x = x + attended
     x = LayerNorm(name="norm")(x)
     lengths = [len(history)] * (self.layers - 1) + [1]
     if deterministic or not self.dropout:
@@ -71,7 +77,7 @@ class Encoder(nn.Module):
     # With no history at all, what is left is a constant and the profile.
     state = jnp.where(mask[-1], x[-1], 0.0)
     if profile.shape[-1]:
-      state = state + nn.Dense(self.width, name="profile")(profile)
+      state = state + added
     return LayerNorm(name="state_norm")(state)
 
 

@@ -66,9 +66,9 @@ def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
   """
   path = workdir / FOLDER / "sids.npz"
   try:
-    tokens = np.load(path)["tokens"]
+    tokens = _load(path, "tokens")
     index = sid.build_index(tokens, vocab_size)
-    codebooks = np.load(workdir / FOLDER / "codebooks.npz")["codebooks"]
+    codebooks = _load(workdir / FOLDER / "codebooks.npz", "codebooks")
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
     raise InputError(
       f"{path} cannot be read ({error}); delete {workdir}/.done/quantize and "
@@ -122,6 +122,12 @@ def describe(
     "codes_used": [int((u > 0).sum()) for u in usage],
     "perplexity": [float(np.exp(-(p * np.log(p)).sum())) for p in shares],
   }
+
+
+def _load(path: pathlib.Path, name: str) -> np.ndarray:
+  # Opened here, since numpy leaves a damaged file open.
+  with path.open("rb") as file, np.load(file) as arrays:
+    return arrays[name]
 
 
 def _save(path: pathlib.Path, **arrays: np.ndarray) -> None:
