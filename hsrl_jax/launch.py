@@ -87,9 +87,7 @@ class Run:
 
   def quantize(self) -> None:
     """Stage quantize."""
-    made = quantize.run(
-      self.config.quantizer, self.workdir, self.dataset.items
-    )
+    made = quantize.run(self.config.quantizer, self.workdir, self.dataset.items)
     print(
       f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
       f"{made['relative_error_unique']:.3f} "

@@ -346,7 +346,9 @@ class BadInputTest(parameterized.TestCase):
     with tempfile.TemporaryDirectory() as folder:
       workdir = pathlib.Path(folder) / "run"
       status, _, err = _in_process(
-        f"--workdir={workdir}", "--dataset=toy", "--sid_levels=2",
+        f"--workdir={workdir}",
+        "--dataset=toy",
+        "--sid_levels=2",
         "--sid_vocab_size=4",
       )
       self.assertFalse((workdir / "sids").exists())

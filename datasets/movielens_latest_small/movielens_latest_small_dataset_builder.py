@@ -86,13 +86,16 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     feature = item_features(ratings, split == "train")
     films = ratings.drop_duplicates("item").sort_values("item")
     for film in films.itertuples():
-      yield film.item, {
-        "item_id": film.item,
-        "feature": feature[film.item - 1],
-        "external_id": str(film.movieId),
-        "title": film.title,
-        "genres": film.genres,
-      }
+      yield (
+        film.item,
+        {
+          "item_id": film.item,
+          "feature": feature[film.item - 1],
+          "external_id": str(film.movieId),
+          "title": film.title,
+          "genres": film.genres,
+        },
+      )
 
 
 ITEM_STATISTICS = ("mean rating", "log popularity", "year")
@@ -175,7 +178,7 @@ def item_features(ratings, train: np.ndarray) -> np.ndarray:
   matrix[user, item] = (residual - user_mean[user]) / np.sqrt(
     count[item] + RATING_PRIOR
   )
-  values, vectors = np.linalg.eigh(matrix @ matrix.T)
+  _, vectors = np.linalg.eigh(matrix @ matrix.T)
   top = vectors[:, ::-1][:, :SVD_DIMENSIONS]
   top *= np.sign(top[np.abs(top).argmax(0), np.arange(SVD_DIMENSIONS)])
   svd = matrix.T @ top
@@ -184,7 +187,8 @@ def item_features(ratings, train: np.ndarray) -> np.ndarray:
   year = np.where(np.isnan(year), np.nanmean(year), year)
   statistics = np.stack([mean_rating, np.log1p(count), year], 1)
   return np.concatenate(
-    [SVD_WEIGHT * _scaled(svd), genres, _scaled(statistics, each_column=True)], 1
+    [SVD_WEIGHT * _scaled(svd), genres, _scaled(statistics, each_column=True)],
+    1,
   ).astype(np.float32)
 
 

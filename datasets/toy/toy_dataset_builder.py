@@ -82,9 +82,9 @@ def item_features() -> np.ndarray:
   """Group, one-hot, and two noisy columns, float32 [ITEMS, GROUPS + 2]."""
   rng = np.random.default_rng(0)
   group = np.eye(GROUPS)[np.arange(ITEMS) % GROUPS]
-  return np.concatenate(
-    [group, 0.5 * rng.normal(size=(ITEMS, 2))], 1
-  ).astype(np.float32)
+  return np.concatenate([group, 0.5 * rng.normal(size=(ITEMS, 2))], 1).astype(
+    np.float32
+  )
 
 
 def sessions_of(user: int):

@@ -4,8 +4,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from hsrl_jax.sid.index import SidIndex
-from hsrl_jax.types import Array, Metrics, Observation, Params, PRNGKey
-from hsrl_jax.types import Transition
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  Params,
+  PRNGKey,
+  Transition,
+)
 
 
 class Catalogue(NamedTuple):

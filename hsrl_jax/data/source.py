@@ -106,9 +106,7 @@ def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
     )
 
 
-def check_sessions(
-  rows: dict[str, np.ndarray], num_items: int, where
-) -> None:
+def check_sessions(rows: dict[str, np.ndarray], num_items: int, where) -> None:
   """Checks the session table (DESIGN: data schema).
 
   Raises:
@@ -152,9 +150,7 @@ def check_sessions(
     "a slate that shows an item twice",
     "distinct items",
   )
-  refuse(
-    ~np.isin(rows["response"], (0, 1)).all(1), "an odd response", "0 or 1"
-  )
+  refuse(~np.isin(rows["response"], (0, 1)).all(1), "an odd response", "0 or 1")
   refuse(
     ~np.isfinite(rows["profile"]).all(1),
     "a profile that is not finite",

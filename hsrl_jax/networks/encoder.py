@@ -111,9 +111,7 @@ class _Layer(nn.Module):
     if not self.last_only:
       usable = usable & jnp.tri(length, dtype=bool)
 
-    heads = [
-      y.reshape(-1, self.heads, size).swapaxes(0, 1) for y in (q, k, v)
-    ]
+    heads = [y.reshape(-1, self.heads, size).swapaxes(0, 1) for y in (q, k, v)]
     attend = jax.vmap(_attend, in_axes=(0, 0, 0, None))
     mixed = attend(*heads, usable).swapaxes(0, 1).reshape(-1, width)
     out = nn.Dense(width, name="out")(mixed) * attention_scale

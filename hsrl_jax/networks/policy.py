@@ -69,8 +69,10 @@ class PolicyNetwork(nn.Module):
   def setup(self):
     shape = (self.levels, self.vocab_size, self.width)
     zeros = nn.initializers.zeros
-    free = zeros if self.semantic_tokens else nn.initializers.normal(
-      self.width**-0.5
+    free = (
+      zeros
+      if self.semantic_tokens
+      else nn.initializers.normal(self.width**-0.5)
     )
     self.kernel = self.param("kernel", free, shape)
     self.embedding = self.param("embedding", free, shape)

@@ -1,6 +1,6 @@
 """Residual k-means: vectors to tokens, coarse to fine (DESIGN, section 3).
 
-  r_0 = x;  z_l = argmin_v ||r_{l-1} - C_l[v]||;  r_l = r_{l-1} - C_l[z_l]
+r_0 = x;  z_l = argmin_v ||r_{l-1} - C_l[v]||;  r_l = r_{l-1} - C_l[z_l]
 """
 
 import functools

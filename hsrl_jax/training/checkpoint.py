@@ -1,4 +1,4 @@
-"""The only place with Orbax: whole states, by step, the newest that is whole."""
+"""The only place with Orbax: whole states by step, damaged ones passed over."""
 
 import pathlib
 from typing import Any

@@ -169,7 +169,11 @@ def summarise(per_seed: list[np.ndarray]) -> dict:
 
 
 def bounds(
-  env: UserSimulator, users: EnvParams, key: PRNGKey, *, num_items: int,
+  env: UserSimulator,
+  users: EnvParams,
+  key: PRNGKey,
+  *,
+  num_items: int,
   episodes: int,
 ) -> dict[str, Sessions]:
   """Sessions of the bounds (DESIGN, section 5) with the pool's users."""

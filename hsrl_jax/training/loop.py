@@ -118,9 +118,9 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     return agent.init(key, inputs.catalogue, state.observation)
 
   def init_stream(users: Array, keys: PRNGKey, inputs: Inputs) -> Stream:
-    state = jax.vmap(
-      jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None)
-    )(_by_user(keys, users), inputs.env_params)
+    state = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(
+      _by_user(keys, users), inputs.env_params
+    )
     shape = (*state.steps.shape, env.slate_size)
     example = Transition(
       observation=state.observation,

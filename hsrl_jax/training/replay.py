@@ -28,7 +28,7 @@ class ReplayState(NamedTuple):
 
 
 def init(example: Any, capacity: int) -> ReplayState:
-  """An empty ring of `capacity` steps, each like `example`, leaves [*B, ...]."""
+  """An empty ring of `capacity` steps like `example`, leaves [*B, ...]."""
   items = jax.tree.map(
     lambda x: jnp.zeros((capacity, *x.shape), x.dtype), example
   )

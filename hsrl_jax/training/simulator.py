@@ -82,9 +82,7 @@ def response_probabilities(
 def make_env(config: SimulatorConfig, slate_size: int) -> UserSimulator:
   """The simulator on the URM of `config`."""
   return UserSimulator(
-    response_fn=functools.partial(
-      response_probabilities, make_network(config)
-    ),
+    response_fn=functools.partial(response_probabilities, make_network(config)),
     slate_size=slate_size,
     no_repeat=config.protocol == "no_repeat",
     patience=config.patience,
@@ -195,9 +193,7 @@ def make_fit(
 
   @jax.jit
   def predict(params: Params, sessions: Sessions) -> Array:
-    return jax.nn.sigmoid(
-      jax.vmap(logits, in_axes=(None, 0))(params, sessions)
-    )
+    return jax.nn.sigmoid(jax.vmap(logits, in_axes=(None, 0))(params, sessions))
 
   @jax.jit
   def keep_best(state: FitState, loss: Array) -> FitState:

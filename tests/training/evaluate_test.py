@@ -25,9 +25,7 @@ def _env(probability, no_repeat=False, patience=9.0, max_steps=5):
 
 
 def _users(count=3):
-  return EnvParams(
-    None, jnp.zeros((count, 1)), jnp.ones((count, 4), jnp.int32)
-  )
+  return EnvParams(None, jnp.zeros((count, 1)), jnp.ones((count, 4), jnp.int32))
 
 
 class EvaluateTest(absltest.TestCase):
@@ -36,10 +34,17 @@ class EvaluateTest(absltest.TestCase):
     # Items 3 and 4 never: reward -0.1, patience falls by 3.2 a step.
     env = _env([0, 1, 1, 0, 0, 0, 0])
     scores = jnp.array([0.0, 9, 8, 0, 0, 0, 0])
-    run = lambda s: evaluate.simulate(
-      evaluate.constant_policy(2), env, s, _users(), jax.random.key(0),
-      episodes=4,
-    )
+
+    def run(scores):
+      return evaluate.simulate(
+        evaluate.constant_policy(2),
+        env,
+        scores,
+        _users(),
+        jax.random.key(0),
+        episodes=4,
+      )
+
     good = run(scores)
     np.testing.assert_allclose(good.total_reward, 5.0)  # The step limit.
     np.testing.assert_allclose(good.depth, 5)
@@ -52,12 +57,17 @@ class EvaluateTest(absltest.TestCase):
     np.testing.assert_array_equal(bad.slates[0, 3:], 0)
 
   def test_bounds_under_no_repeat_walk_down_the_ranking(self):
-    env = _env([0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3], no_repeat=True,
-               patience=100.0, max_steps=3)
+    env = _env(
+      [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3],
+      no_repeat=True,
+      patience=100.0,
+      max_steps=3,
+    )
     users = _users()
     mean = evaluate.mean_probabilities(env, users, num_items=6)
-    np.testing.assert_allclose(mean, [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3],
-                               rtol=1e-6)
+    np.testing.assert_allclose(
+      mean, [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3], rtol=1e-6
+    )
     bounds = evaluate.bounds(
       env, users, jax.random.key(0), num_items=6, episodes=3
     )
@@ -71,8 +81,12 @@ class EvaluateTest(absltest.TestCase):
     env = _env([0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
     runs = [
       evaluate.simulate(
-        evaluate.constant_policy(2), env, jnp.asarray(s), _users(),
-        jax.random.key(1), episodes=50,
+        evaluate.constant_policy(2),
+        env,
+        jnp.asarray(s),
+        _users(),
+        jax.random.key(1),
+        episodes=50,
       )
       for s in ([0.0, 9, 8, 0, 0, 0, 0], [0.0, 0, 0, 0, 0, 9, 8])
     ]

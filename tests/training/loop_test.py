@@ -67,13 +67,17 @@ class DevicesTest(parameterized.TestCase):
       learner.params, one_learner.params, rtol=1e-4, atol=1e-5
     )
     parallel.assert_replicated(learner)
-    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), start,
-                         jax.tree.map(np.asarray, learner.params))
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(),
+      start,
+      jax.tree.map(np.asarray, learner.params),
+    )
     self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
 
   def test_gradients_of_four_devices_are_the_gradient_of_all(self):
-    config = toy.config(seeds=(0,), iterations_per_call=1, curve_every=1,
-                        save_every=1)
+    config = toy.config(
+      seeds=(0,), iterations_per_call=1, curve_every=1, save_every=1
+    )
     engine, inputs = toy.engine(config), toy.inputs()
     learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
     learner, stream, placed = parallel.place(learner, stream, inputs)
@@ -88,9 +92,9 @@ class DevicesTest(parameterized.TestCase):
       jax.tree.map(np.asarray, learner._replace(key=None)), jax.devices()[0]
     )._replace(key=jax.device_put(learner.key, jax.devices()[0]))
     learner, stream, _ = four(learner, stream, placed)
-    one_learner, _, _ = jax.jit(
-      functools.partial(engine.run, axis_name=None)
-    )(one_learner, one_stream, inputs)
+    one_learner, _, _ = jax.jit(functools.partial(engine.run, axis_name=None))(
+      one_learner, one_stream, inputs
+    )
     chex.assert_trees_all_close(
       learner.opt_state, one_learner.opt_state, rtol=1e-4, atol=1e-6
     )
@@ -170,9 +174,7 @@ class LoopTest(parameterized.TestCase):
     act = policy.greedy(toy.agent(config))
     params = jax.tree.map(lambda x: x[0], learner.target_params)
     measure = functools.partial(evaluate.simulate, episodes=96)
-    mine = measure(
-      act, env, (params, inputs.catalogue), inputs.env_params, key
-    )
+    mine = measure(act, env, (params, inputs.catalogue), inputs.env_params, key)
     bounds = evaluate.bounds(
       env, inputs.env_params, key, num_items=toy.ITEMS, episodes=96
     )

@@ -13,12 +13,22 @@ from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
 from hsrl_jax.ops import masking, policy_gradient, returns
 from hsrl_jax.sid.beam_search import beam_search
-from hsrl_jax.types import Array, Metrics, Observation, Params, PRNGKey
-from hsrl_jax.types import Transition
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  Params,
+  PRNGKey,
+  Transition,
+)
 
 
 def make(
-  config: PolicyConfig, *, levels: int, vocab_size: int, slate_size: int,
+  config: PolicyConfig,
+  *,
+  levels: int,
+  vocab_size: int,
+  slate_size: int,
   penalty: float,
 ) -> base.Agent:
   """Builds the agent.
@@ -106,7 +116,14 @@ def _act(
   state = networks.state(params, catalogue, observation)
   if config.residual_mode == "sampled":
     return _search(
-      networks, config, slate_size, params, catalogue, state, excluded, key,
+      networks,
+      config,
+      slate_size,
+      params,
+      catalogue,
+      state,
+      excluded,
+      key,
       temperature,
     )
   logits = networks.expected(params, catalogue, state).logits
@@ -124,7 +141,14 @@ def _act(
 
 
 def _search(
-  networks, config, slate_size, params, catalogue, state, excluded, key,
+  networks,
+  config,
+  slate_size,
+  params,
+  catalogue,
+  state,
+  excluded,
+  key,
   temperature,
 ) -> tuple[Array, Array]:
   """The `sampled` residual: each beam has a context of its own."""
@@ -171,7 +195,9 @@ def _loss(
   next_state = networks.state(
     target_params, catalogue, transition.next_observation
   )
-  next_contexts = networks.expected(target_params, catalogue, next_state).contexts
+  next_contexts = networks.expected(
+    target_params, catalogue, next_state
+  ).contexts
   next_value, _ = networks.value(target_params, next_contexts)
   target = returns.td_target(
     transition.reward, transition.terminated, next_value, config.discount
