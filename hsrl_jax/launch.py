@@ -14,14 +14,20 @@ import sys
 import time
 
 import jax
-import numpy as np
 from absl import app, flags, logging
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import evaluate, policy, quantize, report, simulator
+from hsrl_jax.training import (
+  evaluate,
+  policy,
+  progress,
+  quantize,
+  report,
+  simulator,
+)
 from hsrl_jax.training import workdir as workdir_lib
 
 STAGES = flags_lib.MODES[1:]
@@ -80,7 +86,10 @@ class Run:
 
   def data(self) -> None:
     """Stage data."""
-    prepare.prepare(self.config.data.dataset, self.workdir / "data")
+    with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
+      prepare.prepare(
+        self.config.data.dataset, self.workdir / "data", bar.update
+      )
     items, splits = self.dataset
     sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
     print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
@@ -116,29 +125,26 @@ class Run:
     c = self.config.evaluate
     users = self.users(c.split)
     key = jax.random.key(c.seed)
-    sessions = evaluate.bounds(
-      self.env,
-      users,
-      key,
-      num_items=self.catalogue.index.num_items,
-      episodes=c.episodes,
-    )
-    table = {name: [s] for name, s in sessions.items()}
-    act = policy.greedy(policy.make_agent(self.config, self.env))
     params = policy.load(
       self.config, self.workdir, self.env, self.catalogue, self.users("train")
     )
-    table["hsrl"] = [
-      evaluate.simulate(
-        act,
-        self.env,
-        (p, self.catalogue),
-        users,
-        key,
-        episodes=c.episodes,
-      )
-      for p in params
-    ]
+    act = policy.greedy(policy.make_agent(self.config, self.env))
+    bounds = evaluate.bounds(
+      self.env, users, num_items=self.catalogue.index.num_items
+    )
+    policies = {name: [bound] for name, bound in bounds.items()}
+    policies["hsrl"] = [(act, (p, self.catalogue)) for p in params]
+    table = {}
+    total = sum(map(len, policies.values()))
+    with progress.bar(total, "evaluate", "policy") as bar:
+      for name, seeds in policies.items():
+        table[name] = []
+        for act, p in seeds:
+          sessions = evaluate.simulate(
+            act, self.env, p, users, key, episodes=c.episodes
+          )
+          table[name].append(jax.device_get(sessions))
+          bar.update()
     read = self._read_json
     workdir_lib.write_json(
       self.workdir / "results.json",
@@ -155,7 +161,7 @@ class Run:
     )
     items = self.dataset.items
     shown = evaluate.examples(
-      jax.tree.map(np.asarray, table["hsrl"][0]),
+      table["hsrl"][0],
       self.dataset.splits[c.split].history,
       items.titles,
       _EXAMPLES,
@@ -223,10 +229,13 @@ def _guarded(argv: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   try:
     main(argv)
-  except (InputError, FloatingPointError) as error:
+  except InputError as error:
     _fail(error)
-  except OSError as error:
-    _fail(f"{error.filename}: {error.strerror}" if error.filename else error)
+  except FloatingPointError as error:
+    _fail(error, status=1)
+  except OSError as error:  # Such as a full disk; what is written is whole.
+    where = f"{error.filename}: " if error.filename else ""
+    _fail(f"{where}{error.strerror or error}", status=1)
   except KeyboardInterrupt:
     print("\nstopped; the same command goes on from here", file=sys.stderr)
     sys.exit(130)
@@ -237,10 +246,10 @@ def run_command(argv: list[str]) -> None:
   _guarded(_parse(argv))
 
 
-def _fail(error) -> None:
+def _fail(error, status: int = 2) -> None:
   text = " ".join(str(error).split())
   print(f"error: {text}", file=sys.stderr)
-  sys.exit(2)
+  sys.exit(status)
 
 
 def entry() -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import pathlib
 import sys
+from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
@@ -33,11 +34,20 @@ def builder_folder(dataset: str) -> pathlib.Path:
   )
 
 
-def prepare(dataset: str, data_dir: pathlib.Path) -> None:
+def prepare(
+  dataset: str,
+  data_dir: pathlib.Path,
+  progress: Callable[[], None] = lambda: None,
+) -> None:
   """Writes the dataset below `data_dir` as array_record.
 
   TFDS writes each config under a temporary name and renames it when it is
   complete; what is complete already is kept. A manifest comes last.
+
+  Args:
+    dataset: see `builder_folder`.
+    data_dir: where to write.
+    progress: called after each of CONFIGS.
 
   Raises:
     InputError: there is no such builder.
@@ -54,6 +64,7 @@ def prepare(dataset: str, data_dir: pathlib.Path) -> None:
       config=config, data_dir=data_dir, file_format="array_record"
     )
     builder.download_and_prepare()
+    progress()
   manifest = {
     str(path.relative_to(data_dir)): [path.stat().st_size, _digest(path)]
     for path in sorted(data_dir.glob("*/*/*/*"))

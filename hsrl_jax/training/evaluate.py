@@ -169,23 +169,14 @@ def summarise(per_seed: list[np.ndarray]) -> dict:
 
 
 def bounds(
-  env: UserSimulator,
-  users: EnvParams,
-  key: PRNGKey,
-  *,
-  num_items: int,
-  episodes: int,
-) -> dict[str, Sessions]:
-  """Sessions of the bounds (DESIGN, section 5) with the pool's users."""
+  env: UserSimulator, users: EnvParams, *, num_items: int
+) -> dict[str, tuple[Act, Params]]:
+  """The bounds (DESIGN, section 5) for the pool's users: policy and params."""
   constant = mean_probabilities(env, users, num_items=num_items)
-  policies = {
+  return {
     "random": (random_policy(num_items, env.slate_size), None),
     "best_constant": (constant_policy(env.slate_size), constant),
     "greedy_oracle": (greedy_oracle(env, num_items), users),
-  }
-  return {
-    name: simulate(act, env, params, users, key, episodes=episodes)
-    for name, (act, params) in policies.items()
   }
 
 

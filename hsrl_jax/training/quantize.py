@@ -12,6 +12,7 @@ from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
+from hsrl_jax.training import progress
 from hsrl_jax.training import workdir as workdir_lib
 
 FOLDER = "sids"
@@ -36,19 +37,25 @@ def run(config: QuantizerConfig, workdir: pathlib.Path, items: Items) -> dict:
     sid.check_capacity(len(features), config.levels, config.vocab_size)
   except ValueError as error:
     raise InputError(f"--sid_vocab_size, --sid_levels: {error}") from error
-  codebooks = sid.fit(
-    jax.random.key(config.seed),
-    jnp.asarray(features),
-    levels=config.levels,
-    vocab_size=config.vocab_size,
-    iterations=config.iterations,
-    restarts=config.restarts,
-  )
-  plain = np.asarray(sid.encode(codebooks, features))
-  tokens = sid.encode_unique(np.asarray(codebooks), features)
-  report = describe(np.asarray(codebooks), features, plain, tokens)
+  with progress.bar(3, "quantize", "step") as bar:
+    codebooks = np.asarray(
+      sid.fit(
+        jax.random.key(config.seed),
+        jnp.asarray(features),
+        levels=config.levels,
+        vocab_size=config.vocab_size,
+        iterations=config.iterations,
+        restarts=config.restarts,
+      )
+    )
+    bar.update()
+    plain = np.asarray(sid.encode(codebooks, features))
+    tokens = sid.encode_unique(codebooks, features)
+    bar.update()
+    report = describe(codebooks, features, plain, tokens)
+    bar.update()
   folder = workdir / FOLDER
-  _save(folder / "codebooks.npz", codebooks=np.asarray(codebooks))
+  _save(folder / "codebooks.npz", codebooks=codebooks)
   _save(
     folder / "sids.npz",
     item_id=np.arange(1, len(tokens) + 1, dtype=np.int32),

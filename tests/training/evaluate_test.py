@@ -68,9 +68,14 @@ class EvaluateTest(absltest.TestCase):
     np.testing.assert_allclose(
       mean, [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3], rtol=1e-6
     )
-    bounds = evaluate.bounds(
-      env, users, jax.random.key(0), num_items=6, episodes=3
-    )
+    bounds = {
+      name: evaluate.simulate(
+        act, env, params, users, jax.random.key(0), episodes=3
+      )
+      for name, (act, params) in evaluate.bounds(
+        env, users, num_items=6
+      ).items()
+    }
     for name in ("best_constant", "greedy_oracle"):
       for slates in np.asarray(bounds[name].slates):
         np.testing.assert_array_equal(slates, [[1, 3], [5, 6], [4, 2]])

@@ -175,9 +175,12 @@ class LoopTest(parameterized.TestCase):
     params = jax.tree.map(lambda x: x[0], learner.target_params)
     measure = functools.partial(evaluate.simulate, episodes=96)
     mine = measure(act, env, (params, inputs.catalogue), inputs.env_params, key)
-    bounds = evaluate.bounds(
-      env, inputs.env_params, key, num_items=toy.ITEMS, episodes=96
-    )
+    bounds = {
+      name: measure(bound, env, bound_params, inputs.env_params, key)
+      for name, (bound, bound_params) in evaluate.bounds(
+        env, inputs.env_params, num_items=toy.ITEMS
+      ).items()
+    }
     low = float(bounds["random"].total_reward.mean())
     high = float(bounds["greedy_oracle"].total_reward.mean())
     constant = float(bounds["best_constant"].total_reward.mean())
