@@ -82,7 +82,10 @@ def _norm(p, x):
 
 def _plain(params, features, profile, history, layers=LAYERS):
   p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["params"]
-  x = _norm(p["norm"], _dense(p["item"], features[history]) + p["position"])
+  hidden = np.maximum(_dense(p["profile_hidden"], profile), 0.0)
+  user = _dense(p["profile"], hidden)
+  x = _dense(p["item"], features[history]) + p["position"] + user[:WIDTH]
+  x = _norm(p["norm"], x)
   for layer in range(layers):
     q = p[f"layer_{layer}"]
     queries, keys, values = (
@@ -102,7 +105,7 @@ def _plain(params, features, profile, history, layers=LAYERS):
     hidden = np.maximum(_dense(q["wide"], x), 0.0)
     x = _norm(q["feed_forward_norm"], x + _dense(q["narrow"], hidden))
   state = x[-1] if history[-1] > 0 else np.zeros(WIDTH)
-  return _norm(p["state_norm"], state + _dense(p["profile"], profile))
+  return _norm(p["state_norm"], state + user[WIDTH:])
 
 
 class EncoderTest(parameterized.TestCase):

@@ -1,0 +1,168 @@
+"""The agent: what it shows, and which parameters its loss moves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.types import Transition
+from tests.training import toy
+
+NOTHING = jnp.zeros(0, jnp.int32)
+
+
+def _made(**overrides):
+  config = toy.config(**overrides)
+  agent, inputs = toy.agent(config), toy.inputs()
+  observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
+  params = agent.init(jax.random.key(1), inputs.catalogue, observation)
+  # Away from zero-initialised parts.
+  params = jax.tree.map(
+    lambda x: x + 0.3 * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape),
+    params,
+  )
+  return agent, params, inputs.catalogue, observation
+
+
+class ActTest(parameterized.TestCase):
+  @parameterized.parameters("expected", "sampled")
+  def test_greedy_slate_is_the_exact_top(self, mode):
+    # With as many beams as prefixes the search is exhaustive.
+    agent, params, catalogue, observation = _made(residual_mode=mode, beams=64)
+    everything, log_prob = self._ranking(mode, params, catalogue, observation)
+    excluded = jnp.array([everything[0], 0, everything[2]])
+    for banned, want in (
+      (NOTHING, everything[: toy.SLATE]),
+      (excluded, [everything[1], *everything[3 : toy.SLATE + 2]]),
+    ):
+      slate, log_pi = agent.act(
+        params, catalogue, observation, banned, None, 1.0
+      )
+      np.testing.assert_array_equal(slate, want)
+      np.testing.assert_allclose(log_pi, [log_prob[i] for i in want], rtol=1e-4)
+
+  def _ranking(self, mode, params, catalogue, observation):
+    """All items by log pi, each computed on its own with `taken`."""
+    networks = hsrl._Networks(
+      hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
+      hsrl.policy_lib.PolicyNetwork(2, 8, 8),
+      None,
+    )
+    state = networks.state(params, catalogue, observation)
+    log_prob = {}
+    for item in range(1, toy.ITEMS + 1):
+      tokens = catalogue.index.tokens[item]
+      if mode == "sampled":
+        logits = networks.policy.apply(
+          params["policy"],
+          catalogue.codebooks,
+          state,
+          tokens,
+          method="taken",
+        ).logits
+      else:
+        logits = networks.expected(params, catalogue, state).logits
+      logits = np.asarray(logits, np.float64)
+      log_prob[item] = sum(
+        logits[l, tokens[l]] - np.log(np.exp(logits[l]).sum()) for l in range(2)
+      )
+    return sorted(log_prob, key=lambda i: -log_prob[i]), log_prob
+
+  @parameterized.parameters("expected", "sampled")
+  def test_sampled_slates_are_distinct_and_vary(self, mode):
+    agent, params, catalogue, observation = _made(residual_mode=mode, beams=8)
+    act = jax.jit(
+      jax.vmap(
+        lambda key: agent.act(
+          params, catalogue, observation, jnp.array([5]), key, 1.0
+        )[0]
+      )
+    )
+    slates = np.asarray(act(jax.random.split(jax.random.key(0), 200)))
+    for slate in slates:
+      self.assertLen(set(slate.tolist()), toy.SLATE)
+    self.assertNotIn(5, slates)
+    self.assertGreater(slates.min(), 0)
+    self.assertGreater(len(set(map(tuple, slates.tolist()))), 50)
+
+  def test_first_item_follows_pi_at_the_temperature(self):
+    agent, params, catalogue, observation = _made()
+    _, log_prob = self._ranking("expected", params, catalogue, observation)
+    temperature = 0.5
+    log_pi = np.array([log_prob[i + 1] for i in range(toy.ITEMS)])
+    weights = np.exp(log_pi / temperature)
+    want = weights / weights.sum()
+    keys = jax.random.split(jax.random.key(3), 20_000)
+    first = jax.jit(
+      jax.vmap(
+        lambda key: agent.act(
+          params, catalogue, observation, NOTHING, key, temperature
+        )[0][0]
+      )
+    )(keys)
+    counts = np.bincount(np.asarray(first), minlength=toy.ITEMS + 1)
+    got = counts[1:] / len(keys)
+    self.assertLess(0.5 * np.abs(got - want).sum(), 0.03)
+
+
+class LossTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({}, True),
+    (dict(behaviour_weight=0.0, actor_weight=0.0), False),
+  )
+  def test_which_parts_learn(self, overrides, policy_learns):
+    agent, params, catalogue, observation = _made(dropout=0.0, **overrides)
+    transition = Transition(
+      observation,
+      jnp.array([1, 2, 3]),
+      jnp.full(3, -3.0),
+      jnp.array([1.0, 0.0, 1.0]),
+      jnp.float32(0.6),
+      jnp.float32(0.0),
+      observation,
+    )
+
+    def loss(params, target, transition):
+      return agent.loss(
+        params, target, catalogue, transition, jax.random.key(0), 0.5
+      )[0]
+
+    gradient, target_gradient = jax.grad(loss, argnums=(0, 1))(
+      params, params, transition
+    )
+    self.assertEqual(
+      max(float(jnp.abs(x).max()) for x in jax.tree.leaves(target_gradient)),
+      0.0,
+    )
+    weights = gradient["critic"]["params"]["level_weight"]
+    self.assertGreater(float(jnp.abs(weights).max()), 1e-6)
+    bias = gradient["policy"]["params"]["response_bias"]
+    self.assertEqual(bool(jnp.abs(bias) > 1e-6), policy_learns)
+
+  def test_next_value_counts_unless_the_user_left(self):
+    agent, params, catalogue, observation = _made(dropout=0.0)
+    base = Transition(
+      observation,
+      jnp.array([1, 2, 3]),
+      jnp.zeros(3),
+      jnp.array([1.0, 0.0, 1.0]),
+      jnp.float32(0.6),
+      jnp.float32(0.0),
+      observation,
+    )
+
+    def advantage(transition):
+      _, metrics = agent.loss(
+        params, params, catalogue, transition, jax.random.key(0), 0.5
+      )
+      return metrics["advantage"], metrics["value"]
+
+    going_on, value = advantage(base)
+    left, _ = advantage(base._replace(terminated=jnp.float32(1.0)))
+    np.testing.assert_allclose(left, 0.6 - value, rtol=1e-4)
+    np.testing.assert_allclose(going_on, 0.6 + 0.9 * value - value, rtol=1e-4)
+
+
+if __name__ == "__main__":
+  absltest.main()
