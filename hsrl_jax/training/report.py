@@ -126,7 +126,7 @@ def table(results: dict[str, Any]) -> str:
     f"split {results['split']}",
     f"protocol {results['protocol']}",
     f"{results['episodes']} episodes",
-    f"seeds {' '.join(map(str, results['seeds']))}",
+    f"seeds {','.join(map(str, results['seeds']))}",
   ]
   policies = _by_reward(results)
   ends = [x for _, p in policies for x in p["total_reward"]["ci95"]]

@@ -34,6 +34,18 @@ def _merge_devices(stream):
   )
 
 
+def _on_one_device(x):
+  """A copy that shares no memory with `x`, which may be donated."""
+
+  def copy(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      words = np.array(jax.random.key_data(leaf))
+      return jax.random.wrap_key_data(jnp.asarray(words))
+    return jnp.asarray(np.array(leaf))
+
+  return jax.tree.map(copy, x)
+
+
 class DevicesTest(parameterized.TestCase):
   @parameterized.parameters("expected", "sampled")
   def test_four_devices_do_what_one_does(self, mode):
@@ -87,10 +99,8 @@ class DevicesTest(parameterized.TestCase):
     # Adam's first moment after one step from zero is 0.1 of the gradient.
     zeros = jax.tree.map(jnp.zeros_like, learner.opt_state)
     learner = learner._replace(opt_state=zeros)
-    one_stream = jax.tree.map(jnp.copy, _merge_devices(stream))
-    one_learner = jax.device_put(
-      jax.tree.map(np.asarray, learner._replace(key=None)), jax.devices()[0]
-    )._replace(key=jax.device_put(learner.key, jax.devices()[0]))
+    one_stream = _on_one_device(_merge_devices(stream))
+    one_learner = _on_one_device(learner)
     learner, stream, _ = four(learner, stream, placed)
     one_learner, _, _ = jax.jit(functools.partial(engine.run, axis_name=None))(
       one_learner, one_stream, inputs
