@@ -193,7 +193,8 @@ class Run:
     """Prints the results' table and where everything is."""
     print(report.table(self._read_json("results.json")))
     print(f"results: {self.workdir / 'results.json'}")
-    print(f"report:  {self.workdir / 'report' / 'report.html'}")
+    page = self.workdir / "report" / "report.html"
+    print(f"report:  {page if page.exists() else 'run --mode=report'}")
 
 
 def main(argv: list[str]) -> None:

@@ -353,6 +353,14 @@ class BadInputTest(parameterized.TestCase):
       )
       self.assertFalse((workdir / "sids").exists())
       self.assertFalse((workdir / ".done" / "quantize").exists())
+      corrected, _, _ = _in_process(
+        f"--workdir={workdir}",
+        "--mode=quantize",
+        "--dataset=toy",
+        "--sid_levels=2",
+        "--sid_vocab_size=10",
+      )
+    self.assertEqual(corrected, 0)
     self.assertEqual(status, 2)
     self.assertIn("use vocab_size 10 or levels 4", err)
 

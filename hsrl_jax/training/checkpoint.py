@@ -1,6 +1,9 @@
 """The only place with Orbax: whole states by step, damaged ones passed over."""
 
+import contextlib
+import errno
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -10,13 +13,31 @@ from orbax.checkpoint import v1 as ocp
 _KEEP = 2  # One to fall back to where the newest is damaged.
 
 
-def open_directory(directory: pathlib.Path) -> ocp.training.Checkpointer:
-  """Opens (and makes) a directory of checkpoints; close it when done."""
-  return ocp.training.Checkpointer(
-    directory.absolute(),
-    preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
-    cleanup_tmp_directories=True,
-  )
+@contextlib.contextmanager
+def open_directory(
+  directory: pathlib.Path,
+) -> Iterator[ocp.training.Checkpointer]:
+  """Opens (and makes) a directory of checkpoints for a `with` block.
+
+  Raises:
+    OSError: the disk is full.
+  """
+  try:
+    with ocp.training.Checkpointer(
+      directory.absolute(),
+      preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
+      cleanup_tmp_directories=True,
+    ) as checkpointer:
+      yield checkpointer
+  except ValueError as error:  # What Orbax makes of a full disk.
+    if "No space left" not in str(error):
+      raise
+    raise OSError(
+      errno.ENOSPC,
+      "no space left for a checkpoint; the one before is kept: free some and "
+      "run the same command again",
+      str(directory),
+    ) from error
 
 
 def save(

@@ -69,6 +69,9 @@ def require(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
 def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
   """Keeps the flags of a new workdir; an old one must have the same.
 
+  A workdir counts as new until a stage beyond `data` has left something, so
+  that a mistyped size can be put right.
+
   Args:
     workdir: where the run writes.
     flags: name to value, of all flags that decide what is computed.
@@ -77,7 +80,8 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
     InputError: the workdir was made with other flags, or cannot be written.
   """
   path = workdir / FLAGS
-  if path.exists():
+  outputs = ("sids", "simulator", "policy", "results.json")
+  if path.exists() and any((workdir / name).exists() for name in outputs):
     lines = [line.split("=", 1) for line in path.read_text().splitlines()]
     old = {x[0].removeprefix("--"): x[1] for x in lines if len(x) == 2}
     changed = [

@@ -3,6 +3,7 @@
 import pathlib
 import tempfile
 from typing import NamedTuple
+from unittest import mock
 
 import chex
 import jax
@@ -83,6 +84,17 @@ class CheckpointTest(absltest.TestCase):
     self._saved(1)
     (self.folder / "2.orbax-checkpoint-tmp-7").mkdir()
     self.assertEqual(int(self._restored().step), 1)
+
+  def test_full_disk_is_an_os_error_that_says_what_to_do(self):
+    full = ValueError(
+      "RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']"
+    )
+    with (
+      self.assertRaisesRegex(OSError, "no space left .* run the same"),
+      checkpoint.open_directory(self.folder) as checkpointer,
+      mock.patch.object(checkpointer, "save", side_effect=full),
+    ):
+      checkpoint.save(checkpointer, 1, _state(1))
 
 
 if __name__ == "__main__":
