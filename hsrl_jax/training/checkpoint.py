@@ -61,7 +61,8 @@ def restore_latest(
 
   Args:
     checkpointer: from open_directory.
-    like: pytree of arrays with the expected shapes, types and shardings.
+    like: pytree of arrays with the expected shapes, types and shardings, or
+      of jax.ShapeDtypeStruct; without a sharding, for the first device.
   """
   abstract = jax.tree.map(lambda x: _abstract(x) if x.size else None, like)
   for found in reversed(checkpointer.checkpoints):
@@ -89,6 +90,6 @@ def _is_none(x: Any) -> bool:
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
   """Shape, type and placement of an array."""
-  return jax.ShapeDtypeStruct(
-    x.shape, x.dtype, sharding=getattr(x, "sharding", None)
-  )
+  here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  sharding = getattr(x, "sharding", None) or here
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
