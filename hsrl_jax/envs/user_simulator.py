@@ -82,7 +82,11 @@ class UserSimulator(NamedTuple):
 
   def reset(self, key: PRNGKey, params: EnvParams) -> EnvState:
     """Starts a session of a user drawn from the pool."""
-    return self.start(sampling.index(key, params.profiles.shape[0]), params)
+    return self._reset(jax.random.uniform(key), params)
+
+  def _reset(self, draw: Array, params: EnvParams) -> EnvState:
+    row = sampling.index_of(draw, params.profiles.shape[0])
+    return self.start(row, params)
 
   def start(self, row: Array, params: EnvParams) -> EnvState:
     """Starts a session of the pool's user `row`, int32 []."""
@@ -110,9 +114,15 @@ class UserSimulator(NamedTuple):
 
     The returned state is of the same user even if the user has left.
     """
+    draws = jax.random.uniform(key, action.shape)
+    return self._step(draws, state, action, params)
+
+  def _step(
+    self, draws: Array, state: EnvState, action: Array, params: EnvParams
+  ) -> tuple[EnvState, StepResult]:
     observation = state.observation
     probability = self.probabilities(observation, action, params)
-    response = jax.random.bernoulli(key, probability).astype(jnp.float32)
+    response = (draws < probability).astype(jnp.float32)
     reward = returns.item_rewards(response, self.penalty).mean()
     if self.sweet_point is not None:
       reward = 1.0 - jnp.abs(reward - self.sweet_point)
@@ -140,12 +150,14 @@ class UserSimulator(NamedTuple):
 
     The result's observation stays that of the old user.
     """
-    step_key, reset_key = jax.random.split(key)
-    state, result = self.step(step_key, state, action, params)
+    # One draw for the responses and the next user: on a CPU each call of the
+    # generator costs more than its bits.
+    draws = jax.random.uniform(key, (action.shape[0] + 1,))
+    state, result = self._step(draws[:-1], state, action, params)
     over = result.terminated | result.truncated
     state = jax.tree.map(
       lambda new, old: jnp.where(over, new, old),
-      self.reset(reset_key, params),
+      self._reset(draws[-1], params),
       state,
     )
     return state, result

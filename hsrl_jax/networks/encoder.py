@@ -36,8 +36,7 @@ class Encoder(nn.Module):
     item_features: Array,
     profile: Array,
     history: Array,
-    *,
-    deterministic: bool,
+    dropout_key: PRNGKey | None = None,
   ) -> Array:
     """Returns c_0, float32 [d].
 
@@ -45,7 +44,7 @@ class Encoder(nn.Module):
       item_features: float32 [N + 1, D], row 0 for padding.
       profile: float32 [P], P may be 0.
       history: int32 [H], left-padded with 0; may be all padding.
-      deterministic: False applies dropout, with the rng "dropout".
+      dropout_key: None for no dropout.
     """
     mask = history > 0
     position = self.param(
@@ -59,11 +58,11 @@ class Encoder(nn.Module):
       x = x + attended
     x = LayerNorm(name="norm")(x)
     lengths = [len(history)] * (self.layers - 1) + [1]
-    if deterministic or not self.dropout:
+    if dropout_key is None or not self.dropout:
       scales = [1.0] * (1 + 2 * self.layers)
     else:
       scales = dropout_scales(
-        self.make_rng("dropout"),
+        dropout_key,
         self.dropout,
         [(n, self.width) for n in (len(history), *lengths, *lengths)],
       )

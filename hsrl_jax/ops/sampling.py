@@ -14,5 +14,9 @@ def index(
   `jax.random.randint` calls the generator three times to be exact for any
   count; here the bias is below count / 2^24.
   """
-  draw = jnp.floor(jax.random.uniform(key, shape) * count).astype(jnp.int32)
-  return jnp.minimum(draw, count - 1)
+  return index_of(jax.random.uniform(key, shape), count)
+
+
+def index_of(draw: Array, count: int | Array) -> Array:
+  """The integer in 0..count-1 of a uniform draw in [0, 1), any shape."""
+  return jnp.minimum(jnp.floor(draw * count).astype(jnp.int32), count - 1)

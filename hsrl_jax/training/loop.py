@@ -138,11 +138,11 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     params: Params,
     env_state: EnvState,
     inputs: Inputs,
-    key: PRNGKey,
+    act_key: PRNGKey,
+    step_key: PRNGKey,
     progress: Array,
   ) -> tuple[EnvState, Transition]:
     """One user is shown a slate."""
-    act_key, step_key = jax.random.split(key)
     slate, log_prob = agent.act(
       params,
       inputs.catalogue,
@@ -215,14 +215,17 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(
       learner.key, learner.step
     )
-    act_keys, replay_keys, loss_keys = _split(_by_user(keys, stream.user), 3)
-    by_seed = jax.vmap(interact, in_axes=(0, 0, None, 0, None))
-    by_user = jax.vmap(by_seed, in_axes=(None, 0, None, 0, None))
+    act_keys, step_keys, replay_keys, loss_keys = _split(
+      _by_user(keys, stream.user), 4
+    )
+    by_seed = jax.vmap(interact, in_axes=(0, 0, None, 0, 0, None))
+    by_user = jax.vmap(by_seed, in_axes=(None, 0, None, 0, 0, None))
     env_state, transition = by_user(
       learner.params,
       stream.env,
       inputs,
       act_keys,
+      step_keys,
       progress,
     )
     batch = replay.sample(stream.replay, replay_keys, per_user)

@@ -41,7 +41,7 @@ def _network(dropout=0.25, layers=LAYERS):
   network = encoder.Encoder(WIDTH, layers, HEADS, dropout)
   features, profile = _inputs()
   shapes = jax.eval_shape(
-    functools.partial(network.init, deterministic=True),
+    network.init,
     jax.random.key(0),
     features,
     profile,
@@ -51,7 +51,7 @@ def _network(dropout=0.25, layers=LAYERS):
 
 
 @functools.cache
-def _run(dropout=0.25, deterministic=True, layers=LAYERS):
+def _run(dropout=0.25, layers=LAYERS):
   """The jitted network over a batch of histories."""
   network, _ = _network(dropout, layers)
 
@@ -63,8 +63,7 @@ def _run(dropout=0.25, deterministic=True, layers=LAYERS):
         features,
         profile,
         h,
-        deterministic=deterministic,
-        rngs=None if key is None else {"dropout": key},
+        key,
       )
     )(histories)
 
@@ -141,7 +140,7 @@ class EncoderTest(parameterized.TestCase):
     expected = _run()(params, features, profile, HISTORIES)[1]
     tree = params["params"]
     short = {"params": tree | {"position": tree["position"][3:]}}
-    apply = jax.jit(functools.partial(network.apply, deterministic=True))
+    apply = jax.jit(network.apply)
     found = apply(short, features, profile, HISTORIES[1, 3:])
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -160,7 +159,7 @@ class EncoderTest(parameterized.TestCase):
   def test_without_a_profile(self):
     network, _ = _network()
     features, _ = _inputs()
-    init = jax.jit(functools.partial(network.init, deterministic=True))
+    init = jax.jit(network.init)
     params = init(jax.random.key(0), features, jnp.zeros(0), HISTORIES[0])
     self.assertNotIn("profile", params["params"])
     found = _run()(params, features, jnp.zeros(0), HISTORIES)
@@ -188,7 +187,7 @@ class DropoutTest(parameterized.TestCase):
   def test_key_decides(self):
     _, params = _network()
     inputs = (params, *_inputs(), HISTORIES[:1])
-    run = _run(deterministic=False)
+    run = _run()
     one, again = (run(*inputs, key=jax.random.key(0)) for _ in range(2))
     other = run(*inputs, key=jax.random.key(1))
     np.testing.assert_array_equal(one, again)
@@ -199,7 +198,7 @@ class DropoutTest(parameterized.TestCase):
     _, params = _network()
     inputs = (params, *_inputs(), HISTORIES)
     np.testing.assert_allclose(
-      _run(dropout=0.0, deterministic=False)(*inputs),
+      _run(dropout=0.0)(*inputs, key=jax.random.key(0)),
       _run()(*inputs),
       atol=1e-6,
     )

@@ -68,8 +68,7 @@ class _Networks:
       catalogue.features,
       observation.profile,
       observation.history,
-      deterministic=key is None,
-      rngs=None if key is None else {"dropout": key},
+      key,
     )
 
   def expected(self, params, catalogue, state) -> policy_lib.Hierarchy:
@@ -89,9 +88,7 @@ def _init(
   observation: Observation,
 ) -> Params:
   keys = jax.random.split(key, 3)
-  encoder = networks.encoder.init(
-    keys[0], catalogue.features, *observation, deterministic=True
-  )
+  encoder = networks.encoder.init(keys[0], catalogue.features, *observation)
   state = networks.state({"encoder": encoder}, catalogue, observation)
   contexts = jnp.broadcast_to(state, (levels + 1, *state.shape))
   return {
