@@ -187,8 +187,11 @@ def report(policies: dict[str, list[Sessions]]) -> dict:
     policies: name to the sessions of each seed; `random` and `greedy_oracle`
       are the 0 and 1 of `normalised`.
   """
-  low = float(np.mean(policies["random"][0].total_reward))
-  high = float(np.mean(policies["greedy_oracle"][0].total_reward))
+
+  def mean_reward(name):
+    return np.mean(policies[name][0].total_reward, dtype=np.float64)
+
+  low, high = mean_reward("random"), mean_reward("greedy_oracle")
   table = {}
   for name, seeds in policies.items():
     measures = {

@@ -138,7 +138,7 @@ def table(results: dict[str, Any]) -> str:
     rows.append(
       (
         name,
-        f"{reward['mean']:.2f}",
+        f"{reward['mean']:z.2f}",
         f"[{low}, {high}]",
         _mean(policy, "depth"),
         _mean(policy, "normalised"),
@@ -216,7 +216,7 @@ def _results(results) -> str:
     ("Total reward", "total_reward", "{:.2f}"),
     ("Depth", "depth", "{:.2f}"),
     ("Positive responses", "positive_share", "{:.1%}"),
-    ("Normalised", "normalised", "{:.2f}"),
+    ("Normalised", "normalised", "{:z.2f}"),
   )
   head = "".join(f'<th class="number">{x}</th>' for x, _, _ in columns)
   rows = []
@@ -431,7 +431,7 @@ def _number(value, form: str) -> str:
 
 def _mean(policy, name: str) -> str:
   mean = (policy.get(name) or {}).get("mean")
-  return "-" if mean is None else f"{mean:.2f}"
+  return "-" if mean is None else f"{mean:z.2f}"
 
 
 def _by_reward(results):
