@@ -1,4 +1,4 @@
-"""Masked reductions. True marks what counts; an all-False mask is defined."""
+"""Masked softmax. True marks what counts; an all-False mask is defined."""
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +7,6 @@ from hsrl_jax.types import Array
 
 # Finite, so that a fully masked row yields numbers and not NaN.
 NEGATIVE = -1e9
-
-
-def masked_mean(x: Array, mask: Array, axis=None) -> Array:
-  """Mean of `x` where `mask`; 0 where nothing is left. Shapes broadcast."""
-  mask = jnp.broadcast_to(mask, x.shape).astype(x.dtype)
-  return (x * mask).sum(axis) / jnp.maximum(mask.sum(axis), 1.0)
 
 
 def masked_softmax(logits: Array, mask: Array) -> Array:
