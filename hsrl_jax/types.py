@@ -34,7 +34,7 @@ class Transition(NamedTuple):
     response: float32 [K], 1 where the user responded positively.
     reward: float32 [].
     terminated: float32 [], 1 where the user left (no future reward).
-    next_observation: after the step, of the same user even where the
+    next_history: int32 [H], after the step, of the same user even where the
       simulator has meanwhile started another one.
   """
 
@@ -44,7 +44,12 @@ class Transition(NamedTuple):
   response: Array
   reward: Array
   terminated: Array
-  next_observation: Observation
+  next_history: Array
+
+  @property
+  def next_observation(self) -> Observation:
+    """After the step; a profile stays the same."""
+    return self.observation._replace(history=self.next_history)
 
 
 class Sessions(NamedTuple):

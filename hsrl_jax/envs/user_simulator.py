@@ -82,7 +82,7 @@ class UserSimulator(NamedTuple):
 
   def reset(self, key: PRNGKey, params: EnvParams) -> EnvState:
     """Starts a session of a user drawn from the pool."""
-    return self._reset(jax.random.uniform(key), params)
+    return self._reset(sampling.uniform(key), params)
 
   def _reset(self, draw: Array, params: EnvParams) -> EnvState:
     row = sampling.index_of(draw, params.profiles.shape[0])
@@ -114,7 +114,7 @@ class UserSimulator(NamedTuple):
 
     The returned state is of the same user even if the user has left.
     """
-    draws = jax.random.uniform(key, action.shape)
+    draws = sampling.uniform(key, action.shape)
     return self._step(draws, state, action, params)
 
   def _step(
@@ -152,7 +152,7 @@ class UserSimulator(NamedTuple):
     """
     # One draw for the responses and the next user: on a CPU each call of the
     # generator costs more than its bits.
-    draws = jax.random.uniform(key, (action.shape[0] + 1,))
+    draws = sampling.uniform(key, (action.shape[0] + 1,))
     state, result = self._step(draws[:-1], state, action, params)
     over = result.terminated | result.truncated
     state = jax.tree.map(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax.ops import sampling
 from hsrl_jax.types import Array, PRNGKey
 
 _MAX_LOGIT = 30.0
@@ -121,18 +122,37 @@ class _Layer(nn.Module):
     return LayerNorm(name="feed_forward_norm")(x + out * feed_forward_scale)
 
 
+@jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array, usable: Array) -> Array:
   """Attention of one head, [Q, s], [H, s], [H, s], bool [Q, H] -> [Q, s].
 
   A softmax with fewer passes over [Q, H]: logits are clipped, so that exp needs
   no maximum, and normalised after the product, by columns of ones beside v. A
-  row with nothing usable yields 0.
+  row with nothing usable yields 0. The gradient ignores the clipping.
   """
+  return _attend_forward(q, k, v, usable)[0]
+
+
+def _attend_forward(q, k, v, usable):
   logits = jnp.clip(q @ k.T, -_MAX_LOGIT, _MAX_LOGIT)
   weights = jnp.where(usable, jnp.exp(logits), 0.0)
   mixed = weights @ jnp.concatenate([v, jnp.ones_like(v)], 1)
   total, norm = jnp.split(mixed, 2, axis=1)
-  return total / jnp.maximum(norm, jnp.exp(-_MAX_LOGIT))
+  norm = jnp.maximum(norm, jnp.exp(-_MAX_LOGIT))
+  out = total / norm
+  return out, (q, k, v, weights, norm, out)
+
+
+def _attend_backward(saved, grad):
+  # By hand, since what is derived of the columns of ones costs twice as much.
+  q, k, v, weights, norm, out = saved
+  grad = grad / norm
+  of_weights = grad @ v.T - (grad * out).sum(-1, keepdims=True)
+  of_logits = weights * of_weights
+  return of_logits @ k, of_logits.T @ q, weights.T @ grad, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
 
 
 class LayerNorm(nn.Module):
@@ -162,13 +182,11 @@ def dropout_scales(
   """Inverted dropout for several arrays by one draw of 8 bits an element.
 
   Multiply by them: 0 with probability `rate`, else 1 / (1 - rate). The rate is
-  rounded to 1/256. One draw, since on a CPU each call of the generator costs
-  more than its bits.
+  rounded to 1/256.
   """
   dropped = round(rate * 256)
   ends = np.cumsum([np.prod(shape) for shape in shapes])
-  # `bits` of uint8 would draw a whole word for each.
-  words = jax.random.bits(key, (-(-ends[-1] // 4),), jnp.uint32)
+  words = sampling.bits(key, -(-int(ends[-1]) // 4))
   bits = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(-1)
   scale = jnp.where(bits >= dropped, 256.0 / (256 - dropped), 0.0)
   parts = jnp.split(scale[: ends[-1]], ends[:-1])

@@ -1,9 +1,53 @@
-"""Random draws that cost one call of the generator."""
+"""Random draws that are cheap where the generator is not the point.
+
+On a CPU one call of JAX's generator is dozens of small kernels. Where thousands
+of draws are wanted in each step of a loop, `bits` makes them in one pass
+from the key alone.
+"""
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hsrl_jax.types import Array, PRNGKey
+
+
+def bits(key: PRNGKey, count: int) -> Array:
+  """Random words, uint32 [count]: a hash of the key and each position.
+
+  The mixer is a bijection of 32 bits with two multiplications (constants of
+  the `lowbias32` search), applied twice, a word of the key before each. It
+  passes for exploration noise and dropout, not for cryptography. The key is
+  consumed.
+  """
+  first, *_, last = jax.random.key_data(key)
+  word = jax.lax.iota(jnp.uint32, count) * jnp.uint32(0x9E3779B9)
+  return _mix(_mix(word ^ first) ^ last)
+
+
+def split(key: PRNGKey, count: int) -> PRNGKey:
+  """New keys, [count], by `bits`. The key is consumed."""
+  size = jax.random.key_data(key).shape[-1]
+  words = bits(key, count * size).reshape(count, size)
+  return jax.random.wrap_key_data(words, impl=jax.random.key_impl(key))
+
+
+def _mix(x: Array) -> Array:
+  x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+  x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+  return x ^ (x >> 16)
+
+
+def uniform(key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
+  """Uniform in (0, 1), float32 `shape`, by `bits`: multiples of 2^-24, and so
+  that neither end is met."""
+  words = bits(key, int(np.prod(shape))).reshape(shape)
+  return ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
+
+
+def gumbel(key: PRNGKey, shape: tuple[int, ...]) -> Array:
+  """Standard Gumbel noise, float32 `shape`, by `bits`."""
+  return -jnp.log(-jnp.log(uniform(key, shape)))
 
 
 def index(
@@ -14,7 +58,7 @@ def index(
   `jax.random.randint` calls the generator three times to be exact for any
   count; here the bias is below count / 2^24.
   """
-  return index_of(jax.random.uniform(key, shape), count)
+  return index_of(uniform(key, shape), count)
 
 
 def index_of(draw: Array, count: int | Array) -> Array:

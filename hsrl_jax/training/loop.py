@@ -18,7 +18,7 @@ import optax
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, EnvState, UserSimulator
-from hsrl_jax.ops import tree
+from hsrl_jax.ops import sampling, tree
 from hsrl_jax.training import replay
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
@@ -129,7 +129,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       response=jnp.zeros(shape),
       reward=jnp.zeros(shape[:-1]),
       terminated=jnp.zeros(shape[:-1]),
-      next_observation=state.observation,
+      next_history=state.observation.history,
     )
     ring = replay.init(example, config.buffer_size // config.users)
     return Stream(users, state, ring)
@@ -161,7 +161,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       response=result.response,
       reward=result.reward,
       terminated=result.terminated.astype(jnp.float32),
-      next_observation=result.observation,
+      next_history=result.observation.history,
     )
 
   def update(
@@ -175,23 +175,20 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     weight: Array,
     axis_name: str | None,
   ) -> tuple[Params, Params, optax.OptState, Metrics]:
-    """One optimizer step of one seed; `batch` leads with [U, per_user]."""
+    """One step of one seed; `batch` and `keys` lead with [U, per_user]."""
 
     def loss(params):
-      def of_transition(transition, key, draw):
+      def of_transition(transition, key):
         return agent.loss(
           params,
           target_params,
           inputs.catalogue,
           transition,
-          jax.random.fold_in(key, draw),
+          key,
           progress,
         )
 
-      of_user = jax.vmap(of_transition, in_axes=(0, None, 0))
-      losses, metrics = jax.vmap(of_user, in_axes=(0, 0, None))(
-        batch, keys, jnp.arange(per_user)
-      )
+      losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
       return losses.mean() * weight, jax.tree.map(jnp.mean, metrics)
 
     grads, metrics = jax.grad(loss, has_aux=True)(params)
@@ -215,8 +212,8 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(
       learner.key, learner.step
     )
-    act_keys, step_keys, replay_keys, loss_keys = _split(
-      _by_user(keys, stream.user), 4
+    act_keys, step_keys, replay_keys, *loss_keys = _split(
+      _by_user(keys, stream.user), 3 + per_user
     )
     by_seed = jax.vmap(interact, in_axes=(0, 0, None, 0, 0, None))
     by_user = jax.vmap(by_seed, in_axes=(None, 0, None, 0, 0, None))
@@ -237,7 +234,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       learner.target_params,
       learner.opt_state,
       batch,
-      loss_keys,
+      jnp.stack(loss_keys, -1),
       inputs,
       progress,
       (stream.replay.added > 0).astype(jnp.float32),
@@ -275,7 +272,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
 
 def _split(keys: PRNGKey, count: int) -> tuple[PRNGKey, ...]:
   """Splits each key of an array of any shape; `count` arrays of that shape."""
-  split = jax.random.split
+  split = sampling.split
   for _ in keys.shape:
     split = jax.vmap(split, in_axes=(0, None))
   return tuple(jnp.moveaxis(split(keys, count), -1, 0))

@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn import metrics as sk_metrics
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data.source import Dataset
@@ -225,6 +224,9 @@ def quality(
     `log_loss`; `calibration_error`, the expected calibration error over ten
     bins of equal width.
   """
+  # Here, since it takes 100 MiB that training a policy has no use for.
+  from sklearn import metrics as sk_metrics
+
   p = np.asarray(probability, np.float64).ravel()
   y = np.asarray(response).ravel()
   users = np.repeat(np.asarray(user_id), response.shape[1])

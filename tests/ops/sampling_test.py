@@ -9,6 +9,70 @@ from scipy import stats
 from hsrl_jax.ops import sampling
 
 
+class BitsTest(parameterized.TestCase):
+  """The draws are judged by their distribution: the generator is our own."""
+
+  def _keys(self, count):
+    """Keys as the training loop makes them: neighbours of one another."""
+    fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    return fold_in(jax.random.key(0), jnp.arange(count))
+
+  def test_every_bit_is_fair_and_independent_of_the_others(self):
+    words = np.asarray(
+      jax.vmap(lambda k: sampling.bits(k, 500))(self._keys(40))
+    )
+    self.assertEqual(words.dtype, np.uint32)
+    bits = (words.ravel()[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+    limit = 5 / np.sqrt(len(bits))  # Five standard deviations.
+    signs = 2.0 * bits - 1
+    self.assertLess(np.abs(signs.mean(0)).max(), limit)
+    between = signs.T @ signs / len(signs) - np.eye(32)
+    self.assertLess(np.abs(between).max(), limit)
+    # One position against the next, and one key against the next.
+    across = signs.reshape(40, 500, 32)
+    for one, other in (
+      (across[:, 1:], across[:, :-1]),
+      (across[1:], across[:-1]),
+    ):
+      between = np.einsum("abi,abj->ij", one, other) / one[..., 0].size
+      self.assertLess(np.abs(between).max(), limit)
+
+  def test_no_word_twice(self):
+    """All positions of one key differ, since the mixer is a bijection."""
+    words = np.asarray(sampling.bits(jax.random.key(5), 100_000))
+    self.assertLen(np.unique(words), 100_000)
+
+  def test_uniform(self):
+    draws = jax.vmap(lambda k: sampling.uniform(k, (10, 50)))(self._keys(100))
+    self.assertEqual(draws.shape, (100, 10, 50))
+    draws = np.asarray(draws)
+    self.assertGreater(stats.kstest(draws.ravel(), "uniform").pvalue, 1e-3)
+    # Within one position, over keys.
+    self.assertGreater(stats.kstest(draws[:, 3, 7], "uniform").pvalue, 1e-3)
+
+  @parameterized.parameters(0, 2**32 - 1)
+  def test_extreme_words_stay_inside(self, word):
+    words = jnp.full(3, word, jnp.uint32)
+    with mock.patch.object(sampling, "bits", lambda key, count: words):
+      draws = np.asarray(sampling.uniform(None, (3,)))
+      noise = np.asarray(sampling.gumbel(None, (3,)))
+    self.assertTrue(((draws > 0) & (draws < 1)).all())
+    self.assertTrue(np.isfinite(noise).all())
+
+  def test_gumbel(self):
+    noise = np.asarray(sampling.gumbel(jax.random.key(1), (40_000,)))
+    self.assertGreater(stats.kstest(noise, "gumbel_r").pvalue, 1e-3)
+
+  @parameterized.parameters("threefry2x32", "rbg")
+  def test_split(self, impl):
+    keys = sampling.split(jax.random.key(2, impl=impl), 300)
+    self.assertEqual(keys.shape, (300,))
+    self.assertEqual(keys.dtype, jax.random.key(0, impl=impl).dtype)
+    self.assertLen(np.unique(jax.random.key_data(keys), axis=0), 300)
+    draws = np.asarray(jax.vmap(jax.random.uniform)(keys))
+    self.assertGreater(stats.kstest(draws, "uniform").pvalue, 1e-3)
+
+
 class IndexTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 7)
   def test_uniform(self, count):
@@ -29,7 +93,7 @@ class IndexTest(parameterized.TestCase):
 
   def test_rounding_up_stays_in_range(self):
     """The largest draw times the count may round to the count itself."""
-    with mock.patch.object(jax.random, "uniform", lambda key, s: jnp.ones(s)):
+    with mock.patch.object(sampling, "uniform", lambda key, s: jnp.ones(s)):
       np.testing.assert_array_equal(sampling.index(None, 5, (2,)), [4, 4])
 
   def test_traced_count_and_key(self):

@@ -11,7 +11,7 @@ from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks import critic as critic_lib
 from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
-from hsrl_jax.ops import masking, policy_gradient, returns
+from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.types import (
   Array,
@@ -130,7 +130,7 @@ def _act(
   ).sum(-1)
   scores = log_pi
   if key is not None:
-    scores = log_pi / temperature + jax.random.gumbel(key, log_pi.shape)
+    scores = log_pi / temperature + sampling.gumbel(key, log_pi.shape)
   scores = jnp.where(index.active, scores, masking.NEGATIVE)
   scores = scores.at[excluded].set(masking.NEGATIVE)
   _, slate = jax.lax.top_k(scores, slate_size)

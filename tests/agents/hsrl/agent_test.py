@@ -120,7 +120,7 @@ class LossTest(parameterized.TestCase):
       jnp.array([1.0, 0.0, 1.0]),
       jnp.float32(0.6),
       jnp.float32(0.0),
-      observation,
+      observation.history,
     )
 
     def loss(params, target, transition):
@@ -149,7 +149,7 @@ class LossTest(parameterized.TestCase):
       jnp.array([1.0, 0.0, 1.0]),
       jnp.float32(0.6),
       jnp.float32(0.0),
-      observation,
+      observation.history,
     )
 
     def advantage(transition):
