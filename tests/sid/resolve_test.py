@@ -93,12 +93,53 @@ class EncodeUniqueTest(parameterized.TestCase):
     self.assertAlmostEqual(error(tokens[:, 1]), ranked[0], places=6)
     self.assertGreater(ranked[1], ranked[0] + 1e-4)
 
-  def test_closest_keep_their_token_where_room_is_short(self):
-    # Room for two below each first token. All three want 1; 3 is farthest.
-    codebooks = np.asarray([[[1.0], [-5.0]], [[0.0], [0.5]]], "f")
-    for x in itertools.permutations((1.0, 1.1, 3.0)):
-      tokens = resolve.encode_unique(codebooks, np.asarray(x, "f")[:, None])
-      self.assertEqual(tokens[:, 0].tolist(), [int(v == 3.0) for v in x])
+  def test_who_loses_least_moves_where_room_is_short(self):
+    """Against all choices of three out of nine that move."""
+    # All nine want the code 1, below which there is room for six.
+    codebooks = np.zeros((2, 6, 1), "f")
+    codebooks[0, :, 0] = [1.0, -5.0, 90.0, 91.0, 92.0, 93.0]
+    codebooks[1, :, 0] = np.arange(6) / 100
+    x = np.random.default_rng(0).permutation(np.linspace(0, 4, 9))
+    x = x.astype("f")[:, None]
+    tokens = resolve.encode_unique(codebooks, x)
+
+    def error(moved):
+      codes = np.where(np.isin(np.arange(9), moved), -5.0, 1.0)
+      return ((x[:, 0] - codes) ** 2).sum()
+
+    best = min(itertools.combinations(range(9), 3), key=error)
+    self.assertEqual(tuple(np.flatnonzero(tokens[:, 0])), best)
+
+
+class TakenTest(parameterized.TestCase):
+  @parameterized.parameters((1, 40, 10), (2, 8, 20), (3, 5, 60), (4, 3, 40))
+  def test_rows_avoid_what_is_taken(self, levels, vocab_size, rows):
+    """Also where the space gets full: all that is not taken is given out."""
+    codebooks, space = _codebooks(levels, vocab_size), vocab_size**levels
+    for seed, count in ((0, space - rows), (1, space // 3)):
+      rng = np.random.default_rng(seed)
+      taken = np.sort(rng.permutation(space)[:count])
+      x = _vectors(rows)
+      tokens = resolve.encode_unique(codebooks, x, taken=taken)
+      numbers = np.ravel_multi_index(tokens.T, (vocab_size,) * levels)
+      self.assertLen(np.unique(np.concatenate([numbers, taken])), rows + count)
+
+  def test_one_by_one_below_a_full_prefix(self):
+    """The next free token by distance, and then the next prefix."""
+    codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]], "f")
+    x, taken, given = np.asarray([[0.2]], "f"), [], []
+    for _ in range(4):
+      (tokens,) = resolve.encode_unique(codebooks, x, taken=np.sort(taken))
+      given.append(tokens.tolist())
+      taken.append(2 * tokens[0] + tokens[1])
+    self.assertEqual(given, [[0, 0], [0, 1], [1, 0], [1, 1]])
+    with self.assertRaisesRegex(ValueError, "5 items"):
+      resolve.encode_unique(codebooks, x, taken=np.sort(taken))
+
+  def test_numbers_past_63_bits(self):
+    x = _vectors(3)
+    with self.assertRaisesRegex(ValueError, "fewer than 2.63"):
+      resolve.encode_unique(np.zeros((21, 8, 3), "f"), x)
 
 
 class CapacityTest(parameterized.TestCase):
