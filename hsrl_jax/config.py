@@ -139,7 +139,8 @@ class PolicyConfig:
     temperature: of the acting policy at the start: top-K of
       log pi / temperature + Gumbel noise.
     temperature_end: the same at the end (geometric in between).
-    beams: width of the beam search, which acts in `sampled` mode.
+    beams: width of the beam search, which acts in `sampled` mode and from
+      100,000 items on.
     learning_rate: peak of a cosine decay to zero.
     max_grad_norm: global norm at which gradients are clipped.
     users: parallel simulated users.

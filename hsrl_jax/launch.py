@@ -111,6 +111,8 @@ class Run:
 
   def policy(self) -> None:
     """Stage policy."""
+    how = policy.acting(self.config.policy, self.catalogue.index)
+    print(f"  acting: {how}")
     policy.run(
       self.config,
       self.workdir,

@@ -12,6 +12,7 @@ from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
+from hsrl_jax.sid import SidIndex
 from hsrl_jax.training import checkpoint, evaluate, loop, parallel, progress
 from hsrl_jax.training import metrics as metrics_lib
 from hsrl_jax.types import Params
@@ -28,6 +29,13 @@ def make_agent(config: Config, env: UserSimulator) -> Agent:
     slate_size=env.slate_size,
     penalty=config.simulator.penalty,
   )
+
+
+def acting(config: PolicyConfig, index: SidIndex) -> str:
+  """How the agent finds a slate, in words."""
+  if not hsrl.searches(config, index):
+    return f"each of {index.num_items:,} items is scored"
+  return f"beam search, {config.beams} beams, {index.num_items:,} items"
 
 
 def greedy(agent: Agent) -> evaluate.Act:

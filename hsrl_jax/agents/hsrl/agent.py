@@ -13,7 +13,7 @@ from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
 from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.beam_search import beam_search
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import SidIndex, sid_of
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -22,6 +22,8 @@ from hsrl_jax.types import (
   PRNGKey,
   Transition,
 )
+
+SEARCH_FROM = 100_000  # Items.
 
 
 def make(
@@ -113,21 +115,66 @@ def _act(
   """See base.Agent.act."""
   state = networks.state(params, catalogue, observation)
   if config.residual_mode == "sampled":
-    return _search(
-      networks,
-      config,
-      slate_size,
-      params,
-      catalogue,
-      state,
-      excluded,
-      key,
-      temperature,
-    )
-  logits = networks.expected(params, catalogue, state).logits
-  index = catalogue.index
+    # Each beam has a context of its own.
+    policy = networks.policy.bind(params["policy"])
+    tokens = policy.tokens(catalogue.codebooks)
+    context = state
+
+    def log_prob_fn(context, level):
+      return jax.nn.log_softmax(tokens.logits(context, level))
+
+    def advance_fn(context, token, level):
+      return policy.advance(tokens, context, token, level)
+
+  else:
+    logits = networks.expected(params, catalogue, state).logits
+    log_probs = jax.nn.log_softmax(logits)
+    if not searches(config, catalogue.index):
+      return _best_of_all(
+        catalogue.index, log_probs, excluded, key, temperature, slate_size
+      )
+    context = ()
+
+    def log_prob_fn(context, level):
+      del context
+      return log_probs[level]
+
+    def advance_fn(context, token, level):
+      del token, level
+      return context
+
+  found = beam_search(
+    catalogue.index,
+    context,
+    log_prob_fn,
+    advance_fn,
+    beams=max(config.beams, slate_size),
+    excluded=excluded,
+    temperature=temperature,
+    key=key,
+  )
+  return found.items[:slate_size], found.log_probs[:slate_size]
+
+
+def searches(config: PolicyConfig, index: SidIndex) -> bool:
+  """Whether the agent acts by beam search, instead of scoring every item.
+
+  In `sampled` mode it must; else from 10^5 items on, where it is faster.
+  """
+  return config.residual_mode == "sampled" or index.capacity >= SEARCH_FROM
+
+
+def _best_of_all(
+  index: SidIndex,
+  log_probs: Array,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+  slate_size: int,
+) -> tuple[Array, Array]:
+  """The K items of most log pi, exactly; `log_probs` is float32 [L, V]."""
   log_pi = policy_gradient.token_values(
-    jax.nn.log_softmax(logits), index.tokens.astype(jnp.int32)
+    log_probs, index.tokens.astype(jnp.int32)
   ).sum(-1)
   scores = log_pi
   if key is not None:
@@ -136,40 +183,6 @@ def _act(
   scores = scores.at[excluded].set(masking.NEGATIVE)
   _, slate = jax.lax.top_k(scores, slate_size)
   return slate.astype(jnp.int32), log_pi[slate]
-
-
-def _search(
-  networks,
-  config,
-  slate_size,
-  params,
-  catalogue,
-  state,
-  excluded,
-  key,
-  temperature,
-) -> tuple[Array, Array]:
-  """The `sampled` residual: each beam has a context of its own."""
-  policy = networks.policy.bind(params["policy"])
-  tokens = policy.tokens(catalogue.codebooks)
-
-  def log_probs(context, level):
-    return jax.nn.log_softmax(tokens.logits(context, level))
-
-  def advance(context, token, level):
-    return policy.advance(tokens, context, token, level)
-
-  beams = beam_search(
-    catalogue.index,
-    state,
-    log_probs,
-    advance,
-    beams=max(config.beams, slate_size),
-    excluded=excluded,
-    temperature=temperature,
-    key=key,
-  )
-  return beams.items[:slate_size], beams.log_probs[:slate_size]
 
 
 def _loss(

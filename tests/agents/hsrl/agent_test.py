@@ -1,11 +1,14 @@
 """The agent: what it shows, and which parameters its loss moves."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.training import policy
 from hsrl_jax.types import Transition
 from tests.training import toy
 
@@ -26,8 +29,11 @@ def _made(**overrides):
 
 
 class ActTest(parameterized.TestCase):
-  @parameterized.parameters("expected", "sampled")
-  def test_greedy_slate_is_the_exact_top(self, mode):
+  @parameterized.parameters(
+    ("expected", 41), ("expected", toy.ITEMS), ("sampled", 41)
+  )
+  def test_greedy_slate_is_the_exact_top(self, mode, search_from):
+    self.enter_context(mock.patch.object(hsrl, "SEARCH_FROM", search_from))
     # With as many beams as prefixes the search is exhaustive.
     agent, params, catalogue, observation = _made(residual_mode=mode, beams=64)
     everything, log_prob = self._ranking(mode, params, catalogue, observation)
@@ -69,8 +75,11 @@ class ActTest(parameterized.TestCase):
       )
     return sorted(log_prob, key=lambda i: -log_prob[i]), log_prob
 
-  @parameterized.parameters("expected", "sampled")
-  def test_sampled_slates_are_distinct_and_vary(self, mode):
+  @parameterized.parameters(
+    ("expected", 41), ("expected", toy.ITEMS), ("sampled", 41)
+  )
+  def test_sampled_slates_are_distinct_and_vary(self, mode, search_from):
+    self.enter_context(mock.patch.object(hsrl, "SEARCH_FROM", search_from))
     agent, params, catalogue, observation = _made(residual_mode=mode, beams=8)
     act = jax.jit(
       jax.vmap(
@@ -104,6 +113,25 @@ class ActTest(parameterized.TestCase):
     counts = np.bincount(np.asarray(first), minlength=toy.ITEMS + 1)
     got = counts[1:] / len(keys)
     self.assertLess(0.5 * np.abs(got - want).sum(), 0.03)
+
+  @parameterized.parameters(
+    ("expected", toy.ITEMS, True),
+    ("expected", toy.ITEMS + 1, False),
+    ("sampled", toy.ITEMS + 1, True),
+  )
+  def test_a_large_catalogue_is_searched(self, mode, search_from, searched):
+    agent, params, catalogue, observation = _made(residual_mode=mode)
+    with (
+      mock.patch.object(hsrl, "SEARCH_FROM", search_from),
+      mock.patch.object(
+        hsrl, "beam_search", side_effect=hsrl.beam_search
+      ) as search,
+    ):
+      agent.act(params, catalogue, observation, NOTHING, None, 1.0)
+      self.assertEqual(search.called, searched)
+      words = policy.acting(toy.config(residual_mode=mode), catalogue.index)
+    self.assertEqual("beam search" in words, searched)
+    self.assertIn("40 items", words)
 
 
 class LossTest(parameterized.TestCase):
