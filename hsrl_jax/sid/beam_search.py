@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.ops import masking
+from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.types import Array, PRNGKey
 
@@ -113,7 +113,7 @@ def beam_search(
     else:
       logits = jnp.where(valid, step / temperature, masking.NEGATIVE)
       next_tempered = tempered[:, None] + jax.nn.log_softmax(logits)
-      noise = jax.random.gumbel(jax.random.fold_in(key, level), valid.shape)
+      noise = sampling.gumbel(jax.random.fold_in(key, level), valid.shape)
       next_score = _conditional_gumbel(
         jnp.where(valid, next_tempered + noise, masking.NEGATIVE), score
       )
