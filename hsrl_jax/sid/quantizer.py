@@ -25,7 +25,8 @@ from hsrl_jax.types import Array, PRNGKey
 _LANES = 8
 _SPARES = 16  # Badly fitted rows that a lane keeps for empty codes.
 _SEEDS = 8  # Rows a code among which k-means++ chooses.
-_START = 64  # Rows a code of the first iterations, at least.
+_START = 64  # Rows a code of the first iterations, at least ...
+_FEW = 16_384  # ... and rows in all.
 _BATCH = 65_536  # Rows of a streamed array that are on the device at once.
 _RUN = 256  # Neighbouring rows that are read together.
 # Seeds start this near to the mean: a seed is a single vector, and farther
@@ -86,9 +87,9 @@ def fit(
 
   Each level is k-means on what the levels before it left over: k-means++
   seeding, then over-relaxed Lloyd iterations, first on a random sample that
-  grows (1/8, 1/4, 1/2 of the rows, but 64 a code at least), then on all rows;
-  empty codes move to badly fitted rows. The result does not depend on the
-  number of devices.
+  grows (1/8, 1/4, 1/2 of the rows, but 64 a code and 16,384 at least), then
+  on all rows; empty codes move to badly fitted rows. The result does not
+  depend on the number of devices.
 
   Memory beside `x`: an array is copied once. Otherwise one batch of rows is
   held at a time (65,536 rows or batch_size), up to three times.
@@ -99,8 +100,8 @@ def fit(
     levels: L.
     vocab_size: V.
     iterations: Lloyd iterations per level.
-    restarts: seedings per level; the one with the least error on the first
-      sample, after a third of the iterations, is kept.
+    restarts: seedings per level; the one with the least error is kept, judged
+      after a third of the iterations, or at the end of up to 16,384 rows.
     batch_size: rows of one iteration, each time others, until all had their
       turn; codes are then running means in which later batches weigh more.
       None for all rows.
@@ -257,10 +258,12 @@ def _fit_level(
 ) -> np.ndarray:
   """Codes of one level, float32 [V, D]; see `fit`."""
 
+  first = min(rows, max(_START * vocab_size, _FEW))
+
   def iterate(state: _Codes, iteration: int) -> tuple[_Codes, Array]:
     done = iteration / iterations
     part = (8, 4, 2, 1)[sum(done >= bound for bound in _GROWTH)]
-    count = min(rows, max(rows // part, _START * vocab_size))
+    count = max(rows // part, first)
     sums = None
     for block, block_rows in blocks(iteration, count):
       sums = _pass(
@@ -276,8 +279,7 @@ def _fit_level(
     return _step(state, sums, relax, keep, share, rate), sums.error
 
   # Where the first sample is all there is, only the end tells restarts apart.
-  small = rows <= _START * vocab_size
-  trial = iterations if small else -(-iterations // 3)
+  trial = iterations if first == rows else -(-iterations // 3)
   sample = _sample(*next(blocks(0, rows)), _SEEDS * vocab_size)
   tries = []
   for restart in range(restarts):
