@@ -1,23 +1,36 @@
 """The semantic action space: quantizer, unique SIDs, index, beam search."""
 
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import SidIndex, lookup, sid_of, valid_tokens
-from hsrl_jax.sid.index import build as build_index
+from hsrl_jax.sid.index import (
+  SidIndex,
+  add_items,
+  build_index,
+  load_index,
+  lookup,
+  remove_items,
+  save_index,
+  sid_of,
+  valid_tokens,
+)
 from hsrl_jax.sid.quantizer import encode, fit, reconstruct, relative_error
 from hsrl_jax.sid.resolve import check_capacity, encode_unique
 
 __all__ = [
   "Beams",
   "SidIndex",
+  "add_items",
   "beam_search",
   "build_index",
   "check_capacity",
   "encode",
   "encode_unique",
   "fit",
+  "load_index",
   "lookup",
   "reconstruct",
   "relative_error",
+  "remove_items",
+  "save_index",
   "sid_of",
   "valid_tokens",
 ]

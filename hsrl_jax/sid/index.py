@@ -2,40 +2,60 @@
 
 A trie over the sorted SIDs. Node l, i is the i-th distinct prefix of l tokens.
 For each node a bit per token says whether a child is there (`present`) and
-whether an active item lies below it (`active`). A child's number is the
+whether an active item lies below it (`reachable`). A child's number is the
 number of children before it: `first_child` of its parent plus the bits set
 before its own. So one gather and a bit count follow a token, at any depth.
+
+The shapes depend on capacity, L and V alone: an index that has changed, or
+another one of the same sizes, does not re-trace a jitted function.
+`build_index`, `add_items` and `remove_items` work on the host; the rest is for
+the device.
 """
+
+import os
+import pathlib
+import tempfile
+import zipfile
+from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from hsrl_jax.sid import resolve
 from hsrl_jax.types import Array
 
 _WORD = 32
+_FORMAT = 1
 
 
 @struct.dataclass
 class SidIndex:
-  """A pytree of device arrays. Ids are 1..N; 0 is padding. W = ceil(V / 32).
+  """A pytree of arrays. Ids are 1..C, C the capacity; 0 is padding.
+
+  W = ceil(V / 32). Level l = 0..L-1 has room for nodes_l = min(V^l, C) nodes;
+  what is not yet used is 0.
 
   Attributes:
-    tokens: int32 [N + 1, L], the SID of each item; row 0 is -1.
-    active: bool [N + 1], whether an item may be recommended.
-    present: per level l = 0..L-1, uint32 [nodes_l, W].
+    tokens: uint8, uint16 or int32 (by V) [C + 1, L], the SID of each item.
+    known: bool [C + 1], whether the id has a SID; it keeps it for life.
+    active: bool [C + 1], whether an item may be recommended.
+    present: per level, uint32 [nodes_l, W].
     reachable: the same, for children with an active item below.
     first_child: per level, int32 [nodes_l].
-    leaf_item: int32 [N], the item of each leaf, in the order of the SIDs.
+    live: per level, int32 [nodes_l], the active items below each node.
+    leaf_item: int32 [min(V^L, C)], the item of each leaf, in order of SIDs.
     vocab_size: V, static.
   """
 
   tokens: Array
+  known: Array
   active: Array
   present: tuple[Array, ...]
   reachable: tuple[Array, ...]
   first_child: tuple[Array, ...]
+  live: tuple[Array, ...]
   leaf_item: Array
   vocab_size: int = struct.field(pytree_node=False)
 
@@ -45,79 +65,169 @@ class SidIndex:
     return self.tokens.shape[1]
 
   @property
-  def num_items(self) -> int:
-    """N, active or not."""
+  def capacity(self) -> int:
+    """C, the largest id that fits; static under jit."""
     return self.tokens.shape[0] - 1
 
+  @property
+  def num_items(self) -> int:
+    """The largest id that has a SID, active or not; host only."""
+    return int(np.flatnonzero(np.asarray(self.known)).max(initial=0))
 
-def build(
-  tokens: np.ndarray, vocab_size: int, active: np.ndarray | None = None
+
+def build_index(
+  tokens: np.ndarray,
+  vocab_size: int,
+  active: np.ndarray | None = None,
+  capacity: int | None = None,
 ) -> SidIndex:
   """Builds the index on the host.
 
+  >>> index = build_index([[0, 1], [2, 0], [0, 3]], vocab_size=4, capacity=8)
+  >>> int(lookup(index, jnp.asarray([2, 0])))
+  2
+  >>> sid_of(index, 3).tolist()
+  [0, 3]
+  >>> valid_tokens(index, jnp.int32(0), level=0).tolist()
+  [True, False, True, False]
+
   Args:
     tokens: int [N, L], row i is the SID of item i + 1; distinct rows.
-    vocab_size: V.
+    vocab_size: V; V^L is at most 2^63.
     active: bool [N], all True by default.
+    capacity: C, N by default.
 
   Raises:
-    ValueError: a token outside 0..V-1, or a SID that two items share.
+    ValueError: a token outside 0..V-1, a SID that two items share, or a
+      capacity below N.
   """
-  tokens = np.asarray(tokens, np.int32)
-  num_items, levels = tokens.shape
-  if active is None:
-    active = np.ones(num_items, bool)
-  outside = (tokens < 0) | (tokens >= vocab_size)
-  if outside.any():
-    row = int(outside.any(1).argmax())
-    raise ValueError(
-      f"item {row + 1} has the SID {tokens[row].tolist()}; "
-      f"expected tokens from 0 to {vocab_size - 1}"
-    )
-  order = np.lexsort(tokens.T[::-1])
-  ranked, alive = tokens[order], np.asarray(active, bool)[order]
-  # differs[i] = the first level at which leaf i differs from the leaf before.
-  change = ranked[1:] != ranked[:-1]
-  shared = ~change.any(1)
-  if shared.any():
-    row = int(shared.argmax())
-    raise ValueError(
-      f"items {order[row] + 1} and {order[row + 1] + 1} share the SID "
-      f"{ranked[row].tolist()}; expected one item a SID"
-    )
-  differs = np.concatenate([[0], change.argmax(1)]).astype(np.int64)
+  tokens = np.asarray(tokens)
+  items = np.arange(1, len(tokens) + 1)
+  active = np.ones(len(tokens), bool) if active is None else np.asarray(active)
+  if capacity is None:
+    capacity = len(tokens)
+  return _build(items, tokens, vocab_size, active, capacity)
 
-  present, reachable, first_child = [], [], []
-  parent = np.zeros(num_items, np.int64)  # Node of each leaf at this level.
-  for level in range(levels):
-    starts = differs <= level  # Leaves at which a new child starts.
-    child = np.cumsum(starts) - 1
-    num_nodes = int(parent[-1]) + 1 if num_items else 1
-    child_parent, child_token = parent[starts], ranked[starts, level]
-    child_alive = np.zeros(int(starts.sum()), bool)
-    np.logical_or.at(child_alive, child, alive)
-    present.append(_pack(child_parent, child_token, num_nodes, vocab_size))
-    reachable.append(
-      _pack(
-        child_parent[child_alive],
-        child_token[child_alive],
-        num_nodes,
-        vocab_size,
+
+def add_items(
+  index: SidIndex, items: np.ndarray, codebooks: np.ndarray, x: np.ndarray
+) -> SidIndex:
+  """A new index with more active items; on the host.
+
+  An id that was removed gets its old SID back. A new id is encoded to a SID
+  that no item has ever had. As long as the ids fit the capacity, all shapes
+  stay; else the capacity at least doubles.
+
+  >>> codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]], np.float32)
+  >>> index = build_index([[0, 0], [1, 0]], vocab_size=2, capacity=3)
+  >>> index = add_items(index, [3], codebooks, [[0.2]])
+  >>> sid_of(index, 3).tolist()  # [0, 0] is nearest, but taken.
+  [0, 1]
+  >>> add_items(index, [4], codebooks, [[9.0]]).capacity
+  6
+
+  Args:
+    index: the index.
+    items: int [M], distinct ids above 0 that are not active.
+    codebooks: float32 [L, V, D], those of the index's SIDs.
+    x: float32 [M, D], what to encode; rows of ids that have a SID are ignored.
+
+  Raises:
+    ValueError: an id that is active, twice there or outside 1..2^31-2; `x` or
+      `codebooks` of another shape; no SID left.
+  """
+  items, x, codebooks = _ids(items), np.asarray(x), np.asarray(codebooks)
+  if codebooks.shape[:2] != (index.levels, index.vocab_size):
+    raise ValueError(
+      f"codebooks of {codebooks.shape[0]} levels x {codebooks.shape[1]} codes; "
+      f"the index has {index.levels} x {index.vocab_size}: expected the "
+      "codebooks that gave its SIDs"
+    )
+  if x.shape != (len(items), codebooks.shape[2]):
+    raise ValueError(
+      f"x has the shape {list(x.shape)} for {len(items)} items; expected "
+      f"{[len(items), codebooks.shape[2]]}"
+    )
+  index = jax.tree.map(np.asarray, index)
+  if items.max(initial=0) > index.capacity:
+    index = _grow(index, max(2 * index.capacity, int(items.max())))
+  if index.active[items].any():
+    item = items[index.active[items].argmax()]
+    raise ValueError(f"item {item} is active already; expected new or removed")
+  new = ~index.known[items]
+  if new.any():
+    tokens = resolve.encode_unique(codebooks, x[new], taken=_taken(index))
+    index = _insert(index, items[new], np.asarray(tokens))
+  return jax.tree.map(jnp.asarray, _switch(index, items, True))
+
+
+def remove_items(index: SidIndex, items: np.ndarray) -> SidIndex:
+  """A new index of the same shapes without these items; on the host.
+
+  >>> index = build_index([[0, 1], [2, 0]], vocab_size=4)
+  >>> index = remove_items(index, [2])
+  >>> int(lookup(index, jnp.asarray([2, 0])))
+  0
+  >>> sid_of(index, 2).tolist()  # Kept, for the case that it comes back.
+  [2, 0]
+
+  Args:
+    index: the index.
+    items: int [M], distinct ids of active items.
+
+  Raises:
+    ValueError: an id that is not active, or is there twice.
+  """
+  items, index = _ids(items), jax.tree.map(np.asarray, index)
+  active = index.active[np.minimum(items, index.capacity)]
+  active &= items <= index.capacity
+  if not active.all():
+    raise ValueError(
+      f"item {items[active.argmin()]} is not active; expected an active item"
+    )
+  return jax.tree.map(jnp.asarray, _switch(index, items, False))
+
+
+def save_index(path: str | os.PathLike, index: SidIndex) -> None:
+  """Writes the index to `path`, one .npz, all or nothing."""
+  known = np.asarray(index.known)
+  path = pathlib.Path(path)
+  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  try:
+    with os.fdopen(handle, "wb") as file:
+      np.savez(
+        file,
+        format=_FORMAT,
+        vocab_size=index.vocab_size,
+        capacity=index.capacity,
+        items=np.flatnonzero(known).astype(np.int32),
+        tokens=np.asarray(index.tokens)[known],
+        active=np.asarray(index.active)[known],
       )
-    )
-    first_child.append(
-      np.searchsorted(child_parent, np.arange(num_nodes)).astype(np.int32)
-    )
-    parent = child
-  return SidIndex(
-    tokens=jnp.asarray(np.vstack([np.full((1, levels), -1), tokens])),
-    active=jnp.asarray(np.concatenate([[False], active])),
-    present=tuple(map(jnp.asarray, present)),
-    reachable=tuple(map(jnp.asarray, reachable)),
-    first_child=tuple(map(jnp.asarray, first_child)),
-    leaf_item=jnp.asarray((order + 1).astype(np.int32)),
-    vocab_size=vocab_size,
-  )
+      file.flush()
+      os.fsync(file.fileno())
+    os.chmod(name, 0o644)
+    os.replace(name, path)
+  except BaseException:
+    pathlib.Path(name).unlink(missing_ok=True)
+    raise
+
+
+def load_index(path: str | os.PathLike) -> SidIndex:
+  """Reads what `save_index` wrote: the same index, array for array.
+
+  Raises:
+    ValueError: the file is damaged, of another kind or of another format.
+    OSError: the file cannot be opened.
+  """
+  with open(path, "rb") as file:
+    try:
+      return _read(file)
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+      raise ValueError(
+        f"{path} is no index that can be read ({error}); expected a file that "
+        "save_index wrote: write it again"
+      ) from error
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
@@ -131,10 +241,9 @@ def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
   Returns:
     bool [V].
   """
-  words = index.reachable[level][jnp.maximum(node, 0)]
-  token = jnp.arange(index.vocab_size)
-  bits = (words[token // _WORD] >> (token % _WORD).astype(jnp.uint32)) & 1
-  return (bits == 1) & (node >= 0)
+  words = _row(index.reachable[level], node)
+  bits = (words[:, None] >> jnp.arange(_WORD, dtype=jnp.uint32)) & 1
+  return (bits.reshape(-1)[: index.vocab_size] == 1) & (node >= 0)
 
 
 def child(index: SidIndex, node: Array, token: Array, level: int) -> Array:
@@ -146,15 +255,14 @@ def child(index: SidIndex, node: Array, token: Array, level: int) -> Array:
     token: int32 [], 0..V-1.
     level: length of the node's prefix, 0..L-1.
   """
-  row = jnp.maximum(node, 0)
-  words = index.present[level][row]
+  words = _row(index.present[level], node)
   word, bit = token // _WORD, (token % _WORD).astype(jnp.uint32)
   there = (words[word] >> bit) & 1
   before = jnp.where(jnp.arange(words.shape[0]) < word, words, jnp.uint32(0))
   before = jax.lax.population_count(before).sum()
   below = words[word] & ((jnp.uint32(1) << bit) - 1)
   rank = before + jax.lax.population_count(below)
-  number = index.first_child[level][row] + rank.astype(jnp.int32)
+  number = _row(index.first_child[level], node) + rank.astype(jnp.int32)
   return jnp.where((there == 1) & (node >= 0), number, -1)
 
 
@@ -168,20 +276,272 @@ def lookup(index: SidIndex, sid: Array) -> Array:
   for level in range(index.levels):
     token = jnp.clip(sid[level], 0, index.vocab_size - 1)
     node = child(index, node, token, level)
-  item = jnp.where(node >= 0, index.leaf_item[jnp.maximum(node, 0)], 0)
+  item = item_of(index, node)
   return jnp.where(index.active[item], item, 0)
 
 
+def item_of(index: SidIndex, leaf: Array) -> Array:
+  """The item of a leaf, active or not, int32 [...] -> int32 [...]; 0 for -1."""
+  return jnp.where(leaf >= 0, _row(index.leaf_item, leaf), 0)
+
+
 def sid_of(index: SidIndex, item: Array) -> Array:
-  """The SID of `item`, int32 [...] -> int32 [..., L]; -1 for padding."""
-  return index.tokens[item]
+  """The SID of `item`, int32 [...] -> int32 [..., L].
+
+  Active or not; -1 for padding and for ids that never had a SID.
+  """
+  tokens = index.tokens[item].astype(jnp.int32)
+  return jnp.where(index.known[item][..., None], tokens, -1)
 
 
-def _pack(
-  row: np.ndarray, token: np.ndarray, num_rows: int, vocab_size: int
+def _row(array: Array, node: Array) -> Array:
+  """array[node], unchecked; any row where there is no node."""
+  return array.at[jnp.maximum(node, 0)].get(mode="promise_in_bounds")
+
+
+# The rest is for the host: a SidIndex whose leaves are numpy arrays, of which
+# nothing is changed in place.
+
+
+def _build(
+  items: np.ndarray,
+  tokens: np.ndarray,
+  vocab_size: int,
+  active: np.ndarray,
+  capacity: int,
+) -> SidIndex:
+  """An index of the ids [N] with the SIDs [N, L]."""
+  if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+    raise ValueError(
+      f"tokens are {tokens.dtype} of the shape {list(tokens.shape)}; expected "
+      "integers [items, levels]"
+    )
+  levels = tokens.shape[1]
+  if vocab_size**levels > 2**63:
+    raise ValueError(
+      f"{vocab_size}^{levels} SIDs; expected vocab_size^levels up to 2^63"
+    )
+  if active.shape != items.shape:
+    raise ValueError(
+      f"active has the shape {list(active.shape)}; expected {[len(items)]}"
+    )
+  if items.max(initial=0) > capacity:
+    raise ValueError(
+      f"capacity {capacity}; expected {items.max()}, the largest id, or more"
+    )
+  outside = (tokens < 0) | (tokens >= vocab_size)
+  if outside.any():
+    row = int(outside.any(1).argmax())
+    raise ValueError(
+      f"item {items[row]} has the SID {tokens[row].tolist()}; "
+      f"expected tokens from 0 to {vocab_size - 1}"
+    )
+  words = -(-vocab_size // _WORD)
+  nodes = [_nodes(l, vocab_size, capacity) for l in range(levels + 1)]
+  bits = tuple(np.zeros((n, words), np.uint32) for n in nodes[:-1])
+  counts = tuple(np.zeros(n, np.int32) for n in nodes[:-1])
+  dtype = (
+    np.uint8
+    if vocab_size <= 2**8
+    else np.uint16
+    if vocab_size <= 2**16
+    else np.int32
+  )
+  index = SidIndex(
+    tokens=np.zeros((capacity + 1, levels), dtype),
+    known=np.zeros(capacity + 1, bool),
+    active=np.zeros(capacity + 1, bool),
+    present=bits,
+    reachable=bits,
+    first_child=counts,
+    live=counts,
+    leaf_item=np.zeros(nodes[-1], np.int32),
+    vocab_size=vocab_size,
+  )
+  index = _switch(_insert(index, items, tokens), items[active], True)
+  return jax.tree.map(jnp.asarray, index)
+
+
+def _nodes(level: int, vocab_size: int, capacity: int) -> int:
+  """Room for prefixes of `level` tokens: as many as there can ever be."""
+  return min(vocab_size**level, max(capacity, 1))
+
+
+def _grow(index: SidIndex, capacity: int) -> SidIndex:
+  """The same items with more room."""
+
+  def pad(array, rows):
+    after = [(0, rows - len(array))] + [(0, 0)] * (array.ndim - 1)
+    return np.pad(array, after)
+
+  def levels(arrays):
+    return tuple(
+      pad(array, _nodes(level, index.vocab_size, capacity))
+      for level, array in enumerate(arrays)
+    )
+
+  return index.replace(
+    tokens=pad(index.tokens, capacity + 1),
+    known=pad(index.known, capacity + 1),
+    active=pad(index.active, capacity + 1),
+    present=levels(index.present),
+    reachable=levels(index.reachable),
+    first_child=levels(index.first_child),
+    live=levels(index.live),
+    leaf_item=pad(
+      index.leaf_item, _nodes(index.levels, index.vocab_size, capacity)
+    ),
+  )
+
+
+def _insert(index: SidIndex, items: np.ndarray, tokens: np.ndarray) -> SidIndex:
+  """Gives the unknown ids [M] the SIDs [M, L]; they are not active yet."""
+  order = np.argsort(_numbers(tokens, index.vocab_size), kind="stable")
+  items, tokens = items[order], tokens[order]
+  present, reachable, first_child, live = [], [], [], []
+  row = np.zeros(len(items), np.int64)  # Of each SID's prefix, at this level.
+  fresh = row[:0]  # The rows that are new at this level, ascending.
+  for level in range(index.levels):
+    words = _spread(index.present[level], fresh)
+    token = tokens[:, level]
+    place, bit = _place(words, row, token)
+    there = (words.reshape(-1)[place] & bit) != 0
+    starts = ~there  # Where a child is new, and not that of the SID before.
+    starts[1:] &= (place[1:] != place[:-1]) | (bit[1:] != bit[:-1])
+    np.bitwise_or.at(words.reshape(-1), place[starts], bit[starts])
+    present.append(words)
+    reachable.append(_spread(index.reachable[level], fresh))
+    live.append(_spread(index.live[level], fresh))
+    first_child.append(_before(words)[:: words.shape[1]].copy())
+    row = _children(words, row, token)
+    fresh = row[starts]
+  leaf_item = _spread(index.leaf_item, fresh)
+  if not starts.all():
+    again = int(starts.argmin())
+    other = leaf_item[row[again]] if there[again] else items[again - 1]
+    raise ValueError(
+      f"items {other} and {items[again]} share the SID "
+      f"{tokens[again].tolist()}; expected one item a SID"
+    )
+  leaf_item[row] = items
+  all_tokens, known = index.tokens.copy(), index.known.copy()
+  all_tokens[items], known[items] = tokens, True
+  return index.replace(
+    tokens=all_tokens,
+    known=known,
+    present=tuple(present),
+    reachable=tuple(reachable),
+    first_child=tuple(first_child),
+    live=tuple(live),
+    leaf_item=leaf_item,
+  )
+
+
+def _switch(index: SidIndex, items: np.ndarray, on: bool) -> SidIndex:
+  """Makes the ids [M], all known and the other way now, active or inactive."""
+  rows = [np.zeros(len(items), np.int64)]  # Of each prefix, by level.
+  live = []
+  for level in range(index.levels):
+    change = np.bincount(rows[level], minlength=len(index.live[level]))
+    change = change.astype(np.int32)
+    live.append(index.live[level] + (change if on else -change))
+    token = index.tokens[items, level]
+    rows.append(_children(index.present[level], rows[level], token))
+  reachable = []
+  for level in range(index.levels):
+    words = index.reachable[level].copy()
+    place, bit = _place(words, rows[level], index.tokens[items, level])
+    if on:
+      np.bitwise_or.at(words.reshape(-1), place, bit)
+    else:
+      dead = np.ones(len(items), bool)
+      if level + 1 < index.levels:
+        dead = live[level + 1][rows[level + 1]] == 0
+      np.bitwise_and.at(words.reshape(-1), place[dead], ~bit[dead])
+    reachable.append(words)
+  active = index.active.copy()
+  active[items] = on
+  return index.replace(
+    active=active, reachable=tuple(reachable), live=tuple(live)
+  )
+
+
+def _spread(array: np.ndarray, fresh: np.ndarray) -> np.ndarray:
+  """A copy with rows of 0 in the places `fresh`; unused rows drop out."""
+  if not len(fresh):
+    return array.copy()
+  old = np.ones(len(array), bool)
+  old[fresh] = False
+  spread = np.zeros_like(array)
+  spread[old] = array[: len(array) - len(fresh)]
+  return spread
+
+
+def _place(
+  words: np.ndarray, row: np.ndarray, token: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Where in the flat words, and which bit there, stands for a token."""
+  place = row * words.shape[1] + token // _WORD
+  return place, np.uint32(1) << (token % _WORD).astype(np.uint32)
+
+
+def _before(words: np.ndarray) -> np.ndarray:
+  """How many bits are set before each of the flat words, int32."""
+  counts = np.bitwise_count(words).reshape(-1)
+  return np.cumsum(counts, dtype=np.int32) - counts
+
+
+def _children(
+  words: np.ndarray, row: np.ndarray, token: np.ndarray
 ) -> np.ndarray:
-  """Sets bit `token` of `row` in uint32 [num_rows, W]."""
-  words = np.zeros((num_rows, -(-vocab_size // _WORD)), np.uint32)
-  bit = np.uint32(1) << (token % _WORD).astype(np.uint32)
-  np.bitwise_or.at(words, (row, token // _WORD), bit)
-  return words
+  """The number of each row's child, which must be there; int64."""
+  place, bit = _place(words, row, token)
+  below = words.reshape(-1)[place] & (bit - np.uint32(1))
+  return _before(words)[place] + np.bitwise_count(below).astype(np.int64)
+
+
+def _numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+  """SIDs [..., L] as numbers in base V, int64 [...]."""
+  numbers = np.zeros(tokens.shape[:-1], np.int64)
+  for level in range(tokens.shape[-1]):
+    numbers = numbers * vocab_size + tokens[..., level]
+  return numbers
+
+
+def _taken(index: SidIndex) -> np.ndarray:
+  """The numbers of all SIDs ever given, ascending."""
+  leaves = index.leaf_item[: np.count_nonzero(index.known)]
+  return _numbers(index.tokens, index.vocab_size)[leaves]
+
+
+def _ids(items: np.ndarray) -> np.ndarray:
+  """Checks ids [M]: integers above 0, distinct."""
+  items = np.asarray(items)
+  if items.ndim != 1 or (items.size and items.dtype.kind not in "iu"):
+    raise ValueError(
+      f"items are {items.dtype} of the shape {list(items.shape)}; expected "
+      "integers [items]"
+    )
+  items = items.astype(np.int64)
+  outside = (items < 1) | (items > 2**31 - 2)
+  if outside.any():
+    raise ValueError(
+      f"item {items[outside.argmax()]}; expected ids from 1 to {2**31 - 2}"
+    )
+  ranked = np.sort(items)
+  twice = ranked[1:] == ranked[:-1]
+  if twice.any():
+    raise ValueError(
+      f"item {ranked[twice.argmax()]} is there twice; expected distinct items"
+    )
+  return items
+
+
+def _read(file: BinaryIO) -> SidIndex:
+  with np.load(file) as arrays:
+    if arrays["format"] != _FORMAT:
+      raise ValueError(f"format {arrays['format']}, expected {_FORMAT}")
+    items = _ids(arrays["items"])
+    tokens, active = arrays["tokens"], arrays["active"]
+    vocab_size, capacity = int(arrays["vocab_size"]), int(arrays["capacity"])
+  return _build(items, tokens, vocab_size, active, capacity)

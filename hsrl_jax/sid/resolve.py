@@ -29,7 +29,9 @@ def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
   )
 
 
-def encode_unique(codebooks: np.ndarray, x: np.ndarray) -> np.ndarray:
+def encode_unique(
+  codebooks: np.ndarray, x: np.ndarray, *, taken: np.ndarray | None = None
+) -> np.ndarray:
   """Distinct tokens of each row of `x`.
 
   Deterministic. Where the plain encoding has no collision, it is the result.
@@ -37,15 +39,20 @@ def encode_unique(codebooks: np.ndarray, x: np.ndarray) -> np.ndarray:
   Args:
     codebooks: float32 [L, V, D].
     x: float32 [N, D].
+    taken: int64 [M], SIDs in use that no row may get, as numbers
+      sum_l token_l V^(L-1-l): sorted, distinct (not checked, since the cost
+      grows by log M only).
 
   Returns:
     int32 [N, L], no two rows equal.
 
   Raises:
-    ValueError: N > V^L.
+    ValueError: N + M > V^L; V^L is not below 2^63.
   """
   levels, vocab_size, _ = codebooks.shape
-  check_capacity(len(x), levels, vocab_size)
+  taken = np.zeros(0, np.int64) if taken is None else np.asarray(taken)
+  check_capacity(len(x) + len(taken), levels, vocab_size)
+  _check_numbers(levels, vocab_size)
   residual = np.asarray(x, np.float64)
   prefix = np.zeros(len(x), np.int64)
   tokens = np.zeros((len(x), levels), np.int32)
@@ -55,16 +62,33 @@ def encode_unique(codebooks: np.ndarray, x: np.ndarray) -> np.ndarray:
     token = distance.argmin(1)
     child = prefix * vocab_size + token
     children, sizes = np.unique(child, return_counts=True)
-    for node in np.unique(children[sizes > room] // vocab_size):
+    crowded = sizes > _free(children, room, taken)
+    for node in np.unique(children[crowded] // vocab_size):
       rows = np.flatnonzero(prefix == node)
+      free = _free(node * vocab_size + np.arange(vocab_size), room, taken)
       if room == 1:
-        _, token[rows] = linear_sum_assignment(distance[rows])
+        cost = np.where(free > 0, distance[rows], np.inf)
+        _, token[rows] = linear_sum_assignment(cost)
       else:
-        token[rows] = _assign_with_room(distance[rows], room)
+        token[rows] = _assign_with_room(distance[rows], free)
     tokens[:, level] = token
     prefix = prefix * vocab_size + token
     residual = residual - codes[token]
   return tokens
+
+
+def _check_numbers(levels: int, vocab_size: int) -> None:
+  if vocab_size**levels >= 2**63:
+    raise ValueError(
+      f"vocab_size {vocab_size} and levels {levels} make "
+      f"{vocab_size**levels} SIDs; expected fewer than 2^63: use fewer levels"
+    )
+
+
+def _free(nodes: np.ndarray, room: int, taken: np.ndarray) -> np.ndarray:
+  """How many SIDs below each node are not taken, int64 [n]."""
+  first = np.searchsorted(taken, nodes * room)
+  return room - (np.searchsorted(taken, (nodes + 1) * room) - first)
 
 
 def _squared_distances(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
@@ -73,9 +97,8 @@ def _squared_distances(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
   return norms - 2.0 * x @ codes.T
 
 
-def _assign_with_room(distance: np.ndarray, room: int) -> np.ndarray:
-  """Gives each row a column with at most `room` rows each, nearest first."""
-  free = np.full(distance.shape[1], room)
+def _assign_with_room(distance: np.ndarray, free: np.ndarray) -> np.ndarray:
+  """Gives each row a column, at most `free` rows each, nearest first."""
   choice = np.full(len(distance), -1)
   waiting = np.arange(len(distance))
   while len(waiting):
@@ -88,6 +111,6 @@ def _assign_with_room(distance: np.ndarray, room: int) -> np.ndarray:
     rank = np.arange(len(wanted)) - np.searchsorted(wanted, wanted)
     served = rank < free[wanted]
     choice[waiting[served]] = wanted[served]
-    free -= np.bincount(wanted[served], minlength=len(free))
+    free = free - np.bincount(wanted[served], minlength=len(free))
     waiting = np.sort(waiting[~served])
   return choice

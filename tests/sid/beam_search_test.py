@@ -81,7 +81,7 @@ def _catalogue(levels=LEVELS, vocab=VOCAB, items=ITEMS, inactive=INACTIVE):
   tokens = every[rng.choice(len(every), items, replace=False)]
   active = np.ones(items, bool)
   active[rng.choice(items, inactive, replace=False)] = False
-  return tokens, active, sid_index.build(tokens, vocab, active)
+  return tokens, active, sid_index.build_index(tokens, vocab, active)
 
 
 def _reference(policy, context, tokens, active, beams, excluded=()):
@@ -215,13 +215,15 @@ class SearchTest(parameterized.TestCase):
     policy = _Dependent()
     for item in (1, ITEMS):
       active = np.arange(1, ITEMS + 1) == item
-      self.index = sid_index.build(self.tokens, VOCAB, active)
+      self.index = sid_index.build_index(self.tokens, VOCAB, active)
       found = self._search(policy, policy.contexts(5, USERS), 2)
       np.testing.assert_array_equal(found.items, [[item, 0]] * USERS)
       np.testing.assert_array_equal(found.valid, [[True, False]] * USERS)
 
   def test_no_active_item(self):
-    self.index = sid_index.build(self.tokens, VOCAB, np.zeros(ITEMS, bool))
+    self.index = sid_index.build_index(
+      self.tokens, VOCAB, np.zeros(ITEMS, bool)
+    )
     policy = _Free()
     found = self._search(policy, policy.contexts(5, USERS), 3)
     self.assertFalse(found.valid.any())

@@ -57,7 +57,7 @@ class IndexTest(parameterized.TestCase):
     tokens, active = _space(levels, vocab_size, items, inactive)
     sids = _all_sids(levels, vocab_size)
     for alive in (np.ones(items, bool), active):
-      index = sid_index.build(tokens, vocab_size, alive)
+      index = sid_index.build_index(tokens, vocab_size, alive)
       table = {
         tuple(sid): i + 1 for i, sid in enumerate(tokens.tolist()) if alive[i]
       }
@@ -68,7 +68,7 @@ class IndexTest(parameterized.TestCase):
   @parameterized.parameters(*SPACES)
   def test_round_trip(self, levels, vocab_size, items, inactive):
     tokens, _ = _space(levels, vocab_size, items, inactive)
-    index = sid_index.build(tokens, vocab_size)
+    index = sid_index.build_index(tokens, vocab_size)
     self.assertEqual((index.levels, index.num_items), (levels, items))
     ids = np.arange(1, items + 1)
     sids = sid_index.sid_of(index, ids)
@@ -83,7 +83,7 @@ class IndexTest(parameterized.TestCase):
   @parameterized.parameters(*SPACES)
   def test_valid_tokens(self, levels, vocab_size, items, inactive):
     tokens, active = _space(levels, vocab_size, items, inactive)
-    index = sid_index.build(tokens, vocab_size, active)
+    index = sid_index.build_index(tokens, vocab_size, active)
     for length in range(levels):
       alive = {tuple(t[: length + 1]) for t in tokens[active].tolist()}
       prefixes = _all_sids(length, vocab_size)
@@ -98,7 +98,7 @@ class IndexTest(parameterized.TestCase):
   @parameterized.parameters(5, 32, 33, 64)
   def test_tokens_out_of_range_are_no_item(self, vocab_size):
     tokens = _all_sids(2, vocab_size)[: vocab_size * 2]
-    index = sid_index.build(tokens, vocab_size)
+    index = sid_index.build_index(tokens, vocab_size)
     sids = [
       sid
       for wrong in (-1, -vocab_size, vocab_size, vocab_size + 1, 2**31 - 1)
@@ -108,12 +108,12 @@ class IndexTest(parameterized.TestCase):
 
   def test_no_active_item_at_all(self):
     tokens, _ = _space(2, 5, 9, 0)
-    index = sid_index.build(tokens, 5, np.zeros(9, bool))
+    index = sid_index.build_index(tokens, 5, np.zeros(9, bool))
     np.testing.assert_array_equal(_lookup(index, tokens), 0)
     self.assertFalse(sid_index.valid_tokens(index, jnp.int32(0), 0).any())
 
   def test_no_node_has_no_tokens_and_no_children(self):
-    index = sid_index.build(_all_sids(2, 3), 3)
+    index = sid_index.build_index(_all_sids(2, 3), 3)
     for level in range(2):
       self.assertFalse(
         sid_index.valid_tokens(index, jnp.int32(-1), level).any()
@@ -125,7 +125,7 @@ class IndexTest(parameterized.TestCase):
   def test_shared_sid_names_both_items(self):
     tokens = np.asarray([[1, 2], [0, 1], [2, 2], [0, 1]])
     with self.assertRaisesRegex(ValueError, r"items 2 and 4 .*\[0, 1\]"):
-      sid_index.build(tokens, 3)
+      sid_index.build_index(tokens, 3)
 
   @parameterized.parameters(3, -1)
   def test_token_out_of_range_names_the_item(self, wrong):
@@ -133,7 +133,7 @@ class IndexTest(parameterized.TestCase):
     with self.assertRaisesRegex(
       ValueError, rf"item 3 .*\[2, {wrong}\].* 0 to 2"
     ):
-      sid_index.build(tokens, 3)
+      sid_index.build_index(tokens, 3)
 
   def test_another_index_of_these_shapes_is_not_traced(self):
     traces = []
@@ -145,8 +145,8 @@ class IndexTest(parameterized.TestCase):
 
     tokens, active = _space(3, 5, 40, 5)
     order = np.random.default_rng(1).permutation(40)
-    one = sid_index.build(tokens, 5)
-    two = sid_index.build(tokens[order], 5, active)
+    one = sid_index.build_index(tokens, 5)
+    two = sid_index.build_index(tokens[order], 5, active)
     np.testing.assert_array_equal(lookup(one, tokens), np.arange(1, 41))
     np.testing.assert_array_equal(
       lookup(two, tokens[order]), np.where(active, np.arange(1, 41), 0)

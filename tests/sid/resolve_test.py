@@ -101,6 +101,37 @@ class EncodeUniqueTest(parameterized.TestCase):
       self.assertEqual(tokens[:, 0].tolist(), [int(v == 3.0) for v in x])
 
 
+class TakenTest(parameterized.TestCase):
+  @parameterized.parameters((1, 40, 10), (2, 8, 20), (3, 5, 60), (4, 3, 40))
+  def test_rows_avoid_what_is_taken(self, levels, vocab_size, rows):
+    """Also where the space gets full: all that is not taken is given out."""
+    codebooks, space = _codebooks(levels, vocab_size), vocab_size**levels
+    for seed, count in ((0, space - rows), (1, space // 3)):
+      rng = np.random.default_rng(seed)
+      taken = np.sort(rng.permutation(space)[:count])
+      x = _vectors(rows)
+      tokens = resolve.encode_unique(codebooks, x, taken=taken)
+      numbers = np.ravel_multi_index(tokens.T, (vocab_size,) * levels)
+      self.assertLen(np.unique(np.concatenate([numbers, taken])), rows + count)
+
+  def test_one_by_one_below_a_full_prefix(self):
+    """The next free token by distance, and then the next prefix."""
+    codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]], "f")
+    x, taken, given = np.asarray([[0.2]], "f"), [], []
+    for _ in range(4):
+      (tokens,) = resolve.encode_unique(codebooks, x, taken=np.sort(taken))
+      given.append(tokens.tolist())
+      taken.append(2 * tokens[0] + tokens[1])
+    self.assertEqual(given, [[0, 0], [0, 1], [1, 0], [1, 1]])
+    with self.assertRaisesRegex(ValueError, "5 items"):
+      resolve.encode_unique(codebooks, x, taken=np.sort(taken))
+
+  def test_numbers_past_63_bits(self):
+    x = _vectors(3)
+    with self.assertRaisesRegex(ValueError, "fewer than 2.63"):
+      resolve.encode_unique(np.zeros((21, 8, 3), "f"), x)
+
+
 class CapacityTest(parameterized.TestCase):
   @parameterized.parameters(
     (10, 1, 9),
