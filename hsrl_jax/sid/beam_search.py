@@ -24,9 +24,10 @@ class Beams(NamedTuple):
   """Completed beams, best first.
 
   Attributes:
-    tokens: int32 [B, L].
+    tokens: int32 [B, L]; -1 where invalid.
     items: int32 [B]; 0 where invalid.
-    log_probs: float32 [B], log pi of each item (no noise, no temperature).
+    log_probs: float32 [B], log pi of each item (no noise, no temperature); 0
+      where invalid.
     scores: float32 [B], by which the beams are ordered.
     valid: bool [B]; False where fewer than B items were found.
   """
@@ -57,39 +58,58 @@ def beam_search(
   renormalised over the valid ones, and Gumbel noise is drawn top-down, given
   that a prefix's perturbed score is the largest below it.
 
+  A prefix below which nothing is left, since all its active items are excluded,
+  takes no beam at any level.
+
+  >>> index = sid_index.build_index([[0, 1], [1, 0], [1, 1]], vocab_size=2)
+  >>> log_probs = jnp.log(jnp.asarray([[0.4, 0.6], [0.1, 0.9]]))
+  >>> found = beam_search(
+  ...   index,
+  ...   (),  # These log-probabilities need no context.
+  ...   lambda context, level: log_probs[level],
+  ...   lambda context, token, level: context,
+  ...   beams=3,
+  ...   excluded=jnp.asarray([1]),
+  ... )
+  >>> found.items.tolist(), found.valid.tolist()
+  ([3, 2, 0], [True, True, False])
+  >>> [round(p, 2) for p in jnp.exp(found.log_probs[:2]).tolist()]
+  [0.54, 0.06]
+
   Args:
     index: the SidIndex.
     context: pytree, the caller's context of the empty prefix.
     log_prob_fn: see LogProbFn.
     advance_fn: see AdvanceFn; called with batched contexts under vmap.
     beams: B.
-    excluded: int32 [T], items that may not be returned (0 is ignored).
+    excluded: int32 [T], items that may not be returned; what is no active item
+      is ignored. The cost grows with T (T + B) per level.
     temperature: of the sampling; without a key it changes nothing.
     key: None for the best items, else for a sample. The key is consumed.
 
   Returns:
-    Beams. If T items are excluded, the search runs T beams wider on the last
-    level, so exclusion costs no beam.
+    Beams.
   """
-  levels, vocab = index.levels, index.vocab_size
+  vocab = index.vocab_size
   node = jnp.zeros(1, jnp.int32)
-  tokens = jnp.zeros((1, 0), jnp.int32)
   log_prob = jnp.zeros(1)
   tempered = jnp.zeros(1)  # log of pi^(1/temperature), renormalised by level.
   score = jnp.zeros(1)
   context = jax.tree.map(lambda x: jnp.asarray(x)[None], context)
-  extra = 0 if excluded is None else excluded.shape[0]
+  closed = None if excluded is None else _closed(index, excluded)
 
-  for level in range(levels):
-    last = level == levels - 1
-    step = jax.vmap(log_prob_fn, in_axes=(0, None))(context, level)
+  for level in range(index.levels):
+    step = jax.vmap(log_prob_fn, in_axes=(0, None), axis_size=len(node))(
+      context, level
+    )
     valid = jax.vmap(sid_index.valid_tokens, in_axes=(None, 0, None))(
       index, node, level
     )
+    if closed is not None:
+      valid = _close(valid, node, closed[level])
     next_log_prob = log_prob[:, None] + step
     if key is None:
-      next_tempered = jnp.where(valid, next_log_prob, masking.NEGATIVE)
-      next_score = next_tempered
+      next_score = jnp.where(valid, next_log_prob, masking.NEGATIVE)
     else:
       logits = jnp.where(valid, step / temperature, masking.NEGATIVE)
       next_tempered = tempered[:, None] + jax.nn.log_softmax(logits)
@@ -98,39 +118,84 @@ def beam_search(
         jnp.where(valid, next_tempered + noise, masking.NEGATIVE), score
       )
       next_score = jnp.where(valid, next_score, masking.NEGATIVE)
-    width = min(beams + (extra if last else 0), next_score.size)
+    width = min(beams, next_score.size)
     score, flat = jax.lax.top_k(next_score.reshape(-1), width)
     parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
     alive = score > masking.NEGATIVE / 2
     node = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
-      index, jnp.where(alive, node[parent], -1), token, level
+      index, jnp.where(alive, _take(node, parent), -1), token, level
     )
-    log_prob = next_log_prob.reshape(-1)[flat]
-    tempered = next_tempered.reshape(-1)[flat]
-    tokens = jnp.concatenate([tokens[parent], token[:, None]], 1)
-    if not last:
+    if key is None:
+      log_prob = score
+    else:
+      log_prob = _take(next_log_prob.reshape(-1), flat)
+      tempered = _take(next_tempered.reshape(-1), flat)
+    if level < index.levels - 1:
       context = jax.vmap(advance_fn, in_axes=(0, 0, None))(
-        jax.tree.map(lambda x, p=parent: x[p], context), token, level
+        jax.tree.map(lambda x, p=parent: _take(x, p), context), token, level
       )
 
-  items = jnp.where(node >= 0, index.leaf_item[jnp.maximum(node, 0)], 0)
-  valid = index.active[items]
-  if excluded is not None:
-    valid = valid & ~(items[:, None] == excluded[None]).any(1)
-  score = jnp.where(valid, score, masking.NEGATIVE)
-  score, best = jax.lax.top_k(score, min(beams, score.shape[0]))
-  valid = valid[best]
-  result = Beams(
-    tokens=tokens[best],
-    items=jnp.where(valid, items[best], 0),
-    log_probs=log_prob[best],
-    scores=score,
-    valid=valid,
+  items = sid_index.item_of(index, node)
+  missing = (0, beams - len(items))
+  items = jnp.pad(items, missing)
+  return Beams(
+    tokens=sid_index.sid_of(index, items),
+    items=items,
+    log_probs=jnp.pad(jnp.where(alive, log_prob, 0.0), missing),
+    scores=jnp.pad(score, missing, constant_values=masking.NEGATIVE),
+    valid=jnp.pad(alive, missing),
   )
-  missing = beams - score.shape[0]
-  return jax.tree.map(
-    lambda x: jnp.pad(x, [(0, missing)] + [(0, 0)] * (x.ndim - 1)), result
-  )
+
+
+class _Edges(NamedTuple):
+  """Edges of the trie at one level; a number for each excluded item.
+
+  Attributes:
+    node: int32 [T], where the edge starts; -1 is none.
+    token: int32 [T].
+    closed: bool [T], whether all active items below the edge are excluded.
+  """
+
+  node: Array
+  token: Array
+  closed: Array
+
+
+def _closed(index: sid_index.SidIndex, excluded: Array) -> list[_Edges]:
+  """The edges on the way to each of the excluded items [T], by level."""
+  known = (excluded > 0) & (excluded <= index.capacity)
+  items = jnp.where(known, excluded, 0)
+  order = jnp.arange(len(items))
+  again = (items[:, None] == items[None]) & (order[:, None] > order[None])
+  tokens = jnp.maximum(sid_index.sid_of(index, items), 0)
+  node = jnp.where(index.active[items] & ~again.any(1), 0, -1)
+  edges = []
+  for level in range(index.levels):
+    token = tokens[:, level]
+    below = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
+      index, node, token, level
+    )
+    closed = below >= 0
+    if level < index.levels - 1:
+      gone = (below[:, None] == below[None]).sum(1)
+      closed &= gone == _take(index.live[level + 1], jnp.maximum(below, 0))
+    edges.append(_Edges(node, token, closed))
+    node = below
+  return edges
+
+
+def _close(valid: Array, node: Array, edges: _Edges) -> Array:
+  """Takes closed edges out of the valid tokens [B, V] of the nodes [B]."""
+  beams = len(node)
+  here = (node[:, None] == edges.node[None]) & edges.closed[None]
+  # Nodes of beams differ, so at most one of a column is here; else `beams`.
+  beam = beams + jnp.where(here, jnp.arange(beams)[:, None] - beams, 0).sum(0)
+  return valid.at[beam, edges.token].set(False, mode="drop")
+
+
+def _take(x: Array, place: Array) -> Array:
+  """x[place], unchecked."""
+  return x.at[place].get(mode="promise_in_bounds")
 
 
 def _conditional_gumbel(noisy: Array, parent: Array) -> Array:

@@ -93,7 +93,7 @@ def build_index(
 
   Args:
     tokens: int [N, L], row i is the SID of item i + 1; distinct rows.
-    vocab_size: V; V^L is at most 2^63.
+    vocab_size: V; V^L is below 2^63.
     active: bool [N], all True by default.
     capacity: C, N by default.
 
@@ -317,9 +317,9 @@ def _build(
       "integers [items, levels]"
     )
   levels = tokens.shape[1]
-  if vocab_size**levels > 2**63:
+  if vocab_size**levels >= 2**63:
     raise ValueError(
-      f"{vocab_size}^{levels} SIDs; expected vocab_size^levels up to 2^63"
+      f"{vocab_size}^{levels} SIDs; expected fewer than 2^63: use fewer levels"
     )
   if active.shape != items.shape:
     raise ValueError(
@@ -412,8 +412,9 @@ def _insert(index: SidIndex, items: np.ndarray, tokens: np.ndarray) -> SidIndex:
     present.append(words)
     reachable.append(_spread(index.reachable[level], fresh))
     live.append(_spread(index.live[level], fresh))
-    first_child.append(_before(words)[:: words.shape[1]].copy())
-    row = _children(words, row, token)
+    before = _before(words)
+    first_child.append(before[:: words.shape[1]].copy())
+    row = _children(words, before, row, token)
     fresh = row[starts]
   leaf_item = _spread(index.leaf_item, fresh)
   if not starts.all():
@@ -446,7 +447,8 @@ def _switch(index: SidIndex, items: np.ndarray, on: bool) -> SidIndex:
     change = change.astype(np.int32)
     live.append(index.live[level] + (change if on else -change))
     token = index.tokens[items, level]
-    rows.append(_children(index.present[level], rows[level], token))
+    words = index.present[level]
+    rows.append(_children(words, _before(words), rows[level], token))
   reachable = []
   for level in range(index.levels):
     words = index.reachable[level].copy()
@@ -492,12 +494,12 @@ def _before(words: np.ndarray) -> np.ndarray:
 
 
 def _children(
-  words: np.ndarray, row: np.ndarray, token: np.ndarray
+  words: np.ndarray, before: np.ndarray, row: np.ndarray, token: np.ndarray
 ) -> np.ndarray:
   """The number of each row's child, which must be there; int64."""
   place, bit = _place(words, row, token)
   below = words.reshape(-1)[place] & (bit - np.uint32(1))
-  return _before(words)[place] + np.bitwise_count(below).astype(np.int64)
+  return before[place] + np.bitwise_count(below).astype(np.int64)
 
 
 def _numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
@@ -510,8 +512,9 @@ def _numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
 
 def _taken(index: SidIndex) -> np.ndarray:
   """The numbers of all SIDs ever given, ascending."""
-  leaves = index.leaf_item[: np.count_nonzero(index.known)]
-  return _numbers(index.tokens, index.vocab_size)[leaves]
+  items = index.leaf_item[: np.count_nonzero(index.known)]
+  tokens = index.tokens[: items.max(initial=0) + 1]
+  return _numbers(tokens, index.vocab_size)[items]
 
 
 def _ids(items: np.ndarray) -> np.ndarray:

@@ -86,14 +86,16 @@ def _catalogue(levels=LEVELS, vocab=VOCAB, items=ITEMS, inactive=INACTIVE):
 
 def _reference(policy, context, tokens, active, beams, excluded=()):
   """A plain beam search over prefixes: (item, log pi), best first."""
-  alive = {tuple(t): i + 1 for i, t in enumerate(tokens.tolist()) if active[i]}
-  levels = tokens.shape[1]
+  alive = {
+    tuple(t): i + 1
+    for i, t in enumerate(tokens.tolist())
+    if active[i] and i + 1 not in excluded
+  }
   kept = [()]
-  for length in range(1, levels + 1):
+  for length in range(1, tokens.shape[1] + 1):
     prefixes = {sid[:length] for sid in alive if sid[: length - 1] in kept}
     ranked = sorted(prefixes, key=lambda p: -_log_prob_of(policy, context, p))
-    kept = ranked[: beams + (len(excluded) if length == levels else 0)]
-  kept = [sid for sid in kept if alive[sid] not in excluded][:beams]
+    kept = ranked[:beams]
   return [(alive[sid], _log_prob_of(policy, context, sid)) for sid in kept]
 
 
