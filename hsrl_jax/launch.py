@@ -263,11 +263,11 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
 def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
   """Stage quantize of a file, which needs no dataset."""
   path = pathlib.Path(flags_lib.EMBEDDINGS.value)
-  digest = embeddings.digest(path)
+  source = quantize.source_of(path)
   workdir_lib.claim(workdir, flags_lib.resolved())
-  fingerprint = config_lib.fingerprint(config.quantizer)
-  if workdir_lib.is_done(workdir, "quantize", fingerprint):
-    if quantize.read(workdir).facts["source"]["digest"] != digest:
+  if (workdir / quantize.FOLDER).exists():  # Complete, since it is replaced.
+    made_of = quantize.read(workdir).facts["source"]
+    if made_of["digest"] != source.digest:
       raise InputError(
         f"{path} has changed since its SIDs in {workdir} were made; expected "
         "the same content: use a new --workdir, or --mode=add_items for new "
@@ -277,13 +277,7 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
     return
   start = time.monotonic()
   print("quantize ...", flush=True)
-  _quantize(
-    config.quantizer,
-    workdir,
-    embeddings.read(path),
-    quantize.Source(path.name, digest),
-  )
-  workdir_lib.mark_done(workdir, "quantize", fingerprint)
+  _quantize(config.quantizer, workdir, embeddings.read(path), source)
   print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
 
 
@@ -308,9 +302,9 @@ def _change_items(mode: str, workdir: pathlib.Path) -> None:
     )
   if mode == "add_items":
     path = pathlib.Path(flags_lib.EMBEDDINGS.value)
-    before = embeddings.read(path)
-    made = quantize.add_items(workdir, before, str(path))
-    print(f"  {before.rows.shape[0]:,} items added; {made['items']:,} now")
+    new = embeddings.read(path)
+    made = quantize.add_items(workdir, new, str(path))
+    print(f"  {new.rows.shape[0]:,} items added; {made['items']:,} now")
   else:
     path = pathlib.Path(flags_lib.ITEM_IDS.value)
     ids = embeddings.read_ids(path)

@@ -14,6 +14,7 @@ SUFFIXES = (".npy", ".npz", ".parquet")
 IDS_SUFFIXES = (".txt", ".npy")
 BLOCK = 65_536  # Rows looked at at once.
 _IN_MEMORY = 2**30  # Bytes of an .npy file up to which it is read at once.
+_PIECE = 2**24  # Bytes that are hashed at once.
 _NAMED = 3  # Ids that an error names.
 
 
@@ -146,14 +147,24 @@ def blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
     yield start, np.asarray(rows[start : start + BLOCK])
 
 
-def digest(path: pathlib.Path) -> str:
+def digest(
+  path: pathlib.Path, on_bytes: Callable[[int], object] = lambda count: None
+) -> str:
   """SHA-256 of a file's content.
+
+  Args:
+    path: of the file.
+    on_bytes: called with how many bytes were read.
 
   Raises:
     InputError: there is no such file.
   """
+  found = hashlib.sha256()
   with _guard(lambda x: x.open("rb"), path) as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    while piece := file.read(_PIECE):
+      found.update(piece)
+      on_bytes(len(piece))
+  return found.hexdigest()
 
 
 def _pick(path: pathlib.Path, readers: dict):

@@ -192,12 +192,13 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
   centres = codebooks[np.arange(length), prefix].sum(1)
   points, share = pca(centres, count)
   _style_map(axes, "Prefixes, coloured by their first token", share)
+  usual = np.clip(12_000 / len(points), 3, 60)
   _draw_clusters(
     axes,
     points,
     prefix[:, 0],
     _spread_clusters(points, prefix[:, 0], count),
-    size=np.clip(1500 * count / count.sum(), 3, 120),
+    size=np.clip(usual * count / count.mean(), 2, 200),
   )
 
   _draw_usage(figure.add_subplot(grid[0, 1]), tokens, vocab_size)

@@ -65,6 +65,17 @@ class Sids(NamedTuple):
   facts: dict[str, Any]
 
 
+def source_of(path: pathlib.Path) -> Source:
+  """A file as a source.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  size = path.stat().st_size if path.exists() else 0
+  with _bar(size, "read", "B") as bar:
+    return Source(path.name, embeddings.digest(path, bar.update))
+
+
 def of_dataset(items: Items) -> embeddings.Embeddings:
   """The items of a prepared dataset, without padding."""
   titles = [
@@ -356,8 +367,8 @@ def read(workdir: pathlib.Path) -> Sids:
     )
   except KeyError as error:
     raise InputError(
-      f"{path} lacks {error}; expected what --mode=quantize writes: run it in "
-      "a new --workdir"
+      f"{path} lacks {error}; expected what --mode=quantize wrote: restore "
+      "it, or run that in a new --workdir"
     ) from error
   ids = np.arange(1, len(tokens) + 1)
   same = (
@@ -405,7 +416,10 @@ def _fit(
   shape = (config.levels, config.vocab_size, rows.shape[1])
   content = hashlib.sha256((source.digest or source.name).encode())
   name = f"{config_lib.fingerprint(config)}-{content.hexdigest()[:16]}"
-  like = {"codebooks": np.zeros(shape, np.float32), "levels": np.array(0, np.int32)}
+  like = {
+    "codebooks": np.zeros(shape, np.float32),
+    "levels": np.array(0, np.int32),
+  }
   with checkpoint.open_directory(workdir / _FITS / name) as checkpointer:
     found = checkpoint.restore_latest(checkpointer, like)
     initial = None
@@ -512,6 +526,6 @@ def _guard(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
-      f"{path} cannot be read ({what}); expected what --mode=quantize writes: "
-      "run it in a new --workdir"
+      f"{path} cannot be read ({what}); expected what --mode=quantize "
+      "wrote: restore it, or run that in a new --workdir"
     ) from error
