@@ -375,7 +375,7 @@ def _draw_clusters(
       alpha=0.75,
     )
     styles.append((token, {"color": colour, "marker": marker}))
-  for token in marked:
+  for token, style in styles:
     axes.annotate(
       str(token),
       np.median(points[first == token], axis=0),
@@ -386,7 +386,7 @@ def _draw_clusters(
       bbox={
         "boxstyle": "round,pad=0.2",
         "facecolor": "white",
-        "edgecolor": _GREY,
+        "edgecolor": style["color"],
         "alpha": 0.9,
       },
     )

@@ -123,7 +123,7 @@ def run(
   check_size(count, config.levels, config.vocab_size)
   check_finite(rows, item_id, source.name)
   start = time.monotonic()
-  codebooks = _fit(config, workdir, rows, source)
+  codebooks = fit_or_resume(config, workdir, rows, source)
   fitted = time.monotonic()
   made = encode(codebooks, rows, config)
   with _bar(count, "measure", "item") as bar:
@@ -323,6 +323,45 @@ def fit(
     )
 
 
+def fit_or_resume(
+  config: QuantizerConfig,
+  workdir: pathlib.Path,
+  rows: embeddings.Rows,
+  source: Source,
+) -> np.ndarray:
+  """As `fit`, or goes on with one that was stopped; float32 [L, V, D].
+
+  Long fits leave a checkpoint after each level, below a name of its own for
+  each configuration and content.
+  """
+  shape = (config.levels, config.vocab_size, rows.shape[1])
+  content = hashlib.sha256((source.digest or source.name).encode())
+  name = f"{config_lib.fingerprint(config)}-{content.hexdigest()[:16]}"
+  like = {
+    "codebooks": np.zeros(shape, np.float32),
+    "levels": np.array(0, np.int32),
+  }
+  with checkpoint.open_directory(workdir / _FITS / name) as checkpointer:
+    found = checkpoint.restore_latest(checkpointer, like)
+    initial = None
+    if found is not None:
+      initial = np.asarray(found["codebooks"])[: int(found["levels"])]
+    last = time.monotonic()
+
+    def save(codebooks):
+      nonlocal last
+      if time.monotonic() - last < _WORTH_SAVING:
+        return
+      level = len(codebooks)
+      padded = np.zeros(shape, np.float32)
+      padded[:level] = codebooks
+      state = {"codebooks": padded, "levels": np.array(level, np.int32)}
+      checkpoint.save(checkpointer, level, state)
+      last = time.monotonic()
+
+    return fit(config, rows, initial=initial, on_level=save)
+
+
 def check_size(count: int, levels: int, vocab_size: int) -> None:
   """Raises InputError where V^L is too small for `count` items."""
   try:
@@ -404,41 +443,6 @@ def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
   return Catalogue(
     jnp.asarray(items.features), found.index, jnp.asarray(found.codebooks)
   )
-
-
-def _fit(
-  config: QuantizerConfig,
-  workdir: pathlib.Path,
-  rows: embeddings.Rows,
-  source: Source,
-) -> np.ndarray:
-  """Fits, or goes on with a fit of the same configuration and content."""
-  shape = (config.levels, config.vocab_size, rows.shape[1])
-  content = hashlib.sha256((source.digest or source.name).encode())
-  name = f"{config_lib.fingerprint(config)}-{content.hexdigest()[:16]}"
-  like = {
-    "codebooks": np.zeros(shape, np.float32),
-    "levels": np.array(0, np.int32),
-  }
-  with checkpoint.open_directory(workdir / _FITS / name) as checkpointer:
-    found = checkpoint.restore_latest(checkpointer, like)
-    initial = None
-    if found is not None:
-      initial = np.asarray(found["codebooks"])[: int(found["levels"])]
-    last = time.monotonic()
-
-    def save(codebooks):
-      nonlocal last
-      if time.monotonic() - last < _WORTH_SAVING:
-        return
-      level = len(codebooks)
-      padded = np.zeros(shape, np.float32)
-      padded[:level] = codebooks
-      state = {"codebooks": padded, "levels": np.array(level, np.int32)}
-      checkpoint.save(checkpointer, level, state)
-      last = time.monotonic()
-
-    return fit(config, rows, initial=initial, on_level=save)
 
 
 def _write(

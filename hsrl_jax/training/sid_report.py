@@ -106,7 +106,11 @@ def recall(
 
 
 def occupancy(tokens: np.ndarray, vocab_size: int) -> dict[str, Any]:
-  """How the codes are used, int [N, L].
+  """How the codes are used.
+
+  Args:
+    tokens: int [N, L], distinct rows; at least one.
+    vocab_size: V.
 
   Returns:
     Per level `codes_used`, `perplexity`, and `largest_code` and
@@ -116,29 +120,13 @@ def occupancy(tokens: np.ndarray, vocab_size: int) -> dict[str, Any]:
   usage = [np.bincount(t, minlength=vocab_size) for t in tokens.T]
   used = [u[u > 0] for u in usage]
   shares = [u / u.sum() for u in used]
-  spread = ("min", "p10", "median", "p90", "max")
   return {
     "codes_used": [len(u) for u in used],
     "perplexity": [float(np.exp(-(p * np.log(p)).sum())) for p in shares],
-    "largest_code": [int(u.max(initial=0)) for u in used],
-    "smallest_code": [int(u.min()) if len(u) else 0 for u in used],
+    "largest_code": [int(u.max()) for u in used],
+    "smallest_code": [int(u.min()) for u in used],
     "next_tokens": [
-      {
-        "depth": depth,
-        "prefixes": len(counts),
-        "mean": float(counts.mean()) if len(counts) else 0.0,
-        **dict(
-          zip(
-            spread,
-            np.percentile(
-              counts, (0, 10, 50, 90, 100), method="nearest"
-            ).tolist()
-            if len(counts)
-            else [0] * len(spread),
-            strict=True,
-          )
-        ),
-      }
+      {"depth": depth, "prefixes": len(counts), **_spread(counts)}
       for depth, counts in enumerate(plots.followers(tokens, vocab_size))
     ],
   }
@@ -432,6 +420,15 @@ def _followers(facts) -> str:
     '<p class="soft">How many tokens lead on to an item, over the prefixes '
     "that items have.</p>"
   )
+
+
+def _spread(counts: np.ndarray) -> dict[str, float]:
+  parts = {"min": 0, "p10": 10, "median": 50, "p90": 90, "max": 100}
+  found = np.percentile(counts, list(parts.values()), method="nearest")
+  return {
+    "mean": float(counts.mean()),
+    **dict(zip(parts, found.tolist(), strict=True)),
+  }
 
 
 def _square_sum(x: np.ndarray) -> float:
