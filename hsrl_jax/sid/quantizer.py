@@ -99,8 +99,8 @@ def fit(
     levels: L.
     vocab_size: V.
     iterations: Lloyd iterations per level.
-    restarts: seedings per level; the one with the least error on the sample
-      of the first iterations is kept.
+    restarts: seedings per level; the one with the least error on the first
+      sample, after a third of the iterations, is kept.
     batch_size: rows of one iteration, each time others, until all had their
       turn; codes are then running means in which later batches weigh more.
       None for all rows.
@@ -272,17 +272,20 @@ def _fit_level(
     keep = iteration / (iteration + 2) if running else 0.0
     return _step(state, sums, relax, keep, share), sums.error
 
+  # Where the first sample is all there is, only the end tells restarts apart.
+  small = rows <= _START * vocab_size
+  trial = iterations if small else -(-iterations // 3)
   sample = _sample(*next(blocks(0, rows)), _SEEDS * vocab_size)
   tries = []
   for restart in range(restarts):
     shrink = _SHRINK[restart % len(_SHRINK)]
     codes = _seed(jax.random.fold_in(key, restart), sample, vocab_size, shrink)
     state = _Codes(codes, jnp.zeros(vocab_size), jnp.zeros(vocab_size))
-    for iteration in range(-(-iterations // 3)):
+    for iteration in range(trial):
       state, error = iterate(state, iteration)
     tries.append((float(error), restart, state))
   state = min(tries, key=lambda t: t[:2])[2]
-  for iteration in range(-(-iterations // 3), iterations):
+  for iteration in range(trial, iterations):
     state, _ = iterate(state, iteration)
   return np.asarray(state.codes)
 
@@ -484,7 +487,9 @@ def _place(
   rows: np.ndarray, size: int, vocab_size: int, mesh: Mesh
 ) -> jax.Array:
   """Up to `size` rows as a block on the devices, [chunks, 8, C, D]."""
-  chunk = min(_chunk_size(vocab_size), -(-size // (_LANES * _SPARES)))
+  # Of few rows, chunks enough for some spares, but not too small to be fast.
+  few = min(max(-(-size // (_LANES * _SPARES)), 64), -(-size // _LANES))
+  chunk = min(_chunk_size(vocab_size), few)
   chunks = -(-size // (_LANES * chunk))
   padded = np.zeros((chunks * _LANES * chunk, rows.shape[1]), np.float32)
   padded[: len(rows)] = rows
