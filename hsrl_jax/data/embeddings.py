@@ -198,7 +198,8 @@ def _npy(path: pathlib.Path) -> Embeddings:
   except ValueError as error:
     raise InputError(str(error)) from error
   if path.stat().st_size <= _IN_MEMORY:
-    rows = rows[0 : rows.shape[0]]
+    with np.errstate(over="ignore"):  # Infinite then: see check_finite.
+      rows = rows[0 : rows.shape[0]]
   return Embeddings(rows, None, None)
 
 
@@ -280,7 +281,7 @@ def _matrix(x: np.ndarray, path: pathlib.Path) -> np.ndarray:
       f"{path}: embeddings are {x.dtype} of shape {x.shape}; expected floating "
       "point numbers of shape [items, dimensions]"
     )
-  with np.errstate(over="ignore"):  # Infinite then, which check_finite names.
+  with np.errstate(over="ignore"):  # Infinite then: see check_finite.
     return x.astype(np.float32, copy=False)
 
 
