@@ -215,8 +215,9 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
       label=f"after {depth} token{'' if depth == 1 else 's'}",
     )
   axes.xaxis.set_major_formatter("{x:.0%}")
-  axes.set_ylim(bottom=0)
-  axes.legend(frameon=False, fontsize=8)
+  # Room above the root's line for the legend.
+  axes.set_ylim(0, 1.15 * axes.get_ylim()[1] + 0.05 * vocab_size * levels)
+  axes.legend(frameon=False, fontsize=8, loc="upper right")
   return figure
 
 

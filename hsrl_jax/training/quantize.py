@@ -276,16 +276,18 @@ def encode(
   codebooks: np.ndarray, rows: embeddings.Rows, config: QuantizerConfig
 ) -> Encoded:
   """Plain tokens and unique SIDs of all rows, with the time they took."""
-  start = time.monotonic()
-  plain = np.empty((rows.shape[0], len(codebooks)), np.int32)
-  with _bar(len(plain), "encode", "item") as bar:
+  count = rows.shape[0]
+  plain = np.empty((count, len(codebooks)), np.int32)
+  with _bar(2 * count, "SIDs", "item") as bar:  # Each is looked at twice.
+    start = time.monotonic()
     for first, block in embeddings.blocks(rows):
       plain[first : first + len(block)] = sid.encode(codebooks, block)
       bar.update(len(block))
-  between = time.monotonic()
-  unique = np.asarray(
-    sid.encode_unique(codebooks, rows, balance=config.balance)
-  )
+    between = time.monotonic()
+    unique = np.asarray(
+      sid.encode_unique(codebooks, rows, balance=config.balance)
+    )
+    bar.update(count)
   end = time.monotonic()
   return Encoded(
     plain, unique, {"plain": between - start, "unique": end - between}
@@ -300,7 +302,8 @@ def fit(
   on_level: Callable[[np.ndarray], None] | None = None,
 ) -> np.ndarray:
   """Codebooks, float32 [L, V, D], as the configuration has it; see sid.fit."""
-  with _bar(config.levels, "fit", "level") as bar:
+  title = f"quantize: fit {config.vocab_size}x{config.levels}"
+  with progress.bar(config.levels, title, "level") as bar:
 
     def done(codebooks):
       bar.update(len(codebooks) - bar.n)
