@@ -1,15 +1,55 @@
 """Unique SIDs: residual encoding in which no two items share all tokens.
 
-Residual k-means alone collides. Here items choose their tokens top-down under
-the capacity of each prefix: below a prefix of l tokens there is room for
-V^(L-l) items. Where more items want a token than fit, the closest ones get
-it and the others take their next choice; at the last level, where each token
-fits one item, the assignment of least total distance is found exactly. Below a
-prefix there is room for all who chose it, so this never fails up to V^L items.
+Residual k-means alone collides. Below a prefix of l tokens there is room for
+V^(L-l) items, less the SIDs that are taken. Where more items chose a prefix
+than fit, those that lose least by another token take it; at the last level,
+where each token fits one item, the assignment of least total distance below a
+prefix is found exactly. Below a prefix there is room for all who chose it, so
+this never fails up to V^L items.
+
+With `balance` the tokens of each level are bounded too. Whatever token is over
+its bound, another is under it and is used less; so some prefix has more items
+at the one than at the other, and room for one of them to move. So this never
+fails either.
 """
 
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+
+from hsrl_jax.sid import quantizer
+
+_READ = 65_536  # Rows of a streamed array that are read together.
+_HELD = 2**29  # Bytes of rows held while they get their last token.
+_TABLE = 2**22  # Entries of a table of distances.
+_SAMPLE = 16_384  # Rows from which prices are found.
+_PRICE_STEPS = 100
+
+
+class _Free(NamedTuple):
+  """What is not taken.
+
+  Attributes:
+    taken: int64 [M], sorted SID numbers.
+    levels: L.
+    vocab_size: V.
+  """
+
+  taken: np.ndarray
+  levels: int
+  vocab_size: int
+
+  def below(self, nodes: np.ndarray, level: int) -> np.ndarray:
+    """Free SIDs below each node, a prefix of level + 1 tokens, int64 [...]."""
+    room = self.vocab_size ** (self.levels - level - 1)
+    if not len(self.taken):
+      return np.full(nodes.shape, room)
+    first = np.searchsorted(self.taken, nodes * room)
+    return room - (np.searchsorted(self.taken, (nodes + 1) * room) - first)
 
 
 def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
@@ -30,87 +70,310 @@ def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
 
 
 def encode_unique(
-  codebooks: np.ndarray, x: np.ndarray, *, taken: np.ndarray | None = None
+  codebooks: np.ndarray,
+  x: Any,
+  *,
+  taken: np.ndarray | None = None,
+  balance: float | None = None,
 ) -> np.ndarray:
   """Distinct tokens of each row of `x`.
 
-  Deterministic. Where the plain encoding has no collision, it is the result.
+  Deterministic, whatever the devices. Without `balance`, where the plain
+  encoding has no collision below a prefix of L - 1 tokens, it is the result.
+
+  Memory beside `x` and the result: about 50 bytes a row, and 1 GiB.
 
   Args:
     codebooks: float32 [L, V, D].
-    x: float32 [N, D].
+    x: float32 [N, D], or rows to stream (see `fit`).
     taken: int64 [M], SIDs in use that no row may get, as numbers
       sum_l token_l V^(L-1-l): sorted, distinct (not checked, since the cost
       grows by log M only).
+    balance: no token is used by more than ceil(`balance` N / V) rows, at any
+      level; at least 1. None for no bound.
 
   Returns:
     int32 [N, L], no two rows equal.
 
   Raises:
-    ValueError: N + M > V^L; V^L is not below 2^63.
+    ValueError: N + M > V^L; V^L is not below 2^63; balance is below 1 or
+      given together with `taken`.
   """
+  codebooks = np.asarray(codebooks, np.float32)
+  x = np.asarray(x) if isinstance(x, jax.Array) else x
   levels, vocab_size, _ = codebooks.shape
   taken = np.zeros(0, np.int64) if taken is None else np.asarray(taken)
   check_capacity(len(x) + len(taken), levels, vocab_size)
-  _check_numbers(levels, vocab_size)
-  residual = np.asarray(x, np.float64)
-  prefix = np.zeros(len(x), np.int64)
-  tokens = np.zeros((len(x), levels), np.int32)
-  for level, codes in enumerate(np.asarray(codebooks, np.float64)):
-    room = vocab_size ** (levels - level - 1)
-    distance = _squared_distances(residual, codes)
-    token = distance.argmin(1)
-    child = prefix * vocab_size + token
-    children, sizes = np.unique(child, return_counts=True)
-    crowded = sizes > _free(children, room, taken)
-    for node in np.unique(children[crowded] // vocab_size):
-      rows = np.flatnonzero(prefix == node)
-      free = _free(node * vocab_size + np.arange(vocab_size), room, taken)
-      if room == 1:
-        cost = np.where(free > 0, distance[rows], np.inf)
-        _, token[rows] = linear_sum_assignment(cost)
-      else:
-        token[rows] = _assign_with_room(distance[rows], free)
-    tokens[:, level] = token
-    prefix = prefix * vocab_size + token
-    residual = residual - codes[token]
-  return tokens
-
-
-def _check_numbers(levels: int, vocab_size: int) -> None:
   if vocab_size**levels >= 2**63:
     raise ValueError(
       f"vocab_size {vocab_size} and levels {levels} make "
       f"{vocab_size**levels} SIDs; expected fewer than 2^63: use fewer levels"
     )
+  if balance is not None and (balance < 1 or len(taken)):
+    raise ValueError(
+      f"balance is {balance}, with {len(taken)} SIDs taken; expected at least "
+      "1, and none taken, since the bound is on all tokens in use"
+    )
+  free = _Free(taken, levels, vocab_size)
+  cap = None if balance is None else math.ceil(balance * len(x) / vocab_size)
+  prices = np.zeros(vocab_size, np.float32)
+  tokens = quantizer.encode(codebooks, x)
+  for level in range(levels):
+    if cap is not None:
+      prices = _prices(codebooks, x, tokens, level, cap)
+      for rows, distance in _distances(codebooks, x, tokens, level):
+        tokens[rows, level] = (distance + prices).argmin(1)
+    if level < levels - 1:
+      before = tokens[:, level].copy()
+      _move_excess(codebooks, x, tokens, level, free, None)
+    else:
+      _assign_last(codebooks, x, tokens, free, prices)
+    if cap is not None:
+      _move_excess(codebooks, x, tokens, level, free, cap)
+    elif level < levels - 1:
+      moved = np.flatnonzero(tokens[:, level] != before)
+      for rows, residual in _residuals(codebooks, x, tokens, level + 1, moved):
+        rest = quantizer.encode(codebooks[level + 1 :], residual)
+        tokens[rows, level + 1 :] = rest
+  return tokens
 
 
-def _free(nodes: np.ndarray, room: int, taken: np.ndarray) -> np.ndarray:
-  """How many SIDs below each node are not taken, int64 [n]."""
-  first = np.searchsorted(taken, nodes * room)
-  return room - (np.searchsorted(taken, (nodes + 1) * room) - first)
+def _move_excess(
+  codebooks: np.ndarray,
+  x: Any,
+  tokens: np.ndarray,
+  level: int,
+  free: _Free,
+  cap: int | None,
+) -> None:
+  """Moves rows of prefixes over their room to other tokens, in place.
+
+  With a `cap`, rows of tokens over the cap instead.
+  """
+  vocab_size = free.vocab_size
+  prefix = _numbers(tokens[:, :level], vocab_size)
+  while True:
+    token = tokens[:, level].astype(np.int64)
+    child = prefix * vocab_size + token
+    nodes, sizes = np.unique(child, return_counts=True)
+    room = free.below(nodes, level) - sizes
+    loads = np.bincount(token, minlength=vocab_size)
+    if cap is None:
+      source = np.searchsorted(nodes, child)
+      excess = -room
+    else:
+      source, excess = token, loads - cap
+    crowded = np.flatnonzero(excess[source] > 0)
+    if not len(crowded):
+      return
+    wanted = np.empty(len(crowded), np.int64)
+    loss = np.empty(len(crowded), np.float32)
+    done = 0
+    for rows, distance in _distances(codebooks, x, tokens, level, crowded):
+      at = np.arange(len(rows))
+      now = distance[at, token[rows]]
+      distance[_full(nodes, room, prefix[rows], level, free)] = np.inf
+      if cap is not None:
+        distance[:, loads >= cap] = np.inf
+      part = slice(done, done + len(rows))
+      wanted[part] = distance.argmin(1)
+      loss[part] = distance[at, wanted[part]] - now
+      done += len(rows)
+    # The least loss first, and no more than there are to go or fit in.
+    order = np.argsort(loss, kind="stable")
+    order = order[np.isfinite(loss[order])]
+    if not len(order):
+      raise ValueError("distances are not finite; expected finite rows of x")
+    group = source[crowded[order]]
+    order = order[_rank(group) < excess[group]]
+    if cap is not None:
+      order = order[_rank(wanted[order]) < (cap - loads)[wanted[order]]]
+    to = prefix[crowded[order]] * vocab_size + wanted[order]
+    at = np.minimum(np.searchsorted(nodes, to), len(nodes) - 1)
+    fits = np.where(nodes[at] == to, room[at], free.below(to, level))
+    order = order[_rank(to) < fits]
+    tokens[crowded[order], level] = wanted[order]
 
 
-def _squared_distances(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-  """[N, D], [V, D] -> [N, V]; complete, since rows compete for room."""
-  norms = (x**2).sum(1, keepdims=True) + (codes**2).sum(1)
-  return norms - 2.0 * x @ codes.T
+def _assign_last(
+  codebooks: np.ndarray,
+  x: Any,
+  tokens: np.ndarray,
+  free: _Free,
+  prices: np.ndarray,
+) -> None:
+  """Last tokens, in place, where rows share a SID or want one taken."""
+  vocab_size = free.vocab_size
+  level = free.levels - 1
+  number = _numbers(tokens, vocab_size)
+  order = np.argsort(number, kind="stable")
+  number = number[order]
+  clash = free.below(number, level) < 1
+  clash[1:] |= number[1:] == number[:-1]
+  parent = number // vocab_size
+  crowded = np.unique(parent[clash])
+  if not len(crowded):
+    return
+  at = np.minimum(np.searchsorted(crowded, parent), len(crowded) - 1)
+  inside = crowded[at] == parent
+  order, parent = order[inside], parent[inside]
+  # Whole parents; as many at once as may be held.
+  starts = np.flatnonzero(np.concatenate([[True], parent[1:] != parent[:-1]]))
+  ends = np.concatenate([starts[1:], [len(order)]])
+  portion = max(_HELD // (4 * x.shape[1]), 1)
+  while len(starts):
+    count = max(int(np.searchsorted(ends, starts[0] + portion, "right")), 1)
+    held = order[starts[0] : ends[count - 1]]
+    _assign_parents(
+      codebooks, x, tokens, held, starts[:count] - starts[0], free, prices
+    )
+    starts, ends = starts[count:], ends[count:]
 
 
-def _assign_with_room(distance: np.ndarray, free: np.ndarray) -> np.ndarray:
-  """Gives each row a column, at most `free` rows each, nearest first."""
-  choice = np.full(len(distance), -1)
-  waiting = np.arange(len(distance))
-  while len(waiting):
-    open_distance = np.where(free > 0, distance[waiting], np.inf)
-    wanted = open_distance.argmin(1)
-    # By column, then nearest first; ties by row.
-    cost = open_distance[np.arange(len(waiting)), wanted]
-    order = np.lexsort((waiting, cost, wanted))
-    wanted, waiting = wanted[order], waiting[order]
-    rank = np.arange(len(wanted)) - np.searchsorted(wanted, wanted)
-    served = rank < free[wanted]
-    choice[waiting[served]] = wanted[served]
-    free = free - np.bincount(wanted[served], minlength=len(free))
-    waiting = np.sort(waiting[~served])
-  return choice
+def _assign_parents(
+  codebooks: np.ndarray,
+  x: Any,
+  tokens: np.ndarray,
+  rows: np.ndarray,
+  starts: np.ndarray,
+  free: _Free,
+  prices: np.ndarray,
+) -> None:
+  """Last tokens of `rows`, whose parents begin at `starts`, in place."""
+  vocab_size = free.vocab_size
+  residual = np.empty((len(rows), x.shape[1]), np.float32)
+  place = np.argsort(rows)
+  done = 0
+  level = free.levels - 1
+  for part, values in _residuals(codebooks, x, tokens, level, rows[place]):
+    residual[place[done : done + len(part)]] = values
+    done += len(part)
+  parents = _numbers(tokens[rows[starts], :-1], vocab_size)
+  first = np.searchsorted(free.taken, parents * vocab_size)
+  last = np.searchsorted(free.taken, (parents + 1) * vocab_size)
+  ends = np.concatenate([starts[1:], [len(rows)]])
+  chosen = np.empty(len(rows), np.int32)
+  begin = stop = 0  # Rows whose distances are in the table.
+  for i, start in enumerate(starts.tolist()):
+    end = int(ends[i])
+    if end > stop:
+      begin, stop = start, max(end, start + max(_TABLE // vocab_size, 1))
+      table = _table(residual[begin:stop], codebooks[-1]) + prices
+    cost = table[start - begin : end - begin]
+    if last[i] > first[i]:
+      cost[:, free.taken[first[i] : last[i]] % vocab_size] = np.inf
+    chosen[start:end] = linear_sum_assignment(cost)[1]
+  tokens[rows, -1] = chosen
+
+
+def _prices(
+  codebooks: np.ndarray, x: Any, tokens: np.ndarray, level: int, cap: int
+) -> np.ndarray:
+  """What to add to distances, so that no token is over `cap`, nearly.
+
+  Dual ascent on some rows: the price of a token rises while it is over its
+  share, and falls, not below 0, while it is under it. float32 [V].
+  """
+  step = -(-len(x) // _SAMPLE)
+  sample = np.arange(0, len(x), step)
+  distance = np.concatenate(
+    [d for _, d in _distances(codebooks, x, tokens, level, sample)]
+  )
+  share = cap * len(sample) / len(x)
+  scale = max(float(distance.min(1).mean()), np.finfo(np.float32).tiny)
+  prices = np.zeros(distance.shape[1], np.float32)
+  for i in range(_PRICE_STEPS):
+    token = (distance + prices).argmin(1)
+    load = np.bincount(token, minlength=len(prices))
+    rise = np.log(np.maximum(load, 0.1) / share).clip(-1, 1)
+    rate = scale / (3 + 0.3 * i)
+    prices = np.maximum(prices + rate * rise, 0).astype(np.float32)
+  return prices
+
+
+def _distances(
+  codebooks: np.ndarray,
+  x: Any,
+  tokens: np.ndarray,
+  level: int,
+  rows: np.ndarray | None = None,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Rows, ascending, with their squared distances to all codes, [n, V]."""
+  rows = np.arange(len(x)) if rows is None else rows
+  size = max(_TABLE // codebooks.shape[1], 1)
+  for part, residual in _residuals(codebooks, x, tokens, level, rows):
+    for i in range(0, len(part), size):
+      table = _table(residual[i : i + size], codebooks[level])
+      yield part[i : i + size], table
+
+
+def _residuals(
+  codebooks: np.ndarray,
+  x: Any,
+  tokens: np.ndarray,
+  level: int,
+  rows: np.ndarray,
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Some `rows`, ascending, with what their first `level` tokens leave over."""
+  for cut in range(0, len(x), _READ):
+    start, stop = np.searchsorted(rows, (cut, cut + _READ))
+    if start == stop:
+      continue
+    part = rows[start:stop]
+    if isinstance(x, np.ndarray):
+      residual = np.array(x[part], np.float32)
+    else:
+      residual = x[cut : cut + _READ][part - cut]
+    for l in range(level):
+      residual -= codebooks[l, tokens[part, l]]
+    yield part, residual
+
+
+def _table(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
+  """Squared distances, [n, D], [V, D] -> [n, V]; complete: rows compete."""
+  table = x @ (-2.0 * codes.T)
+  table += (x**2).sum(1, keepdims=True)
+  table += (codes**2).sum(1)
+  return table
+
+
+def _full(
+  nodes: np.ndarray,
+  room: np.ndarray,
+  prefix: np.ndarray,
+  level: int,
+  free: _Free,
+) -> np.ndarray:
+  """Which tokens have no room below each prefix, [n] -> bool [n, V]."""
+  vocab_size = free.vocab_size
+  parents, which = np.unique(prefix, return_inverse=True)
+  left = free.below(
+    parents[:, None] * vocab_size + np.arange(vocab_size), level
+  )
+  first = np.searchsorted(nodes, parents * vocab_size)
+  count = np.searchsorted(nodes, (parents + 1) * vocab_size) - first
+  # Positions first[i], first[i] + 1, ... of each parent's nodes.
+  skip = np.repeat(np.cumsum(count) - count, count)
+  at = np.repeat(first, count) + np.arange(count.sum()) - skip
+  left[np.repeat(np.arange(len(parents)), count), nodes[at] % vocab_size] = (
+    room[at]
+  )
+  return (left <= 0)[which]
+
+
+def _rank(group: np.ndarray) -> np.ndarray:
+  """How many of the same group come before each, int64 [n]."""
+  order = np.argsort(group, kind="stable")
+  ranked = group[order]
+  rank = np.empty(len(group), np.int64)
+  rank[order] = np.arange(len(group)) - np.searchsorted(ranked, ranked)
+  return rank
+
+
+def _numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+  """Prefixes as numbers, int32 [N, l] -> int64 [N]."""
+  number = np.zeros(len(tokens), np.int64)
+  for column in tokens.T:
+    number *= vocab_size
+    number += column
+  return number

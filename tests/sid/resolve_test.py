@@ -93,12 +93,22 @@ class EncodeUniqueTest(parameterized.TestCase):
     self.assertAlmostEqual(error(tokens[:, 1]), ranked[0], places=6)
     self.assertGreater(ranked[1], ranked[0] + 1e-4)
 
-  def test_closest_keep_their_token_where_room_is_short(self):
-    # Room for two below each first token. All three want 1; 3 is farthest.
-    codebooks = np.asarray([[[1.0], [-5.0]], [[0.0], [0.5]]], "f")
-    for x in itertools.permutations((1.0, 1.1, 3.0)):
-      tokens = resolve.encode_unique(codebooks, np.asarray(x, "f")[:, None])
-      self.assertEqual(tokens[:, 0].tolist(), [int(v == 3.0) for v in x])
+  def test_who_loses_least_moves_where_room_is_short(self):
+    """Against all choices of three out of nine that move."""
+    # All nine want the code 1, below which there is room for six.
+    codebooks = np.zeros((2, 6, 1), "f")
+    codebooks[0, :, 0] = [1.0, -5.0, 90.0, 91.0, 92.0, 93.0]
+    codebooks[1, :, 0] = np.arange(6) / 100
+    x = np.random.default_rng(0).permutation(np.linspace(0, 4, 9))
+    x = x.astype("f")[:, None]
+    tokens = resolve.encode_unique(codebooks, x)
+
+    def error(moved):
+      codes = np.where(np.isin(np.arange(9), moved), -5.0, 1.0)
+      return ((x[:, 0] - codes) ** 2).sum()
+
+    best = min(itertools.combinations(range(9), 3), key=error)
+    self.assertEqual(tuple(np.flatnonzero(tokens[:, 0])), best)
 
 
 class TakenTest(parameterized.TestCase):
