@@ -15,7 +15,6 @@ the device.
 import os
 import pathlib
 import tempfile
-import zipfile
 from typing import BinaryIO
 
 import jax
@@ -134,7 +133,8 @@ def add_items(
 
   Raises:
     ValueError: an id that is active, twice there or outside 1..2^31-2; `x` or
-      `codebooks` of another shape; no SID left.
+      `codebooks` of another shape; a new item's row that is not finite; no SID
+      left.
   """
   items, x, codebooks = _ids(items), np.asarray(x), np.asarray(codebooks)
   if codebooks.shape[:2] != (index.levels, index.vocab_size):
@@ -155,6 +155,12 @@ def add_items(
     item = items[index.active[items].argmax()]
     raise ValueError(f"item {item} is active already; expected new or removed")
   new = ~index.known[items]
+  bad = new & ~np.isfinite(x).all(1)
+  if bad.any():
+    raise ValueError(
+      f"{np.count_nonzero(bad)} rows of x are not finite, the first of item "
+      f"{items[bad.argmax()]}; expected finite numbers"
+    )
   if new.any():
     tokens = resolve.encode_unique(codebooks, x[new], taken=_taken(index))
     index = _insert(index, items[new], np.asarray(tokens))
@@ -223,7 +229,7 @@ def load_index(path: str | os.PathLike) -> SidIndex:
   with open(path, "rb") as file:
     try:
       return _read(file)
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # Any error of the readers is a damaged file.
       raise ValueError(
         f"{path} is no index that can be read ({error}); expected a file that "
         "save_index wrote: write it again"
@@ -419,9 +425,8 @@ def _insert(index: SidIndex, items: np.ndarray, tokens: np.ndarray) -> SidIndex:
   leaf_item = _spread(index.leaf_item, fresh)
   if not starts.all():
     again = int(starts.argmin())
-    other = leaf_item[row[again]] if there[again] else items[again - 1]
     raise ValueError(
-      f"items {other} and {items[again]} share the SID "
+      f"items {items[again - 1]} and {items[again]} share the SID "
       f"{tokens[again].tolist()}; expected one item a SID"
     )
   leaf_item[row] = items

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import special, stats
+from sklearn.datasets import load_digits
 
 from hsrl_jax.sid import index as sid_index
+from hsrl_jax.sid import quantizer, resolve
 from hsrl_jax.sid.beam_search import beam_search
 
 LEVELS, VOCAB, ITEMS, INACTIVE, USERS = 3, 4, 30, 6, 5
@@ -131,6 +133,9 @@ class SearchTest(parameterized.TestCase):
         atol=1e-4,
       )
       np.testing.assert_array_equal(found.items[user][~valid], 0)
+      np.testing.assert_array_equal(found.tokens[user][~valid], -1)
+      np.testing.assert_array_equal(found.log_probs[user][~valid], 0)
+      self.assertTrue((np.diff(found.scores[user]) <= 0).all())
 
   @parameterized.product(
     make=(_Free, _Dependent), beams=(ITEMS - INACTIVE, VOCAB**LEVELS + 3)
@@ -205,6 +210,38 @@ class SearchTest(parameterized.TestCase):
       np.testing.assert_array_equal(found.items[user][:count], items)
       np.testing.assert_array_equal(found.valid[user], np.arange(3) < count)
 
+  @parameterized.product(make=(_Free, _Dependent), beams=(1, 2, 5))
+  def test_excluded_prefixes_take_no_beam(self, make, beams):
+    """Users who have seen most of the items, with few beams at all levels."""
+    policy = make()
+    rng = np.random.default_rng(5)
+    users = 40
+    contexts = policy.contexts(6, users)
+    # With some twice, inactive ones, padding and ids that are none.
+    excluded = rng.integers(0, ITEMS + 1, (users, 2 * ITEMS))
+    excluded[:, 0] = -1
+    excluded[:, 1] = ITEMS + 1
+    found = self._search(policy, contexts, beams, excluded.astype(np.int32))
+    self._check_sound(found, policy, contexts)
+    closed = 0
+    for user, context in enumerate(contexts):
+      out = set(excluded[user].tolist())
+      expected = _reference(
+        policy, context, self.tokens, self.active, beams, out
+      )
+      items = [item for item, _ in expected]
+      self.assertEqual(
+        found.items[user].tolist(), items + [0] * (beams - len(items))
+      )
+      self.assertEqual(found.valid[user].sum(), len(items))
+      alive = np.flatnonzero(self.active) + 1
+      rest = [item for item in alive if item not in out]
+      first = self.tokens[:, 0]
+      closed += len(set(first[alive - 1])) - len(
+        set(first[np.asarray(rest, int) - 1])
+      )
+    self.assertGreater(closed, users)
+
   def test_everything_excluded(self):
     policy = _Free()
     contexts = policy.contexts(0, 1)
@@ -232,11 +269,65 @@ class SearchTest(parameterized.TestCase):
     np.testing.assert_array_equal(found.items, 0)
 
 
+def _recalls(tokens, vocab, logits, widths):
+  """The share of the exact ten best of users [U, L, V] in beams of widths."""
+  index = sid_index.build_index(tokens, vocab)
+  scores = logits[:, np.arange(tokens.shape[1]), tokens].sum(-1)
+  best = np.argsort(-scores, 1)[:, :10] + 1
+
+  def search(logits, beams):
+    return beam_search(
+      index,
+      (),
+      lambda context, level: logits[level],
+      lambda context, token, level: context,
+      beams=beams,
+    ).items
+
+  recalls = []
+  for beams in widths:
+    found = jax.jit(jax.vmap(functools.partial(search, beams=beams)))(logits)
+    held = [np.isin(b, f).mean() for b, f in zip(best, found, strict=True)]
+    recalls.append(np.mean(held))
+  return recalls
+
+
+class RecallTest(absltest.TestCase):
+  """How often B beams hold the exact ten best."""
+
+  def test_of_images(self):
+    """Digits as items; users like what two of them have in common."""
+    images = load_digits().data.astype("f") / 16.0
+    images -= images.mean(0)
+    codebooks = quantizer.fit(
+      jax.random.key(0), images, levels=3, vocab_size=16, iterations=10
+    )
+    tokens = resolve.encode_unique(np.asarray(codebooks), images)
+    liked = np.random.default_rng(0).integers(len(images), size=(60, 2))
+    logits = np.einsum("ud,lvd->ulv", images[liked].mean(1), codebooks)
+    # The last width keeps all prefixes of two tokens.
+    recalls = _recalls(tokens, 16, logits, (10, 20, 256))
+    self.assertBetween(recalls[0], 0.9, 0.999)
+    self.assertBetween(recalls[1], 0.99, 1.0)
+    self.assertEqual(recalls[2], 1.0)
+
+  def test_of_random_logits(self):
+    """The worst case: coarse tokens say no more than fine ones."""
+    rng = np.random.default_rng(0)
+    numbers = rng.choice(8**3, 300, replace=False)
+    tokens = np.stack(np.unravel_index(numbers, (8, 8, 8)), 1)
+    logits = rng.normal(size=(60, 3, 8)).astype("f")
+    recalls = _recalls(tokens, 8, logits, (10, 20, 40, 64))
+    self.assertTrue((np.diff(recalls) > 0.02).all(), recalls)
+    self.assertGreater(recalls[0], 0.3)
+    self.assertEqual(recalls[-1], 1.0)
+
+
 DRAWS = 20_000
 
 
 @functools.cache
-def _draws(make, beams, temperature):
+def _draws(make, beams, temperature, excluded=()):
   """Many samples from a space so small that all outcomes can be counted."""
   tokens, active, index = _catalogue(levels=2, vocab=3, items=7, inactive=1)
   policy = make(2, 3)
@@ -249,12 +340,14 @@ def _draws(make, beams, temperature):
       policy.log_prob,
       policy.advance,
       beams=beams,
+      excluded=jnp.asarray(excluded, jnp.int32),
       temperature=temperature,
       key=key,
     )
 
   found = jax.jit(jax.vmap(draw))(jax.random.split(jax.random.key(0), DRAWS))
-  return jax.tree.map(np.asarray, found), tokens, active, policy, context
+  left = active & ~np.isin(np.arange(1, len(active) + 1), excluded)
+  return jax.tree.map(np.asarray, found), tokens, left, policy, context
 
 
 class SampleTest(parameterized.TestCase):
@@ -322,6 +415,22 @@ class SampleTest(parameterized.TestCase):
     np.testing.assert_allclose(
       found.log_probs, log_probs[found.items - 1], atol=1e-4
     )
+
+  @parameterized.parameters(_Free, _Dependent)
+  def test_the_rest_is_sampled_where_a_prefix_is_excluded(self, make):
+    tokens, active, _ = _catalogue(levels=2, vocab=3, items=7, inactive=1)
+    first = np.bincount(tokens[active, 0]).argmin()  # The smallest prefix.
+    excluded = np.flatnonzero(active & (tokens[:, 0] == first)) + 1
+    self.assertBetween(len(excluded), 1, 2)
+    found, *space = _draws(make, 2, 2.0, tuple(excluded.tolist()))
+    expected = self._distribution(*space, 2.0)
+    self.assertAlmostEqual(expected.sum(), 1.0, places=5)
+    self.assertTrue(found.valid.all())
+    counts = np.bincount(found.items[:, 0] - 1, minlength=len(expected))
+    left = space[1]
+    self.assertEqual(counts[~left].sum(), 0)
+    test = stats.chisquare(counts[left], DRAWS * expected[left])
+    self.assertGreater(test.pvalue, 1e-3)
 
   def test_excluded_items_are_never_sampled(self):
     _, active, index = _catalogue()

@@ -2,13 +2,19 @@
 
 import functools
 import itertools
+import pathlib
+import tempfile
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hsrl_jax.sid import index as sid_index
+from hsrl_jax.sid.beam_search import beam_search
 
 SPACES = (
   # levels, vocab_size, items, inactive
@@ -16,6 +22,7 @@ SPACES = (
   (2, 33, 200, 20),
   (2, 64, 300, 30),
   (2, 70, 400, 390),
+  (2, 300, 500, 50),
   (3, 5, 1, 0),
   (3, 5, 125, 60),
   (4, 5, 300, 30),
@@ -152,6 +159,292 @@ class IndexTest(parameterized.TestCase):
       lookup(two, tokens[order]), np.where(active, np.arange(1, 41), 0)
     )
     self.assertLen(traces, 1)
+
+  @parameterized.parameters((256, np.uint8), (257, np.uint16), (65_537, "i4"))
+  def test_tokens_are_as_small_as_the_vocabulary(self, vocab_size, dtype):
+    last = vocab_size - 1
+    index = sid_index.build_index([[last, 0], [0, last]], vocab_size)
+    self.assertEqual(index.tokens.dtype, dtype)
+    sids = sid_index.sid_of(index, jnp.arange(3))
+    self.assertEqual(sids.dtype, jnp.int32)
+    np.testing.assert_array_equal(sids, [[-1, -1], [last, 0], [0, last]])
+    self.assertEqual(sid_index.lookup(index, sids[1]), 1)
+
+  @parameterized.named_parameters(
+    ("capacity", dict(capacity=1), "capacity 1; expected 2"),
+    ("active", dict(active=np.ones(3, bool)), r"active has the shape \[3\]"),
+    ("space", dict(tokens=np.zeros((2, 32), int)), r"4\^32 SIDs.*fewer levels"),
+    ("floats", dict(tokens=np.zeros((2, 2))), "float64"),
+    ("flat", dict(tokens=np.zeros(2, int)), r"shape \[2\]"),
+  )
+  def test_bad_arguments(self, change, message):
+    arguments = dict(tokens=np.asarray([[0, 1], [1, 0]]), vocab_size=4)
+    with self.assertRaisesRegex(ValueError, message):
+      sid_index.build_index(**arguments | change)
+
+
+def _vectors(rows, seed):
+  return np.random.default_rng(seed).normal(size=(rows, 2)).astype("f")
+
+
+def _codebooks(levels, vocab_size):
+  return _vectors(levels * vocab_size, 9).reshape(levels, vocab_size, 2)
+
+
+def _same(one, two):
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+@jax.jit
+def _best(index, logits):
+  """All items, best first, by a sum of logits [L, V]."""
+  return beam_search(
+    index,
+    (),
+    lambda context, level: logits[level],
+    lambda context, token, level: context,
+    beams=27,
+  )
+
+
+# (whether to add, ids of which those that fit are taken)
+_CHANGES = st.lists(
+  st.tuples(
+    st.booleans(), st.lists(st.integers(1, 20), max_size=6, unique=True)
+  ),
+  max_size=8,
+)
+
+
+class LivingTest(parameterized.TestCase):
+  @settings(max_examples=12, deadline=None, derandomize=True)
+  @given(changes=_CHANGES, capacity=st.sampled_from([None, 10]))
+  def test_any_changes_against_a_dictionary(self, changes, capacity):
+    """20 ids and 27 SIDs, so that the space is nearly full."""
+    codebooks = _codebooks(3, 3)
+    logits = np.random.default_rng(0).normal(size=(3, 3)).astype("f")
+    every = _all_sids(3, 3)
+    index = sid_index.build_index(every[[5, 20, 3]], 3, capacity=capacity)
+    sids = {1: tuple(every[5]), 2: tuple(every[20]), 3: tuple(every[3])}
+    active = {1, 2, 3}
+    for number, (add, ids) in enumerate(changes):
+      old = index
+      before = jax.tree.map(np.array, old)
+      if add:
+        ids = [i for i in ids if i not in active]
+        x = _vectors(len(ids), number)
+        index = sid_index.add_items(index, ids, codebooks, x)
+        active |= set(ids)
+        new = [i for i in ids if i not in sids]
+        given_sids = np.asarray(sid_index.sid_of(index, np.asarray(new, int)))
+        sids |= {i: tuple(s) for i, s in zip(new, given_sids, strict=True)}
+      else:
+        ids = [i for i in ids if i in active]
+        index = sid_index.remove_items(index, ids)
+        active -= set(ids)
+      _same(old, before)  # Nothing was changed in place.
+
+      self.assertLen(set(sids.values()), len(sids))
+      self.assertEqual(index.num_items, max(sids))
+      self.assertGreaterEqual(index.capacity, max(sids))
+      everyone = np.arange(index.capacity + 1)
+      np.testing.assert_array_equal(
+        sid_index.sid_of(index, everyone),
+        [sids.get(i, (-1, -1, -1)) for i in everyone],
+      )
+      of_sid = {sids[i]: i for i in active}
+      np.testing.assert_array_equal(
+        _lookup(index, every), [of_sid.get(tuple(s), 0) for s in every]
+      )
+      score = {i: sum(logits[range(3), sids[i]]) for i in active}
+      found = _best(index, logits)
+      self.assertEqual(
+        np.asarray(found.items)[np.asarray(found.valid)].tolist(),
+        sorted(active, key=lambda i: -score[i]),
+      )
+
+  @parameterized.parameters((2, 70, 900), (3, 12, 1200), (1, 300, 260))
+  def test_many_changes_equal_one_build(self, levels, vocab_size, items):
+    """Array for array, with several words a node and all capacities equal."""
+    rng = np.random.default_rng(0)
+    codebooks = _codebooks(levels, vocab_size)
+    x = _vectors(items, 1)
+    index = sid_index.build_index(np.zeros((0, levels), int), vocab_size)
+    ids = rng.permutation(items) + 1
+    for some in np.split(ids, [1, 3, 90, 100]):
+      index = sid_index.add_items(index, some, codebooks, x[some - 1])
+      index = sid_index.remove_items(index, some[::2])
+      index = sid_index.add_items(index, some[::4], codebooks, x[some[::4] - 1])
+    active = np.asarray(index.active)[1 : items + 1]
+    self.assertBetween(active.sum(), items // 2, items - items // 5)
+    tokens = np.asarray(sid_index.sid_of(index, np.arange(1, items + 1)))
+    _same(
+      index,
+      sid_index.build_index(tokens, vocab_size, active, index.capacity),
+    )
+
+  def test_newcomers_are_encoded(self):
+    """To their nearest SIDs where those are free, in the order given."""
+    codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]], "f")
+    index = sid_index.build_index([[0, 0]], 2, capacity=4)
+    index = sid_index.add_items(
+      index, [4, 2, 3], codebooks, [[11.0], [0.9], [9.8]]
+    )
+    np.testing.assert_array_equal(
+      sid_index.sid_of(index, np.arange(1, 5)),
+      [[0, 0], [0, 1], [1, 0], [1, 1]],
+    )
+
+  def test_an_id_keeps_its_sid(self):
+    codebooks = _codebooks(2, 8)
+    index = sid_index.build_index([[7, 7], [0, 0]], 8)
+    index = sid_index.remove_items(index, [1])
+    # Neither of its vector now, nor of one that would like its SID.
+    x = np.repeat(codebooks[:1, 7] + codebooks[1:, 7], 3, 0)
+    index = sid_index.add_items(index, [3, 4, 5], codebooks, x)
+    self.assertNotIn([7, 7], sid_index.sid_of(index, jnp.arange(2, 6)).tolist())
+    index = sid_index.add_items(index, [1], codebooks, np.full((1, 2), np.nan))
+    self.assertEqual(sid_index.sid_of(index, 1).tolist(), [7, 7])
+    self.assertEqual(sid_index.lookup(index, jnp.asarray([7, 7])), 1)
+
+  def test_only_a_new_capacity_is_traced(self):
+    traces = []
+
+    @jax.jit
+    def search(index):
+      traces.append(index.capacity)
+      return _best.__wrapped__(index, jnp.zeros((3, 5))).items
+
+    codebooks = _codebooks(3, 5)
+    index = sid_index.build_index(_all_sids(3, 5)[:4], 5, capacity=8)
+    for item in range(5, 36):
+      index = sid_index.add_items(index, [item], codebooks, _vectors(1, item))
+      self.assertIn(item, search(index))
+      if item % 3 == 0:
+        index = sid_index.remove_items(index, [item])
+        self.assertNotIn(item, search(index))
+    self.assertEqual(traces, [8, 16, 32, 64])
+    # An id far ahead sets the capacity itself.
+    index = sid_index.add_items(index, [500], codebooks, _vectors(1, 0))
+    self.assertEqual((index.capacity, index.num_items), (500, 500))
+    self.assertEqual(sid_index.sid_of(index, 400).tolist(), [-1, -1, -1])
+
+  @parameterized.named_parameters(
+    ("active", dict(items=[4, 2]), "item 2 is active"),
+    ("twice", dict(items=[5, 5]), "item 5 is there twice"),
+    ("zero", dict(items=[4, 0]), "item 0; expected ids from 1"),
+    ("huge", dict(items=[4, 2**31 - 1]), "item 2147483647; expected ids"),
+    ("floats", dict(items=[4.0, 5.0]), "float64"),
+    ("rows", dict(x=np.zeros((3, 2))), r"\[3, 2\] for 2 items.*\[2, 2\]"),
+    ("width", dict(x=np.zeros((2, 5))), r"\[2, 5\] for 2 items.*\[2, 2\]"),
+    ("levels", dict(codebooks=np.zeros((3, 4, 2))), "3 levels x 4 codes"),
+    ("codes", dict(codebooks=np.zeros((2, 5, 2))), "2 levels x 5 codes"),
+    ("nan", dict(x=[[0, 0], [0, np.nan]]), "1 rows .* first of item 5"),
+  )
+  def test_refused_to_add(self, change, message):
+    arguments = dict(items=[4, 5], codebooks=_codebooks(2, 4), x=_vectors(2, 0))
+    index = sid_index.build_index([[0, 0], [1, 1], [2, 2]], 4)
+    sid_index.add_items(index, **arguments)
+    with self.assertRaisesRegex(ValueError, message):
+      sid_index.add_items(index, **arguments | change)
+
+  def test_a_full_space_takes_no_more(self):
+    codebooks = _codebooks(2, 3)
+    index = sid_index.build_index(_all_sids(2, 3)[:7], 3)
+    index = sid_index.remove_items(index, [1])  # Its SID stays taken.
+    index = sid_index.add_items(index, [8, 9], codebooks, _vectors(2, 0))
+    with self.assertRaisesRegex(ValueError, "vocab_size 4 or levels 3"):
+      sid_index.add_items(index, [10], codebooks, _vectors(1, 1))
+    index = sid_index.add_items(index, [1], codebooks, _vectors(1, 1))
+    self.assertEqual(np.asarray(index.active).sum(), 9)
+
+  @parameterized.parameters(
+    ([2], "item 2 is not active"),
+    ([1, 4], "item 4 is not active"),
+    ([9], "item 9 is not active"),
+    ([1, 1], "item 1 is there twice"),
+    ([0], "item 0; expected ids from 1"),
+  )
+  def test_refused_to_remove(self, items, message):
+    tokens, active = [[0, 0], [1, 1], [2, 2]], np.asarray([True, False, True])
+    index = sid_index.build_index(tokens, 4, active, capacity=6)
+    with self.assertRaisesRegex(ValueError, message):
+      sid_index.remove_items(index, items)
+
+  def test_no_change_at_all(self):
+    index = sid_index.build_index([[0, 0], [1, 1]], 4)
+    _same(index, sid_index.remove_items(index, []))
+    nothing = np.zeros((0, 2))
+    _same(index, sid_index.add_items(index, [], _codebooks(2, 4), nothing))
+
+
+class FileTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.path = pathlib.Path(folder.name) / "index.npz"
+    tokens, active = _space(2, 70, 20, 5)
+    index = sid_index.build_index(tokens, 70, active, capacity=25)
+    self.index = sid_index.add_items(
+      index, [24], _codebooks(2, 70), _vectors(1, 0)
+    )
+
+  def test_round_trip(self):
+    sid_index.save_index(self.path, self.index)
+    loaded = sid_index.load_index(str(self.path))
+    self.assertEqual(jax.tree.structure(loaded), jax.tree.structure(self.index))
+    _same(loaded, self.index)
+
+  def test_damage_is_one_line(self):
+    sid_index.save_index(self.path, self.index)
+    data = self.path.read_bytes()
+    middle = len(data) // 2  # Among the tokens.
+    flipped = bytearray(data)
+    flipped[data.index(np.asarray(self.index.tokens)[1:21].tobytes())] ^= 1
+    for damaged in (b"", data[:100], data[:middle], data[:-1], bytes(flipped)):
+      self.path.write_bytes(damaged)
+      with self.assertRaisesRegex(ValueError, r"^.*index\.npz is no .*\.?$"):
+        sid_index.load_index(self.path)
+
+  @parameterized.parameters(
+    (dict(format=2), "format 2, expected 1"),
+    (dict(capacity=3), "capacity 3"),
+    (dict(vocab_size=9), "expected tokens from 0 to 8"),
+    (dict(items=np.full(21, 2)), "item 2 is there twice"),
+    (dict(items=np.arange(1, 8)), "active has the shape"),
+    (dict(tokens=np.zeros((21, 2), int)), "share the SID"),
+  )
+  def test_contents_are_checked(self, change, message):
+    sid_index.save_index(self.path, self.index)
+    with np.load(self.path) as arrays:
+      contents = dict(arrays)
+    np.savez(self.path, **contents | change)
+    with self.assertRaisesRegex(ValueError, message):
+      sid_index.load_index(self.path)
+
+  def test_another_array_file(self):
+    with self.path.open("wb") as file:
+      np.save(file, np.arange(3))
+    with self.assertRaisesRegex(ValueError, "save_index wrote"):
+      sid_index.load_index(self.path)
+
+  def test_missing(self):
+    with self.assertRaises(FileNotFoundError):
+      sid_index.load_index(self.path)
+
+  def test_a_failed_write_leaves_the_old_file(self):
+    sid_index.save_index(self.path, self.index)
+    other = sid_index.remove_items(self.index, [24])
+    with (
+      mock.patch.object(sid_index.os, "fsync", side_effect=OSError("full")),
+      self.assertRaisesRegex(OSError, "full"),
+    ):
+      sid_index.save_index(self.path, other)
+    self.assertEqual(
+      [p.name for p in self.path.parent.iterdir()], ["index.npz"]
+    )
+    _same(sid_index.load_index(self.path), self.index)
 
 
 if __name__ == "__main__":

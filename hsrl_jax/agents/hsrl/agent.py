@@ -13,6 +13,7 @@ from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
 from hsrl_jax.ops import masking, policy_gradient, returns
 from hsrl_jax.sid.beam_search import beam_search
+from hsrl_jax.sid.index import sid_of
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -126,7 +127,7 @@ def _act(
   logits = networks.expected(params, catalogue, state).logits
   index = catalogue.index
   log_pi = policy_gradient.token_values(
-    jax.nn.log_softmax(logits), jnp.maximum(index.tokens, 0)
+    jax.nn.log_softmax(logits), index.tokens.astype(jnp.int32)
   ).sum(-1)
   scores = log_pi
   if key is not None:
@@ -200,7 +201,7 @@ def _loss(
     transition.reward, transition.terminated, next_value, config.discount
   )
 
-  tokens = catalogue.index.tokens[transition.slate]
+  tokens = sid_of(catalogue.index, transition.slate)
   if config.residual_mode == "sampled":
     taken = functools.partial(
       networks.policy.apply,
