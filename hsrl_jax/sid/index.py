@@ -102,10 +102,11 @@ def build_index(
   """
   tokens = np.asarray(tokens)
   items = np.arange(1, len(tokens) + 1)
-  active = np.ones(len(tokens), bool) if active is None else np.asarray(active)
+  if active is None:
+    active = np.ones(len(tokens), bool)
   if capacity is None:
     capacity = len(tokens)
-  return _build(items, tokens, vocab_size, active, capacity)
+  return _build(items, tokens, vocab_size, np.asarray(active, bool), capacity)
 
 
 def add_items(
@@ -346,12 +347,10 @@ def _build(
   nodes = [_nodes(l, vocab_size, capacity) for l in range(levels + 1)]
   bits = tuple(np.zeros((n, words), np.uint32) for n in nodes[:-1])
   counts = tuple(np.zeros(n, np.int32) for n in nodes[:-1])
-  dtype = (
-    np.uint8
-    if vocab_size <= 2**8
-    else np.uint16
-    if vocab_size <= 2**16
-    else np.int32
+  dtype = next(
+    d
+    for d in (np.uint8, np.uint16, np.int32)
+    if vocab_size - 1 <= np.iinfo(d).max
   )
   index = SidIndex(
     tokens=np.zeros((capacity + 1, levels), dtype),
@@ -364,7 +363,8 @@ def _build(
     leaf_item=np.zeros(nodes[-1], np.int32),
     vocab_size=vocab_size,
   )
-  index = _switch(_insert(index, items, tokens), items[active], True)
+  index = _insert(index, items, tokens.astype(dtype))
+  index = _switch(index, items[active], True)
   return jax.tree.map(jnp.asarray, index)
 
 

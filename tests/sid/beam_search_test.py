@@ -312,12 +312,12 @@ class RecallTest(absltest.TestCase):
     self.assertEqual(recalls[2], 1.0)
 
   def test_of_random_logits(self):
-    """The worst case: coarse tokens say no more than fine ones."""
+    """Harder: few items, of which coarse tokens say no more than fine ones."""
     rng = np.random.default_rng(0)
-    numbers = rng.choice(8**3, 300, replace=False)
-    tokens = np.stack(np.unravel_index(numbers, (8, 8, 8)), 1)
-    logits = rng.normal(size=(60, 3, 8)).astype("f")
-    recalls = _recalls(tokens, 8, logits, (10, 20, 40, 64))
+    numbers = rng.choice(16**3, 200, replace=False)
+    tokens = np.stack(np.unravel_index(numbers, (16, 16, 16)), 1)
+    logits = rng.normal(size=(60, 3, 16)).astype("f")
+    recalls = _recalls(tokens, 16, logits, (10, 20, 40, 256))
     self.assertTrue((np.diff(recalls) > 0.02).all(), recalls)
     self.assertGreater(recalls[0], 0.3)
     self.assertEqual(recalls[-1], 1.0)

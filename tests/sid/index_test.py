@@ -129,6 +129,14 @@ class IndexTest(parameterized.TestCase):
         sid_index.child(index, jnp.int32(-1), jnp.int32(0), level), -1
       )
 
+  @parameterized.parameters(np.uint8, np.uint64, np.int16)
+  def test_any_integers(self, dtype):
+    tokens, active = _space(2, 70, 400, 40)
+    _same(
+      sid_index.build_index(tokens.astype(dtype), 70, active.astype(int)),
+      sid_index.build_index(tokens, 70, active),
+    )
+
   def test_shared_sid_names_both_items(self):
     tokens = np.asarray([[1, 2], [0, 1], [2, 2], [0, 1]])
     with self.assertRaisesRegex(ValueError, r"items 2 and 4 .*\[0, 1\]"):
@@ -217,7 +225,7 @@ _CHANGES = st.lists(
 
 
 class LivingTest(parameterized.TestCase):
-  @settings(max_examples=12, deadline=None, derandomize=True)
+  @settings(max_examples=12, deadline=None, derandomize=True, database=None)
   @given(changes=_CHANGES, capacity=st.sampled_from([None, 10]))
   def test_any_changes_against_a_dictionary(self, changes, capacity):
     """20 ids and 27 SIDs, so that the space is nearly full."""
