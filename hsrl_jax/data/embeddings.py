@@ -10,8 +10,6 @@ import numpy as np
 from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.errors import InputError
 
-SUFFIXES = (".npy", ".npz", ".parquet")
-IDS_SUFFIXES = (".txt", ".npy")
 BLOCK = 65_536  # Rows looked at at once.
 _IN_MEMORY = 2**30  # Bytes of an .npy file up to which it is read at once.
 _PIECE = 2**24  # Bytes that are hashed at once.
@@ -22,6 +20,8 @@ class Rows(Protocol):
   """A matrix that may lie on disk; `rows[a:b]` is float32 [b - a, D]."""
 
   shape: tuple[int, int]
+
+  def __len__(self) -> int: ...
 
   def __getitem__(self, key: slice) -> np.ndarray: ...
 

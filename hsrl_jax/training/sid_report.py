@@ -197,7 +197,7 @@ def prefixes(
   length = min(2, tokens.shape[1] - 1)
   if not length:
     return ""  # SIDs are unique: no two items share their only token.
-  names, genre_table = plots.genre_table(genres or [""] * len(tokens))
+  names, genre_table = plots.genre_table(genres) if genres else ([], None)
   rows, met = [], set()
   for token in np.argsort(-np.bincount(tokens[:, 0]), kind="stable"):
     inside = np.flatnonzero(tokens[:, 0] == token)
@@ -211,8 +211,10 @@ def prefixes(
     if len(members) < 2:
       continue
     prefix = " · ".join(map(str, found[largest]))
-    typical = plots.typical_genres(names, genre_table, members)
-    kind = ", ".join(name for name, _ in typical)
+    kind = ""
+    if names:
+      typical = plots.typical_genres(names, genre_table, members)
+      kind = ", ".join(name for name, _ in typical)
     if kind and kind in met:
       continue  # Six kinds tell more than six times drama.
     met.add(kind)

@@ -1,5 +1,6 @@
 """SIDs in a workdir: made, resumed, changed, damaged."""
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -12,9 +13,10 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
 from hsrl_jax.config import QuantizerConfig
+from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import quantize
+from hsrl_jax.training import quantize, sid_report
 
 _CONFIG = QuantizerConfig(vocab_size=6, levels=3, iterations=5, restarts=1)
 _SOURCE = quantize.Source("items.npz", "0123")
@@ -214,6 +216,29 @@ class QuantizeTest(parameterized.TestCase):
     self.assertEqual(list(_sids(other)), list(range(1, 91)))
     quantize.remove_items(other, np.array(["3"]), "gone.txt")
     self.assertFalse(_sids(other)[3][1])
+
+  def test_balance_bounds_the_codes(self):
+    self.assertGreater(max(self.facts["largest_code"]), 17)
+    config = dataclasses.replace(_CONFIG, balance=1.1)
+    other = self.workdir.parent / "balanced"
+    facts = quantize.run(config, other, self.items, _SOURCE)
+    # ceil(1.1 x 90 / 6)
+    self.assertLessEqual(max(facts["largest_code"]), 17)
+
+  def test_rows_of_a_file_give_what_rows_in_memory_give(self):
+    """But for the fit, which reads them in another order."""
+    path = self.workdir.parent / "items.npy"
+    np.save(path, self.items.rows)
+    other = self.workdir.parent / "streamed"
+    streamed = self.items._replace(rows=rows_lib.open_npy(path))
+    facts = quantize.run(_CONFIG, other, streamed, _SOURCE)
+    x, found = self.items.rows, quantize.read(other)
+    made = quantize.encode(found.codebooks, x, _CONFIG)
+    np.testing.assert_array_equal(made.unique, found.tokens)
+    self.assertEqual(
+      facts["recall_at_10"],
+      sid_report.recall(found.codebooks, x, made.unique, _CONFIG.seed),
+    )
 
   def test_files_of_another_run(self):
     other = self.workdir.parent / "other"
