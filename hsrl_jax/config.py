@@ -56,6 +56,12 @@ class QuantizerConfig:
   def __post_init__(self):
     _require(self, "levels", self.levels >= 1, "at least 1")
     _require(self, "vocab_size", self.vocab_size >= 2, "at least 2")
+    _require(
+      self,
+      "levels",
+      self.vocab_size**self.levels < 2**63,
+      f"fewer: {self.vocab_size}^{self.levels} SIDs are too many to number",
+    )
     _require(self, "iterations", self.iterations >= 1, "at least 1")
     _require(self, "restarts", self.restarts >= 1, "at least 1")
     _require(

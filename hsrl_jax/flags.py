@@ -141,10 +141,10 @@ def sweep_sizes() -> list[tuple[int, int]]:
   for text in SWEEP.value:
     found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
     vocab_size, levels = map(int, found.groups()) if found else (0, 0)
-    if vocab_size < 2 or levels < 1:
+    if vocab_size < 2 or levels < 1 or vocab_size**levels >= 2**63:
       raise InputError(
         f"--sweep has {text!r}; expected sizes such as 64x3: V of at least 2, "
-        "x, L of at least 1"
+        "x, L of at least 1, with V^L below 2^63"
       )
     sizes.append((vocab_size, levels))
   return sizes

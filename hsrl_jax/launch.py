@@ -281,15 +281,15 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
   print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
 
 
-def _quantize(*arguments) -> None:
-  made = quantize.run(*arguments)
+def _quantize(config, workdir: pathlib.Path, *catalogue) -> None:
+  made = quantize.run(config, workdir, *catalogue)
   print(
     f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
     f"{made['relative_error_unique']:.3f} "
     f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
     "items that shared a SID got their own)"
   )
-  _show_sids(arguments[1])
+  _show_sids(workdir)
 
 
 def _change_items(mode: str, workdir: pathlib.Path) -> None:

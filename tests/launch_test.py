@@ -508,6 +508,8 @@ class EmbeddingsTest(parameterized.TestCase):
     (("--mode=quantize", "--item_ids=x.txt"), "--item_ids with --mode=quanti"),
     (("--mode=data", "--sweep=4x2"), "--sweep with --mode=data"),
     (("--mode=quantize", "--sweep=4,2"), "--sweep has '4'; expected sizes"),
+    (("--mode=quantize", "--sweep=4x99"), "--sweep has '4x99'; expected"),
+    (("--mode=quantize", "--sid_levels=11"), "--sid_levels is 11; expected"),
     (("--mode=quantize", "--embeddings=x.csv"), "x.csv is missing"),
     (("--mode=quantize", "--embeddings=setup.py"), "suffix '.py'; expected"),
     (("--mode=add_items", "--embeddings=x.npz"), "has no SIDs of --embeddings"),

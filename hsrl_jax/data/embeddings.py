@@ -94,19 +94,22 @@ def like(ids: np.ndarray, known: np.ndarray, where) -> np.ndarray:
   """`ids` with the type of `known`: a catalogue's ids are all int or all str.
 
   Raises:
-    InputError: an id that should be an integer is not.
+    InputError: an id that should be an integer is not, or two are the same
+      integer.
   """
   if ids.dtype.kind == known.dtype.kind:
     return ids
   if known.dtype.kind == "U":
     return ids.astype(str)
   try:
-    return ids.astype(np.int64)
+    ids = ids.astype(np.int64)
   except (ValueError, OverflowError) as error:
     raise InputError(
       f"{where}: an item id is no integer ({error}); expected integers, as "
       "the catalogue has"
     ) from error
+  _check_distinct(ids, where)  # "07" is 7.
+  return ids
 
 
 def check_finite(
@@ -316,7 +319,7 @@ def _npy_ids(path: pathlib.Path) -> np.ndarray:
     return _ids(np.load(file), path)
 
 
-def _check_distinct(ids: np.ndarray, path: pathlib.Path) -> None:
+def _check_distinct(ids: np.ndarray, path) -> None:
   values, counts = np.unique(ids, return_counts=True)
   twice = values[counts > 1]
   if len(twice):

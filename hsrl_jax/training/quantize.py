@@ -391,9 +391,11 @@ def read(workdir: pathlib.Path) -> Sids:
       f"{folder} is missing; expected the SIDs of a catalogue: run "
       "--mode=quantize first"
     )
-  codebooks = _load(folder / "codebooks.npz")["codebooks"]
   path = folder / "sids.npz"
-  saved = _load(path)
+  saved = _guard(_arrays, path)
+  codebooks = _guard(
+    lambda x: _arrays(x)["codebooks"], folder / "codebooks.npz"
+  )
   try:
     tokens, active = saved["tokens"], saved["active"]
     found, expected = str(saved["codebooks"]), _hash(codebooks)
@@ -518,13 +520,10 @@ def _hash(codebooks: np.ndarray) -> str:
   return hashlib.sha256(codebooks.tobytes()).hexdigest()[:16]
 
 
-def _load(path: pathlib.Path) -> dict[str, np.ndarray]:
-  def arrays(path):
-    # Opened here, since numpy leaves a damaged file open.
-    with path.open("rb") as file, np.load(file) as saved:
-      return dict(saved)
-
-  return _guard(arrays, path)
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
+  # Opened here, since numpy leaves a damaged file open.
+  with path.open("rb") as file, np.load(file) as saved:
+    return dict(saved)
 
 
 def _guard(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:

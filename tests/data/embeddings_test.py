@@ -199,6 +199,8 @@ class EmbeddingsTest(parameterized.TestCase):
   def test_ids_that_should_be_integers(self):
     with self.assertRaisesRegex(InputError, "no integer"):
       embeddings.like(np.array(["12", "b"]), np.array([1]), "ids.txt")
+    with self.assertRaisesRegex(InputError, r"such as 7 \(2 times\)"):
+      embeddings.like(np.array(["7", "07"]), np.array([1]), "ids.txt")
 
   def test_digest_is_that_of_the_content(self):
     path = self.folder / "x"

@@ -240,6 +240,19 @@ class QuantizeTest(parameterized.TestCase):
       sid_report.recall(found.codebooks, x, made.unique, _CONFIG.seed),
     )
 
+  @parameterized.named_parameters(
+    ("equal", np.ones((10, 3))),
+    ("one", np.ones((1, 3))),
+    ("two", np.eye(2)),
+    ("one_dimension", np.linspace(0, 1, 30)[:, None]),
+  )
+  def test_odd_catalogues(self, x):
+    other = self.workdir.parent / "odd"
+    items = Embeddings(x.astype(np.float32), None, None)
+    facts = quantize.run(_CONFIG, other, items, _SOURCE)
+    self.assertLen(set(_sids(other).values()), len(x))
+    self.assertEqual(facts["items"], len(x))
+
   def test_files_of_another_run(self):
     other = self.workdir.parent / "other"
     quantize.run(_CONFIG, other, _items(0, 90, 5), _SOURCE)
