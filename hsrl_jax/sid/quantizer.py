@@ -32,7 +32,7 @@ _RUN = 256  # Neighbouring rows that are read together.
 # out than the mean of a code's vectors, the more so the more dimensions.
 _SHRINK = (0.5, 1.0)  # By turns, one restart each.
 _RELAX = 1.6  # Codes step this far towards their means, and beyond.
-_PRICE_RATE = 0.3
+_GAPS = 1024  # Rows from which the scale of prices is found.
 _GROWTH = (1 / 3, 8 / 15, 11 / 15)  # Parts of the iterations.
 
 
@@ -270,7 +270,10 @@ def _fit_level(
     relax = 1.0 if running or iteration >= iterations - 2 else _RELAX
     # With these, a batch weighs in proportion to its number.
     keep = iteration / (iteration + 2) if running else 0.0
-    return _step(state, sums, relax, keep, share), sums.error
+    rate = 0.0
+    if share < 1:
+      rate = _gap(state.codes, sample[:_GAPS]) / (1 + 0.3 * iteration)
+    return _step(state, sums, relax, keep, share, rate), sums.error
 
   # Where the first sample is all there is, only the end tells restarts apart.
   small = rows <= _START * vocab_size
@@ -376,7 +379,12 @@ def _pass(
 
 @jax.jit
 def _step(
-  state: _Codes, sums: _Sums, relax: float, keep: float, share: float
+  state: _Codes,
+  sums: _Sums,
+  relax: float,
+  keep: float,
+  share: float,
+  rate: float,
 ) -> _Codes:
   """Moves the codes towards the means of what is nearest to them.
 
@@ -386,11 +394,12 @@ def _step(
     relax: 1 steps to the means; more, beyond.
     keep: weight of what was seen before.
     share: of the rows that a code may have.
+    rate: by which the prices move.
   """
   seen = keep * state.seen + sums.sizes
-  rate = relax * sums.sizes / jnp.maximum(seen, 1.0)
+  pace = relax * sums.sizes / jnp.maximum(seen, 1.0)
   means = sums.sums / jnp.maximum(sums.sizes, 1.0)[:, None]
-  codes = state.codes + rate[:, None] * (means - state.codes)
+  codes = state.codes + pace[:, None] * (means - state.codes)
   # The j-th empty code takes the j-th worst of the spare rows.
   empty = seen < 0.5
   order = jnp.argsort(-sums.spare_distances)
@@ -399,10 +408,19 @@ def _step(
   empty &= (rank < len(order)) & (sums.spare_distances[spare] >= 0)
   codes = jnp.where(empty[:, None], sums.spares[spare], codes)
   # Dual ascent: the price of a code rises while it is over its share.
-  rows = sums.sizes.sum()
-  excess = jnp.clip(jnp.log(sums.sizes / (share * rows)), -1.0, 1.0)
-  prices = state.prices + _PRICE_RATE * sums.error / rows * excess
+  excess = jnp.log(sums.sizes / (share * sums.sizes.sum()))
+  prices = state.prices + rate * jnp.clip(excess, -1.0, 1.0)
   return _Codes(codes, jnp.maximum(prices, 0.0), seen)
+
+
+@jax.jit
+def _gap(codes: Array, x: Array) -> Array:
+  """By how much the second nearest code is farther, on average, []."""
+  score = x @ codes.T - 0.5 * (codes**2).sum(1)
+  best = score.max(1, keepdims=True)
+  second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
+  # Where all codes are equal there is no second.
+  return 2.0 * jnp.where(jnp.isfinite(second), best - second, 0.0).mean()
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="block")

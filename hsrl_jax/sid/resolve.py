@@ -280,14 +280,15 @@ def _prices(
     [d for _, d in _distances(codebooks, x, tokens, level, sample)]
   )
   share = cap * len(sample) / len(x)
-  scale = max(float(distance.min(1).mean()), np.finfo(np.float32).tiny)
+  nearest = np.partition(distance, 1)[:, :2]
+  gap = (nearest[:, 1] - nearest[:, 0]).mean()
   prices = np.zeros(distance.shape[1], np.float32)
   for i in range(_PRICE_STEPS):
     token = (distance + prices).argmin(1)
     load = np.bincount(token, minlength=len(prices))
     rise = np.log(np.maximum(load, 0.1) / share).clip(-1, 1)
-    rate = scale / (3 + 0.3 * i)
-    prices = np.maximum(prices + rate * rise, 0).astype(np.float32)
+    prices = np.maximum(prices + gap / (1 + 0.3 * i) * rise, 0)
+    prices = prices.astype(np.float32)
   return prices
 
 

@@ -97,7 +97,7 @@ class FitTest(parameterized.TestCase):
     codes, prices = jnp.asarray([[0.0], [99.0], [98.0]]), jnp.zeros(3)
     sums = quantizer._pass(codes, prices, block, 4, None, mesh=mesh)
     state = quantizer._Codes(codes, prices, jnp.zeros(3))
-    codes = quantizer._step(state, sums, 1.0, 0.0, np.inf).codes
+    codes = quantizer._step(state, sums, 1.0, 0.0, np.inf, 0.0).codes
     # All go to the code 0; the worst fitted are 30 and then 10.
     np.testing.assert_allclose(codes, [[41 / 4], [30.0], [10.0]])
 
