@@ -33,8 +33,8 @@ _FORMAT = 1
 class SidIndex:
   """A pytree of arrays. Ids are 1..C, C the capacity; 0 is padding.
 
-  W = ceil(V / 32). Level l = 0..L-1 has room for nodes_l = min(V^l, C) nodes;
-  what is not yet used is 0.
+  W = ceil(V / 32). Level l = 0..L-1 has room for nodes_l = min(V^l, C) nodes
+  (one at least); those that are not in use come last and have no children.
 
   Attributes:
     tokens: uint8, uint16 or int32 (by V) [C + 1, L], the SID of each item.
@@ -138,11 +138,11 @@ def add_items(
       left.
   """
   items, x, codebooks = _ids(items), np.asarray(x), np.asarray(codebooks)
-  if codebooks.shape[:2] != (index.levels, index.vocab_size):
+  sizes = (index.levels, index.vocab_size)
+  if codebooks.ndim != 3 or codebooks.shape[:2] != sizes:
     raise ValueError(
-      f"codebooks of {codebooks.shape[0]} levels x {codebooks.shape[1]} codes; "
-      f"the index has {index.levels} x {index.vocab_size}: expected the "
-      "codebooks that gave its SIDs"
+      f"codebooks have the shape {list(codebooks.shape)}; expected those that "
+      f"gave the SIDs of the index, [{sizes[0]}, {sizes[1]}, width]"
     )
   if x.shape != (len(items), codebooks.shape[2]):
     raise ValueError(
@@ -318,7 +318,7 @@ def _build(
   capacity: int,
 ) -> SidIndex:
   """An index of the ids [N] with the SIDs [N, L]."""
-  if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+  if tokens.ndim != 2 or not tokens.shape[1] or tokens.dtype.kind not in "iu":
     raise ValueError(
       f"tokens are {tokens.dtype} of the shape {list(tokens.shape)}; expected "
       "integers [items, levels]"

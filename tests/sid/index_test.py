@@ -184,6 +184,7 @@ class IndexTest(parameterized.TestCase):
     ("space", dict(tokens=np.zeros((2, 32), int)), r"4\^32 SIDs.*fewer levels"),
     ("floats", dict(tokens=np.zeros((2, 2))), "float64"),
     ("flat", dict(tokens=np.zeros(2, int)), r"shape \[2\]"),
+    ("no_levels", dict(tokens=np.zeros((2, 0), int)), r"shape \[2, 0\]"),
   )
   def test_bad_arguments(self, change, message):
     arguments = dict(tokens=np.asarray([[0, 1], [1, 0]]), vocab_size=4)
@@ -345,8 +346,9 @@ class LivingTest(parameterized.TestCase):
     ("floats", dict(items=[4.0, 5.0]), "float64"),
     ("rows", dict(x=np.zeros((3, 2))), r"\[3, 2\] for 2 items.*\[2, 2\]"),
     ("width", dict(x=np.zeros((2, 5))), r"\[2, 5\] for 2 items.*\[2, 2\]"),
-    ("levels", dict(codebooks=np.zeros((3, 4, 2))), "3 levels x 4 codes"),
-    ("codes", dict(codebooks=np.zeros((2, 5, 2))), "2 levels x 5 codes"),
+    ("levels", dict(codebooks=np.zeros((3, 4, 2))), r"\[3, 4, 2\].*\[2, 4, w"),
+    ("codes", dict(codebooks=np.zeros((2, 5, 2))), r"\[2, 5, 2\].*\[2, 4, w"),
+    ("flat", dict(codebooks=np.zeros((2, 4))), r"\[2, 4\].*\[2, 4, width"),
     ("nan", dict(x=[[0, 0], [0, np.nan]]), "1 rows .* first of item 5"),
   )
   def test_refused_to_add(self, change, message):
