@@ -358,8 +358,8 @@ def _levels(facts) -> str:
         str(level),
         f"{used} of {facts['vocab_size']}",
         f"{perplexity:.1f}",
-        f"{largest:,} items",
-        f"{smallest:,} items",
+        f"{largest:,}",
+        f"{smallest:,}",
         f"{error:.1%}",
       )
       for level, (used, perplexity, largest, smallest, error) in enumerate(
@@ -369,8 +369,8 @@ def _levels(facts) -> str:
   ) + (
     '<p class="soft">Perplexity: as many codes of equal size would be as '
     "uncertain; the more of the values, the better the codes are used. The "
-    "smallest code is that of the codes in use. Variance lost: the squared "
-    "error of the reconstruction by the levels so far.</p>"
+    "largest and the smallest code: the items of a code in use. Variance "
+    "lost: the squared error of the reconstruction by the levels so far.</p>"
   )
 
 
