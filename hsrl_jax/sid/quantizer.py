@@ -25,9 +25,11 @@ from hsrl_jax.types import Array, PRNGKey
 _LANES = 8
 _SPARES = 16  # Badly fitted rows that a lane keeps for empty codes.
 _SEEDS = 8  # Rows a code among which k-means++ chooses.
-_START = 64  # Rows a code of the first iterations, at least.
+_START = 64  # Rows a code of the first iterations, at least ...
+_FEW = 16_384  # ... and rows in all.
 _BATCH = 65_536  # Rows of a streamed array that are on the device at once.
-_RUN = 256  # Neighbouring rows that are read together.
+_RUN = 256  # Neighbouring rows that are read together, at most ...
+_RUNS = 64  # ... and such runs in a batch, at least.
 # Seeds start this near to the mean: a seed is a single vector, and farther
 # out than the mean of a code's vectors, the more so the more dimensions.
 _SHRINK = (0.5, 1.0)  # By turns, one restart each.
@@ -86,12 +88,13 @@ def fit(
 
   Each level is k-means on what the levels before it left over: k-means++
   seeding, then over-relaxed Lloyd iterations, first on a random sample that
-  grows (1/8, 1/4, 1/2 of the rows, but 64 a code at least), then on all rows;
-  empty codes move to badly fitted rows. The result does not depend on the
-  number of devices.
+  grows (1/8, 1/4, 1/2 of the rows, but 64 a code and 16,384 at least), then
+  on all rows; empty codes move to badly fitted rows. The result does not
+  depend on the number of devices.
 
-  Memory beside `x`: an array is copied once. Otherwise one batch of rows is
-  held at a time (65,536 rows or batch_size), up to three times.
+  Memory beside `x`: up to three copies of an array. Otherwise one batch of
+  rows is held at a time (65,536 or batch_size), in up to four copies, and 16
+  bytes for each run of rows that are read together (256 at most).
 
   Args:
     key: of the seeding and of the order of the rows. It is consumed.
@@ -99,8 +102,8 @@ def fit(
     levels: L.
     vocab_size: V.
     iterations: Lloyd iterations per level.
-    restarts: seedings per level; the one with the least error on the first
-      sample, after a third of the iterations, is kept.
+    restarts: seedings per level; the one with the least error is kept, judged
+      after a third of the iterations, or at the end of up to 16,384 rows.
     batch_size: rows of one iteration, each time others, until all had their
       turn; codes are then running means in which later batches weigh more.
       None for all rows.
@@ -120,11 +123,12 @@ def fit(
   if isinstance(x, jax.Array):
     x = np.asarray(x)
   _check(x, levels, vocab_size, batch_size, balance)
-  codebooks = _initial(initial, levels, vocab_size, x.shape[1])
+  count, width = x.shape
+  codebooks = _initial(initial, levels, vocab_size, width)
   in_memory = isinstance(x, np.ndarray)
   hold = in_memory and batch_size is None
-  size = len(x) if hold else min(len(x), batch_size or _BATCH)
-  batches = _batches(jax.random.fold_in(key, 0), len(x), size, in_memory)
+  size = count if hold else min(count, batch_size or _BATCH)
+  batches = _batches(jax.random.fold_in(key, 0), count, size, in_memory)
   mesh = _mesh(devices)
 
   def residual(batch: int) -> tuple[Array, int]:
@@ -136,21 +140,22 @@ def fit(
 
   held = residual(0)[0] if hold else None
 
-  def blocks(iteration: int, count: int) -> Iterator[tuple[Array, int]]:
+  def blocks(iteration: int, wanted: int) -> Iterator[tuple[Array, int]]:
     """What one iteration reads: blocks and how many of their rows."""
     if hold:
-      yield held, count
+      yield held, wanted
     elif batch_size is not None:
-      yield residual(iteration % len(batches))
+      turn = len(codebooks) * iterations + iteration
+      yield residual(turn % len(batches))
     else:
-      for batch in range(min(-(-count // size), len(batches))):
+      for batch in range(min(-(-wanted // size), len(batches))):
         yield residual(batch)
 
   for level in range(len(codebooks), levels):
     codes = _fit_level(
       jax.random.fold_in(key, level + 1),
       blocks,
-      len(x),
+      count,
       vocab_size,
       iterations=iterations,
       restarts=restarts,
@@ -170,8 +175,8 @@ def encode(codebooks: Array, x: Any) -> Array:
   """Tokens of `x`; several rows may share their tokens.
 
   Of a jax array it can be traced. Other rows go through the device 65,536 at
-  a time, so no more memory is needed than the tokens and three such batches,
-  and the result is a numpy array.
+  a time, so that no more memory is needed than the tokens and three such
+  batches; the result is a numpy array.
 
   Args:
     codebooks: float32 [L, V, D].
@@ -182,11 +187,12 @@ def encode(codebooks: Array, x: Any) -> Array:
   """
   if isinstance(x, jax.Array):
     return _encode(codebooks, x)
-  tokens = np.zeros((len(x), len(codebooks)), np.int32)
-  for start in range(0, len(x), _BATCH):
-    rows = np.asarray(x[start : start + _BATCH], np.float32)
+  count, width = x.shape
+  tokens = np.zeros((count, len(codebooks)), np.int32)
+  for start in range(0, count, _BATCH):
+    rows = x[start : start + _BATCH]
     # Few shapes, so that few programs are compiled.
-    padded = np.zeros((_power_of_two(len(rows)), rows.shape[1]), np.float32)
+    padded = np.zeros((_power_of_two(len(rows)), width), np.float32)
     padded[: len(rows)] = rows
     tokens[start : start + len(rows)] = _encode(codebooks, padded)[: len(rows)]
   return tokens
@@ -207,7 +213,7 @@ def relative_error(x: Array, reconstruction: Array) -> Array:
 @jax.jit
 def _encode(codebooks: Array, x: Array) -> Array:
   rows, width = x.shape
-  size = min(_chunk_size(codebooks.shape[1]), rows)
+  size = min(_chunk_size(codebooks.shape[1]), max(rows, 1))
   chunks = -(-rows // size)
   padded = jnp.pad(x, ((0, chunks * size - rows), (0, 0)))
 
@@ -257,10 +263,12 @@ def _fit_level(
 ) -> np.ndarray:
   """Codes of one level, float32 [V, D]; see `fit`."""
 
+  first = min(rows, max(_START * vocab_size, _FEW))
+
   def iterate(state: _Codes, iteration: int) -> tuple[_Codes, Array]:
     done = iteration / iterations
     part = (8, 4, 2, 1)[sum(done >= bound for bound in _GROWTH)]
-    count = min(rows, max(rows // part, _START * vocab_size))
+    count = max(rows // part, first)
     sums = None
     for block, block_rows in blocks(iteration, count):
       sums = _pass(
@@ -276,8 +284,7 @@ def _fit_level(
     return _step(state, sums, relax, keep, share, rate), sums.error
 
   # Where the first sample is all there is, only the end tells restarts apart.
-  small = rows <= _START * vocab_size
-  trial = iterations if small else -(-iterations // 3)
+  trial = iterations if first == rows else -(-iterations // 3)
   sample = _sample(*next(blocks(0, rows)), _SEEDS * vocab_size)
   tries = []
   for restart in range(restarts):
@@ -484,11 +491,11 @@ def _batches(
 
   Every row is in one batch. Rows of a file are read in runs.
   """
-  run = 1 if in_memory else min(_RUN, size)
+  run = 1 if in_memory else int(np.clip(size // _RUNS, 1, _RUN))
   rng = np.random.default_rng(int(jax.random.bits(key)))
   starts = run * rng.permutation(-(-rows // run))
   runs = np.stack([starts, np.minimum(starts + run, rows)], 1)
-  step = max(size // run, 1)
+  step = size // run
   return [runs[i : i + step] for i in range(0, len(runs), step)]
 
 

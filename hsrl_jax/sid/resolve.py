@@ -103,7 +103,7 @@ def encode_unique(
   x = np.asarray(x) if isinstance(x, jax.Array) else x
   levels, vocab_size, _ = codebooks.shape
   taken = np.zeros(0, np.int64) if taken is None else np.asarray(taken)
-  check_capacity(len(x) + len(taken), levels, vocab_size)
+  check_capacity(x.shape[0] + len(taken), levels, vocab_size)
   if vocab_size**levels >= 2**63:
     raise ValueError(
       f"vocab_size {vocab_size} and levels {levels} make "
@@ -115,7 +115,9 @@ def encode_unique(
       "1, and none taken, since the bound is on all tokens in use"
     )
   free = _Free(taken, levels, vocab_size)
-  cap = None if balance is None else math.ceil(balance * len(x) / vocab_size)
+  cap = (
+    None if balance is None else math.ceil(balance * x.shape[0] / vocab_size)
+  )
   prices = np.zeros(vocab_size, np.float32)
   tokens = quantizer.encode(codebooks, x)
   for level in range(levels):
@@ -274,21 +276,24 @@ def _prices(
   Dual ascent on some rows: the price of a token rises while it is over its
   share, and falls, not below 0, while it is under it. float32 [V].
   """
-  step = -(-len(x) // _SAMPLE)
-  sample = np.arange(0, len(x), step)
+  step = -(-x.shape[0] // _SAMPLE)
+  sample = np.arange(0, x.shape[0], step)
   distance = np.concatenate(
     [d for _, d in _distances(codebooks, x, tokens, level, sample)]
   )
-  share = cap * len(sample) / len(x)
+  share = cap * len(sample) / x.shape[0]
   nearest = np.partition(distance, 1)[:, :2]
   gap = (nearest[:, 1] - nearest[:, 0]).mean()
   prices = np.zeros(distance.shape[1], np.float32)
-  for i in range(_PRICE_STEPS):
+  steps, last = np.full_like(prices, gap), np.zeros_like(prices)
+  for _ in range(_PRICE_STEPS):
     token = (distance + prices).argmin(1)
     load = np.bincount(token, minlength=len(prices))
     rise = np.log(np.maximum(load, 0.1) / share).clip(-1, 1)
-    prices = np.maximum(prices + gap / (1 + 0.3 * i) * rise, 0)
-    prices = prices.astype(np.float32)
+    # Steps grow while a price goes one way, and shrink where it turns.
+    steps = np.where(rise * last < 0, 0.5, np.where(prices > 0, 1.1, 1)) * steps
+    last = rise
+    prices = np.maximum(prices + steps * rise, 0).astype(np.float32)
   return prices
 
 
@@ -300,7 +305,7 @@ def _distances(
   rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Rows, ascending, with their squared distances to all codes, [n, V]."""
-  rows = np.arange(len(x)) if rows is None else rows
+  rows = np.arange(x.shape[0]) if rows is None else rows
   size = max(_TABLE // codebooks.shape[1], 1)
   for part, residual in _residuals(codebooks, x, tokens, level, rows):
     for i in range(0, len(part), size):
@@ -316,7 +321,7 @@ def _residuals(
   rows: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Some `rows`, ascending, with what their first `level` tokens leave over."""
-  for cut in range(0, len(x), _READ):
+  for cut in range(0, x.shape[0], _READ):
     start, stop = np.searchsorted(rows, (cut, cut + _READ))
     if start == stop:
       continue

@@ -27,6 +27,24 @@ def _fit(x, levels, vocab_size, seed=0, **kwargs):
   )
 
 
+class _Stream:
+  """Rows that can only be read slice by slice."""
+
+  def __init__(self, x):
+    self.x, self.shape, self.largest = x, x.shape, 0
+
+  def __getitem__(self, rows):
+    assert isinstance(rows, slice)
+    part = self.x[rows]
+    self.largest = max(self.largest, len(part))
+    return part
+
+
+def _mean_error(codebooks, x):
+  _, residual = _brute_force_tokens(np.asarray(codebooks), x)
+  return (residual**2).sum(1).mean()
+
+
 def _brute_force_tokens(codebooks, x):
   residual, tokens = x.astype(np.float64), []
   for codes in codebooks.astype(np.float64):
@@ -128,6 +146,170 @@ class FitTest(parameterized.TestCase):
     first = _fit(x, 3, 8, 0, restarts=8)
     np.testing.assert_array_equal(first, _fit(x, 3, 8, 0, restarts=8))
     self.assertGreater(np.abs(first - _fit(x, 3, 8, 1, restarts=8)).max(), 1e-3)
+
+
+class ManyRowsTest(parameterized.TestCase):
+  """What little data does not reach: growing samples, batches, streams."""
+
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    x = _gaussian(40_000, 3)
+    cls.x = x[np.argsort(x[:, 0])]  # So neighbours are alike.
+    cls.whole = _fit(cls.x, 2, 16, restarts=2)
+
+  def test_growing_sample_is_as_good_as_sklearn(self):
+    kmeans = KMeans(16, n_init=2, random_state=0).fit(self.x)
+    error = _mean_error(self.whole[:1], self.x)
+    self.assertLess(error, 1.01 * kmeans.inertia_ / len(self.x))
+
+  def test_stream_is_as_good_as_an_array(self):
+    with mock.patch.object(quantizer, "_BATCH", 6_000):
+      stream = _Stream(self.x)
+      streamed = _fit(stream, 2, 16, restarts=2)
+    self.assertLessEqual(stream.largest, quantizer._RUN)
+    self.assertLess(
+      _mean_error(streamed, self.x), 1.02 * _mean_error(self.whole, self.x)
+    )
+
+  @parameterized.parameters(False, True)
+  def test_batches_are_nearly_as_good(self, stream):
+    x = _Stream(self.x) if stream else self.x
+    codebooks = _fit(x, 2, 16, restarts=2, batch_size=2_000)
+    self.assertLess(
+      _mean_error(codebooks, self.x), 1.05 * _mean_error(self.whole, self.x)
+    )
+
+  @parameterized.parameters((1, 40_000), (7, 100), (256, 6_000))
+  def test_batches_hold_each_row_once(self, run, size):
+    with mock.patch.object(quantizer, "_RUN", run):
+      batches = quantizer._batches(jax.random.key(0), 40_000, size, run == 1)
+    rows = [np.concatenate([np.arange(*r) for r in batch]) for batch in batches]
+    self.assertLessEqual(max(map(len, rows)), size)
+    self.assertGreaterEqual(
+      min(map(len, rows[:-1]), default=size), size - 2 * run
+    )
+    np.testing.assert_array_equal(
+      np.sort(np.concatenate(rows)), np.arange(40_000)
+    )
+
+  def test_seeds_are_a_sample_of_all_rows(self):
+    """Of a stream too, in which neighbours are alike."""
+    batches = quantizer._batches(jax.random.key(0), 40_000, 40_000, False)
+    sample = quantizer._read(_Stream(self.x), batches[0])[:2_000]
+    np.testing.assert_allclose(sample.mean(0), self.x.mean(0), atol=0.1)
+    np.testing.assert_allclose(sample.std(0), self.x.std(0), atol=0.1)
+
+  def test_encode_reads_a_stream_in_pieces(self):
+    stream = _Stream(self.x)
+    with mock.patch.object(quantizer, "_BATCH", 7_000):
+      tokens = quantizer.encode(self.whole, stream)
+    self.assertEqual(stream.largest, 7_000)
+    np.testing.assert_array_equal(
+      tokens, quantizer.encode(self.whole, jnp.asarray(self.x))
+    )
+
+
+class DevicesTest(parameterized.TestCase):
+  @parameterized.parameters(
+    {},
+    {"balance": 1.2},
+    {"batch_size": 700},
+    {"stream": True},
+  )
+  def test_bit_for_bit_on_one_and_more_devices(self, stream=False, **kwargs):
+    self.assertEqual(jax.local_device_count(), 4)
+    x = _gaussian(3_001, 5)  # Neither chunks nor lanes divide it.
+
+    def fit(devices):
+      with mock.patch.object(quantizer, "_BATCH", 1_000):
+        return quantizer.fit(
+          jax.random.key(0),
+          _Stream(x) if stream else x,
+          levels=2,
+          vocab_size=16,
+          restarts=2,
+          devices=devices,
+          **kwargs,
+        )
+
+    one = fit(jax.devices()[:1])
+    for count in (2, 3, 4):
+      np.testing.assert_array_equal(one, fit(jax.devices()[:count]))
+    np.testing.assert_array_equal(one, fit(None))
+
+  def test_all_devices_are_used(self):
+    block = quantizer._place(_gaussian(50, 3), 50, 8, quantizer._mesh(None))
+    self.assertLen(block.sharding.device_set, 4)
+    shards = [np.asarray(s.data) for s in block.addressable_shards]
+    self.assertEqual(sum(s.shape[1] for s in shards), 8)
+
+
+class ResumeTest(absltest.TestCase):
+  def test_goes_on_after_a_level(self):
+    x, seen = _gaussian(500, 4), []
+    whole = _fit(x, 3, 8, on_level=seen.append)
+    self.assertEqual([len(c) for c in seen], [1, 2, 3])
+    np.testing.assert_array_equal(seen[2], whole)
+    for codebooks in seen:
+      np.testing.assert_array_equal(codebooks, whole[: len(codebooks)])
+      calls = []
+      resumed = _fit(x, 3, 8, initial=codebooks, on_level=calls.append)
+      np.testing.assert_array_equal(resumed, whole)
+      self.assertLen(calls, 3 - len(codebooks))
+
+  def test_of_batches(self):
+    x, seen = _gaussian(500, 4), []
+    whole = _fit(x, 2, 8, batch_size=100, on_level=seen.append)
+    resumed = _fit(x, 2, 8, batch_size=100, initial=seen[0])
+    np.testing.assert_array_equal(resumed, whole)
+
+
+class BalanceTest(absltest.TestCase):
+  def test_less_is_left_to_the_exact_assignment(self):
+    """Of clusters of very different sizes."""
+    rng = np.random.default_rng(0)
+    center = np.minimum(rng.geometric(0.4, 4_000), 8)
+    x = (_gaussian(9, 6)[center] + 0.5 * _gaussian(4_000, 6, 1)).astype("f")
+    cap = 1.1 * 4_000 / 16
+
+    def excess(codebooks):
+      tokens = quantizer.encode(codebooks, x)[:, 0]
+      return np.maximum(np.bincount(tokens, minlength=16) - cap, 0).sum()
+
+    def fitted(balance):
+      return [
+        np.asarray(_fit(x, 1, 16, seed, iterations=30, balance=balance))
+        for seed in range(3)
+      ]
+
+    free, even = fitted(None), fitted(1.1)
+    self.assertGreater(min(map(excess, free)), 100)
+    self.assertLess(sum(map(excess, even)), 0.7 * sum(map(excess, free)))
+    errors = [np.mean([_mean_error(c, x) for c in f]) for f in (free, even)]
+    self.assertLess(errors[1], 1.05 * errors[0])
+
+
+class BadInputTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ({"x": np.zeros(3, "f")}, r"shape \(3,\); expected \[N, D\]"),
+    ({"x": np.zeros((0, 2), "f")}, "expected .* rows and columns"),
+    ({"levels": 0}, "levels is 0"),
+    ({"vocab_size": 1}, "vocab_size 1"),
+    ({"batch_size": 0}, "batch_size is 0"),
+    ({"balance": 0.9}, "balance is 0.9"),
+    ({"initial": np.zeros((1, 4, 3))}, r"initial has shape \(1, 4, 3\)"),
+    ({"initial": np.zeros((3, 4, 2))}, "at most 2 levels"),
+  )
+  def test_one_line(self, wrong, message):
+    arguments = {
+      "x": _gaussian(9, 2),
+      "levels": 2,
+      "vocab_size": 4,
+    } | wrong
+    with self.assertRaisesRegex(ValueError, message) as caught:
+      quantizer.fit(jax.random.key(0), **arguments)
+    self.assertNotIn("\n", str(caught.exception))
 
 
 class EncodeTest(parameterized.TestCase):
