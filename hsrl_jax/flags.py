@@ -4,6 +4,7 @@ A field of a stage's config is the flag `<prefix><field>`; see PREFIXES.
 """
 
 import dataclasses
+import os
 import re
 import typing
 
@@ -12,15 +13,8 @@ from absl import flags
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 
-MODES = (
-  "all",
-  "data",
-  "quantize",
-  "simulator",
-  "policy",
-  "evaluate",
-  "report",
-)
+STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
+MODES = ("all", *STAGES, "add_items", "remove_items")
 
 PREFIXES = {
   "data": "",
@@ -34,10 +28,29 @@ MODE = flags.DEFINE_enum(
   "mode",
   "all",
   MODES,
-  "The stage to run; `all` runs what is missing, in order.",
+  "The stage to run; `all` runs what is missing, in order. `add_items` and "
+  "`remove_items` change a catalogue of --embeddings whose SIDs are made.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
+)
+EMBEDDINGS = flags.DEFINE_string(
+  "embeddings",
+  None,
+  "Items of your own for --mode=quantize, in place of a dataset, or for "
+  "--mode=add_items: .npy [N, D], .npz (`embeddings`, `item_id`, `title`) or "
+  ".parquet (`embedding`, `item_id`, `title`).",
+)
+ITEM_IDS = flags.DEFINE_string(
+  "item_ids",
+  None,
+  "What --mode=remove_items removes: .txt with one id a line, or .npy.",
+)
+SWEEP = flags.DEFINE_list(
+  "sweep",
+  [],
+  "With --mode=quantize: sizes to compare instead, as V x L, such as "
+  "64x3,128x3,256x3.",
 )
 
 
@@ -62,7 +75,7 @@ def _define() -> None:
     text = _help(stage.type, field.name)
     if kind is bool:
       flags.DEFINE_boolean(name, field.default, text)
-    elif kind is int:
+    elif kind in (int, int | None):
       flags.DEFINE_integer(name, field.default, text)
     elif kind in (float, float | None):
       flags.DEFINE_float(name, field.default, text)
@@ -104,7 +117,37 @@ def config_from_flags() -> config_lib.Config:
 def resolved() -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what is computed."""
   values = {name: flags.FLAGS[name].value for _, _, name, _ in _fields()}
+  if EMBEDDINGS.value is not None:
+    values["embeddings"] = os.path.abspath(EMBEDDINGS.value)
   return {k: _text(v) for k, v in values.items() if v is not None}
+
+
+def given() -> dict[str, str]:
+  """Of the config's flags those that the command line names, as resolved()."""
+  return {
+    name: _text(flags.FLAGS[name].value)
+    for _, _, name, _ in _fields()
+    if flags.FLAGS[name].present
+  }
+
+
+def sweep_sizes() -> list[tuple[int, int]]:
+  """(V, L) of each size that --sweep names.
+
+  Raises:
+    InputError: one of them is no size.
+  """
+  sizes = []
+  for text in SWEEP.value:
+    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
+    vocab_size, levels = map(int, found.groups()) if found else (0, 0)
+    if vocab_size < 2 or levels < 1 or vocab_size**levels >= 2**63:
+      raise InputError(
+        f"--sweep has {text!r}; expected sizes such as 64x3: V of at least 2, "
+        "x, L of at least 1, with V^L below 2^63"
+      )
+    sizes.append((vocab_size, levels))
+  return sizes
 
 
 def _text(value) -> str:

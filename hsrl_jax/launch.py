@@ -5,6 +5,10 @@
 Stages: data, quantize, simulator, policy, evaluate, report. Each is skipped
 where its output is in --workdir, and goes on where it was stopped. All other
 flags decide what is computed; --helpfull lists them.
+
+  python -m hsrl_jax.launch --mode=quantize --embeddings=items.npy --workdir=W
+
+gives semantic IDs to items of your own; add_items and remove_items go on.
 """
 
 import functools
@@ -18,7 +22,7 @@ from absl import app, flags, logging
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import embeddings, prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.training import (
   evaluate,
@@ -26,16 +30,23 @@ from hsrl_jax.training import (
   progress,
   quantize,
   report,
+  sid_report,
   simulator,
+  sweep,
 )
 from hsrl_jax.training import workdir as workdir_lib
 
-STAGES = flags_lib.MODES[1:]
+STAGES = flags_lib.STAGES
 _EXAMPLES = 4
 
 flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("dataset")
+flags.declare_key_flag("embeddings")
+flags.declare_key_flag("item_ids")
+flags.declare_key_flag("sweep")
+flags.declare_key_flag("sid_levels")
+flags.declare_key_flag("sid_vocab_size")
 flags.declare_key_flag("simulator_protocol")
 flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
@@ -95,13 +106,14 @@ class Run:
     print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
 
   def quantize(self) -> None:
-    """Stage quantize."""
-    made = quantize.run(self.config.quantizer, self.workdir, self.dataset.items)
-    print(
-      f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
-      f"{made['relative_error_unique']:.3f} "
-      f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
-      "items that shared a SID got their own)"
+    """Stage quantize, of the dataset."""
+    items = self.dataset.items
+    _quantize(
+      self.config.quantizer,
+      self.workdir,
+      quantize.of_dataset(items),
+      quantize.Source(self.config.data.dataset),
+      items.genres[1:],
     )
 
   def simulator(self) -> None:
@@ -208,8 +220,37 @@ def main(argv: list[str]) -> None:
   mode = flags_lib.MODE.value
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
+  _check_inputs(mode)
   config = flags_lib.config_from_flags()
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
+  workdir_lib.settle(workdir / quantize.FOLDER)
+  if mode in ("add_items", "remove_items"):
+    _change_items(mode, workdir)
+  elif flags_lib.SWEEP.value:
+    _sweep(config, workdir)
+  elif flags_lib.EMBEDDINGS.value:
+    _quantize_embeddings(config, workdir)
+  else:
+    _run_stages(mode, config, workdir)
+
+
+def _check_inputs(mode: str) -> None:
+  """Raises InputError where a flag does not go with the mode."""
+  for flag, modes, needed in (
+    (flags_lib.EMBEDDINGS, ("quantize", "add_items"), ("add_items",)),
+    (flags_lib.ITEM_IDS, ("remove_items",), ("remove_items",)),
+    (flags_lib.SWEEP, ("quantize",), ()),
+  ):
+    if flag.value and mode not in modes:
+      raise InputError(
+        f"--{flag.name} with --mode={mode}; expected "
+        f"{' or '.join(f'--mode={x}' for x in modes)}"
+      )
+    if not flag.value and mode in needed:
+      raise InputError(f"--mode={mode} needs --{flag.name}; expected a file")
+
+
+def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   prepare.builder_folder(config.data.dataset)
   workdir_lib.claim(workdir, flags_lib.resolved())
   run = Run(config, workdir)
@@ -219,6 +260,81 @@ def main(argv: list[str]) -> None:
     print(f"{what} of this configuration found in {workdir}; nothing to do")
   if mode in ("all", "evaluate", "report"):
     run.conclude()
+
+
+def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
+  """Stage quantize of a file, which needs no dataset."""
+  path = pathlib.Path(flags_lib.EMBEDDINGS.value)
+  source = quantize.source_of(path)
+  workdir_lib.claim(workdir, flags_lib.resolved())
+  if (workdir / quantize.FOLDER).exists():  # Complete, since it is replaced.
+    made_of = quantize.read(workdir).facts["source"]
+    if made_of["digest"] != source.digest:
+      raise InputError(
+        f"{path} has changed since its SIDs in {workdir} were made; expected "
+        "the same content: use a new --workdir, or --mode=add_items for new "
+        "items"
+      )
+    print(f"the SIDs of {path.name} found in {workdir}; nothing to do")
+    return
+  start = time.monotonic()
+  print("quantize ...", flush=True)
+  _quantize(config.quantizer, workdir, embeddings.read(path), source)
+  print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
+
+
+def _quantize(config, workdir: pathlib.Path, *catalogue) -> None:
+  made = quantize.run(config, workdir, *catalogue)
+  print(
+    f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
+    f"{made['relative_error_unique']:.3f} "
+    f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
+    "items that shared a SID got their own)"
+  )
+  _show_sids(workdir)
+
+
+def _change_items(mode: str, workdir: pathlib.Path) -> None:
+  """Adds items to SIDs made of embeddings, or removes them."""
+  workdir_lib.agree(workdir, flags_lib.given())
+  if "embeddings" not in workdir_lib.kept_flags(workdir):
+    raise InputError(
+      f"--mode={mode}: {workdir} has no SIDs of --embeddings; expected the "
+      "workdir of --mode=quantize --embeddings=..."
+    )
+  if mode == "add_items":
+    path = pathlib.Path(flags_lib.EMBEDDINGS.value)
+    new = embeddings.read(path)
+    made = quantize.add_items(workdir, new, str(path))
+    print(f"  {new.rows.shape[0]:,} items added; {made['items']:,} now")
+  else:
+    path = pathlib.Path(flags_lib.ITEM_IDS.value)
+    ids = embeddings.read_ids(path)
+    made = quantize.remove_items(workdir, ids, str(path))
+    print(f"  {len(ids):,} items removed; {made['items']:,} now")
+  if made["drift"]:
+    print(f"  {sid_report.drift_line(made)}")
+  _show_sids(workdir)
+
+
+def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Compares sizes; leaves no SIDs and claims no workdir."""
+  sizes = flags_lib.sweep_sizes()
+  if flags_lib.EMBEDDINGS.value:
+    path = pathlib.Path(flags_lib.EMBEDDINGS.value)
+    items, name = embeddings.read(path), path.name
+  else:
+    run, name = Run(config, workdir), config.data.dataset
+    workdir_lib.require(workdir, "data", run.fingerprints["data"])
+    items = quantize.of_dataset(run.dataset.items)
+  found = sweep.run(config.quantizer, workdir, items, name, sizes)
+  print(sweep.table(found))
+  print(f"sizes:   {workdir / 'sweep.html'}")
+
+
+def _show_sids(workdir: pathlib.Path) -> None:
+  folder = workdir / quantize.FOLDER
+  print(f"  SIDs: {folder / 'sids.npz'}, report: {folder / 'report.html'}")
 
 
 def _parse(argv: list[str]) -> list[str]:

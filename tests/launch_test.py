@@ -365,6 +365,194 @@ class BadInputTest(parameterized.TestCase):
     self.assertIn("use vocab_size 10 or levels 4", err)
 
 
+class EmbeddingsTest(parameterized.TestCase):
+  """SIDs of a file, and what comes after: everything by command."""
+
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(folder)
+    self.workdir = self.folder / "run"
+    self.items = self._npz("items", 0, 60)
+
+  def _npz(self, name, first, count, **arrays):
+    path = self.folder / f"{name}.npz"
+    _write_npz(path, first, count, **arrays)
+    return path
+
+  def _run(self, mode, *arguments):
+    return _in_process(
+      f"--workdir={self.workdir}", f"--mode={mode}", *arguments
+    )
+
+  def _quantize(self, path=None, *arguments):
+    small = ("--sid_vocab_size=8", "--sid_restarts=1", "--sid_iterations=3")
+    path = path or self.items
+    return self._run("quantize", f"--embeddings={path}", *small, *arguments)
+
+  def _refused(self, ran, message):
+    status, _, err = ran
+    self.assertEqual(status, 2, err)
+    lines = [line for line in err.splitlines() if line]
+    self.assertLen(lines, 1, err)
+    self.assertStartsWith(lines[0], "error: ")
+    self.assertIn(message, lines[0])
+
+  def _items(self):
+    with np.load(self.workdir / "sids" / "sids.npz") as saved:
+      return dict(zip(saved["item_id"].tolist(), saved["active"], strict=True))
+
+  def test_a_life(self):
+    status, out, err = self._quantize()
+    self.assertEqual(status, 0, err)
+    self.assertIn("60 items, 60 SIDs", out)
+    self.assertIn("report.html", out)
+    status, out, _ = self._quantize()
+    self.assertEqual(status, 0)
+    self.assertIn("nothing to do", out)
+
+    new = self._npz("new", 60, 5)
+    status, out, err = self._run("add_items", f"--embeddings={new}")
+    self.assertEqual(status, 0, err)
+    self.assertIn("5 items added; 65 now", out)
+    self.assertIn("5 items added since the fit lose", out)
+    self._refused(
+      self._run("add_items", f"--embeddings={new}"),
+      "5 items are in the catalogue already (60, 61, 62, ...)",
+    )
+
+    gone = self.folder / "gone.txt"
+    gone.write_text("7\n61\n")
+    status, out, err = self._run("remove_items", f"--item_ids={gone}")
+    self.assertEqual(status, 0, err)
+    self.assertIn("2 items removed; 63 now", out)
+    self._refused(
+      self._run("remove_items", f"--item_ids={gone}"),
+      "2 items are not in the catalogue (7, 61)",
+    )
+    there = self._items()
+    self.assertEqual([k for k, x in there.items() if not x], [7, 61])
+    # What was added and removed outlives the first command.
+    self.assertIn("nothing to do", self._quantize()[1])
+    self.assertEqual(self._items(), there)
+
+  def test_changes_after_the_fact_are_refused(self):
+    self._quantize()
+    self._refused(
+      self._quantize(None, "--sid_levels=2"), "--sid_levels was 3, now 2"
+    )
+    self._refused(
+      self._run("add_items", f"--embeddings={self.items}", "--sid_levels=2"),
+      "--sid_levels was 3, now 2",
+    )
+    self._refused(
+      self._quantize(self._npz("other", 0, 60)), "--embeddings was "
+    )
+    self._npz("items", 0, 59)
+    self._refused(self._quantize(), "items.npz has changed since its SIDs")
+
+  def test_sids_of_other_codebooks(self):
+    self._quantize()
+    path = self.workdir / "sids" / "codebooks.npz"
+    codebooks = np.load(path)["codebooks"]
+    np.savez(path, codebooks=codebooks + 1)
+    new = self._npz("new", 60, 5)
+    self._refused(
+      self._run("add_items", f"--embeddings={new}"), "of other codebooks"
+    )
+
+  @parameterized.named_parameters(
+    ("nan", {"embeddings": [[1.0, np.nan]] * 3}, "3 rows have NaN"),
+    ("infinite", {"embeddings": [[1.0, np.inf], [1.0, 2.0]]}, "1 row has NaN"),
+    (
+      "id_twice",
+      {"embeddings": np.ones((2, 2)), "item_id": [4, 4]},
+      "4 (2 tim",
+    ),
+    ("empty", {"embeddings": np.ones((0, 2))}, "at least one item"),
+    ("integers", {"embeddings": np.ones((2, 2), int)}, "are int64"),
+    ("no_column", {"vectors": np.ones((2, 2))}, "expected 'embeddings'"),
+    ("too_many", {"embeddings": np.ones((513, 2))}, "use vocab_size 9 or lev"),
+  )
+  def test_bad_embeddings(self, arrays, message):
+    path = self.folder / "bad.npz"
+    np.savez(path, **arrays)
+    self._refused(self._quantize(path), message)
+    self.assertEqual([x.name for x in self.workdir.iterdir()], ["flags.txt"])
+
+  @parameterized.parameters("items.npy", "items.npz", "items.parquet")
+  def test_missing_and_damaged_files(self, name):
+    path = self.folder / "bad" / name
+    self._refused(self._quantize(path), f"{name} is missing")
+    path.parent.mkdir()
+    path.write_bytes(b"")
+    self._refused(self._quantize(path), name)
+    np.save(self.folder / "whole.npy", np.ones((9, 9), np.float32))
+    path.write_bytes((self.folder / "whole.npy").read_bytes()[:-8])
+    self._refused(self._quantize(path), name)
+    self.assertFalse((self.workdir / "sids").exists())
+
+  def test_wrong_width(self):
+    self._quantize()
+    new = self._npz("new", 60, 2, embeddings=np.ones((2, 7)))
+    self._refused(
+      self._run("add_items", f"--embeddings={new}"),
+      "7 dimensions; expected 4",
+    )
+    self.assertLen(self._items(), 60)
+
+  @parameterized.parameters(
+    (("--embeddings=x.npz",), "--embeddings with --mode=all"),
+    (("--mode=add_items",), "--mode=add_items needs --embeddings"),
+    (("--mode=remove_items",), "--mode=remove_items needs --item_ids"),
+    (("--mode=quantize", "--item_ids=x.txt"), "--item_ids with --mode=quanti"),
+    (("--mode=data", "--sweep=4x2"), "--sweep with --mode=data"),
+    (("--mode=quantize", "--sweep=4,2"), "--sweep has '4'; expected sizes"),
+    (("--mode=quantize", "--sweep=4x99"), "--sweep has '4x99'; expected"),
+    (("--mode=quantize", "--sid_levels=11"), "--sid_levels is 11; expected"),
+    (("--mode=quantize", "--embeddings=x.csv"), "x.csv is missing"),
+    (("--mode=quantize", "--embeddings=setup.py"), "suffix '.py'; expected"),
+    (("--mode=add_items", "--embeddings=x.npz"), "has no SIDs of --embeddings"),
+    (("--mode=quantize", "--sid_balance=0.5"), "--sid_balance is 0.5; expect"),
+    (("--mode=quantize", "--sid_batch_size=0"), "--sid_batch_size is 0; exp"),
+  )
+  def test_flags_that_do_not_go_together(self, arguments, message):
+    with contextlib.chdir(ROOT):
+      self._refused(
+        _in_process(f"--workdir={self.workdir}", *arguments), message
+      )
+
+  def test_sweep_compares_sizes_and_claims_nothing(self):
+    np.save(self.folder / "items.npy", np.load(self.items)["embeddings"])
+    status, out, err = self._quantize(
+      self.folder / "items.npy", "--sweep=4x2,4x3,8x2"
+    )
+    self.assertEqual(status, 0, err)
+    lines = [line.split() for line in out.splitlines()]
+    self.assertEqual(lines[2][:2], ["4x2", "over"])
+    self.assertEqual(
+      [x[:2] for x in lines[3:5]], [["4x3", "93.8%"], ["8x2", "93.8%"]]
+    )
+    self.assertCountEqual(
+      [x.name for x in self.workdir.iterdir()], ["sweep.html", "sweep.json"]
+    )
+    found = json.loads((self.workdir / "sweep.json").read_text())
+    self.assertEqual([x["fits"] for x in found["sizes"]], [False, True, True])
+    # The sizes as measured are those of a run.
+    self._quantize(self.folder / "items.npy", "--sid_levels=2")
+    facts = json.loads((self.workdir / "sids" / "report.json").read_text())
+    for name in ("relative_error_unique", "collided_items"):
+      self.assertEqual(found["sizes"][2][name], facts[name])
+
+
+def _write_npz(path, first, count, **arrays):
+  """Embeddings of some items, as the README has them."""
+  rng = np.random.default_rng(first)
+  ids = np.arange(first, first + count)
+  x = rng.normal(size=(count, 4)).astype(np.float32)
+  np.savez(path, **{"embeddings": x, "item_id": ids, **arrays})
+
+
 class ReadmeTest(absltest.TestCase):
   def test_every_command_is_known_and_its_files_exist(self):
     """Commands of hsrl_jax run here; installing ones run in .ci/run."""
@@ -377,7 +565,11 @@ class ReadmeTest(absltest.TestCase):
       if line.strip() and not line.startswith("#")
     ]
     self.assertNotEmpty(commands)
+    own = [x for x in commands if "runs/items" in x]
+    self._launch_own(own)
     for command in commands:
+      if command in own:
+        continue
       if "hsrl_jax.launch" in command:
         self._launch(command.split("hsrl_jax.launch", 1)[1].split())
       elif "pytest" in command:
@@ -386,6 +578,22 @@ class ReadmeTest(absltest.TestCase):
         self.assertTrue((ROOT / command.split()[1]).exists())
       else:
         self.assertStartsWith(command, "git clone")
+
+  def _launch_own(self, commands):
+    """Runs those on a file of one's own, one after the other."""
+    self.assertGreater(len(commands), 3)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+      _write_npz("items.npz", 1, 100)
+      _write_npz("new.npz", 101, 5)
+      pathlib.Path("gone.txt").write_text("3\n")
+      for command in commands:
+        status, _, err = _in_process(
+          *command.split("hsrl_jax.launch", 1)[1].split(),
+          "--sid_iterations=2",
+          "--sid_restarts=1",
+        )
+        self.assertEqual(status, 0, err)
+      self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
 
   def _launch(self, arguments):
     """Runs the command as it stands, but small and in a folder of the test."""

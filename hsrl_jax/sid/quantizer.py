@@ -269,11 +269,13 @@ def _fit_level(
     done = iteration / iterations
     part = (8, 4, 2, 1)[sum(done >= bound for bound in _GROWTH)]
     count = max(rows // part, first)
+    # Over the host, since collectives may block for ever on a CPU where
+    # several programs with one are under way.
+    codes, prices = jax.device_get((state.codes, state.prices))
     sums = None
     for block, block_rows in blocks(iteration, count):
-      sums = _pass(
-        state.codes, state.prices, block, block_rows, sums, mesh=mesh
-      )
+      lanes = _pass(codes, prices, block, block_rows, mesh=mesh)
+      sums = _add(jax.device_get(lanes), sums)
     # The last two steps go to the means themselves.
     relax = 1.0 if running or iteration >= iterations - 2 else _RELAX
     # With these, a batch weighs in proportion to its number.
@@ -302,22 +304,15 @@ def _fit_level(
 
 @functools.partial(jax.jit, static_argnames="mesh")
 def _pass(
-  codes: Array,
-  prices: Array,
-  block: Array,
-  rows: Array,
-  before: _Sums | None,
-  *,
-  mesh: Mesh,
+  codes: Array, prices: Array, block: Array, rows: Array, *, mesh: Mesh
 ) -> _Sums:
-  """Sums over the first `rows` rows of a block, added to those `before`.
+  """Sums over the first `rows` rows of a block, by lane: fields [8, ...].
 
   Args:
     codes: float32 [V, D].
     prices: float32 [V].
     block: float32 [chunks, 8, C, D], cut by its lanes over the devices.
     rows: int32 [].
-    before: sums of other blocks.
     mesh: of the devices.
   """
 
@@ -356,18 +351,21 @@ def _pass(
       chunks = (rows + _LANES * size - 1) // (_LANES * size)
       return jax.lax.fori_loop(0, chunks, add_chunk, zeros)
 
-    sums = jax.lax.map(of_lane, jnp.arange(lanes))
-    return jax.lax.all_gather(sums, "lanes", tiled=True)
+    return jax.lax.map(of_lane, jnp.arange(lanes))
 
   replicated, by_lane = PartitionSpec(), PartitionSpec(None, "lanes")
-  lanes = jax.shard_map(
+  return jax.shard_map(
     on_device,
     mesh=mesh,
     in_specs=(replicated, replicated, by_lane, replicated),
-    out_specs=replicated,
-    check_vma=False,
+    out_specs=PartitionSpec("lanes"),
+    check_vma=False,  # The loops start from zeros, which are on no device.
   )(codes, prices, block, rows)
-  # One by one, in a fixed order.
+
+
+@jax.jit
+def _add(lanes: _Sums, before: _Sums | None) -> _Sums:
+  """Adds up the lanes of a block, one by one, and the blocks `before` it."""
   total = functools.reduce(
     lambda a, b: jax.tree.map(jnp.add, a, b),
     [jax.tree.map(lambda v, l=l: v[l], lanes[:3]) for l in range(_LANES)],

@@ -53,12 +53,21 @@ def typical_genres(
   return [(names[i], float(share[i])) for i in order if excess[i] > 0]
 
 
-def pca(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """First two principal components, [N, 2], and their share of variance."""
-  x = np.asarray(x, np.float64) - x.mean(0)
+def pca(
+  x: np.ndarray, weight: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+  """First two principal components, [N, 2], and their share of variance.
+
+  Args:
+    x: [N, D].
+    weight: [N], of the rows; all alike by default.
+  """
+  x = np.asarray(x, np.float64)
+  x = x - np.average(x, axis=0, weights=weight)
   if x.shape[1] < 2:
     x = np.pad(x, ((0, 0), (0, 1)))
-  variance, axes = np.linalg.eigh(x.T @ x)
+  weighted = x if weight is None else x * weight[:, None]
+  variance, axes = np.linalg.eigh(weighted.T @ x)
   axes = axes[:, :-3:-1]
   # An eigenvector's sign is arbitrary; fix it, so that reruns look alike.
   largest = axes[np.abs(axes).argmax(0), [0, 1]]
@@ -127,75 +136,25 @@ def semantic_space(
   )
   axes = figure.add_subplot(grid[:, 0])
   points, share = pca(features)
-  _style(axes, "Items, coloured by their first token", "")
-  axes.grid(False)
-  axes.set_xlabel(f"principal component 1 ({share[0]:.0%} of variance)")
-  axes.set_ylabel(f"principal component 2 ({share[1]:.0%})")
-  axes.tick_params(labelbottom=False, labelleft=False, length=0)
+  _style_map(axes, "Items, coloured by their first token", share)
   first = tokens[:, 0]
   marked = _spread_clusters(points, first)
-  rest = ~np.isin(first, marked)
-  axes.scatter(
-    *points[rest].T,
-    s=5,
-    linewidths=0,
-    c=[_TINTS[t % len(_TINTS)] for t in first[rest]],
-  )
   names, table = genre_table(genres)
   handles = []
-  for token, colour, marker in zip(marked, _COLOURS, _MARKERS, strict=False):
+  for token, style in _draw_clusters(axes, points, first, marked):
     rows = np.flatnonzero(first == token)
-    axes.scatter(
-      *points[rows].T, s=9, linewidths=0, c=colour, marker=marker, alpha=0.75
-    )
     typical = typical_genres(names, table, rows)
     text = ", ".join(f"{name} {part:.0%}" for name, part in typical)
     handles.append(
       Line2D(
         [],
         [],
-        color=colour,
-        marker=marker,
         linestyle="",
         label=f"{token}: {text or 'no typical genre'} ({len(rows)} items)",
+        **style,
       )
     )
-  for token in marked:
-    axes.annotate(
-      str(token),
-      np.median(points[first == token], axis=0),
-      ha="center",
-      va="center",
-      fontsize=9,
-      fontweight="bold",
-      bbox={
-        "boxstyle": "round,pad=0.2",
-        "facecolor": "white",
-        "edgecolor": _GREY,
-        "alpha": 0.9,
-      },
-    )
-
-  axes = figure.add_subplot(grid[0, 1])
-  _style(axes, "Items per code", "code, most used first")
-  for level in range(tokens.shape[1]):
-    count = np.bincount(tokens[:, level], minlength=vocab_size)
-    axes.plot(
-      np.arange(1, len(count) + 1),
-      np.sort(count)[::-1],
-      color=_COLOURS[level % len(_COLOURS)],
-      linestyle=_DASHES[level % len(_DASHES)],
-      label=f"level {level + 1}",
-    )
-  axes.axhline(
-    len(tokens) / vocab_size,
-    color=_GREY,
-    linewidth=0.8,
-    linestyle=(0, (1, 3)),
-    label="all alike",
-  )
-  axes.set_ylim(bottom=0)
-  axes.legend(frameon=False, fontsize=8)
+  _draw_usage(figure.add_subplot(grid[0, 1]), tokens, vocab_size)
 
   axes = figure.add_subplot(grid[1, 1])
   axes.axis("off")
@@ -213,6 +172,72 @@ def semantic_space(
   for text in legend.get_texts():
     text.set_parse_math(False)  # A genre may have a dollar sign.
   return figure
+
+
+def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
+  """The first two levels as a map, the use of the codes, what can follow.
+
+  Args:
+    codebooks: float32 [L, V, D].
+    tokens: int [N, L].
+  """
+  levels, vocab_size, _ = codebooks.shape
+  figure = Figure(figsize=(10, 6), layout="constrained")
+  grid = figure.add_gridspec(2, 2, width_ratios=(3, 2), hspace=0.06)
+  axes = figure.add_subplot(grid[:, 0])
+  length = min(2, levels)
+  number = np.ravel_multi_index(tokens[:, :length].T, (vocab_size,) * length)
+  number, count = np.unique(number, return_counts=True)
+  prefix = np.stack(np.unravel_index(number, (vocab_size,) * length), 1)
+  centres = codebooks[np.arange(length), prefix].sum(1)
+  points, share = pca(centres, count)
+  _style_map(axes, "Prefixes, coloured by their first token", share)
+  usual = np.clip(12_000 / len(points), 3, 60)
+  _draw_clusters(
+    axes,
+    points,
+    prefix[:, 0],
+    _spread_clusters(points, prefix[:, 0], count),
+    size=np.clip(usual * count / count.mean(), 2, 200),
+  )
+
+  _draw_usage(figure.add_subplot(grid[0, 1]), tokens, vocab_size)
+
+  axes = figure.add_subplot(grid[1, 1])
+  _style(axes, "Tokens that can follow a prefix", "prefix, most choices first")
+  for depth, counts in enumerate(followers(tokens, vocab_size)):
+    shown = np.sort(counts)[::-1]
+    axes.plot(
+      np.linspace(0, 1, len(shown)) if len(shown) > 1 else [0, 1],
+      shown if len(shown) > 1 else np.repeat(shown, 2),
+      color=_COLOURS[depth % len(_COLOURS)],
+      linestyle=_DASHES[depth % len(_DASHES)],
+      label=f"after {depth} token{'' if depth == 1 else 's'}",
+    )
+  axes.xaxis.set_major_formatter("{x:.0%}")
+  # Room above the root's line for the legend.
+  axes.set_ylim(0, 1.15 * axes.get_ylim()[1] + 0.05 * vocab_size * levels)
+  axes.legend(frameon=False, fontsize=8, loc="upper right")
+  return figure
+
+
+def followers(tokens: np.ndarray, vocab_size: int) -> list[np.ndarray]:
+  """How many tokens can follow each prefix.
+
+  Args:
+    tokens: int [N, L], distinct rows.
+    vocab_size: V.
+
+  Returns:
+    For l = 0..L-1, int [number of prefixes of l tokens that items have].
+  """
+  levels = tokens.shape[1]
+  number = np.ravel_multi_index(tokens.T, (vocab_size,) * levels)
+  found = []
+  for _ in range(levels):
+    number, counts = np.unique(number // vocab_size, return_counts=True)
+    found.append(counts)
+  return found[::-1]
 
 
 def simulator(lines: list[dict[str, Any]]) -> Figure:
@@ -316,10 +341,87 @@ def _draw_bounds(axes, bounds: dict[str, float]) -> None:
     )
 
 
-def _spread_clusters(points: np.ndarray, first: np.ndarray) -> list[int]:
+def _style_map(axes, title: str, share: np.ndarray) -> None:
+  _style(axes, title, "")
+  axes.grid(False)
+  axes.set_xlabel(f"principal component 1 ({share[0]:.0%} of variance)")
+  axes.set_ylabel(f"principal component 2 ({share[1]:.0%})")
+  axes.tick_params(labelbottom=False, labelleft=False, length=0)
+
+
+def _draw_clusters(
+  axes,
+  points: np.ndarray,
+  first: np.ndarray,
+  marked: list[int],
+  size: np.ndarray | None = None,
+) -> list[tuple[int, dict[str, Any]]]:
+  """Points by first token; the style of each marked token."""
+  rest = ~np.isin(first, marked)
+  axes.scatter(
+    *points[rest].T,
+    s=5 if size is None else size[rest],
+    linewidths=0,
+    c=[_TINTS[t % len(_TINTS)] for t in first[rest]],
+  )
+  styles = []
+  for token, colour, marker in zip(marked, _COLOURS, _MARKERS, strict=False):
+    rows = first == token
+    axes.scatter(
+      *points[rows].T,
+      s=9 if size is None else size[rows],
+      linewidths=0,
+      c=colour,
+      marker=marker,
+      alpha=0.75,
+    )
+    styles.append((token, {"color": colour, "marker": marker}))
+  for token, style in styles:
+    axes.annotate(
+      str(token),
+      np.median(points[first == token], axis=0),
+      ha="center",
+      va="center",
+      fontsize=9,
+      fontweight="bold",
+      bbox={
+        "boxstyle": "round,pad=0.2",
+        "facecolor": "white",
+        "edgecolor": style["color"],
+        "alpha": 0.9,
+      },
+    )
+  return styles
+
+
+def _draw_usage(axes, tokens: np.ndarray, vocab_size: int) -> None:
+  _style(axes, "Items per code", "code, most used first")
+  for level in range(tokens.shape[1]):
+    count = np.bincount(tokens[:, level], minlength=vocab_size)
+    axes.plot(
+      np.arange(1, len(count) + 1),
+      np.sort(count)[::-1],
+      color=_COLOURS[level % len(_COLOURS)],
+      linestyle=_DASHES[level % len(_DASHES)],
+      label=f"level {level + 1}",
+    )
+  axes.axhline(
+    len(tokens) / vocab_size,
+    color=_GREY,
+    linewidth=0.8,
+    linestyle=(0, (1, 3)),
+    label="all alike",
+  )
+  axes.set_ylim(bottom=0)
+  axes.legend(frameon=False, fontsize=8)
+
+
+def _spread_clusters(
+  points: np.ndarray, first: np.ndarray, weight: np.ndarray | None = None
+) -> list[int]:
   """The largest clusters whose labels would not lie on each other."""
   extent = np.maximum(np.ptp(points, axis=0), 1e-12)
-  count = np.bincount(first)
+  count = np.bincount(first, weight)
   chosen, places = [], []
   for token in np.argsort(-count, kind="stable"):
     if not count[token] or len(chosen) == len(_COLOURS):

@@ -5,8 +5,18 @@ import sys
 import tqdm
 
 
-def bar(total: int, title: str, unit: str, done: int = 0) -> tqdm.tqdm:
-  """A bar on standard error; where that is no terminal, a line now and then."""
+def bar(
+  total: int, title: str, unit: str, done: int = 0, delay: float = 0.0
+) -> tqdm.tqdm:
+  """A bar on standard error; where that is no terminal, a line now and then.
+
+  Args:
+    total: units to do.
+    title: what is done.
+    unit: its name.
+    done: units done before.
+    delay: seconds before the bar shows: a short wait needs none.
+  """
   return tqdm.tqdm(
     total=total,
     desc=title,
@@ -15,4 +25,5 @@ def bar(total: int, title: str, unit: str, done: int = 0) -> tqdm.tqdm:
     mininterval=0.2 if sys.stderr.isatty() else 15.0,
     dynamic_ncols=True,
     smoothing=0.1,
+    delay=delay,
   )

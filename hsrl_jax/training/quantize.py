@@ -1,143 +1,537 @@
-"""Stage `quantize`: item features to codebooks, unique SIDs and a report."""
+"""Stage `quantize`: embeddings to codebooks, unique SIDs, an index, a report.
 
-import io
+Also what comes after it: items are added and removed, with SIDs for life.
+"""
+
+import hashlib
+import json
 import pathlib
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax import config as config_lib
 from hsrl_jax import sid
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import QuantizerConfig
+from hsrl_jax.data import embeddings
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import progress
+from hsrl_jax.training import checkpoint, progress, sid_report
 from hsrl_jax.training import workdir as workdir_lib
 
 FOLDER = "sids"
+_FITS = ".fit"  # Checkpoints of fits that are not finished.
+_WORTH_SAVING = 2.0  # Seconds of work that a checkpoint must save.
+_BAR_AFTER = 2.0  # Seconds before a progress bar shows.
 
 
-def run(config: QuantizerConfig, workdir: pathlib.Path, items: Items) -> dict:
-  """Writes `sids/`: codebooks.npz, sids.npz and report.json.
+class Source(NamedTuple):
+  """What SIDs are made of.
+
+  Attributes:
+    name: of the file or dataset, for people.
+    digest: of the content; empty for a dataset, which checks itself.
+  """
+
+  name: str
+  digest: str = ""
+
+
+class Sids(NamedTuple):
+  """What `sids/` holds.
+
+  Attributes:
+    codebooks: float32 [L, V, D].
+    index: of all items ever; the item in row i has the id i + 1 there.
+    item_id: int64 or str [N], the ids as given.
+    tokens: int32 [N, L].
+    active: bool [N].
+    title: str [N], or None.
+    facts: of report.json.
+  """
+
+  codebooks: np.ndarray
+  index: sid.SidIndex
+  item_id: np.ndarray
+  tokens: np.ndarray
+  active: np.ndarray
+  title: np.ndarray | None
+  facts: dict[str, Any]
+
+
+def source_of(path: pathlib.Path) -> Source:
+  """A file as a source.
+
+  Raises:
+    InputError: there is no such file.
+  """
+  size = path.stat().st_size if path.exists() else 0
+  with _bar(size, "read", "B") as bar:
+    return Source(path.name, embeddings.digest(path, bar.update))
+
+
+def of_dataset(items: Items) -> embeddings.Embeddings:
+  """The items of a prepared dataset, without padding."""
+  titles = [
+    title or f"item {external or item}"
+    for item, (title, external) in enumerate(
+      zip(items.titles, items.external_ids, strict=True)
+    )
+  ]
+  return embeddings.Embeddings(
+    items.features[1:],
+    np.arange(1, len(items.features)),
+    np.array(titles[1:], dtype=str),
+  )
+
+
+def run(
+  config: QuantizerConfig,
+  workdir: pathlib.Path,
+  catalogue: embeddings.Embeddings,
+  source: Source,
+  genres: list[str] | None = None,
+) -> dict[str, Any]:
+  """Writes `sids/`: codebooks, SIDs, index and report, all or nothing.
+
+  A fit that was killed goes on after the last level that it had saved.
 
   Args:
     config: of the quantizer.
     workdir: of the run.
-    items: the catalogue.
+    catalogue: the items.
+    source: where they are from.
+    genres: [N] for the report, where known.
 
   Returns:
-    The report.
+    What report.json holds.
 
   Raises:
-    InputError: V^L is too small for the catalogue.
+    InputError: V^L is too small for the catalogue, or a row is not finite.
   """
-  features = items.features[1:]
-  try:
-    sid.check_capacity(len(features), config.levels, config.vocab_size)
-  except ValueError as error:
-    raise InputError(f"--sid_vocab_size, --sid_levels: {error}") from error
-  with progress.bar(3, "quantize", "step") as bar:
-    codebooks = np.asarray(
+  rows = catalogue.rows
+  count = rows.shape[0]
+  item_id = catalogue.item_ids
+  if item_id is None:
+    item_id = np.arange(1, count + 1)
+  check_size(count, config.levels, config.vocab_size)
+  check_finite(rows, item_id, source.name)
+  start = time.monotonic()
+  codebooks = fit_or_resume(config, workdir, rows, source)
+  fitted = time.monotonic()
+  made = encode(codebooks, rows, config)
+  with _bar(count, "measure", "item") as bar:
+    error = sid_report.errors(
+      codebooks, rows, made.plain, made.unique, bar.update
+    )
+  vocab_size = config.vocab_size
+  facts = {
+    "source": source._asdict(),
+    "levels": config.levels,
+    "vocab_size": vocab_size,
+    "fitted": count,
+    "variance": error["variance"],
+    "relative_error": [
+      sid_report.relative(x, error["variance"]) for x in error["plain"]
+    ],
+    "relative_error_unique": sid_report.relative(
+      error["unique"], error["variance"]
+    ),
+    "collided_items": sid_report.collided(made.plain, vocab_size),
+    "recall_at_10": sid_report.recall(
+      codebooks, rows, made.unique, config.seed
+    ),
+    "seconds": {"fit": fitted - start, **made.seconds},
+    "drift": None,
+  }
+  made = Sids(
+    codebooks=codebooks,
+    index=sid.build_index(made.unique, vocab_size),
+    item_id=item_id,
+    tokens=made.unique,
+    active=np.ones(count, bool),
+    title=catalogue.titles,
+    facts=facts,
+  )
+  facts = _write(workdir, made, genres)
+  shutil.rmtree(workdir / _FITS, ignore_errors=True)
+  return facts
+
+
+def add_items(
+  workdir: pathlib.Path, new: embeddings.Embeddings, where: str
+) -> dict[str, Any]:
+  """Adds items to the SIDs of a workdir; codebooks and other SIDs stay.
+
+  An id that was removed gets its SID back, whatever its embedding is now.
+
+  Args:
+    workdir: with `sids/`.
+    new: what is added, with ids; held in memory.
+    where: names the source in errors.
+
+  Returns:
+    What report.json holds now.
+
+  Raises:
+    InputError: an id that is in the catalogue; no ids; embeddings of another
+      width or not finite; no room; `sids/` missing or damaged.
+  """
+  old = read(workdir)
+  width = old.codebooks.shape[2]
+  if new.rows.shape[1] != width:
+    raise InputError(
+      f"{where}: embeddings have {new.rows.shape[1]} dimensions; expected "
+      f"{width}, as the catalogue in {workdir} has"
+    )
+  if new.item_ids is None:
+    raise InputError(
+      f"{where} has no item ids; expected an .npz or .parquet file with "
+      "item_id, since new items need ids that are free"
+    )
+  ids = embeddings.like(new.item_ids, old.item_id, where)
+  check_finite(new.rows, ids, where)
+  row = _rows_of(old.item_id, ids)
+  _refuse(ids[(row >= 0) & old.active[row]], where, "in the catalogue already")
+  fresh = row < 0
+  total = len(old.item_id) + int(fresh.sum())
+  check_size(total, *old.codebooks.shape[:2])
+  row[fresh] = np.arange(len(old.item_id), total)
+  x = np.asarray(new.rows[0 : len(ids)])
+  index = sid.add_items(old.index, row + 1, old.codebooks, x)
+  tokens = np.asarray(sid.sid_of(index, np.arange(1, total + 1)))
+  facts = old.facts
+  if fresh.any():
+    error = sid_report.errors(
+      old.codebooks,
+      x[fresh],
+      np.asarray(sid.encode(old.codebooks, x[fresh])),
+      tokens[len(old.item_id) :],
+    )
+    facts = facts | {"drift": sid_report.drift(facts, int(fresh.sum()), error)}
+  return _write(
+    workdir,
+    old._replace(
+      index=index,
+      item_id=np.concatenate([old.item_id, ids[fresh]]),
+      tokens=tokens,
+      active=np.asarray(index.active)[1 : total + 1],
+      title=_titles(old, new.titles, fresh),
+      facts=facts,
+    ),
+  )
+
+
+def remove_items(
+  workdir: pathlib.Path, ids: np.ndarray, where: str
+) -> dict[str, Any]:
+  """Removes items from the SIDs of a workdir; their SIDs stay reserved.
+
+  Args:
+    workdir: with `sids/`.
+    ids: int64 or str [M], as given with the embeddings.
+    where: names the source in errors.
+
+  Returns:
+    What report.json holds now.
+
+  Raises:
+    InputError: an id that is not in the catalogue; no item would stay; `sids/`
+      missing or damaged.
+  """
+  old = read(workdir)
+  ids = embeddings.like(ids, old.item_id, where)
+  row = _rows_of(old.item_id, ids)
+  _refuse(ids[(row < 0) | ~old.active[row]], where, "not in the catalogue")
+  if len(ids) == old.active.sum():
+    raise InputError(
+      f"{where} names all {len(ids)} items; expected at least one to stay"
+    )
+  index = sid.remove_items(old.index, row + 1)
+  active = np.asarray(index.active)[1 : len(old.active) + 1]
+  return _write(workdir, old._replace(index=index, active=active))
+
+
+class Encoded(NamedTuple):
+  """Tokens of a catalogue.
+
+  Attributes:
+    plain: int32 [N, L], of residual k-means alone.
+    unique: int32 [N, L], the SIDs.
+    seconds: that `plain` and `unique` took.
+  """
+
+  plain: np.ndarray
+  unique: np.ndarray
+  seconds: dict[str, float]
+
+
+def encode(
+  codebooks: np.ndarray, rows: embeddings.Rows, config: QuantizerConfig
+) -> Encoded:
+  """Plain tokens and unique SIDs of all rows, with the time they took."""
+  count = rows.shape[0]
+  plain = np.empty((count, len(codebooks)), np.int32)
+  with _bar(2 * count, "SIDs", "item") as bar:  # Each is looked at twice.
+    start = time.monotonic()
+    for first, block in embeddings.blocks(rows):
+      plain[first : first + len(block)] = sid.encode(codebooks, block)
+      bar.update(len(block))
+    between = time.monotonic()
+    unique = np.asarray(
+      sid.encode_unique(codebooks, rows, balance=config.balance)
+    )
+    bar.update(count)
+  end = time.monotonic()
+  return Encoded(
+    plain, unique, {"plain": between - start, "unique": end - between}
+  )
+
+
+def fit(
+  config: QuantizerConfig,
+  rows: embeddings.Rows,
+  *,
+  initial: np.ndarray | None = None,
+  on_level: Callable[[np.ndarray], None] | None = None,
+) -> np.ndarray:
+  """Codebooks, float32 [L, V, D], as the configuration has it; see sid.fit."""
+  title = f"quantize: fit {config.vocab_size}x{config.levels}"
+  with progress.bar(config.levels, title, "level") as bar:
+
+    def done(codebooks):
+      bar.update(len(codebooks) - bar.n)
+      if on_level is not None:
+        on_level(codebooks)
+
+    return np.asarray(
       sid.fit(
         jax.random.key(config.seed),
-        jnp.asarray(features),
+        rows,
         levels=config.levels,
         vocab_size=config.vocab_size,
         iterations=config.iterations,
         restarts=config.restarts,
+        batch_size=config.batch_size,
+        balance=config.balance,
+        initial=initial,
+        on_level=done,
       )
     )
-    bar.update()
-    plain = np.asarray(sid.encode(codebooks, features))
-    tokens = sid.encode_unique(codebooks, features)
-    bar.update()
-    report = describe(codebooks, features, plain, tokens)
-    bar.update()
+
+
+def fit_or_resume(
+  config: QuantizerConfig,
+  workdir: pathlib.Path,
+  rows: embeddings.Rows,
+  source: Source,
+) -> np.ndarray:
+  """As `fit`, or goes on with one that was stopped; float32 [L, V, D].
+
+  Long fits leave a checkpoint after each level, below a name of its own for
+  each configuration and content.
+  """
+  shape = (config.levels, config.vocab_size, rows.shape[1])
+  content = hashlib.sha256((source.digest or source.name).encode())
+  name = f"{config_lib.fingerprint(config)}-{content.hexdigest()[:16]}"
+  like = {
+    "codebooks": np.zeros(shape, np.float32),
+    "levels": np.array(0, np.int32),
+  }
+  with checkpoint.open_directory(workdir / _FITS / name) as checkpointer:
+    found = checkpoint.restore_latest(checkpointer, like)
+    initial = None
+    if found is not None:
+      initial = np.asarray(found["codebooks"])[: int(found["levels"])]
+    last = time.monotonic()
+
+    def save(codebooks):
+      nonlocal last
+      if time.monotonic() - last < _WORTH_SAVING:
+        return
+      level = len(codebooks)
+      padded = np.zeros(shape, np.float32)
+      padded[:level] = codebooks
+      state = {"codebooks": padded, "levels": np.array(level, np.int32)}
+      checkpoint.save(checkpointer, level, state)
+      last = time.monotonic()
+
+    return fit(config, rows, initial=initial, on_level=save)
+
+
+def check_size(count: int, levels: int, vocab_size: int) -> None:
+  """Raises InputError where V^L is too small for `count` items."""
+  try:
+    sid.check_capacity(count, levels, vocab_size)
+  except ValueError as error:
+    raise InputError(f"--sid_vocab_size, --sid_levels: {error}") from error
+
+
+def check_finite(rows: embeddings.Rows, ids: np.ndarray, where: str) -> None:
+  """Raises InputError where a row, [N, D], is not finite; shows progress."""
+  with _bar(len(ids), "check", "item") as bar:
+    embeddings.check_finite(rows, ids, where, bar.update)
+
+
+def read(workdir: pathlib.Path) -> Sids:
+  """Reads `sids/`, and checks that its files belong together.
+
+  Raises:
+    InputError: a file is missing, damaged, or made with other codebooks.
+  """
   folder = workdir / FOLDER
-  _save(folder / "codebooks.npz", codebooks=codebooks)
-  _save(
-    folder / "sids.npz",
-    item_id=np.arange(1, len(tokens) + 1, dtype=np.int32),
-    tokens=tokens,
+  if not folder.exists():
+    raise InputError(
+      f"{folder} is missing; expected the SIDs of a catalogue: run "
+      "--mode=quantize first"
+    )
+  path = folder / "sids.npz"
+  saved = _guard(_arrays, path)
+  codebooks = _guard(
+    lambda x: _arrays(x)["codebooks"], folder / "codebooks.npz"
   )
-  workdir_lib.write_json(folder / "report.json", report)
-  return report
+  try:
+    tokens, active = saved["tokens"], saved["active"]
+    found, expected = str(saved["codebooks"]), _hash(codebooks)
+    index = _guard(sid.load_index, folder / "index.npz")
+    result = Sids(
+      codebooks,
+      index,
+      saved["item_id"],
+      tokens,
+      active,
+      saved.get("title"),
+      _guard(lambda x: json.loads(x.read_text()), folder / "report.json"),
+    )
+  except KeyError as error:
+    raise InputError(
+      f"{path} lacks {error}; expected what --mode=quantize wrote: restore "
+      "it, or run that in a new --workdir"
+    ) from error
+  ids = np.arange(1, len(tokens) + 1)
+  same = (
+    found == expected
+    and index.num_items == len(tokens)
+    and np.array_equal(sid.sid_of(index, ids), tokens)
+    and np.array_equal(np.asarray(index.active)[ids], active)
+  )
+  if not same:
+    raise InputError(
+      f"{path} is of other codebooks than those beside it, or index.npz is of "
+      f"other SIDs (codebooks {found}, beside it {expected}); expected files "
+      "of one run: restore them, or run --mode=quantize in a new --workdir"
+    )
+  return result
 
 
 def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
-  """The catalogue with the SIDs that `run` wrote.
+  """The catalogue of a dataset with the SIDs that `run` wrote.
 
   Raises:
-    InputError: the file is missing or damaged.
+    InputError: `sids/` is missing, damaged or of another catalogue.
   """
-  path = workdir / FOLDER / "sids.npz"
-  try:
-    tokens = _load(path, "tokens")
-    index = sid.build_index(tokens, vocab_size)
-    codebooks = _load(workdir / FOLDER / "codebooks.npz", "codebooks")
-  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
+  found = read(workdir)
+  count = len(items.features) - 1
+  sizes = (len(found.tokens), found.index.vocab_size)
+  if sizes != (count, vocab_size):
     raise InputError(
-      f"{path} cannot be read ({error}); delete {workdir}/.done/quantize and "
-      "run --mode=quantize again"
-    ) from error
-  if len(tokens) + 1 != len(items.features):
-    raise InputError(
-      f"{path} has {len(tokens)} SIDs; expected one for each of the "
-      f"{len(items.features) - 1} items: run --mode=quantize in a new --workdir"
+      f"{workdir / FOLDER} has {sizes[0]} SIDs with {sizes[1]} values a token; "
+      f"expected {count} with {vocab_size}: run --mode=quantize in a new "
+      "--workdir"
     )
-  return Catalogue(jnp.asarray(items.features), index, jnp.asarray(codebooks))
-
-
-def describe(
-  codebooks: np.ndarray,
-  features: np.ndarray,
-  plain: np.ndarray,
-  tokens: np.ndarray,
-) -> dict:
-  """The report: how well the codes are used and what uniqueness costs.
-
-  Args:
-    codebooks: float32 [L, V, D].
-    features: float32 [N, D].
-    plain: int32 [N, L], tokens of residual k-means alone.
-    tokens: int32 [N, L], the unique SIDs.
-
-  Returns:
-    Sizes; `relative_error` of the plain tokens after each level, and of the
-    unique ones; how many items shared their plain tokens with another; per
-    level the codes used and their perplexity.
-  """
-  levels, vocab_size, _ = codebooks.shape
-
-  def error(tokens, upto):
-    reconstruction = sid.reconstruct(codebooks[:upto], tokens[:, :upto])
-    return float(sid.relative_error(features, reconstruction))
-
-  _, inverse, sizes = np.unique(
-    plain, axis=0, return_inverse=True, return_counts=True
+  return Catalogue(
+    jnp.asarray(items.features), found.index, jnp.asarray(found.codebooks)
   )
-  usage = [np.bincount(t, minlength=vocab_size) for t in tokens.T]
-  shares = [u[u > 0] / u.sum() for u in usage]
-  return {
-    "items": len(tokens),
-    "levels": levels,
-    "vocab_size": vocab_size,
-    "relative_error": [error(plain, l + 1) for l in range(levels)],
-    "relative_error_unique": error(tokens, levels),
-    "collided_items": int((sizes[inverse.ravel()] > 1).sum()),
-    "codes_used": [int((u > 0).sum()) for u in usage],
-    "perplexity": [float(np.exp(-(p * np.log(p)).sum())) for p in shares],
+
+
+def _write(
+  workdir: pathlib.Path, made: Sids, genres: list[str] | None = None
+) -> dict[str, Any]:
+  """Writes `sids/` and returns the facts, completed by how codes are used."""
+  rows = np.flatnonzero(made.active)
+  tokens = made.tokens[rows]
+  facts = made.facts | {
+    "items": len(rows),
+    "sids": len(made.tokens),
+    **sid_report.occupancy(tokens, made.index.vocab_size),
   }
 
+  def title_of(row):
+    title = "" if made.title is None else made.title[rows[row]]
+    return str(title) or f"item {made.item_id[rows[row]]}"
 
-def _load(path: pathlib.Path, name: str) -> np.ndarray:
+  columns = {
+    "item_id": made.item_id,
+    "tokens": made.tokens,
+    "active": made.active,
+    "codebooks": _hash(made.codebooks),
+  }
+  if made.title is not None:
+    columns["title"] = made.title
+  page = sid_report.render(facts, made.codebooks, tokens, title_of, genres)
+  with workdir_lib.replace_folder(workdir / FOLDER) as folder:
+    np.savez_compressed(folder / "codebooks.npz", codebooks=made.codebooks)
+    np.savez_compressed(folder / "sids.npz", **columns)
+    sid.save_index(folder / "index.npz", made.index)
+    workdir_lib.write_json(folder / "report.json", facts)
+    workdir_lib.write_atomic(folder / "report.html", page)
+  return facts
+
+
+def _titles(
+  old: Sids, new: np.ndarray | None, fresh: np.ndarray
+) -> np.ndarray | None:
+  """Titles after the fresh ones of the newcomers were added; "" unknown."""
+  if old.title is None and new is None:
+    return None
+  before = np.full(len(old.item_id), "") if old.title is None else old.title
+  after = np.full(int(fresh.sum()), "") if new is None else new[fresh]
+  return np.concatenate([before, after])
+
+
+def _rows_of(known: np.ndarray, ids: np.ndarray) -> np.ndarray:
+  """The row of each id among `known`, int64; -1 where it is not there."""
+  order = np.argsort(known, kind="stable")
+  place = np.searchsorted(known, ids, sorter=order)
+  row = order[np.minimum(place, len(known) - 1)]
+  return np.where(known[row] == ids, row, -1)
+
+
+def _refuse(ids: np.ndarray, where: str, what: str) -> None:
+  if len(ids):
+    named = ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")
+    raise InputError(
+      f"{where}: {len(ids)} item{'s are' if len(ids) > 1 else ' is'} {what} "
+      f"({named}); expected none such: drop them from the file"
+    )
+
+
+def _bar(total: int, title: str, unit: str):
+  return progress.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)
+
+
+def _hash(codebooks: np.ndarray) -> str:
+  return hashlib.sha256(codebooks.tobytes()).hexdigest()[:16]
+
+
+def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
   # Opened here, since numpy leaves a damaged file open.
-  with path.open("rb") as file, np.load(file) as arrays:
-    return arrays[name]
+  with path.open("rb") as file, np.load(file) as saved:
+    return dict(saved)
 
 
-def _save(path: pathlib.Path, **arrays: np.ndarray) -> None:
-  buffer = io.BytesIO()
-  np.savez_compressed(buffer, **arrays)
-  workdir_lib.write_atomic(path, buffer.getvalue())
+def _guard(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
+  try:
+    return reader(path)
+  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
+    what = (str(error) or type(error).__name__).splitlines()[0]
+    raise InputError(
+      f"{path} cannot be read ({what}); expected what --mode=quantize "
+      "wrote: restore it, or run that in a new --workdir"
+    ) from error

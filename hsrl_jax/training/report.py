@@ -1,7 +1,5 @@
 """Stage `report`: what a run found, as one page without outside resources."""
 
-import base64
-import html
 import json
 import pathlib
 import textwrap
@@ -12,65 +10,14 @@ import numpy as np
 
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import metrics, plots
+from hsrl_jax.training import metrics, plots, sid_report
+from hsrl_jax.training import page as page_lib
 from hsrl_jax.training import workdir as workdir_lib
 
 _AGENT = "hsrl"
 _WIDTH = 80  # Columns of the terminal's table.
-_PREFIXES = 6
-_TITLES = 6  # Of a prefix.
 _HISTORY = 8  # Latest titles shown at once; the others fold.
 _STEPS = 3  # First steps shown at once; the others fold.
-
-_CSS = """
-:root { color-scheme: light dark; --text: #1d1f21; --page: #fdfdfc;
-  --soft: #62666b; --line: #d9dadb; --panel: #f3f4f4; --accent: #00598c;
-  --liked: #dcecf7; }
-@media (prefers-color-scheme: dark) {
-  :root { --text: #e3e4e5; --page: #17191b; --soft: #a3a8ad; --line: #3a3e42;
-    --panel: #212427; --accent: #7cc0ea; --liked: #173f58; }
-  img { filter: brightness(.9); }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem;
-  color: var(--text); background: var(--page);
-  font: 16px/1.55 system-ui, "Segoe UI", Roboto, "DejaVu Sans", sans-serif; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.6rem 0 .5rem; padding-top: .9rem;
-  border-top: 1px solid var(--line); }
-h3 { font-size: 1rem; margin: 1.6rem 0 .3rem; }
-p, dl { max-width: 46rem; }
-code { font-family: ui-monospace, "DejaVu Sans Mono", monospace;
-  font-size: .9em; white-space: nowrap; }
-.soft, figcaption { color: var(--soft); font-size: .9rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums;
-  font-size: .92rem; margin: .8rem 0; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: left;
-  vertical-align: top; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 600; }
-.number { text-align: right; white-space: nowrap; padding-left: .9rem; }
-.agent td { font-weight: 700; background: var(--liked); }
-.agent td:first-child { box-shadow: inset 4px 0 var(--accent); }
-td:first-child, th:first-child { padding-left: .7rem; }
-.ci { color: var(--soft); font-weight: 400; font-size: .85em; }
-figure { margin: 1rem 0; }
-figure img { display: block; width: 100%; min-width: 40rem; height: auto;
-  padding: .5rem; background: #fff; border: 1px solid var(--line);
-  border-radius: 6px; }
-figcaption { margin-top: .4rem; max-width: 46rem; }
-.session { background: var(--panel); border-radius: 8px; margin: 1rem 0;
-  padding: .1rem 1rem 1rem; }
-.step { margin: .8rem 0 0; }
-ul.films { list-style: none; display: flex; flex-wrap: wrap; gap: .3rem;
-  margin: .25rem 0; padding: 0; font-size: .86rem; line-height: 1.35; }
-ul.films li { border: 1px solid var(--line); border-radius: 5px;
-  padding: .12rem .5rem; color: var(--soft); overflow-wrap: anywhere; }
-ul.films li.liked { background: var(--liked); border-color: var(--accent);
-  color: var(--text); font-weight: 600; }
-summary { cursor: pointer; color: var(--accent); margin-top: .6rem;
-  font-size: .92rem; }
-"""
 
 
 def write(workdir: pathlib.Path, items: Items) -> pathlib.Path:
@@ -156,28 +103,25 @@ def table(results: dict[str, Any]) -> str:
 
 def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:
   seeds = ", ".join(map(str, results["seeds"]))
-  title = f"HSRL on {_text(results['dataset'])}"
-  return "\n".join(
+  split = page_lib.text(results["split"])
+  return page_lib.document(
+    f"HSRL on {results['dataset']}",
     [
-      "<!DOCTYPE html>",
-      '<html lang="en"><head><meta charset="utf-8">',
-      '<meta name="viewport" content="width=device-width, initial-scale=1">',
-      f"<title>{title}</title><style>{_CSS}</style></head><body><main>",
-      f"<h1>{title}</h1>",
-      f'<p class="soft">Protocol <code>{_text(results["protocol"])}</code>, '
-      f"split <code>{_text(results['split'])}</code>, "
+      '<p class="soft">Protocol '
+      f"<code>{page_lib.text(results['protocol'])}</code>, "
+      f"split <code>{split}</code>, "
       f"{results['episodes']:,} sessions for each policy and seed, "
       f"seeds {seeds}.</p>",
       _measured(results),
       "<h2>Results</h2>",
       _results(results),
       "<h2>Learning</h2>",
-      _figure(
+      page_lib.figure(
         pictures["learning_curve"],
         "Total reward of HSRL by iteration beside the losses",
         "Left: mean over the seeds with its 95% interval; thin lines are "
         "single seeds. Dashed: the other policies, whose users are those of "
-        f"the {_text(results['split'])} split. Right: means over the seeds, "
+        f"the {split} split. Right: means over the seeds, "
         "each on a scale of its own.",
       ),
       "<h2>Semantic space</h2>",
@@ -186,8 +130,7 @@ def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:
       _simulator(results["simulator"], pictures["simulator"]),
       "<h2>Sessions</h2>",
       _sessions(examples),
-      "</main></body></html>\n",
-    ]
+    ],
   )
 
 
@@ -226,7 +169,7 @@ def _results(results) -> str:
       for _, key, form in columns
     )
     kind = ' class="agent"' if name == _AGENT else ""
-    rows.append(f"<tr{kind}><td>{_text(name)}</td>{cells}</tr>")
+    rows.append(f"<tr{kind}><td>{page_lib.text(name)}</td>{cells}</tr>")
   seeds = ""
   per_seed = results["policies"].get(_AGENT, {}).get("total_reward", {})
   if len(per_seed.get("per_seed", ())) > 1:
@@ -263,7 +206,7 @@ def _semantic(facts, picture, items, item_id, tokens) -> str:
     f"({collided / max(count, 1):.1%}) a SID that another item also has. With "
     "unique SIDs, which the policy uses, the reconstruction loses "
     f"{facts['relative_error_unique']:.1%} of the features' variance.</p>"
-    + _figure(
+    + page_lib.figure(
       picture,
       "Items in two dimensions by first token, and the use of the codes",
       "Left: the two directions of the features with the most variance. The "
@@ -275,51 +218,11 @@ def _semantic(facts, picture, items, item_id, tokens) -> str:
     '<th class="number">Codes used</th><th class="number">Perplexity</th>'
     '<th class="number">Variance lost so far</th></tr></thead>'
     f"<tbody>{by_level}</tbody></table></div>"
-    + _prefixes(items, item_id, tokens)
-  )
-
-
-def _prefixes(items, item_id, tokens) -> str:
-  """Items that share a prefix, from the largest first-level clusters."""
-  length = min(2, tokens.shape[1] - 1)
-  if not length:
-    return ""  # SIDs are unique: no two items share their only token.
-  names, genre_table = plots.genre_table([items.genres[i] for i in item_id])
-  rows, met = [], set()
-  for token in np.argsort(-np.bincount(tokens[:, 0]), kind="stable"):
-    inside = np.flatnonzero(tokens[:, 0] == token)
-    if len(rows) == _PREFIXES or not len(inside):
-      break
-    prefixes, group, sizes = np.unique(
-      tokens[inside, :length], axis=0, return_inverse=True, return_counts=True
+    + sid_report.prefixes(
+      tokens,
+      lambda row: _title(items, item_id[row]),
+      [items.genres[i] for i in item_id],
     )
-    largest = int(sizes.argmax())
-    members = inside[group.ravel() == largest]
-    if len(members) < 2:
-      continue
-    prefix = " · ".join(map(str, prefixes[largest]))
-    typical = plots.typical_genres(names, genre_table, members)
-    genres = ", ".join(name for name, _ in typical)
-    if genres and genres in met:
-      continue  # Six kinds tell more than six times drama.
-    met.add(genres)
-    films = "".join(
-      f"<li>{_text(_title(items, item_id[i]))}</li>" for i in members[:_TITLES]
-    )
-    rows.append(
-      f"<tr><td><code>{prefix} · *</code></td>"
-      f'<td class="number">{len(members)}</td>'
-      f"<td>{_text(genres)}</td>"
-      f'<td><ul class="films">{films}</ul></td></tr>'
-    )
-  few = "the first token" if length == 1 else f"the first {length} tokens"
-  return (
-    f"<h3>Items that share {few}</h3>"
-    '<p class="soft">The most common prefix in the largest first-level '
-    f"clusters, each kind of genres once, with up to {_TITLES} items.</p>"
-    '<div class="scroll"><table><thead><tr><th>SID</th>'
-    '<th class="number">Items</th><th>Typical genres</th><th>Some of them</th>'
-    f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
   )
 
 
@@ -341,7 +244,7 @@ def _simulator(quality, picture) -> str:
     "model ranks the items of one user, which is what a policy can use.</p>"
     f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
     f"<tbody><tr>{cells}</tr></tbody></table></div>"
-    + _figure(
+    + page_lib.figure(
       picture,
       "Log loss, AUC and calibration error by epoch",
       "On the validation slates, but for the training loss, which includes "
@@ -371,14 +274,16 @@ def _session(number: int, example) -> str:
     '<p class="step">The user liked before, oldest first:</p>',
   ]
   if earlier:
-    parts.append(_fold(f"… {len(earlier)} earlier", _films(earlier)))
-  parts.append(_films(recent))
+    parts.append(
+      page_lib.fold(f"… {len(earlier)} earlier", page_lib.titles(earlier))
+    )
+  parts.append(page_lib.titles(recent))
   shown = [_step(i, x) for i, x in enumerate(steps, start=1)]
   parts += shown[:_STEPS]
   more = len(shown) - _STEPS
   if more > 0:
     label = f"… {more} more step{'s' if more > 1 else ''}"
-    parts.append(_fold(label, "".join(shown[_STEPS:])))
+    parts.append(page_lib.fold(label, "".join(shown[_STEPS:])))
   return "".join(parts) + "</section>"
 
 
@@ -387,32 +292,7 @@ def _step(number: int, step) -> str:
   return (
     f'<p class="step"><b>Step {number}</b> '
     f'<span class="soft">{liked} of {len(step["liked"])} liked</span></p>'
-    + _films(step["titles"], step["liked"])
-  )
-
-
-def _films(titles, liked=None) -> str:
-  marks = [False] * len(titles) if liked is None else liked
-  films = "".join(
-    f'<li class="liked"><span role="img" aria-label="liked">✓</span> '
-    f"{_text(title)}</li>"
-    if mark
-    else f"<li>{_text(title)}</li>"
-    for title, mark in zip(titles, marks, strict=True)
-  )
-  return f'<ul class="films">{films}</ul>'
-
-
-def _fold(summary: str, body: str) -> str:
-  return f"<details><summary>{summary}</summary>{body}</details>"
-
-
-def _figure(picture: bytes, alt: str, caption: str) -> str:
-  data = base64.b64encode(picture).decode()
-  return (
-    '<figure><div class="scroll">'
-    f'<img alt="{alt}" src="data:image/png;base64,{data}"></div>'
-    f"<figcaption>{caption}</figcaption></figure>"
+    + page_lib.titles(step["titles"], step["liked"])
   )
 
 
@@ -442,10 +322,6 @@ def _by_reward(results):
 
 def _title(items: Items, item: int) -> str:
   return items.titles[item] or f"item {items.external_ids[item] or item}"
-
-
-def _text(value) -> str:
-  return html.escape(str(value))
 
 
 def _sids(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,12 @@
 """What a run leaves on disk: atomic files, and which stages are complete."""
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from hsrl_jax.errors import InputError
@@ -32,6 +35,40 @@ def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON for people and scripts, atomically; NaN is refused."""
   write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def replace_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Yields a new folder, which takes the place of `folder` at the end.
+
+  Its files belong together, so all of them change or none. A folder cannot be
+  renamed over another with files in it; the old one steps aside first, and
+  `settle` puts right what a crash between the two renames leaves.
+  """
+  settle(folder)
+  new, old = _aside(folder)
+  new.mkdir(parents=True)
+  try:
+    yield new
+    for path in new.iterdir():
+      with path.open("rb") as file:
+        os.fsync(file.fileno())
+  except BaseException:
+    shutil.rmtree(new)
+    raise
+  if folder.exists():
+    folder.rename(old)
+  new.rename(folder)
+  shutil.rmtree(old, ignore_errors=True)
+
+
+def settle(folder: pathlib.Path) -> None:
+  """Puts right what a crash in `replace_folder` left."""
+  new, old = _aside(folder)
+  if old.exists() and not folder.exists():
+    new.rename(folder)  # The old one stepped aside, so the new is complete.
+  for path in (new, old):
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
@@ -82,18 +119,8 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
   path = workdir / FLAGS
   outputs = ("sids", "simulator", "policy", "results.json")
   if path.exists() and any((workdir / name).exists() for name in outputs):
-    lines = [line.split("=", 1) for line in path.read_text().splitlines()]
-    old = {x[0].removeprefix("--"): x[1] for x in lines if len(x) == 2}
-    changed = [
-      f"--{name} was {old.get(name, 'unset')}, now {flags.get(name, 'unset')}"
-      for name in sorted(old.keys() | flags.keys())
-      if old.get(name) != flags.get(name)
-    ]
-    if changed:
-      raise InputError(
-        f"{workdir} belongs to another configuration: {'; '.join(changed)}; "
-        "expected the same flags: restore them or use a new --workdir"
-      )
+    old = kept_flags(workdir)
+    _check_same(workdir, old, flags, old.keys() | flags.keys())
     return
   text = "".join(f"--{name}={flags[name]}\n" for name in sorted(flags))
   try:
@@ -103,6 +130,37 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
       f"--workdir={workdir} cannot be written ({error.strerror}); expected a "
       "folder that this user may write to"
     ) from error
+
+
+def agree(workdir: pathlib.Path, flags: dict[str, str]) -> None:
+  """Raises InputError where one of `flags` differs from what claim kept."""
+  _check_same(workdir, kept_flags(workdir), flags, flags.keys())
+
+
+def kept_flags(workdir: pathlib.Path) -> dict[str, str]:
+  """Name to value of the flags that claim kept; none for a new workdir."""
+  path = workdir / FLAGS
+  text = path.read_text() if path.exists() else ""
+  lines = [line.split("=", 1) for line in text.splitlines()]
+  return {x[0].removeprefix("--"): x[1] for x in lines if len(x) == 2}
+
+
+def _check_same(workdir: pathlib.Path, old, new, names) -> None:
+  changed = [
+    f"--{name} was {old.get(name, 'unset')}, now {new.get(name, 'unset')}"
+    for name in sorted(names)
+    if old.get(name) != new.get(name)
+  ]
+  if changed:
+    raise InputError(
+      f"{workdir} belongs to another configuration: {'; '.join(changed)}; "
+      "expected the same flags: restore them or use a new --workdir"
+    )
+
+
+def _aside(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+  """Where a folder's next and last version lie while they are exchanged."""
+  return tuple(folder.with_name(f".{folder.name}.{x}") for x in ("new", "old"))
 
 
 def _marker(workdir: pathlib.Path, stage: str) -> pathlib.Path:

@@ -113,7 +113,8 @@ class FitTest(parameterized.TestCase):
     mesh = quantizer._mesh(None)
     block = quantizer._place(x, 4, 3, mesh)
     codes, prices = jnp.asarray([[0.0], [99.0], [98.0]]), jnp.zeros(3)
-    sums = quantizer._pass(codes, prices, block, 4, None, mesh=mesh)
+    lanes = quantizer._pass(codes, prices, block, 4, mesh=mesh)
+    sums = quantizer._add(jax.device_get(lanes), None)
     state = quantizer._Codes(codes, prices, jnp.zeros(3))
     codes = quantizer._step(state, sums, 1.0, 0.0, np.inf, 0.0).codes
     # All go to the code 0; the worst fitted are 30 and then 10.
