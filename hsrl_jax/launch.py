@@ -21,6 +21,7 @@ import jax
 from absl import app, flags, logging
 
 from hsrl_jax import config as config_lib
+from hsrl_jax import files
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.data import embeddings, prepare, source
 from hsrl_jax.errors import InputError
@@ -160,7 +161,7 @@ class Run:
           table[name].append(jax.device_get(sessions))
           bar.update()
     read = self._read_json
-    workdir_lib.write_json(
+    files.write_json(
       self.workdir / "results.json",
       {
         "protocol": self.config.simulator.protocol,
@@ -180,7 +181,7 @@ class Run:
       items.titles,
       _EXAMPLES,
     )
-    workdir_lib.write_json(self.workdir / "report" / "examples.json", shown)
+    files.write_json(self.workdir / "report" / "examples.json", shown)
 
   def report(self) -> None:
     """Stage report."""

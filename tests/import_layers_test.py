@@ -10,7 +10,7 @@ PACKAGE = "hsrl_jax"
 
 # Lowest first.
 LAYERS = (
-  ("types", "config", "errors"),
+  ("types", "config", "errors", "files"),
   ("ops",),
   ("sid", "data"),
   ("networks",),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import tensorflow_datasets as tfds
 
+from hsrl_jax import files
 from hsrl_jax.errors import InputError
 
 CONFIGS = ("items", "sessions")
@@ -69,9 +70,7 @@ def prepare(
     str(path.relative_to(data_dir)): [path.stat().st_size, _digest(path)]
     for path in sorted(data_dir.glob("*/*/*/*"))
   }
-  temporary = data_dir / f".{MANIFEST}"
-  temporary.write_text(json.dumps(manifest, indent=2) + "\n")
-  temporary.rename(data_dir / MANIFEST)
+  files.write_json(data_dir / MANIFEST, manifest)
 
 
 def verify(data_dir: pathlib.Path) -> None:

@@ -12,9 +12,9 @@ another one of the same sizes, does not re-trace a jitted function.
 the device.
 """
 
+import io
 import os
 import pathlib
-import tempfile
 from typing import BinaryIO
 
 import jax
@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from hsrl_jax import files
 from hsrl_jax.sid import resolve
 from hsrl_jax.types import Array
 
@@ -198,26 +199,17 @@ def remove_items(index: SidIndex, items: np.ndarray) -> SidIndex:
 def save_index(path: str | os.PathLike, index: SidIndex) -> None:
   """Writes the index to `path`, one .npz, all or nothing."""
   known = np.asarray(index.known)
-  path = pathlib.Path(path)
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      np.savez(
-        file,
-        format=_FORMAT,
-        vocab_size=index.vocab_size,
-        capacity=index.capacity,
-        items=np.flatnonzero(known).astype(np.int32),
-        tokens=np.asarray(index.tokens)[known],
-        active=np.asarray(index.active)[known],
-      )
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
+  buffer = io.BytesIO()
+  np.savez(
+    buffer,
+    format=_FORMAT,
+    vocab_size=index.vocab_size,
+    capacity=index.capacity,
+    items=np.flatnonzero(known).astype(np.int32),
+    tokens=np.asarray(index.tokens)[known],
+    active=np.asarray(index.active)[known],
+  )
+  files.write_atomic(pathlib.Path(path), buffer.getvalue())
 
 
 def load_index(path: str | os.PathLike) -> SidIndex:

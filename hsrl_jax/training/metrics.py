@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorboardX
 
-from hsrl_jax.training import workdir as workdir_lib
+from hsrl_jax import files
 
 METRICS = "metrics.jsonl"
 
@@ -30,7 +30,7 @@ class MetricsWriter:
         # A line without its end was cut by a crash.
         if line.endswith("\n") and json.loads(line)[axis] <= step:
           kept += line
-    workdir_lib.write_atomic(path, kept)
+    files.write_atomic(path, kept)
     self._file = path.open("a")
     self._events = tensorboardX.SummaryWriter(
       str(folder / "events"), purge_step=step + 1

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import config as config_lib
-from hsrl_jax import sid
+from hsrl_jax import files, sid
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
@@ -479,8 +479,8 @@ def _write(
     np.savez_compressed(folder / "codebooks.npz", codebooks=made.codebooks)
     np.savez_compressed(folder / "sids.npz", **columns)
     sid.save_index(folder / "index.npz", made.index)
-    workdir_lib.write_json(folder / "report.json", facts)
-    workdir_lib.write_atomic(folder / "report.html", page)
+    files.write_json(folder / "report.json", facts)
+    files.write_atomic(folder / "report.html", page)
   return facts
 
 

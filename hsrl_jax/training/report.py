@@ -8,11 +8,11 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.training import metrics, plots, sid_report
 from hsrl_jax.training import page as page_lib
-from hsrl_jax.training import workdir as workdir_lib
 
 _AGENT = "hsrl"
 _WIDTH = 80  # Columns of the terminal's table.
@@ -60,9 +60,9 @@ def write(workdir: pathlib.Path, items: Items) -> pathlib.Path:
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   page = _page(results, facts, examples, pictures, items, item_id, tokens)
   for name, picture in pictures.items():
-    workdir_lib.write_atomic(folder / f"{name}.png", picture)
+    files.write_atomic(folder / f"{name}.png", picture)
   path = folder / "report.html"
-  workdir_lib.write_atomic(path, page)
+  files.write_atomic(path, page)
   return path
 
 

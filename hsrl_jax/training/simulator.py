@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from hsrl_jax import files
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
@@ -17,7 +18,6 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.networks.user_response import UserResponseModel
 from hsrl_jax.training import checkpoint, progress
 from hsrl_jax.training import metrics as metrics_lib
-from hsrl_jax.training import workdir as workdir_lib
 from hsrl_jax.types import Array, Params, Sessions
 
 FOLDER = "simulator"
@@ -283,7 +283,7 @@ def run(
   measured = quality(
     fit.predict(state.best_params, val), val.response, val.user_id
   )
-  workdir_lib.write_json(folder / "quality.json", measured)
+  files.write_json(folder / "quality.json", measured)
   return measured
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from hsrl_jax import sid
+from hsrl_jax import files, sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.training import page, quantize, sid_report
-from hsrl_jax.training import workdir as workdir_lib
 
 _BEAMS, _USERS, _CALLS = 50, 8, 10
 _COLUMNS = (
@@ -64,11 +63,11 @@ def run(
       own = dataclasses.replace(config, **size)
       size |= _measure(own, rows)
     found.append(size | {"fits": fits})
-  workdir_lib.write_json(
+  files.write_json(
     workdir / "sweep.json",
     {"source": name, "items": rows.shape[0], "sizes": found},
   )
-  workdir_lib.write_atomic(workdir / "sweep.html", _page(found, rows, name))
+  files.write_atomic(workdir / "sweep.html", _page(found, rows, name))
   return found
 
 

@@ -1,40 +1,15 @@
-"""What a run leaves on disk: atomic files, and which stages are complete."""
+"""What a run leaves on disk: whole folders, and which stages are complete."""
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Iterator
-from typing import Any
 
+from hsrl_jax import files
 from hsrl_jax.errors import InputError
 
 FLAGS = "flags.txt"
-
-
-def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
-  """Writes a file under a temporary name beside it, then renames it."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  if isinstance(data, str):
-    data = data.encode()
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-  try:
-    with os.fdopen(handle, "wb") as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
-  except BaseException:
-    pathlib.Path(name).unlink(missing_ok=True)
-    raise
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes JSON for people and scripts, atomically; NaN is refused."""
-  write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextlib.contextmanager
@@ -91,7 +66,7 @@ def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
 
 def mark_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
   """Marks a stage as complete; the last thing that a stage writes."""
-  write_atomic(_marker(workdir, stage), fingerprint + "\n")
+  files.write_atomic(_marker(workdir, stage), fingerprint + "\n")
 
 
 def require(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
@@ -124,7 +99,7 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
     return
   text = "".join(f"--{name}={flags[name]}\n" for name in sorted(flags))
   try:
-    write_atomic(path, text)
+    files.write_atomic(path, text)
   except OSError as error:
     raise InputError(
       f"--workdir={workdir} cannot be written ({error.strerror}); expected a "
