@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from hsrl_jax.sid import quantizer
 
@@ -55,7 +56,10 @@ def _brute_force_tokens(codebooks, x):
 
 
 def _kmeans_residual(x, vocab_size, seed):
-  kmeans = KMeans(vocab_size, n_init=8, max_iter=30, random_state=seed).fit(x)
+  kmeans = KMeans(vocab_size, n_init=8, max_iter=30, random_state=seed)
+  # Its threads and those of jax would wait for each other's cores.
+  with threadpool_limits(1):
+    kmeans.fit(x)
   return x - kmeans.cluster_centers_[kmeans.labels_]
 
 
