@@ -92,6 +92,14 @@ def fit(
   on all rows; empty codes move to badly fitted rows. The result does not
   depend on the number of devices.
 
+  >>> x = np.random.default_rng(0).normal(size=(1000, 3)).astype(np.float32)
+  >>> codebooks = fit(jax.random.key(0), x, levels=2, vocab_size=16)
+  >>> codebooks.shape
+  (2, 16, 3)
+  >>> vectors = reconstruct(codebooks, encode(codebooks, x))
+  >>> bool(relative_error(x, vectors) < 0.05)
+  True
+
   Memory beside `x`: up to three copies of an array. Otherwise one batch of
   rows is held at a time (65,536 or batch_size), in up to four copies, and 16
   bytes for each run of rows that are read together (256 at most).
@@ -122,7 +130,16 @@ def fit(
   """
   if isinstance(x, jax.Array):
     x = np.asarray(x)
-  _check(x, levels, vocab_size, batch_size, balance)
+  _check(x, balance)
+  for name, value, least in (
+    ("levels", levels, 1),
+    ("vocab_size", vocab_size, 2),
+    ("iterations", iterations, 1),
+    ("restarts", restarts, 1),
+    ("batch_size", 1 if batch_size is None else batch_size, 1),
+  ):
+    if value < least:
+      raise ValueError(f"{name} is {value}; expected at least {least}")
   count, width = x.shape
   codebooks = _initial(initial, levels, vocab_size, width)
   in_memory = isinstance(x, np.ndarray)
@@ -262,7 +279,6 @@ def _fit_level(
   mesh: Mesh,
 ) -> np.ndarray:
   """Codes of one level, float32 [V, D]; see `fit`."""
-
   first = min(rows, max(_START * vocab_size, _FEW))
 
   def iterate(state: _Codes, iteration: int) -> tuple[_Codes, Array]:
@@ -537,20 +553,11 @@ def _power_of_two(number: int) -> int:
   return 1 << max(number - 1, 0).bit_length()
 
 
-def _check(
-  x: Any, levels: int, vocab_size: int, batch_size: int | None, balance
-) -> None:
+def _check(x: Any, balance: float | None) -> None:
   if len(x.shape) != 2 or not all(x.shape):
     raise ValueError(
       f"x has shape {tuple(x.shape)}; expected [N, D] with rows and columns"
     )
-  if levels < 1 or vocab_size < 2:
-    raise ValueError(
-      f"levels is {levels} and vocab_size {vocab_size}; expected at least "
-      "1 level and 2 codes"
-    )
-  if batch_size is not None and batch_size < 1:
-    raise ValueError(f"batch_size is {batch_size}; expected at least 1")
   if balance is not None and balance < 1:
     raise ValueError(
       f"balance is {balance}; expected at least 1, where all codes are of "

@@ -81,6 +81,12 @@ def encode_unique(
   Deterministic, whatever the devices. Without `balance`, where the plain
   encoding has no collision below a prefix of L - 1 tokens, it is the result.
 
+  >>> codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]])
+  >>> encode_unique(codebooks, np.asarray([[0.1], [0.2], [9.0]])).tolist()
+  [[0, 0], [0, 1], [1, 0]]
+  >>> encode_unique(codebooks, np.asarray([[0.1]]), taken=[0, 1]).tolist()
+  [[1, 0]]
+
   Memory beside `x` and the result: about 50 bytes a row, and 1 GiB.
 
   Args:

@@ -90,7 +90,7 @@ def residual_faiss(x: np.ndarray) -> float:
 def compare(name: str) -> dict[str, float]:
   """Ours (fit and encode) and faiss in turns; medians."""
   x = DATA[name](np.random.default_rng(0), ITEMS)
-  _, first = timed(lambda: sid.encode(fit(x), x))
+  _, first = timed(lambda: sid.encode_unique(fit(x), x))
   ours, theirs, fits, plain_s, unique_s = [], [], [], [], []
   for _ in range(RUNS):
     their_error, seconds = timed(lambda: residual_faiss(x))
@@ -111,7 +111,7 @@ def compare(name: str) -> dict[str, float]:
   return {
     "seconds": statistics.median(ours),
     "seconds_faiss": statistics.median(theirs),
-    "compile_seconds": first - statistics.median(ours),
+    "first_seconds": first,  # With unique SIDs; of the first data, compiling.
     "time_ratio": statistics.median(ours) / statistics.median(theirs),
     "mse": our_error,
     "mse_faiss": their_error,

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from hsrl_jax.sid import quantizer
 
@@ -55,7 +56,10 @@ def _brute_force_tokens(codebooks, x):
 
 
 def _kmeans_residual(x, vocab_size, seed):
-  kmeans = KMeans(vocab_size, n_init=8, max_iter=30, random_state=seed).fit(x)
+  kmeans = KMeans(vocab_size, n_init=8, max_iter=30, random_state=seed)
+  # Its threads and those of jax would wait for each other's cores.
+  with threadpool_limits(1):
+    kmeans.fit(x)
   return x - kmeans.cluster_centers_[kmeans.labels_]
 
 
@@ -235,8 +239,7 @@ class DevicesTest(parameterized.TestCase):
         )
 
     one = fit(jax.devices()[:1])
-    for count in (2, 3, 4):
-      np.testing.assert_array_equal(one, fit(jax.devices()[:count]))
+    np.testing.assert_array_equal(one, fit(jax.devices()[:3]))
     np.testing.assert_array_equal(one, fit(None))
 
   def test_all_devices_are_used(self):
@@ -296,7 +299,9 @@ class BadInputTest(parameterized.TestCase):
     ({"x": np.zeros(3, "f")}, r"shape \(3,\); expected \[N, D\]"),
     ({"x": np.zeros((0, 2), "f")}, "expected .* rows and columns"),
     ({"levels": 0}, "levels is 0"),
-    ({"vocab_size": 1}, "vocab_size 1"),
+    ({"vocab_size": 1}, "vocab_size is 1; expected at least 2"),
+    ({"iterations": 0}, "iterations is 0"),
+    ({"restarts": 0}, "restarts is 0"),
     ({"batch_size": 0}, "batch_size is 0"),
     ({"balance": 0.9}, "balance is 0.9"),
     ({"initial": np.zeros((1, 4, 3))}, r"initial has shape \(1, 4, 3\)"),
