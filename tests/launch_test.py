@@ -579,6 +579,13 @@ class ReadmeTest(absltest.TestCase):
       else:
         self.assertStartsWith(command, "git clone")
 
+  def test_python_runs(self):
+    text = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    self.assertNotEmpty(blocks)
+    for block in blocks:
+      exec(compile(block, "README.md", "exec"), {})
+
   def _launch_own(self, commands):
     """Runs those on a file of one's own, one after the other."""
     self.assertGreater(len(commands), 3)
