@@ -162,6 +162,9 @@ class PolicyConfig:
     temperature: of the acting policy at the start: top-K of
       log pi / temperature + Gumbel noise.
     temperature_end: the same at the end (geometric in between).
+    explore_no_repeat: whether in training no item is shown twice in a session,
+      even where the protocol allows it, so that more of the catalogue is
+      tried.
     beams: width of the beam search, which acts in `sampled` mode and from
       100,000 items on.
     learning_rate: peak of a cosine decay to zero.
@@ -197,6 +200,7 @@ class PolicyConfig:
   entropy_weight_end: float = 1e-4
   temperature: float = 0.3
   temperature_end: float = 0.3
+  explore_no_repeat: bool = True
   beams: int = 50
   learning_rate: float = 1e-3
   max_grad_norm: float = 1.0

@@ -80,6 +80,8 @@ class Engine(NamedTuple):
 
 def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
+  if config.explore_no_repeat:
+    env = env._replace(no_repeat=True)
   # Flat: a step on one vector instead of a small kernel for each leaf.
   optimizer = optax.flatten(
     optax.chain(

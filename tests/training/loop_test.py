@@ -154,9 +154,9 @@ class LoopTest(parameterized.TestCase):
     chex.assert_tree_all_finite(metrics)
 
   def test_seeds_side_by_side_equal_seeds_alone(self):
-    together = self._train(toy.config(seeds=(0, 1)), calls=3)
+    together, _ = self._train(toy.config(seeds=(0, 1)), calls=3)
     for i, seed in enumerate((0, 1)):
-      alone = self._train(toy.config(seeds=(seed,)), calls=3)
+      alone, _ = self._train(toy.config(seeds=(seed,)), calls=3)
       chex.assert_trees_all_close(
         jax.tree.map(lambda x, i=i: x[i], together.params),
         jax.tree.map(lambda x: x[0], alone.params),
@@ -178,7 +178,7 @@ class LoopTest(parameterized.TestCase):
       learning_rate=1e-2,
       seeds=(0,),
     )
-    learner = self._train(config, calls=15)
+    learner, _ = self._train(config, calls=15)
     inputs, env = toy.inputs(), toy.env()
     key = jax.random.key(0)
     act = policy.greedy(toy.agent(config))
@@ -218,6 +218,27 @@ class LoopTest(parameterized.TestCase):
       self.assertLen(set(shown.tolist()), len(shown))
       self.assertNotEmpty(shown)
 
+  @parameterized.parameters(True, False)
+  def test_explore_no_repeat(self, explore):
+    """In training, in a protocol that would show items again."""
+    config = toy.config(
+      explore_no_repeat=explore, temperature=0.01, temperature_end=0.01
+    )
+    _, stream = self._train(config, calls=10)
+    self.assertEqual(int(stream.replay.added), 40)
+    seen = stream.replay.items
+    repeats = sessions = 0
+    for user in range(config.users):
+      shown, steps = set(), 0
+      for step in range(40):
+        slate = np.asarray(seen.slate[step, user, 0]).tolist()
+        repeats += len(shown.intersection(slate))
+        shown, steps = shown.union(slate), steps + 1
+        if seen.terminated[step, user, 0] or steps == toy.env().max_steps:
+          shown, steps, sessions = set(), 0, sessions + 1
+    self.assertGreater(sessions, config.users)
+    self.assertEqual(repeats == 0, explore)
+
   def _train(self, config, calls):
     engine, inputs = toy.engine(config), toy.inputs()
     learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 1)
@@ -225,7 +246,7 @@ class LoopTest(parameterized.TestCase):
     run = jax.jit(functools.partial(engine.run, axis_name=None))
     for _ in range(calls):
       learner, stream, _ = run(learner, stream, inputs)
-    return learner
+    return learner, stream
 
 
 if __name__ == "__main__":
