@@ -1,13 +1,16 @@
 """Training speed at the sizes of the paper's code, on the machine at hand.
 
   python tests/benchmarks/train_throughput.py
+  python tests/benchmarks/train_throughput.py --items=200000
 
 32 users, batch 64, history 50, d 32, 2 layers, dropout 0.1, critic 256-64,
 buffer 100k, 9,066 items with random features and SIDs (V 64, L 3), slates of
-10. Prints a table, then one line of JSON. For comparison: the public PyTorch
-code does 4.6 iterations/s on two cores at these sizes.
+10; from 10^5 items on they are searched. Prints a table, then one line of
+JSON. For comparison: the public PyTorch code does 4.6 iterations/s on two
+cores at these sizes.
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -27,19 +30,19 @@ from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import PolicyConfig, SimulatorConfig
 from hsrl_jax.envs.user_simulator import EnvParams
-from hsrl_jax.training import loop, parallel, simulator
+from hsrl_jax.training import loop, parallel, policy, simulator
 
-ITEMS, FEATURES, PROFILE, USERS, HISTORY, SLATE = 9_066, 31, 22, 1_000, 50, 10
+FEATURES, PROFILE, USERS, HISTORY, SLATE = 31, 22, 1_000, 50, 10
 LEVELS, VOCAB = 3, 64
 CALLS = 7
 
 
-def main() -> None:
+def main(items: int) -> None:
   """Compiles the step, runs it, prints what it took."""
   rng = np.random.default_rng(0)
-  features = rng.normal(size=(ITEMS + 1, FEATURES)).astype(np.float32)
+  features = rng.normal(size=(items + 1, FEATURES)).astype(np.float32)
   features[0] = 0
-  codes = rng.permutation(VOCAB**LEVELS)[:ITEMS]
+  codes = rng.permutation(VOCAB**LEVELS)[:items]
   tokens = np.stack(np.unravel_index(codes, (VOCAB,) * LEVELS), 1)
   codebooks = rng.normal(size=(LEVELS, VOCAB, FEATURES)).astype(np.float32)
   catalogue = Catalogue(
@@ -47,7 +50,7 @@ def main() -> None:
     sid.build_index(tokens, VOCAB),
     jnp.asarray(codebooks),
   )
-  histories = rng.integers(1, ITEMS + 1, (USERS, HISTORY)).astype(np.int32)
+  histories = rng.integers(1, items + 1, (USERS, HISTORY)).astype(np.int32)
   profiles = rng.normal(size=(USERS, PROFILE)).astype(np.float32)
 
   env_config = SimulatorConfig()
@@ -85,6 +88,8 @@ def main() -> None:
 
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   result = {
+    "items": items,
+    "acting": policy.acting(config, catalogue.index),
     "iterations_per_second": round(statistics.median(rates), 1),
     "iterations_per_second_min": round(min(rates), 1),
     "iterations_per_second_max": round(max(rates), 1),
@@ -100,4 +105,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--items", type=int, default=9_066)
+  main(parser.parse_args().items)
