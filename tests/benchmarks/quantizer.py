@@ -3,9 +3,10 @@
   taskset -c 1 python tests/benchmarks/quantizer.py
   taskset -c 1 python tests/benchmarks/quantizer.py --items=10000000
 
-The first compares with residual faiss.Kmeans (20 iterations, one thread) on
-100,000 x 64, 3 x 256 codes. The second fits mini-batches of a file and gives
-all its rows unique SIDs. Both print a table, then one line of JSON.
+The first needs faiss-cpu; it compares with residual faiss.Kmeans (20
+iterations, one thread) on 100,000 x 64, 3 x 256 codes. The second fits
+mini-batches of a file and gives all its rows unique SIDs. Both print a table,
+then one line of JSON.
 """
 
 import argparse
