@@ -1,18 +1,17 @@
 """Item embeddings of one's own, from .npy, .npz or .parquet files, checked."""
 
-import hashlib
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from hsrl_jax import files
 from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.errors import InputError
 
 BLOCK = 65_536  # Rows looked at at once.
 _IN_MEMORY = 2**30  # Bytes of an .npy file up to which it is read at once.
-_PIECE = 2**24  # Bytes that are hashed at once.
 _NAMED = 3  # Ids that an error names.
 
 
@@ -162,12 +161,7 @@ def digest(
   Raises:
     InputError: there is no such file.
   """
-  found = hashlib.sha256()
-  with _guard(lambda x: x.open("rb"), path) as file:
-    while piece := file.read(_PIECE):
-      found.update(piece)
-      on_bytes(len(piece))
-  return found.hexdigest()
+  return _guard(lambda x: files.digest(x, on_bytes), path)
 
 
 def _pick(path: pathlib.Path, readers: dict):

@@ -1,6 +1,5 @@
 """Runs a TFDS builder of `datasets/` into a data directory."""
 
-import hashlib
 import importlib.util
 import json
 import pathlib
@@ -67,7 +66,7 @@ def prepare(
     builder.download_and_prepare()
     progress()
   manifest = {
-    str(path.relative_to(data_dir)): [path.stat().st_size, _digest(path)]
+    str(path.relative_to(data_dir)): [path.stat().st_size, files.digest(path)]
     for path in sorted(data_dir.glob("*/*/*/*"))
   }
   files.write_json(data_dir / MANIFEST, manifest)
@@ -91,10 +90,5 @@ def verify(data_dir: pathlib.Path) -> None:
       raise InputError(
         f"{file} has {file.stat().st_size} bytes; expected {size}; {again}"
       )
-    if _digest(file) != digest:
+    if files.digest(file) != digest:
       raise InputError(f"{file} was altered since it was prepared; {again}")
-
-
-def _digest(path: pathlib.Path) -> str:
-  with path.open("rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()

@@ -39,8 +39,7 @@ def _mix(x: Array) -> Array:
 
 
 def uniform(key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
-  """Uniform in (0, 1), float32 `shape`, by `bits`: multiples of 2^-24, and so
-  that neither end is met."""
+  """Uniform in (0, 1), float32 `shape`, by `bits`; neither end is met."""
   words = bits(key, int(np.prod(shape))).reshape(shape)
   return ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
 

@@ -394,7 +394,7 @@ def _grow(index: SidIndex, capacity: int) -> SidIndex:
 
 def _insert(index: SidIndex, items: np.ndarray, tokens: np.ndarray) -> SidIndex:
   """Gives the unknown ids [M] the SIDs [M, L]; they are not active yet."""
-  order = np.argsort(_numbers(tokens, index.vocab_size), kind="stable")
+  order = np.argsort(resolve.numbers(tokens, index.vocab_size), kind="stable")
   items, tokens = items[order], tokens[order]
   present, reachable, first_child, live = [], [], [], []
   row = np.zeros(len(items), np.int64)  # Of each SID's prefix, at this level.
@@ -499,19 +499,11 @@ def _children(
   return before[place] + np.bitwise_count(below).astype(np.int64)
 
 
-def _numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-  """SIDs [..., L] as numbers in base V, int64 [...]."""
-  numbers = np.zeros(tokens.shape[:-1], np.int64)
-  for level in range(tokens.shape[-1]):
-    numbers = numbers * vocab_size + tokens[..., level]
-  return numbers
-
-
 def _taken(index: SidIndex) -> np.ndarray:
   """The numbers of all SIDs ever given, ascending."""
   items = index.leaf_item[: np.count_nonzero(index.known)]
   tokens = index.tokens[: items.max(initial=0) + 1]
-  return _numbers(tokens, index.vocab_size)[items]
+  return resolve.numbers(tokens, index.vocab_size)[items]
 
 
 def _ids(items: np.ndarray) -> np.ndarray:

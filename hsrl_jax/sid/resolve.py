@@ -159,7 +159,7 @@ def _move_excess(
   With a `cap`, rows of tokens over the cap instead.
   """
   vocab_size = free.vocab_size
-  prefix = _numbers(tokens[:, :level], vocab_size)
+  prefix = numbers(tokens[:, :level], vocab_size)
   while True:
     token = tokens[:, level].astype(np.int64)
     child = prefix * vocab_size + token
@@ -213,7 +213,7 @@ def _assign_last(
   """Last tokens, in place, where rows share a SID or want one taken."""
   vocab_size = free.vocab_size
   level = free.levels - 1
-  number = _numbers(tokens, vocab_size)
+  number = numbers(tokens, vocab_size)
   order = np.argsort(number, kind="stable")
   number = number[order]
   clash = free.below(number, level) < 1
@@ -256,7 +256,7 @@ def _assign_parents(
   for part, values in _residuals(codebooks, x, tokens, level, rows[place]):
     residual[place[done : done + len(part)]] = values
     done += len(part)
-  parents = _numbers(tokens[rows[starts], :-1], vocab_size)
+  parents = numbers(tokens[rows[starts], :-1], vocab_size)
   first = np.searchsorted(free.taken, parents * vocab_size)
   last = np.searchsorted(free.taken, (parents + 1) * vocab_size)
   ends = np.concatenate([starts[1:], [len(rows)]])
@@ -382,8 +382,8 @@ def _rank(group: np.ndarray) -> np.ndarray:
   return rank
 
 
-def _numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-  """Prefixes as numbers, int32 [N, l] -> int64 [N]."""
+def numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
+  """SIDs or prefixes as numbers in base V, int [N, l] -> int64 [N]."""
   number = np.zeros(len(tokens), np.int64)
   for column in tokens.T:
     number *= vocab_size

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hsrl_jax import sid
 from hsrl_jax.data import embeddings
 from hsrl_jax.training import page, plots
 
@@ -87,8 +88,7 @@ def recall(
     return None
   chosen = np.sort(rng.choice(len(tokens), among, replace=False))
   x = np.concatenate([rows[i : i + 1] for i in chosen.tolist()])
-  levels = np.arange(len(codebooks))
-  y = codebooks[levels, tokens[chosen]].sum(1)
+  y = np.asarray(sid.reconstruct(codebooks, tokens[chosen]))
   found = 0
   for part in np.array_split(rng.permutation(among)[:queries], 8):
     if not len(part):

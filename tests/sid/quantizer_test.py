@@ -10,6 +10,7 @@ from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
 from hsrl_jax.sid import quantizer
+from tests.sid.stream import Stream
 
 
 def _gaussian(rows, columns, seed=0):
@@ -26,19 +27,6 @@ def _fit(x, levels, vocab_size, seed=0, **kwargs):
     devices=jax.devices()[:1],
     **kwargs,
   )
-
-
-class _Stream:
-  """Rows that can only be read slice by slice."""
-
-  def __init__(self, x):
-    self.x, self.shape, self.largest = x, x.shape, 0
-
-  def __getitem__(self, rows):
-    assert isinstance(rows, slice)
-    part = self.x[rows]
-    self.largest = max(self.largest, len(part))
-    return part
 
 
 def _mean_error(codebooks, x):
@@ -170,7 +158,7 @@ class ManyRowsTest(parameterized.TestCase):
 
   def test_stream_is_as_good_as_an_array(self):
     with mock.patch.object(quantizer, "_BATCH", 6_000):
-      stream = _Stream(self.x)
+      stream = Stream(self.x)
       streamed = _fit(stream, 2, 16, restarts=2)
     self.assertLessEqual(stream.largest, quantizer._RUN)
     self.assertLess(
@@ -179,7 +167,7 @@ class ManyRowsTest(parameterized.TestCase):
 
   @parameterized.parameters(False, True)
   def test_batches_are_nearly_as_good(self, stream):
-    x = _Stream(self.x) if stream else self.x
+    x = Stream(self.x) if stream else self.x
     codebooks = _fit(x, 2, 16, restarts=2, batch_size=2_000)
     self.assertLess(
       _mean_error(codebooks, self.x), 1.05 * _mean_error(self.whole, self.x)
@@ -201,12 +189,12 @@ class ManyRowsTest(parameterized.TestCase):
   def test_seeds_are_a_sample_of_all_rows(self):
     """Of a stream too, in which neighbours are alike."""
     batches = quantizer._batches(jax.random.key(0), 40_000, 40_000, False)
-    sample = quantizer._read(_Stream(self.x), batches[0])[:2_000]
+    sample = quantizer._read(Stream(self.x), batches[0])[:2_000]
     np.testing.assert_allclose(sample.mean(0), self.x.mean(0), atol=0.1)
     np.testing.assert_allclose(sample.std(0), self.x.std(0), atol=0.1)
 
   def test_encode_reads_a_stream_in_pieces(self):
-    stream = _Stream(self.x)
+    stream = Stream(self.x)
     with mock.patch.object(quantizer, "_BATCH", 7_000):
       tokens = quantizer.encode(self.whole, stream)
     self.assertEqual(stream.largest, 7_000)
@@ -230,7 +218,7 @@ class DevicesTest(parameterized.TestCase):
       with mock.patch.object(quantizer, "_BATCH", 1_000):
         return quantizer.fit(
           jax.random.key(0),
-          _Stream(x) if stream else x,
+          Stream(x) if stream else x,
           levels=2,
           vocab_size=16,
           restarts=2,

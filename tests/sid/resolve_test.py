@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 from scipy.optimize import linear_sum_assignment
 
 from hsrl_jax.sid import quantizer, resolve
+from tests.sid.stream import Stream
 
 
 def _codebooks(levels, vocab_size, seed=0):
@@ -20,19 +21,6 @@ def _codebooks(levels, vocab_size, seed=0):
 
 def _vectors(rows, seed=1):
   return np.random.default_rng(seed).normal(size=(rows, 3)).astype("f")
-
-
-class _Stream:
-  """Rows that can only be read slice by slice."""
-
-  def __init__(self, x):
-    self.x, self.shape, self.largest = x, x.shape, 0
-
-  def __getitem__(self, rows):
-    assert isinstance(rows, slice)
-    part = self.x[rows]
-    self.largest = max(self.largest, len(part))
-    return part
 
 
 def _num_distinct(tokens):
@@ -164,7 +152,7 @@ class StreamTest(parameterized.TestCase):
     """However few rows are read, held and compared at once."""
     codebooks, x = _codebooks(3, 6), _vectors(180)
     whole = resolve.encode_unique(codebooks, x, balance=balance)
-    stream = _Stream(x)
+    stream = Stream(x)
     with (
       mock.patch.object(quantizer, "_BATCH", 50),
       mock.patch.object(resolve, "_READ", 50),
