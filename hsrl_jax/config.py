@@ -8,8 +8,21 @@ import dataclasses
 import hashlib
 import json
 
+STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
+AGENTS = (
+  "random",
+  "popularity",
+  "sasrec",
+  "a2c",
+  "ddpg",
+  "td3",
+  "pgra",
+  "wolpertinger",
+  "hac",
+  "hsrl",
+)
 
 
 def _require(config, field: str, holds: bool, expected: str) -> None:
@@ -136,9 +149,10 @@ class SimulatorConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyConfig:
-  """The HSRL agent and its training (DESIGN, sections 4, 6 and 7).
+  """The agent and its training (DESIGN, sections 4, 6 and 7).
 
   Attributes:
+    agent: what is trained, one of AGENTS.
     width: d of encoder and policy.
     layers: transformer layers.
     heads: attention heads; divides `width`.
@@ -180,6 +194,7 @@ class PolicyConfig:
     seeds: one training run each; they run side by side.
   """
 
+  agent: str = "hsrl"
   width: int = 32
   layers: int = 2
   heads: int = 4
@@ -215,6 +230,7 @@ class PolicyConfig:
   seeds: tuple[int, ...] = (0,)
 
   def __post_init__(self):
+    _require(self, "agent", self.agent in AGENTS, f"one of {AGENTS}")
     _require(
       self,
       "heads",

@@ -13,8 +13,7 @@ from absl import flags
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 
-STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
-MODES = ("all", *STAGES, "add_items", "remove_items")
+MODES = ("all", *config_lib.STAGES, "add_items", "remove_items")
 
 PREFIXES = {
   "data": "",

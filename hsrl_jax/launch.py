@@ -11,8 +11,7 @@ flags decide what is computed; --helpfull lists them.
 gives semantic IDs to items of your own; add_items and remove_items go on.
 """
 
-import functools
-import json
+import os
 import pathlib
 import sys
 import time
@@ -21,24 +20,13 @@ import jax
 from absl import app, flags, logging
 
 from hsrl_jax import config as config_lib
-from hsrl_jax import files
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.data import embeddings, prepare, source
+from hsrl_jax.config import STAGES
+from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import (
-  evaluate,
-  policy,
-  progress,
-  quantize,
-  report,
-  sid_report,
-  simulator,
-  sweep,
-)
+from hsrl_jax.training import quantize, report, sid_report, sweep
+from hsrl_jax.training import run as run_lib
 from hsrl_jax.training import workdir as workdir_lib
-
-STAGES = flags_lib.STAGES
-_EXAMPLES = 4
 
 flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
@@ -53,165 +41,6 @@ flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
 
 
-class Run:
-  """One configuration in one workdir; what stages share is loaded once."""
-
-  def __init__(self, config: config_lib.Config, workdir: pathlib.Path):
-    """Binds a configuration to the folder it writes to."""
-    self.config, self.workdir = config, workdir
-    c = config
-    self.fingerprints = {
-      "data": config_lib.fingerprint(c.data),
-      "quantize": config_lib.fingerprint(c.data, c.quantizer),
-      "simulator": config_lib.fingerprint(c.data, c.simulator),
-      "policy": config_lib.fingerprint(c),
-      "evaluate": config_lib.fingerprint(c),
-      "report": config_lib.fingerprint(c),
-    }
-
-  @functools.cached_property
-  def dataset(self) -> source.Dataset:
-    """The prepared data."""
-    return source.load(self.workdir / "data")
-
-  @functools.cached_property
-  def catalogue(self):
-    """Items and SIDs."""
-    return quantize.load(
-      self.workdir, self.dataset.items, self.config.quantizer.vocab_size
-    )
-
-  @functools.cached_property
-  def env(self):
-    """The simulator."""
-    slate_size = self.dataset.splits["train"].exposed.shape[1]
-    return simulator.make_env(self.config.simulator, slate_size)
-
-  @functools.cached_property
-  def response(self) -> simulator.ResponseParams:
-    """The fitted click model."""
-    return simulator.load(self.config.simulator, self.workdir, self.dataset)
-
-  def users(self, split: str):
-    """The simulator's parameters with the users of a split."""
-    return simulator.pool(self.response, self.dataset.splits[split])
-
-  def data(self) -> None:
-    """Stage data."""
-    with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
-      prepare.prepare(
-        self.config.data.dataset, self.workdir / "data", bar.update
-      )
-    items, splits = self.dataset
-    sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
-    print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
-
-  def quantize(self) -> None:
-    """Stage quantize, of the dataset."""
-    items = self.dataset.items
-    _quantize(
-      self.config.quantizer,
-      self.workdir,
-      quantize.of_dataset(items),
-      quantize.Source(self.config.data.dataset),
-      items.genres[1:],
-    )
-
-  def simulator(self) -> None:
-    """Stage simulator."""
-    made = simulator.run(self.config.simulator, self.workdir, self.dataset)
-    print("  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in made.items()))
-
-  def policy(self) -> None:
-    """Stage policy."""
-    how = policy.acting(self.config.policy, self.catalogue.index)
-    print(f"  acting: {how}")
-    policy.run(
-      self.config,
-      self.workdir,
-      self.env,
-      self.catalogue,
-      self.users("train"),
-      self.users("val"),
-    )
-
-  def evaluate(self) -> None:
-    """Stage evaluate."""
-    c = self.config.evaluate
-    users = self.users(c.split)
-    key = jax.random.key(c.seed)
-    params = policy.load(
-      self.config, self.workdir, self.env, self.catalogue, self.users("train")
-    )
-    act = policy.greedy(policy.make_agent(self.config, self.env))
-    bounds = evaluate.bounds(
-      self.env, users, num_items=self.catalogue.index.num_items
-    )
-    policies = {name: [bound] for name, bound in bounds.items()}
-    policies["hsrl"] = [(act, (p, self.catalogue)) for p in params]
-    table = {}
-    total = sum(map(len, policies.values()))
-    with progress.bar(total, "evaluate", "policy") as bar:
-      for name, seeds in policies.items():
-        table[name] = []
-        for act, p in seeds:
-          sessions = evaluate.simulate(
-            act, self.env, p, users, key, episodes=c.episodes
-          )
-          table[name].append(jax.device_get(sessions))
-          bar.update()
-    read = self._read_json
-    files.write_json(
-      self.workdir / "results.json",
-      {
-        "protocol": self.config.simulator.protocol,
-        "dataset": self.config.data.dataset,
-        "split": c.split,
-        "episodes": c.episodes,
-        "seeds": list(self.config.policy.seeds),
-        "policies": evaluate.report(table),
-        "simulator": read("simulator/quality.json"),
-        "sids": read("sids/report.json"),
-      },
-    )
-    items = self.dataset.items
-    shown = evaluate.examples(
-      table["hsrl"][0],
-      self.dataset.splits[c.split].history,
-      items.titles,
-      _EXAMPLES,
-    )
-    files.write_json(self.workdir / "report" / "examples.json", shown)
-
-  def report(self) -> None:
-    """Stage report."""
-    report.write(self.workdir, self.dataset.items)
-
-  def stage(self, name: str) -> bool:
-    """Runs a stage, unless it is done; says which. True if it ran."""
-    fingerprint = self.fingerprints[name]
-    if workdir_lib.is_done(self.workdir, name, fingerprint):
-      return False
-    for before in STAGES[: STAGES.index(name)]:
-      workdir_lib.require(self.workdir, before, self.fingerprints[before])
-    print(f"{name} ...", flush=True)
-    start = time.monotonic()
-    getattr(self, name)()
-    workdir_lib.mark_done(self.workdir, name, fingerprint)
-    print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
-    return True
-
-  def _read_json(self, name: str):
-    return json.loads((self.workdir / name).read_text())
-
-  def conclude(self) -> None:
-    """Prints the results' table and where everything is."""
-    print(report.table(self._read_json("results.json")))
-    print(f"results: {self.workdir / 'results.json'}")
-    page = self.workdir / "report" / "report.html"
-    print(f"report:  {page if page.exists() else 'run --mode=report'}")
-
-
 def main(argv: list[str]) -> None:
   """Runs the stages that --mode names."""
   if len(argv) > 1:
@@ -223,6 +52,7 @@ def main(argv: list[str]) -> None:
     raise InputError("--workdir is missing; expected a folder to write to")
   _check_inputs(mode)
   config = flags_lib.config_from_flags()
+  _use_cores(len(config.policy.seeds))
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
   workdir_lib.settle(workdir / quantize.FOLDER)
   if mode in ("add_items", "remove_items"):
@@ -233,6 +63,13 @@ def main(argv: list[str]) -> None:
     _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _use_cores(seeds: int) -> None:
+  """On a CPU, lets seeds train beside one another: a device for each core."""
+  cores = len(os.sched_getaffinity(0))
+  if min(seeds, cores) > 1 and "XLA_FLAGS" not in os.environ:
+    jax.config.update("jax_num_cpu_devices", min(seeds, cores))
 
 
 def _check_inputs(mode: str) -> None:
@@ -254,13 +91,16 @@ def _check_inputs(mode: str) -> None:
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   prepare.builder_folder(config.data.dataset)
   workdir_lib.claim(workdir, flags_lib.resolved())
-  run = Run(config, workdir)
+  run = run_lib.Run(config, workdir)
   ran = [run.stage(name) for name in (STAGES if mode == "all" else [mode])]
   if not any(ran):
     what = "all stages" if mode == "all" else f"stage {mode}"
     print(f"{what} of this configuration found in {workdir}; nothing to do")
   if mode in ("all", "evaluate", "report"):
-    run.conclude()
+    print(report.table(run.results()))
+    print(f"results: {workdir / 'results.json'}")
+    page = workdir / "report" / "report.html"
+    print(f"report:  {page if page.exists() else 'run --mode=report'}")
 
 
 def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
@@ -280,19 +120,10 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
     return
   start = time.monotonic()
   print("quantize ...", flush=True)
-  _quantize(config.quantizer, workdir, embeddings.read(path), source)
-  print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
-
-
-def _quantize(config, workdir: pathlib.Path, *catalogue) -> None:
-  made = quantize.run(config, workdir, *catalogue)
-  print(
-    f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
-    f"{made['relative_error_unique']:.3f} "
-    f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
-    "items that shared a SID got their own)"
+  run_lib.quantize_catalogue(
+    config.quantizer, workdir, embeddings.read(path), source
   )
-  _show_sids(workdir)
+  print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
 
 
 def _change_items(mode: str, workdir: pathlib.Path) -> None:
@@ -315,7 +146,7 @@ def _change_items(mode: str, workdir: pathlib.Path) -> None:
     print(f"  {len(ids):,} items removed; {made['items']:,} now")
   if made["drift"]:
     print(f"  {sid_report.drift_line(made)}")
-  _show_sids(workdir)
+  run_lib.show_sids(workdir)
 
 
 def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
@@ -325,17 +156,12 @@ def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
     path = pathlib.Path(flags_lib.EMBEDDINGS.value)
     items, name = embeddings.read(path), path.name
   else:
-    run, name = Run(config, workdir), config.data.dataset
+    run, name = run_lib.Run(config, workdir), config.data.dataset
     workdir_lib.require(workdir, "data", run.fingerprints["data"])
     items = quantize.of_dataset(run.dataset.items)
   found = sweep.run(config.quantizer, workdir, items, name, sizes)
   print(sweep.table(found))
   print(f"sizes:   {workdir / 'sweep.html'}")
-
-
-def _show_sids(workdir: pathlib.Path) -> None:
-  folder = workdir / quantize.FOLDER
-  print(f"  SIDs: {folder / 'sids.npz'}, report: {folder / 'report.html'}")
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -34,6 +34,8 @@ class Transition(NamedTuple):
     response: float32 [K], 1 where the user responded positively.
     reward: float32 [].
     terminated: float32 [], 1 where the user left (no future reward).
+    latent: float32 [A], what the agent chose before it became a slate; A is 0
+      where an agent chooses items directly.
     next_history: int32 [H], after the step, of the same user even where the
       simulator has meanwhile started another one.
   """
@@ -44,6 +46,7 @@ class Transition(NamedTuple):
   response: Array
   reward: Array
   terminated: Array
+  latent: Array
   next_history: Array
 
   @property

@@ -22,7 +22,8 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax import launch
-from hsrl_jax.training import checkpoint, loop, metrics, policy
+from hsrl_jax.training import checkpoint, loop, metrics, parallel, policy
+from hsrl_jax.training import run as run_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "launch" / "flags").glob("*.flags"))
@@ -231,16 +232,16 @@ class WholePathTest(parameterized.TestCase):
     config = _config(*SMALL)
     states = []
     for folder in (workdir, self.workdir):
-      run = launch.Run(config, folder)
+      run = run_lib.Run(config, folder)
       inputs = loop.Inputs(run.catalogue, run.users("train"))
-      engine = loop.make(
-        policy.make_agent(config, run.env), run.env, config.policy
-      )
-      like = jax.jit(engine.init, static_argnums=1)(inputs, 1)
+      agent = policy.make_agent(config, run.env, run.catalogue.index)
+      engine = loop.make(agent, run.env, config.policy)
+      layout = parallel.Layout(1, 1, by_seed=False)
+      like = parallel.init(engine.init, (0,), inputs, layout)
       path = folder / policy.FOLDER / "checkpoints"
       with checkpoint.open_directory(path) as checkpointer:
         states.append(checkpoint.restore_latest(checkpointer, like))
-    self.assertEqual(int(states[0][0].step), config.policy.iterations)
+    self.assertEqual(int(states[0][0].step[0]), config.policy.iterations)
     chex.assert_trees_all_equal(*_without_keys(states))
 
   def test_half_checkpoint_falls_back_to_the_one_before(self):

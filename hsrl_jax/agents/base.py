@@ -21,11 +21,48 @@ class Catalogue(NamedTuple):
     features: float32 [N + 1, D], row 0 for padding.
     index: their SIDs.
     codebooks: float32 [L, V, D], what the tokens mean.
+    popularity: float32 [N + 1], positive responses in the training logs; None
+      where nobody asks.
   """
 
   features: Array
   index: SidIndex
   codebooks: Array
+  popularity: Array | None = None
+
+
+class Spec(NamedTuple):
+  """What an agent is built for.
+
+  Attributes:
+    levels: L of the catalogue's SIDs.
+    vocab_size: V.
+    num_items: N, the capacity of the catalogue.
+    slate_size: K.
+    penalty: reward of an item without a positive response.
+    iterations: of training, for what happens every few of them.
+  """
+
+  levels: int
+  vocab_size: int
+  num_items: int
+  slate_size: int
+  penalty: float
+  iterations: int
+
+
+class Action(NamedTuple):
+  """What an agent does.
+
+  Attributes:
+    slate: int32 [K], distinct items.
+    log_prob: float32 [K], log pi of each item; 0 where there is none.
+    latent: float32 [A], see Transition.
+  """
+
+  slate: Array
+  log_prob: Array
+  latent: Array
 
 
 class Agent(NamedTuple):
@@ -34,19 +71,26 @@ class Agent(NamedTuple):
   Attributes:
     init: (key, catalogue, observation) -> params.
     act: (params, catalogue, observation, excluded, key, temperature) ->
-      (slate [K], log pi of each item [K]). With key None the slate is greedy;
-      else it is sampled without replacement at the temperature. `excluded`,
-      int32 [T], holds ids that may not be shown; 0 is ignored.
+      Action. With key None the slate is greedy; else it is sampled without
+      replacement at the temperature, which for a latent action is the standard
+      deviation of its noise. `excluded`, int32 [T], holds ids that may not be
+      shown; 0 is ignored.
     loss: (params, target_params, catalogue, transition, key, progress) ->
-      (loss [], metrics). `progress` in [0, 1] drives schedules.
+      (loss [], metrics). `progress` in [0, 1] drives schedules. None where
+      there is nothing to learn; such an agent gets a key in evaluation too.
+    offline: learns from the logged slates instead of its own.
   """
 
   init: Callable[[PRNGKey, Catalogue, Observation], Params]
-  act: Callable[..., tuple[Array, Array]]
-  loss: Callable[
-    [Params, Params, Catalogue, Transition, PRNGKey, Array],
-    tuple[Array, Metrics],
-  ]
+  act: Callable[..., Action]
+  loss: (
+    Callable[
+      [Params, Params, Catalogue, Transition, PRNGKey, Array],
+      tuple[Array, Metrics],
+    ]
+    | None
+  )
+  offline: bool = False
 
 
 def geometric(start: float, end: float, progress: Array) -> Array:

@@ -1,6 +1,8 @@
 """Sessions of a policy in the simulator, and the bounds beside it."""
 
 import functools
+import io
+import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from hsrl_jax import files
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.ops import masking
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
@@ -16,6 +19,7 @@ from hsrl_jax.types import Array, Observation, Params, PRNGKey
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
 Act = Callable[[Params, Observation, Array, PRNGKey], Array]
 
+MEASURES = ("total_reward", "depth", "positives")  # Of each session kept.
 _CHUNK = 250  # Sessions simulated at once.
 
 
@@ -206,6 +210,26 @@ def report(policies: dict[str, list[Sessions]]) -> dict:
     ]
     table[name] = {k: summarise(v) for k, v in measures.items()}
   return table
+
+
+def save(path: pathlib.Path, policies: dict[str, list[Sessions]]) -> None:
+  """Writes each session's measures; session e is the same user everywhere.
+
+  Args:
+    path: of an .npz with `<policy>/<measure>`, float32 [S, E], of the measures
+      total_reward, depth and positives.
+    policies: name to the sessions of each seed.
+  """
+  buffer = io.BytesIO()
+  np.savez_compressed(
+    buffer,
+    **{
+      f"{name}/{measure}": np.stack([getattr(s, measure) for s in seeds])
+      for name, seeds in policies.items()
+      for measure in MEASURES
+    },
+  )
+  files.write_atomic(path, buffer.getvalue())
 
 
 def examples(

@@ -1,13 +1,13 @@
 """The training engine: act, step, replay, update, in one `lax.scan`.
 
-Any Agent, any simulator. Users are spread over devices; seeds run side by
-side under a vmap. All randomness is fold_in(key, step), then by user, so the
-result does not depend on the number of devices (up to the order of
-floating-point sums). What one call of `run` collects can be replayed from the
-next call on; in the very first call nothing is learned yet.
+Any Agent, any simulator, ONE seed; `parallel` spreads seeds and users over
+devices. All randomness is fold_in(key, step), then by user, so the result does
+not depend on the number of devices (up to the order of floating-point sums).
+What one call of `run` collects can be replayed from the next call on; in the
+very first call nothing is learned yet. An offline agent learns from the logged
+slates instead, and shows none.
 """
 
-import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,14 +17,27 @@ import optax
 
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
-from hsrl_jax.envs.user_simulator import EnvParams, EnvState, UserSimulator
-from hsrl_jax.ops import sampling, tree
+from hsrl_jax.envs.user_simulator import (
+  EnvParams,
+  EnvState,
+  UserSimulator,
+  append_positives,
+)
+from hsrl_jax.ops import returns, sampling, tree
 from hsrl_jax.training import replay
-from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  Params,
+  PRNGKey,
+  Sessions,
+  Transition,
+)
 
 
 class Learner(NamedTuple):
-  """What all devices hold alike. S seeds lead every leaf but `step`.
+  """What all devices of a seed hold alike.
 
   Attributes:
     params: of the agent.
@@ -48,8 +61,8 @@ class Stream(NamedTuple):
 
   Attributes:
     user: int32 [U], the users' numbers among all devices' users.
-    env: their sessions, leaves [U, S, ...].
-    replay: their transitions, leaves [C, U, S, ...].
+    env: their sessions, leaves [U, ...].
+    replay: their transitions, leaves [C, U, ...].
   """
 
   user: Array
@@ -58,23 +71,30 @@ class Stream(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """Constants of the loop."""
+  """Constants of the loop.
+
+  Attributes:
+    catalogue: the items.
+    env_params: of the simulator.
+    logs: logged slates, leaves [R, ...], for an offline agent; see `logged`.
+  """
 
   catalogue: Catalogue
   env_params: EnvParams
+  logs: Transition | None = None
 
 
 class Engine(NamedTuple):
   """The loop's functions.
 
   Attributes:
-    init: (inputs, device_count) -> (Learner, Stream).
+    init: (seed, inputs, device_count) -> (Learner, Stream).
     run: (learner, stream, inputs, axis_name) -> (learner, stream, metrics),
       of one device's streams; `iterations_per_call` iterations. Metrics are
-      means over them, [S].
+      means over them, [].
   """
 
-  init: Callable[[Inputs, int], tuple[Learner, Stream]]
+  init: Callable[[Array, Inputs, int], tuple[Learner, Stream]]
   run: Callable[..., tuple[Learner, Stream, Metrics]]
 
 
@@ -93,45 +113,38 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   )
   per_user = config.batch_size // config.users
 
-  def init(inputs: Inputs, device_count: int) -> tuple[Learner, Stream]:
+  def init(
+    seed: Array, inputs: Inputs, device_count: int
+  ) -> tuple[Learner, Stream]:
     if config.users % device_count:
       raise ValueError(
         f"users is {config.users}; expected a multiple of the "
         f"{device_count} devices"
       )
-    seeds = jnp.stack([jax.random.key(seed) for seed in config.seeds])
-    param_keys, stream_keys, keys = _split(seeds, 3)
-    params = jax.vmap(init_params, in_axes=(0, None))(param_keys, inputs)
+    param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
+    user = env.start(jnp.int32(0), inputs.env_params)
+    params = agent.init(param_key, inputs.catalogue, user.observation)
     learner = Learner(
       params,
       jax.tree.map(jnp.copy, params),
-      jax.vmap(optimizer.init)(params),
-      keys,
+      optimizer.init(params),
+      key,
       jnp.int32(0),
     )
     users = jnp.arange(config.users).reshape(device_count, -1)
-    stream = jax.vmap(init_stream, in_axes=(0, None, None))(
-      users, stream_keys, inputs
+    stream = jax.vmap(init_stream, in_axes=(0, None, None, None))(
+      users, stream_key, params, inputs
     )
     return learner, stream
 
-  def init_params(key: PRNGKey, inputs: Inputs) -> Params:
-    state = env.start(jnp.int32(0), inputs.env_params)
-    return agent.init(key, inputs.catalogue, state.observation)
-
-  def init_stream(users: Array, keys: PRNGKey, inputs: Inputs) -> Stream:
-    state = jax.vmap(jax.vmap(env.reset, in_axes=(0, None)), in_axes=(0, None))(
-      _by_user(keys, users), inputs.env_params
-    )
-    shape = (*state.steps.shape, env.slate_size)
-    example = Transition(
-      observation=state.observation,
-      slate=jnp.zeros(shape, jnp.int32),
-      log_prob=jnp.zeros(shape),
-      response=jnp.zeros(shape),
-      reward=jnp.zeros(shape[:-1]),
-      terminated=jnp.zeros(shape[:-1]),
-      next_history=state.observation.history,
+  def init_stream(
+    users: Array, key: PRNGKey, params: Params, inputs: Inputs
+  ) -> Stream:
+    keys = _by_user(key, users)
+    state = jax.vmap(env.reset, in_axes=(0, None))(keys, inputs.env_params)
+    by_user = jax.vmap(interact, in_axes=(None, 0, None, 0, 0, None))
+    _, example = jax.eval_shape(
+      by_user, params, state, inputs, keys, keys, jnp.float32(0)
     )
     ring = replay.init(example, config.buffer_size // config.users)
     return Stream(users, state, ring)
@@ -145,7 +158,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     progress: Array,
   ) -> tuple[EnvState, Transition]:
     """One user is shown a slate."""
-    slate, log_prob = agent.act(
+    action = agent.act(
       params,
       inputs.catalogue,
       env_state.observation,
@@ -154,36 +167,35 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       geometric(config.temperature, config.temperature_end, progress),
     )
     next_state, result = env.step_or_reset(
-      step_key, env_state, slate, inputs.env_params
+      step_key, env_state, action.slate, inputs.env_params
     )
     return next_state, Transition(
       observation=env_state.observation,
-      slate=slate,
-      log_prob=log_prob,
+      slate=action.slate,
+      log_prob=action.log_prob,
       response=result.response,
       reward=result.reward,
       terminated=result.terminated.astype(jnp.float32),
+      latent=action.latent,
       next_history=result.observation.history,
     )
 
   def update(
-    params: Params,
-    target_params: Params,
-    opt_state: optax.OptState,
+    learner: Learner,
     batch: Transition,
     keys: PRNGKey,
     inputs: Inputs,
     progress: Array,
     weight: Array,
     axis_name: str | None,
-  ) -> tuple[Params, Params, optax.OptState, Metrics]:
-    """One step of one seed; `batch` and `keys` lead with [U, per_user]."""
+  ) -> tuple[Learner, Metrics]:
+    """One step of the optimizer; `batch` and `keys` lead with [U, per_user]."""
 
     def loss(params):
       def of_transition(transition, key):
         return agent.loss(
           params,
-          target_params,
+          learner.target_params,
           inputs.catalogue,
           transition,
           key,
@@ -193,60 +205,52 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
       return losses.mean() * weight, jax.tree.map(jnp.mean, metrics)
 
-    grads, metrics = jax.grad(loss, has_aux=True)(params)
+    grads, metrics = jax.grad(loss, has_aux=True)(learner.params)
     if axis_name is not None:
       grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
     metrics = jax.tree.map(lambda m: m * weight, metrics)
     metrics["grad_norm"] = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, opt_state)
-    params = optax.apply_updates(params, updates)
-    target_params = tree.polyak(target_params, params, config.polyak)
-    return params, target_params, opt_state, metrics
+    updates, opt_state = optimizer.update(grads, learner.opt_state)
+    params = optax.apply_updates(learner.params, updates)
+    target_params = tree.polyak(learner.target_params, params, config.polyak)
+    learner = Learner(
+      params, target_params, opt_state, learner.key, learner.step + 1
+    )
+    return learner, metrics
 
   def iterate(
     learner: Learner,
     stream: Stream,
     inputs: Inputs,
     axis_name: str | None,
-  ) -> tuple[Learner, EnvState, Transition, Metrics]:
-    """One iteration of all seeds."""
+  ) -> tuple[Learner, EnvState, Transition | None, Metrics]:
+    """One iteration."""
     progress = learner.step / config.iterations
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(
-      learner.key, learner.step
-    )
+    key = jax.random.fold_in(learner.key, learner.step)
     act_keys, step_keys, replay_keys, *loss_keys = _split(
-      _by_user(keys, stream.user), 3 + per_user
+      _by_user(key, stream.user), 3 + per_user
     )
-    by_seed = jax.vmap(interact, in_axes=(0, 0, None, 0, 0, None))
-    by_user = jax.vmap(by_seed, in_axes=(None, 0, None, 0, 0, None))
-    env_state, transition = by_user(
-      learner.params,
-      stream.env,
-      inputs,
-      act_keys,
-      step_keys,
-      progress,
-    )
+    loss_keys = jnp.stack(loss_keys, -1)
+    if agent.offline:
+      rows = jax.vmap(
+        lambda key: sampling.index(key, len(inputs.logs.reward), (per_user,))
+      )(replay_keys)
+      batch = jax.tree.map(lambda x: x[rows], inputs.logs)
+      learner, metrics = update(
+        learner, batch, loss_keys, inputs, progress, jnp.float32(1), axis_name
+      )
+      return learner, stream.env, None, metrics
+    env_state, transition = jax.vmap(
+      interact, in_axes=(None, 0, None, 0, 0, None)
+    )(learner.params, stream.env, inputs, act_keys, step_keys, progress)
     batch = replay.sample(stream.replay, replay_keys, per_user)
-    params, target_params, opt_state, metrics = jax.vmap(
-      functools.partial(update, axis_name=axis_name),
-      in_axes=(0, 0, 0, 1, 1, None, None, None),
-    )(
-      learner.params,
-      learner.target_params,
-      learner.opt_state,
-      batch,
-      jnp.stack(loss_keys, -1),
-      inputs,
-      progress,
-      (stream.replay.added > 0).astype(jnp.float32),
+    weight = (stream.replay.added > 0).astype(jnp.float32)
+    learner, metrics = update(
+      learner, batch, loss_keys, inputs, progress, weight, axis_name
     )
-    reward = transition.reward.mean(0)
+    reward = transition.reward.mean()
     if axis_name is not None:
       reward = jax.lax.pmean(reward, axis_name)
-    learner = Learner(
-      params, target_params, opt_state, learner.key, learner.step + 1
-    )
     return learner, env_state, transition, metrics | {"reward": reward}
 
   def run(
@@ -265,22 +269,43 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     (learner, env_state), (transitions, metrics) = jax.lax.scan(
       body, (learner, stream.env), length=config.iterations_per_call
     )
-    ring = replay.add(stream.replay, transitions)
-    metrics = jax.tree.map(lambda m: m.mean(0), metrics)
-    return learner, Stream(stream.user, env_state, ring), metrics
+    if not agent.offline:
+      stream = stream._replace(
+        env=env_state, replay=replay.add(stream.replay, transitions)
+      )
+    return learner, stream, jax.tree.map(jnp.mean, metrics)
 
   return Engine(init, run)
 
 
+def logged(sessions: Sessions, penalty: float) -> Transition:
+  """Logged slates as transitions, leaves [R, ...].
+
+  A log says nothing of a next step that the agent chose, so each is the last.
+  """
+  sessions = jax.tree.map(jnp.asarray, sessions)
+  rewards = returns.item_rewards(sessions.response, penalty)
+  ones = jnp.ones(len(rewards))
+  return Transition(
+    observation=Observation(sessions.profile, sessions.history),
+    slate=sessions.exposed,
+    log_prob=jnp.zeros_like(rewards),
+    response=sessions.response,
+    reward=rewards.mean(-1),
+    terminated=ones,
+    latent=jnp.zeros((len(rewards), 0)),
+    next_history=jax.vmap(append_positives)(
+      sessions.history, sessions.exposed, sessions.response
+    ),
+  )
+
+
 def _split(keys: PRNGKey, count: int) -> tuple[PRNGKey, ...]:
-  """Splits each key of an array of any shape; `count` arrays of that shape."""
-  split = sampling.split
-  for _ in keys.shape:
-    split = jax.vmap(split, in_axes=(0, None))
+  """Splits each of the keys [U]; `count` arrays of that shape."""
+  split = jax.vmap(sampling.split, in_axes=(0, None))
   return tuple(jnp.moveaxis(split(keys, count), -1, 0))
 
 
-def _by_user(keys: PRNGKey, users: Array) -> PRNGKey:
-  """A key for each user and seed, [S], [U] -> [U, S]."""
-  by_seed = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-  return jax.vmap(by_seed, in_axes=(None, 0))(keys, users)
+def _by_user(key: PRNGKey, users: Array) -> PRNGKey:
+  """A key for each user, [U]."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, users)

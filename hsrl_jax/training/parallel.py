@@ -1,8 +1,21 @@
-"""The only place with `jax.pmap`."""
+"""Seeds and users over devices; the only place with `jax.pmap`.
+
+Where there are at least as many seeds as devices, each device trains seeds of
+its own and nothing crosses devices. Else the devices share the users of every
+seed. Seeds of one device follow one another on a CPU, where a batch of small
+networks is slower than the networks in turn, and gives other roundings; on
+accelerators they run side by side under a vmap.
+
+The state of S seeds is a learner with leaves [S, ...] and a stream with leaves
+[D, S, ...], where D devices share a seed's users. `place` brings it to the
+devices, `collect` back.
+"""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.ops import tree
@@ -10,56 +23,164 @@ from hsrl_jax.ops import tree
 AXIS = "devices"
 
 
-def over_devices(run: Callable) -> Callable:
-  """Maps `run(learner, stream, inputs, axis_name)` over the local devices.
+class Layout(NamedTuple):
+  """How seeds lie on devices.
 
-  The learner and the inputs are the same everywhere; the stream has a leading
-  axis of devices. Learner and stream are donated. What `run` returns for the
-  learner and the metrics must be the same on all devices, since one copy is
-  kept unchecked: see `assert_replicated`.
+  Attributes:
+    seeds: S.
+    devices: all there are.
+    by_seed: whether each device has seeds of its own.
   """
 
-  def step(learner, stream, inputs):
-    return run(learner, stream, inputs, AXIS)
+  seeds: int
+  devices: int
+  by_seed: bool
 
-  return jax.pmap(
-    step,
+  @property
+  def user_devices(self) -> int:
+    """D, the devices that share the users of a seed."""
+    return 1 if self.by_seed else self.devices
+
+
+def layout(seeds: int) -> Layout:
+  """The layout of S seeds on the local devices."""
+  devices = jax.local_device_count()
+  return Layout(seeds, devices, seeds >= devices > 1)
+
+
+def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
+  """The state of all seeds, by an Engine's `init`."""
+
+  def of_seed(seed, inputs):
+    return engine_init(seed, inputs, layout.user_devices)
+
+  by_seed = jax.vmap(of_seed, in_axes=(0, None), out_axes=(0, 1))
+  return jax.jit(by_seed)(jnp.array(seeds), inputs)
+
+
+def over_seeds(run: Callable) -> Callable:
+  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...]."""
+  if jax.default_backend() != "cpu":
+    return lambda learner, stream, *rest: jax.vmap(
+      lambda learner, stream: run(learner, stream, *rest)
+    )(learner, stream)
+
+  def of_all(learner, stream, *rest):
+    def of_seed(seed, learner, stream):
+      state = jax.tree.map(lambda x: x[seed], (learner, stream))
+      # What is fused with what is around would round differently.
+      new = run(*jax.lax.optimization_barrier(state), *rest)
+      return jax.lax.optimization_barrier(new)
+
+    metrics = jax.tree.map(
+      lambda x: jnp.zeros((len(learner.step), *x.shape), x.dtype),
+      jax.eval_shape(of_seed, 0, learner, stream)[2],
+    )
+
+    def body(seed, carry):
+      new = of_seed(seed, *carry[:2])
+      return jax.tree.map(lambda x, y: x.at[seed].set(y), carry, new)
+
+    # A loop whose length the compiler does not know: unrolled or not, it would
+    # round differently, and a seed alone would not do what it does in company.
+    count = len(learner.step) + jnp.minimum(learner.step[0], 0)
+    return jax.lax.fori_loop(0, count, body, (learner, stream, metrics))
+
+  return of_all
+
+
+def over_devices(run: Callable, layout: Layout) -> Callable:
+  """Maps an Engine's `run` over seeds and devices.
+
+  Returns:
+    (learner, stream, inputs) -> (learner, stream, metrics) of states as `place`
+    leaves them, which are donated; metrics are [S]. Where devices share a
+    seed, what `run` returns for the learner and the metrics must be the same on
+    all of them, since one copy is kept unchecked: see `assert_replicated`.
+  """
+  axis_name = AXIS if layout.user_devices > 1 else None
+
+  def of_device(learner, stream, inputs):
+    return over_seeds(run)(learner, stream, inputs, axis_name)
+
+  learners = 0 if layout.by_seed else None
+  mapped = jax.pmap(
+    of_device,
     axis_name=AXIS,
-    in_axes=(None, 0, None),
-    out_axes=(None, 0, None),
+    in_axes=(learners, 0, None),
+    out_axes=(learners, 0, learners),
     donate_argnums=(0, 1),
   )
+  if not layout.by_seed:
+    return mapped
+
+  def run_all(learner, stream, inputs):
+    learner, stream, metrics = mapped(learner, stream, inputs)
+    return learner, stream, jax.tree.map(lambda x: _unpad(x, layout), metrics)
+
+  return run_all
 
 
-def place(learner, stream, inputs):
+def place(learner, stream, inputs, layout: Layout):
   """Puts a loop's arguments where the mapped `run` wants them.
 
   Without it the second call would find its arguments placed otherwise than
-  the first, and compile again.
+  the first, and compile again. Where S is no multiple of the devices, the last
+  seed is trained on several of them.
   """
   mesh = jax.sharding.Mesh(jax.local_devices(), (AXIS,))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  if layout.by_seed:
+    stream = jax.tree.map(lambda x: x[0], stream)
+    learner, stream = jax.tree.map(lambda x: _pad(x, layout), (learner, stream))
   return (
-    jax.device_put(learner, everywhere),
+    jax.device_put(learner, split if layout.by_seed else everywhere),
     jax.device_put(stream, split),
     jax.device_put(inputs, everywhere),
   )
 
 
-def one_copy(x):
-  """A replicated pytree on the first device alone."""
+def collect(x, layout: Layout):
+  """A learner, or a part of it, as it was before `place`, on one device."""
+  if layout.by_seed:
+    return jax.tree.map(lambda a: _unpad(a, layout), x)
   return jax.tree.map(lambda a: a.addressable_shards[0].data, x)
 
 
-def assert_replicated(x) -> None:
-  """Raises AssertionError where devices hold different copies of `x`."""
+def collect_stream(stream, layout: Layout):
+  """A stream as it was before `place`."""
+  if layout.by_seed:
+    return jax.tree.map(lambda a: _unpad(a, layout)[None], stream)
+  return stream
+
+
+def assert_replicated(learner, layout: Layout) -> None:
+  """Raises AssertionError where devices hold different copies of a learner."""
+  if layout.by_seed:
+    return
   prints = [
-    float(tree.fingerprint(jax.tree.map(lambda a, d=d: _copy_on(a, d), x)))
-    for d in range(jax.local_device_count())
+    float(
+      tree.fingerprint(jax.tree.map(lambda a, d=d: _copy_on(a, d), learner))
+    )
+    for d in range(layout.devices)
   ]
   if len(set(prints)) != 1:
     raise AssertionError(f"devices hold different copies: {prints}")
+
+
+def _pad(x: jax.Array, layout: Layout) -> jax.Array:
+  """[S, ...] -> [devices, seeds a device, ...]."""
+  rows = -(-layout.seeds // layout.devices)
+  seed = np.minimum(np.arange(layout.devices * rows), layout.seeds - 1)
+  return x[seed].reshape(layout.devices, rows, *x.shape[1:])
+
+
+def _unpad(x: jax.Array, layout: Layout) -> jax.Array:
+  """[devices, seeds a device, ...] -> [S, ...] on the first device."""
+  x = jax.device_put(x, jax.local_devices()[0])
+  rows = x.shape[0] * x.shape[1]
+  return x.reshape(rows, *x.shape[2:])[: layout.seeds]
 
 
 def _copy_on(x: jax.Array, device: int) -> np.ndarray:

@@ -1,13 +1,12 @@
 """Stage `policy`: trains the agent in the simulator."""
 
-import functools
 import pathlib
 from collections.abc import Callable
 
 import jax
 import numpy as np
 
-from hsrl_jax.agents.base import Agent, Catalogue
+from hsrl_jax.agents.base import Agent, Catalogue, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
@@ -15,25 +14,32 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.training import checkpoint, evaluate, loop, parallel, progress
 from hsrl_jax.training import metrics as metrics_lib
-from hsrl_jax.types import Params
+from hsrl_jax.types import Params, Sessions
 
 FOLDER = "policy"
 
+# The name of --agent to what builds it, from (PolicyConfig, Spec).
+AGENTS = {
+  "hsrl": hsrl.make,
+}
 
-def make_agent(config: Config, env: UserSimulator) -> Agent:
-  """The HSRL agent of a configuration."""
-  return hsrl.make(
-    config.policy,
+
+def make_agent(config: Config, env: UserSimulator, index: SidIndex) -> Agent:
+  """The agent that a configuration names."""
+  spec = Spec(
     levels=config.quantizer.levels,
     vocab_size=config.quantizer.vocab_size,
+    num_items=index.capacity,
     slate_size=env.slate_size,
     penalty=config.simulator.penalty,
+    iterations=config.policy.iterations,
   )
+  return AGENTS[config.policy.agent](config.policy, spec)
 
 
 def acting(config: PolicyConfig, index: SidIndex) -> str:
   """How the agent finds a slate, in words."""
-  if not hsrl.searches(config, index):
+  if config.agent != "hsrl" or not hsrl.searches(config, index):
     return f"each of {index.num_items:,} items is scored"
   return f"beam search, {config.beams} beams, {index.num_items:,} items"
 
@@ -42,9 +48,10 @@ def greedy(agent: Agent) -> evaluate.Act:
   """The agent's greedy policy; its `params` are (params, Catalogue)."""
 
   def act(params, observation, excluded, key):
-    del key
     params, catalogue = params
-    return agent.act(params, catalogue, observation, excluded, None, 1.0)[0]
+    if agent.loss is not None:
+      key = None
+    return agent.act(params, catalogue, observation, excluded, key, 1.0).slate
 
   return act
 
@@ -63,6 +70,7 @@ def run(
   catalogue: Catalogue,
   users: EnvParams,
   val_users: EnvParams,
+  logs: Sessions,
 ) -> None:
   """Trains; writes `policy/`: checkpoints, metrics.jsonl, TensorBoard events.
 
@@ -76,28 +84,36 @@ def run(
     catalogue: the items.
     users: the pool of the training split.
     val_users: the pool of the learning curve.
+    logs: the training slates, for an agent that learns from them.
 
   Raises:
     FloatingPointError: a metric became NaN or infinite.
     InputError: the users do not divide over the devices.
   """
   policy = config.policy
-  agent = make_agent(config, env)
+  agent = make_agent(config, env, catalogue.index)
+  folder = workdir / FOLDER
+  if agent.loss is None:
+    folder.mkdir(parents=True, exist_ok=True)
+    return
   engine = loop.make(agent, env, policy)
-  inputs = loop.Inputs(catalogue, users)
+  inputs = loop.Inputs(
+    catalogue,
+    users,
+    loop.logged(logs, env.penalty) if agent.offline else None,
+  )
+  layout = parallel.layout(len(policy.seeds))
   try:
-    init = jax.jit(engine.init, static_argnums=1)
-    learner, stream = init(inputs, jax.local_device_count())
+    learner, stream = parallel.init(engine.init, policy.seeds, inputs, layout)
   except ValueError as error:
     raise InputError(str(error)) from error
-  learner, stream, inputs = parallel.place(learner, stream, inputs)
-  iterate = parallel.over_devices(engine.run)
-  folder = workdir / FOLDER
+  iterate = parallel.over_devices(engine.run, layout)
   curve = _curve(agent, env, config, catalogue, val_users)
   with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
     restored = checkpoint.restore_latest(checkpointer, (learner, stream))
     learner, stream = restored or (learner, stream)
-    done = int(learner.step)
+    done = int(learner.step[0])
+    learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
     with (
       metrics_lib.MetricsWriter(folder, done) as writer,
       progress.bar(policy.iterations, "policy", "it", done) as bar,
@@ -122,12 +138,16 @@ def run(
         writer.write(step, measured)
         bar.update(policy.iterations_per_call)
         if step % policy.curve_every == 0 or step == policy.iterations:
-          point = curve(learner.target_params)
+          point = curve(parallel.collect(learner.target_params, layout))
           writer.write(step, {"eval": point})
           bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")
         if step % policy.save_every == 0 or step == policy.iterations:
-          checkpoint.save(checkpointer, step, (learner, stream))
-  parallel.assert_replicated(learner)
+          state = (
+            parallel.collect(learner, layout),
+            parallel.collect_stream(stream, layout),
+          )
+          checkpoint.save(checkpointer, step, state)
+  parallel.assert_replicated(learner, layout)
 
 
 def load(
@@ -142,10 +162,17 @@ def load(
   Raises:
     InputError: no checkpoint can be read.
   """
-  engine = loop.make(make_agent(config, env), env, config.policy)
+  seeds = config.policy.seeds
+  agent = make_agent(config, env, catalogue.index)
   inputs = loop.Inputs(catalogue, users)
-  init = functools.partial(engine.init, device_count=jax.local_device_count())
-  like = jax.eval_shape(init, inputs)
+  if agent.loss is None:
+    user = env.start(0, users).observation
+    return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
+  engine = loop.make(agent, env, config.policy)
+  layout = parallel.layout(len(seeds))
+  like = jax.eval_shape(
+    lambda inputs: parallel.init(engine.init, seeds, inputs, layout), inputs
+  )
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder) as checkpointer:
     restored = checkpoint.restore_latest(checkpointer, like)
@@ -178,7 +205,7 @@ def _curve(
         key,
         episodes=config.policy.curve_episodes,
       )
-      for p in by_seed(config.policy, parallel.one_copy(params))
+      for p in by_seed(config.policy, params)
     ]
     return {
       name: evaluate.summarise([getattr(s, name) for s in sessions])

@@ -14,18 +14,20 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.training import metrics, plots, sid_report
 from hsrl_jax.training import page as page_lib
 
-_AGENT = "hsrl"
 _WIDTH = 80  # Columns of the terminal's table.
 _HISTORY = 8  # Latest titles shown at once; the others fold.
 _STEPS = 3  # First steps shown at once; the others fold.
 
 
-def write(workdir: pathlib.Path, items: Items) -> pathlib.Path:
+def write(
+  workdir: pathlib.Path, items: Items, shared: pathlib.Path | None = None
+) -> pathlib.Path:
   """Writes `report/` of a run whose other stages are complete.
 
   Args:
     workdir: of the run.
     items: the catalogue.
+    shared: where `sids/` and `simulator/` are; None: in the workdir.
 
   Returns:
     The path of the page; its pictures also lie beside it.
@@ -33,30 +35,32 @@ def write(workdir: pathlib.Path, items: Items) -> pathlib.Path:
   Raises:
     InputError: a file of another stage is missing or unreadable.
   """
-  folder = workdir / "report"
+  folder, shared = workdir / "report", shared or workdir
   results = _json(workdir / "results.json")
   examples = _json(folder / "examples.json")
-  facts = _json(workdir / "sids" / "report.json")
-  fit = _read(metrics.read, workdir / "simulator")
-  training = _read(metrics.read, workdir / "policy")
-  item_id, tokens = _read(_sids, workdir / "sids" / "sids.npz")
+  facts = _json(shared / "sids" / "report.json")
+  fit = _read(metrics.read, shared / "simulator")
+  learned = (workdir / "policy" / metrics.METRICS).exists()
+  training = _read(metrics.read, workdir / "policy") if learned else []
+  item_id, tokens = _read(_sids, shared / "sids" / "sids.npz")
   genres = [items.genres[i] for i in item_id]
   others = {
     name: policy["total_reward"]["mean"]
     for name, policy in results["policies"].items()
-    if name != _AGENT
+    if name != results["agent"]
   }
   figures = {
-    "learning_curve": plots.learning_curve(
-      [x for x in training if "eval" in x],
-      [x for x in training if "eval" not in x],
-      others,
-    ),
     "semantic_space": plots.semantic_space(
       items.features[item_id], tokens, genres, facts["vocab_size"]
     ),
     "simulator": plots.simulator(fit),
   }
+  if training:
+    figures["learning_curve"] = plots.learning_curve(
+      [x for x in training if "eval" in x],
+      [x for x in training if "eval" not in x],
+      others,
+    )
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   page = _page(results, facts, examples, pictures, items, item_id, tokens)
   for name, picture in pictures.items():
@@ -105,7 +109,7 @@ def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:
   seeds = ", ".join(map(str, results["seeds"]))
   split = page_lib.text(results["split"])
   return page_lib.document(
-    f"HSRL on {results['dataset']}",
+    f"{results['agent']} on {results['dataset']}",
     [
       '<p class="soft">Protocol '
       f"<code>{page_lib.text(results['protocol'])}</code>, "
@@ -115,15 +119,7 @@ def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:
       _measured(results),
       "<h2>Results</h2>",
       _results(results),
-      "<h2>Learning</h2>",
-      page_lib.figure(
-        pictures["learning_curve"],
-        "Total reward of HSRL by iteration beside the losses",
-        "Left: mean over the seeds with its 95% interval; thin lines are "
-        "single seeds. Dashed: the other policies, whose users are those of "
-        f"the {split} split. Right: means over the seeds, "
-        "each on a scale of its own.",
-      ),
+      _learning(pictures.get("learning_curve"), split),
       "<h2>Semantic space</h2>",
       _semantic(facts, pictures["semantic_space"], items, item_id, tokens),
       "<h2>User simulator</h2>",
@@ -131,6 +127,19 @@ def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:
       "<h2>Sessions</h2>",
       _sessions(examples),
     ],
+  )
+
+
+def _learning(picture: bytes | None, split: str) -> str:
+  if picture is None:
+    return ""
+  return "<h2>Learning</h2>" + page_lib.figure(
+    picture,
+    "Total reward of the agent by iteration beside the losses",
+    "Left: mean over the seeds with its 95% interval; thin lines are "
+    "single seeds. Dashed: the other policies, whose users are those of "
+    f"the {split} split. Right: means over the seeds, "
+    "each on a scale of its own.",
   )
 
 
@@ -168,13 +177,15 @@ def _results(results) -> str:
       f'<td class="number">{_interval(policy.get(key), form)}</td>'
       for _, key, form in columns
     )
-    kind = ' class="agent"' if name == _AGENT else ""
+    kind = ' class="agent"' if name == results["agent"] else ""
     rows.append(f"<tr{kind}><td>{page_lib.text(name)}</td>{cells}</tr>")
   seeds = ""
-  per_seed = results["policies"].get(_AGENT, {}).get("total_reward", {})
+  per_seed = (
+    results["policies"].get(results["agent"], {}).get("total_reward", {})
+  )
   if len(per_seed.get("per_seed", ())) > 1:
     listed = ", ".join(f"{x:.2f}" for x in per_seed["per_seed"])
-    seeds = f" HSRL's total reward by seed: {listed}."
+    seeds = f" {results['agent']}'s total reward by seed: {listed}."
   return (
     f'<div class="scroll"><table><thead><tr><th>Policy</th>{head}</tr></thead>'
     f"<tbody>{''.join(rows)}</tbody></table></div>"

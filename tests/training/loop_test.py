@@ -13,25 +13,30 @@ from tests.training import toy
 
 
 def _merge_devices(stream):
-  """A stream of D devices as the stream of one."""
+  """A stream of S seeds and D devices as that of one device, [S, ...]."""
 
   def users(x):
-    return x.reshape(x.shape[0] * x.shape[1], *x.shape[2:])
+    x = jnp.moveaxis(x, 0, 1)
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
 
   return stream._replace(
     user=users(stream.user),
     env=jax.tree.map(users, stream.env),
     replay=stream.replay._replace(
-      # [D, C, U/D, ...] -> [C, U, ...]
+      # [D, S, C, U/D, ...] -> [S, C, U, ...]
       items=jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 1).reshape(
-          x.shape[1], x.shape[0] * x.shape[2], *x.shape[3:]
+        lambda x: jnp.moveaxis(x, 0, 2).reshape(
+          *x.shape[1:3], x.shape[0] * x.shape[3], *x.shape[4:]
         ),
         stream.replay.items,
       ),
       added=stream.replay.added[0],
     ),
   )
+
+
+def _over_seeds(engine):
+  return jax.jit(jax.vmap(engine.run, in_axes=(0, 0, None)))
 
 
 def _on_one_device(x):
@@ -52,14 +57,16 @@ class DevicesTest(parameterized.TestCase):
     self.assertEqual(jax.local_device_count(), 4)
     config = toy.config(residual_mode=mode, beams=8)
     engine, inputs = toy.engine(config), toy.inputs()
-    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
-    one = jax.jit(functools.partial(engine.run, axis_name=None))
+    layout = parallel.layout(2)
+    self.assertFalse(layout.by_seed)
+    learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+    one = _over_seeds(engine)
     # Copies, since the mapped run donates its arguments.
     one_learner, one_stream = jax.tree.map(
       jnp.copy, (learner, _merge_devices(stream))
     )
-    four = parallel.over_devices(engine.run)
-    learner, stream, placed = parallel.place(learner, stream, inputs)
+    four = parallel.over_devices(engine.run, layout)
+    learner, stream, placed = parallel.place(learner, stream, inputs, layout)
     start = jax.tree.map(np.asarray, one_learner.params)
     for _ in range(3):
       learner, stream, metrics = four(learner, stream, placed)
@@ -78,7 +85,7 @@ class DevicesTest(parameterized.TestCase):
     chex.assert_trees_all_close(
       learner.params, one_learner.params, rtol=1e-4, atol=2e-4
     )
-    parallel.assert_replicated(learner)
+    parallel.assert_replicated(learner, layout)
     moved = jax.tree.map(
       lambda a, b: np.abs(a - b).max(),
       start,
@@ -91,9 +98,10 @@ class DevicesTest(parameterized.TestCase):
       seeds=(0,), iterations_per_call=1, curve_every=1, save_every=1
     )
     engine, inputs = toy.engine(config), toy.inputs()
-    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
-    learner, stream, placed = parallel.place(learner, stream, inputs)
-    four = parallel.over_devices(engine.run)
+    layout = parallel.layout(1)
+    learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+    learner, stream, placed = parallel.place(learner, stream, inputs, layout)
+    four = parallel.over_devices(engine.run, layout)
     learner, stream, _ = four(learner, stream, placed)  # Fills the ring.
 
     # Adam's first moment after one step from zero is 0.1 of the gradient.
@@ -102,9 +110,7 @@ class DevicesTest(parameterized.TestCase):
     one_stream = _on_one_device(_merge_devices(stream))
     one_learner = _on_one_device(learner)
     learner, stream, _ = four(learner, stream, placed)
-    one_learner, _, _ = jax.jit(functools.partial(engine.run, axis_name=None))(
-      one_learner, one_stream, inputs
-    )
+    one_learner, _, _ = _over_seeds(engine)(one_learner, one_stream, inputs)
     chex.assert_trees_all_close(
       learner.opt_state, one_learner.opt_state, rtol=1e-4, atol=1e-6
     )
@@ -112,7 +118,8 @@ class DevicesTest(parameterized.TestCase):
   def test_every_device_ends_with_the_same_learner(self):
     config = toy.config()
     engine, inputs = toy.engine(config), toy.inputs()
-    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
+    init = jax.jit(engine.init, static_argnums=2)
+    learner, stream = init(0, inputs, 4)
 
     def run(learner, stream):
       return engine.run(learner, stream, inputs, "d")[0]
@@ -126,43 +133,73 @@ class DevicesTest(parameterized.TestCase):
   def test_assert_replicated_sees_a_difference(self):
     mapped = jax.pmap(lambda x: x, out_axes=None)(jnp.arange(4.0))
     with self.assertRaises(AssertionError):
-      parallel.assert_replicated({"x": mapped})
+      parallel.assert_replicated({"x": mapped}, parallel.layout(1))
 
   def test_users_must_divide_over_devices(self):
     engine = toy.engine(toy.config())
     with self.assertRaisesRegex(ValueError, "users is 8; .*3 devices"):
-      engine.init(toy.inputs(), 3)
+      engine.init(0, toy.inputs(), 3)
 
 
 class LoopTest(parameterized.TestCase):
   def test_no_transfer_to_or_from_the_host_and_one_compilation(self):
     engine, inputs = toy.engine(toy.config()), toy.inputs()
-    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 4)
-    learner, stream, inputs = parallel.place(learner, stream, inputs)
+    layout = parallel.layout(2)
+    learner, stream = parallel.init(engine.init, (0, 1), inputs, layout)
+    learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
     traces = []
 
     def run(*arguments):
       traces.append(1)
       return engine.run(*arguments)
 
-    run = parallel.over_devices(run)
+    run = parallel.over_devices(run, layout)
     with jax.transfer_guard("disallow"):
       for _ in range(3):
         learner, stream, metrics = run(learner, stream, inputs)
     self.assertLen(traces, 1)
-    self.assertEqual(int(learner.step), 12)
+    self.assertEqual(learner.step.tolist(), [12, 12])
     chex.assert_tree_all_finite(metrics)
 
-  def test_seeds_side_by_side_equal_seeds_alone(self):
-    together, _ = self._train(toy.config(seeds=(0, 1)), calls=3)
-    for i, seed in enumerate((0, 1)):
-      alone, _ = self._train(toy.config(seeds=(seed,)), calls=3)
-      chex.assert_trees_all_close(
-        jax.tree.map(lambda x, i=i: x[i], together.params),
-        jax.tree.map(lambda x: x[0], alone.params),
-        rtol=1e-4,
-        atol=1e-5,
+  def test_five_seeds_over_four_devices_equal_seeds_alone(self):
+    seeds = (3, 1, 4, 0, 5)
+    engine, inputs = toy.engine(toy.config()), toy.inputs()
+    layout = parallel.layout(len(seeds))
+    self.assertTrue(layout.by_seed)
+    start = parallel.init(engine.init, seeds, inputs, layout)
+    run = parallel.over_devices(engine.run, layout)
+    learner, stream, placed = parallel.place(*start, inputs, layout)
+    for _ in range(3):
+      learner, stream, metrics = run(learner, stream, placed)
+    together = parallel.collect(learner, layout)
+    rings = parallel.collect_stream(stream, layout)
+    # Collected and placed again they are what they were.
+    again, again_stream, _ = parallel.place(together, rings, inputs, layout)
+    for mine, back in ((learner, again), (stream, again_stream)):
+      chex.assert_trees_all_equal(
+        *jax.tree.map(
+          lambda x: x if x.dtype != learner.key.dtype else 0, (mine, back)
+        )
       )
+    one = jax.jit(parallel.over_seeds(engine.run))
+    for i in range(len(seeds)):
+      single = jax.tree.map(lambda x, i=i: x[i : i + 1], start[0])
+      single_stream = jax.tree.map(lambda x, i=i: x[0, i : i + 1], start[1])
+      for _ in range(3):
+        single, single_stream, alone = one(single, single_stream, inputs)
+      chex.assert_trees_all_close(
+        jax.tree.map(lambda x, i=i: x[i : i + 1], together.params),
+        single.params,
+        rtol=1e-4,
+        atol=1e-6,
+      )
+      chex.assert_trees_all_equal(
+        rings.replay.items.slate[0, i], single_stream.replay.items.slate[0]
+      )
+      for name, value in alone.items():
+        np.testing.assert_allclose(
+          metrics[name][i], value[0], rtol=1e-4, atol=1e-6
+        )
 
   @parameterized.parameters(
     dict(residual_mode="expected"), dict(residual_mode="sampled")
@@ -178,11 +215,11 @@ class LoopTest(parameterized.TestCase):
       learning_rate=1e-2,
       seeds=(0,),
     )
-    learner, _ = self._train(config, calls=15)
+    learner, _, _ = self._alone(0, calls=15, config=config)
     inputs, env = toy.inputs(), toy.env()
     key = jax.random.key(0)
     act = policy.greedy(toy.agent(config))
-    params = jax.tree.map(lambda x: x[0], learner.target_params)
+    params = learner.target_params
     measure = functools.partial(evaluate.simulate, episodes=96)
     mine = measure(act, env, (params, inputs.catalogue), inputs.env_params, key)
     bounds = {
@@ -224,29 +261,29 @@ class LoopTest(parameterized.TestCase):
     config = toy.config(
       explore_no_repeat=explore, temperature=0.01, temperature_end=0.01
     )
-    _, stream = self._train(config, calls=10)
+    _, stream, _ = self._alone(0, calls=10, config=config)
     self.assertEqual(int(stream.replay.added), 40)
     seen = stream.replay.items
     repeats = sessions = 0
     for user in range(config.users):
       shown, steps = set(), 0
       for step in range(40):
-        slate = np.asarray(seen.slate[step, user, 0]).tolist()
+        slate = np.asarray(seen.slate[step, user]).tolist()
         repeats += len(shown.intersection(slate))
         shown, steps = shown.union(slate), steps + 1
-        if seen.terminated[step, user, 0] or steps == toy.env().max_steps:
+        if seen.terminated[step, user] or steps == toy.env().max_steps:
           shown, steps, sessions = set(), 0, sessions + 1
     self.assertGreater(sessions, config.users)
     self.assertEqual(repeats == 0, explore)
 
-  def _train(self, config, calls):
-    engine, inputs = toy.engine(config), toy.inputs()
-    learner, stream = jax.jit(engine.init, static_argnums=1)(inputs, 1)
+  def _alone(self, seed, calls, config=None):
+    engine, inputs = toy.engine(config or toy.config()), toy.inputs()
+    learner, stream = jax.jit(engine.init, static_argnums=2)(seed, inputs, 1)
     stream = jax.tree.map(lambda x: x[0], stream)
-    run = jax.jit(functools.partial(engine.run, axis_name=None))
+    run = jax.jit(engine.run)
     for _ in range(calls):
-      learner, stream, _ = run(learner, stream, inputs)
-    return learner, stream
+      learner, stream, metrics = run(learner, stream, inputs)
+    return learner, stream, metrics
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import sid
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
@@ -79,10 +79,18 @@ def config(**overrides) -> PolicyConfig:
   return PolicyConfig(**(values | overrides))
 
 
+SPEC = Spec(
+  levels=2,
+  vocab_size=8,
+  num_items=ITEMS,
+  slate_size=SLATE,
+  penalty=-0.1,
+  iterations=40,
+)
+
+
 def agent(policy_config: PolicyConfig):
-  return hsrl.make(
-    policy_config, levels=2, vocab_size=8, slate_size=SLATE, penalty=-0.1
-  )
+  return hsrl.make(policy_config, SPEC)
 
 
 def engine(policy_config: PolicyConfig, no_repeat: bool = False):

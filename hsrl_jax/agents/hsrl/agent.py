@@ -26,36 +26,21 @@ from hsrl_jax.types import (
 SEARCH_FROM = 100_000  # Items.
 
 
-def make(
-  config: PolicyConfig,
-  *,
-  levels: int,
-  vocab_size: int,
-  slate_size: int,
-  penalty: float,
-) -> base.Agent:
-  """Builds the agent.
-
-  Args:
-    config: of the agent; `config.residual_mode` picks the residual.
-    levels: L of the catalogue's SIDs.
-    vocab_size: V.
-    slate_size: K.
-    penalty: reward of an item without a positive response.
-  """
+def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+  """Builds the agent; `config.residual_mode` picks the residual."""
   networks = _Networks(
     encoder_lib.Encoder(
       config.width, config.layers, config.heads, config.dropout
     ),
     policy_lib.PolicyNetwork(
-      levels, vocab_size, config.width, config.semantic_tokens
+      spec.levels, spec.vocab_size, config.width, config.semantic_tokens
     ),
     critic_lib.Critic(config.critic_hidden),
   )
   return base.Agent(
-    init=functools.partial(_init, networks, levels),
-    act=functools.partial(_act, networks, config, slate_size),
-    loss=functools.partial(_loss, networks, config, penalty),
+    init=functools.partial(_init, networks, spec.levels),
+    act=functools.partial(_act, networks, config, spec.slate_size),
+    loss=functools.partial(_loss, networks, config, spec.penalty),
   )
 
 
@@ -111,7 +96,7 @@ def _act(
   excluded: Array,
   key: PRNGKey | None,
   temperature: Array | float,
-) -> tuple[Array, Array]:
+) -> base.Action:
   """See base.Agent.act."""
   state = networks.state(params, catalogue, observation)
   if config.residual_mode == "sampled":
@@ -153,7 +138,9 @@ def _act(
     temperature=temperature,
     key=key,
   )
-  return found.items[:slate_size], found.log_probs[:slate_size]
+  return base.Action(
+    found.items[:slate_size], found.log_probs[:slate_size], jnp.zeros(0)
+  )
 
 
 def searches(config: PolicyConfig, index: SidIndex) -> bool:
@@ -171,7 +158,7 @@ def _best_of_all(
   key: PRNGKey | None,
   temperature: Array | float,
   slate_size: int,
-) -> tuple[Array, Array]:
+) -> base.Action:
   """The K items of most log pi, exactly; `log_probs` is float32 [L, V]."""
   log_pi = policy_gradient.token_values(
     log_probs, index.tokens.astype(jnp.int32)
@@ -182,7 +169,7 @@ def _best_of_all(
   scores = jnp.where(index.active, scores, masking.NEGATIVE)
   scores = scores.at[excluded].set(masking.NEGATIVE)
   _, slate = jax.lax.top_k(scores, slate_size)
-  return slate.astype(jnp.int32), log_pi[slate]
+  return base.Action(slate.astype(jnp.int32), log_pi[slate], jnp.zeros(0))
 
 
 def _loss(

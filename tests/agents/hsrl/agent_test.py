@@ -42,7 +42,7 @@ class ActTest(parameterized.TestCase):
       (NOTHING, everything[: toy.SLATE]),
       (excluded, [everything[1], *everything[3 : toy.SLATE + 2]]),
     ):
-      slate, log_pi = agent.act(
+      slate, log_pi, _ = agent.act(
         params, catalogue, observation, banned, None, 1.0
       )
       np.testing.assert_array_equal(slate, want)
@@ -148,6 +148,7 @@ class LossTest(parameterized.TestCase):
       jnp.array([1.0, 0.0, 1.0]),
       jnp.float32(0.6),
       jnp.float32(0.0),
+      jnp.zeros(0),
       observation.history,
     )
 
@@ -177,6 +178,7 @@ class LossTest(parameterized.TestCase):
       jnp.array([1.0, 0.0, 1.0]),
       jnp.float32(0.6),
       jnp.float32(0.0),
+      jnp.zeros(0),
       observation.history,
     )
 

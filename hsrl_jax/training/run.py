@@ -1,0 +1,238 @@
+"""A run: one configuration's stages, each skipped where it is complete."""
+
+import functools
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hsrl_jax import config as config_lib
+from hsrl_jax import files
+from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.config import STAGES
+from hsrl_jax.data import prepare, source
+from hsrl_jax.training import (
+  evaluate,
+  policy,
+  progress,
+  quantize,
+  report,
+  simulator,
+)
+from hsrl_jax.training import workdir as workdir_lib
+
+SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
+_SHARED = ("data", "quantize", "simulator")
+_EXAMPLES = 4
+
+
+class Run:
+  """One configuration in one workdir; what stages share is loaded once."""
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    shared: pathlib.Path | None = None,
+  ):
+    """Binds a configuration to the folder it writes to.
+
+    Args:
+      config: of the run.
+      workdir: where it writes.
+      shared: where the stages data, quantize and simulator write, for runs
+        that have them in common; None: in the workdir.
+    """
+    self.config, self.workdir = config, workdir
+    self.shared = shared or workdir
+    c = config
+    self.fingerprints = {
+      "data": config_lib.fingerprint(c.data),
+      "quantize": config_lib.fingerprint(c.data, c.quantizer),
+      "simulator": config_lib.fingerprint(c.data, c.simulator),
+      "policy": config_lib.fingerprint(c),
+      "evaluate": config_lib.fingerprint(c),
+      "report": config_lib.fingerprint(c),
+    }
+
+  @functools.cached_property
+  def dataset(self) -> source.Dataset:
+    """The prepared data."""
+    return source.load(self.shared / "data")
+
+  @functools.cached_property
+  def catalogue(self) -> Catalogue:
+    """Items, SIDs and popularity."""
+    catalogue = quantize.load(
+      self.shared, self.dataset.items, self.config.quantizer.vocab_size
+    )
+    logs = self.dataset.splits["train"]
+    counts = np.bincount(
+      np.asarray(logs.exposed).ravel(),
+      weights=np.asarray(logs.response).ravel(),
+      minlength=len(self.dataset.items.features),
+    )
+    return catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
+
+  @functools.cached_property
+  def env(self):
+    """The simulator."""
+    slate_size = self.dataset.splits["train"].exposed.shape[1]
+    return simulator.make_env(self.config.simulator, slate_size)
+
+  @functools.cached_property
+  def response(self) -> simulator.ResponseParams:
+    """The fitted click model."""
+    return simulator.load(self.config.simulator, self.shared, self.dataset)
+
+  def users(self, split: str):
+    """The simulator's parameters with the users of a split."""
+    return simulator.pool(self.response, self.dataset.splits[split])
+
+  def data(self) -> None:
+    """Stage data."""
+    with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
+      prepare.prepare(
+        self.config.data.dataset, self.shared / "data", bar.update
+      )
+    items, splits = self.dataset
+    sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
+    print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
+
+  def quantize(self) -> None:
+    """Stage quantize, of the dataset."""
+    items = self.dataset.items
+    quantize_catalogue(
+      self.config.quantizer,
+      self.shared,
+      quantize.of_dataset(items),
+      quantize.Source(self.config.data.dataset),
+      items.genres[1:],
+    )
+
+  def simulator(self) -> None:
+    """Stage simulator."""
+    made = simulator.run(self.config.simulator, self.shared, self.dataset)
+    print("  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in made.items()))
+
+  def policy(self) -> None:
+    """Stage policy."""
+    how = policy.acting(self.config.policy, self.catalogue.index)
+    print(f"  acting: {how}")
+    policy.run(
+      self.config,
+      self.workdir,
+      self.env,
+      self.catalogue,
+      self.users("train"),
+      self.users("val"),
+      self.dataset.splits["train"],
+    )
+
+  def evaluate(self) -> None:
+    """Stage evaluate."""
+    c, agent_name = self.config.evaluate, self.config.policy.agent
+    users = self.users(c.split)
+    key = jax.random.key(c.seed)
+    policies = {
+      name: [bound]
+      for name, bound in evaluate.bounds(
+        self.env, users, num_items=self.catalogue.index.num_items
+      ).items()
+    }
+    policies[agent_name] = self.policies()
+    table = {}
+    total = sum(map(len, policies.values()))
+    with progress.bar(total, "evaluate", "policy") as bar:
+      for name, seeds in policies.items():
+        table[name] = []
+        for act, p in seeds:
+          sessions = evaluate.simulate(
+            act, self.env, p, users, key, episodes=c.episodes
+          )
+          table[name].append(jax.device_get(sessions))
+          bar.update()
+    evaluate.save(self.workdir / SESSIONS, table)
+    files.write_json(
+      self.workdir / "results.json",
+      {
+        "protocol": self.config.simulator.protocol,
+        "dataset": self.config.data.dataset,
+        "split": c.split,
+        "episodes": c.episodes,
+        "seeds": list(self.config.policy.seeds),
+        "agent": agent_name,
+        "policies": evaluate.report(table),
+        "simulator": self._read_json(self.shared, "simulator/quality.json"),
+        "sids": self._read_json(self.shared, "sids/report.json"),
+      },
+    )
+    items = self.dataset.items
+    shown = evaluate.examples(
+      table[agent_name][0],
+      self.dataset.splits[c.split].history,
+      items.titles,
+      _EXAMPLES,
+    )
+    files.write_json(self.workdir / "report" / "examples.json", shown)
+
+  def policies(self) -> list[tuple[Callable, tuple]]:
+    """The trained greedy policy of each seed, with its parameters."""
+    params = policy.load(
+      self.config, self.workdir, self.env, self.catalogue, self.users("train")
+    )
+    agent = policy.make_agent(self.config, self.env, self.catalogue.index)
+    act = policy.greedy(agent)
+    return [(act, (p, self.catalogue)) for p in params]
+
+  def report(self) -> None:
+    """Stage report."""
+    report.write(self.workdir, self.dataset.items, self.shared)
+
+  def stage(self, name: str) -> bool:
+    """Runs a stage, unless it is done; says which. True if it ran."""
+    fingerprint = self.fingerprints[name]
+    if workdir_lib.is_done(self._folder(name), name, fingerprint):
+      return False
+    for before in STAGES[: STAGES.index(name)]:
+      workdir_lib.require(
+        self._folder(before), before, self.fingerprints[before]
+      )
+    print(f"{name} ...", flush=True)
+    start = time.monotonic()
+    getattr(self, name)()
+    workdir_lib.mark_done(self._folder(name), name, fingerprint)
+    print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
+    return True
+
+  def results(self) -> dict:
+    """What stage evaluate left."""
+    return self._read_json(self.workdir, "results.json")
+
+  def _folder(self, stage: str) -> pathlib.Path:
+    return self.shared if stage in _SHARED else self.workdir
+
+  def _read_json(self, folder: pathlib.Path, name: str):
+    return json.loads((folder / name).read_text())
+
+
+def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
+  """quantize.run, and its outcome in words."""
+  made = quantize.run(config, workdir, *catalogue)
+  print(
+    f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
+    f"{made['relative_error_unique']:.3f} "
+    f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
+    "items that shared a SID got their own)"
+  )
+  show_sids(workdir)
+
+
+def show_sids(workdir: pathlib.Path) -> None:
+  """Prints where the SIDs are."""
+  folder = workdir / quantize.FOLDER
+  print(f"  SIDs: {folder / 'sids.npz'}, report: {folder / 'report.html'}")
