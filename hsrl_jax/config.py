@@ -38,9 +38,13 @@ class DataConfig:
 
   Attributes:
     dataset: folder of a TFDS builder below `datasets/`.
+    raw_data_dir: folder with the source files, for datasets that are not
+      downloaded. Read once, by the stage data; where it lies decides nothing.
   """
 
   dataset: str = "movielens_latest_small"
+  # No part of equality, hence of fingerprints and of the flags that are kept.
+  raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,8 +315,15 @@ class Config:
   evaluate: EvaluateConfig = EvaluateConfig()
 
 
+def _values(config):
+  """What decides of a config, as a dict; other values as they are."""
+  if not dataclasses.is_dataclass(config):
+    return config
+  fields = [x.name for x in dataclasses.fields(config) if x.compare]
+  return {name: _values(getattr(config, name)) for name in fields}
+
+
 def fingerprint(*configs) -> str:
   """A short name of these configs' values, the same in every process."""
-  values = [dataclasses.asdict(config) for config in configs]
-  text = json.dumps(values, sort_keys=True)
+  text = json.dumps([_values(config) for config in configs], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -78,7 +78,7 @@ def _define() -> None:
       flags.DEFINE_integer(name, field.default, text)
     elif kind in (float, float | None):
       flags.DEFINE_float(name, field.default, text)
-    elif kind is str:
+    elif kind in (str, str | None):
       flags.DEFINE_string(name, field.default, text)
     else:  # tuple[int, ...]; a plain list flag, for multi flags would append.
       flags.DEFINE_list(name, [str(x) for x in field.default], text)
@@ -115,7 +115,11 @@ def config_from_flags() -> config_lib.Config:
 
 def resolved() -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what is computed."""
-  values = {name: flags.FLAGS[name].value for _, _, name, _ in _fields()}
+  values = {
+    name: flags.FLAGS[name].value
+    for _, field, name, _ in _fields()
+    if field.compare
+  }
   if EMBEDDINGS.value is not None:
     values["embeddings"] = os.path.abspath(EMBEDDINGS.value)
   return {k: _text(v) for k, v in values.items() if v is not None}

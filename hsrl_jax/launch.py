@@ -31,6 +31,7 @@ from hsrl_jax.training import workdir as workdir_lib
 flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("dataset")
+flags.declare_key_flag("raw_data_dir")
 flags.declare_key_flag("embeddings")
 flags.declare_key_flag("item_ids")
 flags.declare_key_flag("sweep")

@@ -1,8 +1,10 @@
 """Runs a TFDS builder of `datasets/` into a data directory."""
 
+import csv
 import importlib.util
 import json
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 
@@ -13,6 +15,8 @@ from hsrl_jax.errors import InputError
 
 CONFIGS = ("items", "sessions")
 MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
+# What a builder may leave beside its data: file, row, why of rows left out.
+MALFORMED = "malformed.csv"
 _DATASETS = pathlib.Path(__file__).parents[2] / "datasets"
 
 
@@ -37,20 +41,27 @@ def builder_folder(dataset: str) -> pathlib.Path:
 def prepare(
   dataset: str,
   data_dir: pathlib.Path,
+  raw_data_dir: str | None = None,
   progress: Callable[[], None] = lambda: None,
-) -> None:
+) -> dict[pathlib.Path, list[tuple[str, ...]]]:
   """Writes the dataset below `data_dir` as array_record.
 
-  TFDS writes each config under a temporary name and renames it when it is
-  complete; what is complete already is kept. A manifest comes last.
+  Configs of an earlier attempt are made anew: the source may have changed. A
+  manifest comes last.
 
   Args:
     dataset: see `builder_folder`.
     data_dir: where to write.
+    raw_data_dir: where the source lies; for builders that say in
+      MANUAL_DOWNLOAD_INSTRUCTIONS what they expect there.
     progress: called after each of CONFIGS.
 
+  Returns:
+    (file, row, why) of the rows that the builder left out, by the file in
+    which it lists them.
+
   Raises:
-    InputError: there is no such builder.
+    InputError: there is no such builder, or the source is missing or no good.
   """
   (path,) = builder_folder(dataset).glob("*_dataset_builder.py")
   spec = importlib.util.spec_from_file_location(path.stem, path)
@@ -58,18 +69,47 @@ def prepare(
   sys.modules[path.stem] = module  # TFDS asks where its builders come from.
   with tfds.core.registered.skip_registration():
     spec.loader.exec_module(module)
+  _check_raw(dataset, raw_data_dir, module.Builder)
   tfds.disable_progress_bar()
+  malformed = {}
+  for old in [x for name in CONFIGS for x in data_dir.glob(f"*/{name}")]:
+    shutil.rmtree(old)
   for config in CONFIGS:
     builder = module.Builder(
       config=config, data_dir=data_dir, file_format="array_record"
     )
-    builder.download_and_prepare()
+    builder.download_and_prepare(
+      download_config=tfds.download.DownloadConfig(manual_dir=raw_data_dir)
+    )
+    listed = pathlib.Path(builder.data_dir) / MALFORMED
+    if listed.exists():
+      with listed.open(newline="") as file:
+        malformed[listed] = [tuple(row) for row in csv.reader(file)][1:]
     progress()
   manifest = {
     str(path.relative_to(data_dir)): [path.stat().st_size, files.digest(path)]
     for path in sorted(data_dir.glob("*/*/*/*"))
   }
   files.write_json(data_dir / MANIFEST, manifest)
+  return malformed
+
+
+def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:
+  """Raises InputError where the source is wanted and there is none."""
+  wanted = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
+  if wanted is None:
+    return
+  if raw_data_dir is None:
+    found = "--raw_data_dir is missing"
+  elif not pathlib.Path(raw_data_dir).is_dir():
+    found = f"--raw_data_dir={raw_data_dir} is no folder"
+  elif not any(pathlib.Path(raw_data_dir).iterdir()):
+    found = f"--raw_data_dir={raw_data_dir} is empty"
+  else:
+    return
+  raise InputError(
+    f"--dataset={dataset}: {found}; expected a folder with {wanted}"
+  )
 
 
 def verify(data_dir: pathlib.Path) -> None:

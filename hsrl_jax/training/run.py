@@ -28,6 +28,7 @@ from hsrl_jax.training import workdir as workdir_lib
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
 _SHARED = ("data", "quantize", "simulator")
 _EXAMPLES = 4
+_MALFORMED = 5  # Rows of the source that are named on the screen.
 
 
 class Run:
@@ -96,9 +97,16 @@ class Run:
   def data(self) -> None:
     """Stage data."""
     with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
-      prepare.prepare(
-        self.config.data.dataset, self.shared / "data", bar.update
+      malformed = prepare.prepare(
+        self.config.data.dataset,
+        self.shared / "data",
+        self.config.data.raw_data_dir,
+        bar.update,
       )
+    for path, rows in malformed.items():
+      print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
+      for file, row, why in rows[:_MALFORMED]:
+        print(f"    {file} row {row}: {why}")
     items, splits = self.dataset
     sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
     print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
