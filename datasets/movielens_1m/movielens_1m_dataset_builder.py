@@ -168,8 +168,8 @@ def load_tables(folder: pathlib.Path) -> Tables:
       row = int(np.argmax(bad))
       raise InputError(
         f"{folder / name}.dat: row {row + 1} has {column} "
-        f"{table[column].iloc[row]!r} ({int(bad.sum())} such rows); expected "
-        f"{expected}"
+        f"{table[column].tolist()[row]!r} ({int(bad.sum())} such rows); "
+        f"expected {expected}"
       )
 
   refuse("users", users.user_id.duplicated(), "user_id", "each user once")
@@ -369,12 +369,9 @@ def make_sessions(tables: Tables, split: np.ndarray) -> dict[str, np.ndarray]:
   history = np.where(own, item[liked[np.maximum(which, 0)]], 0)
 
   base_rate = float(positive[split == "train"].mean())
-  signed = (
-    genre_matrix(tables.movies)[item - 1] * (positive - base_rate)[:, None]
-  )
-  taste = np.concatenate(
-    [np.zeros((1, len(GENRES))), np.cumsum(signed, 0, float)]
-  )
+  taste = np.zeros((len(item) + 1, len(GENRES)))  # Sums of all rows before.
+  genres = genre_matrix(tables.movies)[item - 1]
+  np.cumsum(genres * (positive - base_rate)[:, None], 0, out=taste[1:])
   taste = taste[start] - taste[begin]
   share = liked_before[start] - liked_before[begin] + PROFILE_PRIOR * base_rate
   share = share / (before + PROFILE_PRIOR)

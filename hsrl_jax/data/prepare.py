@@ -4,8 +4,10 @@ import csv
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import sys
+import types
 from collections.abc import Callable
 
 import tensorflow_datasets as tfds
@@ -38,6 +40,16 @@ def builder_folder(dataset: str) -> pathlib.Path:
   )
 
 
+def load_builder(path: pathlib.Path) -> types.ModuleType:
+  """Imports the file of a builder, by its path."""
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[path.stem] = module  # TFDS asks where its builders come from.
+  with tfds.core.registered.skip_registration():
+    spec.loader.exec_module(module)
+  return module
+
+
 def prepare(
   dataset: str,
   data_dir: pathlib.Path,
@@ -64,11 +76,7 @@ def prepare(
     InputError: there is no such builder, or the source is missing or no good.
   """
   (path,) = builder_folder(dataset).glob("*_dataset_builder.py")
-  spec = importlib.util.spec_from_file_location(path.stem, path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[path.stem] = module  # TFDS asks where its builders come from.
-  with tfds.core.registered.skip_registration():
-    spec.loader.exec_module(module)
+  module = load_builder(path)
   _check_raw(dataset, raw_data_dir, module.Builder)
   tfds.disable_progress_bar()
   malformed = {}
@@ -78,9 +86,18 @@ def prepare(
     builder = module.Builder(
       config=config, data_dir=data_dir, file_format="array_record"
     )
-    builder.download_and_prepare(
-      download_config=tfds.download.DownloadConfig(manual_dir=raw_data_dir)
-    )
+    try:
+      builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(manual_dir=raw_data_dir)
+      )
+    except AssertionError as error:
+      empty = re.search(r'split ("\w+"): No examples', str(error))
+      if empty is None:
+        raise
+      raise InputError(
+        f"--dataset={dataset}: split {empty[1]} of {config} has no row; "
+        "expected at least one in each split: more data"
+      ) from error
     listed = pathlib.Path(builder.data_dir) / MALFORMED
     if listed.exists():
       with listed.open(newline="") as file:
@@ -95,9 +112,14 @@ def prepare(
 
 
 def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:
-  """Raises InputError where the source is wanted and there is none."""
+  """Raises InputError where a source is wanted and not there, or vice versa."""
   wanted = builder.MANUAL_DOWNLOAD_INSTRUCTIONS
   if wanted is None:
+    if raw_data_dir is not None:
+      raise InputError(
+        f"--raw_data_dir={raw_data_dir}, but --dataset={dataset} reads none; "
+        "expected no --raw_data_dir, or another --dataset"
+      )
     return
   if raw_data_dir is None:
     found = "--raw_data_dir is missing"

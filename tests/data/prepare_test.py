@@ -1,0 +1,146 @@
+"""Builders that read a folder of the user's: what is asked, told, redone."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import config as config_lib
+from hsrl_jax.data import prepare
+from hsrl_jax.errors import InputError
+
+# Items are the words of a file, sessions those that are a number.
+BUILDER = """
+import csv, pathlib
+import numpy as np
+import tensorflow_datasets as tfds
+from hsrl_jax.errors import InputError
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  VERSION = tfds.core.Version("1.0.0")
+  MANUAL_DOWNLOAD_INSTRUCTIONS = "numbers.txt"
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(name=name) for name in ("sessions", "items")
+  ]
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self, features=tfds.features.FeaturesDict({"x": np.int32})
+    )
+
+  def _split_generators(self, dl_manager):
+    lines = (dl_manager.manual_dir / "numbers.txt").read_text().split()
+    bad = [(i, x) for i, x in enumerate(lines, 1) if not x.isdigit()]
+    if self.builder_config.name == "sessions":
+      if len(bad) == len(lines):
+        raise InputError("numbers.txt: no number")
+      path = pathlib.Path(self.data_dir) / "malformed.csv"
+      with path.open("w", newline="") as file:
+        rows = [("numbers.txt", i, f"{x}, no number") for i, x in bad]
+        csv.writer(file).writerows([("file", "row", "why"), *rows])
+      lines = [x for x in lines if x.isdigit()]
+    return {"train": self._generate_examples(lines)}
+
+  def _generate_examples(self, lines):
+    yield from ((i, {"x": len(x)}) for i, x in enumerate(lines))
+"""
+
+
+class RawDataTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(folder)
+    self.builder = self.folder / "numbers"
+    self.raw = self.folder / "raw"
+    self.data = self.folder / "data"
+    for path in (self.builder, self.raw):
+      path.mkdir()
+    (self.builder / "numbers_dataset_builder.py").write_text(BUILDER)
+
+  def _prepare(self, lines):
+    (self.raw / "numbers.txt").write_text("\n".join(lines))
+    return prepare.prepare(str(self.builder), self.data, str(self.raw))
+
+  def _counts(self):
+    """Rows of each config."""
+    source = prepare.tfds.builder_from_directory
+    return {
+      config: len(
+        source(self.data / "numbers" / config / "1.0.0").as_data_source("train")
+      )
+      for config in prepare.CONFIGS
+    }
+
+  @parameterized.parameters(
+    (None, "--raw_data_dir is missing; expected a folder with numbers.txt"),
+    ("nowhere", "nowhere is no folder; expected a folder with numbers.txt"),
+    ("raw", "raw is empty; expected a folder with numbers.txt"),
+    ("a_file", "a_file is no folder"),
+  )
+  def test_a_folder_is_asked_for(self, name, message):
+    (self.folder / "a_file").write_text("1")
+    raw = name and str(self.folder / name)
+    with self.assertRaisesRegex(InputError, message):
+      prepare.prepare(str(self.builder), self.data, raw)
+    self.assertFalse(self.data.exists())
+
+  def test_a_folder_that_nobody_reads(self):
+    with self.assertRaisesRegex(
+      InputError, "toy reads none; expected no --raw"
+    ):
+      prepare.prepare("toy", self.data, str(self.raw))
+
+  def test_rows_left_out_are_told(self):
+    listed = self._prepare(["1", "two", "3", "four"])
+    ((path, rows),) = listed.items()
+    self.assertEqual(
+      rows,
+      [
+        ("numbers.txt", "2", "two, no number"),
+        ("numbers.txt", "4", "four, no number"),
+      ],
+    )
+    self.assertEqual(
+      path.read_text().splitlines()[1], 'numbers.txt,2,"two, no number"'
+    )
+    prepare.verify(self.data)
+    self.assertEqual(self._counts(), {"items": 4, "sessions": 2})
+    path.write_text("")
+    with self.assertRaisesRegex(InputError, "malformed.csv has 0 bytes"):
+      prepare.verify(self.data)
+
+  def test_a_second_attempt_reads_the_source_anew(self):
+    with self.assertRaisesRegex(InputError, "no number"):
+      self._prepare(["one", "two"])
+    # Items were complete, made of a file that has changed since.
+    self.assertTrue((self.data / "numbers" / "items").exists())
+    self._prepare(["1", "2", "3"])
+    self.assertEqual(self._counts(), {"items": 3, "sessions": 3})
+    prepare.verify(self.data)
+
+  def test_an_empty_split(self):
+    with self.assertRaisesRegex(InputError, '"train" of items has no row'):
+      self._prepare([])
+
+  def test_a_relative_folder(self):
+    (self.raw / "numbers.txt").write_text("1 2")
+    with contextlib.chdir(self.folder):
+      prepare.prepare(str(self.builder), self.data, os.path.relpath(self.raw))
+    self.assertEqual(self._counts(), {"items": 2, "sessions": 2})
+
+  def test_where_the_source_lies_decides_nothing(self):
+    here, there, other = (
+      config_lib.Config(data=config_lib.DataConfig(name, raw))
+      for name, raw in (("a", None), ("a", "/there"), ("b", None))
+    )
+    self.assertEqual(here, there)
+    names = [config_lib.fingerprint(x, x.data) for x in (here, there, other)]
+    self.assertEqual(names[0], names[1])
+    self.assertNotEqual(names[0], names[2])
+
+
+if __name__ == "__main__":
+  absltest.main()
