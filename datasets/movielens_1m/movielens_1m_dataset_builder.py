@@ -24,8 +24,10 @@ from hsrl_jax.errors import InputError
 SLATE_SIZE = 10
 HISTORY_LENGTH = 50
 POSITIVE_ABOVE = 3.0  # stars; the benchmark's definition of a positive response
-SVD_DIMENSIONS = 8
-SVD_WEIGHT = 1.0
+SVD_DIMENSIONS = (
+  16  # More say little more: AUC within users 0.698, 0.700, 0.703
+)
+# for 8, 16, 32.
 RATING_PRIOR = 10.0  # ratings of the average film that every film starts with
 PROFILE_PRIOR = 5.0  # the same, for a user's share of positive responses
 HELD_OUT = 0.1  # share of each user's slates in `val`, and again in `test`
@@ -333,7 +335,7 @@ def item_features(tables: Tables, train: np.ndarray) -> np.ndarray:
   statistics = np.stack([mean_rating, np.log1p(count), year], 1)
   return np.concatenate(
     [
-      SVD_WEIGHT * _scaled(svd),
+      _scaled(svd),
       genre_matrix(tables.movies),
       _scaled(statistics, each_column=True),
     ],

@@ -11,6 +11,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
 SPLITS = ("train", "val", "test")
+_ROWS = 8_192  # Read at once.
 
 
 class Items(NamedTuple):
@@ -110,9 +111,9 @@ def check_sessions(rows: dict[str, np.ndarray], num_items: int, where) -> None:
   """Checks the session table (DESIGN: data schema).
 
   Raises:
-    InputError: a user without history, an id outside 1..N, a slate that shows
-      an item twice, a response other than 0 or 1, a profile that is not
-      finite, or a history that is not left-padded.
+    InputError: an id outside 1..N, a slate that shows an item twice, a response
+      other than 0 or 1, a profile that is not finite, or a history that is not
+      left-padded. A history may be empty.
   """
 
   def refuse(bad: np.ndarray, what: str, expected: str) -> None:
@@ -124,11 +125,6 @@ def check_sessions(rows: dict[str, np.ndarray], num_items: int, where) -> None:
       )
 
   history, exposed = rows["history"], rows["exposed"]
-  refuse(
-    ~(history > 0).any(1),
-    "an empty history",
-    "at least one item: drop the session, or start it later",
-  )
   refuse(
     ((history < 0) | (history > num_items)).any(1),
     "a history with an unknown item",
@@ -168,8 +164,11 @@ def _read(
       f"{info.parent}: split {split} is empty; expected at least one row: "
       "prepare data that has some"
     )
-  rows = source.__getitems__(list(range(len(source))))
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+  parts = []  # Many rows as Python objects take several times their memory.
+  for start in range(0, len(source), _ROWS):
+    rows = source.__getitems__(range(start, min(start + _ROWS, len(source))))
+    parts.append({k: np.stack([row[k] for row in rows]) for k in rows[0]})
+  return {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
 
 
 def _text(column: np.ndarray) -> list[str]:

@@ -282,7 +282,9 @@ def _session(number: int, example) -> str:
   parts = [
     f'<section class="session"><h3>Session {number}: total reward '
     f"{example['total_reward']:.2f}, depth {example['depth']:g}</h3>",
-    '<p class="step">The user liked before, oldest first:</p>',
+    '<p class="step">The user liked before, oldest first:</p>'
+    if history
+    else '<p class="step">Nothing is known of what the user liked before.</p>',
   ]
   if earlier:
     parts.append(

@@ -194,7 +194,7 @@ class ItemFeaturesTest(absltest.TestCase):
     dimensions = min(known, len(matrix) - 1)
     svd = scale[:dimensions, None] * right[:dimensions]
     svd = (svd - svd.mean(1, keepdims=True)).T
-    svd *= builder.SVD_WEIGHT / np.sqrt((svd**2).sum() / (items * known))
+    svd /= np.sqrt((svd**2).sum() / (items * known))
     for column in range(dimensions):  # A singular vector has no sign.
       sign = np.sign(found[:, column] @ svd[:, column])
       np.testing.assert_allclose(

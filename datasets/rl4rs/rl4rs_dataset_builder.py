@@ -1,0 +1,416 @@
+"""RL4RS as slates of nine, out of the official files.
+
+`--raw_data_dir` holds `item_info.csv` (separated by spaces) and one or more
+`rl4rs_b_*.csv` (separated by `@`, nine columns). Two configs share one builder:
+  `items`     one row per item: id and the published vector of 40 numbers;
+              price, location and special_item are in its title and genres.
+  `sessions`  one row per slate: profile, history, slate, response.
+
+A row that cannot be used is left out and listed in `malformed.csv` beside the
+sessions, with its line in the file (the header is line 1) and why.
+
+The logs know sessions but no users, so `user_id` numbers the sessions. The
+slates of a session are told apart by their sequence_id; what was clicked in
+earlier ones extends the published history, which may be empty. Splits run by
+the time at which a session began; a file `rl4rs_b_test.csv` is the test split.
+
+A profile has 10 hashes of categories and 32 quantities. Of each hash its 8
+most frequent values in the train split are one-hot, the others all zero; the
+quantities, which have long tails, are log1p, centred and scaled on that split.
+"""
+
+import csv
+import functools
+import math
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from hsrl_jax.errors import InputError
+
+SLATE_SIZE = 9
+HISTORY_LENGTH = 50
+ITEM_WIDTH = 40
+CATEGORIES, QUANTITIES = 10, 32
+FREQUENT = 8  # values of a category that have a column
+HELD_OUT = 0.1  # share of the sessions in `val`, and again in `test`
+ITEM_FILE, TEST_FILE = "item_info.csv", "rl4rs_b_test.csv"
+ITEM_COLUMNS = "item_id item_vec price location special_item"
+COLUMNS = (
+  "timestamp@session_id@sequence_id@exposed_items@user_feedback@"
+  "user_seqfeature@user_protrait@item_feature@behavior_policy_id"
+)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """Writes `items` and `sessions` (DESIGN: data schema) as array_record."""
+
+  VERSION = tfds.core.Version("1.0.0")
+  RELEASE_NOTES = {"1.0.0": "First release."}
+  MANUAL_DOWNLOAD_INSTRUCTIONS = (
+    "item_info.csv and rl4rs_b_*.csv of RL4RS (github.com/fuxiAIlab/RL4RS)"
+  )
+  BUILDER_CONFIGS = [
+    tfds.core.BuilderConfig(name="sessions", description="Slates of items."),
+    tfds.core.BuilderConfig(name="items", description="Items."),
+  ]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    tensor = tfds.features.Tensor
+    if self.builder_config.name == "items":
+      features = {
+        "item_id": np.int32,
+        "feature": tensor(shape=(ITEM_WIDTH,), dtype=np.float32),
+        "external_id": tfds.features.Text(),
+        "title": tfds.features.Text(),
+        "genres": tfds.features.Text(),
+      }
+    else:
+      width = FREQUENT * CATEGORIES + QUANTITIES
+      features = {
+        "user_id": np.int32,
+        "profile": tensor(shape=(width,), dtype=np.float32),
+        "history": tensor(shape=(HISTORY_LENGTH,), dtype=np.int32),
+        "history_length": np.int32,
+        "exposed": tensor(shape=(SLATE_SIZE,), dtype=np.int32),
+        "response": tensor(shape=(SLATE_SIZE,), dtype=np.float32),
+        "timestamp": np.int64,
+        "session_id": np.int64,
+        "sequence_id": np.int64,
+        "behavior_policy_id": np.int64,
+      }
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=__doc__,
+      features=tfds.features.FeaturesDict(features),
+      homepage="https://github.com/fuxiAIlab/RL4RS",
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    folder = pathlib.Path(dl_manager.manual_dir)
+    items = read_items(folder / ITEM_FILE)
+    if self.builder_config.name == "items":
+      return {"items": self._generate_items(items)}
+    rows, malformed = read_logs(folder, {x.item_id for x in items})
+    if malformed:
+      path = pathlib.Path(self.data_dir) / "malformed.csv"
+      with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "row", "why"), *malformed])
+    sessions = make_sessions(rows, [x.item_id for x in items])
+    return {
+      name: self._generate_examples(sessions, name)
+      for name in ("train", "val", "test")
+    }
+
+  def _generate_examples(self, sessions, name):
+    for row in np.flatnonzero(sessions["split"] == name):
+      yield int(row), {k: x[row] for k, x in sessions.items() if k != "split"}
+
+  def _generate_items(self, items):
+    for i, item in enumerate(items):
+      special = f"|special {item.special}" if item.special else ""
+      yield (
+        i,
+        {
+          "item_id": i + 1,
+          "feature": np.array(item.vector, np.float32),
+          "external_id": str(item.item_id),
+          "title": f"item {item.item_id}, price {item.price:g}",
+          "genres": f"location {item.location}{special}",
+        },
+      )
+
+
+class Item(NamedTuple):
+  """A row of item_info.csv; `vector` is float [40]."""
+
+  item_id: int
+  vector: tuple[float, ...]
+  price: float
+  location: int
+  special: int
+
+
+class Row(NamedTuple):
+  """A row of the logs, with item ids as published.
+
+  Attributes:
+    file: name of the file.
+    timestamp: s.
+    session_id: distinct within a file.
+    sequence_id: position of the slate in the session.
+    exposed: 9 items.
+    response: 9 of 0 or 1.
+    history: items clicked before the session, newest last.
+    portrait: 42 numbers.
+    policy_id: of the policy that chose the slate.
+  """
+
+  file: str
+  timestamp: int
+  session_id: int
+  sequence_id: int
+  exposed: tuple[int, ...]
+  response: tuple[int, ...]
+  history: tuple[int, ...]
+  portrait: tuple[float, ...]
+  policy_id: int
+
+
+def read_items(path: pathlib.Path) -> list[Item]:
+  """Reads item_info.csv, by item id.
+
+  Raises:
+    InputError: it is missing or empty, or the row that is no good.
+  """
+  items = {}
+  for number, line in _lines(path, ITEM_COLUMNS):
+    try:
+      cells = _cells(line, " ", ITEM_COLUMNS)
+      item = Item(
+        _integer("item_id", cells[0]),
+        _numbers("item_vec", cells[1], ITEM_WIDTH),
+        _numbers("price", cells[2], 1)[0],
+        _integer("location", cells[3]),
+        _integer("special_item", cells[4]),
+      )
+      if item.item_id < 1 or item.item_id in items:
+        raise ValueError(f"item_id is {item.item_id}; expected 1.., each once")
+    except ValueError as error:
+      raise InputError(f"{path}: row {number}: {error}") from error
+    items[item.item_id] = item
+  return [items[i] for i in sorted(items)]
+
+
+def read_logs(
+  folder: pathlib.Path, known: set[int]
+) -> tuple[list[Row], list[tuple[str, int, str]]]:
+  """Reads all rl4rs_b_*.csv.
+
+  Args:
+    folder: where they are.
+    known: item ids.
+
+  Returns:
+    The rows, and (file, line, why) of those that were left out.
+
+  Raises:
+    InputError: there is no such file, or one has no usable row.
+  """
+  paths = sorted(folder.glob("rl4rs_b_*.csv"))
+  if not paths or {x.name for x in paths} == {TEST_FILE}:
+    raise InputError(
+      f"{folder} has no logs to learn from; expected rl4rs_b_train.csv of RL4RS"
+    )
+  rows, malformed = [], []
+  for path in paths:
+    before, seen = len(malformed), {}
+    for number, line in _lines(path, COLUMNS):
+      try:
+        row = parse(line, path.name, known)
+        key = row.session_id, row.sequence_id
+        if key in seen:
+          raise ValueError(
+            f"session_id {key[0]} and sequence_id {key[1]} are those of row "
+            f"{seen[key]}; expected each slate once"
+          )
+        seen[key] = number
+        rows.append(row)
+      except ValueError as error:
+        malformed.append((path.name, number, str(error)))
+    if not seen:
+      _, number, why = malformed[before]
+      raise InputError(
+        f"{path}: all {len(malformed) - before} rows are malformed, the first "
+        f"is row {number}: {why}"
+      )
+  return rows, malformed
+
+
+def parse(line: str, file: str, known: set[int]) -> Row:
+  """Reads a row of the logs.
+
+  Raises:
+    ValueError: the column, what it has and what was expected.
+  """
+  cells = _cells(line, "@", COLUMNS)
+  exposed = _items("exposed_items", cells[3], known)
+  if len(exposed) != SLATE_SIZE or len(set(exposed)) != SLATE_SIZE:
+    raise ValueError(
+      f"exposed_items is {cells[3]!r}; expected {SLATE_SIZE} different items"
+    )
+  response = cells[4].split(",")
+  if len(response) != SLATE_SIZE or not set(response) <= {"0", "1"}:
+    raise ValueError(
+      f"user_feedback is {cells[4]!r}; expected {SLATE_SIZE} times 0 or 1"
+    )
+  vectors = cells[7].split(";")
+  if len(vectors) != SLATE_SIZE:
+    raise ValueError(
+      f"item_feature has {len(vectors)} vectors; expected {SLATE_SIZE}"
+    )
+  for vector in vectors:
+    _numbers("item_feature", vector, ITEM_WIDTH)
+  portrait = _numbers("user_protrait", cells[6], CATEGORIES + QUANTITIES)
+  if min(portrait[CATEGORIES:]) < 0:
+    raise ValueError("user_protrait has a negative quantity; expected none")
+  return Row(
+    file,
+    _integer("timestamp", cells[0]),
+    _integer("session_id", cells[1]),
+    _integer("sequence_id", cells[2]),
+    exposed,
+    tuple(map(int, response)),
+    () if cells[5] == "0" else _items("user_seqfeature", cells[5], known),
+    portrait,
+    _integer("behavior_policy_id", cells[8]),
+  )
+
+
+def _lines(path: pathlib.Path, header: str):
+  """Yields (line number, line) after the header."""
+  if not path.exists():
+    raise InputError(f"{path} is missing; expected a file of RL4RS")
+  count = 1
+  with path.open(encoding="utf-8", errors="replace") as file:
+    found = file.readline().rstrip("\n")
+    if found != header:
+      raise InputError(
+        f"{path}: row 1 is {found[:60]!r}; expected the header {header!r}"
+      )
+    for count, line in enumerate(file, 2):
+      yield count, line.rstrip("\n")
+  if count == 1:
+    raise InputError(f"{path} has a header alone; expected rows below it")
+
+
+def _cells(line: str, separator: str, header: str) -> list[str]:
+  cells = line.split(separator)
+  if len(cells) != len(header.split(separator)):
+    raise ValueError(
+      f"{len(cells)} columns with {separator!r} between; expected "
+      f"{len(header.split(separator))}"
+    )
+  return cells
+
+
+def _integer(column: str, cell: str) -> int:
+  try:
+    return int(cell)
+  except ValueError:
+    raise ValueError(
+      f"{column} is {cell[:40]!r}; expected an integer"
+    ) from None
+
+
+def _items(column: str, cell: str, known: set[int]) -> tuple[int, ...]:
+  items = tuple(_integer(column, x) for x in cell.split(","))
+  if not known.issuperset(items):
+    unknown = next(x for x in items if x not in known)
+    raise ValueError(
+      f"{column} has item {unknown}; expected the items of {ITEM_FILE}"
+    )
+  return items
+
+
+@functools.lru_cache(2**16)  # The same few vectors come again and again.
+def _numbers(column: str, cell: str, count: int) -> tuple[float, ...]:
+  try:
+    numbers = tuple(map(float, cell.split(",")))
+  except ValueError as error:
+    raise ValueError(f"{column}: {error}; expected numbers") from None
+  if len(numbers) != count or not all(map(math.isfinite, numbers)):
+    raise ValueError(
+      f"{column} has {len(numbers)} numbers"
+      f"{'' if all(map(math.isfinite, numbers)) else ', some not finite'}; "
+      f"expected {count} finite ones"
+    )
+  return numbers
+
+
+def make_sessions(
+  rows: list[Row], item_ids: list[int]
+) -> dict[str, np.ndarray]:
+  """Columns of all slates, sessions by time, and the `split` of each.
+
+  Args:
+    rows: of the logs.
+    item_ids: as published; the first is item 1.
+
+  Raises:
+    InputError: too few sessions for the splits.
+  """
+  began: dict[tuple[str, int], int] = {}
+  for row in rows:
+    key = row.file, row.session_id
+    began[key] = min(began.get(key, row.timestamp), row.timestamp)
+  order = sorted(began, key=lambda key: (began[key], key))
+  given = [key for key in order if key[0] == TEST_FILE]
+  rest = [key for key in order if key[0] != TEST_FILE]
+  held_out = max(1, round(HELD_OUT * len(rest)))
+  parts = 2 if given else 3
+  if len(rest) < parts:
+    raise InputError(
+      f"the logs have {len(rest)} sessions to split; expected at least {parts}"
+    )
+  split = dict.fromkeys(order, "train") | dict.fromkeys(given, "test")
+  if not given:
+    split |= dict.fromkeys(rest[-held_out:], "test")
+    rest = rest[:-held_out]
+  split |= dict.fromkeys(rest[-held_out:], "val")
+
+  number = {key: i + 1 for i, key in enumerate(order)}
+  rows = sorted(
+    rows, key=lambda x: (number[x.file, x.session_id], x.sequence_id)
+  )
+  keys = [(x.file, x.session_id) for x in rows]
+  row_split = np.array([split[key] for key in keys])
+  index = {item: i + 1 for i, item in enumerate(item_ids)}
+  history = np.zeros((len(rows), HISTORY_LENGTH), np.int32)
+  clicks: dict[tuple[str, int], list[int]] = {}
+  for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
+    clicked = clicks.setdefault(key, [])  # In earlier slates of the session.
+    past = [index[x] for x in (*row.history, *clicked)][-HISTORY_LENGTH:]
+    history[i, HISTORY_LENGTH - len(past) :] = past
+    clicked += [x for x, y in zip(row.exposed, row.response, strict=True) if y]
+  return {
+    "split": row_split,
+    "user_id": np.array([number[key] for key in keys], np.int32),
+    "profile": profiles(
+      np.array([x.portrait for x in rows]), row_split == "train"
+    ),
+    "history": history,
+    "history_length": (history > 0).sum(1, dtype=np.int32),
+    "exposed": np.array(
+      [[index[i] for i in x.exposed] for x in rows], np.int32
+    ),
+    "response": np.array([x.response for x in rows], np.float32),
+    "timestamp": np.array([x.timestamp for x in rows]),
+    "session_id": np.array([x.session_id for x in rows]),
+    "sequence_id": np.array([x.sequence_id for x in rows]),
+    "behavior_policy_id": np.array([x.policy_id for x in rows]),
+  }
+
+
+def profiles(portrait: np.ndarray, train: np.ndarray) -> np.ndarray:
+  """Profiles of portraits [R, 42], float32 [R, 112]; see the module's text.
+
+  Args:
+    portrait: the published numbers.
+    train: bool [R], the rows from which values and scales are taken.
+  """
+  blocks = []
+  for column in portrait[:, :CATEGORIES].T:
+    values, counts = np.unique(column[train], return_counts=True)
+    frequent = np.full(FREQUENT, np.nan)  # Equals nothing.
+    top = values[np.argsort(-counts, kind="stable")][:FREQUENT]
+    frequent[: len(top)] = top
+    blocks.append(column[:, None] == frequent)
+  quantity = np.log1p(portrait[:, CATEGORIES:])
+  scale = quantity[train].std(0)
+  quantity -= quantity[train].mean(0)
+  blocks.append(quantity / np.where(scale > 0, scale, 1))
+  return np.concatenate(blocks, 1).astype(np.float32)
