@@ -24,10 +24,8 @@ from hsrl_jax.errors import InputError
 SLATE_SIZE = 10
 HISTORY_LENGTH = 50
 POSITIVE_ABOVE = 3.0  # stars; the benchmark's definition of a positive response
-SVD_DIMENSIONS = (
-  16  # More say little more: AUC within users 0.698, 0.700, 0.703
-)
-# for 8, 16, 32.
+# With 8, 16, 32 a click model's AUC within users is 0.698, 0.700, 0.703.
+SVD_DIMENSIONS = 16
 RATING_PRIOR = 10.0  # ratings of the average film that every film starts with
 PROFILE_PRIOR = 5.0  # the same, for a user's share of positive responses
 HELD_OUT = 0.1  # share of each user's slates in `val`, and again in `test`
