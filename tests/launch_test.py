@@ -571,6 +571,12 @@ class ReadmeTest(absltest.TestCase):
     for command in commands:
       if command in own:
         continue
+      if "--raw_data_dir=data/" in command:  # Which no test has.
+        self._launch_without_source(command)
+        continue
+      if "--raw_data_dir=my_logs" in command:
+        self._launch_logs(command, text)
+        continue
       if "hsrl_jax.launch" in command:
         self._launch(command.split("hsrl_jax.launch", 1)[1].split())
       elif "pytest" in command:
@@ -602,6 +608,29 @@ class ReadmeTest(absltest.TestCase):
         )
         self.assertEqual(status, 0, err)
       self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
+
+  def _launch_without_source(self, command):
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
+      status, _, err = _in_process(
+        *command.split("hsrl_jax.launch", 1)[1].split(),
+        f"--workdir={folder}/run",
+      )
+    self.assertEqual(status, 2, err)
+    self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
+
+  def _launch_logs(self, command, text):
+    """Runs the command on the files that the README shows."""
+    files = dict(re.findall(r"`(my_logs/.*?)`.*?```text\n(.*?)```", text, re.S))
+    self.assertCountEqual(files, ["my_logs/items.csv", "my_logs/sessions.csv"])
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+      pathlib.Path("my_logs").mkdir()
+      for name, content in files.items():
+        pathlib.Path(name).write_text(content)
+      status, out, err = _in_process(
+        *command.split("hsrl_jax.launch", 1)[1].split()
+      )
+    self.assertEqual(status, 0, err)
+    self.assertIn("4 items; slates: train 2, val 1, test 1", out)
 
   def _launch(self, arguments):
     """Runs the command as it stands, but small and in a folder of the test."""

@@ -44,12 +44,14 @@ class UserResponseModel(nn.Module):
 
     Args:
       item_features: float32 [N + 1, D], row 0 for padding.
-      profile: float32 [P].
+      profile: float32 [P], P may be 0.
       history: int32 [H], left-padded with 0; may be all padding.
       slate: int32 [K]; any K, so a whole catalogue too.
       deterministic: False applies dropout, with the rng "dropout".
     """
     drop = nn.Dropout(self.dropout, deterministic=deterministic)
+    if not profile.shape[-1]:
+      profile = jnp.ones(1)  # One user vector for everybody.
     hidden = drop(nn.relu(nn.Dense(self.hidden, name="user_hidden")(profile)))
     user = nn.Dense(self.features, name="user_out")(hidden)
     project = nn.Dense(self.features, name="item")

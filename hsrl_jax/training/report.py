@@ -15,6 +15,8 @@ from hsrl_jax.training import metrics, plots, sid_report
 from hsrl_jax.training import page as page_lib
 
 _WIDTH = 80  # Columns of the terminal's table.
+_LIKED = "The user liked before, oldest first:"
+_NOTHING = "Nothing is known of what the user liked before."
 _HISTORY = 8  # Latest titles shown at once; the others fold.
 _STEPS = 3  # First steps shown at once; the others fold.
 
@@ -282,15 +284,14 @@ def _session(number: int, example) -> str:
   parts = [
     f'<section class="session"><h3>Session {number}: total reward '
     f"{example['total_reward']:.2f}, depth {example['depth']:g}</h3>",
-    '<p class="step">The user liked before, oldest first:</p>'
-    if history
-    else '<p class="step">Nothing is known of what the user liked before.</p>',
+    f'<p class="step">{_LIKED if history else _NOTHING}</p>',
   ]
   if earlier:
     parts.append(
       page_lib.fold(f"… {len(earlier)} earlier", page_lib.titles(earlier))
     )
-  parts.append(page_lib.titles(recent))
+  if recent:
+    parts.append(page_lib.titles(recent))
   shown = [_step(i, x) for i, x in enumerate(steps, start=1)]
   parts += shown[:_STEPS]
   more = len(shown) - _STEPS

@@ -105,6 +105,22 @@ class UserResponseTest(parameterized.TestCase):
     leaves = jax.tree.leaves(gradient(params))
     self.assertTrue(all(np.isfinite(x).all() for x in leaves))
 
+  def test_without_a_profile_all_users_share_one(self):
+    network = user_response.UserResponseModel(WIDTH, HIDDEN, HEADS)
+    features, nothing = _inputs()[0], np.zeros(0, "f")
+    init = network.init(
+      jax.random.key(0), features, nothing, HISTORIES[0], SLATE
+    )
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), init)
+    for history in HISTORIES:
+      np.testing.assert_allclose(
+        network.apply(params, features, nothing, history, SLATE),
+        _plain(params, features, np.ones(1), history, SLATE, True),
+        rtol=1e-4,
+        atol=1e-4,
+      )
+
   def test_catalogue_equals_slates_piecewise(self):
     _, params, apply = _network(True)
     everything = jnp.arange(1, ITEMS + 1)

@@ -114,7 +114,7 @@ def _workdir(root, *, evals=3, seeds=3, levels=3, protocol="paper"):
     "total_reward": 6.54,
     "depth": 7,
   }
-  short = {**example, "steps": [step], "depth": 1}
+  short = {**example, "history": [], "steps": [step], "depth": 1}
   (root / "report" / "examples.json").write_text(json.dumps([example, short]))
   return root
 
@@ -184,6 +184,8 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("<summary>… 4 earlier</summary>", page)
     self.assertEqual(page.count("<summary>… 4 more steps</summary>"), 1)
     self.assertNotIn("more step<", page)
+    self.assertEqual(page.count("The user liked before"), 1)
+    self.assertEqual(page.count("Nothing is known of what"), 1)
     self.assertEqual(page.count("<b>Step 1</b>"), 2)
     self.assertEqual(page.count("<b>Step 7</b>"), 1)
 

@@ -1,0 +1,194 @@
+"""The builder of logs of one's own: csv and parquet, good and bad."""
+
+import pathlib
+import tempfile
+
+import numpy as np
+import pandas as pd
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.data import prepare, source
+from hsrl_jax.errors import InputError
+
+
+class LogsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(folder)
+    self.raw = self.folder / "raw"
+    self.raw.mkdir()
+    # Ids in no order, one that looks like a number of another row.
+    self.items = {
+      "item_id": ["b", "2", "a", "1"],
+      "feature": [[0.5, 1.0], [0.25, -1.0], [2.0, 3.0], [0.0, 1e-3]],
+      "title": ["B", 'The "2", now', "Ä", "One"],
+      "genres": ["x|y", "", "y", "x"],
+    }
+    # Not in the order of time; user "v" comes first.
+    self.sessions = {
+      "user_id": ["v", "u", "u", "v", "u"],
+      "profile": [[0.5], [1.0], [1.5], [2.0], [2.5]],
+      "history": [["a", "1"], [], ["b"] * 60, ["1"], ["2"]],
+      "exposed": [["b", "2"], ["2", "a"], ["a", "b"], ["1", "b"], ["b", "a"]],
+      "response": [[1, 0], [1, 1], [0, 0], [0, 1], [1, 1]],
+      "timestamp": [40, 10.5, 30, 20, 50],
+      "split": ["val", "train", "train", "train", "test"],
+    }
+
+  def _write(self, suffix):
+    for name in ("items", "sessions"):
+      frame = pd.DataFrame(getattr(self, name))
+      path = self.raw / f"{name}{suffix}"
+      if suffix == ".parquet":
+        frame.to_parquet(path)
+        continue
+      for column in frame:
+        if isinstance(frame[column][0], list):
+          frame[column] = [";".join(map(str, x)) for x in frame[column]]
+      frame.to_csv(path, index=False)
+
+  def _prepare(self, suffix=".csv"):
+    self._write(suffix)
+    prepare.prepare("logs", self.folder / "data", str(self.raw))
+    return source.load(self.folder / "data")
+
+  def _refused(self, message):
+    with self.assertRaises(InputError) as caught:
+      prepare.prepare("logs", self.folder / "data", str(self.raw))
+    self.assertIn(message, str(caught.exception))
+    self.assertIn(str(self.raw), str(caught.exception))
+    self.assertNotIn("\n", str(caught.exception))
+
+  @parameterized.parameters(".csv", ".parquet")
+  def test_all_columns_by_hand(self, suffix):
+    items, splits = self._prepare(suffix)
+    self.assertEqual(items.external_ids, ["", "b", "2", "a", "1"])
+    self.assertEqual(items.titles, ["", "B", 'The "2", now', "Ä", "One"])
+    self.assertEqual(items.genres, ["", "x|y", "", "y", "x"])
+    np.testing.assert_allclose(
+      items.features, [[0, 0], [0.5, 1], [0.25, -1], [2, 3], [0, 1e-3]]
+    )
+    train = splits["train"]  # By time.
+    np.testing.assert_array_equal(train.user_id, [2, 1, 2])
+    np.testing.assert_array_equal(train.profile, [[1.0], [2.0], [1.5]])
+    np.testing.assert_array_equal(train.exposed, [[2, 3], [4, 1], [3, 1]])
+    np.testing.assert_array_equal(train.response, [[1, 1], [0, 1], [0, 0]])
+    np.testing.assert_array_equal(
+      train.history, [[0] * 50, [0] * 49 + [4], [1] * 50]
+    )
+    self.assertEqual(splits["val"].history[0, -3:].tolist(), [0, 3, 4])
+    self.assertEqual(splits["test"].user_id.tolist(), [2])
+
+  @parameterized.parameters(".csv", ".parquet")
+  def test_what_may_be_missing(self, suffix):
+    for name in ("title", "genres"):
+      del self.items[name]
+    for name in ("profile", "history", "split"):
+      del self.sessions[name]
+    items, splits = self._prepare(suffix)
+    self.assertEqual(items.titles, items.external_ids)
+    self.assertEqual(items.genres, [""] * 5)
+    rows = [
+      (x.profile.shape, x.user_id.tolist(), x.history[:, -4:].tolist())
+      for x in splits.values()
+    ]
+    self.assertEqual(
+      rows,
+      [
+        ((3, 0), [2, 1, 2], [[0] * 4, [0] * 4, [0, 0, 2, 3]]),
+        ((1, 0), [1], [[0, 0, 0, 1]]),
+        ((1, 0), [2], [[0, 0, 2, 3]]),
+      ],
+    )
+
+  def test_ids_of_integers(self):
+    self.items["item_id"] = [30, 7, 1, 2]
+    new = {"b": 30, "2": 7, "a": 1, "1": 2}
+    for name in ("history", "exposed"):
+      self.sessions[name] = [[new[i] for i in x] for x in self.sessions[name]]
+    items, splits = self._prepare(".parquet")
+    self.assertEqual(items.external_ids[1:], ["30", "7", "1", "2"])
+    np.testing.assert_array_equal(splits["train"].exposed[0], [2, 3])
+
+  @parameterized.parameters(
+    ("items", "item_id", "2", "'2' is in row 3 too; expected each item once"),
+    ("items", "item_id", "", "found ''; expected an integer or a string"),
+    ("items", "feature", [1.0], "found 1 entries; expected 2, as many as in"),
+    ("items", "feature", [1.0, "x"], "found 'x'; expected a finite number"),
+    ("items", "feature", [1.0, np.nan], "found 'nan'; expected a finite"),
+    ("sessions", "user_id", "", "found ''; expected an integer or a string"),
+    ("sessions", "profile", [1.0, 2.0], "found 2 entries; expected 1"),
+    ("sessions", "profile", ["inf"], "found 'inf'; expected a finite number"),
+    ("sessions", "history", ["c"], "found item 'c'; expected item_ids of"),
+    ("sessions", "exposed", ["c", "a"], "found item 'c'; expected item_ids"),
+    ("sessions", "exposed", ["a", "a"], "found 'a;a'; expected different it"),
+    ("sessions", "exposed", ["a"], "found 1 entries; expected 2"),
+    (
+      "sessions",
+      "response",
+      [1],
+      "found 1 entries; expected 2, as many as in e",
+    ),
+    ("sessions", "response", [1, 2], "found '1;2'; expected 0 or 1"),
+    ("sessions", "timestamp", "noon", "found 'noon'; expected a finite number"),
+    ("sessions", "split", "dev", "found 'dev'; expected train, val, test"),
+  )
+  def test_a_bad_cell_is_named(self, name, column, cell, message):
+    getattr(self, name)[column][2] = cell
+    self._write(".csv")
+    self._refused(f"{name}.csv: row 4, column {column}: {message}")
+
+  @parameterized.parameters(
+    ("feature", None, "row 3, column feature: found None; expected a list"),
+    ("item_id", None, "row 3, column item_id: found None; expected an integer"),
+    (
+      "feature",
+      [1.0, None],
+      "row 3, column feature: found None; expected a fi",
+    ),
+  )
+  def test_a_bad_cell_of_a_parquet_file(self, column, cell, message):
+    self.items[column][2] = cell
+    self._write(".parquet")
+    self._refused(f"items.parquet: {message}")
+
+  def test_rows_of_a_csv_file_are_its_lines(self):
+    self.items["title"][0] = "two\nlines"
+    self.items["feature"][3] = ["x", "y"]
+    self._write(".csv")
+    self._refused("items.csv: row 6, column feature: found 'x'")
+
+  @parameterized.parameters(
+    ("items", "feature"), ("sessions", "exposed"), ("sessions", "timestamp")
+  )
+  def test_a_missing_column(self, name, column):
+    del getattr(self, name)[column]
+    self._write(".csv")
+    self._refused(f"; expected {column} too")
+
+  def test_files_that_are_no_good(self):
+    (self.raw / "other").touch()
+    self._refused("has no items file; expected one of items.csv and items.par")
+    self._write(".csv")
+    (self.raw / "items.parquet").touch()
+    self._refused("has items.csv and items.parquet; expected one of")
+    (self.raw / "items.csv").unlink()
+    self._refused("items.parquet cannot be read (")
+    (self.raw / "items.parquet").unlink()
+    (self.raw / "items.csv").write_text("")
+    self._refused("items.csv has the columns none; expected item_id, feature")
+    (self.raw / "items.csv").write_text("item_id,feature\n")
+    self._refused("items.csv has no rows")
+    (self.raw / "items.csv").write_text("item_id,feature\n1,2,3\n")
+    self._refused("cannot be read (row 2 has 3 cells, the header 2)")
+
+  def test_a_split_without_rows(self):
+    self.sessions["split"][0] = "train"
+    self._write(".csv")
+    with self.assertRaisesRegex(InputError, '"val" of sessions has no row'):
+      prepare.prepare("logs", self.folder / "data", str(self.raw))
+
+
+if __name__ == "__main__":
+  absltest.main()
