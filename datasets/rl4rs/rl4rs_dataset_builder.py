@@ -16,7 +16,8 @@ the time at which a session began; a file `rl4rs_b_test.csv` is the test split.
 
 A profile has 10 hashes of categories and 32 quantities. Of each hash its 8
 most frequent values in the train split are one-hot, the others all zero; the
-quantities, which have long tails, are log1p, centred and scaled on that split.
+quantities, which have long tails, are sign(x) log(1 + |x|), centred and scaled
+on that split.
 """
 
 import csv
@@ -247,6 +248,7 @@ def parse(line: str, file: str, known: set[int]) -> Row:
     raise ValueError(
       f"user_feedback is {cells[4]!r}; expected {SLATE_SIZE} times 0 or 1"
     )
+  past = _items("user_seqfeature", cells[5], known | {0})  # 0 is padding.
   vectors = cells[7].split(";")
   if len(vectors) != SLATE_SIZE:
     raise ValueError(
@@ -255,8 +257,6 @@ def parse(line: str, file: str, known: set[int]) -> Row:
   for vector in vectors:
     _numbers("item_feature", vector, ITEM_WIDTH)
   portrait = _numbers("user_protrait", cells[6], CATEGORIES + QUANTITIES)
-  if min(portrait[CATEGORIES:]) < 0:
-    raise ValueError("user_protrait has a negative quantity; expected none")
   return Row(
     file,
     _integer("timestamp", cells[0]),
@@ -264,7 +264,7 @@ def parse(line: str, file: str, known: set[int]) -> Row:
     _integer("sequence_id", cells[2]),
     exposed,
     tuple(map(int, response)),
-    () if cells[5] == "0" else _items("user_seqfeature", cells[5], known),
+    tuple(x for x in past if x),
     portrait,
     _integer("behavior_policy_id", cells[8]),
   )
@@ -409,7 +409,8 @@ def profiles(portrait: np.ndarray, train: np.ndarray) -> np.ndarray:
     top = values[np.argsort(-counts, kind="stable")][:FREQUENT]
     frequent[: len(top)] = top
     blocks.append(column[:, None] == frequent)
-  quantity = np.log1p(portrait[:, CATEGORIES:])
+  quantity = portrait[:, CATEGORIES:]
+  quantity = np.sign(quantity) * np.log1p(np.abs(quantity))
   scale = quantity[train].std(0)
   quantity -= quantity[train].mean(0)
   blocks.append(quantity / np.where(scale > 0, scale, 1))
