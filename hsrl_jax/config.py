@@ -40,11 +40,15 @@ class DataConfig:
     dataset: folder of a TFDS builder below `datasets/`.
     raw_data_dir: folder with the source files, for datasets that are not
       downloaded. Read once, by the stage data; where it lies decides nothing.
+    response_params: .npz file of a user response model trained elsewhere, to
+      take in place of fitting one; with users and items of its own it stands
+      for the dataset too.
   """
 
   dataset: str = "movielens_latest_small"
   # No part of equality, hence of fingerprints and of the flags that are kept.
   raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
+  response_params: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +99,17 @@ class QuantizerConfig:
     )
 
 
+# Fields of SimulatorConfig of which the fit knows nothing.
+_OF_SESSIONS = (
+  "protocol",
+  "patience",
+  "max_steps",
+  "penalty",
+  "sweet_point",
+  "slate_size",
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SimulatorConfig:
   """The user response model and its simulator (DESIGN, sections 4 and 5).
@@ -116,6 +131,7 @@ class SimulatorConfig:
     max_steps: a session is truncated here.
     penalty: reward of an item without a positive response.
     sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
+    slate_size: K, items shown at once; None: as many as in the logs.
   """
 
   features: int = 16
@@ -133,6 +149,7 @@ class SimulatorConfig:
   max_steps: int = 20
   penalty: float = -0.1
   sweet_point: float | None = None
+  slate_size: int | None = None
 
   def __post_init__(self):
     _require(
@@ -149,6 +166,21 @@ class SimulatorConfig:
     )
     _require(self, "patience", self.patience >= 1, "at least 1")
     _require(self, "max_steps", self.max_steps >= 1, "at least 1")
+    _require(
+      self,
+      "slate_size",
+      self.slate_size is None or self.slate_size >= 1,
+      "at least 1",
+    )
+
+  def of_fit(self) -> "SimulatorConfig":
+    """The same fit, with what it does not depend on at its defaults."""
+    defaults = {
+      field.name: field.default
+      for field in dataclasses.fields(self)
+      if field.name in _OF_SESSIONS
+    }
+    return dataclasses.replace(self, **defaults)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -323,7 +355,7 @@ def _values(config):
   return {name: _values(getattr(config, name)) for name in fields}
 
 
-def fingerprint(*configs) -> str:
-  """A short name of these configs' values, the same in every process."""
-  text = json.dumps([_values(config) for config in configs], sort_keys=True)
+def fingerprint(*parts) -> str:
+  """A short name of configs' values and of texts, the same in every process."""
+  text = json.dumps([_values(x) for x in parts], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

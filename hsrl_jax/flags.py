@@ -120,8 +120,9 @@ def resolved() -> dict[str, str]:
     for _, field, name, _ in _fields()
     if field.compare
   }
-  if EMBEDDINGS.value is not None:
-    values["embeddings"] = os.path.abspath(EMBEDDINGS.value)
+  for name in ("embeddings", "response_params"):
+    if flags.FLAGS[name].value is not None:
+      values[name] = os.path.abspath(flags.FLAGS[name].value)
   return {k: _text(v) for k, v in values.items() if v is not None}
 
 

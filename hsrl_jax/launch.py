@@ -32,6 +32,7 @@ flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("dataset")
 flags.declare_key_flag("raw_data_dir")
+flags.declare_key_flag("response_params")
 flags.declare_key_flag("embeddings")
 flags.declare_key_flag("item_ids")
 flags.declare_key_flag("sweep")
@@ -90,9 +91,10 @@ def _check_inputs(mode: str) -> None:
 
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
-  prepare.builder_folder(config.data.dataset)
-  workdir_lib.claim(workdir, flags_lib.resolved())
   run = run_lib.Run(config, workdir)
+  if not run.own_users:
+    prepare.builder_folder(config.data.dataset)
+  workdir_lib.claim(workdir, flags_lib.resolved())
   ran = [run.stage(name) for name in (STAGES if mode == "all" else [mode])]
   if not any(ran):
     what = "all stages" if mode == "all" else f"stage {mode}"
@@ -157,7 +159,8 @@ def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
     path = pathlib.Path(flags_lib.EMBEDDINGS.value)
     items, name = embeddings.read(path), path.name
   else:
-    run, name = run_lib.Run(config, workdir), config.data.dataset
+    run = run_lib.Run(config, workdir)
+    name = run.name
     workdir_lib.require(workdir, "data", run.fingerprints["data"])
     items = quantize.of_dataset(run.dataset.items)
   found = sweep.run(config.quantizer, workdir, items, name, sizes)

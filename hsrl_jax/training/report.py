@@ -41,7 +41,6 @@ def write(
   results = _json(workdir / "results.json")
   examples = _json(folder / "examples.json")
   facts = _json(shared / "sids" / "report.json")
-  fit = _read(metrics.read, shared / "simulator")
   learned = (workdir / "policy" / metrics.METRICS).exists()
   training = _read(metrics.read, workdir / "policy") if learned else []
   item_id, tokens = _read(_sids, shared / "sids" / "sids.npz")
@@ -55,8 +54,10 @@ def write(
     "semantic_space": plots.semantic_space(
       items.features[item_id], tokens, genres, facts["vocab_size"]
     ),
-    "simulator": plots.simulator(fit),
   }
+  if "source" not in results["simulator"]:  # Fitted here.
+    fit = _read(metrics.read, shared / "simulator")
+    figures["simulator"] = plots.simulator(fit)
   if training:
     figures["learning_curve"] = plots.learning_curve(
       [x for x in training if "eval" in x],
@@ -125,7 +126,7 @@ def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:
       "<h2>Semantic space</h2>",
       _semantic(facts, pictures["semantic_space"], items, item_id, tokens),
       "<h2>User simulator</h2>",
-      _simulator(results["simulator"], pictures["simulator"]),
+      _simulator(results["simulator"], pictures.get("simulator")),
       "<h2>Sessions</h2>",
       _sessions(examples),
     ],
@@ -251,20 +252,31 @@ def _simulator(quality, picture) -> str:
     f'<td class="number">{_number(quality.get(key), "{:.3f}")}</td>'
     for _, key in names
   )
-  return (
-    "<p>The simulated users answer by a response model fitted to logged "
-    "slates. An AUC of 0.5 is chance; within users it tells only whether the "
+  origin = "fitted to logged slates"
+  if "source" in quality:
+    source = quality["source"]
+    origin = (
+      f"trained elsewhere, <code>{page_lib.text(source['file'])}</code> "
+      f"(SHA-256 <code>{source['sha256'][:16]}</code>)"
+    )
+  page = f"<p>The simulated users answer by a response model {origin}."
+  if "auc" not in quality:
+    return page + " No slates are logged on which to measure it.</p>"
+  page += (
+    " An AUC of 0.5 is chance; within users it tells only whether the "
     "model ranks the items of one user, which is what a policy can use.</p>"
     f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
     f"<tbody><tr>{cells}</tr></tbody></table></div>"
-    + page_lib.figure(
+  )
+  if picture is not None:
+    page += page_lib.figure(
       picture,
       "Log loss, AUC and calibration error by epoch",
       "On the validation slates, but for the training loss, which includes "
       "dropout. Dotted: the epoch that is kept, of the least validation log "
       "loss.",
     )
-  )
+  return page
 
 
 def _sessions(examples) -> str:

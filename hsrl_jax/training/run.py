@@ -1,5 +1,6 @@
 """A run: one configuration's stages, each skipped where it is complete."""
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -14,7 +15,8 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import STAGES
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import prepare, response_file, source
+from hsrl_jax.errors import InputError
 from hsrl_jax.training import (
   evaluate,
   policy,
@@ -47,22 +49,59 @@ class Run:
       workdir: where it writes.
       shared: where the stages data, quantize and simulator write, for runs
         that have them in common; None: in the workdir.
+
+    Raises:
+      InputError: the file of --response_params is not as it should be.
     """
-    self.config, self.workdir = config, workdir
-    self.shared = shared or workdir
-    c = config
+    self.workdir, self.shared = workdir, shared or workdir
+    self.given = None
+    if config.data.response_params is not None:
+      self.given = response_file.read(
+        self._given_path(config), final_dense=config.simulator.final_dense
+      )
+      config = dataclasses.replace(
+        config, simulator=simulator.sized(config.simulator, self.given)
+      )
+    if self.own_users:
+      _check_without_slates(config, self.given.name)
+    self.config = config
+    # Of the file its content counts, not its path.
+    c = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, response_params=None)
+    )
+    given = (self.given.digest,) if self.given else ()
+    whole = config_lib.fingerprint(c, *given)
+    data = (c.data, *given) if self.own_users else (c.data,)
     self.fingerprints = {
-      "data": config_lib.fingerprint(c.data),
-      "quantize": config_lib.fingerprint(c.data, c.quantizer),
-      "simulator": config_lib.fingerprint(c.data, c.simulator),
-      "policy": config_lib.fingerprint(c),
-      "evaluate": config_lib.fingerprint(c),
-      "report": config_lib.fingerprint(c),
+      "data": config_lib.fingerprint(*data),
+      "quantize": config_lib.fingerprint(*data, c.quantizer),
+      "simulator": config_lib.fingerprint(c.data, c.simulator.of_fit(), *given),
+      "policy": whole,
+      "evaluate": whole,
+      "report": whole,
     }
+
+  def _given_path(self, config: config_lib.Config) -> pathlib.Path:
+    """The file of --response_params, or the copy that was made of it."""
+    path = pathlib.Path(config.data.response_params)
+    copy = self.shared / simulator.FOLDER / simulator.GIVEN
+    return copy if copy.exists() and not path.exists() else path
+
+  @property
+  def own_users(self) -> bool:
+    """Whether users and items are those of the file --response_params."""
+    return self.given is not None and self.given.dataset is not None
+
+  @property
+  def name(self) -> str:
+    """What the users and items are called."""
+    return self.given.name if self.own_users else self.config.data.dataset
 
   @functools.cached_property
   def dataset(self) -> source.Dataset:
     """The prepared data."""
+    if self.own_users:
+      return self.given.dataset
     return source.load(self.shared / "data")
 
   @functools.cached_property
@@ -82,12 +121,21 @@ class Run:
   @functools.cached_property
   def env(self):
     """The simulator."""
-    slate_size = self.dataset.splits["train"].exposed.shape[1]
-    return simulator.make_env(self.config.simulator, slate_size)
+    c = self.config.simulator
+    slate_size = c.slate_size or self.dataset.splits["train"].exposed.shape[1]
+    items = len(self.dataset.items.features) - 1
+    if slate_size > items:
+      raise InputError(
+        f"--simulator_slate_size={slate_size}; expected at most {items}, the "
+        "number of items"
+      )
+    return simulator.make_env(c, slate_size)
 
   @functools.cached_property
   def response(self) -> simulator.ResponseParams:
     """The fitted click model."""
+    if self.given:
+      return simulator.of_file(self.config.simulator, self.given, self.dataset)
     return simulator.load(self.config.simulator, self.shared, self.dataset)
 
   def users(self, split: str):
@@ -96,20 +144,22 @@ class Run:
 
   def data(self) -> None:
     """Stage data."""
-    with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
-      malformed = prepare.prepare(
-        self.config.data.dataset,
-        self.shared / "data",
-        self.config.data.raw_data_dir,
-        bar.update,
-      )
-    for path, rows in malformed.items():
-      print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
-      for file, row, why in rows[:_MALFORMED]:
-        print(f"    {file} row {row}: {why}")
+    if not self.own_users:
+      with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
+        malformed = prepare.prepare(
+          self.config.data.dataset,
+          self.shared / "data",
+          self.config.data.raw_data_dir,
+          bar.update,
+        )
+      for path, rows in malformed.items():
+        print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
+        for file, row, why in rows[:_MALFORMED]:
+          print(f"    {file} row {row}: {why}")
     items, splits = self.dataset
     sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
-    print(f"  {len(items.titles) - 1:,} items; slates: {sizes}")
+    what = "users" if self.own_users else "slates"
+    print(f"  {len(items.titles) - 1:,} items; {what}: {sizes}")
 
   def quantize(self) -> None:
     """Stage quantize, of the dataset."""
@@ -118,14 +168,20 @@ class Run:
       self.config.quantizer,
       self.shared,
       quantize.of_dataset(items),
-      quantize.Source(self.config.data.dataset),
+      quantize.Source(self.name),
       items.genres[1:],
     )
 
   def simulator(self) -> None:
     """Stage simulator."""
-    made = simulator.run(self.config.simulator, self.shared, self.dataset)
-    print("  validation: " + ", ".join(f"{k} {v:.4f}" for k, v in made.items()))
+    where = (self.config.simulator, self.shared, self.dataset)
+    if self.given:
+      made = simulator.adopt(*where, self.given, self._given_path(self.config))
+      print(f"  weights of {self.given.name}, nothing is fitted")
+    else:
+      made = simulator.run(*where)
+    measured = ", ".join(f"{k} {v:.4f}" for k, v in made.items())
+    print(f"  validation: {measured or 'no slates are logged'}")
 
   def policy(self) -> None:
     """Stage policy."""
@@ -169,7 +225,7 @@ class Run:
       self.workdir / "results.json",
       {
         "protocol": self.config.simulator.protocol,
-        "dataset": self.config.data.dataset,
+        "dataset": self.name,
         "split": c.split,
         "episodes": c.episodes,
         "seeds": list(self.config.policy.seeds),
@@ -226,6 +282,20 @@ class Run:
 
   def _read_json(self, folder: pathlib.Path, name: str):
     return json.loads((folder / name).read_text())
+
+
+def _check_without_slates(config: config_lib.Config, name: str) -> None:
+  """Raises InputError where a configuration asks for logged slates."""
+  if config.simulator.slate_size is None:
+    raise InputError(
+      "--simulator_slate_size is missing; expected the items of a slate, since "
+      f"{name} has no slates that would tell"
+    )
+  if config.policy.agent in ("popularity", "sasrec"):
+    raise InputError(
+      f"--agent={config.policy.agent} learns from logged slates and {name} has "
+      "none; expected another agent, or a file on top of a --dataset"
+    )
 
 
 def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:

@@ -1,5 +1,6 @@
-"""Stage `simulator`: fits the user response model and makes the simulator."""
+"""Stage `simulator`: fits or loads a user response model; the simulator."""
 
+import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import optax
 
 from hsrl_jax import files
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.data.response_file import ResponseFile
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
@@ -21,6 +23,7 @@ from hsrl_jax.training import metrics as metrics_lib
 from hsrl_jax.types import Array, Params, Sessions
 
 FOLDER = "simulator"
+GIVEN = "response.npz"  # The copy of a file with weights.
 
 
 class ResponseParams(NamedTuple):
@@ -305,3 +308,95 @@ def load(
       "and run --mode=simulator again"
     )
   return ResponseParams(state.best_params, jnp.asarray(dataset.items.features))
+
+
+def sized(config: SimulatorConfig, given: ResponseFile) -> SimulatorConfig:
+  """`config` with the sizes of the network in a file.
+
+  Raises:
+    InputError: the heads do not divide F.
+  """
+  try:
+    return dataclasses.replace(
+      config, features=given.features, hidden=given.hidden
+    )
+  except ValueError as error:
+    raise InputError(f"{given.name}: --simulator_{error}") from error
+
+
+def of_file(
+  config: SimulatorConfig, given: ResponseFile, dataset: Dataset
+) -> ResponseParams:
+  """The URM whose weights a file gives.
+
+  Args:
+    config: `sized` by the file.
+    given: the file.
+    dataset: the users and items to be answered for.
+
+  Raises:
+    InputError: their profiles or features have another width.
+  """
+  train, features = dataset.splits["train"], dataset.items.features
+  for what, found, expected in (
+    ("profiles", given.profile_width, train.profile.shape[1]),
+    ("item features", given.feature_width, features.shape[1]),
+  ):
+    if found != expected:
+      raise InputError(
+        f"{given.name} takes {what} of {found} numbers; expected {expected}, "
+        "as the dataset has: choose the dataset that it was fitted to, or let "
+        "the file bring its own users and items"
+      )
+  like = jax.eval_shape(
+    make_network(config).init,
+    jax.random.key(0),
+    features,
+    *(x[0] for x in (train.profile, train.history, train.history)),
+  )
+
+  def fill(path, leaf):
+    name = ".".join(key.key for key in path[1:])  # Below "params".
+    return jnp.asarray(given.weights[name]).reshape(leaf.shape)
+
+  network = jax.tree_util.tree_map_with_path(fill, like)
+  return ResponseParams(network, jnp.asarray(features))
+
+
+def adopt(
+  config: SimulatorConfig,
+  workdir: pathlib.Path,
+  dataset: Dataset,
+  given: ResponseFile,
+  path: pathlib.Path,
+) -> dict[str, float]:
+  """Takes the URM of a file in place of `run`.
+
+  Writes `simulator/`: a copy of the file, and quality.json, which names it.
+
+  Args:
+    config: `sized` by the file.
+    workdir: of the run.
+    dataset: the users and items.
+    given: the file.
+    path: where it lies.
+
+  Returns:
+    Its `quality` on the validation split; empty where no slates are logged.
+
+  Raises:
+    InputError: see `of_file`.
+  """
+  params = of_file(config, given, dataset)
+  val, measured = dataset.splits["val"], {}
+  if val.exposed.shape[1]:
+    predict = functools.partial(response_probabilities, make_network(config))
+    probability = jax.jit(jax.vmap(predict, in_axes=(None, 0, 0, 0)))(
+      params, val.profile, val.history, val.exposed
+    )
+    measured = quality(probability, val.response, val.user_id)
+  folder = workdir / FOLDER
+  files.write_atomic(folder / GIVEN, path.read_bytes())
+  source = {"file": given.name, "sha256": given.digest}
+  files.write_json(folder / "quality.json", {"source": source, **measured})
+  return measured

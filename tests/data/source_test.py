@@ -13,7 +13,7 @@ def _rows():
   return {
     "user_id": np.asarray([11, 22, 33, 44]),
     "profile": np.zeros((4, 2), "f"),
-    "history": np.asarray([[0, 0, 9], [0, 1, 1], [7, 8, 9], [0, 0, 2]]),
+    "history": np.asarray([[0, 0, 9], [0, 1, 1], [7, 8, 9], [0, 0, 0]]),
     "exposed": np.asarray([[1, 2, 9], [3, 4, 5], [1, 2, 9], [9, 8, 7]]),
     "response": np.asarray([[0, 1, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1]], "f"),
   }
