@@ -41,6 +41,7 @@ class Spec(NamedTuple):
     slate_size: K.
     penalty: reward of an item without a positive response.
     iterations: of training, for what happens every few of them.
+    sweet_point: of the slate's reward; None where it is the items' mean.
   """
 
   levels: int
@@ -49,6 +50,7 @@ class Spec(NamedTuple):
   slate_size: int
   penalty: float
   iterations: int
+  sweet_point: float | None = None
 
 
 class Action(NamedTuple):

@@ -160,9 +160,10 @@ def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"{path} is not there; expected the .npz file of a response model"
     ) from error
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
+    what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
-      f"{path} cannot be read ({str(error).splitlines()[0]}); expected plain "
-      "arrays as numpy.savez writes them, nothing pickled"
+      f"{path} cannot be read ({what}); expected plain arrays as numpy.savez "
+      "writes them, nothing pickled"
     ) from error
 
 

@@ -123,9 +123,8 @@ class UserSimulator(NamedTuple):
     observation = state.observation
     probability = self.probabilities(observation, action, params)
     response = (draws < probability).astype(jnp.float32)
-    reward = returns.item_rewards(response, self.penalty).mean()
-    if self.sweet_point is not None:
-      reward = 1.0 - jnp.abs(reward - self.sweet_point)
+    rewards = returns.item_rewards(response, self.penalty)
+    reward = returns.slate_reward(rewards, self.sweet_point)
     patience = state.patience - ((1.0 - reward) * self.slate_size + 1.0)
     steps = state.steps + 1
     seen = state.seen

@@ -33,6 +33,7 @@ def make_agent(config: Config, env: UserSimulator, index: SidIndex) -> Agent:
     slate_size=env.slate_size,
     penalty=config.simulator.penalty,
     iterations=config.policy.iterations,
+    sweet_point=config.simulator.sweet_point,
   )
   return AGENTS[config.policy.agent](config.policy, spec)
 

@@ -36,6 +36,33 @@ class ReturnsTest(chex.TestCase):
       found - advantage, [0.825, -0.275, -0.275, -0.275], rtol=1e-5
     )
 
+  @parameterized.parameters(1, 2, 9)
+  def test_credit_of_an_item_is_what_the_slate_loses_without_it(self, count):
+    rewards = np.where(
+      np.random.default_rng(0).random((50, count)) < 0.8, 1, -0.1
+    )
+    for row in rewards:
+      for point in (None, 0.9):
+
+        def slate(x, point=point):
+          return x.mean() if point is None else 1 - abs(x.mean() - point)
+
+        expected = [
+          (count - 1) * (slate(row) - slate(np.delete(row, k)))
+          if count > 1
+          else 0.0
+          for k in range(count)
+        ]
+        found = returns.item_advantages(jnp.float32(0), jnp.asarray(row), point)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
+
+  def test_a_miss_is_worth_having_among_hits_with_a_sweet_point(self):
+    rewards = jnp.asarray([1.0] * 8 + [-0.1])
+    found = returns.item_advantages(jnp.float32(0), rewards, 0.9)
+    # Without the miss the slate earns 0.9 instead of 0.978.
+    np.testing.assert_allclose(found[-1], 8 * (0.8778 + 0.1 - 0.9), atol=1e-3)
+    self.assertGreater(found[-1], found[0])
+
 
 if __name__ == "__main__":
   absltest.main()

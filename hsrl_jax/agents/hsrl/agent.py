@@ -40,7 +40,9 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   return base.Agent(
     init=functools.partial(_init, networks, spec.levels),
     act=functools.partial(_act, networks, config, spec.slate_size),
-    loss=functools.partial(_loss, networks, config, spec.penalty),
+    loss=functools.partial(
+      _loss, networks, config, spec.penalty, spec.sweet_point
+    ),
   )
 
 
@@ -176,6 +178,7 @@ def _loss(
   networks: _Networks,
   config: PolicyConfig,
   penalty: float,
+  sweet_point: float | None,
   params: Params,
   target_params: Params,
   catalogue: base.Catalogue,
@@ -224,6 +227,7 @@ def _loss(
     clip=config.advantage_clip,
     item_credit=config.item_credit,
     per_level=config.level_advantages,
+    sweet_point=sweet_point,
   )
   critic = losses.critic_loss(target, value)
   actor = losses.actor_loss(

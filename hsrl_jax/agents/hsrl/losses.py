@@ -72,6 +72,7 @@ def item_advantages(
   clip: float,
   item_credit: bool,
   per_level: bool,
+  sweet_point: float | None = None,
 ) -> Array:
   """A_{k,l}: the slate's clipped advantage, and each item's own share.
 
@@ -81,9 +82,10 @@ def item_advantages(
     level_values: float32 [L + 1], V_l(c_l).
     rewards: float32 [K], of each item.
     clip: bound of the slate's advantage.
-    item_credit: whether r_k - mean_k(r) is added.
+    item_credit: whether each item's own part is added.
     per_level: level l's loss uses V_{l-1}(c_{l-1}), the value of the context
       its token was chosen in, instead of V(s).
+    sweet_point: see returns.item_advantages.
 
   Returns:
     float32 [K, L] (per level) or [K, 1].
@@ -92,8 +94,8 @@ def item_advantages(
   advantage = jnp.clip(target - baseline, -clip, clip)
   if not item_credit:
     return jnp.broadcast_to(advantage, (len(rewards), len(advantage)))
-  return jax.vmap(returns.item_advantages, in_axes=(0, None), out_axes=1)(
-    advantage, rewards
+  return jax.vmap(returns.item_advantages, in_axes=(0, None, None), out_axes=1)(
+    advantage, rewards, sweet_point
   )
 
 
