@@ -1,6 +1,7 @@
 """The command: flagfiles, the whole path, a second run, kill -9, bad input."""
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -24,6 +25,7 @@ from hsrl_jax import flags as flags_lib
 from hsrl_jax import launch
 from hsrl_jax.training import checkpoint, loop, metrics, parallel, policy
 from hsrl_jax.training import run as run_lib
+from tests.data import response_file_test
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "launch" / "flags").glob("*.flags"))
@@ -546,6 +548,110 @@ class EmbeddingsTest(parameterized.TestCase):
       self.assertEqual(found["sizes"][2][name], facts[name])
 
 
+class ResponseParamsTest(absltest.TestCase):
+  """A click model trained elsewhere, with and without a dataset."""
+
+  SMALL = (
+    "--sid_vocab_size=8",
+    "--sid_restarts=1",
+    "--sid_iterations=3",
+    "--width=8",
+    "--layers=1",
+    "--heads=2",
+    "--critic_hidden=8",
+    "--users=8",
+    "--batch_size=8",
+    "--buffer_size=80",
+    "--iterations=20",
+    "--iterations_per_call=10",
+    "--curve_every=20",
+    "--save_every=20",
+    "--curve_episodes=4",
+    "--evaluate_episodes=8",
+    "--seeds=0",
+  )
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
+    self.workdir = self.folder / "run"
+    self.file = self.folder / "urm.npz"
+
+  def _run(self, *arguments):
+    return _in_process(
+      f"--flagfile={ROOT}/launch/flags/rl4rs_response.flags",
+      f"--workdir={self.workdir}",
+      f"--response_params={self.file}",
+      *self.SMALL,
+      *arguments,
+    )
+
+  def _json(self, name):
+    return json.loads((self.workdir / name).read_text())
+
+  def test_users_and_items_of_its_own(self):
+    np.savez(self.file, **response_file_test.arrays(False, True))
+    status, out, err = self._run()
+    self.assertEqual(status, 0, err)
+    self.assertIn("12 items; users: train 35, val 4, test 4", out)
+    self.assertFalse((self.workdir / "data").exists())
+    results = self._json("results.json")
+    self.assertEqual(results["dataset"], "urm.npz")
+    digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
+    source = {"file": "urm.npz", "sha256": digest}
+    self.assertEqual(results["simulator"], {"source": source})
+    self.assertIn(
+      digest[:16], (self.workdir / "report/report.html").read_text()
+    )
+
+    # The workdir is complete: the file may go, but not change.
+    content = self.file.read_bytes()
+    self.file.unlink()
+    status, out, err = self._run()
+    self.assertEqual(status, 0, err)
+    self.assertIn("nothing to do", out)
+    np.savez(self.file, **response_file_test.arrays(False, True, seed=1))
+    status, _, err = self._run()
+    self.assertEqual(status, 2)
+    self.assertIn("stage data was made with another configuration", err)
+    self.file.write_bytes(content)
+    status, _, err = self._run("--simulator_protocol=no_repeat")
+    self.assertEqual(status, 2)
+    self.assertIn("--simulator_protocol was paper, now no_repeat", err)
+
+  def test_on_top_of_a_dataset(self):
+    toy = ("--dataset=toy", "--simulator_final_dense=true")
+    status, _, err = _in_process(
+      f"--workdir={self.workdir}", "--mode=data", *toy
+    )
+    self.assertEqual(status, 0, err)
+    items, splits = run_lib.Run(_config(*toy), self.workdir).dataset
+    made = response_file_test.arrays(True, False)
+    rng = np.random.default_rng(0)
+    made |= {
+      "item.kernel": rng.normal(size=(items.features.shape[1], 6)),
+      "user_hidden.kernel": rng.normal(
+        size=(splits["val"].profile.shape[1], 7)
+      ),
+    }
+    np.savez(self.file, **made)
+    for mode in ("quantize", "simulator"):
+      status, out, err = self._run(*toy, f"--mode={mode}")
+      self.assertEqual(status, 0, err)
+    self.assertIn("nothing is fitted", out)
+    self.assertBetween(self._json("simulator/quality.json")["auc"], 0.3, 0.7)
+
+  def test_a_slate_size_is_needed(self):
+    np.savez(self.file, **response_file_test.arrays(True, True))
+    status, _, err = _in_process(
+      f"--workdir={self.workdir}", f"--response_params={self.file}"
+    )
+    self.assertEqual(status, 2)
+    self.assertIn("--simulator_slate_size is missing", err)
+
+
 def _write_npz(path, first, count, **arrays):
   """Embeddings of some items, as the README has them."""
   rng = np.random.default_rng(first)
@@ -569,8 +675,8 @@ class ReadmeTest(absltest.TestCase):
     own = [x for x in commands if "runs/items" in x]
     self._launch_own(own)
     for command in commands:
-      if command in own:
-        continue
+      if command in own or "--response_params" in command:
+        continue  # ResponseParamsTest runs the latter's flagfile.
       if "--raw_data_dir=data/" in command:  # Which no test has.
         self._launch_without_source(command)
         continue
