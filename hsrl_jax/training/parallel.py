@@ -12,6 +12,7 @@ devices, `collect` back.
 """
 
 from collections.abc import Callable
+from concurrent import futures
 from typing import NamedTuple
 
 import jax
@@ -98,25 +99,32 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
     seed, what `run` returns for the learner and the metrics must be the same on
     all of them, since one copy is kept unchecked: see `assert_replicated`.
   """
-  axis_name = AXIS if layout.user_devices > 1 else None
+  if layout.by_seed:
+    return _on_each(run, layout)
+  axis_name = AXIS if layout.devices > 1 else None
 
   def of_device(learner, stream, inputs):
     return over_seeds(run)(learner, stream, inputs, axis_name)
 
-  learners = 0 if layout.by_seed else None
-  mapped = jax.pmap(
+  return jax.pmap(
     of_device,
     axis_name=AXIS,
-    in_axes=(learners, 0, None),
-    out_axes=(learners, 0, learners),
+    in_axes=(None, 0, None),
+    out_axes=(None, 0, None),
     donate_argnums=(0, 1),
   )
-  if not layout.by_seed:
-    return mapped
 
-  def run_all(learner, stream, inputs):
-    learner, stream, metrics = mapped(learner, stream, inputs)
-    return learner, stream, jax.tree.map(lambda x: _unpad(x, layout), metrics)
+
+def _on_each(run: Callable, layout: Layout) -> Callable:
+  # Programs of one device each, not one program of all devices, which is
+  # compiled otherwise and rounds otherwise: a seed is to do what it does alone.
+  of_device = jax.jit(over_seeds(run), donate_argnums=(0, 1))
+  pool = futures.ThreadPoolExecutor(layout.devices)  # Compiles side by side.
+
+  def run_all(learners, streams, inputs):
+    results = list(pool.map(of_device, learners, streams, inputs))
+    learners, streams, metrics = zip(*results, strict=True)
+    return learners, streams, _join(metrics)
 
   return run_all
 
@@ -125,34 +133,63 @@ def place(learner, stream, inputs, layout: Layout):
   """Puts a loop's arguments where the mapped `run` wants them.
 
   Without it the second call would find its arguments placed otherwise than
-  the first, and compile again. Where S is no multiple of the devices, the last
-  seed is trained on several of them.
+  the first, and compile again. Where each device has seeds of its own, what is
+  returned are tuples with an entry for each device.
   """
-  mesh = jax.sharding.Mesh(jax.local_devices(), (AXIS,))
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+  devices = jax.local_devices()
   if layout.by_seed:
     stream = jax.tree.map(lambda x: x[0], stream)
-    learner, stream = jax.tree.map(lambda x: _pad(x, layout), (learner, stream))
+
+    def spread(x):
+      own = [
+        jax.tree.map(lambda a, d=d: a[d :: layout.devices], x)
+        for d in range(layout.devices)
+      ]
+      return tuple(map(jax.device_put, own, devices))
+
+    everywhere = tuple(jax.device_put(inputs, d) for d in devices)
+    return spread(learner), spread(stream), everywhere
+  mesh = jax.sharding.Mesh(devices, (AXIS,))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
   return (
-    jax.device_put(learner, split if layout.by_seed else everywhere),
+    jax.device_put(learner, everywhere),
     jax.device_put(stream, split),
     jax.device_put(inputs, everywhere),
   )
 
 
-def collect(x, layout: Layout):
-  """A learner, or a part of it, as it was before `place`, on one device."""
+def collect(learner, stream, layout: Layout):
+  """Learner and stream as they were before `place`."""
   if layout.by_seed:
-    return jax.tree.map(lambda a: _unpad(a, layout), x)
+    return _join(learner), jax.tree.map(lambda x: x[None], _join(stream))
+  return one_copy(learner), stream
+
+
+def target_params(learner, layout: Layout):
+  """A placed learner's averaged parameters, [S, ...], on the first device."""
+  if layout.by_seed:
+    return _join([x.target_params for x in learner])
+  return one_copy(learner.target_params)
+
+
+def _join(parts):
+  """What devices have of their seeds, [S, ...] on the first device."""
+  first = jax.local_devices()[0]
+  parts = [jax.device_put(x, first) for x in parts]
+  seeds = sum(len(jax.tree.leaves(x)[0]) for x in parts)
+
+  def join(*leaves):
+    x = jnp.concatenate(leaves)
+    order = [np.arange(d, seeds, len(parts)) for d in range(len(parts))]
+    return x[np.argsort(np.concatenate(order))]
+
+  return jax.tree.map(join, *parts)
+
+
+def one_copy(x):
+  """A replicated pytree on the first device alone."""
   return jax.tree.map(lambda a: a.addressable_shards[0].data, x)
-
-
-def collect_stream(stream, layout: Layout):
-  """A stream as it was before `place`."""
-  if layout.by_seed:
-    return jax.tree.map(lambda a: _unpad(a, layout)[None], stream)
-  return stream
 
 
 def assert_replicated(learner, layout: Layout) -> None:
@@ -167,20 +204,6 @@ def assert_replicated(learner, layout: Layout) -> None:
   ]
   if len(set(prints)) != 1:
     raise AssertionError(f"devices hold different copies: {prints}")
-
-
-def _pad(x: jax.Array, layout: Layout) -> jax.Array:
-  """[S, ...] -> [devices, seeds a device, ...]."""
-  rows = -(-layout.seeds // layout.devices)
-  seed = np.minimum(np.arange(layout.devices * rows), layout.seeds - 1)
-  return x[seed].reshape(layout.devices, rows, *x.shape[1:])
-
-
-def _unpad(x: jax.Array, layout: Layout) -> jax.Array:
-  """[devices, seeds a device, ...] -> [S, ...] on the first device."""
-  x = jax.device_put(x, jax.local_devices()[0])
-  rows = x.shape[0] * x.shape[1]
-  return x.reshape(rows, *x.shape[2:])[: layout.seeds]
 
 
 def _copy_on(x: jax.Array, device: int) -> np.ndarray:

@@ -139,14 +139,11 @@ def run(
         writer.write(step, measured)
         bar.update(policy.iterations_per_call)
         if step % policy.curve_every == 0 or step == policy.iterations:
-          point = curve(parallel.collect(learner.target_params, layout))
+          point = curve(parallel.target_params(learner, layout))
           writer.write(step, {"eval": point})
           bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")
         if step % policy.save_every == 0 or step == policy.iterations:
-          state = (
-            parallel.collect(learner, layout),
-            parallel.collect_stream(stream, layout),
-          )
+          state = parallel.collect(learner, stream, layout)
           checkpoint.save(checkpointer, step, state)
   parallel.assert_replicated(learner, layout)
 

@@ -171,35 +171,34 @@ class LoopTest(parameterized.TestCase):
     learner, stream, placed = parallel.place(*start, inputs, layout)
     for _ in range(3):
       learner, stream, metrics = run(learner, stream, placed)
-    together = parallel.collect(learner, layout)
-    rings = parallel.collect_stream(stream, layout)
+    together, rings = parallel.collect(learner, stream, layout)
+    chex.assert_trees_all_equal(
+      parallel.target_params(learner, layout), together.target_params
+    )
     # Collected and placed again they are what they were.
-    again, again_stream, _ = parallel.place(together, rings, inputs, layout)
-    for mine, back in ((learner, again), (stream, again_stream)):
-      chex.assert_trees_all_equal(
-        *jax.tree.map(
-          lambda x: x if x.dtype != learner.key.dtype else 0, (mine, back)
-        )
+    again = parallel.place(together, rings, inputs, layout)[:2]
+    chex.assert_trees_all_equal(
+      *jax.tree.map(
+        lambda x: 0 if x.dtype == together.key.dtype else x,
+        ((learner, stream), again),
       )
+    )
     one = jax.jit(parallel.over_seeds(engine.run))
     for i in range(len(seeds)):
       single = jax.tree.map(lambda x, i=i: x[i : i + 1], start[0])
       single_stream = jax.tree.map(lambda x, i=i: x[0, i : i + 1], start[1])
       for _ in range(3):
         single, single_stream, alone = one(single, single_stream, inputs)
-      chex.assert_trees_all_close(
+      chex.assert_trees_all_equal(
         jax.tree.map(lambda x, i=i: x[i : i + 1], together.params),
         single.params,
-        rtol=1e-4,
-        atol=1e-6,
       )
       chex.assert_trees_all_equal(
-        rings.replay.items.slate[0, i], single_stream.replay.items.slate[0]
+        jax.tree.map(lambda x, i=i: x[0, i : i + 1], rings.replay),
+        single_stream.replay,
       )
       for name, value in alone.items():
-        np.testing.assert_allclose(
-          metrics[name][i], value[0], rtol=1e-4, atol=1e-6
-        )
+        self.assertEqual(metrics[name][i], value[0])
 
   @parameterized.parameters(
     dict(residual_mode="expected"), dict(residual_mode="sampled")
