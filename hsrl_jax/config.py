@@ -11,6 +11,7 @@ import json
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
+ITEM_LOGITS = ("features", "free")
 AGENTS = (
   "random",
   "popularity",
@@ -197,6 +198,8 @@ class PolicyConfig:
     residual_mode: `expected` or `sampled`.
     semantic_tokens: whether tokens share what they learn by their codebook
       vectors.
+    item_logits: what scores an item in agents without SIDs: `features`, a
+      linear map of its features, or `free`, a row of its own.
     discount: gamma.
     polyak: rate of the target networks, which are also what is evaluated.
     advantage_clip: bound of the slate's advantage.
@@ -238,6 +241,7 @@ class PolicyConfig:
   critic_hidden: tuple[int, ...] = (256, 64)
   residual_mode: str = "expected"
   semantic_tokens: bool = True
+  item_logits: str = "features"
   discount: float = 0.9
   polyak: float = 0.01
   advantage_clip: float = 1.0
@@ -280,6 +284,12 @@ class PolicyConfig:
       "residual_mode",
       self.residual_mode in RESIDUAL_MODES,
       f"one of {RESIDUAL_MODES}",
+    )
+    _require(
+      self,
+      "item_logits",
+      self.item_logits in ITEM_LOGITS,
+      f"one of {ITEM_LOGITS}",
     )
     _require(self, "discount", 0 <= self.discount <= 1, "in [0, 1]")
     for name in ("entropy_weight", "entropy_weight_end"):

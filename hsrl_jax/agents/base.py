@@ -1,8 +1,12 @@
-"""What the training engine asks of an agent: three pure functions."""
+"""What the training engine asks of an agent, and what agents share."""
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid.index import SidIndex
 from hsrl_jax.types import (
   Array,
@@ -98,3 +102,30 @@ class Agent(NamedTuple):
 def geometric(start: float, end: float, progress: Array) -> Array:
   """A schedule: from `start` to `end` by equal ratios; both above 0."""
   return start * (end / start) ** progress
+
+
+def choose(
+  log_pi: Array,
+  index: SidIndex,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+  slate_size: int,
+) -> Action:
+  """A slate out of all items, exactly: top-K, or with a key Gumbel-top-K.
+
+  Args:
+    log_pi: float32 [N + 1], by which items are ranked.
+    index: says which items may be recommended.
+    excluded: see Agent.act.
+    key: the same.
+    temperature: of the draw, which is without replacement.
+    slate_size: K.
+  """
+  scores = log_pi
+  if key is not None:
+    scores = log_pi / temperature + sampling.gumbel(key, log_pi.shape)
+  scores = jnp.where(index.active, scores, masking.NEGATIVE)
+  scores = scores.at[excluded].set(masking.NEGATIVE)
+  _, slate = jax.lax.top_k(scores, slate_size)
+  return Action(slate.astype(jnp.int32), log_pi[slate], jnp.zeros(0))

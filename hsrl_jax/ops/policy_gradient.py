@@ -1,4 +1,4 @@
-"""Hierarchical policy-gradient terms of ONE state; callers vmap."""
+"""Policy-gradient terms of ONE state; callers vmap."""
 
 import jax
 import jax.numpy as jnp
@@ -38,3 +38,29 @@ def importance_weights(
   """
   ratio = jnp.exp(jax.lax.stop_gradient(log_prob) - behaviour_log_prob)
   return jnp.minimum(ratio, clip)
+
+
+def actor_loss(
+  log_probs: Array,
+  advantages: Array,
+  behaviour_log_prob: Array,
+  importance_clip: float,
+) -> Array:
+  """Mean over K choices of sum_l -A_{k,l} log p_l(z_l(k)).
+
+  Args:
+    log_probs: float32 [K, L], of what was chosen, its L parts.
+    advantages: float32 [K, L] or [K, 1]; no gradient flows into them.
+    behaviour_log_prob: float32 [K], of the whole choice when it was made.
+    importance_clip: see importance_weights; 0: no weights.
+
+  Returns:
+    float32 [].
+  """
+  advantages = jax.lax.stop_gradient(advantages)
+  if importance_clip:
+    weights = importance_weights(
+      log_probs.sum(-1), behaviour_log_prob, importance_clip
+    )
+    advantages = advantages * weights[:, None]
+  return -(advantages * log_probs).sum(-1).mean()

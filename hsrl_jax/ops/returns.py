@@ -37,24 +37,47 @@ def slate_reward(rewards: Array, sweet_point: float | None) -> Array:
 
 
 def item_advantages(
-  advantage: Array, rewards: Array, sweet_point: float | None = None
+  target: Array,
+  baseline: Array,
+  rewards: Array,
+  *,
+  clip: float,
+  item_credit: bool,
+  sweet_point: float | None = None,
 ) -> Array:
-  """Per-item credit: A_k = A + (K - 1) (R - R_k), [K] (DESIGN, section 6).
-
-  R is the slate's reward and R_k what it would be without item k. Without a
-  sweet point the credit is r_k - mean_k(r). With one a miss is worth having
-  where the others are too good, which r_k would not tell.
+  """A_k = clip(y - V) + the item's own share (DESIGN, section 6).
 
   Args:
-    advantage: float32 [], A.
-    rewards: float32 [K], r_k.
+    target: float32 [], y.
+    baseline: float32 [B], values of the state; an advantage for each.
+    rewards: float32 [K], r_k of each item.
+    clip: bound of y - V.
+    item_credit: whether the item's share is added.
     sweet_point: see `slate_reward`.
+
+  Returns:
+    float32 [K, B].
   """
-  if sweet_point is None or len(rewards) == 1:
-    return advantage + rewards - rewards.mean()
+  advantage = jnp.clip(target - baseline, -clip, clip)
+  share = (
+    item_shares(rewards, sweet_point)
+    if item_credit
+    else jnp.zeros_like(rewards)
+  )
+  return advantage + share[:, None]
+
+
+def item_shares(rewards: Array, sweet_point: float | None) -> Array:
+  """(K - 1) (R - R_k), [K]: R of the slate less what it is without item k.
+
+  Without a sweet point that is r_k - mean_k(r). With one a miss is worth having
+  where the others are too good, which r_k would not tell.
+  """
   count = len(rewards)
+  if sweet_point is None or count == 1:
+    return rewards - rewards.mean()
   others = (rewards.sum() - rewards) / (count - 1)
   gain = slate_reward(rewards, sweet_point) - slate_reward(
     others[:, None], sweet_point
   )
-  return advantage + (count - 1) * gain
+  return (count - 1) * gain

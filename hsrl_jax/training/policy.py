@@ -6,8 +6,13 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from hsrl_jax.agents.a2c import agent as a2c
 from hsrl_jax.agents.base import Agent, Catalogue, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.agents.pgra import agent as pgra
+from hsrl_jax.agents.popularity import agent as popularity
+from hsrl_jax.agents.random import agent as random
+from hsrl_jax.agents.sasrec import agent as sasrec
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
@@ -20,6 +25,11 @@ FOLDER = "policy"
 
 # The name of --agent to what builds it, from (PolicyConfig, Spec).
 AGENTS = {
+  "random": random.make,
+  "popularity": popularity.make,
+  "sasrec": sasrec.make,
+  "a2c": a2c.make,
+  "pgra": pgra.make,
   "hsrl": hsrl.make,
 }
 

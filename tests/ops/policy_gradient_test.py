@@ -54,5 +54,48 @@ class PolicyGradientTest(chex.TestCase):
     )
 
 
+class ActorLossTest(absltest.TestCase):
+  LOG_PROBS = np.log(np.array([[0.2, 0.5], [0.9, 0.3], [0.4, 0.6]], np.float32))
+
+  def _loss(self, advantages, behaviour=(0.0, 0.0, 0.0), clip=0.0):
+    return policy_gradient.actor_loss(
+      jnp.asarray(self.LOG_PROBS),
+      jnp.asarray(advantages),
+      jnp.asarray(behaviour),
+      clip,
+    )
+
+  def test_is_the_weighted_log_likelihood(self):
+    whole = np.array([[0.5], [-1.0], [2.0]], np.float32)
+    by_level = np.array([[0.5, 1.0], [-1.0, 0.0], [2.0, -3.0]], np.float32)
+    for advantages in (whole, by_level):
+      want = -(advantages * self.LOG_PROBS).sum() / 3
+      np.testing.assert_allclose(self._loss(advantages), want, rtol=1e-5)
+
+  def test_importance_weights_are_truncated(self):
+    log_pi = self.LOG_PROBS.sum(1)
+    # pi / mu = 0.5, 1, 8; truncated at 2.
+    behaviour = log_pi - np.log(np.array([0.5, 1.0, 8.0], np.float32))
+    got = self._loss(np.ones((3, 1), np.float32), behaviour, 2.0)
+    want = -(np.array([0.5, 1.0, 2.0]) * log_pi).mean()
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+
+  def test_gradient_is_probability_minus_choice(self):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=5), jnp.float32)
+
+    behaviour = jax.nn.log_softmax(logits)[jnp.array([3])]
+
+    def loss(logits, scale):
+      log_probs = jax.nn.log_softmax(logits)[jnp.array([[3]])]
+      return policy_gradient.actor_loss(
+        log_probs, scale * jnp.ones((1, 1)), behaviour, 2.0
+      )
+
+    gradient, of_advantage = jax.grad(loss, argnums=(0, 1))(logits, 1.0)
+    want = np.asarray(jax.nn.softmax(logits)) - np.eye(5)[3]
+    np.testing.assert_allclose(gradient, want, atol=1e-6)
+    self.assertEqual(float(of_advantage), 0.0)
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -2,7 +2,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest, parameterized
+from absl.testing import absltest
 
 from hsrl_jax.ops import returns
 
@@ -27,13 +27,27 @@ class ReturnsTest(chex.TestCase):
       returns.item_rewards(jnp.asarray([1.0, 0.0, 1.0]), -0.1), [1.0, -0.1, 1.0]
     )
 
-  @parameterized.parameters(0.0, 2.0)
-  def test_item_advantages_by_hand(self, advantage):
-    found = returns.item_advantages(
-      jnp.float32(advantage), jnp.asarray([1.0, -0.1, -0.1, -0.1])
+  def test_item_advantages_by_hand(self):
+    rewards = jnp.array([1.0, -0.1, 1.0])
+    share = np.array([[1.1], [-2.2], [1.1]]) / 3
+
+    def get(baseline, item_credit):
+      return returns.item_advantages(
+        jnp.float32(3.0),
+        jnp.asarray(baseline),
+        rewards,
+        clip=1.0,
+        item_credit=item_credit,
+      )
+
+    # y - V = 1.5 and 0.2, the first clipped to 1.
+    np.testing.assert_allclose(get([1.5], True), 1 + share, rtol=1e-5)
+    np.testing.assert_allclose(get([1.5], False), [[1.0]] * 3)
+    np.testing.assert_allclose(
+      get([2.8, 1.5], False), [[0.2, 1.0]] * 3, rtol=1e-5
     )
     np.testing.assert_allclose(
-      found - advantage, [0.825, -0.275, -0.275, -0.275], rtol=1e-5
+      get([2.8, 1.5], True), np.array([0.2, 1.0]) + share, rtol=1e-5
     )
 
   @parameterized.parameters(1, 2, 9)
@@ -53,12 +67,12 @@ class ReturnsTest(chex.TestCase):
           else 0.0
           for k in range(count)
         ]
-        found = returns.item_advantages(jnp.float32(0), jnp.asarray(row), point)
+        found = returns.item_shares(jnp.asarray(row), point)
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
   def test_a_miss_is_worth_having_among_hits_with_a_sweet_point(self):
     rewards = jnp.asarray([1.0] * 8 + [-0.1])
-    found = returns.item_advantages(jnp.float32(0), rewards, 0.9)
+    found = returns.item_shares(rewards, 0.9)
     # Without the miss the slate earns 0.9 instead of 0.978.
     np.testing.assert_allclose(found[-1], 8 * (0.8778 + 0.1 - 0.9), atol=1e-3)
     self.assertGreater(found[-1], found[0])

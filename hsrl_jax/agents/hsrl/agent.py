@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import losses
@@ -11,7 +12,7 @@ from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks import critic as critic_lib
 from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
-from hsrl_jax.ops import masking, policy_gradient, returns, sampling
+from hsrl_jax.ops import policy_gradient, returns
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.sid.index import SidIndex, sid_of
 from hsrl_jax.types import (
@@ -117,8 +118,11 @@ def _act(
     logits = networks.expected(params, catalogue, state).logits
     log_probs = jax.nn.log_softmax(logits)
     if not searches(config, catalogue.index):
-      return _best_of_all(
-        catalogue.index, log_probs, excluded, key, temperature, slate_size
+      log_pi = policy_gradient.token_values(
+        log_probs, catalogue.index.tokens.astype(jnp.int32)
+      ).sum(-1)
+      return base.choose(
+        log_pi, catalogue.index, excluded, key, temperature, slate_size
       )
     context = ()
 
@@ -151,27 +155,6 @@ def searches(config: PolicyConfig, index: SidIndex) -> bool:
   In `sampled` mode it must; else from 10^5 items on, where it is faster.
   """
   return config.residual_mode == "sampled" or index.capacity >= SEARCH_FROM
-
-
-def _best_of_all(
-  index: SidIndex,
-  log_probs: Array,
-  excluded: Array,
-  key: PRNGKey | None,
-  temperature: Array | float,
-  slate_size: int,
-) -> base.Action:
-  """The K items of most log pi, exactly; `log_probs` is float32 [L, V]."""
-  log_pi = policy_gradient.token_values(
-    log_probs, index.tokens.astype(jnp.int32)
-  ).sum(-1)
-  scores = log_pi
-  if key is not None:
-    scores = log_pi / temperature + sampling.gumbel(key, log_pi.shape)
-  scores = jnp.where(index.active, scores, masking.NEGATIVE)
-  scores = scores.at[excluded].set(masking.NEGATIVE)
-  _, slate = jax.lax.top_k(scores, slate_size)
-  return base.Action(slate.astype(jnp.int32), log_pi[slate], jnp.zeros(0))
 
 
 def _loss(
@@ -219,26 +202,27 @@ def _loss(
       hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
     )
   view = losses.SlateView(logits, tokens)
-  advantages = losses.item_advantages(
+  advantages = returns.item_advantages(
     target,
-    value,
-    level_values,
+    level_values[:-1] if config.level_advantages else value[None],
     returns.item_rewards(transition.response, penalty),
     clip=config.advantage_clip,
     item_credit=config.item_credit,
-    per_level=config.level_advantages,
     sweet_point=sweet_point,
   )
-  critic = losses.critic_loss(target, value)
-  actor = losses.actor_loss(
-    view, advantages, transition.log_prob, config.importance_clip
+  critic = (value - target) ** 2
+  actor = policy_gradient.actor_loss(
+    view.log_probs(),
+    advantages,
+    transition.log_prob,
+    config.importance_clip,
   )
-  entropy = losses.entropy(view)
-  behaviour = losses.behaviour_loss(
-    view,
-    params["policy"]["params"]["response_bias"],
-    transition.response,
-  )
+  entropy = view.entropy()
+  # Not normalised, so it needs no importance weights.
+  scores = view.scores() + params["policy"]["params"]["response_bias"]
+  behaviour = optax.sigmoid_binary_cross_entropy(
+    scores, transition.response
+  ).mean()
   entropy_weight = base.geometric(
     config.entropy_weight, config.entropy_weight_end, progress
   )
