@@ -176,6 +176,28 @@ class WholePathTest(parameterized.TestCase):
     self.assertIn(str(self.workdir / "results.json"), self.first.stdout)
     self.assertIn("report.html", self.first.stdout)
 
+  def test_an_agent_that_learns_nothing(self):
+    workdir = self._copy("popularity")
+    shutil.rmtree(workdir / "policy")
+    shutil.rmtree(workdir / "report")
+    for stage in ("policy", "evaluate", "report"):
+      (workdir / ".done" / stage).unlink()
+    (workdir / "flags.txt").unlink()
+    status, out, err = _in_process(
+      *SMALL, f"--workdir={workdir}", "--agent=popularity"
+    )
+    self.assertEqual(status, 0, err)
+    self.assertIn("popularity", out)
+    policies = json.loads((workdir / "results.json").read_text())["policies"]
+    self.assertGreater(policies["popularity"]["normalised"]["mean"], 0.1)
+    self.assertNotIn("hsrl", policies)
+    self.assertEqual(list((workdir / "policy").iterdir()), [])
+    # The page does without a learning curve.
+    page = (workdir / "report" / "report.html").read_text()
+    self.assertIn("popularity on toy", page)
+    self.assertNotIn("<h2>Learning</h2>", page)
+    self.assertFalse((workdir / "report" / "learning_curve.png").exists())
+
   def test_sids_file_is_invertible(self):
     saved = np.load(self.workdir / "sids" / "sids.npz")
     self.assertLen(set(map(tuple, saved["tokens"])), len(saved["item_id"]))

@@ -1,7 +1,5 @@
 """The engine: devices, transfers, compilations, learning."""
 
-import functools
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -214,25 +212,12 @@ class LoopTest(parameterized.TestCase):
       learning_rate=1e-2,
       seeds=(0,),
     )
-    learner, _, _ = self._alone(0, calls=15, config=config)
-    inputs, env = toy.inputs(), toy.env()
-    key = jax.random.key(0)
+    learner, _, _ = toy.train(config, calls=15)
     act = policy.greedy(toy.agent(config))
-    params = learner.target_params
-    measure = functools.partial(evaluate.simulate, episodes=96)
-    mine = measure(act, env, (params, inputs.catalogue), inputs.env_params, key)
-    bounds = {
-      name: measure(bound, env, bound_params, inputs.env_params, key)
-      for name, (bound, bound_params) in evaluate.bounds(
-        env, inputs.env_params, num_items=toy.ITEMS
-      ).items()
-    }
-    low = float(bounds["random"].total_reward.mean())
-    high = float(bounds["greedy_oracle"].total_reward.mean())
-    constant = float(bounds["best_constant"].total_reward.mean())
-    reached = (float(mine.total_reward.mean()) - low) / (high - low)
-    self.assertGreater(reached, 0.8)
-    self.assertLess((constant - low) / (high - low), 0.5)
+    params = (learner.target_params, toy.inputs().catalogue)
+    found = toy.reached({"hsrl": (act, params)})
+    self.assertGreater(found["hsrl"], 0.8)
+    self.assertLess(found["best_constant"], 0.5)
 
   @parameterized.parameters("expected", "sampled")
   def test_no_repeat_shows_nothing_twice(self, mode):
@@ -260,7 +245,7 @@ class LoopTest(parameterized.TestCase):
     config = toy.config(
       explore_no_repeat=explore, temperature=0.01, temperature_end=0.01
     )
-    _, stream, _ = self._alone(0, calls=10, config=config)
+    _, stream, _ = toy.train(config, calls=10)
     self.assertEqual(int(stream.replay.added), 40)
     seen = stream.replay.items
     repeats = sessions = 0
@@ -275,14 +260,30 @@ class LoopTest(parameterized.TestCase):
     self.assertGreater(sessions, config.users)
     self.assertEqual(repeats == 0, explore)
 
-  def _alone(self, seed, calls, config=None):
-    engine, inputs = toy.engine(config or toy.config()), toy.inputs()
-    learner, stream = jax.jit(engine.init, static_argnums=2)(seed, inputs, 1)
+  def test_an_offline_agent_learns_from_logs_alone(self):
+    config = toy.config(agent="sasrec", seeds=(0,))
+    engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())
+    learner, stream = jax.jit(engine.init, static_argnums=2)(0, inputs, 1)
     stream = jax.tree.map(lambda x: x[0], stream)
     run = jax.jit(engine.run)
-    for _ in range(calls):
-      learner, stream, metrics = run(learner, stream, inputs)
-    return learner, stream, metrics
+    first = start = learner
+    losses = []
+    for _ in range(10):
+      learner, after, metrics = run(learner, stream, inputs)
+      chex.assert_trees_all_equal(stream, after)
+      losses.append(float(metrics["loss"]))
+    self.assertEqual(int(stream.replay.added), 0)
+    self.assertEqual(int(learner.step), 40)
+    self.assertNotIn("reward", metrics)
+    self.assertLess(losses[-1], losses[0] - 0.01)
+    # Other logs, other parameters.
+    others = jax.tree.map(lambda x: x[:200], inputs.logs)
+    other, _, _ = run(first, stream, inputs._replace(logs=others))
+    same, _, _ = run(start, stream, inputs)
+    different = jax.tree.map(
+      lambda a, b: float(jnp.abs(a - b).max()), other.params, same.params
+    )
+    self.assertGreater(max(jax.tree.leaves(different)), 1e-4)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,10 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.agents.base import Catalogue, Spec
-from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.training import loop
+from hsrl_jax.training import evaluate, loop, policy
+from hsrl_jax.types import Sessions
 
 ITEMS, GROUPS, USERS, HISTORY, SLATE = 40, 4, 24, 6, 3
 
@@ -90,8 +90,77 @@ SPEC = Spec(
 
 
 def agent(policy_config: PolicyConfig):
-  return hsrl.make(policy_config, SPEC)
+  return policy.AGENTS[policy_config.agent](policy_config, SPEC)
 
 
 def engine(policy_config: PolicyConfig, no_repeat: bool = False):
   return loop.make(agent(policy_config), env(no_repeat), policy_config)
+
+
+def logs(rows: int = 400):
+  """Slates drawn uniformly for users of the pool, and their responses."""
+  rng = np.random.default_rng(1)
+  users = inputs().env_params
+  user = rng.integers(0, USERS, rows)
+  profile, history = users.profiles[user], users.histories[user]
+  shown = np.stack([rng.permutation(ITEMS)[:SLATE] + 1 for _ in user])
+  liked = rng.random(shown.shape) < jax.vmap(response, (None, 0, 0, 0))(
+    users.response, profile, history, jnp.asarray(shown)
+  )
+  sessions = Sessions(user, profile, history, shown, 1.0 * liked)
+  return loop.logged(jax.tree.map(np.asarray, sessions), env().penalty)
+
+
+def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):
+  """Learner, stream and last metrics after `calls` calls of the engine."""
+  made, given = engine(policy_config), inputs()._replace(logs=data)
+  learner, stream = jax.jit(made.init, static_argnums=2)(seed, given, 1)
+  stream = jax.tree.map(lambda x: x[0], stream)
+  run = jax.jit(made.run)
+  for _ in range(calls):
+    learner, stream, metrics = run(learner, stream, given)
+  return learner, stream, metrics
+
+
+def reached(policies: dict) -> dict[str, float]:
+  """Normalised rewards of policies (act, params), and of best_constant."""
+  given, world = inputs(), env()
+  policies = policies | evaluate.bounds(
+    world, given.env_params, num_items=ITEMS
+  )
+  found = {
+    name: float(
+      evaluate.simulate(
+        act, world, params, given.env_params, jax.random.key(0), episodes=96
+      ).total_reward.mean()
+    )
+    for name, (act, params) in policies.items()
+  }
+  low, high = found["random"], found["greedy_oracle"]
+  return {k: (x - low) / (high - low) for k, x in found.items()}
+
+
+def learning(name: str, data=None, **overrides) -> tuple[float, float]:
+  """Normalised rewards of an agent untrained and trained."""
+  values = dict(
+    agent=name,
+    iterations=300,
+    iterations_per_call=20,
+    curve_every=300,
+    save_every=300,
+    learning_rate=1e-2,
+    seeds=(0,),
+  )
+  policy_config = config(**(values | overrides))
+  act, catalogue = policy.greedy(agent(policy_config)), inputs().catalogue
+  calls = policy_config.iterations // policy_config.iterations_per_call
+  trained = train(policy_config, calls, data=data)[0].target_params
+  user = env().start(0, inputs().env_params).observation
+  untrained = agent(policy_config).init(jax.random.key(0), catalogue, user)
+  found = reached(
+    {
+      "untrained": (act, (untrained, catalogue)),
+      "trained": (act, (trained, catalogue)),
+    }
+  )
+  return found["untrained"], found["trained"]
