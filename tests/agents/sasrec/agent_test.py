@@ -22,9 +22,7 @@ class SasrecTest(parameterized.TestCase):
     scores = checks.item_logits(params, catalogue, state)[step.slate]
     scores = scores + params["items"]["params"]["response_bias"]
     want = metrics.log_loss(step.response, 1 / (1 + np.exp(-scores)))
-    loss, _ = agent.loss(
-      params, params, catalogue, step, jax.random.key(0), 0.5
-    )
+    loss, _ = agent.loss(params, params, catalogue, step, checks.KEY, 0.5)
     np.testing.assert_allclose(loss, want, rtol=1e-4)
 
   def test_learns_from_logs(self):
