@@ -20,6 +20,8 @@ LAYERS = (
   ("flags",),  # Only what starts a run may see flags.
   ("launch",),
 )
+# Modules of `agents` that are no agent.
+SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
 ONLY = {"flags": {"config", "errors"}}
 
@@ -75,7 +77,7 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
       if target == "launch" or not allowed:
         found.append(f"{module} imports {name}, which is above it")
       in_agent = group == target == "agents" and len(path) > 3
-      if in_agent and parts[2:3] not in ([path[2]], ["base"]):
+      if in_agent and parts[2:3] not in ([path[2]], *SHARED):
         found.append(f"{module} imports {name} of another agent")
     if name.startswith("orbax") and module != f"{PACKAGE}.training.checkpoint":
       found.append(f"{module} imports orbax")

@@ -104,6 +104,23 @@ def geometric(start: float, end: float, progress: Array) -> Array:
   return start * (end / start) ** progress
 
 
+def usable(index: SidIndex, scores: Array, excluded: Array) -> Array:
+  """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
+
+  Args:
+    index: of the catalogue; inactive items are masked.
+    scores: float32 [N + 1].
+    excluded: int32 [T], ids that may not be shown; 0 is ignored.
+  """
+  scores = jnp.where(index.active, scores, masking.NEGATIVE)
+  return scores.at[excluded].set(masking.NEGATIVE)
+
+
+def top(scores: Array, count: int) -> Array:
+  """The ids of the largest scores, int32 [count]."""
+  return jax.lax.top_k(scores, count)[1].astype(jnp.int32)
+
+
 def choose(
   log_pi: Array,
   index: SidIndex,
@@ -125,7 +142,5 @@ def choose(
   scores = log_pi
   if key is not None:
     scores = log_pi / temperature + sampling.gumbel(key, log_pi.shape)
-  scores = jnp.where(index.active, scores, masking.NEGATIVE)
-  scores = scores.at[excluded].set(masking.NEGATIVE)
-  _, slate = jax.lax.top_k(scores, slate_size)
-  return Action(slate.astype(jnp.int32), log_pi[slate], jnp.zeros(0))
+  slate = top(usable(index, scores, excluded), slate_size)
+  return Action(slate, log_pi[slate], jnp.zeros(0))

@@ -1,4 +1,4 @@
-"""Multi-level critic (MLC): a value of each context and their trained mix."""
+"""Critics: the multi-level one (MLC) of states, and those of actions."""
 
 from collections.abc import Sequence
 
@@ -44,3 +44,26 @@ class Critic(nn.Module):
     )(self.hidden, name="value")(contexts)
     weight = self.param("level_weight", nn.initializers.zeros, (levels,))
     return jnp.dot(jax.nn.softmax(weight), values), values
+
+
+class ActionCritic(nn.Module):
+  """Q_c(s, a) of a continuous action, by C critics of the same shape.
+
+  Attributes:
+    hidden: widths of the hidden layers.
+    critics: C.
+  """
+
+  hidden: Sequence[int] = (256, 64)
+  critics: int = 1
+
+  @nn.compact
+  def __call__(self, state: Array, action: Array) -> Array:
+    """Values of ONE state and action, [d], [A] -> [C]; callers vmap."""
+    return nn.vmap(
+      _Value,
+      in_axes=None,
+      axis_size=self.critics,
+      variable_axes={"params": 0},
+      split_rngs={"params": True},
+    )(self.hidden, name="value")(jnp.concatenate([state, action]))

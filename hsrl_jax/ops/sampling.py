@@ -49,6 +49,11 @@ def gumbel(key: PRNGKey, shape: tuple[int, ...]) -> Array:
   return -jnp.log(-jnp.log(uniform(key, shape)))
 
 
+def normal(key: PRNGKey, shape: tuple[int, ...]) -> Array:
+  """Standard normal noise, float32 `shape`, by `bits`; within 5.3."""
+  return jax.scipy.special.ndtri(uniform(key, shape))
+
+
 def index(
   key: PRNGKey, count: int | Array, shape: tuple[int, ...] = ()
 ) -> Array:

@@ -8,11 +8,15 @@ import numpy as np
 
 from hsrl_jax.agents.a2c import agent as a2c
 from hsrl_jax.agents.base import Agent, Catalogue, Spec
+from hsrl_jax.agents.ddpg import agent as ddpg
+from hsrl_jax.agents.hac import agent as hac
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.pgra import agent as pgra
 from hsrl_jax.agents.popularity import agent as popularity
 from hsrl_jax.agents.random import agent as random
 from hsrl_jax.agents.sasrec import agent as sasrec
+from hsrl_jax.agents.td3 import agent as td3
+from hsrl_jax.agents.wolpertinger import agent as wolpertinger
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
@@ -30,6 +34,10 @@ AGENTS = {
   "sasrec": sasrec.make,
   "a2c": a2c.make,
   "pgra": pgra.make,
+  "ddpg": ddpg.make,
+  "td3": td3.make,
+  "wolpertinger": wolpertinger.make,
+  "hac": hac.make,
   "hsrl": hsrl.make,
 }
 

@@ -20,18 +20,18 @@ from jax.scipy import stats
 
 from hsrl_jax.agents import base
 from hsrl_jax.config import PolicyConfig
+from hsrl_jax.networks.bounded import Bounded
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.flat import ItemLogits
-from hsrl_jax.networks.latent import Latent
 from hsrl_jax.ops import masking, policy_gradient, returns
 
 
 def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   """Builds the agent; `config.item_logits` says where w_i comes from."""
   encoder = Encoder(config.width, config.layers, config.heads, config.dropout)
-  actor = Latent(config.width)
-  guess = Latent(config.width, (2 * config.width,))
+  actor = Bounded(config.width)
+  guess = Bounded(config.width, (2 * config.width,))
   items = ItemLogits(config.item_logits == "free")
   critic = Critic(config.critic_hidden)
 
