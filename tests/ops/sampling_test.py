@@ -50,14 +50,22 @@ class BitsTest(parameterized.TestCase):
     # Within one position, over keys.
     self.assertGreater(stats.kstest(draws[:, 3, 7], "uniform").pvalue, 1e-3)
 
+  def test_normal(self):
+    draws = jax.vmap(lambda k: sampling.normal(k, (10, 50)))(self._keys(100))
+    draws = np.asarray(draws)
+    self.assertGreater(stats.kstest(draws.ravel(), "norm").pvalue, 1e-3)
+    self.assertGreater(stats.kstest(draws[:, 3, 7], "norm").pvalue, 1e-3)
+
   @parameterized.parameters(0, 2**32 - 1)
   def test_extreme_words_stay_inside(self, word):
     words = jnp.full(3, word, jnp.uint32)
     with mock.patch.object(sampling, "bits", lambda key, count: words):
       draws = np.asarray(sampling.uniform(None, (3,)))
       noise = np.asarray(sampling.gumbel(None, (3,)))
+      normal = np.asarray(sampling.normal(None, (3,)))
     self.assertTrue(((draws > 0) & (draws < 1)).all())
     self.assertTrue(np.isfinite(noise).all())
+    np.testing.assert_allclose(np.abs(normal), 5.295, atol=1e-2)
 
   def test_gumbel(self):
     noise = np.asarray(sampling.gumbel(jax.random.key(1), (40_000,)))
