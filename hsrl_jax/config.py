@@ -9,6 +9,7 @@ import hashlib
 import json
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
+EXPERIMENTS = ("benchmark", "ablation", "results")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
 ITEM_LOGITS = ("features", "free")
@@ -355,6 +356,36 @@ class Config:
   simulator: SimulatorConfig = SimulatorConfig()
   policy: PolicyConfig = PolicyConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+  """What an experiment compares; each job is a Config that differs in it.
+
+  Attributes:
+    agents: that the benchmark compares.
+    protocols: under which the jobs are run.
+    variants: of the ablation, beside the full method.
+    resamples: of the paired bootstrap.
+    seed: of whatever an experiment draws itself.
+  """
+
+  agents: tuple[str, ...] = AGENTS
+  protocols: tuple[str, ...] = PROTOCOLS
+  variants: tuple[str, ...] = ()
+  resamples: int = 2_000
+  seed: int = 0
+
+  def __post_init__(self):
+    for name, known in (("agents", AGENTS), ("protocols", PROTOCOLS)):
+      values = getattr(self, name)
+      _require(
+        self,
+        name,
+        len(values) >= 1 and set(values) <= set(known),
+        f"at least one of {known}",
+      )
+    _require(self, "resamples", self.resamples >= 100, "at least 100")
 
 
 def _values(config):

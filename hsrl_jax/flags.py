@@ -13,7 +13,13 @@ from absl import flags
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 
-MODES = ("all", *config_lib.STAGES, "add_items", "remove_items")
+MODES = (
+  "all",
+  *config_lib.STAGES,
+  "add_items",
+  "remove_items",
+  *config_lib.EXPERIMENTS,
+)
 
 PREFIXES = {
   "data": "",
@@ -21,6 +27,7 @@ PREFIXES = {
   "simulator": "simulator_",
   "policy": "",
   "evaluate": "evaluate_",
+  "experiment": "experiment_",
 }
 
 MODE = flags.DEFINE_enum(
@@ -28,7 +35,8 @@ MODE = flags.DEFINE_enum(
   "all",
   MODES,
   "The stage to run; `all` runs what is missing, in order. `add_items` and "
-  "`remove_items` change a catalogue of --embeddings whose SIDs are made.",
+  "`remove_items` change a catalogue of --embeddings whose SIDs are made. The "
+  "others are experiments, see launch/flags/experiments.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
@@ -53,13 +61,26 @@ SWEEP = flags.DEFINE_list(
 )
 
 
-def _fields():
-  """Yields (stage, field, flag's name, type) of every config field."""
-  for stage in dataclasses.fields(config_lib.Config):
-    types_ = typing.get_type_hints(stage.type)
-    for field in dataclasses.fields(stage.type):
-      name = PREFIXES[stage.name] + field.name
-      yield stage, field, name, types_[field.name]
+class _Group(typing.NamedTuple):
+  """A config class and the key of PREFIXES that its flags have."""
+
+  name: str
+  type: type
+
+
+_STAGES = tuple(
+  _Group(x.name, x.type) for x in dataclasses.fields(config_lib.Config)
+)
+_EXPERIMENT = _Group("experiment", config_lib.ExperimentConfig)
+
+
+def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPERIMENT)):
+  """Yields (group, field, flag's name, type) of every config field."""
+  for group in groups:
+    types_ = typing.get_type_hints(group.type)
+    for field in dataclasses.fields(group.type):
+      name = PREFIXES[group.name] + field.name
+      yield group, field, name, types_[field.name]
 
 
 def _help(config_class, field: str) -> str:
@@ -70,8 +91,8 @@ def _help(config_class, field: str) -> str:
 
 
 def _define() -> None:
-  for stage, field, name, kind in _fields():
-    text = _help(stage.type, field.name)
+  for group, field, name, kind in _fields():
+    text = _help(group.type, field.name)
     if kind is bool:
       flags.DEFINE_boolean(name, field.default, text)
     elif kind in (int, int | None):
@@ -80,7 +101,7 @@ def _define() -> None:
       flags.DEFINE_float(name, field.default, text)
     elif kind in (str, str | None):
       flags.DEFINE_string(name, field.default, text)
-    else:  # tuple[int, ...]; a plain list flag, for multi flags would append.
+    else:  # A tuple; a plain list flag, for multi flags would append.
       flags.DEFINE_list(name, [str(x) for x in field.default], text)
 
 
@@ -93,31 +114,38 @@ def config_from_flags() -> config_lib.Config:
   Raises:
     InputError: a value is out of range; the message names the flag.
   """
-  values: dict[str, dict] = {}
-  for stage, field, name, kind in _fields():
+  return config_lib.Config(**{x.name: _from_flags(x) for x in _STAGES})
+
+
+def experiment_from_flags() -> config_lib.ExperimentConfig:
+  """What the parsed flags say of an experiment; see `config_from_flags`."""
+  return _from_flags(_EXPERIMENT)
+
+
+def _from_flags(group: _Group):
+  """An instance of the group's class."""
+  values = {}
+  for _, field, name, kind in _fields((group,)):
     value = flags.FLAGS[name].value
     if typing.get_origin(kind) is tuple:
       try:
-        value = tuple(int(x) for x in value)
+        value = tuple(typing.get_args(kind)[0](x) for x in value)
       except ValueError as error:
         raise InputError(
           f"--{name} is {','.join(value)}; expected integers with commas"
         ) from error
-    values.setdefault(stage.name, {})[field.name] = value
-  stages = {}
-  for stage in dataclasses.fields(config_lib.Config):
-    try:
-      stages[stage.name] = stage.type(**values[stage.name])
-    except ValueError as error:
-      raise InputError(f"--{PREFIXES[stage.name]}{error}") from error
-  return config_lib.Config(**stages)
+    values[field.name] = value
+  try:
+    return group.type(**values)
+  except ValueError as error:
+    raise InputError(f"--{PREFIXES[group.name]}{error}") from error
 
 
 def resolved() -> dict[str, str]:
-  """Name to text of every flag, with a value, that decides what is computed."""
+  """Name to text of every flag, with a value, that decides what a run is."""
   values = {
     name: flags.FLAGS[name].value
-    for _, field, name, _ in _fields()
+    for _, field, name, _ in _fields(_STAGES)
     if field.compare
   }
   for name in ("embeddings", "response_params"):
@@ -130,7 +158,7 @@ def given() -> dict[str, str]:
   """Of the config's flags those that the command line names, as resolved()."""
   return {
     name: _text(flags.FLAGS[name].value)
-    for _, _, name, _ in _fields()
+    for _, _, name, _ in _fields(_STAGES)
     if flags.FLAGS[name].present
   }
 

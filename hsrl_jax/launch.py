@@ -9,6 +9,10 @@ flags decide what is computed; --helpfull lists them.
   python -m hsrl_jax.launch --mode=quantize --embeddings=items.npy --workdir=W
 
 gives semantic IDs to items of your own; add_items and remove_items go on.
+
+  python -m hsrl_jax.launch --flagfile=launch/flags/experiments/NAME.flags
+
+runs an experiment: many such runs, then a table, a plot and results.json.
 """
 
 import os
@@ -24,6 +28,7 @@ from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import jobs
 from hsrl_jax.training import quantize, report, sid_report, sweep
 from hsrl_jax.training import run as run_lib
 from hsrl_jax.training import workdir as workdir_lib
@@ -42,9 +47,17 @@ flags.declare_key_flag("simulator_protocol")
 flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
 
+# The name of --mode to what runs the experiment.
+EXPERIMENTS = {}
 
-def main(argv: list[str]) -> None:
-  """Runs the stages that --mode names."""
+
+def main(argv: list[str], command: str) -> None:
+  """Runs what --mode names.
+
+  Args:
+    argv: the command's name and what is left of its arguments.
+    command: all of it, for the record.
+  """
   if len(argv) > 1:
     raise InputError(
       f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
@@ -59,6 +72,12 @@ def main(argv: list[str]) -> None:
   workdir_lib.settle(workdir / quantize.FOLDER)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
+  elif mode in EXPERIMENTS:
+    EXPERIMENTS[mode](
+      jobs.Experiment(
+        mode, config, flags_lib.experiment_from_flags(), workdir, command
+      )
+    )
   elif flags_lib.SWEEP.value:
     _sweep(config, workdir)
   elif flags_lib.EMBEDDINGS.value:
@@ -175,10 +194,10 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(error)
 
 
-def _guarded(argv: list[str]) -> None:
+def _guarded(argv: list[str], arguments: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
   try:
-    main(argv)
+    main(argv, jobs.command_line(arguments))
   except InputError as error:
     _fail(error)
   except FloatingPointError as error:
@@ -193,7 +212,7 @@ def _guarded(argv: list[str]) -> None:
 
 def run_command(argv: list[str]) -> None:
   """Parses `argv` and runs it; exits with status 2 where it is wrong."""
-  _guarded(_parse(argv))
+  _guarded(_parse(argv), argv[1:])
 
 
 def _fail(error, status: int = 2) -> None:
@@ -204,7 +223,7 @@ def _fail(error, status: int = 2) -> None:
 
 def entry() -> None:
   """The command `hsrl`."""
-  app.run(_guarded, flags_parser=_parse)
+  app.run(lambda argv: _guarded(argv, sys.argv[1:]), flags_parser=_parse)
 
 
 if __name__ == "__main__":

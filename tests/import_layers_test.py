@@ -17,6 +17,7 @@ LAYERS = (
   ("envs",),
   ("agents",),
   ("training",),
+  ("experiments",),
   ("flags",),  # Only what starts a run may see flags.
   ("launch",),
 )
@@ -127,6 +128,8 @@ class LayersTest(parameterized.TestCase):
     ("hsrl_jax.envs.x", "from hsrl_jax import training"),
     ("hsrl_jax.training.loop", "from hsrl_jax import launch"),
     ("hsrl_jax.training.loop", "from hsrl_jax import flags"),
+    ("hsrl_jax.training.run", "from hsrl_jax.experiments import jobs"),
+    ("hsrl_jax.experiments.jobs", "from hsrl_jax import flags"),
     ("hsrl_jax.launch", "import hsrl_jax.launch"),
     ("hsrl_jax.flags", "from hsrl_jax.types import Array"),
     ("hsrl_jax.flags", "from hsrl_jax.training import loop"),

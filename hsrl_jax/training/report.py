@@ -22,14 +22,18 @@ _STEPS = 3  # First steps shown at once; the others fold.
 
 
 def write(
-  workdir: pathlib.Path, items: Items, shared: pathlib.Path | None = None
+  workdir: pathlib.Path,
+  items: Items,
+  sids: pathlib.Path | None = None,
+  simulator: pathlib.Path | None = None,
 ) -> pathlib.Path:
   """Writes `report/` of a run whose other stages are complete.
 
   Args:
     workdir: of the run.
     items: the catalogue.
-    shared: where `sids/` and `simulator/` are; None: in the workdir.
+    sids: where `sids/` is; None: in the workdir.
+    simulator: where `simulator/` is; None: in the workdir.
 
   Returns:
     The path of the page; its pictures also lie beside it.
@@ -37,13 +41,13 @@ def write(
   Raises:
     InputError: a file of another stage is missing or unreadable.
   """
-  folder, shared = workdir / "report", shared or workdir
+  folder, sids = workdir / "report", (sids or workdir) / "sids"
   results = _json(workdir / "results.json")
   examples = _json(folder / "examples.json")
-  facts = _json(shared / "sids" / "report.json")
+  facts = _json(sids / "report.json")
   learned = (workdir / "policy" / metrics.METRICS).exists()
   training = _read(metrics.read, workdir / "policy") if learned else []
-  item_id, tokens = _read(_sids, shared / "sids" / "sids.npz")
+  item_id, tokens = _read(_sids, sids / "sids.npz")
   genres = [items.genres[i] for i in item_id]
   others = {
     name: policy["total_reward"]["mean"]
@@ -56,7 +60,7 @@ def write(
     ),
   }
   if "source" not in results["simulator"]:  # Fitted here.
-    fit = _read(metrics.read, shared / "simulator")
+    fit = _read(metrics.read, (simulator or workdir) / "simulator")
     figures["simulator"] = plots.simulator(fit)
   if training:
     figures["learning_curve"] = plots.learning_curve(

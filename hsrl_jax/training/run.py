@@ -47,13 +47,14 @@ class Run:
     Args:
       config: of the run.
       workdir: where it writes.
-      shared: where the stages data, quantize and simulator write, for runs
-        that have them in common; None: in the workdir.
+      shared: where the stages data, quantize and simulator write, each in a
+        folder that its configuration names, so that runs share what they have
+        in common; None: in the workdir.
 
     Raises:
       InputError: the file of --response_params is not as it should be.
     """
-    self.workdir, self.shared = workdir, shared or workdir
+    self.workdir, self.shared = workdir, shared
     self.given = None
     if config.data.response_params is not None:
       self.given = response_file.read(
@@ -84,7 +85,7 @@ class Run:
   def _given_path(self, config: config_lib.Config) -> pathlib.Path:
     """The file of --response_params, or the copy that was made of it."""
     path = pathlib.Path(config.data.response_params)
-    copy = self.shared / simulator.FOLDER / simulator.GIVEN
+    copy = self.workdir / simulator.FOLDER / simulator.GIVEN
     return copy if copy.exists() and not path.exists() else path
 
   @property
@@ -102,13 +103,15 @@ class Run:
     """The prepared data."""
     if self.own_users:
       return self.given.dataset
-    return source.load(self.shared / "data")
+    return source.load(self._folder("data") / "data")
 
   @functools.cached_property
   def catalogue(self) -> Catalogue:
     """Items, SIDs and popularity."""
     catalogue = quantize.load(
-      self.shared, self.dataset.items, self.config.quantizer.vocab_size
+      self._folder("quantize"),
+      self.dataset.items,
+      self.config.quantizer.vocab_size,
     )
     logs = self.dataset.splits["train"]
     counts = np.bincount(
@@ -136,7 +139,9 @@ class Run:
     """The fitted click model."""
     if self.given:
       return simulator.of_file(self.config.simulator, self.given, self.dataset)
-    return simulator.load(self.config.simulator, self.shared, self.dataset)
+    return simulator.load(
+      self.config.simulator, self._folder("simulator"), self.dataset
+    )
 
   def users(self, split: str):
     """The simulator's parameters with the users of a split."""
@@ -148,7 +153,7 @@ class Run:
       with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
         malformed = prepare.prepare(
           self.config.data.dataset,
-          self.shared / "data",
+          self._folder("data") / "data",
           self.config.data.raw_data_dir,
           bar.update,
         )
@@ -166,7 +171,7 @@ class Run:
     items = self.dataset.items
     quantize_catalogue(
       self.config.quantizer,
-      self.shared,
+      self._folder("quantize"),
       quantize.of_dataset(items),
       quantize.Source(self.name),
       items.genres[1:],
@@ -174,7 +179,7 @@ class Run:
 
   def simulator(self) -> None:
     """Stage simulator."""
-    where = (self.config.simulator, self.shared, self.dataset)
+    where = (self.config.simulator, self._folder("simulator"), self.dataset)
     if self.given:
       made = simulator.adopt(*where, self.given, self._given_path(self.config))
       print(f"  weights of {self.given.name}, nothing is fitted")
@@ -231,8 +236,10 @@ class Run:
         "seeds": list(self.config.policy.seeds),
         "agent": agent_name,
         "policies": evaluate.report(table),
-        "simulator": self._read_json(self.shared, "simulator/quality.json"),
-        "sids": self._read_json(self.shared, "sids/report.json"),
+        "simulator": self._read_json(
+          self._folder("simulator"), "simulator/quality.json"
+        ),
+        "sids": self._read_json(self._folder("quantize"), "sids/report.json"),
       },
     )
     items = self.dataset.items
@@ -255,7 +262,12 @@ class Run:
 
   def report(self) -> None:
     """Stage report."""
-    report.write(self.workdir, self.dataset.items, self.shared)
+    report.write(
+      self.workdir,
+      self.dataset.items,
+      self._folder("quantize"),
+      self._folder("simulator"),
+    )
 
   def stage(self, name: str) -> bool:
     """Runs a stage, unless it is done; says which. True if it ran."""
@@ -278,7 +290,9 @@ class Run:
     return self._read_json(self.workdir, "results.json")
 
   def _folder(self, stage: str) -> pathlib.Path:
-    return self.shared if stage in _SHARED else self.workdir
+    if self.shared is None or stage not in _SHARED:
+      return self.workdir
+    return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"
 
   def _read_json(self, folder: pathlib.Path, name: str):
     return json.loads((folder / name).read_text())

@@ -1,0 +1,202 @@
+"""What experiments share: jobs, what they cost, and what they leave.
+
+A job is a run that differs from the others in its configuration. It has a
+folder of its own; data, SIDs and click model are shared with all jobs whose
+configuration of them is the same. A job that is finished is skipped, one that
+was stopped goes on where it was.
+"""
+
+import json
+import pathlib
+import subprocess
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+from matplotlib.figure import Figure
+
+from hsrl_jax import __version__, files
+from hsrl_jax.config import Config, ExperimentConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.training import plots
+from hsrl_jax.training import workdir as workdir_lib
+from hsrl_jax.training.run import Run
+
+SHARED_STAGES = ("data", "quantize", "simulator")
+_SECONDS = "seconds.json"  # Job to stage to seconds, of all attempts.
+
+
+class Experiment(NamedTuple):
+  """What an experiment starts from.
+
+  Attributes:
+    name: of the experiment, which is its --mode.
+    base: what jobs vary.
+    config: what is compared.
+    workdir: where everything is written.
+    command: that started it, for the record.
+  """
+
+  name: str
+  base: Config
+  config: ExperimentConfig
+  workdir: pathlib.Path
+  command: str
+
+
+class Job(NamedTuple):
+  """One run of an experiment.
+
+  Attributes:
+    name: of its folder below the workdir, such as `paper/hsrl`.
+    config: of the run.
+  """
+
+  name: str
+  config: Config
+
+
+def prepare(experiment: Experiment, job: Job, like: Run | None = None) -> Run:
+  """The job's run, whose data, SIDs and click model are ready.
+
+  Args:
+    experiment: of the job.
+    job: the job.
+    like: a run whose loaded data is used again where it is the same.
+
+  Raises:
+    InputError: its folder belongs to another configuration.
+  """
+  folder = experiment.workdir / job.name
+  run = Run(job.config, folder, experiment.workdir / "shared")
+  mark = run.fingerprints["policy"]
+  if not workdir_lib.is_done(folder, "start", mark):
+    workdir_lib.mark_done(folder, "start", mark)
+  if like is not None and like.fingerprints["data"] == run.fingerprints["data"]:
+    run.dataset = like.dataset
+  for stage in SHARED_STAGES:
+    with timed(experiment, job.name, stage):
+      run.stage(stage)
+  return run
+
+
+def run_all(experiment: Experiment, jobs: Iterable[Job]) -> dict[str, Run]:
+  """Trains and evaluates each job; name to run, in the given order.
+
+  Raises:
+    InputError: a job's configuration or input is wrong; names the job.
+    FloatingPointError: a job's training diverged; names the job.
+  """
+  jobs, runs, last = list(jobs), {}, None
+  for number, job in enumerate(jobs, start=1):
+    print(f"job {number} of {len(jobs)}: {job.name}", flush=True)
+    try:
+      run = prepare(experiment, job, last)
+      for stage in ("policy", "evaluate"):
+        with timed(experiment, job.name, stage):
+          run.stage(stage)
+    except (InputError, FloatingPointError) as error:
+      raise type(error)(f"job {job.name}: {error}") from error
+    runs[job.name] = last = run
+    jax.clear_caches()  # The next job compiles functions of its own.
+  return runs
+
+
+def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
+  """The JSON in `path`; where it is not there yet, `make`s and writes it."""
+  if not path.exists():
+    files.write_json(path, make())
+  return json.loads(path.read_text())
+
+
+class timed:
+  """Adds the seconds inside to those of a job's stage, as a context manager.
+
+  What a killed process had spent is lost; what an error or Ctrl-C ended counts.
+  """
+
+  def __init__(self, experiment: Experiment, job: str, stage: str):
+    """Names what is timed."""
+    self._key, self._experiment = (job, stage), experiment
+
+  def __enter__(self) -> None:
+    self._start = time.monotonic()
+
+  def __exit__(self, *error) -> None:
+    spent = time.monotonic() - self._start
+    if spent < 0.01:  # Nothing to do.
+      return
+    (job, stage), table = self._key, seconds(self._experiment)
+    stages = table.setdefault(job, {})
+    stages[stage] = stages.get(stage, 0.0) + spent
+    files.write_json(self._experiment.workdir / _SECONDS, table)
+
+
+def seconds(experiment: Experiment) -> dict[str, dict[str, float]]:
+  """Job to stage to the seconds that it took so far."""
+  path = experiment.workdir / _SECONDS
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def finish(
+  experiment: Experiment, results: dict[str, Any], table: str, figure: Figure
+) -> None:
+  """Writes and prints what an experiment found.
+
+  Args:
+    experiment: what it was.
+    results: for `results.json`, where it follows how it came about: command,
+      commit, seeds, seconds.
+    table: for `table.txt`, at most 80 columns wide.
+    figure: for `plot.png`.
+  """
+  spent = sum(x for job in seconds(experiment).values() for x in job.values())
+  origin = {
+    "experiment": experiment.name,
+    "command": experiment.command,
+    "commit": commit(),
+    "seeds": list(experiment.base.policy.seeds),
+    "seconds": spent,
+  }
+  workdir = experiment.workdir
+  files.write_json(workdir / "results.json", origin | results)
+  files.write_atomic(workdir / "table.txt", table + "\n")
+  files.write_atomic(workdir / "plot.png", plots.png(figure))
+  print(table)
+  print(f"results: {workdir / 'results.json'}")
+  print(f"plot:    {workdir / 'plot.png'}")
+
+
+def commit() -> str:
+  """The code's git commit, or the version where there is no git."""
+  root = pathlib.Path(__file__).parents[2]
+
+  def git(*arguments: str) -> str:
+    return subprocess.run(
+      ("git", "-C", str(root), *arguments),
+      capture_output=True,
+      text=True,
+      check=True,
+    ).stdout.strip()
+
+  version = f"hsrl_jax {__version__}"
+  if not (root / ".git").exists():
+    return version
+  try:
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD") + (" with changes" if changed else "")
+  except (OSError, subprocess.CalledProcessError):
+    return version
+
+
+def command_line(arguments: list[str]) -> str:
+  """The command as others can give it: without this machine's folders."""
+  shown = []
+  for argument in arguments:
+    name, equals, value = argument.partition("=")
+    if pathlib.PurePath(value).is_absolute():
+      value = f".../{pathlib.PurePath(value).name}"
+    if name.lstrip("-") != "workdir":
+      shown.append(name + equals + value)
+  return " ".join(("python -m hsrl_jax.launch", *shown))
