@@ -13,6 +13,23 @@ EXPERIMENTS = ("benchmark", "ablation", "results")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
 ITEM_LOGITS = ("features", "free")
+ASSIGNMENTS = ("unique", "plain", "shuffled")
+VARIANTS = (  # Of the ablation, see experiments/ablation.py.
+  "no_residual",
+  "one_critic",
+  "fixed_level_weights",
+  "no_entropy",
+  "no_item_credit",
+  "no_behaviour_loss",
+  "collided_sids",
+  "free_tokens",
+  "random_sids",
+  "repeats_in_training",
+  "temperature_1",
+  "flat_features",
+  "flat_free",
+  "paper",
+)
 AGENTS = (
   "random",
   "popularity",
@@ -65,7 +82,10 @@ class QuantizerConfig:
     batch_size: rows per iteration; None: all of them.
     balance: no token is used by more than this times N / V items; None: any
       number of items.
-    seed: of the seeding.
+    assignment: `unique`; for comparison, in a policy that scores every item,
+      `plain`: items that collide share a SID and its probability; `shuffled`:
+      unique SIDs, each of another item.
+    seed: of the seeding, and the shuffling.
   """
 
   levels: int = 3
@@ -74,6 +94,7 @@ class QuantizerConfig:
   restarts: int = 4
   batch_size: int | None = None
   balance: float | None = None
+  assignment: str = "unique"
   seed: int = 0
 
   def __post_init__(self):
@@ -98,6 +119,12 @@ class QuantizerConfig:
       "balance",
       self.balance is None or self.balance >= 1,
       "at least 1",
+    )
+    _require(
+      self,
+      "assignment",
+      self.assignment in ASSIGNMENTS,
+      f"one of {ASSIGNMENTS}",
     )
 
 
@@ -197,10 +224,14 @@ class PolicyConfig:
     dropout: rate in training.
     critic_hidden: hidden widths of each level's value.
     residual_mode: `expected` or `sampled`.
+    residual: whether each level sees what the last one left, instead of the
+      state.
     semantic_tokens: whether tokens share what they learn by their codebook
       vectors.
     item_logits: what scores an item in agents without SIDs: `features`, a
       linear map of its features, or `free`, a row of its own.
+    level_critics: whether each level has a value, instead of the state alone.
+    train_level_weights: whether the mix of these values is trained.
     discount: gamma.
     polyak: rate of the target networks, which are also what is evaluated.
     advantage_clip: bound of the slate's advantage.
@@ -211,7 +242,7 @@ class PolicyConfig:
     actor_weight: of the actor's loss.
     critic_weight: of the critic's loss.
     behaviour_weight: of the behaviour loss.
-    entropy_weight: beta at the start.
+    entropy_weight: beta at the start; 0, with the other, for none.
     entropy_weight_end: beta at the end (geometric in between).
     temperature: of the acting policy at the start: top-K of
       log pi / temperature + Gumbel noise.
@@ -241,8 +272,11 @@ class PolicyConfig:
   dropout: float = 0.1
   critic_hidden: tuple[int, ...] = (256, 64)
   residual_mode: str = "expected"
+  residual: bool = True
   semantic_tokens: bool = True
   item_logits: str = "features"
+  level_critics: bool = True
+  train_level_weights: bool = True
   discount: float = 0.9
   polyak: float = 0.01
   advantage_clip: float = 1.0
@@ -293,8 +327,20 @@ class PolicyConfig:
       f"one of {ITEM_LOGITS}",
     )
     _require(self, "discount", 0 <= self.discount <= 1, "in [0, 1]")
-    for name in ("entropy_weight", "entropy_weight_end"):
-      _require(self, name, getattr(self, name) > 0, "above 0")
+    _require(
+      self,
+      "level_advantages",
+      not self.level_advantages or self.level_critics,
+      "false without level_critics",
+    )
+    _require(self, "entropy_weight", self.entropy_weight >= 0, "at least 0")
+    _require(
+      self,
+      "entropy_weight_end",
+      (self.entropy_weight_end > 0) == (self.entropy_weight > 0)
+      and self.entropy_weight_end >= 0,
+      "above 0, or 0 where entropy_weight is 0",
+    )
     for name in ("temperature", "temperature_end"):
       _require(self, name, getattr(self, name) > 0, "above 0")
     _require(self, "users", self.users >= 1, "at least 1")
@@ -372,12 +418,16 @@ class ExperimentConfig:
 
   agents: tuple[str, ...] = AGENTS
   protocols: tuple[str, ...] = PROTOCOLS
-  variants: tuple[str, ...] = ()
+  variants: tuple[str, ...] = VARIANTS
   resamples: int = 2_000
   seed: int = 0
 
   def __post_init__(self):
-    for name, known in (("agents", AGENTS), ("protocols", PROTOCOLS)):
+    for name, known in (
+      ("agents", AGENTS),
+      ("protocols", PROTOCOLS),
+      ("variants", VARIANTS),
+    ):
       values = getattr(self, name)
       _require(
         self,

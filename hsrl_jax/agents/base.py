@@ -100,8 +100,8 @@ class Agent(NamedTuple):
 
 
 def geometric(start: float, end: float, progress: Array) -> Array:
-  """A schedule: from `start` to `end` by equal ratios; both above 0."""
-  return start * (end / start) ** progress
+  """A schedule: from `start` to `end` by equal ratios; both above 0, or 0."""
+  return start * (end / start) ** progress if start else 0.0 * progress
 
 
 def usable(index: SidIndex, scores: Array, excluded: Array) -> Array:

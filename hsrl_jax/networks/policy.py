@@ -59,12 +59,14 @@ class PolicyNetwork(nn.Module):
     vocab_size: V.
     width: d, the width of the state.
     semantic_tokens: False leaves the free parts alone.
+    residual: False shows c_0 to all levels.
   """
 
   levels: int
   vocab_size: int
   width: int
   semantic_tokens: bool = True
+  residual: bool = True
 
   def setup(self):
     shape = (self.levels, self.vocab_size, self.width)
@@ -103,7 +105,12 @@ class PolicyNetwork(nn.Module):
     self, tokens: Tokens, context: Array, token: Array, level: int
   ) -> Array:
     """The next context once `token` (int32 []) is chosen, [d] -> [d]."""
-    return self.norms[level](context - tokens.embedding[level, token])
+    return self._next(context, tokens.embedding[level, token], level)
+
+  def _next(self, context: Array, embedding: Array, level: int) -> Array:
+    if not self.residual:
+      return context
+    return self.norms[level](context - embedding)
 
   def expected(self, codebooks: Array, state: Array) -> Hierarchy:
     """All levels with the expected residual, from c_0 [d]."""
@@ -112,7 +119,7 @@ class PolicyNetwork(nn.Module):
     for level in range(self.levels):
       logits.append(tokens.logits(contexts[-1], level))
       mean = jax.nn.softmax(logits[-1]) @ tokens.embedding[level]
-      contexts.append(self.norms[level](contexts[-1] - mean))
+      contexts.append(self._next(contexts[-1], mean, level))
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
 
   def taken(self, codebooks: Array, state: Array, sid: Array) -> Hierarchy:

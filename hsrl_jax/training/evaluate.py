@@ -19,6 +19,7 @@ from hsrl_jax.types import Array, Observation, Params, PRNGKey
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
 Act = Callable[[Params, Observation, Array, PRNGKey], Array]
 
+BOUNDS = ("random", "best_constant", "greedy_oracle")
 MEASURES = ("total_reward", "depth", "positives")  # Of each session kept.
 _CHUNK = 250  # Sessions simulated at once.
 

@@ -8,13 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 # Okabe and Ito: distinguishable for colour-blind readers.
-_BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
-_RED, _PURPLE, _SKY, _BLACK = "#D55E00", "#CC79A7", "#56B4E9", "#000000"
-_COLOURS = (_BLUE, _ORANGE, _GREEN, _RED, _PURPLE, _SKY, _BLACK)
+BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
+RED, _PURPLE, _SKY, _BLACK = "#D55E00", "#CC79A7", "#56B4E9", "#000000"
+_COLOURS = (BLUE, _ORANGE, _GREEN, RED, _PURPLE, _SKY, _BLACK)
 _TINTS = ("#b3c9da", "#e6d0a4", "#aed3c4", "#dfbfae", "#d9c1d0", "#c9c9c9")
 _MARKERS = "os^DvPX"  # One for each colour: colour alone is not enough.
 _DASHES = ("-", "--", "-.", ":")
-_GREY = "#555555"
+GREY = "#555555"
 _LOSSES = ("loss", "actor_loss", "critic_loss", "behaviour_loss", "entropy")
 
 
@@ -91,7 +91,7 @@ def learning_curve(
   figure = Figure(figsize=(10, 5), layout="constrained")
   grid = figure.add_gridspec(max(len(shown), 1), 2, width_ratios=(3, 2))
   axes = figure.add_subplot(grid[:, 0])
-  _style(axes, "Total reward on the validation users", "iteration")
+  style(axes, "Total reward on the validation users", "iteration")
   _draw_curve(axes, curve)
   _draw_bounds(axes, bounds)
   first = None
@@ -99,19 +99,19 @@ def learning_curve(
     small = figure.add_subplot(grid[row, 1], sharex=first)
     first = first or small
     last = row == len(shown) - 1
-    _style(small, "", "iteration" if last else "")
+    style(small, "", "iteration" if last else "")
     small.tick_params(labelbottom=last)
     small.locator_params(axis="y", nbins=3)
     lines = [x for x in training if x.get(name) is not None]
     small.plot(
       [x["step"] for x in lines],
       [x[name] for x in lines],
-      color=_BLUE,
+      color=BLUE,
       linewidth=1.2,
       marker="o" if len(lines) == 1 else None,
     )
     small.set_title(
-      name.replace("_", " "), fontsize=9, loc="left", pad=2, color=_GREY
+      name.replace("_", " "), fontsize=9, loc="left", pad=2, color=GREY
     )
   return figure
 
@@ -204,7 +204,7 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
   _draw_usage(figure.add_subplot(grid[0, 1]), tokens, vocab_size)
 
   axes = figure.add_subplot(grid[1, 1])
-  _style(axes, "Tokens that can follow a prefix", "prefix, most choices first")
+  style(axes, "Tokens that can follow a prefix", "prefix, most choices first")
   for depth, counts in enumerate(followers(tokens, vocab_size)):
     shown = np.sort(counts)[::-1]
     axes.plot(
@@ -252,7 +252,7 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
   for axes, (title, series) in zip(
     figure.subplots(1, len(panels)), panels, strict=True
   ):
-    _style(axes, title, "epoch")
+    style(axes, title, "epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for i, (name, label) in enumerate(series.items()):
       found = [x for x in lines if x.get(name) is not None]
@@ -265,15 +265,16 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
         markersize=4,
         label=label,
       )
-    axes.axvline(best, color=_GREY, linewidth=0.9, linestyle=":", label="kept")
+    axes.axvline(best, color=GREY, linewidth=0.9, linestyle=":", label="kept")
     axes.legend(frameon=False, fontsize=8)
   return figure
 
 
-def _style(axes, title: str, xlabel: str) -> None:
+def style(axes, title: str, xlabel: str) -> None:
+  """Title, label, light grid and no box: what all plots have in common."""
   axes.set_title(title, fontsize=10.5, loc="left")
   axes.set_xlabel(xlabel, fontsize=9)
-  axes.tick_params(labelsize=8, color=_GREY)
+  axes.tick_params(labelsize=8, color=GREY)
   axes.spines[["top", "right"]].set_visible(False)
   axes.grid(color="#e4e4e4", linewidth=0.6)
   axes.set_axisbelow(True)
@@ -290,21 +291,21 @@ def _draw_curve(axes, curve: list[dict[str, Any]]) -> None:
   seeds = min(len(x["per_seed"]) for x in reward)
   if len(steps) == 1:
     axes.errorbar(
-      steps, mean, [mean - low, high - mean], color=_BLUE, fmt="o", capsize=4
+      steps, mean, [mean - low, high - mean], color=BLUE, fmt="o", capsize=4
     )
   else:
     if seeds > 1:
       each = np.array([x["per_seed"][:seeds] for x in reward])
-      axes.plot(steps, each, color=_BLUE, linewidth=0.6, alpha=0.6)
-    axes.fill_between(steps, low, high, color=_BLUE, alpha=0.18, linewidth=0)
-    axes.plot(steps, mean, color=_BLUE, linewidth=2, marker="o", markersize=3.5)
+      axes.plot(steps, each, color=BLUE, linewidth=0.6, alpha=0.6)
+    axes.fill_between(steps, low, high, color=BLUE, alpha=0.18, linewidth=0)
+    axes.plot(steps, mean, color=BLUE, linewidth=2, marker="o", markersize=3.5)
   axes.annotate(
     "HSRL",
     (steps[-1], mean[-1]),
     xytext=(-4, -16),
     textcoords="offset points",
     ha="right",
-    color=_BLUE,
+    color=BLUE,
     fontweight="bold",
     bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
   )
@@ -313,7 +314,7 @@ def _draw_curve(axes, curve: list[dict[str, Any]]) -> None:
 def _draw_bounds(axes, bounds: dict[str, float]) -> None:
   """Dashed lines, labelled right of the axes, no label on another."""
   for value in bounds.values():
-    axes.axhline(value, color=_GREY, linewidth=1, linestyle="--")
+    axes.axhline(value, color=GREY, linewidth=1, linestyle="--")
   axes.margins(y=0.08)
   low, high = axes.get_ylim()
   axes.set_ylim(low, high)
@@ -335,14 +336,14 @@ def _draw_bounds(axes, bounds: dict[str, float]) -> None:
       textcoords=("axes fraction", "data"),
       va="center",
       fontsize=8,
-      color=_GREY,
+      color=GREY,
       annotation_clip=False,
       parse_math=False,
     )
 
 
 def _style_map(axes, title: str, share: np.ndarray) -> None:
-  _style(axes, title, "")
+  style(axes, title, "")
   axes.grid(False)
   axes.set_xlabel(f"principal component 1 ({share[0]:.0%} of variance)")
   axes.set_ylabel(f"principal component 2 ({share[1]:.0%})")
@@ -395,7 +396,7 @@ def _draw_clusters(
 
 
 def _draw_usage(axes, tokens: np.ndarray, vocab_size: int) -> None:
-  _style(axes, "Items per code", "code, most used first")
+  style(axes, "Items per code", "code, most used first")
   for level in range(tokens.shape[1]):
     count = np.bincount(tokens[:, level], minlength=vocab_size)
     axes.plot(
@@ -407,7 +408,7 @@ def _draw_usage(axes, tokens: np.ndarray, vocab_size: int) -> None:
     )
   axes.axhline(
     len(tokens) / vocab_size,
-    color=_GREY,
+    color=GREY,
     linewidth=0.8,
     linestyle=(0, (1, 3)),
     label="all alike",

@@ -3,6 +3,7 @@
 Also what comes after it: items are added and removed, with SIDs for life.
 """
 
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -126,6 +127,9 @@ def run(
   codebooks = fit_or_resume(config, workdir, rows, source)
   fitted = time.monotonic()
   made = encode(codebooks, rows, config)
+  if config.assignment == "shuffled":
+    order = np.random.default_rng(config.seed).permutation(count)
+    made = made._replace(unique=made.unique[order])
   with _bar(count, "measure", "item") as bar:
     error = sid_report.errors(
       codebooks, rows, made.plain, made.unique, bar.update
@@ -430,12 +434,15 @@ def read(workdir: pathlib.Path) -> Sids:
   return result
 
 
-def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
+def load(
+  workdir: pathlib.Path, items: Items, config: QuantizerConfig
+) -> Catalogue:
   """The catalogue of a dataset with the SIDs that `run` wrote.
 
   Raises:
     InputError: `sids/` is missing, damaged or of another catalogue.
   """
+  vocab_size = config.vocab_size
   found = read(workdir)
   count = len(items.features) - 1
   sizes = (len(found.tokens), found.index.vocab_size)
@@ -445,8 +452,15 @@ def load(workdir: pathlib.Path, items: Items, vocab_size: int) -> Catalogue:
       f"expected {count} with {vocab_size}: run --mode=quantize in a new "
       "--workdir"
     )
+  index = found.index
+  if config.assignment == "plain":
+    # The trie stays that of the unique SIDs, which find the items.
+    plain = sid.encode(found.codebooks, items.features[1:])
+    index = dataclasses.replace(
+      index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
+    )
   return Catalogue(
-    jnp.asarray(items.features), found.index, jnp.asarray(found.codebooks)
+    jnp.asarray(items.features), index, jnp.asarray(found.codebooks)
   )
 
 

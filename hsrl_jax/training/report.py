@@ -102,6 +102,11 @@ def table(results: dict[str, Any]) -> str:
         _mean(policy, "normalised"),
       )
     )
+  return "\n".join([textwrap.fill(", ".join(head), _WIDTH), "", *aligned(rows)])
+
+
+def aligned(rows: list[tuple[str, ...]]) -> list[str]:
+  """Lines of a table: a name, then numbers; a rule below the first row."""
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = []
   for name, *numbers in rows:
@@ -109,7 +114,7 @@ def table(results: dict[str, Any]) -> str:
     cells += [x.rjust(w) for x, w in zip(numbers, widths[1:], strict=True)]
     lines.append("  ".join(cells))
   lines.insert(1, "-" * len(lines[0]))
-  return "\n".join([textwrap.fill(", ".join(head), _WIDTH), "", *lines])
+  return lines
 
 
 def _page(results, facts, examples, pictures, items, item_id, tokens) -> str:

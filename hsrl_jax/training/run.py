@@ -109,9 +109,7 @@ class Run:
   def catalogue(self) -> Catalogue:
     """Items, SIDs and popularity."""
     catalogue = quantize.load(
-      self._folder("quantize"),
-      self.dataset.items,
-      self.config.quantizer.vocab_size,
+      self._folder("quantize"), self.dataset.items, self.config.quantizer
     )
     logs = self.dataset.splits["train"]
     counts = np.bincount(

@@ -34,12 +34,17 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       config.width, config.layers, config.heads, config.dropout
     ),
     policy_lib.PolicyNetwork(
-      spec.levels, spec.vocab_size, config.width, config.semantic_tokens
+      spec.levels,
+      spec.vocab_size,
+      config.width,
+      config.semantic_tokens,
+      config.residual,
     ),
-    critic_lib.Critic(config.critic_hidden),
+    critic_lib.Critic(config.critic_hidden, config.train_level_weights),
+    config.level_critics,
   )
   return base.Agent(
-    init=functools.partial(_init, networks, spec.levels),
+    init=functools.partial(_init, networks),
     act=functools.partial(_act, networks, config, spec.slate_size),
     loss=functools.partial(
       _loss, networks, config, spec.penalty, spec.sweet_point
@@ -50,8 +55,9 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
 class _Networks:
   """The three modules, applied by name."""
 
-  def __init__(self, encoder, policy, critic):
+  def __init__(self, encoder, policy, critic, level_critics):
     self.encoder, self.policy, self.critic = encoder, policy, critic
+    self.valued = policy.levels + 1 if level_critics else 1
 
   def state(self, params, catalogue, observation, key=None) -> Array:
     return self.encoder.apply(
@@ -68,12 +74,11 @@ class _Networks:
     )
 
   def value(self, params, contexts) -> tuple[Array, Array]:
-    return self.critic.apply(params["critic"], contexts)
+    return self.critic.apply(params["critic"], contexts[: self.valued])
 
 
 def _init(
   networks: _Networks,
-  levels: int,
   key: PRNGKey,
   catalogue: base.Catalogue,
   observation: Observation,
@@ -81,7 +86,7 @@ def _init(
   keys = jax.random.split(key, 3)
   encoder = networks.encoder.init(keys[0], catalogue.features, *observation)
   state = networks.state({"encoder": encoder}, catalogue, observation)
-  contexts = jnp.broadcast_to(state, (levels + 1, *state.shape))
+  contexts = jnp.broadcast_to(state, (networks.valued, *state.shape))
   return {
     "encoder": encoder,
     "policy": networks.policy.init(keys[1], catalogue.codebooks, state),

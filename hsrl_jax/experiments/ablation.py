@@ -1,0 +1,63 @@
+"""Experiment `ablation`: HSRL less each of its parts, and as published."""
+
+import dataclasses
+
+from hsrl_jax.config import Config
+from hsrl_jax.experiments import comparison, jobs
+
+# What stands in place of what the flags say, of the policy (`sid_assignment`:
+# of the quantizer); config.VARIANTS names them.
+CHANGES = {
+  # All levels see the state.
+  "no_residual": {"residual": False},
+  # The value of the state alone, instead of one of each level's context.
+  "one_critic": {"level_critics": False},
+  "fixed_level_weights": {"train_level_weights": False},
+  "no_entropy": {"entropy_weight": 0.0, "entropy_weight_end": 0.0},
+  "no_item_credit": {"item_credit": False},
+  "no_behaviour_loss": {"behaviour_weight": 0.0},
+  # Residual k-means as it is: items that collide share their probability.
+  "collided_sids": {"sid_assignment": "plain"},
+  # Tokens of like codebook vectors learn nothing from each other ...
+  "free_tokens": {"semantic_tokens": False},
+  # ... and, on top, SIDs mean nothing. (With codebook vectors that are other
+  # items' the tokens would learn what is wrong, not nothing.)
+  "random_sids": {"sid_assignment": "shuffled", "semantic_tokens": False},
+  "repeats_in_training": {"explore_no_repeat": False},
+  "temperature_1": {"temperature": 1.0, "temperature_end": 1.0},
+  # One logit for each item, with HSRL's losses: of its features, or its own.
+  "flat_features": {"agent": "a2c", "item_logits": "features"},
+  "flat_free": {"agent": "a2c", "item_logits": "free"},
+  # As launch/flags/paper.flags.
+  "paper": {
+    "item_credit": False,
+    "behaviour_weight": 0.0,
+    "actor_weight": 1.0,
+    "entropy_weight": 0.1,
+    "entropy_weight_end": 0.1,
+    "temperature": 1.0,
+    "temperature_end": 1.0,
+    "explore_no_repeat": False,
+  },
+}
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Runs it."""
+  base = experiment.base
+  comparison.run(
+    experiment,
+    {comparison.REFERENCE: base}
+    | {name: variant(base, name) for name in experiment.config.variants},
+  )
+
+
+def variant(base: Config, name: str) -> Config:
+  """The configuration of HSRL changed as CHANGES says."""
+  changes = dict(CHANGES[name])
+  assignment = changes.pop("sid_assignment", base.quantizer.assignment)
+  return dataclasses.replace(
+    base,
+    quantizer=dataclasses.replace(base.quantizer, assignment=assignment),
+    policy=dataclasses.replace(base.policy, **changes),
+  )

@@ -1,0 +1,40 @@
+"""Experiment `benchmark`: all agents, both protocols, the same budget.
+
+Encoder, simulator, users, iterations, batch and evaluation are those of the
+flags for every agent. What differs is in OVERRIDES, tuned on the validation
+split alone.
+"""
+
+import dataclasses
+
+from hsrl_jax.config import Config
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import comparison, jobs
+
+# Fields of PolicyConfig by agent, in place of what the flags say.
+OVERRIDES = {}
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Runs it.
+
+  Raises:
+    InputError: HSRL, to which all are compared, is not among the agents.
+  """
+  agents = experiment.config.agents
+  if comparison.REFERENCE not in agents:
+    raise InputError(
+      f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
+      "to which the others are compared"
+    )
+  comparison.run(
+    experiment, {name: entrant(experiment.base, name) for name in agents}
+  )
+
+
+def entrant(base: Config, agent: str) -> Config:
+  """The configuration of an agent in the benchmark."""
+  policy = dataclasses.replace(
+    base.policy, agent=agent, **OVERRIDES.get(agent, {})
+  )
+  return dataclasses.replace(base, policy=policy)
