@@ -114,16 +114,13 @@ def _rewards(run: Run, policy: str) -> np.ndarray:
 
 
 def changed(base: Config, config: Config) -> dict[str, Any]:
-  """The fields in which a configuration differs, but for the protocol."""
-  return {
-    f"{stage.name}.{field.name}": getattr(part, field.name)
-    for stage in dataclasses.fields(base)
-    for part in [getattr(config, stage.name)]
-    for field in dataclasses.fields(part)
-    if getattr(part, field.name)
-    != getattr(getattr(base, stage.name), field.name)
-    and field.name != "protocol"
-  }
+  """The fields of quantizer and policy in which a configuration differs."""
+  found = {}
+  for stage in ("quantizer", "policy"):
+    old = dataclasses.asdict(getattr(base, stage))
+    new = dataclasses.asdict(getattr(config, stage))
+    found |= {f"{stage}.{k}": x for k, x in new.items() if x != old[k]}
+  return found
 
 
 def ranked(protocol: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
