@@ -3,7 +3,7 @@
 The M items of the largest <a, e_i> are the candidates of the proto action a;
 those of the largest Q(s, e_i) among them are shown. The critic is of single
 items: each item shown has a target of its own,
-y_k = r + (r_k - mean_k(r)) + gamma (1 - terminated) mean_j Q'(s', e_j'),
+y_k = r + (the item's share) + gamma (1 - terminated) mean_j Q'(s', e_j'),
 where the e_j' are the slate that the target networks would show in s' (items
 already seen included). With `item_credit` off the middle term is dropped. The
 mean of y_k over the slate is the slate's own target. The critic sees directions
@@ -40,7 +40,9 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(_act, network, choose),
-    loss=functools.partial(_loss, network, choose, config, spec.penalty),
+    loss=functools.partial(
+      _loss, network, choose, config, spec.penalty, spec.sweet_point
+    ),
   )
 
 
@@ -104,6 +106,7 @@ def _loss(
   choose,
   config: PolicyConfig,
   penalty: float,
+  sweet_point: float | None,
   params: Params,
   target_params: Params,
   catalogue: base.Catalogue,
@@ -127,7 +130,7 @@ def _loss(
   targets = target
   if config.item_credit:
     rewards = returns.item_rewards(transition.response, penalty)
-    targets = returns.item_advantages(target, rewards)
+    targets = target + returns.item_shares(rewards, sweet_point)
   values = _item_values(
     network, params, catalogue, step.state, transition.slate
   )
