@@ -5,8 +5,10 @@ the kernel <Z, e_i> turns it into the effect action, the slate. The inverse
 module h goes back: Z_hat is the direction of the mean embedding of the slate.
 One critic serves both, (Q(s, Z) - y)^2 and (Q(s, Z_hat) - y)^2, with
 y = r + gamma (1 - terminated) Q'(s', pi'(s')). The alignment ||Z - Z_hat||^2
-(here its mean over coordinates) compares the actor's Z with that of the slate
-shown. -Q(s, Z) and the supervision by BCE are as in agents/latent.py.
+(here its mean over coordinates) is of the Z that was drawn and the slate that
+it became. It trains the embeddings, hence h and the kernel; the drawn Z is a
+constant, so that the actor is not pulled to what it did long ago. -Q(s, Z) and
+the supervision by BCE are those of agents/latent.py.
 """
 
 import functools
