@@ -26,6 +26,15 @@ class MaskingTest(chex.TestCase):
         masking.masked_softmax(logits, mask), [0.5, 0.0, 0.5]
       )
 
+  def test_log_softmax_of_what_has_left_is_finite(self):
+    mask = jnp.asarray([True, True, False])
+    logits = jnp.log(jnp.asarray([1.0, 3.0, 8.0]))
+    np.testing.assert_allclose(
+      masking.log_softmax(logits, mask), np.log([0.25, 0.75, 2.0]), rtol=1e-6
+    )
+    gradient = jax.grad(lambda x: masking.log_softmax(x, mask)[2])(logits)
+    np.testing.assert_allclose(gradient, [-0.25, -0.75, 1.0], rtol=1e-6)
+
   def test_nothing_left(self):
     x, mask = jnp.asarray([1.0, -2.0, 3.0]), jnp.zeros(3, bool)
     np.testing.assert_array_equal(masking.masked_softmax(x, mask), 0.0)

@@ -202,22 +202,10 @@ class LoopTest(parameterized.TestCase):
     dict(residual_mode="expected"), dict(residual_mode="sampled")
   )
   def test_learns_to_please(self, residual_mode):
-    config = toy.config(
-      residual_mode=residual_mode,
-      beams=16,
-      iterations=300,
-      iterations_per_call=20,
-      curve_every=300,
-      save_every=300,
-      learning_rate=1e-2,
-      seeds=(0,),
-    )
-    learner, _, _ = toy.train(config, calls=15)
-    act = policy.greedy(toy.agent(config))
-    params = (learner.target_params, toy.inputs().catalogue)
-    found = toy.reached({"hsrl": (act, params)})
-    self.assertGreater(found["hsrl"], 0.8)
-    self.assertLess(found["best_constant"], 0.5)
+    _, trained = toy.learning("hsrl", residual_mode=residual_mode, beams=16)
+    self.assertGreater(trained, 0.8)
+    constant = toy.normalised(toy.bounds()["best_constant"])
+    self.assertLess(constant, 0.5)
 
   @parameterized.parameters("expected", "sampled")
   def test_no_repeat_shows_nothing_twice(self, mode):

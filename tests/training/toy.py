@@ -1,5 +1,7 @@
 """A tiny catalogue, simulator and engine for tests of the training engine."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,22 +124,23 @@ def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):
   return learner, stream, metrics
 
 
-def reached(policies: dict) -> dict[str, float]:
-  """Normalised rewards of policies (act, params), and of best_constant."""
-  given, world = inputs(), env()
-  policies = policies | evaluate.bounds(
-    world, given.env_params, num_items=ITEMS
+def _mean_reward(act, params) -> float:
+  sessions = evaluate.simulate(
+    act, env(), params, inputs().env_params, jax.random.key(0), episodes=96
   )
-  found = {
-    name: float(
-      evaluate.simulate(
-        act, world, params, given.env_params, jax.random.key(0), episodes=96
-      ).total_reward.mean()
-    )
-    for name, (act, params) in policies.items()
-  }
-  low, high = found["random"], found["greedy_oracle"]
-  return {k: (x - low) / (high - low) for k, x in found.items()}
+  return float(sessions.total_reward.mean())
+
+
+@functools.cache
+def bounds() -> dict[str, float]:
+  """Total rewards of the bounds."""
+  made = evaluate.bounds(env(), inputs().env_params, num_items=ITEMS)
+  return {name: _mean_reward(*policy) for name, policy in made.items()}
+
+
+def normalised(total_reward: float) -> float:
+  low, high = bounds()["random"], bounds()["greedy_oracle"]
+  return (total_reward - low) / (high - low)
 
 
 def learning(name: str, data=None, **overrides) -> tuple[float, float]:
@@ -157,10 +160,7 @@ def learning(name: str, data=None, **overrides) -> tuple[float, float]:
   trained = train(policy_config, calls, data=data)[0].target_params
   user = env().start(0, inputs().env_params).observation
   untrained = agent(policy_config).init(jax.random.key(0), catalogue, user)
-  found = reached(
-    {
-      "untrained": (act, (untrained, catalogue)),
-      "trained": (act, (trained, catalogue)),
-    }
+  return tuple(
+    normalised(_mean_reward(act, (params, catalogue)))
+    for params in (untrained, trained)
   )
-  return found["untrained"], found["trained"]

@@ -34,10 +34,9 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
     return critic.apply(params["critic"], state[None])[0]
 
   def policy(params, catalogue, state):
-    """Logits without a normalisation, bias of responses, log pi."""
+    """Logits, bias of responses, log pi."""
     logits, bias = items.apply(params["items"], catalogue.features, state)
-    active = jnp.where(catalogue.index.active, logits, masking.NEGATIVE)
-    return logits, bias, jax.nn.log_softmax(active)
+    return logits, bias, masking.log_softmax(logits, catalogue.index.active)
 
   def init(key, catalogue, observation):
     keys = jax.random.split(key, 3)
@@ -81,7 +80,8 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       transition.log_prob,
       config.importance_clip,
     )
-    entropy = policy_gradient.entropy(log_pi)
+    active = jnp.where(catalogue.index.active, logits, masking.NEGATIVE)
+    entropy = policy_gradient.entropy(active)
     behaviour_loss = optax.sigmoid_binary_cross_entropy(
       logits[transition.slate] + bias, transition.response
     ).mean()

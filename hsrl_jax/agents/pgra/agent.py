@@ -46,8 +46,7 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   def log_item(params, catalogue, latent):
     """log f(i|e), [N + 1]."""
     logits, _ = items.apply(params["items"], catalogue.features, latent)
-    active = jnp.where(catalogue.index.active, logits, masking.NEGATIVE)
-    return jax.nn.log_softmax(active)
+    return masking.log_softmax(logits, catalogue.index.active)
 
   def log_density(latent, mean, std):
     return stats.norm.logpdf(latent, mean, std).sum()
