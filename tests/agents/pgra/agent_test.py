@@ -4,8 +4,8 @@ import numpy as np
 from absl.testing import absltest
 from scipy import special, stats
 
+from hsrl_jax.networks.bounded import Bounded
 from hsrl_jax.networks.critic import Critic
-from hsrl_jax.networks.latent import Latent
 from tests.agents import checks
 from tests.training import toy
 
@@ -74,7 +74,7 @@ class LossTest(absltest.TestCase):
 
     difference = 0.6 + 0.9 * value(other, next_state) - value(params, state)
     actor = -2.0 * np.clip(difference, -1, 1) * log_prob
-    guessed = Latent(8, (16,)).apply(
+    guessed = Bounded(8, (16,)).apply(
       params["guess"], jnp.asarray(np.concatenate([state, next_state]), "f")
     )
     logits = checks.item_logits(params, catalogue, np.asarray(guessed))
