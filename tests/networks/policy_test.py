@@ -115,6 +115,17 @@ class PolicyTest(parameterized.TestCase):
       context = bound.advance(tokens, context, sid[level], level)
       np.testing.assert_allclose(context, taken.contexts[level + 1], atol=1e-4)
 
+  def test_without_residual_all_levels_see_the_state(self):
+    network = policy.PolicyNetwork(LEVELS, VOCAB, WIDTH, False, residual=False)
+    p = _network(False)[1]["params"]
+    expected = p["kernel"] @ STATE + p["bias"]
+    for method, sid in (("expected", ()), ("taken", (np.array([4, 1, 3]),))):
+      found = network.apply(
+        {"params": p}, CODEBOOKS, STATE, *sid, method=method
+      )
+      np.testing.assert_allclose(found.logits, expected, atol=1e-4)
+      np.testing.assert_array_equal(found.contexts, [STATE] * (LEVELS + 1))
+
   @parameterized.parameters(True, False)
   def test_init(self, semantic):
     network, _ = _network(semantic)

@@ -15,6 +15,7 @@ from hsrl_jax import sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.data.embeddings import Embeddings
+from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.training import quantize, sid_report
 
@@ -84,6 +85,31 @@ class QuantizeTest(parameterized.TestCase):
     facts = json.loads((self.made / "sids" / "report.json").read_text())
     self.assertEqual(facts, self.facts)
     self.assertEqual((facts["items"], facts["sids"]), (90, 90))
+
+  def test_shuffled_sids_are_those_of_other_items(self):
+    workdir = self.workdir.with_name("shuffled")
+    config = dataclasses.replace(_CONFIG, assignment="shuffled")
+    facts = quantize.run(config, workdir, self.items, _SOURCE)
+    own, other = _sids(self.workdir), _sids(workdir)
+    self.assertCountEqual(own.values(), other.values())
+    self.assertLess(sum(own[x] == other[x] for x in own), 10)
+    self.assertGreater(facts["relative_error_unique"], 1.0)
+
+  def test_plain_tokens_may_collide(self):
+    x = self.items.rows
+    features = np.concatenate([np.zeros_like(x[:1]), x])
+    items = Items(features, [""] * 91, [""] * 91, [""] * 91)
+    unique = quantize.load(self.workdir, items, _CONFIG)
+    config = dataclasses.replace(_CONFIG, assignment="plain")
+    plain = quantize.load(self.workdir, items, config)
+    residual, tokens = np.float64(x), plain.index.tokens[1:]
+    for level, codes in enumerate(np.asarray(plain.codebooks)):
+      distance = ((residual[:, None] - codes) ** 2).sum(-1)
+      np.testing.assert_array_equal(tokens[:, level], distance.argmin(1))
+      residual = residual - codes[tokens[:, level]]
+    self.assertLess(len(np.unique(tokens, axis=0)), 90)
+    self.assertLen(np.unique(unique.index.tokens[1:], axis=0), 90)
+    self.assertEqual(tokens.dtype, unique.index.tokens.dtype)
 
   def test_sids_and_index_agree_and_decode(self):
     found = quantize.read(self.workdir)

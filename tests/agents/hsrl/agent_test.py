@@ -138,8 +138,31 @@ class LossTest(parameterized.TestCase):
   @parameterized.parameters(
     ({}, True),
     (dict(behaviour_weight=0.0, actor_weight=0.0), False),
+    (dict(entropy_weight=0.0, entropy_weight_end=0.0), True),
   )
   def test_which_parts_learn(self, overrides, policy_learns):
+    gradient, target_gradient = self._gradients(**overrides)
+    self.assertEqual(
+      max(float(jnp.abs(x).max()) for x in jax.tree.leaves(target_gradient)),
+      0.0,
+    )
+    weights = gradient["critic"]["params"]["level_weight"]
+    self.assertGreater(float(jnp.abs(weights).max()), 1e-6)
+    bias = gradient["policy"]["params"]["response_bias"]
+    self.assertEqual(bool(jnp.abs(bias) > 1e-6), policy_learns)
+
+  @parameterized.parameters(True, False)
+  def test_the_value_of_levels_moves_the_policy(self, level_critics):
+    gradient, _ = self._gradients(
+      behaviour_weight=0.0, actor_weight=0.0, level_critics=level_critics
+    )
+    kernel = gradient["critic"]["params"]["value"]["Dense_0"]["kernel"]
+    self.assertLen(kernel, toy.SPEC.levels + 1 if level_critics else 1)
+    moved = jnp.abs(gradient["policy"]["params"]["embedding"]).max() > 1e-6
+    self.assertEqual(bool(moved), level_critics)
+
+  def _gradients(self, **overrides):
+    """Of the loss by parameters and by target parameters."""
     agent, params, catalogue, observation = _made(dropout=0.0, **overrides)
     transition = Transition(
       observation,
@@ -152,22 +175,12 @@ class LossTest(parameterized.TestCase):
       observation.history,
     )
 
-    def loss(params, target, transition):
+    def loss(params, target):
       return agent.loss(
         params, target, catalogue, transition, jax.random.key(0), 0.5
       )[0]
 
-    gradient, target_gradient = jax.grad(loss, argnums=(0, 1))(
-      params, params, transition
-    )
-    self.assertEqual(
-      max(float(jnp.abs(x).max()) for x in jax.tree.leaves(target_gradient)),
-      0.0,
-    )
-    weights = gradient["critic"]["params"]["level_weight"]
-    self.assertGreater(float(jnp.abs(weights).max()), 1e-6)
-    bias = gradient["policy"]["params"]["response_bias"]
-    self.assertEqual(bool(jnp.abs(bias) > 1e-6), policy_learns)
+    return jax.grad(loss, argnums=(0, 1))(params, params)
 
   def test_next_value_counts_unless_the_user_left(self):
     agent, params, catalogue, observation = _made(dropout=0.0)
