@@ -12,7 +12,22 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import comparison, jobs
 
 # Fields of PolicyConfig by agent, in place of what the flags say.
-OVERRIDES = {}
+OVERRIDES = {
+  # At the flags' rate it overfits the logs after 500 iterations.
+  "sasrec": {"learning_rate": 5e-4},
+  # As published; "flat_features" of the ablation is A2C with HSRL's losses.
+  "a2c": {
+    "item_credit": False,
+    "behaviour_weight": 0.0,
+    "actor_weight": 1.0,
+    "entropy_weight": 0.1,
+    "entropy_weight_end": 0.1,
+    "temperature": 1.0,
+    "temperature_end": 1.0,
+    "explore_no_repeat": False,
+  },
+  "pgra": {"importance_clip": 2.0},
+}
 
 
 def run(experiment: jobs.Experiment) -> None:
