@@ -413,6 +413,7 @@ class ExperimentConfig:
     protocols: under which the jobs are run.
     variants: of the ablation, beside the full method.
     resamples: of the paired bootstrap.
+    workdirs: of finished experiments, which --mode=results adds to the docs.
     seed: of whatever an experiment draws itself.
   """
 
@@ -420,6 +421,7 @@ class ExperimentConfig:
   protocols: tuple[str, ...] = PROTOCOLS
   variants: tuple[str, ...] = VARIANTS
   resamples: int = 2_000
+  workdirs: tuple[str, ...] = ()
   seed: int = 0
 
   def __post_init__(self):

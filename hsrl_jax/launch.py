@@ -28,7 +28,7 @@ from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import ablation, benchmark, jobs
+from hsrl_jax.experiments import ablation, benchmark, document, jobs
 from hsrl_jax.training import quantize, report, sid_report, sweep
 from hsrl_jax.training import run as run_lib
 from hsrl_jax.training import workdir as workdir_lib
@@ -48,7 +48,11 @@ flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
 
 # The name of --mode to what runs the experiment.
-EXPERIMENTS = {"benchmark": benchmark.run, "ablation": ablation.run}
+EXPERIMENTS = {
+  "benchmark": benchmark.run,
+  "ablation": ablation.run,
+  "results": document.run,
+}
 
 
 def main(argv: list[str], command: str) -> None:

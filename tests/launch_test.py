@@ -28,7 +28,7 @@ from hsrl_jax.training import run as run_lib
 from tests.data import response_file_test
 
 ROOT = pathlib.Path(__file__).parents[1]
-FLAGFILES = sorted((ROOT / "launch" / "flags").glob("*.flags"))
+FLAGFILES = sorted((ROOT / "launch" / "flags").rglob("*.flags"))
 # On top of smoke.flags: as small as it gets, for a process of its own.
 SMALL = (
   f"--flagfile={ROOT}/launch/flags/smoke.flags",
@@ -99,9 +99,9 @@ def _without_keys(states):
 
 
 class FlagsTest(parameterized.TestCase):
-  @parameterized.parameters(*[p.name for p in FLAGFILES])
+  @parameterized.parameters(*[str(p.relative_to(ROOT)) for p in FLAGFILES])
   def test_flagfile_parses_to_a_configuration(self, name):
-    config = _config(f"--flagfile={ROOT}/launch/flags/{name}")
+    config = _config(f"--flagfile={ROOT}/{name}")
     self.assertIsInstance(config, config_lib.Config)
     self.assertTrue(flags_lib.WORKDIR.value)
     # The kept flags describe the same configuration.

@@ -146,8 +146,8 @@ def finish(
 
   Args:
     experiment: what it was.
-    results: for `results.json`, where it follows how it came about: command,
-      commit, seeds, seconds.
+    results: for `results.json`, between how it came about (command, commit,
+      seeds, seconds) and the table's lines.
     table: for `table.txt`, at most 80 columns wide.
     figure: for `plot.png`.
   """
@@ -160,7 +160,8 @@ def finish(
     "seconds": spent,
   }
   workdir = experiment.workdir
-  files.write_json(workdir / "results.json", origin | results)
+  whole = origin | results | {"table": table.splitlines()}
+  files.write_json(workdir / "results.json", whole)
   files.write_atomic(workdir / "table.txt", table + "\n")
   files.write_atomic(workdir / "plot.png", plots.png(figure))
   print(table)

@@ -1,0 +1,120 @@
+"""`--mode=results`: docs/RESULTS.md out of what experiments left.
+
+Of each experiment in --experiment_workdirs `results.json` and `plot.png` are
+copied to `results/` below --workdir, under the name of its folder; the page is
+then made of that folder alone, and `notes.md` there is its end.
+"""
+
+import json
+import pathlib
+import textwrap
+from typing import Any
+
+from hsrl_jax import files
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import jobs
+
+PAGE = "RESULTS.md"
+FOLDER = "results"
+_WIDTH = 120
+
+# The experiments in the page's order, with what each asks.
+SECTIONS = {
+  "benchmark": "All agents with the same encoder, simulator, users, budget and "
+  "evaluation, beside the bounds.",
+  "ablation": "HSRL with one part left out or changed at a time. What HSRL "
+  "earns more than a row is what the part is worth.",
+  "changing_catalogue": "Items leave and others arrive under a trained policy: "
+  "what it earns right after, and how long it takes to recover.",
+  "catalogue_size": "Reward, time and memory as the catalogue grows.",
+  "ab": "Two policies shown to the same simulated users. The paper reports "
+  "+18.421 % conversion at +1.251 % cost in an online test; this one is "
+  "simulated and says nothing about either.",
+  "offline_check": "What logged slates say of a policy that did not show them, "
+  "and how little that is: see the effective sample size.",
+}
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Copies what the experiments left, and writes the page.
+
+  Raises:
+    InputError: a folder holds no finished experiment.
+  """
+  docs = experiment.workdir
+  for name in experiment.config.workdirs:
+    _copy(pathlib.Path(name), docs / FOLDER)
+  files.write_atomic(docs / PAGE, page(docs / FOLDER))
+  print(f"results: {docs / PAGE}")
+
+
+def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+  try:
+    results = json.loads((workdir / "results.json").read_text())
+    picture = (workdir / "plot.png").read_bytes()
+    known = results.get("experiment") in SECTIONS
+  except (OSError, ValueError) as error:
+    raise InputError(
+      f"--experiment_workdirs has {workdir}, which cannot be read ({error}); "
+      "expected the folder of a finished experiment"
+    ) from error
+  if not known:
+    raise InputError(
+      f"--experiment_workdirs has {workdir}, which holds a single run; "
+      f"expected one of the experiments {', '.join(SECTIONS)}"
+    )
+  files.write_json(folder / f"{workdir.name}.json", results)
+  files.write_atomic(folder / f"{workdir.name}.png", picture)
+
+
+def page(folder: pathlib.Path) -> str:
+  """The page of a folder with results, which are those of `run`."""
+  found = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted(folder.glob("*.json"))
+  }
+  parts = [
+    "# Results",
+    _fill(
+      "Written by `python -m hsrl_jax.launch --mode=results --workdir=docs` "
+      f"out of the files in `{FOLDER}/`; no figure is typed by hand. "
+      "Rewards are totals of a session; intervals are of 95 %."
+    ),
+  ]
+  for experiment, about in SECTIONS.items():
+    names = [x for x in found if found[x]["experiment"] == experiment]
+    if names:
+      parts += [f"## {experiment.replace('_', ' ').capitalize()}", _fill(about)]
+      parts += [_section(name, found[name]) for name in names]
+  notes = folder / "notes.md"
+  if notes.exists():
+    parts.append(notes.read_text().strip())
+  return "\n\n".join(parts) + "\n"
+
+
+def _section(name: str, results: dict[str, Any]) -> str:
+  seeds = ", ".join(map(str, results["seeds"]))
+  return "\n\n".join(
+    (
+      f"### {name}",
+      f"```bash\n{results['command']}\n```",
+      f"Seeds {seeds}; commit {results['commit']}; took "
+      f"{_duration(results['seconds'])}.",
+      "\n".join(("```", *results["table"], "```")),
+      f"![{name}]({FOLDER}/{name}.png)",
+    )
+  )
+
+
+def _duration(seconds: float) -> str:
+  minutes = round(seconds / 60)
+  if minutes < 1:
+    return f"{seconds:.0f} s"
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours} h {minutes} min" if hours else f"{minutes} min"
+
+
+def _fill(text: str) -> str:
+  return textwrap.fill(
+    text, _WIDTH, break_on_hyphens=False, break_long_words=False
+  )

@@ -1,0 +1,96 @@
+"""docs/RESULTS.md: nothing in it that its sources do not say."""
+
+import json
+import pathlib
+import re
+import tempfile
+
+from absl.testing import absltest
+
+from hsrl_jax import config as config_lib
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import document, jobs
+
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+RESULTS = {
+  "experiment": "ablation",
+  "command": "python -m hsrl_jax.launch --flagfile=a.flags",
+  "commit": "0123abcd",
+  "seeds": [3, 5],
+  "seconds": 4_000.0,
+  "table": ["name  reward", "------------", "hsrl    9.87"],
+}
+
+
+class DocumentTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.root = pathlib.Path(root)
+    self.docs = self.root / "docs"
+
+  def _experiment(self, name, **changed):
+    folder = self.root / name
+    folder.mkdir()
+    (folder / "results.json").write_text(json.dumps(RESULTS | changed))
+    (folder / "plot.png").write_bytes(b"picture of " + name.encode())
+    return str(folder)
+
+  def _document(self, *workdirs):
+    config = config_lib.ExperimentConfig(workdirs=workdirs)
+    document.run(
+      jobs.Experiment("results", config_lib.Config(), config, self.docs, "")
+    )
+    return (self.docs / "RESULTS.md").read_text()
+
+  def test_the_committed_page_is_what_its_sources_make(self):
+    self.assertEqual(
+      (DOCS / "RESULTS.md").read_text(), document.page(DOCS / "results")
+    )
+
+  def test_committed_results_name_no_folder_of_a_machine(self):
+    for path in (DOCS / "RESULTS.md", *DOCS.glob("results/*.json")):
+      self.assertNotRegex(path.read_text(), r"(?<![\w.])/(?:\w+/)+", path)
+
+  def test_each_result_with_its_origin(self):
+    text = self._document(
+      self._experiment("small"),
+      self._experiment("large", experiment="benchmark", seconds=61.0),
+    )
+    for part in (
+      "## Ablation",
+      "### small",
+      "```bash\npython -m hsrl_jax.launch --flagfile=a.flags\n```",
+      "Seeds 3, 5; commit 0123abcd; took 1 h 7 min.",
+      "took 1 min.",
+      "hsrl    9.87\n```",
+      "![small](results/small.png)",
+    ):
+      self.assertIn(part, text)
+    self.assertLess(text.index("## Benchmark"), text.index("## Ablation"))
+    self.assertNotIn("## Ab\n", text)
+    self.assertNotIn(str(self.root), text)
+    for picture in re.findall(r"!\[.*\]\((.*)\)", text):
+      name = pathlib.Path(picture).stem
+      self.assertEqual(
+        (self.docs / picture).read_bytes(), b"picture of " + name.encode()
+      )
+
+  def test_earlier_results_stay(self):
+    self._document(self._experiment("one"))
+    (self.docs / "results" / "notes.md").write_text("## Notes\n\nA note.\n")
+    text = self._document(self._experiment("two"))
+    self.assertIn("### one", text)
+    self.assertIn("### two", text)
+    self.assertEndsWith(text, "\n\n## Notes\n\nA note.\n")
+
+  def test_what_is_no_experiment(self):
+    single = self._experiment("single", experiment=None)
+    with self.assertRaisesRegex(InputError, "single, which holds a single run"):
+      self._document(single)
+    with self.assertRaisesRegex(InputError, "missing, which cannot be read"):
+      self._document(str(self.root / "missing"))
+
+
+if __name__ == "__main__":
+  absltest.main()
