@@ -77,6 +77,11 @@ def main(argv: list[str], command: str) -> None:
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
   elif mode in EXPERIMENTS:
+    if workdir_lib.kept_flags(workdir):
+      raise InputError(
+        f"{workdir} belongs to a single run; expected another --workdir for "
+        f"--mode={mode}"
+      )
     EXPERIMENTS[mode](
       jobs.Experiment(
         mode, config, flags_lib.experiment_from_flags(), workdir, command

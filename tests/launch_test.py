@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import pathlib
@@ -22,9 +21,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax import launch
 from hsrl_jax.training import checkpoint, loop, metrics, parallel, policy
 from hsrl_jax.training import run as run_lib
+from tests.command import run as _in_process
 from tests.data import response_file_test
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -64,21 +63,6 @@ def _process(*arguments):
   )
 
 
-def _in_process(*arguments):
-  """Runs the command here; returns (exit status, stdout, stderr)."""
-  for name in flags.FLAGS:
-    flags.FLAGS[name].unparse()
-  out, err = io.StringIO(), io.StringIO()
-  status = 0
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    try:
-      launch.run_command(["hsrl", *arguments])
-    except SystemExit as stop:
-      status = stop.code
-  flags.FLAGS.mark_as_parsed()
-  return status, out.getvalue(), err.getvalue()
-
-
 def _config(*arguments):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
@@ -103,6 +87,9 @@ class FlagsTest(parameterized.TestCase):
   def test_flagfile_parses_to_a_configuration(self, name):
     config = _config(f"--flagfile={ROOT}/{name}")
     self.assertIsInstance(config, config_lib.Config)
+    self.assertIsInstance(
+      flags_lib.experiment_from_flags(), config_lib.ExperimentConfig
+    )
     self.assertTrue(flags_lib.WORKDIR.value)
     # The kept flags describe the same configuration.
     with tempfile.NamedTemporaryFile("w", suffix=".flags") as kept:

@@ -1,20 +1,17 @@
 """Benchmark and ablation, small, by the command; and what they print."""
 
-import contextlib
 import copy
-import io
 import json
 import pathlib
 import tempfile
 
 import numpy as np
-from absl import flags
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
-from hsrl_jax import launch
 from hsrl_jax.experiments import ablation, benchmark, comparison, jobs
 from hsrl_jax.training import plots
+from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
@@ -32,20 +29,6 @@ SMALL = (
   "--experiment_protocols=no_repeat",
   "--experiment_resamples=200",
 )
-
-
-def _command(*arguments):
-  """Runs the command here; returns (exit status, stdout, stderr)."""
-  for name in flags.FLAGS:
-    flags.FLAGS[name].unparse()
-  out, err, status = io.StringIO(), io.StringIO(), 0
-  with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-    try:
-      launch.run_command(["hsrl", *arguments])
-    except SystemExit as stop:
-      status = stop.code
-  flags.FLAGS.mark_as_parsed()
-  return status, out.getvalue(), err.getvalue()
 
 
 class SmallTest(absltest.TestCase):
@@ -67,7 +50,7 @@ class SmallTest(absltest.TestCase):
 
   @classmethod
   def _run(cls, mode, *arguments):
-    return _command(
+    return command.run(
       *SMALL, f"--mode={mode}", f"--workdir={cls.workdir}", *arguments
     )
 
