@@ -5,6 +5,7 @@ import json
 import pathlib
 import tempfile
 
+import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -39,6 +40,13 @@ class SmallTest(absltest.TestCase):
     super().setUpClass()
     root = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.workdir = pathlib.Path(root) / "run"
+    # Both jobs that train have the same program, on other SIDs.
+    for name, value in (
+      ("jax_compilation_cache_dir", f"{root}/cache"),
+      ("jax_persistent_cache_min_compile_time_secs", 0.1),
+    ):
+      cls.addClassCleanup(jax.config.update, name, getattr(jax.config, name))
+      jax.config.update(name, value)
     cls.ran, cls.results = {}, {}
     for mode, entrants in (
       ("benchmark", "--experiment_agents=popularity,hsrl"),
@@ -150,10 +158,10 @@ class EntrantsTest(parameterized.TestCase):
   def test_a_variant_changes_what_it_says(self, name):
     base = config_lib.Config()
     found = comparison.changed(base, ablation.variant(base, name))
-    self.assertSameElements(
-      [x.split(".")[1].replace("assignment", "sid_assignment") for x in found],
-      ablation.CHANGES[name],
-    )
+    names = {x.split(".")[1].replace("assig", "sid_assig") for x in found}
+    self.assertNotEmpty(names)
+    # What the flags' defaults are is said all the same.
+    self.assertContainsSubset(names, ablation.CHANGES[name])
 
   def test_paper_is_its_flagfile(self):
     text = (ROOT / "launch" / "flags" / "paper.flags").read_text()
@@ -181,7 +189,7 @@ class TableTest(absltest.TestCase):
       }
       for i, name in enumerate(sorted(names))
     }
-    bounds = {x: rows["a2c"] for x in ("random", "best_constant")}
+    bounds = {"best_constant": rows["a2c"]}
     found = {"bounds": bounds, "entrants": rows}
     self.results = {
       "dataset": "a_dataset_with_a_long_name",
@@ -195,12 +203,15 @@ class TableTest(absltest.TestCase):
   def test_the_table_fits_a_terminal(self):
     lines = comparison.table(self.results).splitlines()
     self.assertLessEqual(max(map(len, lines)), 80)
-    self.assertIn("paper", lines[2])
-    # Sorted by reward; the reference has no difference to itself.
-    order = [x.split()[0] for x in lines[4 : 4 + len(config_lib.VARIANTS)]]
-    self.assertEqual(order[-1] != order[0], True)
-    (reference,) = {x for x in lines if x.startswith("hsrl ")}
-    self.assertEqual(reference.count("["), 1)
+    # Sorted by reward, which rises with the name here; the reference has no
+    # difference to itself.
+    first = lines.index(next(x for x in lines if x.startswith("---"))) + 1
+    shown = [x.split()[0] for x in lines[first : lines.index("", first)]]
+    entrants = self.results["protocols"]["paper"]["entrants"]
+    self.assertEqual([x for x in shown if x in entrants], sorted(entrants))
+    for line in lines:
+      if line.startswith(("hsrl ", "a2c ")):
+        self.assertEqual(line.count("["), 1 if line[0] == "h" else 2)
 
   def test_the_plot_draws_every_entrant(self):
     figure = comparison.plot(self.results)
