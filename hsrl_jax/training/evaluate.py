@@ -20,7 +20,8 @@ from hsrl_jax.types import Array, Observation, Params, PRNGKey
 Act = Callable[[Params, Observation, Array, PRNGKey], Array]
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
-MEASURES = ("total_reward", "depth", "positives")  # Of each session kept.
+# Of each session kept.
+MEASURES = ("total_reward", "depth", "positives", "liked_slates")
 _CHUNK = 250  # Sessions simulated at once.
 
 
@@ -213,24 +214,37 @@ def report(policies: dict[str, list[Sessions]]) -> dict:
   return table
 
 
-def save(path: pathlib.Path, policies: dict[str, list[Sessions]]) -> None:
+def save(
+  path: pathlib.Path, policies: dict[str, list[Sessions]], user_id: np.ndarray
+) -> None:
   """Writes each session's measures; session e is the same user everywhere.
 
   Args:
-    path: of an .npz with `<policy>/<measure>`, float32 [S, E], of the measures
-      total_reward, depth and positives.
+    path: of an .npz with `user`, int32 [E], and `<policy>/<measure>`, float32
+      [S, E], of the measures total_reward, depth, positives and liked_slates
+      (slates with a positive response).
     policies: name to the sessions of each seed.
+    user_id: int32 [P], who the users of the pool are.
   """
-  buffer = io.BytesIO()
+  buffer, (any_sessions, *_) = io.BytesIO(), next(iter(policies.values()))
   np.savez_compressed(
     buffer,
+    user=np.resize(user_id, len(any_sessions.depth)),
     **{
-      f"{name}/{measure}": np.stack([getattr(s, measure) for s in seeds])
+      f"{name}/{measure}": np.stack([_measure(s, measure) for s in seeds])
       for name, seeds in policies.items()
       for measure in MEASURES
     },
   )
   files.write_atomic(path, buffer.getvalue())
+
+
+def _measure(sessions: Sessions, name: str) -> np.ndarray:
+  if name == "liked_slates":
+    return (
+      (np.asarray(sessions.responses) > 0).any(-1).sum(-1, dtype=np.float32)
+    )
+  return getattr(sessions, name)
 
 
 def examples(

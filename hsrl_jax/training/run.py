@@ -223,7 +223,9 @@ class Run:
           )
           table[name].append(jax.device_get(sessions))
           bar.update()
-    evaluate.save(self.workdir / SESSIONS, table)
+    evaluate.save(
+      self.workdir / SESSIONS, table, self.dataset.splits[c.split].user_id
+    )
     files.write_json(
       self.workdir / "results.json",
       {
