@@ -9,7 +9,7 @@ import hashlib
 import json
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
-EXPERIMENTS = ("benchmark", "ablation", "results")
+EXPERIMENTS = ("benchmark", "ablation", "ab", "offline_check", "results")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
 ITEM_LOGITS = ("features", "free")
@@ -415,6 +415,12 @@ class ExperimentConfig:
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
     seed: of whatever an experiment draws itself.
+    control: of the A/B comparison: an agent, `random`, `best_constant`,
+      `greedy_oracle`, or the folder of an evaluated run.
+    treatment: what it is compared with.
+    temperatures: of the policies that the offline check estimates.
+    logging_temperature: of the policy that draws its logs in the simulator.
+    weight_clip: importance weights are cut there.
   """
 
   agents: tuple[str, ...] = AGENTS
@@ -423,6 +429,11 @@ class ExperimentConfig:
   resamples: int = 2_000
   workdirs: tuple[str, ...] = ()
   seed: int = 0
+  control: str = "best_constant"
+  treatment: str = "hsrl"
+  temperatures: tuple[float, ...] = (1.0, 0.7, 0.5, 0.3, 0.2)
+  logging_temperature: float = 1.0
+  weight_clip: float = 100.0
 
   def __post_init__(self):
     for name, known in (
@@ -438,6 +449,14 @@ class ExperimentConfig:
         f"at least one of {known}",
       )
     _require(self, "resamples", self.resamples >= 100, "at least 100")
+    _require(
+      self,
+      "temperatures",
+      len(self.temperatures) >= 1 and min(self.temperatures) > 0,
+      "at least one, above 0",
+    )
+    for name in ("logging_temperature", "weight_clip"):
+      _require(self, name, getattr(self, name) > 0, "above 0")
 
 
 def _values(config):

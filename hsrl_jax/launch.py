@@ -28,7 +28,14 @@ from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import ablation, benchmark, document, jobs
+from hsrl_jax.experiments import (
+  ab,
+  ablation,
+  benchmark,
+  document,
+  jobs,
+  offline_check,
+)
 from hsrl_jax.training import quantize, report, sid_report, sweep
 from hsrl_jax.training import run as run_lib
 from hsrl_jax.training import workdir as workdir_lib
@@ -51,6 +58,8 @@ flags.declare_key_flag("seeds")
 EXPERIMENTS = {
   "benchmark": benchmark.run,
   "ablation": ablation.run,
+  "ab": ab.run,
+  "offline_check": offline_check.run,
   "results": document.run,
 }
 

@@ -5,6 +5,7 @@ with the same luck in each (common random numbers), so their difference is
 known far better than in a real A/B test, where each user meets one arm alone.
 """
 
+import dataclasses
 import json
 import pathlib
 import textwrap
@@ -13,14 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from hsrl_jax.config import AGENTS
+from hsrl_jax.config import AGENTS, Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
 from hsrl_jax.ops import statistics
 from hsrl_jax.training.run import SESSIONS
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
-_SATURATED = 0.99  # A conversion above it tells policies apart no more.
+_SATURATED = 0.99  # A share above it tells policies apart no more.
 _BLUE, _GREY = "#0072B2", "#8a8a8a"
 
 
@@ -61,7 +62,7 @@ def run(experiment: jobs.Experiment) -> None:
   if not folders and not agents:
     agents = ["random"]  # Whatever is evaluated, the bounds are beside it.
   runs = jobs.run_all(
-    experiment, [jobs.of_agent(experiment.base, name) for name in agents]
+    experiment, [_job(experiment.base, name) for name in agents]
   )
   folders |= {run.config.policy.agent: run.workdir for run in runs.values()}
   check_paired(list(folders.values()))
@@ -217,17 +218,21 @@ def table(results: dict[str, Any]) -> str:
 def notes(found: dict[str, dict[str, Any]]) -> list[str]:
   """What a reader must know, in lines of at most 80 columns."""
   lines = [
-    "p: paired by user, Holm's correction. var: of the difference, by the same",
-    "users and luck. n per arm: users of a real, unpaired test, 80 % power at 5 %.",
+    "p: paired by user, Holm's correction. var: change of the difference's",
+    "variance by the same users and luck. n per arm: users of a real, unpaired",
+    "test of 80 % power at the level 5 %.",
     "Users are simulated and there is no cost in here; the paper's +18.421 %",
     "conversion at +1.251 % cost is of an online test.",
   ]
-  conversion = found["conversion"]
-  if min(conversion["control"], conversion["treatment"]) > _SATURATED:
+  saturated = [
+    name
+    for name in ("conversion", "liked_slates")
+    if min(found[name]["control"], found[name]["treatment"]) > _SATURATED
+  ]
+  if saturated:
     lines.append(
-      "Conversion (a liked item in the session) is saturated in this simulator:"
+      f"Saturated in this simulator, so no guide: {', '.join(saturated)}."
     )
-    lines.append("compare liked_slates and liked_per_slate.")
   return lines
 
 
@@ -313,6 +318,11 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
   return float(
     np.hypot(statistics.standard_error(a), statistics.standard_error(b))
   )
+
+
+def _job(base: Config, agent: str) -> jobs.Job:
+  trained = dataclasses.replace(base.policy, agent=agent)
+  return jobs.Job(agent, dataclasses.replace(base, policy=trained))
 
 
 def _policy(folder: pathlib.Path | None, name: str) -> str:

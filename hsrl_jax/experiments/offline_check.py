@@ -63,7 +63,7 @@ def run(experiment: jobs.Experiment) -> None:
   """
   base, config = experiment.base, experiment.config
   (run,) = jobs.run_all(
-    experiment, [jobs.of_agent(base, base.policy.agent)]
+    experiment, [jobs.Job(base.policy.agent, base)]
   ).values()
   index, split = run.catalogue.index, base.evaluate.split
   agent = policy.make_agent(
@@ -382,10 +382,10 @@ def notes(results: dict[str, Any]) -> list[str]:
     "independent draws of an item, slates without repeats notwithstanding.",
     "simulated: drawn by the agent itself at temperature "
     f"{results['logging_temperature']:g}, propensities known.",
-    "logged: users chose, propensities are guessed from popularity (perplexity",
-    f"{results['behaviour_perplexity']:,.0f} of {results['items']:,} items, the "
-    "same for everybody): weak evidence, whatever its",
-    "interval, which knows nothing of wrong propensities.",
+    "logged: users chose; propensities are guessed from popularity, the same",
+    f"for everybody (perplexity {results['behaviour_perplexity']:,.0f} of "
+    f"{results['items']:,} items). That is weak",
+    "evidence, and its interval knows nothing of wrong propensities.",
   ]
 
 

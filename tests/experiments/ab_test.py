@@ -129,12 +129,13 @@ class CompareTest(absltest.TestCase):
       max(map(len, ab.table(results).splitlines())), 80, ab.table(results)
     )
     bought = ab.compare(
-      self.a._replace(positives=np.ones((1, 600))), self.b, self.user
+      *(x._replace(positives=np.ones((1, 600))) for x in (self.a, self.b)),
+      self.user,
     )
-    self.assertIn("saturated", ab.table(results | {"measures": bought}))
+    self.assertIn("Saturated", ab.table(results | {"measures": bought}))
     nobody = self.a._replace(positives=np.zeros((1, 600)))
     quiet = ab.compare(nobody, nobody, self.user)
-    self.assertNotIn("saturated", ab.table(results | {"measures": quiet}))
+    self.assertNotIn("Saturated", ab.table(results | {"measures": quiet}))
     ab.plot(results | {"measures": quiet})
 
 
