@@ -211,18 +211,24 @@ def table(results: dict[str, Any]) -> str:
     f"{results['episodes']:,} sessions of {results['users']:,} users"
   )
   return "\n".join(
-    [textwrap.fill(head, 80), "", *lines, "", *notes(results["measures"])]
+    [
+      textwrap.fill(head, 80),
+      "",
+      *lines,
+      "",
+      *(textwrap.fill(x, 80) for x in notes(results["measures"])),
+    ]
   )
 
 
 def notes(found: dict[str, dict[str, Any]]) -> list[str]:
-  """What a reader must know, in lines of at most 80 columns."""
+  """What a reader must know, a paragraph each."""
   lines = [
-    "p: paired by user, Holm's correction. var: change of the difference's",
-    "variance by the same users and luck. n per arm: users of a real, unpaired",
-    "test of 80 % power at the level 5 %.",
-    "Users are simulated and there is no cost in here; the paper's +18.421 %",
-    "conversion at +1.251 % cost is of an online test.",
+    "p: paired by user, Holm's correction. var: change of the difference's "
+    "variance by the same users and luck. n per arm: users, a session each, "
+    "of a real, unpaired test of 80 % power at the level 5 %.",
+    "Users are simulated, and nothing in here has a cost; the paper's "
+    "+18.421 % conversion at +1.251 % cost is of an online test.",
   ]
   saturated = [
     name

@@ -12,6 +12,7 @@ estimate says nothing. Twice:
 """
 
 import functools
+import textwrap
 from typing import Any, NamedTuple
 
 import jax
@@ -329,7 +330,6 @@ def table_of(results: dict[str, Any]) -> str:
     "logs",
     "T",
     "ESS",
-    "of",
     "clip",
     "truth",
     "model",
@@ -344,7 +344,6 @@ def table_of(results: dict[str, Any]) -> str:
           name,
           f"{row['temperature']:g}",
           f"{row['effective_sample_size']:,.0f}",
-          f"{row['draws']:,}",
           f"{row['clipped']:.1%}",
           f"{row['truth']:.3f}" if "truth" in row else "?",
           f"{row['direct']['value']:.3f}",
@@ -368,30 +367,34 @@ def table_of(results: dict[str, Any]) -> str:
       "",
       *lines,
       "",
-      *notes(results),
+      *(textwrap.fill(x, 80) for x in notes(results)),
     ]
   )
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-  """What a reader must know, in lines of at most 80 columns."""
+  """What a reader must know, a paragraph each."""
+  drawn, logged = (
+    results[name][0]["draws"] for name in ("simulated", "logged")
+  )
   return [
-    "T: temperature of the policy estimated. ESS: effective sample size, of so",
-    f"many items shown; weights are clipped at {results['weight_clip']:g}. "
-    "Positions count as",
-    "independent draws of an item, slates without repeats notwithstanding.",
+    "T: temperature of the policy estimated. ESS: effective sample size, of "
+    f"{drawn:,} items shown in the simulator and {logged:,} logged. clip: "
+    f"weights above {results['weight_clip']:g}, which are cut. Positions "
+    "count as independent draws, though slates have no repeats.",
     "simulated: drawn by the agent itself at temperature "
-    f"{results['logging_temperature']:g}, propensities known.",
-    "logged: users chose; propensities are guessed from popularity, the same",
+    f"{results['logging_temperature']:g}; propensities and answer are known. "
+    "model: the items' mean rewards in the training logs, another world.",
+    "logged: users chose; propensities are guessed from popularity, the same "
     f"for everybody (perplexity {results['behaviour_perplexity']:,.0f} of "
-    f"{results['items']:,} items). That is weak",
-    "evidence, and its interval knows nothing of wrong propensities.",
+    f"{results['items']:,} items). That is weak evidence, and its intervals "
+    "know nothing of wrong propensities. model: the click model.",
   ]
 
 
 def _cell(estimate: dict[str, Any]) -> str:
   low, high = estimate["ci95"]
-  return f"{estimate['value']:.2f} [{low:.2f}, {high:.2f}]"
+  return f"{estimate['value']:.2f} [{low:.2f},{high:.2f}]"
 
 
 def plot(results: dict[str, Any]) -> Figure:
