@@ -5,7 +5,6 @@ with the same luck in each (common random numbers), so their difference is
 known far better than in a real A/B test, where each user meets one arm alone.
 """
 
-import dataclasses
 import json
 import pathlib
 import textwrap
@@ -14,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from hsrl_jax.config import AGENTS, Config
+from hsrl_jax.config import AGENTS
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments import benchmark, jobs
 from hsrl_jax.ops import statistics
+from hsrl_jax.training import plots, report
+from hsrl_jax.training.evaluate import BOUNDS
 from hsrl_jax.training.run import SESSIONS
 
-BOUNDS = ("random", "best_constant", "greedy_oracle")
 _SATURATED = 0.99  # A share above it tells policies apart no more.
-_BLUE, _GREY = "#0072B2", "#8a8a8a"
 
 
 class Arm(NamedTuple):
@@ -53,7 +52,7 @@ def run(experiment: jobs.Experiment) -> None:
     for name in names
     if (pathlib.Path(name) / SESSIONS).exists()
   }
-  agents = [x for x in names if x in AGENTS and x not in BOUNDS]
+  agents = [x for x in dict.fromkeys(names) if x in AGENTS and x not in BOUNDS]
   for name in set(names) - set(folders) - set(agents) - set(BOUNDS):
     raise InputError(
       f"{name!r} is no arm; expected one of {', '.join(BOUNDS + AGENTS)}, or "
@@ -62,14 +61,21 @@ def run(experiment: jobs.Experiment) -> None:
   if not folders and not agents:
     agents = ["random"]  # Whatever is evaluated, the bounds are beside it.
   runs = jobs.run_all(
-    experiment, [_job(experiment.base, name) for name in agents]
+    experiment,
+    [
+      jobs.Job(name, benchmark.entrant(experiment.base, name))
+      for name in agents
+    ],
   )
   folders |= {run.config.policy.agent: run.workdir for run in runs.values()}
   check_paired(list(folders.values()))
-  any_folder = next(iter(folders.values()))
-  control, treatment = (
-    read(folders.get(name, any_folder), name) for name in names
-  )
+  any_folder = next(iter(folders.values()))  # Bounds are in all of them.
+  found = [folders.get(name, any_folder) for name in names]
+  policies = [
+    name if name in BOUNDS + AGENTS else _results(folder)["agent"]
+    for name, folder in zip(names, found, strict=True)
+  ]
+  control, treatment = map(read, found, policies)
   with np.load(any_folder / SESSIONS) as file:
     user = file["user"]
   facts = _results(any_folder)
@@ -78,21 +84,15 @@ def run(experiment: jobs.Experiment) -> None:
   } | {
     "simulated": True,
     "users": len(np.unique(user)),
-    "control": _policy(folders.get(names[0]), names[0]),
-    "treatment": _policy(folders.get(names[1]), names[1]),
+    "control": policies[0],
+    "treatment": policies[1],
     "measures": compare(control, treatment, user),
   }
   jobs.finish(experiment, results, table(results), plot(results))
 
 
-def read(folder: pathlib.Path, name: str) -> Arm:
-  """An arm's sessions.
-
-  Args:
-    folder: of an evaluated run.
-    name: of a policy in it, or the folder, for the agent.
-  """
-  policy = _policy(folder, name)
+def read(folder: pathlib.Path, policy: str) -> Arm:
+  """The sessions of one of the policies that an evaluated run left."""
   with np.load(folder / SESSIONS) as file:
     return Arm(*(file[f"{policy}/{field}"] for field in Arm._fields))
 
@@ -177,9 +177,7 @@ def compare(
 
 def table(results: dict[str, Any]) -> str:
   """For a terminal, at most 80 columns wide."""
-  rows = [
-    ("", "control", "treatment", "lift %", "[95 % CI]", "p", "var", "n per arm")
-  ]
+  rows = [("", "A", "B", "lift %", "[95 % CI]", "p", "var", "n per arm")]
   for name, row in results["measures"].items():
     lift, saved = row["lift"], row["variance_reduction"]
     low, high = lift["ci95"] if lift else (np.nan, np.nan)
@@ -189,24 +187,15 @@ def table(results: dict[str, Any]) -> str:
         f"{row['control']:.3f}",
         f"{row['treatment']:.3f}",
         f"{100 * lift['value']:+.2f}" if lift else "-",
-        f"[{100 * low:+.2f}, {100 * high:+.2f}]" if lift else "-",
+        f"[{100 * low:+.2f},{100 * high:+.2f}]" if lift else "-",
         "<.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}",
         "-" if saved is None else f"{-100 * saved:+.0f}%",
         f"{row['sample_size']:,}" if row["sample_size"] else "-",
       )
     )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    " ".join(
-      [row[0].ljust(widths[0])]
-      + [x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True)]
-    )
-    for row in rows
-  ]
-  lines.insert(1, "-" * len(lines[0]))
   head = (
-    f"A/B, simulated: {results['treatment']} (treatment) against "
-    f"{results['control']} (control); {results['dataset']}, split "
+    f"A/B, simulated: {results['treatment']} (B) against "
+    f"{results['control']} (A); {results['dataset']}, split "
     f"{results['split']}, protocol {results['protocol']}, "
     f"{results['episodes']:,} sessions of {results['users']:,} users"
   )
@@ -214,7 +203,7 @@ def table(results: dict[str, Any]) -> str:
     [
       textwrap.fill(head, 80),
       "",
-      *lines,
+      *report.aligned(rows),
       "",
       *(textwrap.fill(x, 80) for x in notes(results["measures"])),
     ]
@@ -250,8 +239,8 @@ def plot(results: dict[str, Any]) -> Figure:
   for place, row in enumerate(found.values()):
     lift = row["lift"]
     for key, shift, colour, marker in (
-      ("ci95", -0.12, _BLUE, "o"),
-      ("ci95_unpaired", 0.12, _GREY, "s"),
+      ("ci95", -0.12, plots.BLUE, "o"),
+      ("ci95_unpaired", 0.12, plots.GREY, "s"),
     ):
       ends = np.abs(np.array(lift[key]) - lift["value"])
       axes.errorbar(
@@ -277,17 +266,12 @@ def plot(results: dict[str, Any]) -> Figure:
   axes.axvline(0, color="black", linewidth=0.8)
   axes.set_yticks(range(len(found)), [x.replace("_", " ") for x in found])
   axes.set_ylim(len(found) - 0.5, -0.5)
-  axes.set_xlabel("lift, %, with its 95 % confidence interval", fontsize=9)
-  axes.set_title(
+  plots.style(
+    axes,
     f"{results['treatment']} against {results['control']}, simulated users, "
     f"{results['dataset']}, {results['protocol']}",
-    fontsize=10,
-    loc="left",
+    "lift, %, with its 95 % confidence interval",
   )
-  axes.tick_params(labelsize=8)
-  axes.spines[["top", "right"]].set_visible(False)
-  axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
-  axes.set_axisbelow(True)
   figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
   return figure
 
@@ -324,16 +308,6 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
   return float(
     np.hypot(statistics.standard_error(a), statistics.standard_error(b))
   )
-
-
-def _job(base: Config, agent: str) -> jobs.Job:
-  trained = dataclasses.replace(base.policy, agent=agent)
-  return jobs.Job(agent, dataclasses.replace(base, policy=trained))
-
-
-def _policy(folder: pathlib.Path | None, name: str) -> str:
-  """The name of a policy; a folder's is its agent's."""
-  return name if name in BOUNDS + AGENTS else _results(folder)["agent"]
 
 
 def _results(folder: pathlib.Path) -> dict[str, Any]:

@@ -23,9 +23,9 @@ from matplotlib.figure import Figure
 from hsrl_jax.agents.base import Agent, Catalogue
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments import benchmark, jobs
 from hsrl_jax.ops import off_policy, returns, sampling, statistics
-from hsrl_jax.training import policy
+from hsrl_jax.training import plots, policy, report
 from hsrl_jax.types import Array, Observation, Params, PRNGKey, Sessions
 
 _CHUNK = 50  # Users at once.
@@ -63,9 +63,8 @@ def run(experiment: jobs.Experiment) -> None:
     InputError: the agent has no probabilities of items.
   """
   base, config = experiment.base, experiment.config
-  (run,) = jobs.run_all(
-    experiment, [jobs.Job(base.policy.agent, base)]
-  ).values()
+  job = jobs.Job(base.policy.agent, benchmark.entrant(base, base.policy.agent))
+  (run,) = jobs.run_all(experiment, [job]).values()
   index, split = run.catalogue.index, base.evaluate.split
   agent = policy.make_agent(
     run.config, run.env._replace(slate_size=index.num_items), index
@@ -330,7 +329,6 @@ def table_of(results: dict[str, Any]) -> str:
     "logs",
     "T",
     "ESS",
-    "clip",
     "truth",
     "model",
     "SNIPS [95 % CI]",
@@ -341,31 +339,21 @@ def table_of(results: dict[str, Any]) -> str:
     for row in results[name]:
       rows.append(
         (
-          name,
+          "drawn" if name == "simulated" else name,
           f"{row['temperature']:g}",
           f"{row['effective_sample_size']:,.0f}",
-          f"{row['clipped']:.1%}",
           f"{row['truth']:.3f}" if "truth" in row else "?",
           f"{row['direct']['value']:.3f}",
           _cell(row["snips"]),
           _cell(row["doubly_robust"]),
         )
       )
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = [
-    " ".join(
-      [row[0].ljust(widths[0])]
-      + [x.rjust(w) for x, w in zip(row[1:], widths[1:], strict=True)]
-    )
-    for row in rows
-  ]
-  lines.insert(1, "-" * len(lines[0]))
   return "\n".join(
     [
       f"Reward of an item of {results['agent']}, {results['dataset']}, split "
       f"{results['split']}",
       "",
-      *lines,
+      *report.aligned(rows),
       "",
       *(textwrap.fill(x, 80) for x in notes(results)),
     ]
@@ -379,10 +367,10 @@ def notes(results: dict[str, Any]) -> list[str]:
   )
   return [
     "T: temperature of the policy estimated. ESS: effective sample size, of "
-    f"{drawn:,} items shown in the simulator and {logged:,} logged. clip: "
-    f"weights above {results['weight_clip']:g}, which are cut. Positions "
-    "count as independent draws, though slates have no repeats.",
-    "simulated: drawn by the agent itself at temperature "
+    f"{drawn:,} items shown in the simulator and {logged:,} logged; "
+    f"weights are cut at {results['weight_clip']:g}. Positions count as "
+    "independent draws, though slates have no repeats.",
+    "drawn: in the simulator by the agent itself at temperature "
     f"{results['logging_temperature']:g}; propensities and answer are known. "
     "model: the items' mean rewards in the training logs, another world.",
     "logged: users chose; propensities are guessed from popularity, the same "
@@ -440,17 +428,12 @@ def plot(results: dict[str, Any]) -> Figure:
       marker="s",
       markersize=5,
     )
-    upper.set_title(title, fontsize=10, loc="left")
-    lower.set_xlabel("temperature of the policy estimated", fontsize=9)
+    plots.style(upper, title, "")
+    plots.style(lower, "", "temperature of the policy estimated")
     lower.set_yscale("log")
     lower.set_xscale("log")
     lower.set_xticks(temperature, [f"{x:g}" for x in temperature])
     lower.minorticks_off()
-    for axes in (upper, lower):
-      axes.tick_params(labelsize=8)
-      axes.spines[["top", "right"]].set_visible(False)
-      axes.grid(color="#e4e4e4", linewidth=0.6)
-      axes.set_axisbelow(True)
   grid[0, 0].set_ylabel("reward of an item", fontsize=9)
   grid[1, 0].set_ylabel("effective share\nof the sample", fontsize=9)
   handles, labels = grid[0, 0].get_legend_handles_labels()
