@@ -97,11 +97,6 @@ def run(experiment: jobs.Experiment) -> None:
     scores = score(
       agent, run.env, params, users, sessions, table, temperatures, key
     )
-    if not np.ptp(scores.log_pi):
-      raise InputError(
-        f"--agent={base.policy.agent} has no probabilities of items; expected "
-        "one that has, such as hsrl or a2c"
-      )
     found[name] = check(sessions, scores, temperatures, log_mu=log_mu)
   results = {
     "dataset": base.data.dataset,
@@ -254,7 +249,15 @@ def estimates(
     `clipped`, share of the weights; `mean_weight` before clipping, 1 where
     the propensities are right and enough is drawn; with known propensities
     `truth` and `acted`, what slates without repeats earn.
+
+  Raises:
+    InputError: the agent has no probabilities of items.
   """
+  if not np.ptp(scores.log_pi):
+    raise InputError(
+      "--agent has no probabilities of items; expected one that has, such as "
+      "hsrl or a2c"
+    )
   slate, reward = (
     np.asarray(sessions.exposed),
     returns.item_rewards(sessions.response, env.penalty),

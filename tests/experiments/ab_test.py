@@ -1,10 +1,21 @@
 """A/B comparisons against a bootstrap, textbook formulas and an A/A test."""
 
+import contextlib
+import io
+import json
+import pathlib
+import tempfile
+
 import numpy as np
 from absl.testing import absltest
 from scipy import stats
 
-from hsrl_jax.experiments import ab
+from hsrl_jax import config as config_lib
+from hsrl_jax import files
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import ab, jobs
+from hsrl_jax.training import evaluate
+from hsrl_jax.training.run import SESSIONS
 
 
 def _arm(rng, user, lift=0.0, seeds=1, own=None, share=1.0):
@@ -137,6 +148,68 @@ class CompareTest(absltest.TestCase):
     quiet = ab.compare(nobody, nobody, self.user)
     self.assertNotIn("Saturated", ab.table(results | {"measures": quiet}))
     ab.plot(results | {"measures": quiet})
+
+
+class RunTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(tempfile.mkdtemp())
+    self.sessions = {"user": np.arange(60)}
+    rng = np.random.default_rng(0)
+    for name in ("hsrl", *evaluate.BOUNDS):
+      for measure in evaluate.MEASURES:
+        self.sessions[f"{name}/{measure}"] = rng.integers(1, 9, (1, 60)) * 1.0
+    self.evaluated("first", {})
+
+  def evaluated(self, name, changed):
+    """A folder as an evaluated run leaves it."""
+    folder = self.folder / name
+    folder.mkdir()
+    np.savez(folder / SESSIONS, **self.sessions | changed)
+    facts = {"dataset": "toy", "protocol": "paper", "split": "test"}
+    files.write_json(
+      folder / "results.json", facts | {"episodes": 60, "agent": "hsrl"}
+    )
+    return str(folder)
+
+  def run_mode(self, control, treatment):
+    experiment = jobs.Experiment(
+      "ab",
+      config_lib.Config(),
+      config_lib.ExperimentConfig(control=control, treatment=treatment),
+      self.folder,
+      "",
+    )
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+      ab.run(experiment)
+    self.assertTrue((self.folder / "plot.png").exists())
+    results = json.loads((self.folder / "results.json").read_text())
+    return results, out.getvalue()
+
+  def test_arms_are_folders_or_bounds_beside_them(self):
+    results, out = self.run_mode("random", str(self.folder / "first"))
+    self.assertIn("hsrl (B) against random (A)", out)
+    self.assertEqual(results["users"], 60)
+    for arm, name in (("control", "random"), ("treatment", "hsrl")):
+      for measure in ("total_reward", "depth"):
+        self.assertAlmostEqual(
+          results["measures"][measure][arm],
+          self.sessions[f"{name}/{measure}"].mean(),
+        )
+    better = {"hsrl/depth": self.sessions["hsrl/depth"] + 1}
+    results, _ = self.run_mode(
+      str(self.folder / "first"), self.evaluated("better", better)
+    )
+    depth = results["measures"]["depth"]["difference"]
+    np.testing.assert_allclose([depth["value"], *depth["ci95"]], 1.0)
+
+  def test_other_users_and_unknown_arms_are_refused(self):
+    key = "greedy_oracle/positives"
+    other = self.evaluated("other", {key: self.sessions[key] + 1})
+    with self.assertRaisesRegex(InputError, "other was .* another simulator"):
+      self.run_mode(str(self.folder / "first"), other)
+    with self.assertRaisesRegex(InputError, "'nobody' is no arm"):
+      self.run_mode("nobody", other)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import offline_check
 from hsrl_jax.types import Sessions
 from tests.training import toy
@@ -118,6 +119,11 @@ class OfflineCheckTest(absltest.TestCase):
       clip=1e9,
     )
     self.check_covers(rows)
+    flat = self.score(logs)._replace(log_pi=np.zeros((2, 4, 3)))
+    with self.assertRaisesRegex(InputError, "no probabilities"):
+      offline_check.estimates(
+        logs, flat, TEMPERATURES, env=self.env, table=self.table, clip=1.0
+      )
     for row in rows:
       pi = self.pi(row["temperature"])
       self.assertAlmostEqual(

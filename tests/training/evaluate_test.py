@@ -1,5 +1,7 @@
 """Evaluation against hand-computed sessions and statistics."""
 
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,6 +99,20 @@ class EvaluateTest(absltest.TestCase):
     ]
     np.testing.assert_array_equal(runs[0].responses, runs[1].responses)
     self.assertGreater(float(runs[0].total_reward.std()), 0)
+
+  def test_kept_sessions_name_users_and_count_liked_slates(self):
+    responses = np.zeros((3, 2, 2))
+    responses[0, 0] = 1  # One slate, both items.
+    responses[2, :, 1] = 1  # Two slates, an item of each.
+    total = np.arange(3.0)
+    sessions = evaluate.Sessions(total, total, total, responses, responses)
+    path = pathlib.Path(self.create_tempdir()) / "sessions.npz"
+    evaluate.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9]))
+    with np.load(path) as file:
+      np.testing.assert_array_equal(file["user"], [7, 9, 7])
+      np.testing.assert_array_equal(
+        file["hsrl/liked_slates"], [[1, 0, 2], [1, 0, 2]]
+      )
 
   def test_summary_of_one_seed_is_over_sessions(self):
     x = np.random.default_rng(0).normal(size=200)
