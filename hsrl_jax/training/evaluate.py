@@ -94,17 +94,19 @@ def simulate(
   return jax.lax.map(session, jnp.arange(episodes), batch_size=_CHUNK)
 
 
-def random_policy(num_items: int, slate_size: int) -> Act:
-  """Uniform over the items that may be shown."""
+@functools.cache  # One function for all catalogues: one compilation.
+def random_policy(slate_size: int) -> Act:
+  """Uniform over what may be shown; `params` are who is active, [N + 1]."""
 
   def act(params, observation, excluded, key):
-    del params, observation
-    scores = jax.random.uniform(key, (num_items + 1,))
-    return _top(scores, excluded, slate_size)
+    del observation
+    scores = jax.random.uniform(key, params.shape)
+    return _top(_only(params, scores), excluded, slate_size)
 
   return act
 
 
+@functools.cache
 def constant_policy(slate_size: int) -> Act:
   """The same ranking for everybody; `params` are scores, [N + 1]."""
 
@@ -115,15 +117,20 @@ def constant_policy(slate_size: int) -> Act:
   return act
 
 
-def greedy_oracle(env: UserSimulator, num_items: int) -> Act:
-  """The items of the largest true probability now; `params` are EnvParams."""
+@functools.cache
+def greedy_oracle(env: UserSimulator) -> Act:
+  """The items of the largest true probability now.
+
+  `params` are EnvParams and who is active, bool [N + 1].
+  """
 
   def act(params, observation, excluded, key):
     del key
-    items = jnp.arange(1, num_items + 1)
-    probability = env.probabilities(observation, items, params)
+    env_params, active = params
+    items = jnp.arange(1, len(active))
+    probability = env.probabilities(observation, items, env_params)
     scores = jnp.concatenate([jnp.zeros(1), probability])
-    return _top(scores, excluded, env.slate_size)
+    return _top(_only(active, scores), excluded, env.slate_size)
 
   return act
 
@@ -143,6 +150,10 @@ def mean_probabilities(
   users = jnp.arange(env_params.profiles.shape[0])
   total = jax.lax.map(of_user, users, batch_size=_CHUNK).mean(0)
   return jnp.concatenate([jnp.zeros(1), total])
+
+
+def _only(active: Array, scores: Array) -> Array:
+  return jnp.where(active, scores, masking.NEGATIVE)
 
 
 def _top(scores: Array, excluded: Array, slate_size: int) -> Array:
@@ -175,14 +186,23 @@ def summarise(per_seed: list[np.ndarray]) -> dict:
 
 
 def bounds(
-  env: UserSimulator, users: EnvParams, *, num_items: int
+  env: UserSimulator, users: EnvParams, active: Array
 ) -> dict[str, tuple[Act, Params]]:
-  """The bounds (DESIGN, section 5) for the pool's users: policy and params."""
-  constant = mean_probabilities(env, users, num_items=num_items)
+  """The bounds (DESIGN, section 5): policy and params.
+
+  Args:
+    env: the simulator.
+    users: its parameters, with the pool's users.
+    active: bool [N + 1], the items that may be shown; False for padding.
+  """
+  constant = mean_probabilities(env, users, num_items=len(active) - 1)
   return {
-    "random": (random_policy(num_items, env.slate_size), None),
-    "best_constant": (constant_policy(env.slate_size), constant),
-    "greedy_oracle": (greedy_oracle(env, num_items), users),
+    "random": (random_policy(env.slate_size), active),
+    "best_constant": (
+      constant_policy(env.slate_size),
+      _only(active, constant),
+    ),
+    "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
 
 

@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 # Okabe and Ito: distinguishable for colour-blind readers.
 BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, _PURPLE, _SKY, _BLACK = "#D55E00", "#CC79A7", "#56B4E9", "#000000"
-_COLOURS = (BLUE, _ORANGE, _GREEN, RED, _PURPLE, _SKY, _BLACK)
+COLOURS = (BLUE, _ORANGE, _GREEN, RED, _PURPLE, _SKY, _BLACK)
 _TINTS = ("#b3c9da", "#e6d0a4", "#aed3c4", "#dfbfae", "#d9c1d0", "#c9c9c9")
-_MARKERS = "os^DvPX"  # One for each colour: colour alone is not enough.
+MARKERS = "os^DvPX"  # One for each colour: colour alone is not enough.
 _DASHES = ("-", "--", "-.", ":")
 GREY = "#555555"
 _LOSSES = ("loss", "actor_loss", "critic_loss", "behaviour_loss", "entropy")
@@ -210,7 +210,7 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
     axes.plot(
       np.linspace(0, 1, len(shown)) if len(shown) > 1 else [0, 1],
       shown if len(shown) > 1 else np.repeat(shown, 2),
-      color=_COLOURS[depth % len(_COLOURS)],
+      color=COLOURS[depth % len(COLOURS)],
       linestyle=_DASHES[depth % len(_DASHES)],
       label=f"after {depth} token{'' if depth == 1 else 's'}",
     )
@@ -259,9 +259,9 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
       axes.plot(
         [x["epoch"] for x in found],
         [x[name] for x in found],
-        color=_COLOURS[i],
+        color=COLOURS[i],
         linestyle=_DASHES[i],
-        marker=_MARKERS[i],
+        marker=MARKERS[i],
         markersize=4,
         label=label,
       )
@@ -366,7 +366,7 @@ def _draw_clusters(
     c=[_TINTS[t % len(_TINTS)] for t in first[rest]],
   )
   styles = []
-  for token, colour, marker in zip(marked, _COLOURS, _MARKERS, strict=False):
+  for token, colour, marker in zip(marked, COLOURS, MARKERS, strict=False):
     rows = first == token
     axes.scatter(
       *points[rows].T,
@@ -402,7 +402,7 @@ def _draw_usage(axes, tokens: np.ndarray, vocab_size: int) -> None:
     axes.plot(
       np.arange(1, len(count) + 1),
       np.sort(count)[::-1],
-      color=_COLOURS[level % len(_COLOURS)],
+      color=COLOURS[level % len(COLOURS)],
       linestyle=_DASHES[level % len(_DASHES)],
       label=f"level {level + 1}",
     )
@@ -425,7 +425,7 @@ def _spread_clusters(
   count = np.bincount(first, weight)
   chosen, places = [], []
   for token in np.argsort(-count, kind="stable"):
-    if not count[token] or len(chosen) == len(_COLOURS):
+    if not count[token] or len(chosen) == len(COLOURS):
       break
     place = np.median(points[first == token], axis=0) / extent
     if all(np.abs(place - x).max() > 0.08 for x in places):

@@ -208,7 +208,7 @@ class Run:
     policies = {
       name: [bound]
       for name, bound in evaluate.bounds(
-        self.env, users, num_items=self.catalogue.index.num_items
+        self.env, users, self.catalogue.index.active
       ).items()
     }
     policies[agent_name] = self.policies()

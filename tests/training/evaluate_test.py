@@ -75,7 +75,7 @@ class EvaluateTest(absltest.TestCase):
         act, env, params, users, jax.random.key(0), episodes=3
       )
       for name, (act, params) in evaluate.bounds(
-        env, users, num_items=6
+        env, users, jnp.arange(7) > 0
       ).items()
     }
     for name in ("best_constant", "greedy_oracle"):
@@ -83,6 +83,21 @@ class EvaluateTest(absltest.TestCase):
         np.testing.assert_array_equal(slates, [[1, 3], [5, 6], [4, 2]])
     for slates in np.asarray(bounds["random"].slates):
       self.assertCountEqual(slates.ravel().tolist(), [1, 2, 3, 4, 5, 6])
+
+  def test_bounds_keep_to_the_active_items(self):
+    env = _env([0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3])
+    active = jnp.asarray([0, 0, 1, 1, 1, 0, 1], bool)
+    shown = {
+      name: np.asarray(
+        evaluate.simulate(
+          act, env, params, _users(), jax.random.key(0), episodes=9
+        ).slates
+      )
+      for name, (act, params) in evaluate.bounds(env, _users(), active).items()
+    }
+    self.assertEqual(set(shown["random"].ravel()) - {0}, {2, 3, 4, 6})
+    for name in ("best_constant", "greedy_oracle"):
+      np.testing.assert_array_equal(shown[name][:, 0], [[3, 6]] * 9)
 
   def test_policies_meet_the_same_users_and_luck(self):
     env = _env([0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])

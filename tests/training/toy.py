@@ -134,7 +134,8 @@ def _mean_reward(act, params) -> float:
 @functools.cache
 def bounds() -> dict[str, float]:
   """Total rewards of the bounds."""
-  made = evaluate.bounds(env(), inputs().env_params, num_items=ITEMS)
+  active = inputs().catalogue.index.active
+  made = evaluate.bounds(env(), inputs().env_params, active)
   return {name: _mean_reward(*policy) for name, policy in made.items()}
 
 
