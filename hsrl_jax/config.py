@@ -9,7 +9,15 @@ import hashlib
 import json
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
-EXPERIMENTS = ("benchmark", "ablation", "ab", "offline_check", "results")
+EXPERIMENTS = (
+  "benchmark",
+  "ablation",
+  "changing_catalogue",
+  "catalogue_size",
+  "ab",
+  "offline_check",
+  "results",
+)
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
 ITEM_LOGITS = ("features", "free")
@@ -414,6 +422,12 @@ class ExperimentConfig:
     variants: of the ablation, beside the full method.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
+    shares: percent of the catalogue that are replaced, for changing_catalogue.
+    sizes: items in the catalogue, for catalogue_size.
+    memory_gb: what a job of catalogue_size may take; one that needs more is
+      left out.
+    seconds_per_run: what training may take there, for each seed; one that needs
+      more is timed alone.
     seed: of whatever an experiment draws itself.
     control: of the A/B comparison: an agent, `random`, `best_constant`,
       `greedy_oracle`, or the folder of an evaluated run.
@@ -428,6 +442,10 @@ class ExperimentConfig:
   variants: tuple[str, ...] = VARIANTS
   resamples: int = 2_000
   workdirs: tuple[str, ...] = ()
+  shares: tuple[int, ...] = (5, 20, 50)
+  sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+  memory_gb: float = 12.0
+  seconds_per_run: float = 240.0
   seed: int = 0
   control: str = "best_constant"
   treatment: str = "hsrl"
@@ -448,6 +466,18 @@ class ExperimentConfig:
         len(values) >= 1 and set(values) <= set(known),
         f"at least one of {known}",
       )
+    _require(
+      self,
+      "shares",
+      len(self.shares) >= 1 and all(0 <= x <= 100 for x in self.shares),
+      "percentages",
+    )
+    _require(
+      self,
+      "sizes",
+      len(self.sizes) >= 1 and all(x >= 1 for x in self.sizes),
+      "at least 1 each",
+    )
     _require(self, "resamples", self.resamples >= 100, "at least 100")
     _require(
       self,

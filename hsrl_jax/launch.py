@@ -32,6 +32,8 @@ from hsrl_jax.experiments import (
   ab,
   ablation,
   benchmark,
+  catalogue_size,
+  changing_catalogue,
   document,
   jobs,
   offline_check,
@@ -58,6 +60,8 @@ flags.declare_key_flag("seeds")
 EXPERIMENTS = {
   "benchmark": benchmark.run,
   "ablation": ablation.run,
+  "changing_catalogue": changing_catalogue.run,
+  "catalogue_size": catalogue_size.run,
   "ab": ab.run,
   "offline_check": offline_check.run,
   "results": document.run,

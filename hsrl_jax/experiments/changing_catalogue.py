@@ -1,0 +1,468 @@
+"""Experiment: items leave and arrive under a trained policy.
+
+A part of the dataset's items, drawn at random, is held out: the start
+catalogue has the others alone, codebooks are fitted on it alone, and logged
+histories lose the held-out items. A policy is trained on the start catalogue
+for half of the iterations. Then a share of it leaves, as many held-out items
+arrive, and training goes on with what the learner has, in the same compiled
+function. Newcomers get SIDs by the living index: no new fit.
+
+What is compared, with the same losses: HSRL, and policies with one logit per
+item, whose weights are of the item alone (`free`) or come from its features
+(`features`). Every one is measured frozen, as it is right after the change, and
+while it goes on to learn. A share of 0 is the control: nothing changes. Rewards
+are normalised by the bounds of the catalogue as it is at the time.
+
+The replay starts anew at the change, for every policy: what it holds shows
+items that are gone. Shares are nested: what leaves at 5 % also leaves at 20 %.
+"""
+
+import dataclasses
+import pathlib
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+
+from hsrl_jax import sid
+from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.config import Config, QuantizerConfig
+from hsrl_jax.envs.user_simulator import EnvParams
+from hsrl_jax.experiments import jobs
+from hsrl_jax.training import (
+  checkpoint,
+  evaluate,
+  loop,
+  parallel,
+  plots,
+  policy,
+  progress,
+  quantize,
+)
+from hsrl_jax.training import metrics as metrics_lib
+from hsrl_jax.training import run as run_lib
+
+# Name of a policy to what its PolicyConfig has other than the experiment's.
+POLICIES = {
+  "hsrl": {},
+  "features": {"agent": "a2c", "item_logits": "features"},
+  "free": {"agent": "a2c", "item_logits": "free"},
+}
+LABELS = {
+  "hsrl": "HSRL",
+  "features": "one logit per item, of its features",
+  "free": "one logit per item, free",
+}
+RECOVERED = 0.95  # Of what was reached before the change.
+
+
+class Split(NamedTuple):
+  """Who is there at the start.
+
+  Attributes:
+    start: int64 [N], ids in the order in which they leave.
+    newcomers: int64 [M], ids in the order in which they arrive.
+  """
+
+  start: np.ndarray
+  newcomers: np.ndarray
+
+  def change(self, share: int) -> tuple[np.ndarray, np.ndarray]:
+    """Who leaves and who arrives where `share` percent are replaced."""
+    count = round(len(self.start) * share / 100)
+    return self.start[:count], self.newcomers[:count]
+
+
+def split_items(num_items: int, shares: tuple[int, ...], seed: int) -> Split:
+  """Holds out as many of the ids 1..N as the largest share (percent) needs."""
+  order = np.random.default_rng(seed).permutation(num_items) + 1
+  count = int(num_items / (1 + max(shares) / 100))
+  return Split(order[:count], order[count:])
+
+
+def start_catalogue(
+  config: QuantizerConfig, features: np.ndarray, split: Split
+) -> Catalogue:
+  """The start catalogue, with room for the newcomers.
+
+  Args:
+    config: of the quantizer.
+    features: float32 [N + M + 1, D], of all items, row 0 for padding.
+    split: who is there.
+  """
+  rows = features[split.start]
+  codebooks = quantize.fit(config, rows)
+  nobody = np.zeros((0, config.levels), np.int32)
+  index = sid.build_index(nobody, config.vocab_size, capacity=len(features) - 1)
+  index = sid.add_items(index, split.start, codebooks, rows)
+  return Catalogue(jnp.asarray(features), index, jnp.asarray(codebooks))
+
+
+def replace_items(
+  catalogue: Catalogue, leaving: np.ndarray, arriving: np.ndarray
+) -> Catalogue:
+  """The catalogue after the change; codebooks and all other SIDs stay."""
+  index = sid.remove_items(catalogue.index, leaving)
+  index = sid.add_items(
+    index,
+    arriving,
+    np.asarray(catalogue.codebooks),
+    np.asarray(catalogue.features)[arriving],
+  )
+  return catalogue._replace(index=index)
+
+
+def without(users: EnvParams, items: np.ndarray) -> EnvParams:
+  """The pool with `items` taken out of the histories, [S, H]."""
+  histories = np.asarray(users.histories)
+  kept = np.where(np.isin(histories, items), 0, histories)
+  order = np.argsort(kept > 0, axis=1, kind="stable")
+  return users._replace(
+    histories=jnp.asarray(np.take_along_axis(kept, order, 1))
+  )
+
+
+class World:
+  """Users and catalogues of one configuration, the same for all policies."""
+
+  def __init__(self, run: run_lib.Run, shares: tuple[int, ...], seed: int):
+    """Splits the items and fits the codebooks.
+
+    Args:
+      run: with the stages data and simulator complete.
+      shares: percent of the start catalogue that are replaced.
+      seed: of who leaves and who arrives.
+    """
+    features = run.dataset.items.features
+    self.config, self.env = run.config, run.env
+    self.split = split_items(len(features) - 1, shares, seed)
+    self.users, self.held_out_users = (
+      without(run.users(name), self.split.newcomers)
+      for name in ("train", run.config.evaluate.split)
+    )
+    self.start = start_catalogue(run.config.quantizer, features, self.split)
+
+  def changed(self, share: int) -> Catalogue:
+    """The catalogue with `share` percent replaced."""
+    return replace_items(self.start, *self.split.change(share))
+
+  def sessions(self, act: evaluate.Act, params) -> evaluate.Sessions:
+    """Sessions of the users of the evaluation, alike for all policies."""
+    c = self.config.evaluate
+    return jax.device_get(
+      evaluate.simulate(
+        act,
+        self.env,
+        params,
+        self.held_out_users,
+        jax.random.key(c.seed),
+        episodes=c.episodes,
+      )
+    )
+
+  def bounds(self, share: int) -> dict[str, float]:
+    """Total reward of the bounds, and the seconds that the change took."""
+    start = time.monotonic()
+    active = self.changed(share).index.active
+    seconds = time.monotonic() - start
+    found = evaluate.bounds(self.env, self.held_out_users, active)
+    return {"index_seconds": seconds} | {
+      name: float(np.mean(self.sessions(act, params).total_reward))
+      for name, (act, params) in found.items()
+    }
+
+
+class Learning:
+  """A policy of all seeds: trained to the change once, then on from it."""
+
+  def __init__(self, world: World, config: Config, folder: pathlib.Path):
+    """Compiles nothing yet.
+
+    Args:
+      world: where it acts.
+      config: of the policy; the catalogue changes after half of the calls.
+      folder: of the checkpoint of the change.
+    """
+    self.world, self.config, self.folder = world, config.policy, folder
+    agent = policy.make_agent(config, world.env, world.start.index)
+    self.act = policy.greedy(agent)
+    self.engine = loop.make(agent, world.env, config.policy)
+    self.layout = parallel.layout(len(config.policy.seeds))
+    self.iterate = parallel.over_devices(self.engine.run, self.layout)
+    calls = config.policy.iterations // config.policy.iterations_per_call
+    self.calls_before, self.calls_after = calls // 2, calls - calls // 2
+
+  def run(self, share: int) -> dict[str, Any]:
+    """Before the change, right after it, and on the way from there.
+
+    Returns:
+      `before`, a point, and `after`, points at `step`, iterations since the
+      change, at every doubling. A point has for each seed `total_reward` and
+      `newcomers`, their share of the items shown.
+    """
+    learner, stream = self._at_change()
+    before = self._point(learner.target_params, self.world.start)
+    catalogue = self.world.changed(share)
+    state, inputs = self._place(learner, stream, catalogue)
+    after, done, last = [], 0, self.calls_after
+    doublings = [2**i for i in range(last.bit_length()) if 2**i < last]
+    for calls in (0, *doublings, last):
+      state = self._advance(state, inputs, calls - done)
+      done = calls
+      params = parallel.target_params(state[0], self.layout)
+      step = {"step": calls * self.config.iterations_per_call}
+      after.append(step | self._point(params, catalogue))
+    return {"before": before, "after": after}
+
+  def _at_change(self) -> tuple[loop.Learner, loop.Stream]:
+    """The state at the change, from a checkpoint or trained now."""
+    inputs = loop.Inputs(self.world.start, self.world.users)
+    with checkpoint.open_directory(self.folder) as checkpointer:
+      if not checkpointer.checkpoints:
+        placed = self._place(*self._init(inputs), self.world.start)
+        learner, stream = self._advance(*placed, self.calls_before)
+        learner, stream = parallel.collect(learner, stream, self.layout)
+        empty = jax.tree.map(jnp.zeros_like, stream.replay)
+        state = (learner, stream._replace(replay=empty))
+        checkpoint.save(checkpointer, int(learner.step[0]), state)
+      # Read even if just written: the loop consumes the state it is given.
+      like = jax.tree.map(
+        lambda x: x if x.size else jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(self._init, inputs),
+      )
+      return checkpoint.restore_latest(checkpointer, like)
+
+  def _init(self, inputs: loop.Inputs):
+    return parallel.init(
+      self.engine.init, self.config.seeds, inputs, self.layout
+    )
+
+  def _place(self, learner, stream, catalogue: Catalogue):
+    learner, stream, inputs = parallel.place(
+      learner, stream, loop.Inputs(catalogue, self.world.users), self.layout
+    )
+    return (learner, stream), inputs
+
+  def _advance(self, state, inputs: loop.Inputs, calls: int):
+    """`calls` of the compiled loop."""
+    per_call = self.config.iterations_per_call
+    with progress.bar(calls * per_call, "policy", "it", delay=2.0) as bar:
+      for _ in range(calls):
+        *state, measured = self.iterate(*state, inputs)
+        measured = {
+          name: float(np.mean(value))
+          for name, value in jax.device_get(measured).items()
+        }
+        bad = metrics_lib.first_not_finite(measured)
+        if bad:
+          raise FloatingPointError(
+            f"{bad} is {measured[bad]}: lower --learning_rate"
+          )
+        bar.update(per_call)
+    return tuple(state)
+
+  def _point(self, params, catalogue: Catalogue) -> dict[str, list[float]]:
+    point = {"total_reward": [], "newcomers": []}
+    for one in policy.by_seed(self.config, params):
+      found = self.world.sessions(self.act, (one, catalogue))
+      shown = found.slates[found.slates > 0]
+      new = np.isin(shown, self.world.split.newcomers)
+      point["total_reward"].append(float(np.mean(found.total_reward)))
+      point["newcomers"].append(float(new.mean()))
+    return point
+
+
+def run(experiment: jobs.Experiment) -> dict[str, Any]:
+  """Runs what is missing; leaves results.json, table.txt and plot.png."""
+  base, c = experiment.base, experiment.config
+  # What is shared among jobs is named after what it depends on.
+  name = f"held_out_{max(c.shares)}_seed_{c.seed}"
+  prepared = jobs.prepare(experiment, jobs.Job(name, base))
+  with jobs.timed(experiment, name, "world"):
+    world = World(prepared, c.shares, c.seed)
+  folder = experiment.workdir / name
+  bounds, found = {}, {}
+  names = ["bounds", *POLICIES]
+  for number, job in enumerate(names, start=1):
+    print(f"job {number} of {len(names)}: {name}/{job}", flush=True)
+    make = world.bounds
+    if job != "bounds":
+      changes = dataclasses.replace(base.policy, **POLICIES[job])
+      config = dataclasses.replace(base, policy=changes)
+      make = Learning(world, config, folder / job).run
+    for share in sorted({0, *c.shares}):
+      with jobs.timed(experiment, f"{name}/{job}", f"{share} %"):
+        made = jobs.kept(
+          folder / f"{job}_{share}.json", lambda m=make, s=share: m(s)
+        )
+      if job == "bounds":
+        bounds[share] = made
+      else:
+        found[job, share] = made
+    jax.clear_caches()  # The next policy compiles functions of its own.
+  results = summary(bounds, found) | {
+    "dataset": base.data.dataset,
+    "protocol": base.simulator.protocol,
+    "split": base.evaluate.split,
+    "episodes": base.evaluate.episodes,
+    "items": len(world.split.start),
+    "iterations_before": base.policy.iterations // 2,
+  }
+  jobs.finish(experiment, results, table(results), figure(results))
+  return results
+
+
+def summary(
+  bounds: dict[int, dict[str, float]],
+  found: dict[tuple[str, int], dict[str, Any]],
+) -> dict[str, Any]:
+  """The bounds, and a row for each policy and share.
+
+  Args:
+    bounds: by share, see World.bounds.
+    found: by policy and share, see Learning.run.
+
+  Returns:
+    `bounds`, and `rows` with `policy`, `share`, `before`, `after` (points) and
+    `steps_to_recover`: of each seed, iterations to RECOVERED of what it was
+    before; None where they were not enough. A point has `step`, `normalised`,
+    `total_reward` and `newcomers`, each with mean, ci95 and per_seed.
+  """
+
+  def point(x, share, step):
+    low, high = bounds[share]["random"], bounds[share]["greedy_oracle"]
+    reward = np.array(x["total_reward"])
+    values = {
+      "normalised": (reward - low) / (high - low),
+      "total_reward": reward,
+      "newcomers": x["newcomers"],
+    }
+    return {"step": step} | {
+      k: evaluate.summarise([[y] for y in v]) for k, v in values.items()
+    }
+
+  rows = []
+  for (name, share), x in found.items():
+    before = point(x["before"], 0, None)
+    after = [point(y, share, y["step"]) for y in x["after"]]
+    curve = np.array([y["normalised"]["per_seed"] for y in after])
+    reached = curve >= RECOVERED * np.array(before["normalised"]["per_seed"])
+    steps = [y["step"] for y in after]
+    recovered = [
+      steps[seed.argmax()] if seed.any() else None for seed in reached.T
+    ]
+    rows.append(
+      {
+        "policy": name,
+        "share": share,
+        "before": before,
+        "after": after,
+        "steps_to_recover": recovered,
+      }
+    )
+  return {"bounds": {str(k): v for k, v in bounds.items()}, "rows": rows}
+
+
+def table(results: dict[str, Any]) -> str:
+  """The results for a terminal, at most 80 columns wide."""
+  head = ("share", "policy", "before", "after", "[95% CI]", "end")
+  head += ("recovered", "new %")
+  lines = [head]
+  rows = sorted(results["rows"], key=lambda x: x["share"])
+  for row in rows:
+    first, last = row["after"][0], row["after"][-1]
+    low, high = first["normalised"]["ci95"]
+    lines.append(
+      (
+        f"{row['share']} %",
+        row["policy"],
+        f"{row['before']['normalised']['mean']:.3f}",
+        f"{first['normalised']['mean']:.3f}",
+        f"[{low:.3f}, {high:.3f}]",
+        f"{last['normalised']['mean']:.3f}",
+        _median(row["steps_to_recover"], last["step"]),
+        "-".join(f"{100 * x['newcomers']['mean']:.0f}" for x in (first, last)),
+      )
+    )
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = [
+    "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
+    for line in lines
+  ]
+  text.insert(1, "-" * len(text[0]))
+  return "\n".join(
+    [
+      f"{results['dataset']}, protocol {results['protocol']}",
+      "reward: 0 random, 1 greedy oracle, on the catalogue as it is then",
+      f"recovered: iterations to {RECOVERED:.0%} of before, median of seeds",
+      "new %: newcomers among the items shown, right after and at the end",
+      "",
+      *text,
+    ]
+  )
+
+
+def _median(steps: list[int | None], limit: int) -> str:
+  """The median; None counts as more than `limit`."""
+  middle = np.sort([np.inf if x is None else x for x in steps])[len(steps) // 2]
+  return f">{limit}" if np.isinf(middle) else f"{middle:.0f}"
+
+
+def figure(results: dict[str, Any]) -> Figure:
+  """A panel for each share: reward by iterations since the change."""
+  shares = sorted({row["share"] for row in results["rows"]})
+  drawing = Figure(figsize=(3.2 * len(shares), 3.8), layout="constrained")
+  panels = drawing.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+  first = results["rows"][0]["after"][1]["step"]
+  for axes, share in zip(panels, shares, strict=True):
+    title = f"{share} % replaced" if share else "Control: no change"
+    plots.style(axes, title, "iterations since the change")
+    axes.set_xscale("symlog", base=2, linthresh=first)
+    axes.axvline(0, color=plots.GREY, linewidth=0.9)
+    rows = [row for row in results["rows"] if row["share"] == share]
+    for i, row in enumerate(rows):
+      colour = plots.COLOURS[i]
+      y = [x["normalised"] for x in (row["before"], *row["after"])]
+      x = [-first, *(x["step"] for x in row["after"])]
+      mean = np.array([v["mean"] for v in y])
+      low, high = np.array([v["ci95"] for v in y]).T
+      axes.fill_between(
+        x[1:], low[1:], high[1:], color=colour, alpha=0.15, linewidth=0
+      )
+      axes.plot(x[:2], mean[:2], color=colour, linewidth=1, linestyle=":")
+      axes.plot(
+        x[1:],
+        mean[1:],
+        color=colour,
+        marker=plots.MARKERS[i],
+        markersize=4,
+        label=LABELS[row["policy"]],
+      )
+      axes.errorbar(
+        x[:1],
+        mean[:1],
+        [[mean[0] - low[0]], [high[0] - mean[0]]],
+        color=colour,
+        marker=plots.MARKERS[i],
+        markersize=5,
+        markerfacecolor="white",
+        capsize=2,
+      )
+      axes.hlines(
+        mean[1], 0, x[-1], color=colour, linewidth=0.8, linestyle="--"
+      )
+    ticks = [-first, 0, *(y["step"] for y in rows[0]["after"][1::2])]
+    axes.set_xticks(ticks, ["before", *map(str, ticks[1:])], rotation=60)
+    axes.minorticks_off()
+  panels[0].set_ylabel("reward, 0 random, 1 greedy oracle", fontsize=9)
+  panels[0].legend(frameon=False, fontsize=8)
+  drawing.supxlabel(
+    "hollow: before the change; dashed: frozen since the change; bands: 95 % "
+    "confidence",
+    fontsize=8,
+    color=plots.GREY,
+  )
+  return drawing

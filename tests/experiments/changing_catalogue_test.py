@@ -1,0 +1,218 @@
+"""Changing catalogue: what the change does, against sets counted by hand."""
+
+import contextlib
+import io
+import json
+import pathlib
+import tempfile
+import types
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest
+
+from hsrl_jax import config as config_lib
+from hsrl_jax import sid
+from hsrl_jax.experiments import changing_catalogue as changing
+from hsrl_jax.experiments import jobs
+from tests.training import toy
+
+SHARES = (50,)
+START, CHANGED = 26, 13  # Of the 40 items of the toy, 14 are held out.
+BASE = config_lib.Config(
+  quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=8, restarts=1),
+  policy=toy.config(learning_rate=1e-2, iterations=160, iterations_per_call=20),
+  evaluate=config_lib.EvaluateConfig(episodes=100),
+)
+
+
+class ChangingCatalogueTest(absltest.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    folder = tempfile.TemporaryDirectory()
+    cls.addClassCleanup(folder.cleanup)
+    cls.experiment = jobs.Experiment(
+      "changing_catalogue",
+      BASE,
+      config_lib.ExperimentConfig(shares=SHARES),
+      pathlib.Path(folder.name),
+      "command",
+    )
+    cls.given = toy.inputs()
+    features = np.asarray(cls.given.catalogue.features)
+    prepared = types.SimpleNamespace(
+      config=BASE,
+      env=toy.env(),
+      dataset=types.SimpleNamespace(
+        items=types.SimpleNamespace(features=features)
+      ),
+      users=lambda split: cls.given.env_params,
+    )
+    cls.enterClassContext(
+      mock.patch.object(jobs, "prepare", lambda *args: prepared)
+    )
+    cls.traces = 0
+    make = changing.loop.make
+
+    def counting(*args):
+      engine = make(*args)
+
+      def run(*args):
+        cls.traces += 1
+        return engine.run(*args)
+
+      return engine._replace(run=run)
+
+    policies = {name: changing.POLICIES[name] for name in ("hsrl", "free")}
+    cls.enterClassContext(mock.patch.object(changing, "POLICIES", policies))
+    # Tests go on with what is compiled.
+    cls.enterClassContext(mock.patch.object(jax, "clear_caches"))
+    cls.learnings = []
+
+    class Kept(changing.Learning):
+      def __init__(self, *args):
+        super().__init__(*args)
+        cls.learnings.append(self)
+
+    with (
+      mock.patch.object(changing.loop, "make", counting),
+      mock.patch.object(changing, "Learning", Kept),
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      cls.results = changing.run(cls.experiment)
+    cls.world = cls.learnings[0].world
+
+  def row(self, policy, share):
+    (row,) = (
+      x
+      for x in self.results["rows"]
+      if (x["policy"], x["share"]) == (policy, share)
+    )
+    return row
+
+  def test_items_leave_and_others_arrive(self):
+    start, newcomers = map(set, self.world.split)
+    self.assertLen(start, START)
+    self.assertEqual(start | newcomers, set(range(1, toy.ITEMS + 1)))
+    before = self.world.start.index
+    self.assertEqual(set(np.flatnonzero(before.active)), start)
+    after = self.world.changed(50).index
+    left = set(self.world.split.start[:CHANGED])
+    arrived = set(self.world.split.newcomers[:CHANGED])
+    self.assertEqual(set(np.flatnonzero(after.active)), start - left | arrived)
+    everybody = np.sort(self.world.split.start)
+    np.testing.assert_array_equal(
+      sid.sid_of(before, everybody), sid.sid_of(after, everybody)
+    )
+    known = np.flatnonzero(after.known)
+    self.assertLen(known, START + CHANGED)
+    sids = np.asarray(sid.sid_of(after, known))
+    self.assertLen(np.unique(sids, axis=0), len(known))
+    same = jax.tree.map(lambda a, b: a.shape == b.shape, before, after)
+    self.assertTrue(all(jax.tree.leaves(same)))
+
+  def test_codebooks_know_the_start_alone(self):
+    features = np.asarray(self.world.start.features)
+    changed = features.copy()
+    changed[self.world.split.newcomers] += 100.0
+    other = changing.start_catalogue(BASE.quantizer, changed, self.world.split)
+    np.testing.assert_array_equal(other.codebooks, self.world.start.codebooks)
+
+  def test_histories_lose_the_newcomers_alone(self):
+    hidden = set(self.world.split.newcomers)
+    users = self.world.held_out_users
+    logged = self.given.env_params.histories
+    for mine, theirs in zip(
+      np.asarray(users.histories), np.asarray(logged), strict=True
+    ):
+      kept = [i for i in theirs if i > 0 and i not in hidden]
+      self.assertEqual(mine.tolist(), [0] * (len(mine) - len(kept)) + kept)
+
+  def test_nothing_that_left_is_shown_and_newcomers_are(self):
+    learning = self.learnings[0]
+    learner, stream = learning._at_change()
+    catalogue = self.world.changed(50)
+    state, inputs = learning._place(learner, stream, catalogue)
+    (learner, stream), left = state, set(self.world.split.start[:CHANGED])
+    learner, stream = learning._advance((learner, stream), inputs, 2)
+    slates = np.asarray(stream.replay.items.slate)
+    added = int(np.asarray(stream.replay.added).ravel()[0])
+    self.assertEqual(added, 40)  # The replay began anew.
+    shown = set(slates[slates > 0].ravel())
+    self.assertEmpty(shown & left)
+    self.assertNotEmpty(shown & set(self.world.split.newcomers))
+    params = changing.parallel.target_params(learner, learning.layout)
+    seeds = changing.policy.by_seed(BASE.policy, params)
+    sessions = self.world.sessions(learning.act, (seeds[0], catalogue))
+    self.assertEmpty(set(np.asarray(sessions.slates).ravel()) & left)
+
+  def test_one_trace_for_each_policy(self):
+    # Two, since a loop over seeds looks at what it runs before it does.
+    self.assertEqual(self.traces, 2 * len(changing.POLICIES))
+
+  def test_no_change_is_no_change(self):
+    for name in changing.POLICIES:
+      row = self.row(name, 0)
+      self.assertEqual(
+        row["before"]["total_reward"], row["after"][0]["total_reward"]
+      )
+      self.assertEqual(row["after"][-1]["newcomers"]["mean"], 0)
+
+  def test_a_change_costs_the_one_logit_policy_more(self):
+    def kept(name):
+      row = self.row(name, 50)
+      return (
+        row["after"][0]["normalised"]["mean"]
+        / row["before"]["normalised"]["mean"]
+      )
+
+    self.assertGreater(kept("hsrl"), kept("free"))
+
+  def test_a_second_run_does_nothing(self):
+    with (
+      mock.patch.object(changing.Learning, "run", side_effect=AssertionError),
+      contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+      again = changing.run(self.experiment)
+    self.assertEqual(again, self.results)
+    lines = out.getvalue().splitlines()
+    shown = changing.table(again).splitlines()
+    self.assertEqual([x for x in lines if x in shown], shown)
+    self.assertLessEqual(max(map(len, shown)), 80)
+    kept = json.loads((self.experiment.workdir / "results.json").read_text())
+    self.assertEqual(kept["rows"], again["rows"])
+
+  def test_recovery_is_counted_for_each_seed(self):
+    bounds = {0: {"random": 0.0, "greedy_oracle": 10.0}}
+    bounds[5] = {"random": 1.0, "greedy_oracle": 6.0}
+
+    def point(step, *reward):
+      return {
+        "step": step,
+        "total_reward": list(reward),
+        "newcomers": [0.5] * len(reward),
+      }
+
+    found = {
+      ("hsrl", 5): {
+        "before": point(None, 8.0, 4.0, 5.0),  # 0.8, 0.4 and 0.5 normalised.
+        "after": [
+          point(0, 4.7, 2.9, 2.0),  # 0.74, 0.38, 0.2
+          point(20, 4.9, 2.0, 3.0),  # 0.78
+          point(40, 2.0, 3.0, 3.3),  # The third: 0.46, below 0.475.
+        ],
+      }
+    }
+    (row,) = changing.summary(bounds, found)["rows"]
+    self.assertEqual(row["steps_to_recover"], [20, 0, None])
+    self.assertEqual(changing._median([20, 0, None], 40), "20")
+    self.assertEqual(changing._median([None, 0, None], 40), ">40")
+    np.testing.assert_allclose(
+      row["after"][1]["normalised"]["per_seed"], [0.78, 0.2, 0.4]
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
