@@ -29,6 +29,8 @@ VARIANTS = (  # Of the ablation, see experiments/ablation.py.
   "no_entropy",
   "no_item_credit",
   "no_behaviour_loss",
+  "no_item_residual",
+  "critic_gradient",
   "collided_sids",
   "free_tokens",
   "random_sids",
@@ -36,6 +38,7 @@ VARIANTS = (  # Of the ablation, see experiments/ablation.py.
   "temperature_1",
   "flat_features",
   "flat_free",
+  "ddpg",
   "paper",
 )
 AGENTS = (
@@ -238,6 +241,9 @@ class PolicyConfig:
       vectors.
     item_logits: what scores an item in agents without SIDs: `features`, a
       linear map of its features, or `free`, a row of its own.
+    item_residual: whether what a SID loses of an item's features counts too
+      when items are ranked; needs semantic_tokens.
+    critic_gradient: whether the critic's loss also trains what it looks at.
     level_critics: whether each level has a value, instead of the state alone.
     train_level_weights: whether the mix of these values is trained.
     discount: gamma.
@@ -283,6 +289,8 @@ class PolicyConfig:
   residual: bool = True
   semantic_tokens: bool = True
   item_logits: str = "features"
+  item_residual: bool = True
+  critic_gradient: bool = False
   level_critics: bool = True
   train_level_weights: bool = True
   discount: float = 0.9
@@ -291,7 +299,7 @@ class PolicyConfig:
   item_credit: bool = True
   level_advantages: bool = False
   importance_clip: float = 0.0
-  actor_weight: float = 0.1
+  actor_weight: float = 0.01
   critic_weight: float = 1.0
   behaviour_weight: float = 1.0
   entropy_weight: float = 0.01
@@ -327,6 +335,12 @@ class PolicyConfig:
       "residual_mode",
       self.residual_mode in RESIDUAL_MODES,
       f"one of {RESIDUAL_MODES}",
+    )
+    _require(
+      self,
+      "item_residual",
+      self.semantic_tokens or not self.item_residual,
+      "false without semantic_tokens",
     )
     _require(
       self,

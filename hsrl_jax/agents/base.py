@@ -62,7 +62,8 @@ class Action(NamedTuple):
 
   Attributes:
     slate: int32 [K], distinct items.
-    log_prob: float32 [K], log pi of each item; 0 where there is none.
+    log_prob: float32 [K], log pi of each item, up to a constant of the state;
+      0 where there is none.
     latent: float32 [A], see Transition.
   """
 

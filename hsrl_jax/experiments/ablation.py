@@ -16,18 +16,28 @@ CHANGES = {
   "no_entropy": {"entropy_weight": 0.0, "entropy_weight_end": 0.0},
   "no_item_credit": {"item_credit": False},
   "no_behaviour_loss": {"behaviour_weight": 0.0},
+  # What SIDs lose of the features stays lost.
+  "no_item_residual": {"item_residual": False},
+  # The critic's loss trains the encoder and the levels' contexts too.
+  "critic_gradient": {"critic_gradient": True},
   # Residual k-means as it is: items that collide share their probability.
   "collided_sids": {"sid_assignment": "plain"},
   # Tokens of like codebook vectors learn nothing from each other ...
-  "free_tokens": {"semantic_tokens": False},
+  "free_tokens": {"semantic_tokens": False, "item_residual": False},
   # ... and, on top, SIDs mean nothing. (With codebook vectors that are other
   # items' the tokens would learn what is wrong, not nothing.)
-  "random_sids": {"sid_assignment": "shuffled", "semantic_tokens": False},
+  "random_sids": {
+    "sid_assignment": "shuffled",
+    "semantic_tokens": False,
+    "item_residual": False,
+  },
   "repeats_in_training": {"explore_no_repeat": False},
   "temperature_1": {"temperature": 1.0, "temperature_end": 1.0},
   # One logit for each item, with HSRL's losses: of its features, or its own.
   "flat_features": {"agent": "a2c", "item_logits": "features"},
   "flat_free": {"agent": "a2c", "item_logits": "free"},
+  # The strongest latent agent with the weights of HSRL's losses.
+  "ddpg": {"agent": "ddpg"},
   # As launch/flags/paper.flags.
   "paper": {
     "item_credit": False,
@@ -38,6 +48,9 @@ CHANGES = {
     "temperature": 1.0,
     "temperature_end": 1.0,
     "explore_no_repeat": False,
+    "semantic_tokens": False,
+    "item_residual": False,
+    "critic_gradient": True,
   },
 }
 

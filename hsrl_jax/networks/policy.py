@@ -5,11 +5,12 @@ Residual state modelling (DESIGN, section 4), for l = 1..L:
   c_l = LayerNorm_l(c_{l-1} - e_l)
 with e_l = p_l E_l ("expected") or e_l = E_l[z_l] ("sampled").
 
-The rows of W_l, E_l and b_l that belong to a token are sums of a free part and
-a linear map of the token's codebook vector, one map for all levels:
-W_l = free + C_l A, and so on. The functions are the same as with free parts
-alone, but what is learned of a token carries over to tokens of like meaning,
-and logits begin as inner products with quantized item features.
+The rows of E_l and b_l that belong to a token are sums of a free part and a
+linear map of the token's codebook vector, one map for all levels, and the
+logits are W_l c_{l-1} + (A C_l) c_0 + b_l: what is learned of a token carries
+over to tokens of like meaning, and logits begin as inner products of the state
+with quantized item features. What quantization loses of them, `refine` gives
+back when items are ranked.
 """
 
 from typing import NamedTuple
@@ -19,6 +20,11 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.types import Array
+
+
+# Adam moves the row of a token that is hardly ever seen as far as any other; a
+# tenth of the rate keeps the noise of so many rows small.
+_FREE_RATE = 0.1
 
 
 class Hierarchy(NamedTuple):
@@ -38,17 +44,20 @@ class Tokens(NamedTuple):
 
   Attributes:
     kernel: float32 [L, V, d], the rows of W_l.
+    meaning: float32 [L, V, d], the rows of A C_l.
     embedding: float32 [L, V, d], E_l.
     bias: float32 [L, V].
   """
 
   kernel: Array
+  meaning: Array
   embedding: Array
   bias: Array
 
-  def logits(self, context: Array, level: int) -> Array:
-    """Token logits of one level, [d] -> [V]; `level` is 0-based."""
-    return self.kernel[level] @ context + self.bias[level]
+  def logits(self, context: Array, state: Array, level: int) -> Array:
+    """Logits [V] of level `level` + 1, of c_level and c_0, both [d]."""
+    logits = self.kernel[level] @ context + self.bias[level]
+    return logits + self.meaning[level] @ state
 
 
 class PolicyNetwork(nn.Module):
@@ -80,7 +89,7 @@ class PolicyNetwork(nn.Module):
     self.embedding = self.param("embedding", free, shape)
     self.bias = self.param("bias", zeros, shape[:-1])
     if self.semantic_tokens:
-      self.kernel_map = nn.Dense(self.width, use_bias=False)
+      self.meaning_map = nn.Dense(self.width, use_bias=False)
       self.embedding_map = nn.Dense(self.width, use_bias=False)
       self.bias_map = nn.Dense(1, use_bias=False, kernel_init=zeros)
     self.norms = [nn.LayerNorm(name=f"norm_{l}") for l in range(self.levels)]
@@ -94,12 +103,29 @@ class PolicyNetwork(nn.Module):
       codebooks: float32 [L, V, D].
     """
     if not self.semantic_tokens:
-      return Tokens(self.kernel, self.embedding, self.bias)
+      nothing = jnp.zeros_like(self.kernel)
+      return Tokens(self.kernel, nothing, self.embedding, self.bias)
     return Tokens(
-      self.kernel + self.kernel_map(codebooks),
-      self.embedding + self.embedding_map(codebooks),
-      self.bias + self.bias_map(codebooks)[..., 0],
+      _FREE_RATE * self.kernel,
+      self.meaning_map(codebooks),
+      _FREE_RATE * self.embedding + self.embedding_map(codebooks),
+      _FREE_RATE * self.bias + self.bias_map(codebooks)[..., 0],
     )
+
+  def refine(self, lost: Array, state: Array) -> Array:
+    """What items earn by what their SIDs lose of their features.
+
+    With it the semantic part of an item's score is an inner product of c_0 and
+    the mapped features as they are.
+
+    Args:
+      lost: float32 [M, D], features less their reconstruction.
+      state: float32 [d], c_0.
+
+    Returns:
+      float32 [M].
+    """
+    return self.meaning_map(lost) @ state + self.bias_map(lost)[:, 0]
 
   def advance(
     self, tokens: Tokens, context: Array, token: Array, level: int
@@ -117,7 +143,7 @@ class PolicyNetwork(nn.Module):
     tokens = self.tokens(codebooks)
     logits, contexts = [], [state]
     for level in range(self.levels):
-      logits.append(tokens.logits(contexts[-1], level))
+      logits.append(tokens.logits(contexts[-1], state, level))
       mean = jax.nn.softmax(logits[-1]) @ tokens.embedding[level]
       contexts.append(self._next(contexts[-1], mean, level))
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
@@ -127,7 +153,7 @@ class PolicyNetwork(nn.Module):
     tokens = self.tokens(codebooks)
     logits, contexts = [], [state]
     for level in range(self.levels):
-      logits.append(tokens.logits(contexts[-1], level))
+      logits.append(tokens.logits(contexts[-1], state, level))
       contexts.append(self.advance(tokens, contexts[-1], sid[level], level))
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
 

@@ -12,7 +12,7 @@ from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks import critic as critic_lib
 from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
-from hsrl_jax.ops import policy_gradient, returns
+from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.sid.index import SidIndex, sid_of
 from hsrl_jax.types import (
@@ -73,6 +73,16 @@ class _Networks:
       params["policy"], catalogue.codebooks, state, method="expected"
     )
 
+  def refine(self, params, catalogue, state, items=slice(None)) -> Array:
+    """See PolicyNetwork.refine; of all items, or of some."""
+    sids = catalogue.index.tokens.astype(jnp.int32)[items]
+    seen = sum(
+      codebook[sids[:, level]]
+      for level, codebook in enumerate(catalogue.codebooks)
+    )
+    lost = catalogue.features[items] - seen
+    return self.policy.apply(params["policy"], lost, state, method="refine")
+
   def value(self, params, contexts) -> tuple[Array, Array]:
     return self.critic.apply(params["critic"], contexts[: self.valued])
 
@@ -114,7 +124,7 @@ def _act(
     context = state
 
     def log_prob_fn(context, level):
-      return jax.nn.log_softmax(tokens.logits(context, level))
+      return jax.nn.log_softmax(tokens.logits(context, state, level))
 
     def advance_fn(context, token, level):
       return policy.advance(tokens, context, token, level)
@@ -126,6 +136,8 @@ def _act(
       log_pi = policy_gradient.token_values(
         log_probs, catalogue.index.tokens.astype(jnp.int32)
       ).sum(-1)
+      if config.item_residual:
+        log_pi = log_pi + networks.refine(params, catalogue, state)
       return base.choose(
         log_pi, catalogue.index, excluded, key, temperature, slate_size
       )
@@ -149,9 +161,18 @@ def _act(
     temperature=temperature,
     key=key,
   )
-  return base.Action(
-    found.items[:slate_size], found.log_probs[:slate_size], jnp.zeros(0)
-  )
+  log_pi = found.log_probs
+  if not config.item_residual:
+    return base.Action(
+      found.items[:slate_size], log_pi[:slate_size], jnp.zeros(0)
+    )
+  log_pi = log_pi + networks.refine(params, catalogue, state, found.items)
+  ranks = log_pi
+  if key is not None:
+    noise = sampling.gumbel(jax.random.fold_in(key, -1), log_pi.shape)
+    ranks = log_pi / temperature + noise
+  best = base.top(jnp.where(found.valid, ranks, masking.NEGATIVE), slate_size)
+  return base.Action(found.items[best], log_pi[best], jnp.zeros(0))
 
 
 def searches(config: PolicyConfig, index: SidIndex) -> bool:
@@ -179,7 +200,10 @@ def _loss(
   # since a state's value may not depend on the slate that was drawn in it.
   state = networks.state(params, catalogue, transition.observation, key)
   hierarchy = networks.expected(params, catalogue, state)
-  value, level_values = networks.value(params, hierarchy.contexts)
+  contexts = hierarchy.contexts
+  if not config.critic_gradient:
+    contexts = jax.lax.stop_gradient(contexts)
+  value, level_values = networks.value(params, contexts)
 
   next_state = networks.state(
     target_params, catalogue, transition.next_observation
@@ -216,15 +240,17 @@ def _loss(
     sweet_point=sweet_point,
   )
   critic = (value - target) ** 2
+  scores = view.scores() + params["policy"]["params"]["response_bias"]
+  behaviour_log_prob = transition.log_prob
+  if config.item_residual:
+    refined = networks.refine(params, catalogue, state, transition.slate)
+    scores = scores + refined
+    behaviour_log_prob = behaviour_log_prob - jax.lax.stop_gradient(refined)
   actor = policy_gradient.actor_loss(
-    view.log_probs(),
-    advantages,
-    transition.log_prob,
-    config.importance_clip,
+    view.log_probs(), advantages, behaviour_log_prob, config.importance_clip
   )
   entropy = view.entropy()
-  # Not normalised, so it needs no importance weights.
-  scores = view.scores() + params["policy"]["params"]["response_bias"]
+  # The scores are not normalised, so they need no importance weights.
   behaviour = optax.sigmoid_binary_cross_entropy(
     scores, transition.response
   ).mean()
