@@ -21,7 +21,6 @@ import jax.numpy as jnp
 
 from hsrl_jax.types import Array
 
-
 # Adam moves the row of a token that is hardly ever seen as far as any other; a
 # tenth of the rate keeps the noise of so many rows small.
 _FREE_RATE = 0.1
