@@ -5,7 +5,6 @@ import json
 import pathlib
 import tempfile
 
-import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -40,13 +39,6 @@ class SmallTest(absltest.TestCase):
     super().setUpClass()
     root = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.workdir = pathlib.Path(root) / "run"
-    # Both jobs that train have the same program, on other SIDs.
-    for name, value in (
-      ("jax_compilation_cache_dir", f"{root}/cache"),
-      ("jax_persistent_cache_min_compile_time_secs", 0.1),
-    ):
-      cls.addClassCleanup(jax.config.update, name, getattr(jax.config, name))
-      jax.config.update(name, value)
     cls.ran, cls.results = {}, {}
     for mode, entrants in (
       ("benchmark", "--experiment_agents=popularity,hsrl"),

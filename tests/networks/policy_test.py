@@ -49,12 +49,14 @@ def _plain(semantic, sid=None):
     kernel, embedding, bias = (
       p[name][level] for name in ("kernel", "embedding", "bias")
     )
+    shared = 0.0
     if semantic:
       code = np.float64(CODEBOOKS[level])
-      kernel = kernel + code @ p["kernel_map"]["kernel"]
-      embedding = embedding + code @ p["embedding_map"]["kernel"]
-      bias = bias + code @ p["bias_map"]["kernel"][:, 0]
-    logits.append(kernel @ contexts[-1] + bias)
+      kernel = kernel / 10
+      embedding = embedding / 10 + code @ p["embedding_map"]["kernel"]
+      bias = bias / 10 + code @ p["bias_map"]["kernel"][:, 0]
+      shared = code @ p["meaning_map"]["kernel"] @ contexts[0]
+    logits.append(kernel @ contexts[-1] + bias + shared)
     if sid is None:
       residual = special.softmax(logits[-1]) @ embedding
     else:
@@ -89,7 +91,7 @@ class PolicyTest(parameterized.TestCase):
     _, params = _network(semantic)
     sid = [3, 0, 2]
     bias = params["params"]["bias"].copy()
-    bias[np.arange(LEVELS), sid] += 1e3
+    bias[np.arange(LEVELS), sid] += 1e4
     certain = {"params": params["params"] | {"bias": bias}}
     expected, taken = (
       _expected(semantic, certain),
@@ -110,7 +112,7 @@ class PolicyTest(parameterized.TestCase):
     bound = network.bind(params)
     tokens, context = bound.tokens(CODEBOOKS), jnp.asarray(STATE)
     for level in range(LEVELS):
-      logits = tokens.logits(context, level)
+      logits = tokens.logits(context, jnp.asarray(STATE), level)
       np.testing.assert_allclose(logits, taken.logits[level], atol=1e-4)
       context = bound.advance(tokens, context, sid[level], level)
       np.testing.assert_allclose(context, taken.contexts[level + 1], atol=1e-4)
@@ -126,6 +128,23 @@ class PolicyTest(parameterized.TestCase):
       np.testing.assert_allclose(found.logits, expected, atol=1e-4)
       np.testing.assert_array_equal(found.contexts, [STATE] * (LEVELS + 1))
 
+  def test_refined_scores_are_those_of_the_features_as_they_are(self):
+    """Without free rows, the SIDs' score and what they lose make up for it."""
+    network, params = _network(True)
+    params = jax.tree.map(np.copy, params)
+    for name in ("kernel", "embedding", "bias"):
+      params["params"][name] *= 0
+    sids = np.array([[0, 1, 2], [4, 0, 3]])
+    items = np.random.default_rng(3).normal(size=(2, FEATURES)).astype("f")
+    lost = items - CODEBOOKS[np.arange(LEVELS), sids].sum(1)
+    logits = _expected(True, params).logits
+    scores = logits[np.arange(LEVELS), sids].sum(1)
+    scores += network.apply(params, lost, STATE, method="refine")
+    p = params["params"]
+    expected = items @ p["meaning_map"]["kernel"] @ STATE
+    expected += items @ p["bias_map"]["kernel"][:, 0]
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
   @parameterized.parameters(True, False)
   def test_init(self, semantic):
     network, _ = _network(semantic)
@@ -133,7 +152,7 @@ class PolicyTest(parameterized.TestCase):
     names = {"kernel", "bias", "embedding", "response_bias"}
     names |= {f"norm_{level}" for level in range(LEVELS)}
     if semantic:
-      names |= {"kernel_map", "embedding_map", "bias_map"}
+      names |= {"meaning_map", "embedding_map", "bias_map"}
     self.assertEqual(set(params["params"]), names)
     # Tokens start apart, but none is preferred: without state, no logit.
     found = _method(semantic, "expected")(params, CODEBOOKS, 0 * STATE)

@@ -42,6 +42,7 @@ def _results(protocol="paper"):
     "split": "test",
     "episodes": 2000,
     "seeds": [0, 1, 2],
+    "agent": "hsrl",
     "policies": {
       "hsrl": _policy(13.21, 15.02, 0.91),
       "greedy_oracle": _policy(14.33, 16.0, 1.0),
@@ -137,7 +138,7 @@ class ReportTest(parameterized.TestCase):
       "2,000 sessions",
       "seeds 0, 1, 2",
       '13.21 <span class="ci">[12.90, 13.52]</span>',
-      "HSRL's total reward by seed: 13.21, 13.31, 13.41",
+      "hsrl's total reward by seed: 13.21, 13.31, 13.41",
       "17 items (42.5%)",
       "loses 12.3% of",
       "0.771",

@@ -169,7 +169,9 @@ def _act(
   log_pi = log_pi + networks.refine(params, catalogue, state, found.items)
   ranks = log_pi
   if key is not None:
-    noise = sampling.gumbel(jax.random.fold_in(key, -1), log_pi.shape)
+    # The search folds in its levels, 0..L-1.
+    levels = found.tokens.shape[-1]
+    noise = sampling.gumbel(jax.random.fold_in(key, levels), log_pi.shape)
     ranks = log_pi / temperature + noise
   best = base.top(jnp.where(found.valid, ranks, masking.NEGATIVE), slate_size)
   return base.Action(found.items[best], log_pi[best], jnp.zeros(0))

@@ -54,6 +54,7 @@ class ActTest(parameterized.TestCase):
       hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
       hsrl.policy_lib.PolicyNetwork(2, 8, 8),
       None,
+      True,
     )
     state = networks.state(params, catalogue, observation)
     log_prob = {}
@@ -70,8 +71,15 @@ class ActTest(parameterized.TestCase):
       else:
         logits = networks.expected(params, catalogue, state).logits
       logits = np.asarray(logits, np.float64)
+      lost = np.asarray(catalogue.features[item]) - sum(
+        np.asarray(catalogue.codebooks[l, tokens[l]]) for l in range(2)
+      )
+      maps = params["policy"]["params"]
       log_prob[item] = sum(
         logits[l, tokens[l]] - np.log(np.exp(logits[l]).sum()) for l in range(2)
+      ) + float(
+        lost @ maps["meaning_map"]["kernel"] @ state
+        + (lost @ maps["bias_map"]["kernel"])[0]
       )
     return sorted(log_prob, key=lambda i: -log_prob[i]), log_prob
 
@@ -154,12 +162,25 @@ class LossTest(parameterized.TestCase):
   @parameterized.parameters(True, False)
   def test_the_value_of_levels_moves_the_policy(self, level_critics):
     gradient, _ = self._gradients(
-      behaviour_weight=0.0, actor_weight=0.0, level_critics=level_critics
+      behaviour_weight=0.0,
+      actor_weight=0.0,
+      level_critics=level_critics,
+      critic_gradient=True,
     )
     kernel = gradient["critic"]["params"]["value"]["Dense_0"]["kernel"]
     self.assertLen(kernel, toy.SPEC.levels + 1 if level_critics else 1)
     moved = jnp.abs(gradient["policy"]["params"]["embedding"]).max() > 1e-6
     self.assertEqual(bool(moved), level_critics)
+
+  def test_the_critic_only_looks(self):
+    gradient, _ = self._gradients(behaviour_weight=0.0, actor_weight=0.0)
+    for part in ("encoder", "policy"):
+      moved = max(
+        float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient[part])
+      )
+      self.assertEqual(moved, 0.0)
+    moved = jax.tree.leaves(gradient["critic"])
+    self.assertGreater(max(float(jnp.abs(x).max()) for x in moved), 1e-6)
 
   def _gradients(self, **overrides):
     """Of the loss by parameters and by target parameters."""
