@@ -87,9 +87,9 @@ def _row(
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
   iterations = config.iterations * len(config.seeds)
-  row["iterations_per_second"] = (
-    iterations / spent["policy"] if trained else None
-  )
+  # What a killed process had spent is not known.
+  known = trained and "policy" in spent
+  row["iterations_per_second"] = iterations / spent["policy"] if known else None
   row["seconds"] = sum(spent.values())
   row["changed"] = changed(experiment.base, run.config)
   return row
