@@ -771,13 +771,15 @@ class ReadmeTest(absltest.TestCase):
     )
     # The others differ from the quickstart in values alone.
     mode = "all" if "quickstart" in arguments[0] else "data"
-    with tempfile.TemporaryDirectory() as folder:
-      ran = _process(
-        *arguments, *small, f"--workdir={folder}/run", f"--mode={mode}"
-      )
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
+      arguments += (*small, f"--workdir={folder}/run", f"--mode={mode}")
+      if mode == "data":
+        status, _, err = _in_process(*arguments)
+        self.assertEqual(status, 0, err)
+        return
+      ran = _process(*arguments)
       self.assertEqual(ran.returncode, 0, ran.stderr)
-      if mode == "all":
-        self.assertIn("greedy_oracle", ran.stdout)
+      self.assertIn("greedy_oracle", ran.stdout)
 
 
 if __name__ == "__main__":
