@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from hsrl_jax.config import PolicyConfig
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid.index import SidIndex
 from hsrl_jax.types import (
@@ -41,7 +42,6 @@ class Spec(NamedTuple):
   Attributes:
     levels: L of the catalogue's SIDs.
     vocab_size: V.
-    num_items: N, the capacity of the catalogue.
     slate_size: K.
     penalty: reward of an item without a positive response.
     iterations: of training, for what happens every few of them.
@@ -50,7 +50,6 @@ class Spec(NamedTuple):
 
   levels: int
   vocab_size: int
-  num_items: int
   slate_size: int
   penalty: float
   iterations: int
@@ -105,15 +104,60 @@ def geometric(start: float, end: float, progress: Array) -> Array:
   return start * (end / start) ** progress if start else 0.0 * progress
 
 
-def usable(index: SidIndex, scores: Array, excluded: Array) -> Array:
+def actor_critic(
+  config: PolicyConfig,
+  progress: Array,
+  *,
+  critic: Array,
+  actor: Array,
+  entropy: Array,
+  behaviour: Array,
+  value: Array,
+  target: Array,
+) -> tuple[Array, Metrics]:
+  """The weighted sum of an actor-critic's losses (DESIGN, section 6).
+
+  Args:
+    config: for the weights.
+    progress: float32 [], in [0, 1], of the entropy's schedule.
+    critic: float32 [], the critic's loss.
+    actor: float32 [], the actor's, without entropy.
+    entropy: float32 [], nats.
+    behaviour: float32 [], BCE of the observed responses.
+    value: float32 [], V(s), for the metrics.
+    target: float32 [], y, for the metrics.
+
+  Returns:
+    The loss, float32 [], and metrics.
+  """
+  entropy_weight = geometric(
+    config.entropy_weight, config.entropy_weight_end, progress
+  )
+  loss = (
+    config.critic_weight * critic
+    + config.actor_weight * (actor - entropy_weight * entropy)
+    + config.behaviour_weight * behaviour
+  )
+  return loss, {
+    "loss": loss,
+    "critic_loss": critic,
+    "actor_loss": actor,
+    "behaviour_loss": behaviour,
+    "entropy": entropy,
+    "value": value,
+    "advantage": target - value,
+  }
+
+
+def usable(active: Array, scores: Array, excluded: Array) -> Array:
   """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
 
   Args:
-    index: of the catalogue; inactive items are masked.
+    active: bool [N + 1], of the catalogue's index; False for padding.
     scores: float32 [N + 1].
     excluded: int32 [T], ids that may not be shown; 0 is ignored.
   """
-  scores = jnp.where(index.active, scores, masking.NEGATIVE)
+  scores = jnp.where(active, scores, masking.NEGATIVE)
   return scores.at[excluded].set(masking.NEGATIVE)
 
 
@@ -143,5 +187,5 @@ def choose(
   scores = log_pi
   if key is not None:
     scores = log_pi / temperature + sampling.gumbel(key, log_pi.shape)
-  slate = top(usable(index, scores, excluded), slate_size)
+  slate = top(usable(index.active, scores, excluded), slate_size)
   return Action(slate, log_pi[slate], jnp.zeros(0))

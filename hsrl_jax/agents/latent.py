@@ -22,7 +22,7 @@ import optax
 from hsrl_jax.agents import base
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.latent import LatentActorCritic, normalise
-from hsrl_jax.ops import sampling
+from hsrl_jax.ops import returns, sampling
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -93,7 +93,7 @@ def act(
   if key is not None:
     action = explore(action, key, temperature)
   scores = network.apply(params, features, method="embed") @ action
-  scores = base.usable(catalogue.index, scores, excluded)
+  scores = base.usable(catalogue.index.active, scores, excluded)
   slate = base.top(scores, slate_size)
   return base.Action(slate, jnp.zeros(slate_size), action)
 
@@ -119,6 +119,22 @@ def look(
     network.apply(params, state, method="act"),
     next_state,
     network.apply(target_params, next_state, method="act"),
+  )
+
+
+def next_target(
+  network: LatentActorCritic,
+  config: PolicyConfig,
+  target_params: Params,
+  transition: Transition,
+  step: Step,
+) -> Array:
+  """y = r + gamma (1 - terminated) Q'(s', pi'(s')), []; of one critic."""
+  (next_value,) = network.apply(
+    target_params, step.next_state, step.next_action, method="values"
+  )
+  return returns.td_target(
+    transition.reward, transition.terminated, next_value, config.discount
   )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from hsrl_jax.config import Config
 from hsrl_jax.experiments import comparison, jobs
+from hsrl_jax.experiments.benchmark import AS_PUBLISHED
 
 # What stands in place of what the flags say, of the policy (`sid_assignment`:
 # of the quantizer); config.VARIANTS names them.
@@ -40,14 +41,7 @@ CHANGES = {
   "ddpg": {"agent": "ddpg"},
   # As launch/flags/paper.flags.
   "paper": {
-    "item_credit": False,
-    "behaviour_weight": 0.0,
-    "actor_weight": 1.0,
-    "entropy_weight": 0.1,
-    "entropy_weight_end": 0.1,
-    "temperature": 1.0,
-    "temperature_end": 1.0,
-    "explore_no_repeat": False,
+    **AS_PUBLISHED,
     "semantic_tokens": False,
     "item_residual": False,
     "critic_gradient": True,

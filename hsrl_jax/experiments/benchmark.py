@@ -11,6 +11,17 @@ from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import comparison, jobs
 
+# What the public benchmark's A2C and HSRL have in common, in PolicyConfig.
+AS_PUBLISHED = {
+  "item_credit": False,
+  "behaviour_weight": 0.0,
+  "actor_weight": 1.0,
+  "entropy_weight": 0.1,
+  "entropy_weight_end": 0.1,
+  "temperature": 1.0,
+  "temperature_end": 1.0,
+  "explore_no_repeat": False,
+}
 # Fields of PolicyConfig by agent, in place of what the flags say.
 OVERRIDES = {
   # At HSRL's 0.01 the behaviour loss decides all but alone, and the critic,
@@ -23,16 +34,7 @@ OVERRIDES = {
   # At the flags' rate it overfits the logs after 500 iterations.
   "sasrec": {"learning_rate": 5e-4},
   # As published; "flat_features" of the ablation is A2C with HSRL's losses.
-  "a2c": {
-    "item_credit": False,
-    "behaviour_weight": 0.0,
-    "actor_weight": 1.0,
-    "entropy_weight": 0.1,
-    "entropy_weight_end": 0.1,
-    "temperature": 1.0,
-    "temperature_end": 1.0,
-    "explore_no_repeat": False,
-  },
+  "a2c": AS_PUBLISHED,
 }
 
 

@@ -252,10 +252,7 @@ class Learning:
     with progress.bar(calls * per_call, "policy", "it", delay=2.0) as bar:
       for _ in range(calls):
         *state, measured = self.iterate(*state, inputs)
-        measured = {
-          name: float(np.mean(value))
-          for name, value in jax.device_get(measured).items()
-        }
+        measured = metrics_lib.seed_means(measured)
         bad = metrics_lib.first_not_finite(measured)
         if bad:
           raise FloatingPointError(

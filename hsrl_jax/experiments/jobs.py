@@ -6,11 +6,12 @@ configuration of them is the same. A job that is finished is skipped, one that
 was stopped goes on where it was.
 """
 
+import contextlib
 import json
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -110,27 +111,22 @@ def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
   return json.loads(path.read_text())
 
 
-class timed:
-  """Adds the seconds inside to those of a job's stage, as a context manager.
+@contextlib.contextmanager
+def timed(experiment: Experiment, job: str, stage: str) -> Iterator[None]:
+  """Adds the seconds inside to those of a job's stage.
 
   What a killed process had spent is lost; what an error or Ctrl-C ended counts.
   """
-
-  def __init__(self, experiment: Experiment, job: str, stage: str):
-    """Names what is timed."""
-    self._key, self._experiment = (job, stage), experiment
-
-  def __enter__(self) -> None:
-    self._start = time.monotonic()
-
-  def __exit__(self, *error) -> None:
-    spent = time.monotonic() - self._start
-    if spent < 0.01:  # Nothing to do.
-      return
-    (job, stage), table = self._key, seconds(self._experiment)
-    stages = table.setdefault(job, {})
-    stages[stage] = stages.get(stage, 0.0) + spent
-    files.write_json(self._experiment.workdir / _SECONDS, table)
+  start = time.monotonic()
+  try:
+    yield
+  finally:
+    spent = time.monotonic() - start
+    if spent >= 0.01:  # Else there was nothing to do.
+      table = seconds(experiment)
+      stages = table.setdefault(job, {})
+      stages[stage] = stages.get(stage, 0.0) + spent
+      files.write_json(experiment.workdir / _SECONDS, table)
 
 
 def seconds(experiment: Experiment) -> dict[str, dict[str, float]]:

@@ -12,8 +12,8 @@ import numpy as np
 from scipy import stats
 
 from hsrl_jax import files
+from hsrl_jax.agents import base
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.ops import masking
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
@@ -101,18 +101,22 @@ def random_policy(slate_size: int) -> Act:
   def act(params, observation, excluded, key):
     del observation
     scores = jax.random.uniform(key, params.shape)
-    return _top(_only(params, scores), excluded, slate_size)
+    return base.top(base.usable(params, scores, excluded), slate_size)
 
   return act
 
 
 @functools.cache
 def constant_policy(slate_size: int) -> Act:
-  """The same ranking for everybody; `params` are scores, [N + 1]."""
+  """The same ranking for everybody.
+
+  `params` are scores, [N + 1], and who is active, bool [N + 1].
+  """
 
   def act(params, observation, excluded, key):
     del observation, key
-    return _top(params, excluded, slate_size)
+    scores, active = params
+    return base.top(base.usable(active, scores, excluded), slate_size)
 
   return act
 
@@ -130,7 +134,7 @@ def greedy_oracle(env: UserSimulator) -> Act:
     items = jnp.arange(1, len(active))
     probability = env.probabilities(observation, items, env_params)
     scores = jnp.concatenate([jnp.zeros(1), probability])
-    return _top(_only(active, scores), excluded, env.slate_size)
+    return base.top(base.usable(active, scores, excluded), env.slate_size)
 
   return act
 
@@ -150,16 +154,6 @@ def mean_probabilities(
   users = jnp.arange(env_params.profiles.shape[0])
   total = jax.lax.map(of_user, users, batch_size=_CHUNK).mean(0)
   return jnp.concatenate([jnp.zeros(1), total])
-
-
-def _only(active: Array, scores: Array) -> Array:
-  return jnp.where(active, scores, masking.NEGATIVE)
-
-
-def _top(scores: Array, excluded: Array, slate_size: int) -> Array:
-  scores = scores.at[0].set(masking.NEGATIVE)
-  scores = scores.at[excluded].set(masking.NEGATIVE)
-  return jax.lax.top_k(scores, slate_size)[1].astype(jnp.int32)
 
 
 def summarise(per_seed: list[np.ndarray]) -> dict:
@@ -198,10 +192,7 @@ def bounds(
   constant = mean_probabilities(env, users, num_items=len(active) - 1)
   return {
     "random": (random_policy(env.slate_size), active),
-    "best_constant": (
-      constant_policy(env.slate_size),
-      _only(active, constant),
-    ),
+    "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
 

@@ -5,6 +5,8 @@ import math
 import pathlib
 from typing import Any
 
+import jax
+import numpy as np
 import tensorboardX
 
 from hsrl_jax import files
@@ -55,6 +57,12 @@ def read(folder: pathlib.Path) -> list[dict[str, Any]]:
   """The lines of a stage's `metrics.jsonl`."""
   lines = (folder / METRICS).read_text().splitlines()
   return [json.loads(line) for line in lines]
+
+
+def seed_means(measured: dict[str, jax.Array]) -> dict[str, float]:
+  """Means over the seeds, [S]; reading them waits for the device."""
+  host = jax.device_get(measured)
+  return {name: float(np.mean(value)) for name, value in host.items()}
 
 
 def first_not_finite(values: dict[str, float]) -> str | None:

@@ -4,7 +4,6 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-import numpy as np
 
 from hsrl_jax.agents.a2c import agent as a2c
 from hsrl_jax.agents.base import Agent, Catalogue, Spec
@@ -47,7 +46,6 @@ def make_agent(config: Config, env: UserSimulator, index: SidIndex) -> Agent:
   spec = Spec(
     levels=config.quantizer.levels,
     vocab_size=config.quantizer.vocab_size,
-    num_items=index.capacity,
     slate_size=env.slate_size,
     penalty=config.simulator.penalty,
     iterations=config.policy.iterations,
@@ -143,11 +141,7 @@ def run(
         policy.iterations_per_call,
       ):
         learner, stream, measured = iterate(learner, stream, inputs)
-        # Seeds' means; reading them waits for the device, once a call.
-        measured = {
-          name: float(np.mean(value))
-          for name, value in jax.device_get(measured).items()
-        }
+        measured = metrics_lib.seed_means(measured)
         bad = metrics_lib.first_not_finite(measured)
         if bad:
           raise FloatingPointError(

@@ -61,7 +61,7 @@ def main(items: int, agent: str, layers: int) -> None:
   response = simulator.ResponseParams(network, jnp.asarray(features))
   env = simulator.make_env(env_config, SLATE)
   config = PolicyConfig(agent=agent, layers=layers)
-  spec = Spec(LEVELS, VOCAB, items, SLATE, -0.1, config.iterations)
+  spec = Spec(LEVELS, VOCAB, SLATE, -0.1, config.iterations)
   engine = loop.make(policy.AGENTS[agent](config, spec), env, config)
   shown = rng.integers(1, items + 1, (USERS, SLATE)).astype(np.int32)
   logs = Sessions(

@@ -41,7 +41,7 @@ class EvaluateTest(absltest.TestCase):
       return evaluate.simulate(
         evaluate.constant_policy(2),
         env,
-        scores,
+        (scores, jnp.arange(7) > 0),
         _users(),
         jax.random.key(0),
         episodes=4,
@@ -105,7 +105,7 @@ class EvaluateTest(absltest.TestCase):
       evaluate.simulate(
         evaluate.constant_policy(2),
         env,
-        jnp.asarray(s),
+        (jnp.asarray(s), jnp.arange(7) > 0),
         _users(),
         jax.random.key(1),
         episodes=50,

@@ -84,7 +84,6 @@ def config(**overrides) -> PolicyConfig:
 SPEC = Spec(
   levels=2,
   vocab_size=8,
-  num_items=ITEMS,
   slate_size=SLATE,
   penalty=-0.1,
   iterations=40,

@@ -73,34 +73,25 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       item_credit=config.item_credit,
       sweet_point=spec.sweet_point,
     )
-    critic_loss = (value - target) ** 2
-    actor_loss = policy_gradient.actor_loss(
+    actor = policy_gradient.actor_loss(
       log_pi[transition.slate][:, None],
       advantages,
       transition.log_prob,
       config.importance_clip,
     )
-    active = jnp.where(catalogue.index.active, logits, masking.NEGATIVE)
-    entropy = policy_gradient.entropy(active)
-    behaviour_loss = optax.sigmoid_binary_cross_entropy(
+    active = catalogue.index.active
+    behaviour = optax.sigmoid_binary_cross_entropy(
       logits[transition.slate] + bias, transition.response
     ).mean()
-    entropy_weight = base.geometric(
-      config.entropy_weight, config.entropy_weight_end, progress
+    return base.actor_critic(
+      config,
+      progress,
+      critic=(value - target) ** 2,
+      actor=actor,
+      entropy=-jnp.where(active, jnp.exp(log_pi) * log_pi, 0.0).sum(),
+      behaviour=behaviour,
+      value=value,
+      target=target,
     )
-    loss = (
-      config.critic_weight * critic_loss
-      + config.actor_weight * (actor_loss - entropy_weight * entropy)
-      + config.behaviour_weight * behaviour_loss
-    )
-    return loss, {
-      "loss": loss,
-      "critic_loss": critic_loss,
-      "actor_loss": actor_loss,
-      "behaviour_loss": behaviour_loss,
-      "entropy": entropy,
-      "value": value,
-      "advantage": target - value,
-    }
 
   return base.Agent(init, act, loss)

@@ -9,7 +9,6 @@ import functools
 from hsrl_jax.agents import base, latent
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.latent import LatentActorCritic
-from hsrl_jax.ops import returns
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 
@@ -36,12 +35,7 @@ def _loss(
   """See base.Agent.loss."""
   del progress
   step = latent.look(network, params, target_params, catalogue, transition, key)
-  (next_value,) = network.apply(
-    target_params, step.next_state, step.next_action, method="values"
-  )
-  target = returns.td_target(
-    transition.reward, transition.terminated, next_value, config.discount
-  )
+  target = latent.next_target(network, config, target_params, transition, step)
   (value,) = network.apply(
     params, step.state, transition.latent, method="values"
   )

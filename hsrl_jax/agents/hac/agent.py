@@ -18,7 +18,6 @@ import jax
 from hsrl_jax.agents import base, latent
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.latent import LatentActorCritic, normalise
-from hsrl_jax.ops import returns
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 ALIGNMENT_WEIGHT = 0.1
@@ -47,12 +46,7 @@ def _loss(
   """See base.Agent.loss."""
   del progress
   step = latent.look(network, params, target_params, catalogue, transition, key)
-  (next_value,) = network.apply(
-    target_params, step.next_state, step.next_action, method="values"
-  )
-  target = returns.td_target(
-    transition.reward, transition.terminated, next_value, config.discount
-  )
+  target = latent.next_target(network, config, target_params, transition, step)
   embedded = network.apply(
     params, catalogue.features[transition.slate], method="embed"
   )

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.hsrl import losses
+from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks import critic as critic_lib
 from hsrl_jax.networks import encoder as encoder_lib
@@ -15,6 +15,7 @@ from hsrl_jax.networks import policy as policy_lib
 from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.sid.index import SidIndex, sid_of
+from hsrl_jax.sid.quantizer import reconstruct
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -73,13 +74,9 @@ class _Networks:
       params["policy"], catalogue.codebooks, state, method="expected"
     )
 
-  def refine(self, params, catalogue, state, items=slice(None)) -> Array:
-    """See PolicyNetwork.refine; of all items, or of some."""
-    sids = catalogue.index.tokens.astype(jnp.int32)[items]
-    seen = sum(
-      codebook[sids[:, level]]
-      for level, codebook in enumerate(catalogue.codebooks)
-    )
+  def refine(self, params, catalogue, state, items) -> Array:
+    """See PolicyNetwork.refine; of `items`, int32 [M]."""
+    seen = reconstruct(catalogue.codebooks, sid_of(catalogue.index, items))
     lost = catalogue.features[items] - seen
     return self.policy.apply(params["policy"], lost, state, method="refine")
 
@@ -137,7 +134,9 @@ def _act(
         log_probs, catalogue.index.tokens.astype(jnp.int32)
       ).sum(-1)
       if config.item_residual:
-        log_pi = log_pi + networks.refine(params, catalogue, state)
+        log_pi = log_pi + networks.refine(
+          params, catalogue, state, jnp.arange(len(catalogue.features))
+        )
       return base.choose(
         log_pi, catalogue.index, excluded, key, temperature, slate_size
       )
@@ -232,7 +231,7 @@ def _loss(
     logits = jnp.broadcast_to(
       hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
     )
-  view = losses.SlateView(logits, tokens)
+  view = SlateView(logits, tokens)
   advantages = returns.item_advantages(
     target,
     level_values[:-1] if config.level_advantages else value[None],
@@ -241,7 +240,6 @@ def _loss(
     item_credit=config.item_credit,
     sweet_point=sweet_point,
   )
-  critic = (value - target) ** 2
   scores = view.scores() + params["policy"]["params"]["response_bias"]
   behaviour_log_prob = transition.log_prob
   if config.item_residual:
@@ -251,25 +249,17 @@ def _loss(
   actor = policy_gradient.actor_loss(
     view.log_probs(), advantages, behaviour_log_prob, config.importance_clip
   )
-  entropy = view.entropy()
   # The scores are not normalised, so they need no importance weights.
   behaviour = optax.sigmoid_binary_cross_entropy(
     scores, transition.response
   ).mean()
-  entropy_weight = base.geometric(
-    config.entropy_weight, config.entropy_weight_end, progress
+  return base.actor_critic(
+    config,
+    progress,
+    critic=(value - target) ** 2,
+    actor=actor,
+    entropy=view.entropy(),
+    behaviour=behaviour,
+    value=value,
+    target=target,
   )
-  loss = (
-    config.critic_weight * critic
-    + config.actor_weight * (actor - entropy_weight * entropy)
-    + config.behaviour_weight * behaviour
-  )
-  return loss, {
-    "loss": loss,
-    "critic_loss": critic,
-    "actor_loss": actor,
-    "behaviour_loss": behaviour,
-    "entropy": entropy,
-    "value": value,
-    "advantage": target - value,
-  }

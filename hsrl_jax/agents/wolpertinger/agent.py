@@ -71,7 +71,7 @@ def _choose(
 ) -> tuple[Array, Array]:
   """The slate, int32 [K], and the items' values, float32 [K]."""
   embedded = network.apply(params, catalogue.features, method="embed")
-  scores = base.usable(catalogue.index, embedded @ action, excluded)
+  scores = base.usable(catalogue.index.active, embedded @ action, excluded)
   count = min(CANDIDATES * slate_size, catalogue.index.capacity)
   items = base.top(scores, count)
   values = _item_values(network, params, catalogue, state, items)

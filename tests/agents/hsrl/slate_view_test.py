@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.agents.hsrl import losses
+from hsrl_jax.agents.hsrl.slate_view import SlateView
 
 K, L, V = 3, 2, 4
 
@@ -15,9 +15,7 @@ class SlateViewTest(absltest.TestCase):
     rng = np.random.default_rng(0)
     self.logits = rng.normal(size=(K, L, V)).astype(np.float32)
     self.tokens = rng.integers(0, V, size=(K, L))
-    self.view = losses.SlateView(
-      jnp.asarray(self.logits), jnp.asarray(self.tokens)
-    )
+    self.view = SlateView(jnp.asarray(self.logits), jnp.asarray(self.tokens))
 
   def _taken(self, levels):
     return np.array(

@@ -1,4 +1,4 @@
-"""What the losses of HSRL need to know of ONE shown slate (DESIGN, 6)."""
+"""What the losses of HSRL need of ONE shown slate (DESIGN, section 6)."""
 
 from typing import NamedTuple
 
