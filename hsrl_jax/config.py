@@ -243,6 +243,8 @@ class PolicyConfig:
       linear map of its features, or `free`, a row of its own.
     item_residual: whether what a SID loses of an item's features counts too
       when items are ranked; needs semantic_tokens.
+    compose_slates: whether a slate may end in items that are hardly wanted,
+      where the reward has a sweet point that would be overshot without them.
     critic_gradient: whether the critic's loss also trains what it looks at.
     level_critics: whether each level has a value, instead of the state alone.
     train_level_weights: whether the mix of these values is trained.
@@ -290,6 +292,7 @@ class PolicyConfig:
   semantic_tokens: bool = True
   item_logits: str = "features"
   item_residual: bool = True
+  compose_slates: bool = True
   critic_gradient: bool = False
   level_critics: bool = True
   train_level_weights: bool = True

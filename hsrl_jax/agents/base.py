@@ -166,6 +166,21 @@ def top(scores: Array, count: int) -> Array:
   return jax.lax.top_k(scores, count)[1].astype(jnp.int32)
 
 
+def noisy(
+  log_pi: Array, key: PRNGKey | None, temperature: Array | float
+) -> Array:
+  """What the best of are a draw without replacement, [M] -> [M].
+
+  Args:
+    log_pi: float32 [M].
+    key: of the Gumbel noise; None for none.
+    temperature: of the draw.
+  """
+  if key is None:
+    return log_pi
+  return log_pi / temperature + sampling.gumbel(key, log_pi.shape)
+
+
 def choose(
   log_pi: Array,
   index: SidIndex,
@@ -184,8 +199,6 @@ def choose(
     temperature: of the draw, which is without replacement.
     slate_size: K.
   """
-  scores = log_pi
-  if key is not None:
-    scores = log_pi / temperature + sampling.gumbel(key, log_pi.shape)
+  scores = noisy(log_pi, key, temperature)
   slate = top(usable(index.active, scores, excluded), slate_size)
   return Action(slate, log_pi[slate], jnp.zeros(0))

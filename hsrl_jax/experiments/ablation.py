@@ -44,6 +44,7 @@ CHANGES = {
     **AS_PUBLISHED,
     "semantic_tokens": False,
     "item_residual": False,
+    "compose_slates": False,
     "critic_gradient": True,
   },
 }

@@ -36,6 +36,24 @@ def slate_reward(rewards: Array, sweet_point: float | None) -> Array:
   return reward if sweet_point is None else 1.0 - jnp.abs(reward - sweet_point)
 
 
+def expected_slate_reward(
+  probabilities: Array, penalty: float, sweet_point: float | None
+) -> Array:
+  """The mean of `slate_reward`, [], of responses that are independent.
+
+  Args:
+    probabilities: float32 [K], of a positive response to each item.
+    penalty: reward of an item without one.
+    sweet_point: see `slate_reward`.
+  """
+  count = len(probabilities)
+  chances = jnp.zeros(count + 1).at[0].set(1.0)  # Of 0..K positive responses.
+  for p in probabilities:
+    chances = (1.0 - p) * chances + p * jnp.roll(chances, 1)
+  positive = jnp.tri(count + 1, count, -1)  # Row h: h ones, then zeros.
+  return chances @ slate_reward(item_rewards(positive, penalty), sweet_point)
+
+
 def item_advantages(
   target: Array,
   baseline: Array,

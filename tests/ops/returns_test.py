@@ -1,3 +1,5 @@
+import itertools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -69,6 +71,18 @@ class ReturnsTest(chex.TestCase):
         ]
         found = returns.item_shares(jnp.asarray(row), point)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+  @parameterized.parameters(None, 0.3, 0.9)
+  def test_expected_reward_of_a_slate_by_all_responses(self, point):
+    chances = np.array([0.9, 0.2, 0.55, 0.0, 1.0])
+    want = 0.0
+    for response in itertools.product((0, 1), repeat=5):
+      hit = np.array(response) == 1
+      mean = np.where(hit, 1, -0.1).mean()
+      reward = mean if point is None else 1 - abs(mean - point)
+      want += np.where(hit, chances, 1 - chances).prod() * reward
+    found = returns.expected_slate_reward(jnp.asarray(chances), -0.1, point)
+    self.assertAlmostEqual(float(found), want, places=5)
 
   def test_a_miss_is_worth_having_among_hits_with_a_sweet_point(self):
     rewards = jnp.asarray([1.0] * 8 + [-0.1])

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl.composition import compose_slate
 from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks import critic as critic_lib
 from hsrl_jax.networks import encoder as encoder_lib
 from hsrl_jax.networks import policy as policy_lib
-from hsrl_jax.ops import masking, policy_gradient, returns, sampling
+from hsrl_jax.ops import masking, policy_gradient, returns
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.sid.index import SidIndex, sid_of
 from hsrl_jax.sid.quantizer import reconstruct
@@ -46,7 +47,7 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   )
   return base.Agent(
     init=functools.partial(_init, networks),
-    act=functools.partial(_act, networks, config, spec.slate_size),
+    act=functools.partial(_act, networks, config, spec),
     loss=functools.partial(
       _loss, networks, config, spec.penalty, spec.sweet_point
     ),
@@ -104,7 +105,7 @@ def _init(
 def _act(
   networks: _Networks,
   config: PolicyConfig,
-  slate_size: int,
+  spec: base.Spec,
   params: Params,
   catalogue: base.Catalogue,
   observation: Observation,
@@ -114,6 +115,7 @@ def _act(
 ) -> base.Action:
   """See base.Agent.act."""
   state = networks.state(params, catalogue, observation)
+  compose = config.compose_slates and spec.sweet_point is not None
   if config.residual_mode == "sampled":
     # Each beam has a context of its own.
     policy = networks.policy.bind(params["policy"])
@@ -129,6 +131,11 @@ def _act(
   else:
     logits = networks.expected(params, catalogue, state).logits
     log_probs = jax.nn.log_softmax(logits)
+    # What an item's log pi lacks to be the logit of a positive response.
+    lack = (
+      jax.nn.logsumexp(logits, -1).sum()
+      + params["policy"]["params"]["response_bias"]
+    )
     if not searches(config, catalogue.index):
       log_pi = policy_gradient.token_values(
         log_probs, catalogue.index.tokens.astype(jnp.int32)
@@ -137,9 +144,11 @@ def _act(
         log_pi = log_pi + networks.refine(
           params, catalogue, state, jnp.arange(len(catalogue.features))
         )
-      return base.choose(
-        log_pi, catalogue.index, excluded, key, temperature, slate_size
+      ranks = base.usable(
+        catalogue.index.active, base.noisy(log_pi, key, temperature), excluded
       )
+      slate = _slate(spec, ranks, log_pi + lack if compose else None)
+      return base.Action(slate, log_pi[slate], jnp.zeros(0))
     context = ()
 
     def log_prob_fn(context, level):
@@ -155,25 +164,51 @@ def _act(
     context,
     log_prob_fn,
     advance_fn,
-    beams=max(config.beams, slate_size),
+    beams=max(config.beams, spec.slate_size),
     excluded=excluded,
     temperature=temperature,
     key=key,
   )
   log_pi = found.log_probs
-  if not config.item_residual:
-    return base.Action(
-      found.items[:slate_size], log_pi[:slate_size], jnp.zeros(0)
-    )
-  log_pi = log_pi + networks.refine(params, catalogue, state, found.items)
-  ranks = log_pi
-  if key is not None:
+  ranks = -jnp.arange(len(log_pi), dtype=jnp.float32)  # As they were found.
+  if config.item_residual:
+    log_pi = log_pi + networks.refine(params, catalogue, state, found.items)
     # The search folds in its levels, 0..L-1.
     levels = found.tokens.shape[-1]
-    noise = sampling.gumbel(jax.random.fold_in(key, levels), log_pi.shape)
-    ranks = log_pi / temperature + noise
-  best = base.top(jnp.where(found.valid, ranks, masking.NEGATIVE), slate_size)
+    ranks = base.noisy(
+      log_pi,
+      None if key is None else jax.random.fold_in(key, levels),
+      temperature,
+    )
+  best = _slate(
+    spec,
+    jnp.where(found.valid, ranks, masking.NEGATIVE),
+    log_pi + lack if compose and config.residual_mode == "expected" else None,
+  )
   return base.Action(found.items[best], log_pi[best], jnp.zeros(0))
+
+
+def _slate(
+  spec: base.Spec, ranks: Array, response_logits: Array | None
+) -> Array:
+  """Positions of the items to show, int32 [K].
+
+  Args:
+    spec: of the agent.
+    ranks: float32 [M]; `masking.NEGATIVE` where an item may not be shown.
+    response_logits: float32 [M], for a composed slate; None for the best K.
+  """
+  best = base.top(ranks, spec.slate_size)
+  if response_logits is None:
+    return best
+  last = base.top(
+    jnp.where(ranks > masking.NEGATIVE, -ranks, masking.NEGATIVE)[::-1],
+    spec.slate_size,
+  )
+  # Turned round, so that among equals the last comes first and none is both.
+  both = jnp.concatenate([best, len(ranks) - 1 - last])
+  logits = response_logits[both].reshape(2, -1)
+  return both[compose_slate(*logits, spec.penalty, spec.sweet_point)]
 
 
 def searches(config: PolicyConfig, index: SidIndex) -> bool:

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.ops import returns
 from hsrl_jax.training import policy
 from hsrl_jax.types import Transition
 from tests.training import toy
@@ -15,9 +16,10 @@ from tests.training import toy
 NOTHING = jnp.zeros(0, jnp.int32)
 
 
-def _made(**overrides):
+def _made(sweet_point=None, **overrides):
   config = toy.config(**overrides)
-  agent, inputs = toy.agent(config), toy.inputs()
+  spec = toy.SPEC._replace(sweet_point=sweet_point)
+  agent, inputs = hsrl.make(config, spec), toy.inputs()
   observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
   params = agent.init(jax.random.key(1), inputs.catalogue, observation)
   # Away from zero-initialised parts.
@@ -47,6 +49,50 @@ class ActTest(parameterized.TestCase):
       )
       np.testing.assert_array_equal(slate, want)
       np.testing.assert_allclose(log_pi, [log_prob[i] for i in want], rtol=1e-4)
+
+  @parameterized.product(
+    search_from=[41, toy.ITEMS], case=[(0.1, None), (0.9, None), (0.9, 7)]
+  )
+  def test_with_a_sweet_point_the_best_mix_is_shown(self, search_from, case):
+    sweet_point, key = case
+    self.enter_context(mock.patch.object(hsrl, "SEARCH_FROM", search_from))
+    agent, params, catalogue, observation = _made(sweet_point, beams=64)
+    everything, log_prob = self._ranking(
+      "expected", params, catalogue, observation
+    )
+    excluded = jnp.array([everything[0], everything[-1]])
+    key = None if key is None else jax.random.key(key)
+    slate = agent.act(
+      params, catalogue, observation, excluded, key, 0.5
+    ).slate.tolist()
+    self.assertLen(set(slate) - {0, *excluded.tolist()}, toy.SLATE)
+    if key is None:
+      left = everything[1:-1]
+      mixes = [
+        [*left[: toy.SLATE - n], *left[len(left) - n :]]
+        for n in range(toy.SLATE + 1)
+      ]
+      lack = self._logits_less_log_prob(params, catalogue, observation)
+      chance = {i: 1 / (1 + np.exp(-x - lack)) for i, x in log_prob.items()}
+
+      def expected(mix):
+        return returns.expected_slate_reward(
+          jnp.array([chance[i] for i in mix]), -0.1, sweet_point
+        )
+
+      self.assertEqual(slate, max(mixes, key=expected))
+
+  def _logits_less_log_prob(self, params, catalogue, observation):
+    networks = hsrl._Networks(
+      hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
+      hsrl.policy_lib.PolicyNetwork(2, 8, 8),
+      None,
+      True,
+    )
+    state = networks.state(params, catalogue, observation)
+    logits = networks.expected(params, catalogue, state).logits
+    each = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))
+    return each.sum() + float(params["policy"]["params"]["response_bias"])
 
   def _ranking(self, mode, params, catalogue, observation):
     """All items by log pi, each computed on its own with `taken`."""
