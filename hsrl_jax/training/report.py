@@ -269,7 +269,7 @@ def _simulator(quality, picture) -> str:
       f"(SHA-256 <code>{source['sha256'][:16]}</code>)"
     )
   page = f"<p>The simulated users answer by a response model {origin}."
-  if "auc" not in quality:
+  if "log_loss" not in quality:
     return page + " No slates are logged on which to measure it.</p>"
   page += (
     " An AUC of 0.5 is chance; within users it tells only whether the "

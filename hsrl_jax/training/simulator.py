@@ -223,9 +223,9 @@ def quality(
     user_id: [S].
 
   Returns:
-    `auc`; `auc_within_users`, the mean over users with both responses;
     `log_loss`; `calibration_error`, the expected calibration error over ten
-    bins of equal width.
+    bins of equal width; `auc`; `auc_within_users`, the mean over users with
+    both responses. The last two only where there are both.
   """
   # Here, since it takes 100 MiB that training a policy has no use for.
   from sklearn import metrics as sk_metrics
@@ -244,12 +244,15 @@ def quality(
     np.bincount(bins, weights=p, minlength=10)
     - np.bincount(bins, weights=y, minlength=10)
   )
-  return {
-    "auc": float(sk_metrics.roc_auc_score(y, p)),
-    "auc_within_users": float(np.mean(within)) if within else float("nan"),
-    "log_loss": float(sk_metrics.log_loss(y, p, labels=[0, 1])),
-    "calibration_error": float(gap.sum() / max(count.sum(), 1)),
+  measured = {
+    "log_loss": sk_metrics.log_loss(y, p, labels=[0, 1]),
+    "calibration_error": gap.sum() / max(count.sum(), 1),
   }
+  if 0 < y.mean() < 1:
+    measured["auc"] = sk_metrics.roc_auc_score(y, p)
+  if within:
+    measured["auc_within_users"] = np.mean(within)
+  return {name: float(value) for name, value in measured.items()}
 
 
 def run(
@@ -282,7 +285,7 @@ def run(
         writer.write(epoch, {"train_loss": float(loss), **measured})
         checkpoint.save(checkpointer, epoch, state)
         bar.update()
-        bar.set_postfix(auc=f"{measured['auc']:.4f}")
+        bar.set_postfix(val_log_loss=f"{measured['log_loss']:.4f}")
   measured = quality(
     fit.predict(state.best_params, val), val.response, val.user_id
   )

@@ -63,6 +63,10 @@ class SimulatorTest(parameterized.TestCase):
     got = simulator.quality(p, y, np.zeros(1))
     self.assertAlmostEqual(got["calibration_error"], 0.5 * 0.25 + 0.5 * 0.05)
 
+  def test_no_auc_where_all_responses_are_alike(self):
+    got = simulator.quality(np.full((2, 3), 0.9), np.ones((2, 3)), np.arange(2))
+    self.assertSetEqual(set(got), {"log_loss", "calibration_error"})
+
   def test_fit_learns_and_resumes_to_the_same_bits(self):
     features, train = _logs()
     config = SimulatorConfig(
