@@ -172,15 +172,10 @@ def measure(
   agent = policy.make_agent(config, w.env, w.catalogue.index)
   engine = loop.make(agent, w.env, config.policy)
   inputs = loop.Inputs(w.catalogue, w.users)
-  init = jax.jit(engine.init, static_argnums=2)
-
-  def start(seed):
-    learner, stream = init(seed, inputs, 1)
-    return learner, jax.tree.map(lambda x: x[0], stream)
-
+  start = jax.jit(engine.init)
   iterate = (
     jax.jit(engine.run, donate_argnums=(0, 1))
-    .lower(*jax.eval_shape(start, 0), inputs)
+    .lower(*jax.eval_shape(start, 0, inputs), inputs)
     .compile()
   )
   plan = iterate.memory_analysis()
@@ -193,7 +188,7 @@ def measure(
   calls = config.policy.iterations // per_call
   trained, seconds, done = [], 0.0, 0
   for seed in config.policy.seeds:
-    learner, stream = jax.block_until_ready(start(seed))
+    learner, stream = jax.block_until_ready(start(seed, inputs))
     for call in range(calls):
       begin = time.monotonic()
       learner, stream, _ = iterate(learner, stream, inputs)

@@ -222,7 +222,10 @@ class Learning:
     inputs = loop.Inputs(self.world.start, self.world.users)
     with checkpoint.open_directory(self.folder) as checkpointer:
       if not checkpointer.checkpoints:
-        placed = self._place(*self._init(inputs), self.world.start)
+        start = parallel.init(
+          self.engine.init, self.config.seeds, inputs, self.layout
+        )
+        placed = self._place(*start, self.world.start)
         learner, stream = self._advance(*placed, self.calls_before)
         learner, stream = parallel.collect(learner, stream, self.layout)
         empty = jax.tree.map(jnp.zeros_like, stream.replay)
@@ -231,14 +234,9 @@ class Learning:
       # Read even if just written: the loop consumes the state it is given.
       like = jax.tree.map(
         lambda x: x if x.size else jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(self._init, inputs),
+        parallel.shapes(self.engine.init, self.config.seeds, inputs),
       )
       return checkpoint.restore_latest(checkpointer, like)
-
-  def _init(self, inputs: loop.Inputs):
-    return parallel.init(
-      self.engine.init, self.config.seeds, inputs, self.layout
-    )
 
   def _place(self, learner, stream, catalogue: Catalogue):
     learner, stream, inputs = parallel.place(

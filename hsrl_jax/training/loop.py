@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax import flatten_util
 
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
@@ -55,12 +56,10 @@ class Learner(NamedTuple):
 
 
 class Stream(NamedTuple):
-  """What belongs to the users of one device.
-
-  Across devices every leaf has one more leading axis.
+  """What belongs to users: all of them, or those of one device.
 
   Attributes:
-    user: int32 [U], the users' numbers among all devices' users.
+    user: int32 [U], their numbers among all users.
     env: their sessions, leaves [U, ...].
     replay: their transitions, leaves [C, U, ...].
   """
@@ -88,13 +87,14 @@ class Engine(NamedTuple):
   """The loop's functions.
 
   Attributes:
-    init: (seed, inputs, device_count) -> (Learner, Stream).
+    init: (seed, inputs, part, parts) -> (Learner, Stream), of one of so many
+      equal parts of the users; without the two, of all users.
     run: (learner, stream, inputs, axis_name) -> (learner, stream, metrics),
       of one device's streams; `iterations_per_call` iterations. Metrics are
       means over them, [].
   """
 
-  init: Callable[[Array, Inputs, int], tuple[Learner, Stream]]
+  init: Callable[..., tuple[Learner, Stream]]
   run: Callable[..., tuple[Learner, Stream, Metrics]]
 
 
@@ -114,12 +114,11 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   per_user = config.batch_size // config.users
 
   def init(
-    seed: Array, inputs: Inputs, device_count: int
+    seed: Array, inputs: Inputs, part: Array | int = 0, parts: int = 1
   ) -> tuple[Learner, Stream]:
-    if config.users % device_count:
+    if config.users % parts:
       raise ValueError(
-        f"users is {config.users}; expected a multiple of the "
-        f"{device_count} devices"
+        f"users is {config.users}; expected a multiple of the {parts} devices"
       )
     param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
     user = env.start(jnp.int32(0), inputs.env_params)
@@ -131,11 +130,9 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       key,
       jnp.int32(0),
     )
-    users = jnp.arange(config.users).reshape(device_count, -1)
-    stream = jax.vmap(init_stream, in_axes=(0, None, None, None))(
-      users, stream_key, params, inputs
-    )
-    return learner, stream
+    count = config.users // parts
+    users = part * count + jnp.arange(count)
+    return learner, init_stream(users, stream_key, params, inputs)
 
   def init_stream(
     users: Array, key: PRNGKey, params: Params, inputs: Inputs
@@ -187,9 +184,13 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     inputs: Inputs,
     progress: Array,
     weight: Array,
+    shown: Metrics,
     axis_name: str | None,
   ) -> tuple[Learner, Metrics]:
-    """One step of the optimizer; `batch` and `keys` lead with [U, per_user]."""
+    """One step of the optimizer; `batch` and `keys` lead with [U, per_user].
+
+    `shown` are metrics of what the users were shown meanwhile.
+    """
 
     def loss(params):
       def of_transition(transition, key):
@@ -207,8 +208,10 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
 
     grads, metrics = jax.grad(loss, has_aux=True)(learner.params)
     if axis_name is not None:
-      grads, metrics = jax.lax.pmean((grads, metrics), axis_name)
-    metrics = jax.tree.map(lambda m: m * weight, metrics)
+      # As one vector: devices meet once an iteration.
+      local, unravel = flatten_util.ravel_pytree((grads, metrics, shown))
+      grads, metrics, shown = unravel(jax.lax.pmean(local, axis_name))
+    metrics = jax.tree.map(lambda m: m * weight, metrics) | shown
     metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
@@ -237,7 +240,14 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       )(replay_keys)
       batch = jax.tree.map(lambda x: x[rows], inputs.logs)
       learner, metrics = update(
-        learner, batch, loss_keys, inputs, progress, jnp.float32(1), axis_name
+        learner,
+        batch,
+        loss_keys,
+        inputs,
+        progress,
+        jnp.float32(1),
+        {},
+        axis_name,
       )
       return learner, stream.env, None, metrics
     env_state, transition = jax.vmap(
@@ -246,12 +256,16 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     batch = replay.sample(stream.replay, replay_keys, per_user)
     weight = (stream.replay.added > 0).astype(jnp.float32)
     learner, metrics = update(
-      learner, batch, loss_keys, inputs, progress, weight, axis_name
+      learner,
+      batch,
+      loss_keys,
+      inputs,
+      progress,
+      weight,
+      {"reward": transition.reward.mean()},
+      axis_name,
     )
-    reward = transition.reward.mean()
-    if axis_name is not None:
-      reward = jax.lax.pmean(reward, axis_name)
-    return learner, env_state, transition, metrics | {"reward": reward}
+    return learner, env_state, transition, metrics
 
   def run(
     learner: Learner,

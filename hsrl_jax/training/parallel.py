@@ -1,23 +1,29 @@
 """Seeds and users over devices; the only place with `jax.pmap`.
 
-Where there are at least as many seeds as devices, each device trains seeds of
-its own and nothing crosses devices. Else the devices share the users of every
-seed. Seeds of one device follow one another on a CPU, where a batch of small
-networks is slower than the networks in turn, and gives other roundings; on
-accelerators they run side by side under a vmap.
+Where one process has at least as many seeds as devices, each device trains
+seeds of its own and nothing crosses devices. Else, and always where there are
+many processes, all devices of all processes share the users of every seed: a
+process makes and holds the users of its own devices only, and what the devices
+exchange is one vector an iteration. Seeds of one device follow one another on
+a CPU, where a batch of small networks is slower than the networks in turn, and
+gives other roundings; on accelerators they run side by side under a vmap.
 
 The state of S seeds is a learner with leaves [S, ...] and a stream with leaves
-[D, S, ...], where D devices share a seed's users. `place` brings it to the
-devices, `collect` back.
+[S, U, ...], of all U users, in the ring [S, C, U, ...]. It says nothing of
+devices, so that a checkpoint of it goes on with another number of them; where
+devices share the users, its arrays are spread over all processes. `place`
+brings it to the devices, `collect` back.
 """
 
 from collections.abc import Callable
 from concurrent import futures
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
 from hsrl_jax.ops import tree
 
@@ -29,7 +35,7 @@ class Layout(NamedTuple):
 
   Attributes:
     seeds: S.
-    devices: all there are.
+    devices: all there are, of all processes.
     by_seed: whether each device has seeds of its own.
   """
 
@@ -38,25 +44,42 @@ class Layout(NamedTuple):
   by_seed: bool
 
   @property
-  def user_devices(self) -> int:
-    """D, the devices that share the users of a seed."""
-    return 1 if self.by_seed else self.devices
+  def shares_users(self) -> bool:
+    """Whether more than one device has users of the same seed."""
+    return self.devices > 1 and not self.by_seed
 
 
 def layout(seeds: int) -> Layout:
-  """The layout of S seeds on the local devices."""
-  devices = jax.local_device_count()
-  return Layout(seeds, devices, seeds >= devices > 1)
+  """The layout of S seeds on all devices of all processes."""
+  devices = jax.device_count()
+  alone = jax.process_count() == 1
+  return Layout(seeds, devices, alone and seeds >= devices > 1)
 
 
 def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
   """The state of all seeds, by an Engine's `init`."""
+  if not layout.shares_users:
+    return jax.jit(_of_all(engine_init))(jnp.array(seeds), inputs)
+  of_part = jax.vmap(engine_init, in_axes=(0, None, None, None))
+  of_part = jax.jit(of_part, static_argnums=3)
+  made = [
+    jax.device_put(
+      of_part(jnp.array(seeds), inputs, part, layout.devices), device
+    )
+    for part, device in enumerate(_devices(layout))
+    if device.process_index == jax.process_index()
+  ]
+  learners, streams = zip(*made, strict=True)
+  return _assembled(learners, streams, layout)
 
-  def of_seed(seed, inputs):
-    return engine_init(seed, inputs, layout.user_devices)
 
-  by_seed = jax.vmap(of_seed, in_axes=(0, None), out_axes=(0, 1))
-  return jax.jit(by_seed)(jnp.array(seeds), inputs)
+def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs):
+  """What `init` returns, as jax.ShapeDtypeStruct without a device."""
+  return jax.eval_shape(_of_all(engine_init), jnp.array(seeds), inputs)
+
+
+def _of_all(engine_init: Callable) -> Callable:
+  return jax.vmap(engine_init, in_axes=(0, None))
 
 
 def over_seeds(run: Callable) -> Callable:
@@ -134,11 +157,11 @@ def place(learner, stream, inputs, layout: Layout):
 
   Without it the second call would find its arguments placed otherwise than
   the first, and compile again. Where each device has seeds of its own, what is
-  returned are tuples with an entry for each device.
+  returned are tuples with an entry for each device; else streams have a leading
+  axis of this process's devices.
   """
-  devices = jax.local_devices()
+  devices = jax.local_devices()[: layout.devices]
   if layout.by_seed:
-    stream = jax.tree.map(lambda x: x[0], stream)
 
     def spread(x):
       own = [
@@ -152,9 +175,18 @@ def place(learner, stream, inputs, layout: Layout):
   mesh = jax.sharding.Mesh(devices, (AXIS,))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+
+  # A state that one device holds, such as one read for it, is spread now.
+  stream = jax.device_put(stream, _shardings(stream, layout))
+
+  def rows(x):
+    own = [x[None] for x in _on_devices(x, devices)]
+    shape = (len(own), *own[0].shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, split, own)
+
   return (
-    jax.device_put(learner, everywhere),
-    jax.device_put(stream, split),
+    jax.device_put(one_copy(learner), everywhere),
+    jax.tree.map(rows, stream),
     jax.device_put(inputs, everywhere),
   )
 
@@ -162,8 +194,72 @@ def place(learner, stream, inputs, layout: Layout):
 def collect(learner, stream, layout: Layout):
   """Learner and stream as they were before `place`."""
   if layout.by_seed:
-    return _join(learner), jax.tree.map(lambda x: x[None], _join(stream))
-  return one_copy(learner), stream
+    return _join(learner), _join(stream)
+  devices = jax.local_devices()[: layout.devices]
+
+  def parts(x):
+    own = [_on_devices(a, devices) for a in jax.tree.leaves(x)]
+    structure = jax.tree.structure(x)
+    return [structure.unflatten(x) for x in zip(*own, strict=True)]
+
+  streams = [jax.tree.map(lambda x: x[0], x) for x in parts(stream)]
+  if not layout.shares_users:
+    return one_copy(learner), streams[0]
+  return _assembled(parts(learner), streams, layout)
+
+
+def _assembled(learners, streams, layout: Layout):
+  """The state of which each of this process's devices has a part."""
+  shardings = _shardings(streams[0], layout)
+
+  def join(sharding, *own):
+    size = [layout.devices if x else 1 for x in sharding.spec]
+    size += [1] * (own[0].ndim - len(size))
+    return jax.make_array_from_single_device_arrays(
+      tuple(np.multiply(own[0].shape, size)), sharding, list(own)
+    )
+
+  return (
+    jax.tree.map(partial(join, shardings.replay.added), *learners),
+    jax.tree.map(
+      lambda s, *parts: jax.tree.map(partial(join, s), *parts),
+      shardings,
+      *streams,
+    ),
+  )
+
+
+def _shardings(stream, layout: Layout):
+  """How a stream lies on the devices that share its users, subtree-wise."""
+  mesh = jax.sharding.Mesh(_devices(layout), (AXIS,))
+
+  def sharding(*axes):
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+  users = sharding(None, AXIS)
+  return stream._replace(
+    user=users,
+    env=users,
+    replay=stream.replay._replace(
+      items=sharding(None, None, AXIS), added=sharding()
+    ),
+  )
+
+
+def _devices(layout: Layout) -> list[jax.Device]:
+  """All devices that share users, in the order that `jax.pmap` has them."""
+  found = [
+    device
+    for process in range(jax.process_count())
+    for device in jax.local_devices(process)
+  ]
+  return found[: layout.devices]
+
+
+def _on_devices(x: jax.Array, devices) -> list[jax.Array]:
+  """What each of some local devices has of an array."""
+  own = {shard.device: shard.data for shard in x.addressable_shards}
+  return [own[device] for device in devices]
 
 
 def target_params(learner, layout: Layout):
@@ -200,10 +296,11 @@ def assert_replicated(learner, layout: Layout) -> None:
     float(
       tree.fingerprint(jax.tree.map(lambda a, d=d: _copy_on(a, d), learner))
     )
-    for d in range(layout.devices)
+    for d in range(min(layout.devices, jax.local_device_count()))
   ]
-  if len(set(prints)) != 1:
-    raise AssertionError(f"devices hold different copies: {prints}")
+  prints = multihost_utils.process_allgather(np.array(prints, np.float32))
+  if len(set(prints.ravel().tolist())) != 1:
+    raise AssertionError(f"devices hold different copies: {prints.tolist()}")
 
 
 def _copy_on(x: jax.Array, device: int) -> np.ndarray:

@@ -179,10 +179,7 @@ def load(
     user = env.start(0, users).observation
     return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
   engine = loop.make(agent, env, config.policy)
-  layout = parallel.layout(len(seeds))
-  like = jax.eval_shape(
-    lambda inputs: parallel.init(engine.init, seeds, inputs, layout), inputs
-  )
+  like = parallel.shapes(engine.init, seeds, inputs)
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder) as checkpointer:
     restored = checkpoint.restore_latest(checkpointer, like)

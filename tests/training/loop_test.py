@@ -10,29 +10,6 @@ from hsrl_jax.training import evaluate, parallel, policy
 from tests.training import toy
 
 
-def _merge_devices(stream):
-  """A stream of S seeds and D devices as that of one device, [S, ...]."""
-
-  def users(x):
-    x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])
-
-  return stream._replace(
-    user=users(stream.user),
-    env=jax.tree.map(users, stream.env),
-    replay=stream.replay._replace(
-      # [D, S, C, U/D, ...] -> [S, C, U, ...]
-      items=jax.tree.map(
-        lambda x: jnp.moveaxis(x, 0, 2).reshape(
-          *x.shape[1:3], x.shape[0] * x.shape[3], *x.shape[4:]
-        ),
-        stream.replay.items,
-      ),
-      added=stream.replay.added[0],
-    ),
-  )
-
-
 def _over_seeds(engine):
   return jax.jit(jax.vmap(engine.run, in_axes=(0, 0, None)))
 
@@ -59,10 +36,7 @@ class DevicesTest(parameterized.TestCase):
     self.assertFalse(layout.by_seed)
     learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
     one = _over_seeds(engine)
-    # Copies, since the mapped run donates its arguments.
-    one_learner, one_stream = jax.tree.map(
-      jnp.copy, (learner, _merge_devices(stream))
-    )
+    one_learner, one_stream = _on_one_device((learner, stream))
     four = parallel.over_devices(engine.run, layout)
     learner, stream, placed = parallel.place(learner, stream, inputs, layout)
     start = jax.tree.map(np.asarray, one_learner.params)
@@ -72,7 +46,7 @@ class DevicesTest(parameterized.TestCase):
         one_learner, one_stream, inputs
       )
     # Identical experience, gradients and parameters up to summation order.
-    merged = _merge_devices(stream)
+    _, merged = parallel.collect(learner, stream, layout)
     chex.assert_trees_all_equal(
       merged.replay.items.slate, one_stream.replay.items.slate
     )
@@ -105,8 +79,9 @@ class DevicesTest(parameterized.TestCase):
     # Adam's first moment after one step from zero is 0.1 of the gradient.
     zeros = jax.tree.map(jnp.zeros_like, learner.opt_state)
     learner = learner._replace(opt_state=zeros)
-    one_stream = _on_one_device(_merge_devices(stream))
-    one_learner = _on_one_device(learner)
+    one_learner, one_stream = _on_one_device(
+      parallel.collect(learner, stream, layout)
+    )
     learner, stream, _ = four(learner, stream, placed)
     one_learner, _, _ = _over_seeds(engine)(one_learner, one_stream, inputs)
     chex.assert_trees_all_close(
@@ -116,8 +91,8 @@ class DevicesTest(parameterized.TestCase):
   def test_every_device_ends_with_the_same_learner(self):
     config = toy.config()
     engine, inputs = toy.engine(config), toy.inputs()
-    init = jax.jit(engine.init, static_argnums=2)
-    learner, stream = init(0, inputs, 4)
+    init = jax.vmap(engine.init, (None, None, 0, None), (None, 0))
+    learner, stream = init(0, inputs, jnp.arange(4), 4)
 
     def run(learner, stream):
       return engine.run(learner, stream, inputs, "d")[0]
@@ -136,7 +111,7 @@ class DevicesTest(parameterized.TestCase):
   def test_users_must_divide_over_devices(self):
     engine = toy.engine(toy.config())
     with self.assertRaisesRegex(ValueError, "users is 8; .*3 devices"):
-      engine.init(0, toy.inputs(), 3)
+      engine.init(0, toy.inputs(), 0, 3)
 
 
 class LoopTest(parameterized.TestCase):
@@ -186,7 +161,7 @@ class LoopTest(parameterized.TestCase):
     one = jax.jit(parallel.over_seeds(engine.run))
     for i in range(len(seeds)):
       single = jax.tree.map(lambda x, i=i: x[i : i + 1], start[0])
-      single_stream = jax.tree.map(lambda x, i=i: x[0, i : i + 1], start[1])
+      single_stream = jax.tree.map(lambda x, i=i: x[i : i + 1], start[1])
       for _ in range(3):
         single, single_stream, alone = one(single, single_stream, inputs)
       chex.assert_trees_all_equal(
@@ -194,7 +169,7 @@ class LoopTest(parameterized.TestCase):
         single.params,
       )
       chex.assert_trees_all_equal(
-        jax.tree.map(lambda x, i=i: x[0, i : i + 1], rings.replay),
+        jax.tree.map(lambda x, i=i: x[i : i + 1], rings.replay),
         single_stream.replay,
       )
       for name, value in alone.items():
@@ -253,8 +228,7 @@ class LoopTest(parameterized.TestCase):
   def test_an_offline_agent_learns_from_logs_alone(self):
     config = toy.config(agent="sasrec", seeds=(0,))
     engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())
-    learner, stream = jax.jit(engine.init, static_argnums=2)(0, inputs, 1)
-    stream = jax.tree.map(lambda x: x[0], stream)
+    learner, stream = jax.jit(engine.init)(0, inputs)
     run = jax.jit(engine.run)
     first = start = learner
     losses = []

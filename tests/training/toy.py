@@ -115,8 +115,7 @@ def logs(rows: int = 400):
 def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):
   """Learner, stream and last metrics after `calls` calls of the engine."""
   made, given = engine(policy_config), inputs()._replace(logs=data)
-  learner, stream = jax.jit(made.init, static_argnums=2)(seed, given, 1)
-  stream = jax.tree.map(lambda x: x[0], stream)
+  learner, stream = jax.jit(made.init)(seed, given)
   run = jax.jit(made.run)
   for _ in range(calls):
     learner, stream, metrics = run(learner, stream, given)
