@@ -61,6 +61,24 @@ SWEEP = flags.DEFINE_list(
 )
 
 
+DISTRIBUTED = flags.DEFINE_boolean(
+  "distributed",
+  False,
+  "Train with the devices of many processes, which TPU VMs, SLURM and Open MPI "
+  "name by themselves; elsewhere --coordinator, --processes and --process do. "
+  "All of them get the same flags and a --workdir that all see.",
+)
+COORDINATOR = flags.DEFINE_string(
+  "coordinator", None, "HOST:PORT where all processes reach process 0."
+)
+PROCESSES = flags.DEFINE_integer(
+  "processes", None, "How many processes --coordinator brings together."
+)
+PROCESS = flags.DEFINE_integer(
+  "process", None, "Which of the --processes this is, from 0."
+)
+
+
 class _Group(typing.NamedTuple):
   """A config class and the key of PREFIXES that its flags have."""
 

@@ -15,6 +15,7 @@ gives semantic IDs to items of your own; add_items and remove_items go on.
 runs an experiment: many such runs, then a table, a plot and results.json.
 """
 
+import contextlib
 import os
 import pathlib
 import sys
@@ -38,7 +39,7 @@ from hsrl_jax.experiments import (
   jobs,
   offline_check,
 )
-from hsrl_jax.training import quantize, report, sid_report, sweep
+from hsrl_jax.training import hosts, quantize, report, sid_report, sweep
 from hsrl_jax.training import run as run_lib
 from hsrl_jax.training import workdir as workdir_lib
 
@@ -55,6 +56,7 @@ flags.declare_key_flag("sid_vocab_size")
 flags.declare_key_flag("simulator_protocol")
 flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
+flags.declare_key_flag("distributed")
 
 # The name of --mode to what runs the experiment.
 EXPERIMENTS = {
@@ -84,8 +86,17 @@ def main(argv: list[str], command: str) -> None:
     raise InputError("--workdir is missing; expected a folder to write to")
   _check_inputs(mode)
   config = flags_lib.config_from_flags()
-  _use_cores(len(config.policy.seeds))
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
+  if _joins_others(mode):
+    # Only process 0 prints.
+    with contextlib.ExitStack() as silence:
+      if not hosts.is_first():
+        logging.set_verbosity(logging.ERROR)
+        nowhere = silence.enter_context(open(os.devnull, "w"))
+        silence.enter_context(contextlib.redirect_stdout(nowhere))
+      _run_stages(mode, config, workdir)
+    return
+  _use_cores(len(config.policy.seeds))
   workdir_lib.settle(workdir / quantize.FOLDER)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
@@ -106,6 +117,22 @@ def main(argv: list[str], command: str) -> None:
     _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _joins_others(mode: str) -> bool:
+  """Starts this process as one of many, if flags say so."""
+  names = [flags_lib.COORDINATOR, flags_lib.PROCESSES, flags_lib.PROCESS]
+  given = [flag.value for flag in names]
+  if not flags_lib.DISTRIBUTED.value and given == [None] * 3:
+    return False
+  own = flags_lib.EMBEDDINGS.value or flags_lib.SWEEP.value
+  if own or mode not in ("all", *STAGES):
+    raise InputError(
+      f"--mode={mode} with many processes; expected a single one: only the "
+      "stages of a dataset know what to do with more"
+    )
+  hosts.start(*given)
+  return True
 
 
 def _use_cores(seeds: int) -> None:
@@ -135,12 +162,12 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
   if not run.own_users:
     prepare.builder_folder(config.data.dataset)
-  workdir_lib.claim(workdir, flags_lib.resolved())
+  hosts.on_first(lambda: workdir_lib.claim(workdir, flags_lib.resolved()))
   ran = [run.stage(name) for name in (STAGES if mode == "all" else [mode])]
   if not any(ran):
     what = "all stages" if mode == "all" else f"stage {mode}"
     print(f"{what} of this configuration found in {workdir}; nothing to do")
-  if mode in ("all", "evaluate", "report"):
+  if mode in ("all", "evaluate", "report") and hosts.is_first():
     print(report.table(run.results()))
     print(f"results: {workdir / 'results.json'}")
     page = workdir / "report" / "report.html"
@@ -224,6 +251,10 @@ def _guarded(argv: list[str], arguments: list[str]) -> None:
     _fail(error)
   except FloatingPointError as error:
     _fail(error, status=1)
+  except jax.errors.JaxRuntimeError as error:
+    if not hosts.many():
+      raise
+    hosts.lost(error)
   except OSError as error:  # Such as a full disk; what is written is whole.
     where = f"{error.filename}: " if error.filename else ""
     _fail(f"{where}{error.strerror or error}", status=1)
@@ -240,6 +271,7 @@ def run_command(argv: list[str]) -> None:
 def _fail(error, status: int = 2) -> None:
   text = " ".join(str(error).split())
   print(f"error: {text}", file=sys.stderr)
+  hosts.leave(status)
   sys.exit(status)
 
 

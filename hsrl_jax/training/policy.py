@@ -1,5 +1,6 @@
 """Stage `policy`: trains the agent in the simulator."""
 
+import contextlib
 import pathlib
 from collections.abc import Callable
 
@@ -20,7 +21,14 @@ from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import SidIndex
-from hsrl_jax.training import checkpoint, evaluate, loop, parallel, progress
+from hsrl_jax.training import (
+  checkpoint,
+  evaluate,
+  hosts,
+  loop,
+  parallel,
+  progress,
+)
 from hsrl_jax.training import metrics as metrics_lib
 from hsrl_jax.types import Params, Sessions
 
@@ -129,10 +137,13 @@ def run(
   with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
     restored = checkpoint.restore_latest(checkpointer, (learner, stream))
     learner, stream = restored or (learner, stream)
-    done = int(learner.step[0])
+    done = int(parallel.one_copy(learner.step)[0])
     learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
+    first = hosts.is_first()
     with (
-      metrics_lib.MetricsWriter(folder, done) as writer,
+      metrics_lib.MetricsWriter(folder, done)
+      if first
+      else contextlib.nullcontext() as writer,
       progress.bar(policy.iterations, "policy", "it", done) as bar,
     ):
       for step in range(
@@ -148,9 +159,12 @@ def run(
             f"{bad} is {measured[bad]} by iteration {step}; the last good "
             f"checkpoint is kept in {folder}: lower --learning_rate"
           )
-        writer.write(step, measured)
         bar.update(policy.iterations_per_call)
-        if step % policy.curve_every == 0 or step == policy.iterations:
+        if first:
+          writer.write(step, measured)
+        if first and (
+          step % policy.curve_every == 0 or step == policy.iterations
+        ):
           point = curve(parallel.target_params(learner, layout))
           writer.write(step, {"eval": point})
           bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")

@@ -4,6 +4,8 @@ import sys
 
 import tqdm
 
+from hsrl_jax.training import hosts
+
 
 def bar(
   total: int, title: str, unit: str, done: int = 0, delay: float = 0.0
@@ -26,4 +28,5 @@ def bar(
     dynamic_ncols=True,
     smoothing=0.1,
     delay=delay,
+    disable=not hosts.is_first(),
   )

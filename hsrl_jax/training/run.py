@@ -19,6 +19,7 @@ from hsrl_jax.data import prepare, response_file, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.training import (
   evaluate,
+  hosts,
   policy,
   progress,
   quantize,
@@ -26,6 +27,7 @@ from hsrl_jax.training import (
   simulator,
 )
 from hsrl_jax.training import workdir as workdir_lib
+from hsrl_jax.types import Params
 
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
 _SHARED = ("data", "quantize", "simulator")
@@ -253,12 +255,16 @@ class Run:
 
   def policies(self) -> list[tuple[Callable, tuple]]:
     """The trained greedy policy of each seed, with its parameters."""
-    params = policy.load(
-      self.config, self.workdir, self.env, self.catalogue, self.users("train")
-    )
     agent = policy.make_agent(self.config, self.env, self.catalogue.index)
     act = policy.greedy(agent)
-    return [(act, (p, self.catalogue)) for p in params]
+    return [(act, (p, self.catalogue)) for p in self._trained]
+
+  @functools.cached_property
+  def _trained(self) -> list[Params]:
+    """Each seed's parameters, which all processes read together."""
+    return policy.load(
+      self.config, self.workdir, self.env, self.catalogue, self.users("train")
+    )
 
   def report(self) -> None:
     """Stage report."""
@@ -271,18 +277,31 @@ class Run:
 
   def stage(self, name: str) -> bool:
     """Runs a stage, unless it is done; says which. True if it ran."""
-    fingerprint = self.fingerprints[name]
-    if workdir_lib.is_done(self._folder(name), name, fingerprint):
+    # Of many processes the first decides, and runs all but the training alone.
+    if not hosts.on_first(lambda: self._is_due(name)):
+      return False
+    print(f"{name} ...", flush=True)
+    start = time.monotonic()
+    if name == "policy":
+      self.policy()
+    else:
+      if name == "evaluate":
+        _ = self._trained
+      hosts.on_first(getattr(self, name))
+    if hosts.is_first():
+      workdir_lib.mark_done(self._folder(name), name, self.fingerprints[name])
+    print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
+    return True
+
+  def _is_due(self, name: str) -> bool:
+    """Whether a stage is yet to run; raises where one before it is missing."""
+    folder, fingerprint = self._folder(name), self.fingerprints[name]
+    if workdir_lib.is_done(folder, name, fingerprint):
       return False
     for before in STAGES[: STAGES.index(name)]:
       workdir_lib.require(
         self._folder(before), before, self.fingerprints[before]
       )
-    print(f"{name} ...", flush=True)
-    start = time.monotonic()
-    getattr(self, name)()
-    workdir_lib.mark_done(self._folder(name), name, fingerprint)
-    print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
     return True
 
   def results(self) -> dict:
