@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
 _KEEP = 2  # One to fall back to where the newest is damaged.
 
@@ -82,6 +83,28 @@ def restore_latest(
         lambda x, y: y if x.size else x, like, loaded, is_leaf=_is_none
       )
   return None
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+  """Within it Orbax does not wait for other processes; it asks how many."""
+  count = jax.process_count
+  jax.process_count = lambda *_: 1
+  try:
+    yield
+  finally:
+    jax.process_count = count
+
+
+def operations() -> int:
+  """How many operations Orbax has numbered in this process."""
+  return int(OperationIdGenerator.get_current_operation_id())
+
+
+def catch_up(count: int) -> None:
+  """Numbers as many; processes find one another by these numbers."""
+  while operations() < count:
+    OperationIdGenerator.next_operation_id()
 
 
 def _is_none(x: Any) -> bool:

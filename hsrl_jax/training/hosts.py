@@ -17,6 +17,7 @@ import jax
 from jax._src import distributed  # What it keeps has no public name.
 
 from hsrl_jax.errors import InputError
+from hsrl_jax.training import checkpoint
 
 START_SECONDS = 60  # For all processes to find one another.
 # A process that says nothing for so long is lost, and one that ends waits so
@@ -51,8 +52,6 @@ def start(
     f"the processes did not meet at {where} within {2 * START_SECONDS} s; "
     "expected all of them started, with one address that each can reach"
   )
-  # Between the CPUs of several processes; accelerators have their own way.
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
   try:
     jax.distributed.initialize(
       coordinator,
@@ -68,6 +67,9 @@ def start(
       "TPU VM, SLURM or Open MPI, or --coordinator, --processes and --process"
     ) from error
   _on_abort(_LOST)
+  # Between the CPUs of several processes; accelerators have their own way.
+  jax.config.update("jax_cpu_collectives_implementation", "gloo")
+  jax.devices()  # For which all of them meet.
 
 
 def many() -> bool:
@@ -102,17 +104,20 @@ def on_first(work: Callable[[], Any]) -> Any:
   key = f"hsrl_jax/on_first/{_Calls.count}"
   if not is_first():
     found = store.blocking_key_value_get(key, 1000 * _WORK_SECONDS)
-    error, value = json.loads(found)
+    error, value, operations = json.loads(found)
     if error:
       raise InputError(f"process 0 stopped: {error}")
+    checkpoint.catch_up(operations)
     return value
   try:
-    value = work()
+    with checkpoint.alone():
+      value = work()
   except BaseException as error:
     text = " ".join(str(error).split()) or type(error).__name__
-    store.key_value_set(key, json.dumps([text, None]))
+    store.key_value_set(key, json.dumps([text, None, 0]))
     raise
-  store.key_value_set(key, json.dumps([None, value]))
+  told = [None, value, checkpoint.operations()]
+  store.key_value_set(key, json.dumps(told))
   return value
 
 

@@ -27,7 +27,6 @@ from hsrl_jax.training import (
   simulator,
 )
 from hsrl_jax.training import workdir as workdir_lib
-from hsrl_jax.types import Params
 
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
 _SHARED = ("data", "quantize", "simulator")
@@ -255,16 +254,12 @@ class Run:
 
   def policies(self) -> list[tuple[Callable, tuple]]:
     """The trained greedy policy of each seed, with its parameters."""
-    agent = policy.make_agent(self.config, self.env, self.catalogue.index)
-    act = policy.greedy(agent)
-    return [(act, (p, self.catalogue)) for p in self._trained]
-
-  @functools.cached_property
-  def _trained(self) -> list[Params]:
-    """Each seed's parameters, which all processes read together."""
-    return policy.load(
+    params = policy.load(
       self.config, self.workdir, self.env, self.catalogue, self.users("train")
     )
+    agent = policy.make_agent(self.config, self.env, self.catalogue.index)
+    act = policy.greedy(agent)
+    return [(act, (p, self.catalogue)) for p in params]
 
   def report(self) -> None:
     """Stage report."""
@@ -285,8 +280,6 @@ class Run:
     if name == "policy":
       self.policy()
     else:
-      if name == "evaluate":
-        _ = self._trained
       hosts.on_first(getattr(self, name))
     if hosts.is_first():
       workdir_lib.mark_done(self._folder(name), name, self.fingerprints[name])

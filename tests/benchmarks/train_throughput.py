@@ -38,8 +38,10 @@ LEVELS, VOCAB = 3, 64
 CALLS = 7
 
 
-def main(items: int, agent: str, layers: int) -> None:
-  """Compiles the step, runs it, prints what it took."""
+def problem(
+  items: int, config: PolicyConfig
+) -> tuple[loop.Engine, loop.Inputs, str]:
+  """The engine in a simulator of random items and users, and how it acts."""
   rng = np.random.default_rng(0)
   features = rng.normal(size=(items + 1, FEATURES)).astype(np.float32)
   features[0] = 0
@@ -60,9 +62,8 @@ def main(items: int, agent: str, layers: int) -> None:
   )
   response = simulator.ResponseParams(network, jnp.asarray(features))
   env = simulator.make_env(env_config, SLATE)
-  config = PolicyConfig(agent=agent, layers=layers)
   spec = Spec(LEVELS, VOCAB, SLATE, -0.1, config.iterations)
-  engine = loop.make(policy.AGENTS[agent](config, spec), env, config)
+  agent = policy.AGENTS[config.agent](config, spec)
   shown = rng.integers(1, items + 1, (USERS, SLATE)).astype(np.int32)
   logs = Sessions(
     np.arange(USERS), profiles, histories, shown, 1.0 * (shown % 2)
@@ -72,6 +73,14 @@ def main(items: int, agent: str, layers: int) -> None:
     EnvParams(response, jnp.asarray(profiles), jnp.asarray(histories)),
     loop.logged(logs, env.penalty),
   )
+  how = policy.acting(config, catalogue.index)
+  return loop.make(agent, env, config), inputs, how
+
+
+def main(items: int, agent: str, layers: int) -> None:
+  """Compiles the step, runs it, prints what it took."""
+  config = PolicyConfig(agent=agent, layers=layers)
+  engine, inputs, how = problem(items, config)
   layout = parallel.layout(len(config.seeds))
   learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
   learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
@@ -92,7 +101,7 @@ def main(items: int, agent: str, layers: int) -> None:
     "agent": agent,
     "layers": layers,
     "items": items,
-    "acting": policy.acting(config, catalogue.index),
+    "acting": how,
     "iterations_per_second": round(statistics.median(rates), 1),
     "iterations_per_second_min": round(min(rates), 1),
     "iterations_per_second_max": round(max(rates), 1),

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import pathlib
-import re
 import shutil
 import signal
 import socket
@@ -11,13 +10,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from unittest import mock
 
 import chex
-import jax
-import numpy as np
+from absl import flags
 from absl.testing import absltest
 
-from hsrl_jax.training import checkpoint, hosts, metrics, policy
+from hsrl_jax import flags as flags_lib
+from hsrl_jax.training import checkpoint, hosts, loop, metrics, parallel, policy
+from hsrl_jax.training import run as run_lib
+from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
@@ -27,16 +29,19 @@ SMALL = (
   "--agent=a2c",
   "--width=8",
   "--critic_hidden=8",
-  "--iterations=200",
-  "--iterations_per_call=10",
   "--buffer_size=3200",
-  "--curve_every=200",
-  "--save_every=10",
+  "--iterations=100",
+  "--iterations_per_call=10",
+  "--curve_every=100",
+  "--save_every=20",
   "--curve_episodes=20",
   "--evaluate_episodes=40",
-  "--seeds=0,1",
 )
-STEPS = 200
+UNMET = """
+from hsrl_jax.training import hosts
+hosts.START_SECONDS = 1
+hosts.start("127.0.0.1:{port}", 2, 1)
+"""
 
 
 def _free_port() -> int:
@@ -45,99 +50,147 @@ def _free_port() -> int:
     return found.getsockname()[1]
 
 
+def _metrics(workdir):
+  """The lines of training by step."""
+  lines = metrics.read(workdir / policy.FOLDER)
+  return {x["step"]: x for x in lines if "loss" in x}
+
+
+def _state(workdir):
+  """The newest state of training."""
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(["hsrl", *SMALL])
+  config = flags_lib.config_from_flags()
+  flags.FLAGS.mark_as_parsed()
+  run = run_lib.Run(config, workdir)
+  agent = policy.make_agent(config, run.env, run.catalogue.index)
+  engine = loop.make(agent, run.env, config.policy)
+  inputs = loop.Inputs(run.catalogue, run.users("train"))
+  like = parallel.shapes(engine.init, config.policy.seeds, inputs)
+  folder = workdir / policy.FOLDER / "checkpoints"
+  with checkpoint.open_directory(folder) as checkpointer:
+    return checkpoint.restore_latest(checkpointer, like)
+
+
 class HostsTest(absltest.TestCase):
-  @classmethod
-  def setUpClass(cls):
-    super().setUpClass()
-    cls.folder = pathlib.Path(tempfile.mkdtemp())
-    cls.enterClassContext(contextlib.closing(cls))
-    cls.one = cls.folder / "one"
-    cls.start(cls.one, devices=4)
-    cls.finish()
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(tempfile.mkdtemp())
+    self.addCleanup(shutil.rmtree, self.folder)
 
-  @classmethod
-  def close(cls):
-    for process in cls.running:
-      process.kill()
-    shutil.rmtree(cls.folder)
-
-  running = ()
-
-  @classmethod
-  def start(cls, workdir, *arguments, devices, processes=1):
-    """Starts the command in one process, or in some that are one run."""
+  def _python(self, *arguments, devices=1):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "JAX_COMPILATION_CACHE_DIR": str(cls.folder / "cache"),
-      "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # To compile sooner.
     }
-    own = [()]
-    if processes > 1:
-      where = (f"--coordinator=127.0.0.1:{_free_port()}", "--processes=2")
-      own = [(*where, f"--process={i}") for i in range(processes)]
-    command = [sys.executable, "-m", "hsrl_jax.launch", *SMALL]
-    cls.running = [
-      subprocess.Popen(
-        [*command, f"--workdir={workdir}", *arguments, *more],
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-      )
-      for more in own
+    process = subprocess.Popen(
+      [sys.executable, *arguments],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    self.addCleanup(process.communicate)
+    self.addCleanup(process.kill)
+    return process
+
+  def _start(self, workdir, *arguments, devices):
+    return self._python(
+      *("-m", "hsrl_jax.launch", *SMALL, f"--workdir={workdir}", *arguments),
+      devices=devices,
+    )
+
+  def _start_two(self, workdir, *arguments):
+    given = (f"--coordinator=127.0.0.1:{_free_port()}", "--processes=2")
+    return [
+      self._start(workdir, *arguments, *given, f"--process={i}", devices=2)
+      for i in range(2)
     ]
 
-  @classmethod
-  def finish(cls, status=0):
-    """What the processes printed, [(standard output, standard error)]."""
-    said = [x.communicate(timeout=300) for x in cls.running]
-    for process, (_, err) in zip(cls.running, said, strict=True):
-      assert process.returncode == status, (process.returncode, err)
-    return said
-
-  def params(self, workdir):
-    """The parameters that a run left, without a word of its devices."""
-    path = workdir / policy.FOLDER / "checkpoints"
-    with checkpoint.open_directory(path) as checkpointer:
-      state = checkpointer.load(STEPS)
-    return jax.tree.map(np.asarray, state[0]["params"])
-
-  def assert_same_run(self, workdir):
-    chex.assert_trees_all_close(
-      self.params(workdir), self.params(self.one), rtol=1e-3, atol=1e-3
-    )
-    ours, theirs = (
-      metrics.read(x / policy.FOLDER) for x in (workdir, self.one)
-    )
-    self.assertEqual([x["step"] for x in ours], [x["step"] for x in theirs])
+  def _finish(self, process, status=0):
+    """What a process printed, without what the runtime says of its sockets."""
+    out, err = process.communicate(timeout=300)
+    self.assertEqual(process.returncode, status, err)
+    lines = out.splitlines(keepends=True)
+    return "".join(x for x in lines if not x.startswith("[Gloo]")), err
 
   def test_a_life(self):
-    # Two start from nothing; one of them is killed while they train.
-    workdir = self.folder / "two"
-    self.start(workdir, devices=2, processes=2)
-    lines = workdir / policy.FOLDER / metrics.METRICS
-    while not (lines.exists() and '"step": 30,' in lines.read_text()):
+    # Two processes start from nothing; one is killed while they train.
+    two = self.folder / "two"
+    running = self._start_two(two)
+    file = two / policy.FOLDER / metrics.METRICS
+    while not (file.exists() and '"step": 50,' in file.read_text()):
+      if running[0].poll() is not None:
+        self._finish(running[0])
       time.sleep(0.01)
-      self.assertIsNone(self.running[0].poll())
-    self.running[1].send_signal(signal.SIGKILL)
-    killed = time.monotonic()
-    out, err = self.running[0].communicate(timeout=2 * hosts.LOST_SECONDS)
-    print(time.monotonic() - killed, out, err)
-    self.assertEqual(self.running[0].returncode, 1)
-    self.assertRegex(err.splitlines()[-1], "^error: a host was lost; the same ")
+    running[1].send_signal(signal.SIGKILL)
+    deadline = time.monotonic() + 2 * hosts.LOST_SECONDS
+    _, err = self._finish(running[0], status=1)
+    self.assertLess(time.monotonic(), deadline)
+    self.assertStartsWith(err.splitlines()[-1], "error: a host was lost; the ")
 
-    # The same command goes on, and so does a single process of one device.
-    other = self.folder / "other"
-    shutil.copytree(workdir, other)
-    self.start(workdir, devices=2, processes=2)
-    (out, _), (other_out, other_err) = self.finish()
-    self.assertIn("policy done", out)
-    self.assertEqual((other_out, other_err), ("", ""))
-    self.assert_same_run(workdir)
-    self.start(other, devices=1)
-    self.finish()
-    self.assert_same_run(other)
+    # A single process with one device goes on; one with four starts anew.
+    one = self.folder / "one"
+    shutil.copytree(two, one, ignore=shutil.ignore_patterns("policy"))
+    steps = {*_metrics(two)}
+    alone = self._start(two, "--mode=policy", devices=1)
+    four = self._start(one, "--mode=policy", devices=4)
+    self._finish(alone)
+    self._finish(four)
+    self.assertContainsSubset({10, 20, 30, 40, 50}, steps)
+    ours, theirs = _metrics(two), _metrics(one)
+    self.assertEqual(list(ours), list(theirs))
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    (ours, rings), (theirs, their_rings) = _state(two), _state(one)
+    chex.assert_trees_all_close(
+      ours._replace(key=0), theirs._replace(key=0), rtol=1e-4, atol=1e-5
+    )
+    chex.assert_trees_all_equal(rings.replay.added, their_rings.replay.added)
+    chex.assert_trees_all_equal(
+      rings.replay.items.slate, their_rings.replay.items.slate
+    )
+
+    # Two processes do the rest, of which the first tells.
+    running = self._start_two(one)
+    out, _ = self._finish(running[0])
+    self.assertIn("report done", out)
+    self.assertIn("greedy_oracle", out)
+    self.assertTrue((one / "results.json").exists())
+    self.assertEqual(self._finish(running[1]), ("", ""))
+
+  def test_all_stop_where_the_first_one_fails(self):
+    workdir = self.folder / "new"
+    first, second = self._start_two(workdir, "--mode=policy")
+    _, err = self._finish(first, status=2)
+    line = f"{workdir}: stage data is missing; run --mode=data first, or "
+    self.assertStartsWith(err, f"error: {line}")
+    out, err = self._finish(second, status=2)
+    self.assertEqual(out, "")
+    self.assertStartsWith(err, f"error: process 0 stopped: {line}")
+    self.assertLen(err.splitlines(), 1)
+
+  def test_a_coordinator_that_is_not_there(self):
+    code = UNMET.format(port=_free_port())
+    _, err = self._finish(self._python("-c", code), status=1)
+    self.assertRegex(
+      err.splitlines()[-1],
+      "error: the processes did not meet at 127.* within 2 s",
+    )
+
+  def test_what_has_no_use_for_many_processes(self):
+    for arguments in (
+      ["--mode=benchmark", "--distributed"],
+      ["--mode=quantize", "--sweep=4x2", "--coordinator=127.0.0.1:9"],
+    ):
+      status, _, err = command.run(f"--workdir={self.folder}", *arguments)
+      self.assertEqual(status, 2)
+      self.assertIn("with many processes; expected a single one", err)
+    with mock.patch.object(hosts, "_on_abort"):
+      status, _, err = command.run(f"--workdir={self.folder}", "--distributed")
+    self.assertEqual(status, 2)
+    self.assertIn("were not found", err)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
 """The engine: devices, transfers, compilations, learning."""
 
+import pathlib
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.training import evaluate, parallel, policy
+from hsrl_jax.training import checkpoint, evaluate, parallel, policy
 from tests.training import toy
 
 
@@ -26,6 +29,14 @@ def _on_one_device(x):
   return jax.tree.map(copy, x)
 
 
+def _collectives(text):
+  """What devices exchange, by the text of a program."""
+  kinds = "all.reduce|all.gather|all.to.all|reduce.scatter|collective.\\w+"
+  # As StableHLO has it, or HLO, where it may have its end apart.
+  found = rf"stablehlo\.({kinds})|= .*? ({kinds})(?:-start)?\("
+  return ["".join(x) for x in re.findall(found, text)]
+
+
 class DevicesTest(parameterized.TestCase):
   @parameterized.parameters("expected", "sampled")
   def test_four_devices_do_what_one_does(self, mode):
@@ -40,7 +51,11 @@ class DevicesTest(parameterized.TestCase):
     four = parallel.over_devices(engine.run, layout)
     learner, stream, placed = parallel.place(learner, stream, inputs, layout)
     start = jax.tree.map(np.asarray, one_learner.params)
-    for _ in range(3):
+    compiled = four.lower(learner, stream, placed).compile().as_text()
+    self.assertEqual(_collectives(compiled), ["all-reduce"])
+    for call in range(3):
+      if call == 2:
+        self._save(parallel.collect(learner, stream, layout))
       learner, stream, metrics = four(learner, stream, placed)
       one_learner, one_stream, one_metrics = one(
         one_learner, one_stream, inputs
@@ -64,6 +79,47 @@ class DevicesTest(parameterized.TestCase):
       jax.tree.map(np.asarray, learner.params),
     )
     self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
+
+    # The last call again, from the checkpoint before it: the same on as many
+    # devices, and on other numbers up to summation order.
+    shapes = parallel.shapes(engine.init, config.seeds, inputs)
+    found = {1: one(*self._saved(shapes), inputs)[:2]}
+    for devices in (4, 2) if mode == "expected" else (4,):
+      layout = parallel.Layout(2, devices, by_seed=False)
+      like = parallel.init(engine.init, config.seeds, inputs, layout)
+      placed = parallel.place(*self._saved(like), inputs, layout)
+      run = four if devices == 4 else parallel.over_devices(engine.run, layout)
+      found[devices] = parallel.collect(*run(*placed)[:2], layout)
+    chex.assert_trees_all_equal(
+      found[4][0]._replace(key=0), learner._replace(key=0)
+    )
+    chex.assert_trees_all_equal(found[4][1], merged)
+    for got, rings in found.values():
+      chex.assert_trees_all_close(
+        got.params, learner.params, rtol=1e-4, atol=2e-4
+      )
+      chex.assert_trees_all_equal(
+        rings.replay.items.slate, merged.replay.items.slate
+      )
+
+  def _save(self, state):
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    with checkpoint.open_directory(self.folder) as checkpointer:
+      checkpoint.save(checkpointer, 8, state)
+
+  def _saved(self, like):
+    with checkpoint.open_directory(self.folder) as checkpointer:
+      return checkpoint.restore_latest(checkpointer, like)
+
+  @parameterized.parameters("a2c", "sasrec")
+  def test_devices_meet_once_an_iteration(self, agent):
+    config = toy.config(agent=agent)
+    engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())
+    layout = parallel.layout(2)
+    start = parallel.init(engine.init, config.seeds, inputs, layout)
+    placed = parallel.place(*start, inputs, layout)
+    text = parallel.over_devices(engine.run, layout).lower(*placed).as_text()
+    self.assertEqual(_collectives(text), ["all_reduce"])
 
   def test_gradients_of_four_devices_are_the_gradient_of_all(self):
     config = toy.config(
