@@ -252,9 +252,8 @@ def _guarded(argv: list[str], arguments: list[str]) -> None:
   except FloatingPointError as error:
     _fail(error, status=1)
   except jax.errors.JaxRuntimeError as error:
-    if not hosts.many():
-      raise
-    hosts.lost(error)
+    hosts.end_if_lost(error)
+    raise
   except OSError as error:  # Such as a full disk; what is written is whole.
     where = f"{error.filename}: " if error.filename else ""
     _fail(f"{where}{error.strerror or error}", status=1)

@@ -45,13 +45,16 @@ def start(
     process: which this is, from 0.
 
   Raises:
-    InputError: arguments and environment do not tell all of this.
+    InputError: arguments and environment do not tell all of this, or the
+      processes differ in their devices.
   """
   where = coordinator or "the environment's coordinator"
   _on_abort(
     f"the processes did not meet at {where} within {2 * START_SECONDS} s; "
     "expected all of them started, with one address that each can reach"
   )
+  # It would take SIGTERM from whoever handles it in Python.
+  jax.config.update("jax_enable_preemption_service", False)
   try:
     jax.distributed.initialize(
       coordinator,
@@ -61,15 +64,22 @@ def start(
       heartbeat_timeout_seconds=LOST_SECONDS,
       shutdown_timeout_seconds=LOST_SECONDS,
     )
+    # Between the CPUs of processes; accelerators have their own way.
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.devices()  # For which all of them meet.
   except (ValueError, RuntimeError) as error:
     raise InputError(
       f"the processes of --distributed were not found ({error}); expected a "
       "TPU VM, SLURM or Open MPI, or --coordinator, --processes and --process"
     ) from error
   _on_abort(_LOST)
-  # Between the CPUs of several processes; accelerators have their own way.
-  jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  jax.devices()  # For which all of them meet.
+  each = jax.local_device_count()
+  if jax.device_count() != each * jax.process_count():
+    raise InputError(
+      f"process {jax.process_index()} has {each} devices of "
+      f"{jax.device_count()}; expected as many in each of the "
+      f"{jax.process_count()} processes"
+    )
 
 
 def many() -> bool:
@@ -121,9 +131,12 @@ def on_first(work: Callable[[], Any]) -> Any:
   return value
 
 
-def lost(error: Exception) -> NoReturn:
-  """Ends the process after the runtime failed to reach another one."""
+def end_if_lost(error: jax.errors.JaxRuntimeError) -> None:
+  """Ends the process if the runtime failed to reach another one."""
   first_line = (str(error).splitlines() or [""])[0]
+  own = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT")
+  if not many() or first_line.startswith(own):
+    return
   _end(f"{_LOST} ({first_line[:200]})")
 
 
