@@ -8,6 +8,10 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
+from hsrl_jax.errors import InputError
+
 _PIECE = 2**24  # Bytes that are hashed at once.
 
 
@@ -32,6 +36,40 @@ def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
 def write_json(path: pathlib.Path, value: Any) -> None:
   """Writes JSON for people and scripts, atomically; NaN is refused."""
   write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: pathlib.Path, known: int) -> Any:
+  """Reads an object with a `format`; see `check_format`."""
+  value = json.loads(path.read_text())
+  check_format(path, value.get("format", 1), known)
+  return value
+
+
+def read_npz(path: pathlib.Path, known: int) -> dict[str, np.ndarray]:
+  """Reads arrays, one of which is `format`; see `check_format`."""
+  # Opened here, since numpy leaves a damaged file open.
+  with path.open("rb") as file, np.load(file) as saved:
+    arrays = dict(saved)
+  check_format(path, int(arrays.get("format", 1)), known)
+  return arrays
+
+
+def check_format(path: pathlib.Path, found: int, known: int) -> None:
+  """Checks the version number that a file was written with.
+
+  Args:
+    path: of the file.
+    found: its number; 1 where it was written before there were numbers.
+    known: the newest that this version of hsrl_jax reads.
+
+  Raises:
+    InputError: the file is of a newer version.
+  """
+  if found > known:
+    raise InputError(
+      f"{path} has format {found}; expected at most {known}: it is of a newer "
+      "hsrl_jax, update this one"
+    )
 
 
 def digest(

@@ -5,7 +5,6 @@ with the same luck in each (common random numbers), so their difference is
 known far better than in a real A/B test, where each user meets one arm alone.
 """
 
-import json
 import pathlib
 import textwrap
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from hsrl_jax.config import AGENTS
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import benchmark, jobs
 from hsrl_jax.ops import statistics
-from hsrl_jax.training import plots, report
+from hsrl_jax.training import evaluate, plots, report
 from hsrl_jax.training.evaluate import BOUNDS
 from hsrl_jax.training.run import SESSIONS
 
@@ -76,8 +75,7 @@ def run(experiment: jobs.Experiment) -> None:
     for name, folder in zip(names, found, strict=True)
   ]
   control, treatment = map(read, found, policies)
-  with np.load(any_folder / SESSIONS) as file:
-    user = file["user"]
+  user = evaluate.read(any_folder / SESSIONS)["user"]
   facts = _results(any_folder)
   results = {
     key: facts[key] for key in ("dataset", "protocol", "split", "episodes")
@@ -93,19 +91,19 @@ def run(experiment: jobs.Experiment) -> None:
 
 def read(folder: pathlib.Path, policy: str) -> Arm:
   """The sessions of one of the policies that an evaluated run left."""
-  with np.load(folder / SESSIONS) as file:
-    return Arm(*(file[f"{policy}/{field}"] for field in Arm._fields))
+  saved = evaluate.read(folder / SESSIONS)
+  return Arm(*(saved[f"{policy}/{field}"] for field in Arm._fields))
 
 
 def check_paired(folders: list[pathlib.Path]) -> None:
   """Raises InputError where the runs met other users, luck or protocols."""
   first, *others = folders
   for other in others:
-    with np.load(first / SESSIONS) as a, np.load(other / SESSIONS) as b:
-      same = all(
-        a[key].shape == b[key].shape and np.allclose(a[key], b[key])
-        for key in ("user", "greedy_oracle/positives")
-      )
+    a, b = evaluate.read(first / SESSIONS), evaluate.read(other / SESSIONS)
+    same = all(
+      a[key].shape == b[key].shape and np.allclose(a[key], b[key])
+      for key in ("user", "greedy_oracle/positives")
+    )
     if not same:
       raise InputError(
         f"{other} was evaluated in another simulator, with other users or luck "
@@ -311,4 +309,4 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _results(folder: pathlib.Path) -> dict[str, Any]:
-  return json.loads((folder / "results.json").read_text())
+  return evaluate.read_results(folder / "results.json")

@@ -109,8 +109,7 @@ def _difference(
 
 def _rewards(run: Run, policy: str) -> np.ndarray:
   """Total reward of each session of each seed, [S, E]."""
-  with np.load(run.workdir / SESSIONS) as saved:
-    return saved[f"{policy}/total_reward"]
+  return evaluate.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
 
 
 def changed(base: Config, config: Config) -> dict[str, Any]:

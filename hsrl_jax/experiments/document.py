@@ -5,7 +5,6 @@ copied to `results/` below --workdir, under the name of its folder; the page is
 then made of that folder alone, and `notes.md` there is its end.
 """
 
-import json
 import pathlib
 import textwrap
 from typing import Any
@@ -50,7 +49,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   try:
-    results = json.loads((workdir / "results.json").read_text())
+    results = files.read_json(workdir / "results.json", jobs.FORMAT)
     picture = (workdir / "plot.png").read_bytes()
     known = results.get("experiment") in SECTIONS
   except (OSError, ValueError) as error:
@@ -70,7 +69,7 @@ def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
 def page(folder: pathlib.Path) -> str:
   """The page of a folder with results, which are those of `run`."""
   found = {
-    path.stem: json.loads(path.read_text())
+    path.stem: files.read_json(path, jobs.FORMAT)
     for path in sorted(folder.glob("*.json"))
   }
   parts = [

@@ -24,6 +24,7 @@ from hsrl_jax.training import plots
 from hsrl_jax.training import workdir as workdir_lib
 from hsrl_jax.training.run import Run
 
+FORMAT = 1  # Of an experiment's results.json.
 SHARED_STAGES = ("data", "quantize", "simulator")
 _SECONDS = "seconds.json"  # Job to stage to seconds, of all attempts.
 
@@ -149,6 +150,7 @@ def finish(
   """
   spent = sum(x for job in seconds(experiment).values() for x in job.values())
   origin = {
+    "format": FORMAT,
     "experiment": experiment.name,
     "command": experiment.command,
     "commit": commit(),

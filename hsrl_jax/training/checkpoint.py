@@ -11,6 +11,10 @@ from absl import logging
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
+from hsrl_jax import files
+from hsrl_jax.errors import InputError
+
+FORMAT = 1  # Of what is stored beside the arrays, and of their layout.
 _KEEP = 2  # One to fall back to where the newest is damaged.
 
 
@@ -50,7 +54,13 @@ def save(
   passed over, since training came by this step again.
   """
   state = jax.tree.map(lambda x: x if x.size else None, state)
-  checkpointer.save(step, state, force=True, overwrite=True)
+  checkpointer.save(
+    step,
+    state,
+    force=True,
+    overwrite=True,
+    custom_metadata={"format": FORMAT},
+  )
 
 
 def restore_latest(
@@ -64,11 +74,17 @@ def restore_latest(
     checkpointer: from open_directory.
     like: pytree of arrays with the expected shapes, types and shardings, or
       of jax.ShapeDtypeStruct; without a sharding, for the first device.
+
+  Raises:
+    InputError: a checkpoint is of a newer version of hsrl_jax.
   """
   abstract = jax.tree.map(lambda x: _abstract(x) if x.size else None, like)
   for found in reversed(checkpointer.checkpoints):
     try:
+      _check_format(checkpointer, found.step)
       loaded = checkpointer.load(found.step, abstract)
+    except InputError:
+      raise
     except Exception as error:  # noqa: BLE001 (Orbax raises many kinds)
       first_line = (str(error).splitlines() or [type(error).__name__])[0]
       logging.warning(
@@ -105,6 +121,12 @@ def catch_up(count: int) -> None:
   """Numbers as many; processes find one another by these numbers."""
   while operations() < count:
     OperationIdGenerator.next_operation_id()
+
+
+def _check_format(checkpointer: ocp.training.Checkpointer, step: int) -> None:
+  kept = checkpointer.metadata(step).custom_metadata or {}
+  path = pathlib.Path(checkpointer.directory) / str(step)
+  files.check_format(path, kept.get("format", 1), FORMAT)
 
 
 def _is_none(x: Any) -> bool:

@@ -19,6 +19,8 @@ from hsrl_jax.types import Array, Observation, Params, PRNGKey
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
 Act = Callable[[Params, Observation, Array, PRNGKey], Array]
 
+RESULTS_FORMAT = 1  # Of a run's results.json.
+SESSIONS_FORMAT = 1  # Of sessions.npz.
 BOUNDS = ("random", "best_constant", "greedy_oracle")
 # Of each session kept.
 MEASURES = ("total_reward", "depth", "positives", "liked_slates")
@@ -240,6 +242,7 @@ def save(
   buffer, (any_sessions, *_) = io.BytesIO(), next(iter(policies.values()))
   np.savez_compressed(
     buffer,
+    format=SESSIONS_FORMAT,
     user=np.resize(user_id, len(any_sessions.depth)),
     **{
       f"{name}/{measure}": np.stack([_measure(s, measure) for s in seeds])
@@ -248,6 +251,16 @@ def save(
     },
   )
   files.write_atomic(path, buffer.getvalue())
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays that `save` wrote."""
+  return files.read_npz(path, SESSIONS_FORMAT)
+
+
+def read_results(path: pathlib.Path) -> dict:
+  """What stage evaluate left in results.json."""
+  return files.read_json(path, RESULTS_FORMAT)
 
 
 def _measure(sessions: Sessions, name: str) -> np.ndarray:

@@ -27,6 +27,7 @@ from hsrl_jax.training import checkpoint, progress, sid_report
 from hsrl_jax.training import workdir as workdir_lib
 
 FOLDER = "sids"
+FORMAT = 1  # Of codebooks.npz and sids.npz.
 _FITS = ".fit"  # Checkpoints of fits that are not finished.
 _WORTH_SAVING = 2.0  # Seconds of work that a checkpoint must save.
 _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
@@ -383,11 +384,17 @@ def check_finite(rows: embeddings.Rows, ids: np.ndarray, where: str) -> None:
     embeddings.check_finite(rows, ids, where, bar.update)
 
 
+def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays of one of the two files with a FORMAT."""
+  return files.read_npz(path, FORMAT)
+
+
 def read(workdir: pathlib.Path) -> Sids:
   """Reads `sids/`, and checks that its files belong together.
 
   Raises:
-    InputError: a file is missing, damaged, or made with other codebooks.
+    InputError: a file is missing, damaged, of a newer version, or made with
+      other codebooks.
   """
   folder = workdir / FOLDER
   if not folder.exists():
@@ -396,9 +403,9 @@ def read(workdir: pathlib.Path) -> Sids:
       "--mode=quantize first"
     )
   path = folder / "sids.npz"
-  saved = _guard(_arrays, path)
+  saved = _guard(read_npz, path)
   codebooks = _guard(
-    lambda x: _arrays(x)["codebooks"], folder / "codebooks.npz"
+    lambda x: read_npz(x)["codebooks"], folder / "codebooks.npz"
   )
   try:
     tokens, active = saved["tokens"], saved["active"]
@@ -481,6 +488,7 @@ def _write(
     return str(title) or f"item {made.item_id[rows[row]]}"
 
   columns = {
+    "format": FORMAT,
     "item_id": made.item_id,
     "tokens": made.tokens,
     "active": made.active,
@@ -490,7 +498,9 @@ def _write(
     columns["title"] = made.title
   page = sid_report.render(facts, made.codebooks, tokens, title_of, genres)
   with workdir_lib.replace_folder(workdir / FOLDER) as folder:
-    np.savez_compressed(folder / "codebooks.npz", codebooks=made.codebooks)
+    np.savez_compressed(
+      folder / "codebooks.npz", format=FORMAT, codebooks=made.codebooks
+    )
     np.savez_compressed(folder / "sids.npz", **columns)
     sid.save_index(folder / "index.npz", made.index)
     files.write_json(folder / "report.json", facts)
@@ -534,15 +544,11 @@ def _hash(codebooks: np.ndarray) -> str:
   return hashlib.sha256(codebooks.tobytes()).hexdigest()[:16]
 
 
-def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  # Opened here, since numpy leaves a damaged file open.
-  with path.open("rb") as file, np.load(file) as saved:
-    return dict(saved)
-
-
 def _guard(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
   try:
     return reader(path)
+  except InputError:
+    raise
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(

@@ -6,12 +6,10 @@ import textwrap
 from typing import Any
 from zipfile import BadZipFile
 
-import numpy as np
-
 from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import metrics, plots, sid_report
+from hsrl_jax.training import evaluate, metrics, plots, quantize, sid_report
 from hsrl_jax.training import page as page_lib
 
 _WIDTH = 80  # Columns of the terminal's table.
@@ -42,12 +40,13 @@ def write(
     InputError: a file of another stage is missing or unreadable.
   """
   folder, sids = workdir / "report", (sids or workdir) / "sids"
-  results = _json(workdir / "results.json")
+  results = _read(evaluate.read_results, workdir / "results.json")
   examples = _json(folder / "examples.json")
   facts = _json(sids / "report.json")
   learned = (workdir / "policy" / metrics.METRICS).exists()
   training = _read(metrics.read, workdir / "policy") if learned else []
-  item_id, tokens = _read(_sids, sids / "sids.npz")
+  saved = _read(quantize.read_npz, sids / "sids.npz")
+  item_id, tokens = saved["item_id"], saved["tokens"]
   genres = [items.genres[i] for i in item_id]
   others = {
     name: policy["total_reward"]["mean"]
@@ -357,11 +356,6 @@ def _by_reward(results):
 
 def _title(items: Items, item: int) -> str:
   return items.titles[item] or f"item {items.external_ids[item] or item}"
-
-
-def _sids(path: pathlib.Path) -> tuple[np.ndarray, np.ndarray]:
-  with np.load(path) as file:
-    return file["item_id"], file["tokens"]
 
 
 def _json(path: pathlib.Path) -> Any:

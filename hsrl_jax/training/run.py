@@ -230,6 +230,7 @@ class Run:
     files.write_json(
       self.workdir / "results.json",
       {
+        "format": evaluate.RESULTS_FORMAT,
         "protocol": self.config.simulator.protocol,
         "dataset": self.name,
         "split": c.split,
@@ -299,7 +300,7 @@ class Run:
 
   def results(self) -> dict:
     """What stage evaluate left."""
-    return self._read_json(self.workdir, "results.json")
+    return evaluate.read_results(self.workdir / "results.json")
 
   def _folder(self, stage: str) -> pathlib.Path:
     if self.shared is None or stage not in _SHARED:

@@ -1,0 +1,237 @@
+"""Each format has a version number; files of every version stay readable.
+
+`tests/formats/` has a small file of each version, `NAME_VERSION`. Where a
+number has gone up the first test writes the file of the new version and asks
+to commit it; those of older versions stay as they are.
+"""
+
+import pathlib
+import shutil
+import tempfile
+import zlib
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import files
+from hsrl_jax.config import QuantizerConfig
+from hsrl_jax.data.embeddings import Embeddings
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import document, jobs
+from hsrl_jax.training import checkpoint, evaluate, parallel, quantize
+from tests.training import toy
+
+FOLDER = pathlib.Path(__file__).parent / "formats"
+CONFIG = toy.config(width=4, critic_hidden=(4,), buffer_size=8 * 4, seeds=(0,))
+
+
+def _like():
+  """Shapes and types of what the stage `policy` stores: learner and stream."""
+  engine, layout = toy.engine(CONFIG), parallel.Layout(1, 1, by_seed=False)
+  return jax.eval_shape(
+    lambda inputs: parallel.init(engine.init, (0,), inputs, layout),
+    toy.inputs(),
+  )
+
+
+def _made_up(path, like: jax.ShapeDtypeStruct) -> jax.Array:
+  """Numbers that follow from a leaf's path and shape."""
+  is_key = jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key)
+  if is_key:
+    like = jax.eval_shape(jax.random.key_data, like)
+  first = zlib.crc32(jax.tree_util.keystr(path).encode()) % 89
+  values = (first + np.arange(like.size)).reshape(like.shape).astype(like.dtype)
+  return jax.random.wrap_key_data(values) if is_key else jnp.asarray(values)
+
+
+def _without_keys(state):
+  """Keys as the words they are, which can be compared."""
+
+  def words(x):
+    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
+
+  return jax.tree.map(words, state)
+
+
+def _checkpoint(folder: pathlib.Path) -> None:
+  with checkpoint.open_directory(folder) as checkpointer:
+    state = jax.tree_util.tree_map_with_path(_made_up, _like())
+    checkpoint.save(checkpointer, 4, state)
+
+
+def _sids(folder: pathlib.Path) -> None:
+  rows = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
+  ids = np.array([f"item-{i}" for i in range(12)])
+  with tempfile.TemporaryDirectory() as workdir:
+    quantize.run(
+      QuantizerConfig(levels=2, vocab_size=4, iterations=2, restarts=1),
+      pathlib.Path(workdir),
+      Embeddings(rows, ids, np.char.upper(ids)),
+      quantize.Source("made up"),
+    )
+    made = pathlib.Path(workdir) / quantize.FOLDER
+    for name in ("codebooks.npz", "sids.npz", "index.npz", "report.json"):
+      files.write_atomic(folder / "sids" / name, (made / name).read_bytes())
+
+
+def _sessions() -> dict[str, list[evaluate.Sessions]]:
+  """Two sessions of two slates of three items, for each bound."""
+  return {
+    name: [
+      evaluate.Sessions(
+        np.float32([reward, 2 * reward]),
+        np.float32([2, 2]),
+        np.float32([1, 3]),
+        np.int32([[[1, 2, 3]] * 2] * 2),
+        np.float32([[[0, 0, 0], [1, 0, 0]], [[1, 0, 0], [0, 1, 1]]]),
+      )
+    ]
+    for name, reward in zip(evaluate.BOUNDS, (1, 3, 5), strict=True)
+  }
+
+
+def _sessions_file(path: pathlib.Path) -> None:
+  evaluate.save(path, _sessions(), np.int32([7, 9]))
+
+
+def _results_file(path: pathlib.Path) -> None:
+  policies = evaluate.report(_sessions())
+  files.write_json(
+    path, {"format": evaluate.RESULTS_FORMAT, "policies": policies}
+  )
+
+
+def _experiment_file(path: pathlib.Path) -> None:
+  files.write_json(path, {"format": jobs.FORMAT, "seconds": 1.5})
+
+
+# Name to today's version and what writes a file.
+FORMATS = {
+  "checkpoint": (checkpoint.FORMAT, _checkpoint),
+  "sids": (quantize.FORMAT, _sids),
+  "sessions": (evaluate.SESSIONS_FORMAT, _sessions_file),
+  "results": (evaluate.RESULTS_FORMAT, _results_file),
+  "experiment": (jobs.FORMAT, _experiment_file),
+}
+
+
+def _files(name: str) -> list[pathlib.Path]:
+  """The files of all versions of a format."""
+  return list(FOLDER.glob(f"{name}_*"))
+
+
+class FormatsTest(parameterized.TestCase):
+  @parameterized.parameters(*FORMATS)
+  def test_each_version_has_a_file(self, name):
+    version, write = FORMATS[name]
+    found = {int(p.stem.rsplit("_")[1]) for p in _files(name)}
+    if version not in found:
+      write(FOLDER / f"{name}_{version}")
+    self.assertEqual(found, set(range(1, version + 1)), "commit the new file")
+
+  def test_checkpoints(self):
+    like = _like()
+    want = jax.tree_util.tree_map_with_path(_made_up, like)
+    for path in _files("checkpoint"):
+      folder = pathlib.Path(self.create_tempdir()) / path.name
+      shutil.copytree(path, folder)
+      with checkpoint.open_directory(folder) as checkpointer:
+        state = checkpoint.restore_latest(checkpointer, like)
+      chex.assert_trees_all_equal(*map(_without_keys, (state, want)))
+
+  def test_sids(self):
+    for path in _files("sids"):
+      found = quantize.read(path)
+      self.assertEqual(list(found.item_id), [f"item-{i}" for i in range(12)])
+      self.assertEqual(found.title[3], "ITEM-3")
+      self.assertLen(set(map(tuple, found.tokens)), 12)
+      self.assertEqual(found.codebooks.shape, (2, 4, 4))
+      self.assertTrue(found.active.all())
+
+  def test_sessions(self):
+    for path in _files("sessions"):
+      found = evaluate.read(path)
+      np.testing.assert_array_equal(found["user"], [7, 9])
+      np.testing.assert_array_equal(
+        found["best_constant/total_reward"], [[3, 6]]
+      )
+      np.testing.assert_array_equal(found["random/liked_slates"], [[1, 2]])
+
+  def test_results(self):
+    for path in _files("results"):
+      found = evaluate.read_results(path)
+      reward = {
+        name: policy["total_reward"]["mean"]
+        for name, policy in found["policies"].items()
+      }
+      self.assertEqual(
+        reward, {"random": 1.5, "best_constant": 4.5, "greedy_oracle": 7.5}
+      )
+
+  def test_experiments(self):
+    for path in _files("experiment"):
+      self.assertEqual(files.read_json(path, jobs.FORMAT)["seconds"], 1.5)
+
+
+class NewerTest(absltest.TestCase):
+  """What a newer version wrote is refused, and not taken for damaged."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(self.create_tempdir())
+
+  def _refused(self):
+    return self.assertRaisesRegex(
+      InputError, r"has format 9; expected at most 1: .* update this one$"
+    )
+
+  def test_checkpoint(self):
+    state = {"w": np.arange(3.0)}
+    with checkpoint.open_directory(self.folder) as checkpointer:
+      checkpoint.save(checkpointer, 1, state)
+      with mock.patch.object(checkpoint, "FORMAT", 9):
+        checkpoint.save(checkpointer, 2, state)
+      with self._refused():
+        checkpoint.restore_latest(checkpointer, state)
+
+  def test_sids(self):
+    for name in ("sids.npz", "codebooks.npz"):
+      (path,) = _files("sids")
+      workdir = self.folder / name
+      shutil.copytree(path, workdir)
+      file = workdir / "sids" / name
+      np.savez(file, **(files.read_npz(file, 1) | {"format": 9}))
+      with self._refused():
+        quantize.read(workdir)
+
+  def test_sessions(self):
+    path = self.folder / "sessions.npz"
+    np.savez(path, format=9)
+    with self._refused():
+      evaluate.read(path)
+
+  def test_results_and_experiments(self):
+    path = self.folder / "results.json"
+    path.write_text('{"format": 9, "experiment": "ab"}')
+    (self.folder / "plot.png").touch()
+    with self._refused():
+      evaluate.read_results(path)
+    with self._refused():
+      document._copy(self.folder, self.folder / "docs")
+
+  def test_a_file_without_a_number_is_of_the_first_version(self):
+    path = self.folder / "results.json"
+    path.write_text('{"agent": "hsrl"}')
+    self.assertEqual(evaluate.read_results(path), {"agent": "hsrl"})
+    np.savez(self.folder / "sessions.npz", user=[1])
+    found = evaluate.read(self.folder / "sessions.npz")
+    np.testing.assert_array_equal(found["user"], [1])
+
+
+if __name__ == "__main__":
+  absltest.main()
