@@ -17,12 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import files
+from hsrl_jax import files, sid
+from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
+from hsrl_jax.envs.user_simulator import EnvParams
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import document, jobs
-from hsrl_jax.training import checkpoint, evaluate, parallel, quantize
+from hsrl_jax.training import checkpoint, evaluate, loop, parallel, quantize
 from tests.training import toy
 
 FOLDER = pathlib.Path(__file__).parent / "formats"
@@ -32,9 +34,21 @@ CONFIG = toy.config(width=4, critic_hidden=(4,), buffer_size=8 * 4, seeds=(0,))
 def _like():
   """Shapes and types of what the stage `policy` stores: learner and stream."""
   engine, layout = toy.engine(CONFIG), parallel.Layout(1, 1, by_seed=False)
+  tokens = np.stack(np.divmod(np.arange(toy.ITEMS), 8), 1)
+  inputs = loop.Inputs(
+    Catalogue(
+      jnp.zeros((toy.ITEMS + 1, 7)),
+      sid.build_index(tokens, 8),
+      jnp.zeros((2, 8, 7)),
+    ),
+    EnvParams(
+      jnp.float32(1),
+      jnp.zeros((toy.USERS, toy.GROUPS)),
+      jnp.zeros((toy.USERS, toy.HISTORY), jnp.int32),
+    ),
+  )
   return jax.eval_shape(
-    lambda inputs: parallel.init(engine.init, (0,), inputs, layout),
-    toy.inputs(),
+    lambda inputs: parallel.init(engine.init, (0,), inputs, layout), inputs
   )
 
 

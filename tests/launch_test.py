@@ -115,7 +115,14 @@ class WholePathTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = pathlib.Path(tempfile.mkdtemp())
     cls.workdir = cls.folder / "run"
-    cls.first = _process(*SMALL, f"--workdir={cls.workdir}")
+    cls.first = subprocess.run(  # By the job file, as on a TPU VM.
+      ["bash", "launch/job.sh", *SMALL, f"--workdir={cls.workdir}"],
+      cwd=ROOT,
+      env=_environment() | {"PYTHON": sys.executable},
+      capture_output=True,
+      text=True,
+      check=False,
+    )
 
   @classmethod
   def tearDownClass(cls):

@@ -1,0 +1,117 @@
+#!/usr/bin/env bash
+#
+# What happens on the workers of a TPU VM; the other scripts call it there.
+#
+#   tpu_vm_worker.sh install               packages, and the shared folder
+#   tpu_vm_worker.sh mount                 BUCKET on SHARED, if it is not there
+#   tpu_vm_worker.sh mark FOLDER           leaves a mark of this worker
+#   tpu_vm_worker.sh marks FOLDER COUNT    checks that all left theirs
+#   tpu_vm_worker.sh clean FOLDER          removes them
+#   tpu_vm_worker.sh start JOB [FLAG...]   (re)starts the job as a service
+#   tpu_vm_worker.sh status                running, finished or refused
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() {
+  echo "error: $(hostname): $*" >&2
+  exit 1
+}
+
+mount_shared() {
+  if [[ -n "${BUCKET:-}" ]] && ! mountpoint -q "$SHARED"; then
+    command -v gcsfuse >/dev/null ||
+      fail "gcsfuse is missing; install it, or mount $SHARED yourself"
+    sudo mkdir -p "$SHARED"
+    sudo chown "$(id -un)" "$SHARED"
+    # Nothing is cached of what other workers write.
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
+      --kernel-list-cache-ttl-secs=0 "$BUCKET" "$SHARED"
+  fi
+  [[ -d "$SHARED" && -w "$SHARED" ]] ||
+    fail "$SHARED is no folder that can be written; expected a shared one"
+}
+
+install() {
+  # The image's own Python is older than hsrl_jax needs.
+  python3 -m pip install --quiet --user uv
+  local jax uv="$HOME/.local/bin/uv"
+  jax=$(grep '^jax==' requirements.txt)
+  "$uv" venv --quiet --clear --python=3.11 .venv
+  "$uv" pip install --quiet --python=.venv/bin/python -r requirements.txt \
+    "${jax/==/[tpu]==}"
+  mount_shared
+}
+
+mark() {
+  # A folder that is renamed, which is how a checkpoint is completed.
+  mkdir -p "$1/.$(hostname)"
+  touch "$1/.$(hostname)/file"
+  mv "$1/.$(hostname)" "$1/$(hostname)"
+}
+
+marks() {
+  local found
+  found=$(find "$1" -mindepth 2 -name file | wc -l)
+  [[ "$found" == "$2" ]] ||
+    fail "sees the files of $found of $2 workers in $SHARED; expected a folder" \
+      "that all share: a bucket (BUCKET) or NFS"
+}
+
+start() {
+  {
+    echo "cd $(printf %q "$PWD")"
+    printf 'exec bash'
+    printf ' %q' "$@"
+    echo
+  } >"$HOME/hsrl_job.sh"
+  # SIGTERM goes to the job file alone, which hands it on. Status 2 is bad
+  # input; all others but 0 stand for work that is left.
+  cat >"$HOME/hsrl.service" <<END
+[Unit]
+Description=hsrl_jax job
+Wants=network-online.target
+After=network-online.target
+StartLimitIntervalSec=0
+
+[Service]
+User=$(id -un)
+Environment="HOME=$HOME" "SHARED=$SHARED" "BUCKET=${BUCKET:-}"
+ExecStartPre=/bin/bash "$PWD/launch/tpu_vm_worker.sh" mount
+ExecStart=/bin/bash "$HOME/hsrl_job.sh"
+StandardOutput=append:$HOME/hsrl.log
+StandardError=append:$HOME/hsrl.log
+Restart=on-failure
+RestartSec=30
+RestartPreventExitStatus=2
+KillMode=mixed
+TimeoutStopSec=90
+
+[Install]
+WantedBy=multi-user.target
+END
+  sudo cp "$HOME/hsrl.service" /etc/systemd/system/hsrl.service
+  sudo systemctl daemon-reload
+  sudo systemctl enable --quiet hsrl
+  sudo systemctl restart hsrl
+}
+
+status() {
+  local found
+  found=$(systemctl show hsrl --property=ActiveState,ExecMainStatus | sort)
+  case "$found" in
+    *=inactive*ExecMainStatus=0) echo finished ;;
+    *=failed*ExecMainStatus=2) echo refused ;;
+    *) echo running ;;
+  esac
+}
+
+command=${1:-}
+case "$command" in
+  install | mark | marks | start | status)
+    shift
+    "$command" "$@"
+    ;;
+  mount) mount_shared ;;
+  clean) rm -rf "$2" ;;
+  *) sed -n '3,/^[^#]/s/^# \{0,1\}//p' "$0" ;;
+esac
