@@ -9,6 +9,11 @@ ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
   r'__version__ = "(.*)"', (ROOT / "hsrl_jax" / "__init__.py").read_text()
 )[1]
+# What an installed hsrl_jax needs of the folders beside it; see files.shipped.
+SHIPPED = {
+  "datasets": ["*/*.py"],
+  "launch": ["*.sh", "flags/*.flags", "flags/*/*.flags"],
+}
 
 setuptools.setup(
   name="hsrl_jax",
@@ -19,7 +24,12 @@ setuptools.setup(
   long_description=(ROOT / "README.md").read_text(),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
-  packages=setuptools.find_packages(include=["hsrl_jax", "hsrl_jax.*"]),
+  packages=[
+    *setuptools.find_packages(include=["hsrl_jax", "hsrl_jax.*"]),
+    *(f"hsrl_jax.shipped.{x}" for x in SHIPPED),
+  ],
+  package_dir={f"hsrl_jax.shipped.{x}": x for x in SHIPPED},
+  package_data={f"hsrl_jax.shipped.{x}": files for x, files in SHIPPED.items()},
   python_requires=">=3.11",
   install_requires=[
     "absl-py>=2.3",

@@ -15,6 +15,16 @@ from hsrl_jax.errors import InputError
 _PIECE = 2**24  # Bytes that are hashed at once.
 
 
+def shipped(name: str) -> pathlib.Path:
+  """A folder of the repository that lies beside the package: datasets, launch.
+
+  Where the package is installed the wheel brings its content; see setup.py.
+  """
+  package = pathlib.Path(__file__).parent
+  inside = package / "shipped"
+  return (inside if inside.exists() else package.parent) / name
+
+
 def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
   """Writes a file under a temporary name beside it, then renames it."""
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ runs an experiment: many such runs, then a table, a plot and results.json.
 import contextlib
 import os
 import pathlib
+import re
 import sys
 import time
 
@@ -25,6 +26,7 @@ import jax
 from absl import app, flags, logging
 
 from hsrl_jax import config as config_lib
+from hsrl_jax import files
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
@@ -236,9 +238,17 @@ def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
   print(f"sizes:   {workdir / 'sweep.html'}")
 
 
+def _shipped(argument: str) -> str:
+  """A --flagfile below launch/, where it is not in the current folder."""
+  found = re.fullmatch("(--?flagfile=)launch/(.*)", argument)
+  if found is None or os.path.exists(argument.split("=", 1)[1]):
+    return argument
+  return f"{found[1]}{files.shipped('launch') / found[2]}"
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS([_shipped(x) for x in argv])
   except (flags.Error, OSError) as error:
     _fail(error)
 

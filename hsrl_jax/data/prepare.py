@@ -19,7 +19,6 @@ CONFIGS = ("items", "sessions")
 MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
 # What a builder may leave beside its data: file, row, why of rows left out.
 MALFORMED = "malformed.csv"
-_DATASETS = pathlib.Path(__file__).parents[2] / "datasets"
 
 
 def builder_folder(dataset: str) -> pathlib.Path:
@@ -28,12 +27,11 @@ def builder_folder(dataset: str) -> pathlib.Path:
   Raises:
     InputError: there is no builder.
   """
-  for folder in (_DATASETS / dataset, pathlib.Path(dataset)):
+  own = files.shipped("datasets")
+  for folder in (own / dataset, pathlib.Path(dataset)):
     if list(folder.glob("*_dataset_builder.py")):
       return folder
-  known = sorted(
-    p.parent.name for p in _DATASETS.glob("*/*_dataset_builder.py")
-  )
+  known = sorted(p.parent.name for p in own.glob("*/*_dataset_builder.py"))
   raise InputError(
     f"--dataset={dataset}: no builder found; expected one of "
     f"{', '.join(known)} or the path of a folder with a *_dataset_builder.py"
