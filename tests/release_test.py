@@ -1,0 +1,122 @@
+"""What a release rests on: ranges of versions, shipped files, the audit."""
+
+import importlib.util
+import json
+import pathlib
+import re
+import shutil
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import files, launch
+from hsrl_jax.data import prepare
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def _pins(name):
+  """Package, in lower case, to version of a requirements file."""
+  text = (ROOT / name).read_text().lower()
+  return dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.M))
+
+
+def _ranges():
+  """Package, in lower case, to the lowest version that setup.py allows."""
+  text = (ROOT / "setup.py").read_text().lower()
+  return dict(re.findall(r'"([a-z][\w-]+)>=([\d.]+)[",]', text))
+
+
+def _audit():
+  path = ROOT / ".ci" / "audit.py"
+  spec = importlib.util.spec_from_file_location("audit", path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+class VersionsTest(absltest.TestCase):
+  def test_minimum_is_what_the_ranges_allow(self):
+    ranges, pins = _ranges(), _pins("requirements-min.txt")
+    # Those that the tests of .ci/run do without.
+    for name in set(ranges) - set(pins):
+      self.assertIn(
+        name, ("setuptools", "faiss-cpu", *_pins("requirements-dev.txt"))
+      )
+    self.assertGreater(len(pins), 15)
+    for name, version in pins.items():
+      lowest = re.sub(r"(\.0)+$", "", ranges[name])
+      self.assertEqual(re.sub(r"(\.0)+$", "", version), lowest, name)
+
+  def test_pins_are_in_the_ranges(self):
+    pins = _pins("requirements.txt") | _pins("requirements-dev.txt")
+
+    def number(version):
+      return [int(x) for x in version.split(".")]
+
+    for name, lowest in _ranges().items():
+      if name in pins:
+        self.assertGreaterEqual(number(pins[name]), number(lowest), name)
+
+
+class ShippedTest(absltest.TestCase):
+  """An installed package has datasets and flagfiles inside."""
+
+  def setUp(self):
+    super().setUp()
+    package = pathlib.Path(self.create_tempdir()) / "hsrl_jax"
+    self.shipped = package / "shipped"
+    shutil.copytree(ROOT / "launch", self.shipped / "launch")
+    shutil.copytree(ROOT / "datasets", self.shipped / "datasets")
+    file = str(package / "files.py")
+    self.enter_context(mock.patch.object(files, "__file__", file))
+
+  def test_builders_are_found(self):
+    folder = prepare.builder_folder("toy")
+    self.assertEqual(folder, self.shipped / "datasets" / "toy")
+
+  def test_flagfiles_are_found_from_anywhere(self):
+    name = "launch/flags/no_such_place/../smoke.flags"
+    for dashes in ("-", "--"):
+      self.assertEqual(
+        launch._shipped(f"{dashes}flagfile={name}"),
+        f"{dashes}flagfile={self.shipped}/{name}",
+      )
+
+  def test_other_arguments_stay(self):
+    here = ROOT / "launch" / "flags" / "smoke.flags"
+    for argument in ("--workdir=launch/x", f"--flagfile={here}", "launch/x"):
+      self.assertEqual(launch._shipped(argument), argument)
+
+
+class AuditTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("", 0, "nothing looked at"),
+    (
+      [{"name": "a", "skip_reason": "not found"}],
+      0,
+      "0 of 1 packages looked up",
+    ),
+    ([{"name": "a", "version": "1", "vulns": []}], 0, "1 of 1 packages"),
+    (
+      [
+        {
+          "name": "a",
+          "version": "1",
+          "vulns": [{"id": "CVE-7", "fix_versions": ["2"]}],
+        },
+        {"name": "b", "version": "1", "vulns": []},
+      ],
+      1,
+      "a 1 has CVE-7, fixed in 2\n",
+    ),
+  )
+  def test_findings_alone_fail(self, found, status, text):
+    report = json.dumps({"dependencies": found}) if found else ""
+    got = _audit().verdict(report)
+    self.assertEqual(got[0], status)
+    self.assertIn(text, got[1])
+
+
+if __name__ == "__main__":
+  absltest.main()
