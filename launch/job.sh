@@ -32,15 +32,22 @@ finished() {
 
 "$python" -m hsrl_jax.launch "$@" &
 child=$!
-trap 'kill -TERM "$child"' TERM INT
+stopped=false
+trap 'stopped=true; kill -TERM "$child"' TERM INT
 while true; do
   status=0
   wait "$child" || status=$?
   # A signal ends `wait`, not the child.
   kill -0 "$child" 2>/dev/null || break
 done
-if ((status == 0)) && ! finished; then
-  echo "stopped with work left; the same command goes on" >&2
-  exit 75
-fi
-exit "$status"
+((status == 0)) || exit "$status"
+
+# A signal to one of many hosts stops them all. What another host has written
+# may take a while to be seen here.
+for ((seconds = 0; seconds < 60; seconds++)); do
+  if finished; then exit 0; fi
+  if $stopped; then break; fi
+  sleep 1
+done
+echo "stopped with work left; the same command goes on" >&2
+exit 75

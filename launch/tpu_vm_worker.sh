@@ -64,8 +64,10 @@ start() {
     printf ' %q' "$@"
     echo
   } >"$HOME/hsrl_job.sh"
+  rm -f "$HOME/hsrl.finished"
   # SIGTERM goes to the job file alone, which hands it on. Status 2 is bad
-  # input; all others but 0 stand for work that is left.
+  # input; all others but 0 stand for work that is left. A job that is finished
+  # does not start again with the machine.
   cat >"$HOME/hsrl.service" <<END
 [Unit]
 Description=hsrl_jax job
@@ -76,8 +78,10 @@ StartLimitIntervalSec=0
 [Service]
 User=$(id -un)
 Environment="HOME=$HOME" "SHARED=$SHARED" "BUCKET=${BUCKET:-}"
+ExecCondition=/usr/bin/test ! -e "$HOME/hsrl.finished"
 ExecStartPre=/bin/bash "$PWD/launch/tpu_vm_worker.sh" mount
 ExecStart=/bin/bash "$HOME/hsrl_job.sh"
+ExecStopPost=/bin/sh -c 'test "\$EXIT_STATUS" != 0 || touch "$HOME/hsrl.finished"'
 StandardOutput=append:$HOME/hsrl.log
 StandardError=append:$HOME/hsrl.log
 Restart=on-failure
@@ -96,13 +100,14 @@ END
 }
 
 status() {
-  local found
-  found=$(systemctl show hsrl --property=ActiveState,ExecMainStatus | sort)
-  case "$found" in
-    *=inactive*ExecMainStatus=0) echo finished ;;
-    *=failed*ExecMainStatus=2) echo refused ;;
-    *) echo running ;;
-  esac
+  if [[ -e "$HOME/hsrl.finished" ]]; then
+    echo finished
+  elif [[ "$(systemctl show hsrl --property=ActiveState,ExecMainStatus | sort)" \
+    == *=failed*ExecMainStatus=2 ]]; then
+    echo refused
+  else
+    echo running
+  fi
 }
 
 command=${1:-}

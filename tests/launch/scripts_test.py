@@ -296,16 +296,14 @@ class ScriptsTest(parameterized.TestCase):
 
   def test_submit_watches_and_starts_again_after_preemption(self):
     self._set_up()
-    (self.fake / "service").write_text("ActiveState=active ExecMainStatus=0")
     (self.fake / "states").write_text(
       "ACTIVE\nACTIVE\nSUSPENDED\nSUSPENDED\nACTIVE\nACTIVE\n"
     )
     # The job ends when the machine was made anew.
     gcloud = self.fake / "bin" / "gcloud"
     gcloud.write_text(
-      gcloud.read_text()
-      + 'case "$*" in *create*) echo "ActiveState=inactive ExecMainStatus=0" '
-      '>"$FAKE/service" ;; esac\n'
+      gcloud.read_text() + 'case "$*" in *" start "*) [[ ! -e $FAKE/made ]] || '
+      'touch "$FAKE/0/hsrl.finished" ;; *create*) touch "$FAKE/made" ;; esac\n'
     )
     out = self._submit(ACCELERATOR="v4-8", WATCH="true")
     self.assertEqual(out.splitlines()[-1], "finished")
@@ -313,6 +311,22 @@ class ScriptsTest(parameterized.TestCase):
     self.assertEqual(calls.count("queued-resources create hsrl"), 1)
     starts = [x for x in self._calls("0/calls") if "restart" in x]
     self.assertLen(starts, 2)
+
+  def test_submit_watches_until_the_job_is_refused(self):
+    self._set_up()
+    (self.fake / "states").write_text("ACTIVE\n" * 2)
+    (self.fake / "service").write_text("ExecMainStatus=2 ActiveState=failed")
+    shared = str(self.fake / "shared")
+    self._refused(
+      1,
+      "the job was refused",
+      "tpu_vm_submit.sh",
+      f"--workdir={shared}/run",
+      SHARED=shared,
+      WATCH="true",
+      ACCELERATOR="v4-8",
+      **SETTINGS,
+    )
 
   def test_logs(self):
     (self.fake / "1" / "hsrl.log").write_text("policy done\n")
