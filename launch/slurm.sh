@@ -3,9 +3,9 @@
 # A job on GPU nodes under SLURM, a process for each GPU.
 #
 #   sbatch --nodes=2 launch/slurm.sh --flagfile=launch/flags/paper.flags \
-#     --workdir=/shared/runs/paper
+#     --distributed --workdir=/shared/runs/paper
 #
-# The workdir must be a folder that all nodes see. JOB is the job file, default
+# --distributed joins the processes. The workdir must be a folder that all nodes see. JOB is the job file, default
 # launch/job.sh. Two minutes before the time is over, and where the job is
 # preempted, it saves and goes back into the queue; it goes on from its last
 # checkpoint. Options of sbatch on the command line take the place of these:
