@@ -24,8 +24,7 @@ mount_shared() {
     sudo mkdir -p "$SHARED"
     sudo chown "$(id -un)" "$SHARED"
     # Nothing is cached of what other workers write.
-    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 \
-      --kernel-list-cache-ttl-secs=0 "$BUCKET" "$SHARED"
+    gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0 "$BUCKET" "$SHARED"
   fi
   [[ -d "$SHARED" && -w "$SHARED" ]] ||
     fail "$SHARED is no folder that can be written; expected a shared one"
