@@ -18,6 +18,7 @@ EXPERIMENTS = (
   "offline_check",
   "results",
 )
+PLATFORMS = ("cpu", "cuda", "tpu")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
 ITEM_LOGITS = ("features", "free")
@@ -506,15 +507,57 @@ class ExperimentConfig:
       _require(self, name, getattr(self, name) > 0, "above 0")
 
 
-def _values(config):
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+  """What --mode=export writes.
+
+  Attributes:
+    dir: folder that is written; None: `export` in the workdir.
+    batch_sizes: users decoded at once; each is compiled when it is loaded.
+    platforms: that it will run on, of PLATFORMS.
+    slate_size: K, items recommended; None: as in training.
+    seen: T, ids that a request may exclude; None: as many as the simulator
+      shows in a session.
+    capacity: the largest id that fits; None: a quarter more than there are
+      items.
+    seed: which of --seeds; None: the first.
+  """
+
+  dir: str | None = None
+  batch_sizes: tuple[int, ...] = (1, 8, 32)
+  platforms: tuple[str, ...] = PLATFORMS
+  slate_size: int | None = None
+  seen: int | None = None
+  capacity: int | None = None
+  seed: int | None = None
+
+  def __post_init__(self):
+    for name, least in (("slate_size", 1), ("seen", 0), ("capacity", 1)):
+      value = getattr(self, name)
+      _require(self, name, value is None or value >= least, f">= {least}")
+    _require(
+      self,
+      "batch_sizes",
+      len(self.batch_sizes) >= 1 and min(self.batch_sizes) >= 1,
+      "at least one, each at least 1",
+    )
+    _require(
+      self,
+      "platforms",
+      len(self.platforms) >= 1 and set(self.platforms) <= set(PLATFORMS),
+      f"at least one of {PLATFORMS}",
+    )
+
+
+def values(config):
   """What decides of a config, as a dict; other values as they are."""
   if not dataclasses.is_dataclass(config):
     return config
   fields = [x.name for x in dataclasses.fields(config) if x.compare]
-  return {name: _values(getattr(config, name)) for name in fields}
+  return {name: values(getattr(config, name)) for name in fields}
 
 
 def fingerprint(*parts) -> str:
   """A short name of configs' values and of texts, the same in every process."""
-  text = json.dumps([_values(x) for x in parts], sort_keys=True)
+  text = json.dumps([values(x) for x in parts], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

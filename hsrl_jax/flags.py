@@ -18,6 +18,7 @@ MODES = (
   *config_lib.STAGES,
   "add_items",
   "remove_items",
+  "export",
   *config_lib.EXPERIMENTS,
 )
 
@@ -27,6 +28,7 @@ PREFIXES = {
   "simulator": "simulator_",
   "policy": "",
   "evaluate": "evaluate_",
+  "export": "export_",
   "experiment": "experiment_",
 }
 
@@ -35,7 +37,8 @@ MODE = flags.DEFINE_enum(
   "all",
   MODES,
   "The stage to run; `all` runs what is missing, in order. `add_items` and "
-  "`remove_items` change a catalogue of --embeddings whose SIDs are made. The "
+  "`remove_items` change a catalogue of --embeddings whose SIDs are made. "
+  "`export` writes a trained policy for serving. The "
   "others are experiments, see launch/flags/experiments.",
 )
 WORKDIR = flags.DEFINE_string(
@@ -89,10 +92,11 @@ class _Group(typing.NamedTuple):
 _STAGES = tuple(
   _Group(x.name, x.type) for x in dataclasses.fields(config_lib.Config)
 )
+_EXPORT = _Group("export", config_lib.ExportConfig)
 _EXPERIMENT = _Group("experiment", config_lib.ExperimentConfig)
 
 
-def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPERIMENT)):
+def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPORT, _EXPERIMENT)):
   """Yields (group, field, flag's name, type) of every config field."""
   for group in groups:
     types_ = typing.get_type_hints(group.type)
@@ -133,6 +137,11 @@ def config_from_flags() -> config_lib.Config:
     InputError: a value is out of range; the message names the flag.
   """
   return config_lib.Config(**{x.name: _from_flags(x) for x in _STAGES})
+
+
+def export_from_flags() -> config_lib.ExportConfig:
+  """What the parsed flags say of an export; see `config_from_flags`."""
+  return _from_flags(_EXPORT)
 
 
 def experiment_from_flags() -> config_lib.ExperimentConfig:

@@ -10,6 +10,10 @@ flags decide what is computed; --helpfull lists them.
 
 gives semantic IDs to items of your own; add_items and remove_items go on.
 
+  python -m hsrl_jax.launch --flagfile=... --mode=export
+
+writes what the trained policy needs to be served, see hsrl_jax.serving.
+
   python -m hsrl_jax.launch --flagfile=launch/flags/experiments/NAME.flags
 
 runs an experiment: many such runs, then a table, a plot and results.json.
@@ -165,6 +169,9 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   if not run.own_users:
     prepare.builder_folder(config.data.dataset)
   hosts.on_first(lambda: workdir_lib.claim(workdir, flags_lib.resolved()))
+  if mode == "export":
+    run.export(flags_lib.export_from_flags())
+    return
   ran = [run.stage(name) for name in (STAGES if mode == "all" else [mode])]
   if not any(ran):
     what = "all stages" if mode == "all" else f"stage {mode}"

@@ -2,11 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 
 Array = jax.Array
-PRNGKey = chex.PRNGKey
+PRNGKey = jax.Array
 Params = Any  # A pytree of arrays.
 Metrics = dict[str, Array]
 

@@ -13,7 +13,7 @@ LAYERS = (
   ("types", "config", "errors", "files"),
   ("ops",),
   ("sid", "data"),
-  ("networks",),
+  ("networks", "serving"),
   ("envs",),
   ("agents",),
   ("training",),
@@ -24,7 +24,11 @@ LAYERS = (
 # Modules of `agents` that are no agent.
 SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
-ONLY = {"flags": {"config", "errors"}}
+ONLY = {
+  "flags": {"config", "errors"},
+  # What is served needs jax and numpy alone.
+  "serving": {"types", "errors", "files", "sid", "serving"},
+}
 
 _LEVEL = {group: level for level, names in enumerate(LAYERS) for group in names}
 
@@ -131,6 +135,8 @@ class LayersTest(parameterized.TestCase):
     ("hsrl_jax.training.run", "from hsrl_jax.experiments import jobs"),
     ("hsrl_jax.experiments.jobs", "from hsrl_jax import flags"),
     ("hsrl_jax.launch", "import hsrl_jax.launch"),
+    ("hsrl_jax.serving.x", "from hsrl_jax.data import source"),
+    ("hsrl_jax.sid.index", "from hsrl_jax import serving"),
     ("hsrl_jax.flags", "from hsrl_jax.types import Array"),
     ("hsrl_jax.flags", "from hsrl_jax.training import loop"),
     ("hsrl_jax.agents.hsrl.agent", "from hsrl_jax.agents.ddpg import losses"),

@@ -5,11 +5,13 @@ from hsrl_jax.sid.index import (
   SidIndex,
   add_items,
   build_index,
+  from_arrays,
   load_index,
   lookup,
   remove_items,
   save_index,
   sid_of,
+  to_arrays,
   valid_tokens,
 )
 from hsrl_jax.sid.quantizer import encode, fit, reconstruct, relative_error
@@ -25,6 +27,7 @@ __all__ = [
   "encode",
   "encode_unique",
   "fit",
+  "from_arrays",
   "load_index",
   "lookup",
   "reconstruct",
@@ -32,5 +35,6 @@ __all__ = [
   "remove_items",
   "save_index",
   "sid_of",
+  "to_arrays",
   "valid_tokens",
 ]

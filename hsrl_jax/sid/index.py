@@ -12,15 +12,16 @@ another one of the same sizes, does not re-trace a jitted function.
 the device.
 """
 
+import dataclasses
 import io
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import BinaryIO
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 
 from hsrl_jax import files
 from hsrl_jax.sid import resolve
@@ -30,7 +31,8 @@ _WORD = 32
 _FORMAT = 1
 
 
-@struct.dataclass
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class SidIndex:
   """A pytree of arrays. Ids are 1..C, C the capacity; 0 is padding.
 
@@ -57,7 +59,7 @@ class SidIndex:
   first_child: tuple[Array, ...]
   live: tuple[Array, ...]
   leaf_item: Array
-  vocab_size: int = struct.field(pytree_node=False)
+  vocab_size: int = dataclasses.field(metadata={"static": True})
 
   @property
   def levels(self) -> int:
@@ -198,17 +200,8 @@ def remove_items(index: SidIndex, items: np.ndarray) -> SidIndex:
 
 def save_index(path: str | os.PathLike, index: SidIndex) -> None:
   """Writes the index to `path`, one .npz, all or nothing."""
-  known = np.asarray(index.known)
   buffer = io.BytesIO()
-  np.savez(
-    buffer,
-    format=_FORMAT,
-    vocab_size=index.vocab_size,
-    capacity=index.capacity,
-    items=np.flatnonzero(known).astype(np.int32),
-    tokens=np.asarray(index.tokens)[known],
-    active=np.asarray(index.active)[known],
-  )
+  np.savez(buffer, format=_FORMAT, **to_arrays(index))
   files.write_atomic(pathlib.Path(path), buffer.getvalue())
 
 
@@ -227,6 +220,39 @@ def load_index(path: str | os.PathLike) -> SidIndex:
         f"{path} is no index that can be read ({error}); expected a file that "
         "save_index wrote: write it again"
       ) from error
+
+
+def to_arrays(index: SidIndex) -> dict[str, np.ndarray]:
+  """What `from_arrays` makes the index of: small, and a file's members.
+
+  Returns:
+    vocab_size and capacity []; of the M known ids, ascending: items int32 [M],
+    tokens [M, L] and active bool [M].
+  """
+  known = np.asarray(index.known)
+  return {
+    "vocab_size": np.asarray(index.vocab_size),
+    "capacity": np.asarray(index.capacity),
+    "items": np.flatnonzero(known).astype(np.int32),
+    "tokens": np.asarray(index.tokens)[known],
+    "active": np.asarray(index.active)[known],
+  }
+
+
+def from_arrays(arrays: Mapping[str, np.ndarray]) -> SidIndex:
+  """The index of what `to_arrays` returned; another capacity may be put there.
+
+  Raises:
+    KeyError: an array is missing.
+    ValueError: see `build_index`.
+  """
+  return _build(
+    _ids(arrays["items"]),
+    arrays["tokens"],
+    int(arrays["vocab_size"]),
+    arrays["active"],
+    int(arrays["capacity"]),
+  )
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
@@ -378,7 +404,8 @@ def _grow(index: SidIndex, capacity: int) -> SidIndex:
       for level, array in enumerate(arrays)
     )
 
-  return index.replace(
+  return dataclasses.replace(
+    index,
     tokens=pad(index.tokens, capacity + 1),
     known=pad(index.known, capacity + 1),
     active=pad(index.active, capacity + 1),
@@ -424,7 +451,8 @@ def _insert(index: SidIndex, items: np.ndarray, tokens: np.ndarray) -> SidIndex:
   leaf_item[row] = items
   all_tokens, known = index.tokens.copy(), index.known.copy()
   all_tokens[items], known[items] = tokens, True
-  return index.replace(
+  return dataclasses.replace(
+    index,
     tokens=all_tokens,
     known=known,
     present=tuple(present),
@@ -460,8 +488,8 @@ def _switch(index: SidIndex, items: np.ndarray, on: bool) -> SidIndex:
     reachable.append(words)
   active = index.active.copy()
   active[items] = on
-  return index.replace(
-    active=active, reachable=tuple(reachable), live=tuple(live)
+  return dataclasses.replace(
+    index, active=active, reachable=tuple(reachable), live=tuple(live)
   )
 
 
@@ -533,7 +561,4 @@ def _read(file: BinaryIO) -> SidIndex:
   with np.load(file) as arrays:
     if arrays["format"] != _FORMAT:
       raise ValueError(f"format {arrays['format']}, expected {_FORMAT}")
-    items = _ids(arrays["items"])
-    tokens, active = arrays["tokens"], arrays["active"]
-    vocab_size, capacity = int(arrays["vocab_size"]), int(arrays["capacity"])
-  return _build(items, tokens, vocab_size, active, capacity)
+    return from_arrays(arrays)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import config as config_lib
-from hsrl_jax import files
+from hsrl_jax import files, serving
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare, response_file, source
@@ -26,6 +26,7 @@ from hsrl_jax.training import (
   report,
   simulator,
 )
+from hsrl_jax.training import export as export_lib
 from hsrl_jax.training import workdir as workdir_lib
 
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
@@ -261,6 +262,66 @@ class Run:
     agent = policy.make_agent(self.config, self.env, self.catalogue.index)
     act = policy.greedy(agent)
     return [(act, (p, self.catalogue)) for p in params]
+
+  def export(self, export: config_lib.ExportConfig) -> None:
+    """Mode export: the trained policy of a seed, for serving."""
+    workdir_lib.require(self.workdir, "policy", self.fingerprints["policy"])
+    config, items = self.config, self.dataset.items
+    capacity = export_lib.capacity(config, export, len(items.titles) - 1)
+    seeds = config.policy.seeds
+    seed = seeds[0] if export.seed is None else export.seed
+    if seed not in seeds:
+      raise InputError(f"--export_seed={seed}; expected one of --seeds={seeds}")
+    slate_size = export.slate_size or self.env.slate_size
+    if slate_size > capacity:
+      raise InputError(
+        f"--export_slate_size={slate_size}; expected at most {capacity}, the "
+        "capacity"
+      )
+    env = self.env._replace(slate_size=slate_size)
+    seen = export.seen
+    if seen is None:
+      seen = env.max_steps * slate_size
+    found, users = self.catalogue, self.users("train")
+    params = policy.load(config, self.workdir, self.env, found, users)
+    served = serving.make_catalogue(
+      found.index,
+      found.codebooks,
+      items.features,
+      items.external_ids,
+      items.titles,
+      capacity=capacity,
+      popularity=(
+        found.popularity if config.policy.agent == "popularity" else None
+      ),
+    )
+    folder = pathlib.Path(export.dir or self.workdir / export_lib.FOLDER)
+    how = policy.acting(config.policy, served.index)
+    print(f"export ...\n  acting: {how}", flush=True)
+    made = export_lib.write(
+      folder,
+      policy.make_agent(config, env, served.index),
+      params[seeds.index(seed)],
+      served,
+      env.start(0, users).observation,
+      export,
+      slate_size=slate_size,
+      seen=seen,
+      about={
+        "agent": config.policy.agent,
+        "acting": how,
+        "seed": seed,
+        "dataset": self.name,
+        "fingerprint": self.fingerprints["policy"],
+        "config": config_lib.values(config),
+      },
+    )
+    size = sum(file.bytes for file in made.files.values())
+    print(
+      f"  {served.index.num_items:,} items with room for {capacity:,}, slates "
+      f"of {slate_size}, for {', '.join(made.platforms)}; {size / 1e6:.1f} MB"
+    )
+    print(f"export: {folder}")
 
   def report(self) -> None:
     """Stage report."""

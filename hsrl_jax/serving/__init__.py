@@ -1,0 +1,14 @@
+"""What was exported, answering requests: with jax and numpy alone."""
+
+from hsrl_jax.serving.catalogue import Catalogue, make_catalogue
+from hsrl_jax.serving.folder import write_catalogue
+from hsrl_jax.serving.recommender import Recommendations, Recommender, load
+
+__all__ = [
+  "Catalogue",
+  "Recommendations",
+  "Recommender",
+  "load",
+  "make_catalogue",
+  "write_catalogue",
+]

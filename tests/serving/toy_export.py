@@ -1,0 +1,129 @@
+"""A small policy, exported: for tests of what is served."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hsrl_jax import serving
+from hsrl_jax.agents.base import Agent
+from hsrl_jax.agents.base import Catalogue as AgentCatalogue
+from hsrl_jax.config import ExportConfig
+from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.training import export, policy
+from hsrl_jax.types import Observation
+from tests.training import toy
+
+ROOM, SEEN = 48, 5
+
+
+class Made(NamedTuple):
+  """An export, and the policy that it is of.
+
+  Attributes:
+    manifest: of the folder.
+    agent: the live one.
+    params: of the agent.
+    catalogue: the served one, with room for ROOM items.
+  """
+
+  manifest: folder_lib.Manifest
+  agent: Agent
+  params: Any
+  catalogue: serving.Catalogue
+
+  def live(self, catalogue, history, profile, seen):
+    """Items and log pi of the live agent for rows of one user each.
+
+    Args:
+      catalogue: the served one.
+      history: int [n, H].
+      profile: float [n, P].
+      seen: int [n, T].
+    """
+    items = AgentCatalogue(
+      jnp.asarray(catalogue.features),
+      catalogue.index,
+      jnp.asarray(catalogue.codebooks),
+      None
+      if catalogue.popularity is None
+      else jnp.asarray(catalogue.popularity),
+    )
+
+    def one(profile, history, seen):
+      return self.agent.act(
+        self.params, items, Observation(profile, history), seen, None, 1.0
+      )
+
+    act = jax.jit(jax.vmap(one))(
+      jnp.asarray(profile, jnp.float32), jnp.asarray(history), jnp.asarray(seen)
+    )
+    return np.asarray(act.slate), np.asarray(act.log_prob)
+
+
+def make(folder: pathlib.Path, salt: float = 1.0, **overrides) -> Made:
+  """Exports an agent of tests.training.toy to `folder`.
+
+  Args:
+    folder: is written.
+    salt: makes other parameters.
+    **overrides: of the PolicyConfig; `platforms` of the export.
+  """
+  platforms = overrides.pop("platforms", ("cpu",))
+  config = toy.config(**({"beams": 64} | overrides))
+  inputs = toy.inputs()
+  live = inputs.catalogue
+  popularity = np.arange(toy.ITEMS + 1, dtype=np.float32) % 7
+  catalogue = serving.make_catalogue(
+    live.index,
+    live.codebooks,
+    live.features,
+    ["", *(f"id-{i}" for i in range(1, toy.ITEMS + 1))],
+    ["", *(f"Título {i}" for i in range(1, toy.ITEMS + 1))],
+    capacity=ROOM,
+    popularity=popularity if config.agent == "popularity" else None,
+  )
+  agent = policy.AGENTS[config.agent](config, toy.SPEC)
+  user = toy.env().start(0, inputs.env_params).observation
+  params = jax.jit(agent.init)(jax.random.key(1), live, user)
+  # Away from zero-initialised parts.
+  params = jax.tree.map(
+    lambda x: x + 0.3 * jnp.sin(salt + jnp.arange(x.size)).reshape(x.shape),
+    params,
+  )
+  manifest = export.write(
+    folder,
+    agent,
+    params,
+    catalogue,
+    user,
+    ExportConfig(batch_sizes=(1, 4), platforms=platforms),
+    slate_size=toy.SLATE,
+    seen=SEEN,
+    about={},
+  )
+  return Made(manifest, agent, params, catalogue)
+
+
+def requests(count: int, seed: int = 0):
+  """History, profile and seen of so many users, of unequal lengths."""
+  rng = np.random.default_rng(seed)
+  ids = np.arange(1, toy.ITEMS + 1)
+  # The first has no history, the second more than fits.
+  lengths = np.resize([0, toy.HISTORY + 3, 1, 4, toy.HISTORY], count)
+  history = [rng.choice(ids, n).tolist() for n in lengths]
+  profile = rng.normal(size=(count, toy.GROUPS)).tolist()
+  seen = [
+    rng.choice(ids, n, replace=False).tolist()
+    for n in np.resize([SEEN, 0, 2], count)
+  ]
+  return history, profile, seen
+
+
+def padded(history, profile, seen):
+  """The same as arrays, by the definition of left padding."""
+  left = [([0] * toy.HISTORY + row)[-toy.HISTORY :] for row in history]
+  right = [(row + [0] * SEEN)[:SEEN] for row in seen]
+  return np.array(left), np.array(profile, np.float32), np.array(right)
