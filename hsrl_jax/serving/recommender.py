@@ -24,6 +24,8 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving.catalogue import Catalogue
 
+_LARGEST = float(np.finfo(np.float32).max)
+
 
 class Query(NamedTuple):
   """A checked request, padded.
@@ -162,16 +164,16 @@ class Recommender:
     if len(history):
       padded.history[-len(history) :] = history
     padded.seen[: len(seen)] = seen
-    if len(profile):
-      for value in profile:
-        if isinstance(value, bool) or not isinstance(
-          value, int | float | np.number
-        ):
-          raise InputError(f"profile holds {_short(value)}; expected numbers")
-      with np.errstate(over="ignore"):
-        padded.profile[:] = np.asarray(profile, np.float64)
-      if not np.isfinite(padded.profile).all():
-        raise InputError("profile is not finite; expected finite numbers")
+    for place, value in enumerate(profile):
+      if isinstance(value, bool) or not isinstance(
+        value, int | float | np.number
+      ):
+        raise InputError(f"profile holds {_short(value)}; expected numbers")
+      if not abs(value) <= _LARGEST:
+        raise InputError(
+          f"profile holds {_short(value)}; expected finite float32 numbers"
+        )
+      padded.profile[place] = value
     return padded
 
   def _check_ids(self, name: str, ids: Sequence[int], first: int) -> None:

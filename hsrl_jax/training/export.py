@@ -23,7 +23,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.training import workdir as workdir_lib
-from hsrl_jax.types import Array, Observation, Params
+from hsrl_jax.types import Observation, Params
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
@@ -90,7 +90,7 @@ def write(
   Returns:
     The manifest.
   """
-  named = _by_name(params)
+  named = by_name(params)
   users = jax.export.symbolic_shape("users")
   arguments = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -104,10 +104,8 @@ def write(
       (seen, jnp.int32),
     )
   ]
-  structures = jax.tree.structure(params), jax.tree.structure(catalogue.index)
   exported = jax.export.export(
-    jax.jit(_decoder(agent, *structures, list(named))),
-    platforms=config.platforms,
+    jax.jit(decoder(agent, params, catalogue)), platforms=config.platforms
   )(*arguments, *rows)
   buffer = io.BytesIO()
   np.savez(buffer, **named)
@@ -141,36 +139,36 @@ def write(
   return manifest
 
 
-def _by_name(params: Params) -> dict[str, Array]:
-  """Leaves by their paths."""
+def by_name(params: Params) -> dict[str, np.ndarray]:
+  """Leaves by their paths, in their order."""
   leaves, _ = jax.tree_util.tree_flatten_with_path(params)
   return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
 
 
-def _decoder(
-  agent: Agent,
-  params_like: jax.tree_util.PyTreeDef,
-  index_like: jax.tree_util.PyTreeDef,
-  names: list[str],
-) -> Callable:
+def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
   """The function that is exported.
 
   Args:
     agent: acts.
-    params_like: structure of its parameters.
-    index_like: structure of the SidIndex.
-    names: of the parameters, in the structure's order.
-  """
+    params: of the agent, for their structure.
+    catalogue: for the structure of its index.
 
-  def decode(policy, catalogue, profile, history, seen):
-    """{name: array}, twice; [B, P], [B, H], [B, T] -> the Recommendations."""
-    params = jax.tree.unflatten(params_like, [policy[x] for x in names])
-    index = _index_of(catalogue, index_like)
+  Returns:
+    ({name: parameter}, {name: array of the catalogue}, profile [B, P], history
+    [B, H], seen [B, T]) -> the fields of serving.Recommendations.
+  """
+  names = list(by_name(params))
+  of_params = jax.tree.structure(params)
+  of_index = jax.tree.structure(catalogue.index)
+
+  def decode(policy, arrays, profile, history, seen):
+    params = jax.tree.unflatten(of_params, [policy[x] for x in names])
+    places = jax.tree.unflatten(of_index, range(of_index.num_leaves))
+    index = jax.tree_util.tree_map_with_path(
+      lambda path, _: arrays[jax.tree_util.keystr(path)], places
+    )
     items = AgentCatalogue(
-      catalogue["features"],
-      index,
-      catalogue["codebooks"],
-      catalogue.get("popularity"),
+      arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
 
     def one(profile, history, seen):
@@ -188,13 +186,3 @@ def _decoder(
     return jax.vmap(one)(profile, history, seen)
 
   return decode
-
-
-def _index_of(
-  arrays: dict[str, Array], like: jax.tree_util.PyTreeDef
-) -> sid.SidIndex:
-  """The SidIndex among a Catalogue's arrays."""
-  places = jax.tree.unflatten(like, range(like.num_leaves))
-  return jax.tree_util.tree_map_with_path(
-    lambda path, _: arrays[jax.tree_util.keystr(path)], places
-  )

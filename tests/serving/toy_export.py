@@ -1,5 +1,6 @@
 """A small policy, exported: for tests of what is served."""
 
+import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -63,6 +64,11 @@ class Made(NamedTuple):
     return np.asarray(act.slate), np.asarray(act.log_prob)
 
 
+@functools.cache
+def _inputs():
+  return toy.inputs()
+
+
 def make(folder: pathlib.Path, salt: float = 1.0, **overrides) -> Made:
   """Exports an agent of tests.training.toy to `folder`.
 
@@ -73,7 +79,7 @@ def make(folder: pathlib.Path, salt: float = 1.0, **overrides) -> Made:
   """
   platforms = overrides.pop("platforms", ("cpu",))
   config = toy.config(**({"beams": 64} | overrides))
-  inputs = toy.inputs()
+  inputs = _inputs()
   live = inputs.catalogue
   popularity = np.arange(toy.ITEMS + 1, dtype=np.float32) % 7
   catalogue = serving.make_catalogue(

@@ -1,0 +1,288 @@
+"""What is served is as the live policy acts, with jax and numpy alone."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import serving
+from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.errors import InputError
+from hsrl_jax.serving import folder as folder_lib
+from tests.serving import toy_export
+from tests.training import toy
+
+ROOT = pathlib.Path(__file__).parents[2]
+# What jax itself installs, and the reader of its serialized format.
+_ALLOWED = (
+  "jax",
+  "jaxlib",
+  "numpy",
+  "scipy",
+  "ml_dtypes",
+  "opt_einsum",
+  "flatbuffers",
+  "hsrl_jax",
+)
+_ALONE = """
+import json, sys
+
+class Refuse:
+  def find_spec(self, name, path=None, target=None):
+    top = name.split(".")[0]
+    if top not in {allowed} and top not in sys.stdlib_module_names:
+      raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Refuse())
+from hsrl_jax import serving
+
+recommender = serving.load({folder!r}, [4])
+history, profile, seen = {requests!r}
+found = recommender.recommend(history, profile, seen)
+changed = recommender.catalogue.remove_items([found.items[0, 0]])
+changed = changed.add_items([41], changed.features[3:4], titles=["new"])
+again = recommender.with_catalogue(changed).recommend(history, profile, seen)
+print(json.dumps([found.items.tolist(), again.items.tolist()]))
+"""
+
+
+class RecommenderTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.folder = pathlib.Path(tempfile.mkdtemp())
+    cls.export = cls.folder / "export"
+    cls.made = toy_export.make(cls.export, platforms=("cpu", "cuda", "tpu"))
+    cls.recommender = serving.load(cls.export)
+
+  @classmethod
+  def tearDownClass(cls):
+    shutil.rmtree(cls.folder)
+    super().tearDownClass()
+
+  def _copy(self):
+    target = pathlib.Path(self.create_tempdir().full_path) / "export"
+    shutil.copytree(self.export, target)
+    return target
+
+  def _check_as_live(self, recommender, made, catalogue, counts=(6,)):
+    requests = toy_export.requests(max(counts))
+    items, log_probs = made.live(catalogue, *toy_export.padded(*requests))
+    for count in counts:
+      found = recommender.recommend(*(x[:count] for x in requests))
+      np.testing.assert_array_equal(found.items, items[:count])
+      np.testing.assert_allclose(found.log_probs, log_probs[:count], atol=1e-5)
+      np.testing.assert_array_equal(
+        found.sids, np.asarray(catalogue.index.tokens)[items[:count]]
+      )
+      self.assertTrue(found.valid.all())
+      for row, seen in zip(found.items, requests[2][:count], strict=True):
+        self.assertEmpty(set(row.tolist()) & set(seen))
+
+  def test_any_number_of_users_as_the_live_policy(self):
+    self._check_as_live(
+      self.recommender, self.made, self.made.catalogue, (1, 3, 4, 9)
+    )
+
+  @parameterized.parameters(
+    (dict(residual_mode="sampled"), 10**6),
+    (dict(item_residual=False), 1),
+    (dict(agent="popularity"), 10**6),
+    (dict(agent="ddpg"), 10**6),
+  )
+  def test_other_policies(self, overrides, search_from):
+    with mock.patch.object(hsrl, "SEARCH_FROM", search_from):
+      made = toy_export.make(self.folder / "other", **overrides)
+      recommender = serving.load(self.folder / "other", [4])
+      self._check_as_live(recommender, made, made.catalogue)
+
+  def test_no_users(self):
+    found = self.recommender.recommend([], [], [])
+    self.assertEqual(found.items.shape, (0, toy.SLATE))
+    self.assertEqual(found.sids.shape, (0, toy.SLATE, 2))
+
+  def test_one_artefact_for_all_platforms(self):
+    data = folder_lib.read_file(self.export, self.made.manifest, "decode")
+    exported = jax.export.deserialize(bytearray(data))
+    self.assertEqual(exported.platforms, ("cpu", "cuda", "tpu"))
+    # What XLA itself does not know would be missing elsewhere.
+    calls = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))
+    self.assertLessEqual(calls, {"shape_assertion"})
+
+  def test_items_come_and_go_without_a_new_export(self):
+    folder = self._copy()
+    recommender = serving.load(folder, [4])
+    before = recommender.recommend(*toy_export.requests(6))
+    gone = sorted(set(before.items.ravel().tolist()))
+    # Newcomers like those that go, so that they are wanted.
+    ids = np.arange(toy.ITEMS + 1, toy.ITEMS + 4)
+    features = self.made.catalogue.features[gone[:3]] * 1.01
+    catalogue = self.made.catalogue.remove_items(gone).add_items(
+      ids, features, titles=["a", "b", "ç"]
+    )
+    serving.write_catalogue(folder, catalogue)
+    for changed in (
+      recommender.refreshed(folder),
+      recommender.with_catalogue(catalogue),
+      serving.load(folder, [4]),
+    ):
+      self._check_as_live(changed, self.made, catalogue)
+      found = changed.recommend(*toy_export.requests(6)).items
+      self.assertEmpty(set(found.ravel().tolist()) & set(gone))
+      self.assertNotEmpty(set(found.ravel().tolist()) & set(ids.tolist()))
+    # Removed items stay in histories; the old recommender is as it was.
+    self.assertIsNotNone(changed.query(gone, [0.0] * toy.GROUPS))
+    np.testing.assert_array_equal(
+      recommender.recommend(*toy_export.requests(6)).items, before.items
+    )
+    read = folder_lib.read_catalogue(folder, folder_lib.read_manifest(folder))
+    jax.tree.map(
+      np.testing.assert_array_equal, read.arrays(), catalogue.arrays()
+    )
+    self.assertEqual(read.titles.of(43), "ç")
+    self.assertEqual(read.titles.of(7), "Título 7")
+    self.assertEqual(read.item_ids.of(42), "42")
+    self.assertEqual(read.item_ids.of(40), "id-40")
+    self.assertEqual(read.titles.of(48), "")
+    # It comes back as it was.
+    back = catalogue.add_items(gone[:1], np.zeros((1, features.shape[1])))
+    np.testing.assert_array_equal(
+      back.features[gone[0]], self.made.catalogue.features[gone[0]]
+    )
+
+  def test_fewer_items_than_a_slate_invent_none(self):
+    catalogue = self.made.catalogue
+    catalogue = catalogue.remove_items(
+      [i for i in range(1, toy.ITEMS + 1) if i not in (5, 9)]
+    )
+    found = self.recommender.with_catalogue(catalogue).recommend(
+      [[1], [1]], [[0.0] * toy.GROUPS] * 2, [[], [9, 7]]
+    )
+    self.assertCountEqual(found.items[0], [5, 9, 0])
+    self.assertEqual(found.items[1].tolist(), [5, 0, 0])
+    np.testing.assert_array_equal(found.valid, found.items > 0)
+    np.testing.assert_array_equal(np.isinf(found.log_probs), ~found.valid)
+    self.assertTrue((found.sids[~found.valid] == -1).all())
+
+  def test_parameters_take_over_and_other_exports_do_not(self):
+    folder = self._copy()
+    recommender = serving.load(folder, [4])
+    other = toy_export.make(folder, salt=2.0, platforms=("cpu", "cuda", "tpu"))
+    self._check_as_live(recommender.refreshed(folder), other, other.catalogue)
+    toy_export.make(folder, platforms=("cpu",))
+    with self.assertRaisesRegex(InputError, "another export"):
+      recommender.refreshed(folder)
+
+  def test_catalogues_that_do_not_fit_are_refused(self):
+    catalogue = self.made.catalogue
+    small = serving.make_catalogue(
+      catalogue.index,
+      catalogue.codebooks,
+      catalogue.features,
+      [""] * 49,
+      [""] * 49,
+      capacity=50,
+    )
+    other = catalogue._replace(codebooks=catalogue.codebooks + 1)
+    for bad, what in ((small, "capacity 50"), (other, "codebooks")):
+      with self.assertRaisesRegex(InputError, what):
+        self.recommender.with_catalogue(bad)
+      with self.assertRaisesRegex(InputError, what):
+        serving.write_catalogue(self.export, bad)
+    with self.assertRaisesRegex(InputError, "item 49 is beyond"):
+      catalogue.add_items([49], catalogue.features[:1])
+    with self.assertRaisesRegex(InputError, "item 3 is active already"):
+      catalogue.add_items([3], catalogue.features[:1])
+    with self.assertRaisesRegex(InputError, "item 45 is not active"):
+      catalogue.remove_items([45])
+
+  @parameterized.parameters("decode", "policy", "catalogue", "manifest")
+  def test_damaged_and_missing_files_are_named(self, role):
+    folder = self._copy()
+    name = folder_lib.MANIFEST
+    if role != "manifest":
+      name = self.made.manifest.files[role].name
+    path = folder / name
+    whole = path.read_bytes()
+    flipped = bytes([whole[0] ^ 1])
+    for damaged in (flipped + whole[1:], whole[: len(whole) // 2], b"", None):
+      path.unlink()
+      if damaged is not None:
+        path.write_bytes(damaged)
+      with self.assertRaisesRegex(InputError, re.escape(str(path))):
+        serving.load(folder)
+      if damaged is None:
+        break
+
+  def test_other_versions_and_platforms_are_refused(self):
+    folder = self._copy()
+    path = folder / folder_lib.MANIFEST
+    values = json.loads(path.read_text())
+    for change, what in (
+      ({"format": 2}, "has format 2; expected 1"),
+      ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
+      ({"files": {}}, "cannot be read"),
+    ):
+      path.write_text(json.dumps(values | change))
+      with self.assertRaisesRegex(InputError, what):
+        serving.load(folder)
+
+  @parameterized.parameters(
+    (([41],), "history holds 41, which is no known item"),
+    (([0],), "history holds 0"),
+    (([-1],), "history holds -1"),
+    (([49],), "expected ids from 1 to 48"),
+    (([1.0],), "history holds 1.0; expected item ids"),
+    (([True],), "history holds True"),
+    ((["x" * 99],), "history holds 'x+\\.\\.\\."),
+    (([1], [0.0]), "profile has 1 numbers; expected 4"),
+    (([1], [0.0, 0.0, 0.0, float("nan")]), "expected finite"),
+    (([1], [0.0, 0.0, 0.0, 1e300]), "expected finite"),
+    (([1], [0.0, 0.0, 0.0, 10**400]), "expected finite"),
+    (([1], [0.0, 0.0, 0.0, None]), "profile holds None"),
+    (([1], [0.0] * 4, [2] * 6), "seen has 6 ids; expected 5 at most"),
+    (([1], [0.0] * 4, [47]), "seen holds 47"),
+  )
+  def test_bad_requests_say_why(self, request, what):
+    request = (
+      (request[0], *request[1:]) if request[1:] else (request[0], [0.0] * 4)
+    )
+    with self.assertRaisesRegex(InputError, what):
+      self.recommender.query(*request)
+    rows = [[[1], request[0]], [[0.0] * 4, request[1]]]
+    rows.append([[], *request[2:]] if request[2:] else [[], []])
+    with self.assertRaisesRegex(InputError, "user 1: .*" + what):
+      self.recommender.recommend(*rows)
+
+  def test_jax_and_numpy_are_enough(self):
+    requests = toy_export.requests(3)
+    script = _ALONE.format(
+      allowed=_ALLOWED, folder=str(self.export), requests=requests
+    )
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    environment.pop("XLA_FLAGS", None)
+    ran = subprocess.run(
+      [sys.executable, "-c", script],
+      env=environment,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    found, again = json.loads(ran.stdout)
+    want = self.recommender.recommend(*requests).items
+    np.testing.assert_array_equal(found, want)
+    self.assertNotIn(want[0, 0], np.asarray(again))
+
+
+if __name__ == "__main__":
+  absltest.main()
