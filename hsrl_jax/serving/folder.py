@@ -18,6 +18,7 @@ from hsrl_jax.serving.catalogue import Catalogue
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+ROLES = ("decode", "policy", "catalogue")
 _KEPT = 2  # Catalogues; who has just read the last manifest may want the other.
 
 
@@ -112,7 +113,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     return Manifest(
       **values
       | {
-        "files": {k: File(**f) for k, f in values["files"].items()},
+        "files": {role: File(**values["files"][role]) for role in ROLES},
         "batch_sizes": tuple(values["batch_sizes"]),
         "platforms": tuple(values["platforms"]),
       }

@@ -104,20 +104,24 @@ class Recommender:
     return changed
 
   def refreshed(self, folder: str | pathlib.Path) -> "Recommender":
-    """With what its folder holds now: another catalogue, other parameters.
+    """With what the folder holds now.
+
+    Another catalogue and other parameters are read; another artefact is loaded
+    and compiled, as long as it takes the same requests.
 
     Raises:
-      InputError: a file is missing or damaged; the folder has another artefact,
-        which must be loaded anew.
+      InputError: a file is missing or damaged, or requests are of other sizes.
     """
     folder = pathlib.Path(folder)
-    manifest = folder_lib.read_manifest(folder)
-    old, new = self.manifest, manifest
-    if (old.sizes, old.files["decode"]) != (new.sizes, new.files["decode"]):
-      raise InputError(
-        f"{folder} holds another export than the one that is served; expected "
-        "other parameters or another catalogue at most: load it anew"
-      )
+    old, new = self.manifest, folder_lib.read_manifest(folder)
+    for name in ("history", "profile", "seen"):
+      if old.sizes[name] != new.sizes[name]:
+        raise InputError(
+          f"{folder} has {name} {new.sizes[name]} and what is served has "
+          f"{old.sizes[name]}; expected the same sizes of requests: start anew"
+        )
+    if old.files["decode"] != new.files["decode"]:
+      return load(folder, self.batch_sizes)
     changed = copy.copy(self)
     changed.manifest = new
     if old.files["policy"] != new.files["policy"]:
@@ -234,7 +238,11 @@ class Recommender:
       InputError: names what is wrong, and the user's row.
     """
     nothing = [()] * len(history)
-    rows = (history, profile or nothing, seen or nothing)
+    rows = (
+      history,
+      nothing if profile is None else profile,
+      nothing if seen is None else seen,
+    )
     if len({len(x) for x in rows}) > 1:
       raise InputError(
         f"history, profile and seen are of {[len(x) for x in rows]} users; "

@@ -1,6 +1,5 @@
 """A small policy, exported: for tests of what is served."""
 
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -8,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import serving
+from hsrl_jax import serving, sid
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.agents.base import Catalogue as AgentCatalogue
 from hsrl_jax.config import ExportConfig
@@ -18,6 +17,7 @@ from hsrl_jax.types import Observation
 from tests.training import toy
 
 ROOM, SEEN = 48, 5
+LEVELS, VOCAB, WIDTH = 2, 8, 7
 
 
 class Made(NamedTuple):
@@ -44,14 +44,7 @@ class Made(NamedTuple):
       profile: float [n, P].
       seen: int [n, T].
     """
-    items = AgentCatalogue(
-      jnp.asarray(catalogue.features),
-      catalogue.index,
-      jnp.asarray(catalogue.codebooks),
-      None
-      if catalogue.popularity is None
-      else jnp.asarray(catalogue.popularity),
-    )
+    items = _for_agents(catalogue)
 
     def one(profile, history, seen):
       return self.agent.act(
@@ -64,12 +57,17 @@ class Made(NamedTuple):
     return np.asarray(act.slate), np.asarray(act.log_prob)
 
 
-@functools.cache
-def _inputs():
-  return toy.inputs()
+def _for_agents(catalogue: serving.Catalogue) -> AgentCatalogue:
+  """The same as the training side has it."""
+  return AgentCatalogue(
+    jnp.asarray(catalogue.features),
+    catalogue.index,
+    jnp.asarray(catalogue.codebooks),
+    None if catalogue.popularity is None else jnp.asarray(catalogue.popularity),
+  )
 
 
-def make(folder: pathlib.Path, salt: float = 1.0, **overrides) -> Made:
+def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Made:
   """Exports an agent of tests.training.toy to `folder`.
 
   Args:
@@ -79,25 +77,31 @@ def make(folder: pathlib.Path, salt: float = 1.0, **overrides) -> Made:
   """
   platforms = overrides.pop("platforms", ("cpu",))
   config = toy.config(**({"beams": 64} | overrides))
-  inputs = _inputs()
-  live = inputs.catalogue
+  rng = np.random.default_rng(0)
+  numbers = rng.permutation(VOCAB**LEVELS)[: toy.ITEMS]
+  tokens = np.stack(np.unravel_index(numbers, (VOCAB,) * LEVELS), 1)
+  features = rng.normal(size=(toy.ITEMS + 1, WIDTH)).astype(np.float32)
+  features[0] = 0
   popularity = np.arange(toy.ITEMS + 1, dtype=np.float32) % 7
   catalogue = serving.make_catalogue(
-    live.index,
-    live.codebooks,
-    live.features,
+    sid.build_index(tokens, VOCAB),
+    rng.normal(size=(LEVELS, VOCAB, WIDTH)).astype(np.float32),
+    features,
     ["", *(f"id-{i}" for i in range(1, toy.ITEMS + 1))],
     ["", *(f"Título {i}" for i in range(1, toy.ITEMS + 1))],
     capacity=ROOM,
     popularity=popularity if config.agent == "popularity" else None,
   )
   agent = policy.AGENTS[config.agent](config, toy.SPEC)
-  user = toy.env().start(0, inputs.env_params).observation
-  params = jax.jit(agent.init)(jax.random.key(1), live, user)
-  # Away from zero-initialised parts.
+  user = Observation(
+    np.zeros(toy.GROUPS, np.float32), np.ones(toy.HISTORY, np.int32)
+  )
+  shapes = jax.eval_shape(
+    agent.init, jax.random.key(0), _for_agents(catalogue), user
+  )
+  rng = np.random.default_rng(salt)
   params = jax.tree.map(
-    lambda x: x + 0.3 * jnp.sin(salt + jnp.arange(x.size)).reshape(x.shape),
-    params,
+    lambda x: 0.5 * rng.normal(size=x.shape).astype(np.float32), shapes
   )
   manifest = export.write(
     folder,
