@@ -20,11 +20,14 @@ import dataclasses
 import gc
 import logging
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator
 from typing import Any
 
+import jax
+import numpy as np
 import orjson
 import prometheus_client as prometheus
 import uvicorn
@@ -58,6 +61,7 @@ class Settings:
     timeout: seconds in which a body must be there (408), and then an answer
       (503).
     watch: seconds between two looks at the folder.
+    cache: folder for compiled code, so that the next start is quick; "": none.
   """
 
   folder: pathlib.Path
@@ -68,6 +72,7 @@ class Settings:
   max_queue: int = 1_024
   timeout: float = 5.0
   watch: float = 0.5
+  cache: str = ""
 
 
 class Measures:
@@ -102,7 +107,8 @@ class Measures:
 
   def show(self, recommender: Recommender) -> None:
     """Shows which catalogue is served."""
-    self.items.set(int(recommender.catalogue.index.active.sum()))
+    active = np.asarray(recommender.catalogue.index.active)
+    self.items.set(int(active.sum()))
     self.catalogue.info({"version": recommender.version})
 
 
@@ -411,6 +417,8 @@ def _settings(arguments: list[str]) -> Settings:
 def main(arguments: list[str]) -> None:
   """Loads and serves until it is told to stop."""
   settings = _settings(arguments)
+  if settings.cache:
+    jax.config.update("jax_compilation_cache_dir", settings.cache)
   start = time.monotonic()
   try:
     recommender = recommender_lib.load(settings.folder)
@@ -425,6 +433,9 @@ def main(arguments: list[str]) -> None:
     f"serving at http://{settings.host}:{settings.port}",
     flush=True,
   )
+  for number in (signal.SIGTERM, signal.SIGINT):
+    # uvicorn takes them, and raises them again once it is done.
+    signal.signal(number, lambda *_: sys.exit(0))
   make_uvicorn(Server(recommender, settings)).run()
 
 
