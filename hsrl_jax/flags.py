@@ -37,9 +37,8 @@ MODE = flags.DEFINE_enum(
   "all",
   MODES,
   "The stage to run; `all` runs what is missing, in order. `add_items` and "
-  "`remove_items` change a catalogue of --embeddings whose SIDs are made. "
-  "`export` writes a trained policy for serving. The "
-  "others are experiments, see launch/flags/experiments.",
+  "`remove_items` change a catalogue of --embeddings, `export` is for serving. "
+  "The others: see launch/flags/experiments.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."

@@ -3,16 +3,12 @@
   python -m hsrl_jax.launch --flagfile=launch/flags/quickstart.flags
 
 Stages: data, quantize, simulator, policy, evaluate, report. Each is skipped
-where its output is in --workdir, and goes on where it was stopped. All other
-flags decide what is computed; --helpfull lists them.
+where its output is in --workdir, and goes on where it was stopped. Then
+--mode=export writes what a server needs. --helpfull lists all flags.
 
   python -m hsrl_jax.launch --mode=quantize --embeddings=items.npy --workdir=W
 
 gives semantic IDs to items of your own; add_items and remove_items go on.
-
-  python -m hsrl_jax.launch --flagfile=... --mode=export
-
-writes what the trained policy needs to be served, see hsrl_jax.serving.
 
   python -m hsrl_jax.launch --flagfile=launch/flags/experiments/NAME.flags
 

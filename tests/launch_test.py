@@ -21,7 +21,6 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax import serving
 from hsrl_jax.training import checkpoint, loop, metrics, parallel, policy
 from hsrl_jax.training import run as run_lib
 from tests.command import run as _in_process
@@ -41,6 +40,30 @@ SMALL = (
   "--evaluate_episodes=60",
   "--seeds=0",
 )
+
+# Exports a run; the slates of four users as the run has them, and as served.
+EXPORT = """
+import json, pathlib, sys
+import numpy as np
+from hsrl_jax import flags as flags_lib, launch, serving
+from hsrl_jax.training import run as run_lib
+
+arguments, exported = json.loads(sys.argv[1])
+launch.run_command(["hsrl", *arguments, *exported])
+run = run_lib.Run(
+  flags_lib.config_from_flags(), pathlib.Path(flags_lib.WORKDIR.value)
+)
+((act, params),) = run.policies()
+users = run.users("test")
+states = [run.env.start(row, users) for row in range(4)]
+live = [act(params, x.observation, x.seen, None).tolist() for x in states]
+histories = np.asarray(users.histories[:4])
+served = serving.load(exported[1].split("=")[1])
+found = served.recommend(
+  [row[row > 0] for row in histories], np.asarray(users.profiles[:4])
+)
+print(json.dumps([live, found.items.tolist()]))
+"""
 
 
 def _command(*arguments):
@@ -200,42 +223,37 @@ class WholePathTest(parameterized.TestCase):
     self.assertFalse((workdir / "report" / "learning_curve.png").exists())
 
   def test_export_acts_as_the_run(self):
-    exported = ("--mode=export", "--export_batch_sizes=4")
     folder = self.folder / "served"
-    where = (f"--workdir={self.workdir}", f"--export_dir={folder}")
-    status, out, err = _in_process(
-      *SMALL, *where, *exported, "--export_platforms=cpu"
-    )
-    self.assertEqual(status, 0, err)
-    self.assertIn(str(folder), out)
-    run = run_lib.Run(_config(*SMALL, where[0]), self.workdir)
-    ((act, params),) = run.policies()
-    users = run.users("test")
-    nothing = np.zeros(0, np.int32)
-    slates = [
-      act(params, run.env.start(row, users).observation, nothing, None)
-      for row in range(4)
+    arguments = [*SMALL, f"--workdir={self.workdir}"]
+    exported = [
+      "--mode=export",
+      f"--export_dir={folder}",
+      "--export_batch_sizes=4",
     ]
-    found = serving.load(folder).recommend(
-      [row[row > 0] for row in np.asarray(users.histories[:4])],
-      np.asarray(users.profiles[:4]),
+    # In a process of its own, which has as many devices as that of the run.
+    ran = subprocess.run(
+      [sys.executable, "-c", EXPORT, json.dumps([arguments, exported])],
+      cwd=ROOT,
+      env=_environment(),
+      capture_output=True,
+      text=True,
+      check=False,
     )
-    np.testing.assert_array_equal(found.items, slates)
-    # Whatever is exported belongs to the run.
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    self.assertIn(f"export: {folder}", ran.stdout)
+    live, served = json.loads(ran.stdout.splitlines()[-1])
+    self.assertLen(live, 4)
+    self.assertEqual(served, live)
     for flag, what in (
       ("--export_seed=5", "expected one of --seeds"),
       ("--export_capacity=3", "--export_capacity=3; expected at least"),
       ("--export_platforms=gpu", "--export_platforms"),
       ("--width=8", "--width was 16"),
+      (f"--workdir={self.folder / 'untrained'}", "--mode=policy"),
     ):
-      status, _, err = _in_process(*SMALL, *where, *exported, flag)
+      status, _, err = _in_process(*arguments, *exported, flag)
       self.assertEqual(status, 2)
       self.assertIn(what, err)
-    status, _, err = _in_process(
-      *SMALL, *exported, f"--workdir={self.folder / 'untrained'}"
-    )
-    self.assertEqual(status, 2)
-    self.assertIn("--mode=policy", err)
 
   def test_sids_file_is_invertible(self):
     saved = np.load(self.workdir / "sids" / "sids.npz")
