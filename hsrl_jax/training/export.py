@@ -6,9 +6,10 @@ running server, and so that they are stored once for all platforms. The number
 of users is symbolic: each batch size is compiled where it is served.
 """
 
+import contextlib
 import io
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -104,9 +105,10 @@ def write(
       (seen, jnp.int32),
     )
   ]
-  exported = jax.export.export(
-    jax.jit(decoder(agent, params, catalogue)), platforms=config.platforms
-  )(*arguments, *rows)
+  with _no_places():
+    exported = jax.export.export(
+      jax.jit(decoder(agent, params, catalogue)), platforms=config.platforms
+    )(*arguments, *rows)
   buffer = io.BytesIO()
   np.savez(buffer, **named)
   with workdir_lib.replace_folder(folder) as new:
@@ -137,6 +139,21 @@ def write(
     )
     folder_lib.write_manifest(new, manifest)
   return manifest
+
+
+@contextlib.contextmanager
+def _no_places() -> Iterator[None]:
+  """Keeps source files and lines, of whatever machine, out of the artefact.
+
+  So the artefact of a policy that was trained on is the same, byte for byte.
+  """
+  name = "jax_traceback_in_locations_limit"
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
 
 
 def by_name(params: Params) -> dict[str, np.ndarray]:

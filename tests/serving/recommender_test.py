@@ -110,6 +110,14 @@ class RecommenderTest(parameterized.TestCase):
     # What XLA itself does not know would be missing elsewhere.
     calls = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))
     self.assertLessEqual(calls, {"shape_assertion"})
+    self.assertNotIn(b".py", data)  # Nor where it was made.
+
+  def test_format_1_stays_readable(self):
+    folder = pathlib.Path(__file__).parent / "format_1"
+    saved = json.loads((folder / "expected.json").read_text())
+    found = serving.load(folder, [4]).recommend(*saved["requests"])
+    np.testing.assert_array_equal(found.items, saved["items"])
+    np.testing.assert_allclose(found.log_probs, saved["log_probs"], atol=1e-4)
 
   def test_items_come_and_go_without_a_new_export(self):
     folder = self._copy()
@@ -169,23 +177,18 @@ class RecommenderTest(parameterized.TestCase):
   def test_another_export_takes_over_if_it_takes_the_same_requests(self):
     folder = self._copy()
     recommender = serving.load(folder, [4])
-    other = toy_export.make(folder, salt=2)
-    changed = recommender.refreshed(folder)
+    # Parameters alone: the artefact is the same and not compiled again.
+    other = toy_export.make(folder, salt=2, platforms=("cpu", "cuda", "tpu"))
+    with mock.patch.object(jax, "jit", side_effect=AssertionError):
+      changed = recommender.refreshed(folder)
+    self._check_as_live(changed, other, other.catalogue)
+    other = toy_export.make(folder, salt=3, item_residual=False)
+    changed = changed.refreshed(folder)
     self.assertEqual(changed.batch_sizes, (4,))
     self._check_as_live(changed, other, other.catalogue)
-    # Parameters alone: the artefact is not compiled again.
-    file = self.made.manifest.files["policy"]
-    (folder / file.name).write_bytes((self.export / file.name).read_bytes())
-    files = other.manifest.files | {"policy": file}
+    sizes = other.manifest.sizes | {"seen": 9}
     folder_lib.write_manifest(
-      folder, dataclasses.replace(other.manifest, files=files)
-    )
-    with mock.patch.object(jax, "jit", side_effect=AssertionError):
-      changed = changed.refreshed(folder)
-    self._check_as_live(changed, self.made, self.made.catalogue)
-    sizes = self.made.manifest.sizes | {"seen": 9}
-    folder_lib.write_manifest(
-      folder, dataclasses.replace(self.made.manifest, sizes=sizes)
+      folder, dataclasses.replace(other.manifest, sizes=sizes)
     )
     with self.assertRaisesRegex(InputError, "has seen 9"):
       changed.refreshed(folder)
