@@ -36,9 +36,15 @@ class Texts(NamedTuple):
     start = self.ends[row - 1] if row else 0
     return self.utf8[start : self.ends[row]].tobytes().decode()
 
-  def all(self) -> list[str]:
-    """The texts of all rows."""
-    return [self.of(row) for row in range(len(self.ends))]
+  def put(self, rows: np.ndarray, new: Sequence[str]) -> "Texts":
+    """With the texts `new` in rows that have none; int [M], distinct."""
+    order = np.argsort(rows)
+    rows, added = rows[order], texts([new[i] for i in order])
+    lengths = np.diff(added.ends, prepend=0)
+    utf8 = np.insert(self.utf8, np.repeat(self.ends[rows], lengths), added.utf8)
+    longer = np.zeros_like(self.ends)
+    longer[rows] = lengths
+    return Texts(utf8, self.ends + np.cumsum(longer))
 
 
 def texts(rows: Sequence[str]) -> Texts:
@@ -103,13 +109,17 @@ class Catalogue(NamedTuple):
     fresh = ~np.asarray(self.index.known)[items]
     all_features = self.features.copy()
     all_features[items[fresh]] = features[fresh]
-    item_ids = [str(x) for x in items] if item_ids is None else item_ids
-    return self._replace(
+    rows = np.flatnonzero(fresh)
+    names = [str(items[i] if item_ids is None else item_ids[i]) for i in rows]
+    changed = self._replace(
       index=index,
       features=all_features,
-      item_ids=_put(self.item_ids, items, item_ids, fresh),
-      titles=_put(self.titles, items, titles, fresh),
+      item_ids=self.item_ids.put(items[rows], names),
     )
+    if titles is None:
+      return changed
+    new_titles = self.titles.put(items[rows], [titles[i] for i in rows])
+    return changed._replace(titles=new_titles)
 
   def remove_items(self, items: Sequence[int]) -> "Catalogue":
     """A new catalogue in which these active items are not recommended.
@@ -155,8 +165,9 @@ class Catalogue(NamedTuple):
     if self.popularity is not None:
       rows["popularity"] = self.popularity[items]
     for name in ("item_ids", "titles"):
-      utf8, ends = texts([getattr(self, name).of(item) for item in items])
-      rows |= {f"{name}_utf8": utf8, f"{name}_ends": ends}
+      # All other texts are empty.
+      utf8, ends = getattr(self, name)
+      rows |= {f"{name}_utf8": utf8, f"{name}_ends": ends[items]}
     buffer = io.BytesIO()
     np.savez(buffer, format=_FORMAT, codebooks=self.codebooks, **arrays, **rows)
     return buffer.getvalue()
@@ -238,19 +249,3 @@ def make_catalogue(
     titles=texts([*titles, *[""] * missing]),
     popularity=popularity,
   )
-
-
-def _put(
-  old: Texts,
-  items: np.ndarray,
-  new: Sequence[str] | None,
-  fresh: np.ndarray,
-) -> Texts:
-  """Texts with those of the fresh ones among `items`."""
-  rows = old.all()
-  for item, text, is_new in zip(
-    items, new or [""] * len(items), fresh, strict=True
-  ):
-    if is_new:
-      rows[item] = text
-  return texts(rows)

@@ -196,16 +196,14 @@ class Recommender:
     largest = self.batch_sizes[-1]
     parts = [
       self._decode(queries[start : start + largest])
-      for start in range(0, len(queries), largest)
+      for start in range(0, max(len(queries), 1), largest)
     ]
-    if not parts:
-      empty = self._decode([self.query((), [0.0] * self._profile_size())])
-      return Recommendations(*(x[:0] for x in empty))
     return Recommendations(
       *(np.concatenate(x) for x in zip(*parts, strict=True))
     )
 
   def _decode(self, queries: Sequence[Query]) -> Recommendations:
+    """Recommendations for as many users as one call takes; may be none."""
     count, sizes = len(queries), self.manifest.sizes
     batch = next(size for size in self.batch_sizes if size >= count)
     padded = Query(
@@ -213,13 +211,11 @@ class Recommender:
       np.zeros((batch, sizes["history"]), np.int32),
       np.zeros((batch, sizes["seen"]), np.int32),
     )
-    for rows, given in zip(padded, zip(*queries, strict=True), strict=True):
-      rows[:count] = given
+    for row, query in enumerate(queries):
+      for rows, given in zip(padded, query, strict=True):
+        rows[row] = given
     found = self._decoders[batch](self._policy, self._arrays, *padded)
     return Recommendations(*(np.asarray(x)[:count] for x in found))
-
-  def _profile_size(self) -> int:
-    return self.manifest.sizes["profile"]
 
   def recommend(
     self,

@@ -338,7 +338,7 @@ def make_app(server: Server) -> applications.Starlette:
     text = error.detail if known else "an error of the server, which logged it"
     return _json(status, {"error": text}, error.headers if known else None)
 
-  return applications.Starlette(
+  app = applications.Starlette(
     routes=[
       routing.Route("/recommend", recommend, methods=["POST"]),
       routing.Route("/health", health, methods=["GET"]),
@@ -347,6 +347,8 @@ def make_app(server: Server) -> applications.Starlette:
     exception_handlers={exceptions.HTTPException: refuse, Exception: refuse},
     lifespan=server.running,
   )
+  app.router.redirect_slashes = False
+  return app
 
 
 def _json(status: int, value: Any, headers=None) -> responses.Response:

@@ -126,7 +126,9 @@ def cases(rng: random.Random, sizes: dict[str, int]) -> Iterator[Case]:
     return post(b"", method=name)
 
   def path() -> bytes:
-    place = rng.choice(["/", "/recommen", "/recommend/1", "/a%00b", "/../x"])
+    place = rng.choice(
+      ["/", "/recommend/", "/recommen", "/recommend/1", "/a%00b", "/../x"]
+    )
     return post(json.dumps(good()).encode(), place)
 
   makers: list[tuple[str, Callable[[], bytes]]] = [

@@ -125,7 +125,7 @@ class RecommenderTest(parameterized.TestCase):
     before = recommender.recommend(*toy_export.requests(6))
     gone = sorted(set(before.items.ravel().tolist()))
     # Newcomers like those that go, so that they are wanted.
-    ids = np.arange(toy.ITEMS + 1, toy.ITEMS + 4)
+    ids = toy.ITEMS + np.array([3, 1, 4])
     features = self.made.catalogue.features[gone[:3]] * 1.01
     catalogue = self.made.catalogue.remove_items(gone).add_items(
       ids, features, titles=["a", "b", "ç"]
@@ -149,9 +149,11 @@ class RecommenderTest(parameterized.TestCase):
     jax.tree.map(
       np.testing.assert_array_equal, read.arrays(), catalogue.arrays()
     )
-    self.assertEqual(read.titles.of(43), "ç")
+    for item, title in zip(ids, ("a", "b", "ç"), strict=True):
+      self.assertEqual(read.titles.of(item), title)
+    self.assertEqual(read.titles.of(42), "")
     self.assertEqual(read.titles.of(7), "Título 7")
-    self.assertEqual(read.item_ids.of(42), "42")
+    self.assertEqual(read.item_ids.of(44), "44")
     self.assertEqual(read.item_ids.of(40), "id-40")
     self.assertEqual(read.titles.of(48), "")
     # It comes back as it was.
