@@ -524,7 +524,7 @@ class ExportConfig:
   """
 
   dir: str | None = None
-  batch_sizes: tuple[int, ...] = (1, 8, 32)
+  batch_sizes: tuple[int, ...] = (8, 32)
   platforms: tuple[str, ...] = PLATFORMS
   slate_size: int | None = None
   seen: int | None = None

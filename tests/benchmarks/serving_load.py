@@ -27,7 +27,7 @@ import serving_export
 from hsrl_jax import serving
 from hsrl_jax.serving import folder as folder_lib
 
-CLIENTS, SWAPS, LEAVE, BATCHES = 64, 10, 1_000, (1, 8, 32)
+CLIENTS, SWAPS, LEAVE, BATCHES = 64, 10, 1_000, (8, 32)
 
 
 class Client(asyncio.Protocol):
