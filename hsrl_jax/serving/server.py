@@ -209,8 +209,8 @@ class Server:
             self.recommender = changed
             self.measures.swaps.inc()
             self.measures.show(changed)
-      except (InputError, OSError) as error:
-        # What is served goes on; the next change of the folder is tried again.
+      except Exception as error:  # Whatever it is, the watch goes on.
+        # So does what is served; the next change of the folder is tried again.
         self.measures.swap_errors.inc()
         _log.warning("not taken over: %s", error)
       await asyncio.sleep(self.settings.watch)
