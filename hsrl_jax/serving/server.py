@@ -169,10 +169,10 @@ class Server:
       self._arrived.clear()
       if not self._waiting:
         await self._arrived.wait()
+      if len(self._waiting) < self.recommender.batch_sizes[-1]:
+        await asyncio.sleep(self.settings.linger)
       recommender = self.recommender
       most = recommender.batch_sizes[-1]
-      if len(self._waiting) < most:
-        await asyncio.sleep(self.settings.linger)
       batch = [x for x in self._waiting[:most] if not x[1].done()]
       del self._waiting[:most]
       self.measures.queue.set(len(self._waiting))

@@ -87,7 +87,7 @@ class ServerTest(absltest.TestCase):
         _,
         port,
       ),
-      concurrent.futures.ThreadPoolExecutor(8) as pool,
+      concurrent.futures.ThreadPoolExecutor(20) as pool,
     ):
       answers = list(
         pool.map(
@@ -125,7 +125,7 @@ class ServerTest(absltest.TestCase):
   def test_bad_requests_get_a_4xx_that_says_why(self):
     sizes = self.made.manifest.sizes
     cases = serving_bad_requests.cases(random.Random(1), sizes)
-    with _serving(self.recommender, folder=self.folder, timeout=0.5) as (
+    with _serving(self.recommender, folder=self.folder, timeout=2.0) as (
       _,
       _,
       port,
