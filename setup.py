@@ -68,9 +68,12 @@ setuptools.setup(
       "uvloop>=0.21",
     ],
     "benchmarks": ["faiss-cpu>=1.11"],
+    "docs": ["furo>=2025.7", "myst-parser>=4", "sphinx>=8.2"],
     "dev": [
       "build>=1.2",
       "hypothesis>=6.130",
+      "ipykernel>=6.29",
+      "nbclient>=0.10",
       "pip-audit>=2.9",
       "pytest>=8",
       "pytest-xdist>=3.6.1",

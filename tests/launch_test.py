@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import subprocess
@@ -737,113 +736,6 @@ def _write_npz(path, first, count, **arrays):
   ids = np.arange(first, first + count)
   x = rng.normal(size=(count, 4)).astype(np.float32)
   np.savez(path, **{"embeddings": x, "item_id": ids, **arrays})
-
-
-class ReadmeTest(absltest.TestCase):
-  def test_every_command_is_known_and_its_files_exist(self):
-    """Commands of hsrl_jax run here; installing ones run in .ci/run."""
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.S)
-    commands = [
-      line
-      for block in blocks
-      for line in block.replace("\\\n", " ").splitlines()
-      if line.strip() and not line.startswith("#")
-    ]
-    self.assertNotEmpty(commands)
-    own = [x for x in commands if "runs/items" in x]
-    self._launch_own(own)
-    for command in commands:
-      if command in own or "--response_params" in command:
-        continue  # ResponseParamsTest runs the latter's flagfile.
-      if "--raw_data_dir=data/" in command:  # Which no test has.
-        self._launch_without_source(command)
-        continue
-      if "--raw_data_dir=my_logs" in command:
-        self._launch_logs(command, text)
-        continue
-      if "hsrl_jax.launch" in command:
-        self._launch(command.split("hsrl_jax.launch", 1)[1].split())
-      elif "pytest" in command:
-        self.assertIn(command, (ROOT / ".ci" / "run").read_text())
-      elif command.startswith("python tests/benchmarks/"):
-        self.assertTrue((ROOT / command.split()[1]).exists())
-      else:
-        self.assertStartsWith(command, "git clone")
-
-  def test_python_runs(self):
-    text = (ROOT / "README.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
-    self.assertNotEmpty(blocks)
-    for block in blocks:
-      exec(compile(block, "README.md", "exec"), {})
-
-  def _launch_own(self, commands):
-    """Runs those on a file of one's own, one after the other."""
-    self.assertGreater(len(commands), 3)
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-      _write_npz("items.npz", 1, 100)
-      _write_npz("new.npz", 101, 5)
-      pathlib.Path("gone.txt").write_text("3\n")
-      for command in commands:
-        status, _, err = _in_process(
-          *command.split("hsrl_jax.launch", 1)[1].split(),
-          "--sid_iterations=2",
-          "--sid_restarts=1",
-        )
-        self.assertEqual(status, 0, err)
-      self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
-
-  def _launch_without_source(self, command):
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
-      status, _, err = _in_process(
-        *command.split("hsrl_jax.launch", 1)[1].split(),
-        f"--workdir={folder}/run",
-      )
-    self.assertEqual(status, 2, err)
-    self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
-
-  def _launch_logs(self, command, text):
-    """Runs the command on the files that the README shows."""
-    files = dict(re.findall(r"`(my_logs/.*?)`.*?```text\n(.*?)```", text, re.S))
-    self.assertCountEqual(files, ["my_logs/items.csv", "my_logs/sessions.csv"])
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
-      pathlib.Path("my_logs").mkdir()
-      for name, content in files.items():
-        pathlib.Path(name).write_text(content)
-      status, out, err = _in_process(
-        *command.split("hsrl_jax.launch", 1)[1].split()
-      )
-    self.assertEqual(status, 0, err)
-    self.assertIn("4 items; slates: train 2, val 1, test 1", out)
-
-  def _launch(self, arguments):
-    """Runs the command as it stands, but small and in a folder of the test."""
-    if "--help" in arguments:
-      self.assertIn("--workdir", _process(*arguments).stdout)
-      return
-    small = (
-      "--sid_restarts=1",
-      "--simulator_epochs=1",
-      "--iterations=20",
-      "--iterations_per_call=10",
-      "--curve_every=20",
-      "--save_every=20",
-      "--curve_episodes=4",
-      "--evaluate_episodes=8",
-      "--seeds=0",
-    )
-    # The others differ from the quickstart in values alone.
-    mode = "all" if "quickstart" in arguments[0] else "data"
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(ROOT):
-      arguments += (*small, f"--workdir={folder}/run", f"--mode={mode}")
-      if mode == "data":
-        status, _, err = _in_process(*arguments)
-        self.assertEqual(status, 0, err)
-        return
-      ran = _process(*arguments)
-      self.assertEqual(ran.returncode, 0, ran.stderr)
-      self.assertIn("greedy_oracle", ran.stdout)
 
 
 if __name__ == "__main__":

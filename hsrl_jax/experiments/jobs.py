@@ -106,7 +106,7 @@ def run_all(experiment: Experiment, jobs: Iterable[Job]) -> dict[str, Run]:
 
 
 def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
-  """The JSON in `path`; where it is not there yet, `make`s and writes it."""
+  """The JSON in `path`; where it is not there yet, `make` makes it."""
   if not path.exists():
     files.write_json(path, make())
   return json.loads(path.read_text())

@@ -1,8 +1,10 @@
 """Hierarchical policy network (HPN): a state to token logits, coarse to fine.
 
 Residual state modelling (DESIGN, section 4), for l = 1..L:
+
   logits_l = W_l c_{l-1} + b_l;  p_l = softmax(logits_l)
   c_l = LayerNorm_l(c_{l-1} - e_l)
+
 with e_l = p_l E_l ("expected") or e_l = E_l[z_l] ("sampled").
 
 The rows of E_l and b_l that belong to a token are sums of a free part and a

@@ -1,0 +1,70 @@
+"""Sphinx: the pages of this folder, and an API reference of the docstrings.
+
+python -m sphinx -W -b html docs build/docs
+"""
+
+import pathlib
+import re
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGE = ROOT / "hsrl_jax"
+sys.path.insert(0, str(ROOT))
+
+
+def _reference(paths) -> str:
+  """The directives that describe modules, by their files."""
+  names = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted(paths)
+    if path.name != "__init__.py"
+  ]
+  lines = [f".. automodule:: {name}\n" for name in names]
+  return "\n".join(["```{eval-rst}", *lines, "```"])
+
+
+def _plain(app, what, name, obj, options, lines) -> None:
+  """Docstrings are plain text: bars and stars mark up nothing."""
+  del app, what, name, obj, options
+  for i, line in enumerate(lines):
+    parts = line.split("`")
+    parts[::2] = [re.sub(r"([|*])", r"\\\1", x) for x in parts[::2]]
+    lines[i] = "`".join(parts)
+
+
+def _skip_field(app, what, name, obj, skip, options) -> bool:
+  """Leaves out what a NamedTuple says of its fields, which is nothing."""
+  del app, what, name, options
+  return skip or type(obj).__name__ == "_tuplegetter"
+
+
+def setup(app) -> None:
+  app.connect("autodoc-process-docstring", _plain, priority=400)
+  app.connect("autodoc-skip-member", _skip_field)
+
+
+project = "hsrl_jax"
+author = "the authors of hsrl_jax"
+release = re.search(
+  r'__version__ = "(.*)"', (PACKAGE / "__init__.py").read_text()
+)[1]
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["results"]
+html_theme = "furo"
+html_title = f"hsrl_jax {release}"
+
+myst_enable_extensions = ["dollarmath", "substitution"]
+myst_heading_anchors = 3
+# {{ ops }} and the like, in api/: new modules come by themselves.
+myst_substitutions = {
+  folder.name: _reference(folder.rglob("*.py"))
+  for folder in PACKAGE.iterdir()
+  if folder.is_dir()
+} | {"core": _reference(PACKAGE.glob("*.py"))}
+
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_default_options = {"members": True}
+autodoc_typehints = "description"
+napoleon_use_ivar = True  # The class's docstring describes its fields.

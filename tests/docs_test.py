@@ -1,0 +1,302 @@
+"""The pages: their commands run, what they name exists, the site builds."""
+
+import ast
+import contextlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+import zlib
+from unittest import mock
+
+import nbclient
+import nbformat
+import numpy as np
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import config as config_lib
+from hsrl_jax.training import policy
+from tests.command import run
+from tests.training import toy
+
+ROOT = pathlib.Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
+NOTEBOOK = DOCS / "notebook.ipynb"
+# Where programs other than the command define their flags.
+PROGRAMS = (
+  *ROOT.glob("tests/benchmarks/*.py"),
+  *ROOT.glob("hsrl_jax/serving/*.py"),
+  *ROOT.glob("launch/*.sh"),
+)
+# Flags of absl and of programs that are not ours.
+OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir"}
+SMALL = (
+  "--sid_restarts=1",
+  "--simulator_epochs=1",
+  "--iterations=20",
+  "--iterations_per_call=10",
+  "--curve_every=20",
+  "--save_every=20",
+  "--curve_episodes=4",
+  "--evaluate_episodes=8",
+  "--seeds=0",
+)
+
+
+def _blocks(language: str, page: pathlib.Path | None = None) -> list[str]:
+  """Fenced blocks of a page, or of all."""
+  texts = [x.read_text() for x in ([page] if page else PAGES)]
+  pattern = rf"```(?:{language})\n(.*?)```"
+  return [x for text in texts for x in re.findall(pattern, text, re.S)]
+
+
+def _commands() -> list[str]:
+  """Each line of the pages' shell blocks once, in order."""
+  lines = [
+    line.strip()
+    for block in _blocks("bash|sh")
+    for line in block.replace("\\\n", " ").splitlines()
+  ]
+  return list(dict.fromkeys(x for x in lines if x and not x.startswith("#")))
+
+
+def _arguments(command: str) -> list[str]:
+  return command.split("hsrl_jax.launch", 1)[1].split()
+
+
+def _process(arguments, **environment) -> subprocess.CompletedProcess:
+  given = dict(os.environ) | environment
+  given.pop("XLA_FLAGS", None)  # One device, as a user has.
+  return subprocess.run(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    env=given,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+class CommandsTest(absltest.TestCase):
+  """All of the pages; installing ones run in .ci/run."""
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
+
+  def test_every_command_is_known_and_its_files_exist(self):
+    commands = _commands()
+    self.assertGreater(len(commands), 20)
+    for command in commands:
+      if "runs/items" in command or "my_logs" in command:
+        continue  # Have tests of their own below.
+      if "--agent=mine" in command or "--response_params" in command:
+        continue  # Have too; of the latter ResponseParamsTest of launch_test.
+      if "--raw_data_dir=data/" in command:  # Which no test has.
+        self._launch_without_source(command)
+      elif "quickstart.flags" in command:
+        continue  # Below.
+      elif "hsrl_jax.launch --help" in command:
+        continue  # FlagsTest of launch_test.
+      elif "hsrl_jax.launch" in command:
+        self._launch_data(command)
+      elif "pytest" in command:
+        self.assertIn(command, (ROOT / ".ci" / "run").read_text())
+      else:
+        self._names_a_file(command)
+
+  def test_quickstart(self):
+    command = next(x for x in _commands() if "quickstart.flags" in x)
+    ran = _process(
+      [
+        "-m",
+        "hsrl_jax.launch",
+        *_arguments(command),
+        *SMALL,
+        f"--workdir={self.folder}/run",
+      ]
+    )
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    self.assertIn("greedy_oracle", ran.stdout)
+
+  def test_embeddings_of_ones_own(self):
+    commands = [x for x in _commands() if "runs/items" in x]
+    self.assertGreater(len(commands), 3)
+    rng = np.random.default_rng(0)
+    with contextlib.chdir(self.folder):
+      for name, first, count in (("items", 1, 100), ("new", 101, 5)):
+        x = rng.normal(size=(count, 4)).astype(np.float32)
+        ids = np.arange(first, first + count)
+        np.savez(f"{name}.npz", embeddings=x, item_id=ids)
+      pathlib.Path("gone.txt").write_text("3\n")
+      for command in commands:
+        status, _, err = run(
+          *_arguments(command), "--sid_iterations=2", "--sid_restarts=1"
+        )
+        self.assertEqual(status, 0, err)
+      self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
+
+  def test_logs_of_ones_own(self):
+    """Runs the command on the files that the page shows."""
+    text = (DOCS / "bring_your_own.md").read_text()
+    files = dict(re.findall(r"`(my_logs/.*?)`.*?```text\n(.*?)```", text, re.S))
+    self.assertCountEqual(files, ["my_logs/items.csv", "my_logs/sessions.csv"])
+    (command,) = [x for x in _commands() if "my_logs" in x]
+    with contextlib.chdir(self.folder):
+      pathlib.Path("my_logs").mkdir()
+      for name, content in files.items():
+        pathlib.Path(name).write_text(content)
+      status, out, err = run(*_arguments(command))
+    self.assertEqual(status, 0, err)
+    self.assertIn("4 items; slates: train 2, val 1, test 1", out)
+
+  def test_an_agent_of_ones_own(self):
+    """The command that the page shows takes it, and it learns."""
+    (source,) = [x for x in _blocks("python") if "base.Agent(" in x]
+    made = {}
+    exec(compile(source, "bring_your_own.md", "exec"), made)
+    (command,) = [x for x in _commands() if "--agent=mine" in x]
+    self.enter_context(
+      mock.patch.object(config_lib, "AGENTS", (*config_lib.AGENTS, "mine"))
+    )
+    self.enter_context(mock.patch.dict(policy.AGENTS, mine=made["make"]))
+    self._launch_data(command)
+    untrained, trained = toy.learning("mine")
+    self.assertGreater(trained, untrained + 0.5)
+
+  def _launch_without_source(self, command):
+    with contextlib.chdir(ROOT):
+      status, _, err = run(*_arguments(command), f"--workdir={self.folder}/no")
+    self.assertEqual(status, 2, err)
+    self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
+
+  def _launch_data(self, command):
+    """The first stage; beyond it they differ from the quickstart in values."""
+    arguments = _arguments(command)
+    flagfile = re.search(r"--flagfile=(\S+)", command)
+    text = (ROOT / flagfile[1]).read_text() if flagfile else ""
+    dataset = re.search(r"--dataset=(\S+)", text)
+    # One folder for each dataset: it is prepared once.
+    workdir = self.folder / (dataset[1] if dataset else "default")
+    with contextlib.chdir(ROOT):
+      status, _, err = run(
+        *arguments, *SMALL, f"--workdir={workdir}", "--mode=data"
+      )
+    self.assertEqual(status, 0, err)
+
+  def _names_a_file(self, command):
+    """A script or a benchmark, whose own test or run is elsewhere."""
+    paths = re.findall(r"(?:tests|launch|hsrl_jax)[\w./]+\.(?:py|sh)", command)
+    modules = re.findall(r"-m (hsrl_jax[\w.]+)", command)
+    paths += [x.replace(".", "/") + ".py" for x in modules]
+    self.assertNotEmpty(paths, command)
+    for path in paths:
+      self.assertTrue((ROOT / path).exists(), command)
+
+
+class NamesTest(parameterized.TestCase):
+  def test_python_blocks_run(self):
+    blocks = _blocks("python")
+    self.assertGreater(len(blocks), 1)
+    for block in blocks:
+      exec(compile(block, "docs", "exec"), {})
+
+  def test_flags_exist(self):
+    flag = re.compile(r"(?<![\w-])--(\w[\w-]*)")
+    known = set(flags.FLAGS) | OTHERS
+    for path in PROGRAMS:
+      text = path.read_text()
+      known |= set(flag.findall(text))
+      known |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"|^  (\w+): ', text, re.M))
+    for page in PAGES:
+      for name in flag.findall(page.read_text()):
+        # `--experiment_` stands for all that begin so.
+        group = name.endswith("_") and any(x.startswith(name) for x in known)
+        self.assertTrue(group or name in known, f"{page.name}: --{name}")
+
+  def test_links_lead_somewhere(self):
+    texts = {page: page.read_text() for page in PAGES}
+    cells = nbformat.read(NOTEBOOK, 4).cells
+    texts[NOTEBOOK] = "\n".join(
+      x.source for x in cells if x.cell_type == "markdown"
+    )
+    seen = 0
+    for page, text in texts.items():
+      for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", target):
+          continue
+        seen += 1
+        path, _, anchor = target.partition("#")
+        path = page.parent / path if path else page
+        self.assertTrue(path.exists(), f"{page.name}: {target}")
+        if anchor:
+          self.assertIn(anchor, _anchors(path), f"{page.name}: {target}")
+    self.assertGreater(seen, 50)
+
+  def test_the_method_names_what_is_there(self):
+    text = (DOCS / "method.md").read_text()
+    named = re.findall(r"\(\.\./(hsrl_jax/\S+\.py)\)((?:,? `\w+`)+)", text)
+    self.assertGreater(len(named), 15)
+    for path, names in named:
+      source = (ROOT / path).read_text()
+      for name in re.findall(r"\w+", names):
+        pattern = rf"^\s*(def|class) {name}\b"
+        self.assertTrue(re.search(pattern, source, re.M), f"{path}: {name}")
+
+
+class SiteTest(absltest.TestCase):
+  def test_builds_without_warnings_and_describes_everything(self):
+    with tempfile.TemporaryDirectory() as folder:
+      ran = _process(
+        ["-m", "sphinx", "-W", "-q", "-b", "html", str(DOCS), folder]
+      )
+      self.assertEqual(ran.returncode, 0, ran.stderr)
+      inventory = (pathlib.Path(folder) / "objects.inv").read_bytes()
+    body = zlib.decompress(inventory.split(b"\n", 4)[4]).decode()
+    described = {line.split(" ", 1)[0] for line in body.splitlines()}
+    public = set(_public())
+    self.assertGreater(len(public), 200)
+    self.assertEmpty(public - described)
+
+  def test_notebook_runs(self):
+    notebook = nbformat.read(NOTEBOOK, 4)
+    environment = dict(os.environ) | {
+      "PYTHONPATH": str(ROOT),
+      # Most of the time goes into compiling.
+      "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
+    client = nbclient.NotebookClient(notebook, timeout=300)
+    with warnings.catch_warnings():
+      warnings.simplefilter("ignore")
+      client.execute(env=environment)
+    self.assertLess(NOTEBOOK.stat().st_size, 100_000)
+
+
+def _anchors(page: pathlib.Path) -> set[str]:
+  """What GitHub makes of the headings."""
+  headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+  plain = [re.sub(r"[^\w\- ]", "", x.lower()) for x in headings]
+  return {x.replace(" ", "-") for x in plain}
+
+
+def _public():
+  """The full names of all public functions and classes."""
+  for path in sorted((ROOT / "hsrl_jax").rglob("*.py")):
+    if path.name == "__init__.py":
+      continue
+    module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for node in ast.parse(path.read_text()).body:
+      known = isinstance(node, ast.FunctionDef | ast.ClassDef)
+      if known and not node.name.startswith("_"):
+        yield f"{module}.{node.name}"
+
+
+if __name__ == "__main__":
+  absltest.main()
