@@ -13,21 +13,23 @@ sys.path.insert(0, str(ROOT))
 
 
 def _reference(paths) -> str:
-  """The directives that describe modules, by their files."""
-  names = [
+  """A section for each module, by their files."""
+  modules = [
     ".".join(path.relative_to(ROOT).with_suffix("").parts)
     for path in sorted(paths)
     if path.name != "__init__.py"
   ]
-  lines = [f".. automodule:: {name}\n" for name in names]
-  return "\n".join(["```{eval-rst}", *lines, "```"])
+  return "\n".join(
+    f"## {name}\n\n```{{eval-rst}}\n.. automodule:: {name}\n```\n"
+    for name in modules
+  )
 
 
 def _plain(app, what, name, obj, options, lines) -> None:
-  """Docstrings are plain text: bars and stars mark up nothing."""
+  """Docstrings are plain text: bars, stars and a lone `B.` mark up nothing."""
   del app, what, name, obj, options
   for i, line in enumerate(lines):
-    parts = line.split("`")
+    parts = re.sub(r"(: )([A-Z]\.)$", r"\1\\\2", line).split("`")
     parts[::2] = [re.sub(r"([|*])", r"\\\1", x) for x in parts[::2]]
     lines[i] = "`".join(parts)
 
@@ -52,6 +54,7 @@ release = re.search(
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["results"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"hsrl_jax {release}"
 
 myst_enable_extensions = ["dollarmath", "substitution"]
@@ -67,4 +70,6 @@ default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+add_module_names = False
 napoleon_use_ivar = True  # The class's docstring describes its fields.
