@@ -35,6 +35,11 @@ PROGRAMS = (
 )
 # Flags of absl and of programs that are not ours.
 OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir"}
+# Commands that have tests of their own: the last two in launch_test.
+ELSEWHERE = re.compile(
+  "hsrl_jax.launch.*"
+  "(runs/items|my_logs|agent=mine|quickstart|response_params|--help)"
+)
 SMALL = (
   "--sid_restarts=1",
   "--simulator_epochs=1",
@@ -98,36 +103,37 @@ class CommandsTest(absltest.TestCase):
     commands = _commands()
     self.assertGreater(len(commands), 20)
     for command in commands:
-      if "runs/items" in command or "my_logs" in command:
-        continue  # Have tests of their own below.
-      if "--agent=mine" in command or "--response_params" in command:
-        continue  # Have too; of the latter ResponseParamsTest of launch_test.
+      if ELSEWHERE.search(command):
+        continue
       if "--raw_data_dir=data/" in command:  # Which no test has.
         self._launch_without_source(command)
-      elif "quickstart.flags" in command:
-        continue  # Below.
-      elif "hsrl_jax.launch --help" in command:
-        continue  # FlagsTest of launch_test.
       elif "hsrl_jax.launch" in command:
         self._launch_data(command)
       elif "pytest" in command:
         self.assertIn(command, (ROOT / ".ci" / "run").read_text())
-      else:
+      elif "pip install" in command:
+        (extra,) = re.findall(r"\[(\w+)\]", command)
+        self.assertIn(f'"{extra}": [', (ROOT / "setup.py").read_text())
+      elif not command.startswith("export "):
         self._names_a_file(command)
 
-  def test_quickstart(self):
-    command = next(x for x in _commands() if "quickstart.flags" in x)
+  def test_quickstart_and_what_is_made_of_it(self):
+    commands = [x for x in _commands() if "hsrl_jax.launch" in x]
+    quickstart = next(x for x in commands if x.endswith("quickstart.flags"))
+    (export,) = [x for x in commands if x.endswith("--mode=export")]
+    workdir = f"--workdir={self.folder}/runs/quickstart"
     ran = _process(
-      [
-        "-m",
-        "hsrl_jax.launch",
-        *_arguments(command),
-        *SMALL,
-        f"--workdir={self.folder}/run",
-      ]
+      ["-m", "hsrl_jax.launch", *_arguments(quickstart), *SMALL, workdir]
     )
     self.assertEqual(ran.returncode, 0, ran.stderr)
     self.assertIn("greedy_oracle", ran.stdout)
+    small = ("--export_batch_sizes=2", "--export_platforms=cpu")
+    with contextlib.chdir(ROOT):
+      status, _, err = run(*_arguments(export), *SMALL, workdir, *small)
+    self.assertEqual(status, 0, err)
+    code = "".join(_blocks("py", DOCS / "serving.md"))
+    with contextlib.chdir(self.folder), contextlib.redirect_stdout(None):
+      exec(compile(code, "serving.md", "exec"), {})
 
   def test_embeddings_of_ones_own(self):
     commands = [x for x in _commands() if "runs/items" in x]
