@@ -182,8 +182,9 @@ class CommandsTest(absltest.TestCase):
     self.assertGreater(trained, untrained + 0.5)
 
   def _launch_without_source(self, command):
+    workdir = tempfile.mkdtemp(dir=self.folder)
     with contextlib.chdir(ROOT):
-      status, _, err = run(*_arguments(command), f"--workdir={self.folder}/no")
+      status, _, err = run(*_arguments(command), f"--workdir={workdir}")
     self.assertEqual(status, 2, err)
     self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
 
@@ -224,7 +225,8 @@ class NamesTest(parameterized.TestCase):
     for path in PROGRAMS:
       text = path.read_text()
       known |= set(flag.findall(text))
-      known |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"|^  (\w+): ', text, re.M))
+      known |= set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', text))
+      known |= set(re.findall(r"^  (\w+): ", text, re.M))  # Of Settings.
     for page in PAGES:
       for name in flag.findall(page.read_text()):
         # `--experiment_` stands for all that begin so.
