@@ -4,6 +4,7 @@ A field of a stage's config is the flag `<prefix><field>`; see PREFIXES.
 """
 
 import dataclasses
+import inspect
 import os
 import re
 import typing
@@ -106,8 +107,9 @@ def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPORT, _EXPERIMENT)):
 
 def _help(config_class, field: str) -> str:
   """The field's text in the `Attributes:` of its class's docstring."""
-  text = config_class.__doc__.split("Attributes:")[1]
-  found = re.search(rf"^    {field}: (.*?)(?=^    \w+: |\Z)", text, re.M | re.S)
+  # Before Python 3.13 __doc__ is indented as in the file.
+  text = inspect.getdoc(config_class).split("Attributes:")[1]
+  found = re.search(rf"^  {field}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
   return " ".join(found[1].split())
 
 
