@@ -306,7 +306,7 @@ def load(
     return jax.jit(exported.call).lower(*shapes, *rows).compile()
 
   wanted = sorted(set(batch_sizes or manifest.batch_sizes))
-  # The largest first, since it may take longest; XLA compiles without the GIL.
+  # XLA compiles without the GIL.
   with concurrent.futures.ThreadPoolExecutor(
     len(os.sched_getaffinity(0))
   ) as pool:
