@@ -41,7 +41,7 @@ setuptools.setup(
     "absl-py>=2.3",
     "array-record>=0.8.1",
     "chex>=0.1.90",
-    "flatbuffers>=25",
+    "flatbuffers>=25.1.21",
     "flax>=0.12,<0.13",
     "jax>=0.10,<0.11",
     "matplotlib>=3.9",
