@@ -232,10 +232,7 @@ class Learning:
         state = (learner, stream._replace(replay=empty))
         checkpoint.save(checkpointer, int(learner.step[0]), state)
       # Read even if just written: the loop consumes the state it is given.
-      like = jax.tree.map(
-        lambda x: x if x.size else jnp.zeros(x.shape, x.dtype),
-        parallel.shapes(self.engine.init, self.config.seeds, inputs),
-      )
+      like = parallel.shapes(self.engine.init, self.config.seeds, inputs)
       return checkpoint.restore_latest(checkpointer, like)
 
   def _place(self, learner, stream, catalogue: Catalogue):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
@@ -94,9 +95,9 @@ def restore_latest(
         first_line[:200],
       )
     else:
-      # Orbax refuses arrays without elements; they are as `like` has them.
+      # Orbax refuses arrays without elements.
       return jax.tree.map(
-        lambda x, y: y if x.size else x, like, loaded, is_leaf=_is_none
+        lambda x, y: y if x.size else _empty(x), like, loaded, is_leaf=_is_none
       )
   return None
 
@@ -131,6 +132,10 @@ def _check_format(checkpointer: ocp.training.Checkpointer, step: int) -> None:
 
 def _is_none(x: Any) -> bool:
   return x is None
+
+
+def _empty(x: Any) -> jax.Array:
+  return x if isinstance(x, jax.Array) else jnp.zeros(x.shape, x.dtype)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

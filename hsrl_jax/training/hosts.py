@@ -17,7 +17,7 @@ import jax
 from jax._src import distributed  # What it keeps has no public name.
 
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import checkpoint
+from hsrl_jax.training import checkpoint, parallel
 
 START_SECONDS = 60  # For all processes to find one another.
 # A process that says nothing for so long is lost, and one that ends waits so
@@ -67,6 +67,7 @@ def start(
     # Between the CPUs of processes; accelerators have their own way.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.devices()  # For which all of them meet.
+    parallel.meet()
   except (ValueError, RuntimeError) as error:
     raise InputError(
       f"the processes of --distributed were not found ({error}); expected a "

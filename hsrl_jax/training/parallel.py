@@ -56,6 +56,17 @@ def layout(seeds: int) -> Layout:
   return Layout(seeds, devices, alone and seeds >= devices > 1)
 
 
+def meet() -> None:
+  """Connects all devices; called by all processes at about the same time.
+
+  Gloo waits 30 s for the others where devices meet first, which compilation,
+  sooner done on one host than on another, may exceed; later on it just waits.
+  """
+  multihost_utils.sync_global_devices("meet")
+  total = jax.pmap(lambda x: jax.lax.psum(x, AXIS), axis_name=AXIS)
+  jax.block_until_ready(total(np.ones(jax.local_device_count())))
+
+
 def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
   """The state of all seeds, by an Engine's `init`."""
   if not layout.shares_users:
