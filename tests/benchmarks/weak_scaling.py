@@ -105,10 +105,13 @@ def measure(processes: int, devices: int) -> dict:
 
 def main() -> None:
   """Measures every case and prints them."""
-  rows = [measure(*case) for case in CASES]
-  print("  ".join(rows[0]))
-  for row in rows:
-    print("  ".join(f"{value:>{len(name)}}" for name, value in row.items()))
+  rows = []
+  for case in CASES:
+    rows.append(row := measure(*case))
+    if len(rows) == 1:
+      print("  ".join(row))
+    line = "  ".join(f"{value:>{len(name)}}" for name, value in row.items())
+    print(line, flush=True)
   cores = len(os.sched_getaffinity(0))
   print(json.dumps({"cores": cores, "load": os.getloadavg()[0], "rows": rows}))
 
