@@ -34,7 +34,7 @@ PROGRAMS = (
   *ROOT.glob("launch/*.sh"),
 )
 # Flags of absl and of programs that are not ours.
-OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir"}
+OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir", "outdated"}
 # Commands that have tests of their own: the last two in launch_test.
 ELSEWHERE = re.compile(
   "hsrl_jax.launch.*"
