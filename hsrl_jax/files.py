@@ -38,8 +38,10 @@ def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
       os.fsync(file.fileno())
     os.chmod(name, 0o644)
     os.replace(name, path)
-  except BaseException:
+  except BaseException as error:
     pathlib.Path(name).unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      error.filename = str(path)  # For people; a full disk names no file.
     raise
 
 

@@ -41,7 +41,7 @@ from hsrl_jax.experiments import (
   jobs,
   offline_check,
 )
-from hsrl_jax.training import hosts, quantize, report, sid_report, sweep
+from hsrl_jax.training import hosts, quantize, report, sid_report, stop, sweep
 from hsrl_jax.training import run as run_lib
 from hsrl_jax.training import workdir as workdir_lib
 
@@ -90,15 +90,25 @@ def main(argv: list[str], command: str) -> None:
   config = flags_lib.config_from_flags()
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
   if _joins_others(mode):
-    # Only process 0 prints.
-    with contextlib.ExitStack() as silence:
-      if not hosts.is_first():
+    # Only process 0 prints, and keeps other runs out.
+    with contextlib.ExitStack() as inside:
+      if hosts.is_first():
+        inside.enter_context(workdir_lib.locked(workdir))
+      else:
         logging.set_verbosity(logging.ERROR)
-        nowhere = silence.enter_context(open(os.devnull, "w"))
-        silence.enter_context(contextlib.redirect_stdout(nowhere))
+        nowhere = inside.enter_context(open(os.devnull, "w"))
+        inside.enter_context(contextlib.redirect_stdout(nowhere))
       _run_stages(mode, config, workdir)
     return
   _use_cores(len(config.policy.seeds))
+  with workdir_lib.locked(workdir):
+    _run(mode, config, workdir, command)
+
+
+def _run(
+  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
+) -> None:
+  """Runs it in this process alone."""
   workdir_lib.settle(workdir / quantize.FOLDER)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
@@ -177,6 +187,8 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
     print(f"results: {workdir / 'results.json'}")
     page = workdir / "report" / "report.html"
     print(f"report:  {page if page.exists() else 'run --mode=report'}")
+  if any(ran) and hosts.is_first():
+    print("\n".join(run.summarise()))
 
 
 def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
@@ -256,10 +268,17 @@ def _parse(argv: list[str]) -> list[str]:
     _fail(error)
 
 
+def _not_of_orbax(record) -> bool:
+  return "orbax" not in record.pathname
+
+
 def _guarded(argv: list[str], arguments: list[str]) -> None:
   logging.set_verbosity(logging.WARNING)
+  # Orbax logs what it raises, too: pages of it.
+  logging.get_absl_logger().addFilter(_not_of_orbax)
   try:
-    main(argv, jobs.command_line(arguments))
+    with stop.on_sigterm():
+      main(argv, jobs.command_line(arguments))
   except InputError as error:
     _fail(error)
   except FloatingPointError as error:
@@ -270,9 +289,9 @@ def _guarded(argv: list[str], arguments: list[str]) -> None:
   except OSError as error:  # Such as a full disk; what is written is whole.
     where = f"{error.filename}: " if error.filename else ""
     _fail(f"{where}{error.strerror or error}", status=1)
-  except KeyboardInterrupt:
-    print("\nstopped; the same command goes on from here", file=sys.stderr)
-    sys.exit(130)
+  except (stop.Terminated, KeyboardInterrupt) as signal:
+    print(f"\n{stop.LINE}", file=sys.stderr)
+    sys.exit(130 if isinstance(signal, KeyboardInterrupt) else 0)
 
 
 def run_command(argv: list[str]) -> None:

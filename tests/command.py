@@ -1,11 +1,35 @@
-"""The command, run inside a test."""
+"""The command, run inside a test or in a process of its own."""
 
 import contextlib
 import io
+import multiprocessing
+import os
+import pathlib
+import random
+import resource
+import runpy
+import subprocess
+import sys
+import time
 
-from absl import flags
+import jax
+from absl import flags, logging
 
 from hsrl_jax import launch
+
+ROOT = pathlib.Path(__file__).parents[1]
+# On top of smoke.flags: as small as it gets, for a process of its own.
+SMALL = (
+  f"--flagfile={ROOT}/launch/flags/smoke.flags",
+  "--simulator_epochs=3",
+  "--iterations=120",
+  "--iterations_per_call=10",
+  "--curve_every=40",
+  "--save_every=20",
+  "--curve_episodes=20",
+  "--evaluate_episodes=60",
+  "--seeds=0",
+)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:
@@ -21,3 +45,120 @@ def run(*arguments: str) -> tuple[int, str, str]:
       status = stop.code
   flags.FLAGS.mark_as_parsed()
   return status, out.getvalue(), err.getvalue()
+
+
+def environment() -> dict[str, str]:
+  """Of a new interpreter: one device, as a user has, and a cache."""
+  cache = {f"JAX_{name}".upper(): str(value) for name, value in _cache()}
+  kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+  return kept | cache
+
+
+def process(*arguments: str) -> subprocess.CompletedProcess:
+  """The command in a new interpreter."""
+  return subprocess.run(
+    [sys.executable, "-m", "hsrl_jax.launch", *arguments],
+    cwd=ROOT,
+    env=environment(),
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+
+
+def _cache() -> tuple[tuple[str, object], ...]:
+  """Options of jax that keep all that is compiled, for all processes."""
+  return (
+    ("compilation_cache_dir", os.environ["HSRL_TEST_COMPILED"]),
+    ("persistent_cache_min_compile_time_secs", 0.0),
+    ("persistent_cache_min_entry_size_bytes", -1),
+  )
+
+
+class Processes:
+  """Real processes that start fast: forked once all is imported, and with
+  one compilation cache."""
+
+  def __init__(self, folder: pathlib.Path):
+    self._folder = folder
+    self._context = multiprocessing.get_context("forkserver")
+    self._context.set_forkserver_preload(
+      ["hsrl_jax.launch", "sklearn.metrics", "tensorflow_datasets"]
+    )
+
+  def start(self, *arguments: str, **faults) -> "Process":
+    """Starts the command; `faults` are those of `_in_fork`."""
+    return Process(self._context, self._folder, arguments, faults)
+
+  def run(self, *arguments: str, **faults) -> tuple[int, str]:
+    """Exit status and output, of a process that ends by itself."""
+    started = self.start(*arguments, **faults)
+    return started.wait(), started.output()
+
+
+class Process:
+  """One of them; an exit status below 0 names the signal that ended it."""
+
+  def __init__(self, context, folder, arguments, faults):
+    self._log = folder / f"{time.monotonic_ns()}.log"
+    # By path, since other packages may be called `tests` too.
+    job = {"arguments": arguments, "log": self._log, "cache": _cache()}
+    self._process = context.Process(
+      target=runpy.run_path, args=(__file__, {"JOB": job | faults}, "__fork__")
+    )
+    self._process.start()
+    self.pid = self._process.pid
+
+  def wait(self, seconds: float = 300.0) -> int:
+    self._process.join(seconds)
+    return self._process.exitcode
+
+  def running(self) -> bool:
+    return self._process.is_alive()
+
+  def kill(self) -> int:
+    self._process.kill()
+    return self.wait()
+
+  def cpu_seconds(self) -> float:
+    """What it has used so far."""
+    with contextlib.suppress(OSError):
+      stat = pathlib.Path(f"/proc/{self.pid}/stat").read_text()
+      user, system = stat.rpartition(")")[2].split()[11:13]
+      return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return float("inf")
+
+  def output(self) -> str:
+    return self._log.read_text()
+
+
+def _in_fork(
+  arguments, log, cache, clock_jumps: bool = False, file_size: int | None = None
+) -> None:
+  """Runs the command.
+
+  Args:
+    arguments: of the command.
+    log: file for its output.
+    cache: see `_cache`.
+    clock_jumps: whether the wall clock goes back and forth by years.
+    file_size: bytes beyond which no file can grow, as if the disk were full.
+  """
+  handle = os.open(log, os.O_WRONLY | os.O_CREAT)
+  os.dup2(handle, 1)
+  os.dup2(handle, 2)
+  logging.use_absl_handler()  # As absl's app does.
+  os.environ.pop("XLA_FLAGS", None)
+  for name, value in cache:
+    jax.config.update(f"jax_{name}", value)
+  if clock_jumps:
+    real, offsets = time.time, random.Random(0).choices((-1e8, 0, 3e7), k=999)
+    # Other each half second: within a step of Python's it stays as it is.
+    time.time = lambda: real() + offsets[int(2 * time.monotonic()) % 999]
+  if file_size is not None:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+  launch.run_command(["hsrl", *arguments])
+
+
+if __name__ == "__fork__":
+  _in_fork(**JOB)  # noqa: F821 (what run_path was given)

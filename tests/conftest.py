@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 from absl import flags
 
 os.environ["XLA_FLAGS"] = (
@@ -9,3 +10,12 @@ os.environ["XLA_FLAGS"] = (
 )
 
 flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(tmp_path_factory):
+  """Where processes that tests start keep what they compile."""
+  folder = tmp_path_factory.getbasetemp()
+  if "PYTEST_XDIST_WORKER" in os.environ:
+    folder = folder.parent  # Of all workers.
+  os.environ["HSRL_TEST_COMPILED"] = str(folder / "compiled")

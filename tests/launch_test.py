@@ -1,45 +1,28 @@
-"""The command: flagfiles, the whole path, a second run, kill -9, bad input."""
+"""The command: flagfiles, the whole path, a second run, bad input."""
 
 import contextlib
 import hashlib
 import json
-import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
+from unittest import mock
 
-import chex
-import jax
 import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.training import checkpoint, loop, metrics, parallel, policy
 from hsrl_jax.training import run as run_lib
+from tests.command import ROOT, SMALL, environment
+from tests.command import process as _process
 from tests.command import run as _in_process
 from tests.data import response_file_test
 
-ROOT = pathlib.Path(__file__).parents[1]
 FLAGFILES = sorted((ROOT / "launch" / "flags").rglob("*.flags"))
-# On top of smoke.flags: as small as it gets, for a process of its own.
-SMALL = (
-  f"--flagfile={ROOT}/launch/flags/smoke.flags",
-  "--simulator_epochs=3",
-  "--iterations=120",
-  "--iterations_per_call=10",
-  "--curve_every=40",
-  "--save_every=20",
-  "--curve_episodes=20",
-  "--evaluate_episodes=60",
-  "--seeds=0",
-)
-
 # Exports a run; the slates of four users as the run has them, and as served.
 EXPORT = """
 import json, pathlib, sys
@@ -65,27 +48,6 @@ print(json.dumps([live, found.items.tolist()]))
 """
 
 
-def _command(*arguments):
-  return [sys.executable, "-m", "hsrl_jax.launch", *arguments]
-
-
-def _environment():
-  environment = dict(os.environ)
-  environment.pop("XLA_FLAGS", None)  # One device, as a user has.
-  return environment
-
-
-def _process(*arguments):
-  return subprocess.run(
-    _command(*arguments),
-    cwd=ROOT,
-    env=_environment(),
-    capture_output=True,
-    text=True,
-    check=False,
-  )
-
-
 def _config(*arguments):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
@@ -93,16 +55,6 @@ def _config(*arguments):
   config = flags_lib.config_from_flags()
   flags.FLAGS.mark_as_parsed()
   return config
-
-
-def _without_keys(states):
-  """Keys as the words they are, which can be compared."""
-
-  def words(x):
-    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(x) if is_key else x
-
-  return jax.tree.map(words, states)
 
 
 class FlagsTest(parameterized.TestCase):
@@ -141,7 +93,7 @@ class WholePathTest(parameterized.TestCase):
     cls.first = subprocess.run(  # By the job file, as on a TPU VM.
       ["bash", "launch/job.sh", *SMALL, f"--workdir={cls.workdir}"],
       cwd=ROOT,
-      env=_environment() | {"PYTHON": sys.executable},
+      env=environment() | {"PYTHON": sys.executable},
       capture_output=True,
       text=True,
       check=False,
@@ -167,6 +119,7 @@ class WholePathTest(parameterized.TestCase):
       "simulator/metrics.jsonl",
       "policy/metrics.jsonl",
       "report/report.html",
+      "summary.json",
     ):
       self.assertTrue((self.workdir / name).exists(), name)
     self.assertNotEmpty(list(self.workdir.glob("policy/events/events*")))
@@ -192,6 +145,12 @@ class WholePathTest(parameterized.TestCase):
     self.assertIn("hsrl", self.first.stdout)
     self.assertIn(str(self.workdir / "results.json"), self.first.stdout)
     self.assertIn("report.html", self.first.stdout)
+    self.assertRegex(
+      self.first.stdout,
+      r"memory:  at most [\d,]+ MiB of the process\n"
+      r"time:    data [\d.]+ s, quantize .*\n(?s:.*)"
+      r"policy:  start [\d.]+ s, training .* compile\s+[\d.]+ s\n$",
+    )
 
   def test_an_agent_that_learns_nothing(self):
     workdir = self._copy("popularity")
@@ -233,7 +192,7 @@ class WholePathTest(parameterized.TestCase):
     ran = subprocess.run(
       [sys.executable, "-c", EXPORT, json.dumps([arguments, exported])],
       cwd=ROOT,
-      env=_environment(),
+      env=environment(),
       capture_output=True,
       text=True,
       check=False,
@@ -277,69 +236,6 @@ class WholePathTest(parameterized.TestCase):
     )
     self._refused(status, err, "--learning_rate was 0.001, now 0.5")
     self.assertIn("--width was 16, now 32", err)
-
-  def test_killed_and_resumed_equals_never_stopped(self):
-    workdir = self._copy("killed")
-    shutil.rmtree(workdir / "policy")
-    for stage in ("policy", "evaluate", "report"):
-      (workdir / ".done" / stage).unlink()
-    (workdir / "results.json").unlink()
-    process = subprocess.Popen(
-      _command(*SMALL, f"--workdir={workdir}"),
-      cwd=ROOT,
-      env=_environment(),
-      stdout=subprocess.DEVNULL,
-      stderr=subprocess.DEVNULL,
-    )
-    metrics_file = workdir / "policy" / metrics.METRICS
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and process.poll() is None:
-      if metrics_file.exists() and '"step": 60' in metrics_file.read_text():
-        break
-      time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    self.assertFalse((workdir / ".done" / "policy").exists())
-    resumed = _process(*SMALL, f"--workdir={workdir}")
-    self.assertEqual(resumed.returncode, 0, resumed.stderr)
-    for name in ("policy/metrics.jsonl", "results.json"):
-      self.assertEqual(
-        (workdir / name).read_text(), (self.workdir / name).read_text(), name
-      )
-    self._assert_same_state(workdir)
-
-  def _assert_same_state(self, workdir):
-    config = _config(*SMALL)
-    states = []
-    for folder in (workdir, self.workdir):
-      run = run_lib.Run(config, folder)
-      inputs = loop.Inputs(run.catalogue, run.users("train"))
-      agent = policy.make_agent(config, run.env, run.catalogue.index)
-      engine = loop.make(agent, run.env, config.policy)
-      layout = parallel.Layout(1, 1, by_seed=False)
-      like = parallel.init(engine.init, (0,), inputs, layout)
-      path = folder / policy.FOLDER / "checkpoints"
-      with checkpoint.open_directory(path) as checkpointer:
-        states.append(checkpoint.restore_latest(checkpointer, like))
-    self.assertEqual(int(states[0][0].step[0]), config.policy.iterations)
-    chex.assert_trees_all_equal(*_without_keys(states))
-
-  def test_half_checkpoint_falls_back_to_the_one_before(self):
-    workdir = self._copy("cut")
-    for stage in ("policy", "evaluate", "report"):
-      (workdir / ".done" / stage).unlink()
-    newest = workdir / "policy" / "checkpoints" / "120"
-    for path in newest.rglob("*"):
-      if path.is_file():
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    ran = _process(*SMALL, f"--workdir={workdir}")
-    self.assertEqual(ran.returncode, 0, ran.stderr)
-    self.assertIn("120 cannot be read", ran.stderr)
-    self.assertIn("falling back", ran.stderr)
-    self.assertEqual(
-      (workdir / "results.json").read_text(),
-      (self.workdir / "results.json").read_text(),
-    )
 
   def test_truncated_data_file(self):
     workdir = self._copy("truncated")
@@ -671,8 +567,14 @@ class ResponseParamsTest(absltest.TestCase):
 
   def test_users_and_items_of_its_own(self):
     np.savez(self.file, **response_file_test.arrays(False, True))
-    status, out, err = self._run()
+    with (
+      mock.patch("jax.profiler.start_trace") as start_trace,
+      mock.patch("jax.profiler.stop_trace") as stop_trace,
+    ):
+      status, out, err = self._run("--profile_steps=11:20")
     self.assertEqual(status, 0, err)
+    start_trace.assert_called_once_with(str(self.workdir / "policy/profile"))
+    stop_trace.assert_called_once_with()
     self.assertIn("12 items; users: train 35, val 4, test 4", out)
     self.assertFalse((self.workdir / "data").exists())
     results = self._json("results.json")

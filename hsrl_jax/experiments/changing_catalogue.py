@@ -32,6 +32,7 @@ from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.envs.user_simulator import EnvParams
 from hsrl_jax.experiments import jobs
+from hsrl_jax.ops import tree
 from hsrl_jax.training import (
   checkpoint,
   evaluate,
@@ -220,8 +221,10 @@ class Learning:
   def _at_change(self) -> tuple[loop.Learner, loop.Stream]:
     """The state at the change, from a checkpoint or trained now."""
     inputs = loop.Inputs(self.world.start, self.world.users)
+    like = parallel.shapes(self.engine.init, self.config.seeds, inputs)
     with checkpoint.open_directory(self.folder) as checkpointer:
-      if not checkpointer.checkpoints:
+      found = checkpoint.restore_latest(checkpointer, like)
+      if found is None:
         start = parallel.init(
           self.engine.init, self.config.seeds, inputs, self.layout
         )
@@ -231,9 +234,9 @@ class Learning:
         empty = jax.tree.map(jnp.zeros_like, stream.replay)
         state = (learner, stream._replace(replay=empty))
         checkpoint.save(checkpointer, int(learner.step[0]), state)
-      # Read even if just written: the loop consumes the state it is given.
-      like = parallel.shapes(self.engine.init, self.config.seeds, inputs)
-      return checkpoint.restore_latest(checkpointer, like)
+        # Read though just written: the loop consumes the state it is given.
+        found = checkpoint.restore_latest(checkpointer, like)
+      return found
 
   def _place(self, learner, stream, catalogue: Catalogue):
     learner, stream, inputs = parallel.place(
@@ -248,7 +251,7 @@ class Learning:
       for _ in range(calls):
         *state, measured = self.iterate(*state, inputs)
         measured = metrics_lib.seed_means(measured)
-        bad = metrics_lib.first_not_finite(measured)
+        bad = tree.first_not_finite(measured)
         if bad:
           raise FloatingPointError(
             f"{bad} is {measured[bad]}: lower --learning_rate"

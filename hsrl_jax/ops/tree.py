@@ -2,6 +2,8 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
 from hsrl_jax.types import Array, Params
 
@@ -18,3 +20,37 @@ def fingerprint(tree: Params) -> Array:
     (i + 1) * jnp.sum(x * jnp.cos(jnp.arange(x.size)).reshape(x.shape))
     for i, x in enumerate(leaves)
   )
+
+
+def digest(tree: Params) -> int:
+  """32 bits that differ where one bit of a leaf does, and else nearly surely.
+
+  Sums of integers have no order, so it does not depend on how leaves lie on
+  devices. On the host, where it costs little and compiles nothing.
+  """
+  leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
+  total = 0
+  for i, x in enumerate(leaves):
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x = jax.random.key_data(x)
+    # An odd factor keeps whatever bit changes.
+    odd = np.arange(1, 2 * x.size, 2, np.uint32).reshape(x.shape)
+    for shard in x.addressable_shards:
+      if shard.replica_id == 0:
+        bits = np.asarray(shard.data).view(f"uint{8 * x.dtype.itemsize}")
+        found = np.sum(bits * odd[shard.index], dtype=np.uint32)
+        total += (2 * i + 1) * int(found)
+  if not all(x.is_fully_addressable for x in leaves):
+    own = np.uint32(total % 2**32)
+    total = int(np.sum(multihost_utils.process_allgather(own), dtype=np.uint32))
+  return total % 2**32
+
+
+def first_not_finite(tree: Params) -> str | None:
+  """The path of the first leaf with NaN or an infinity, if any; on the host."""
+  for path, x in jax.tree_util.tree_leaves_with_path(tree):
+    if jnp.issubdtype(jnp.result_type(x), jnp.inexact) and not (
+      np.isfinite(x).all()
+    ):
+      return jax.tree_util.keystr(path, simple=True, separator="/")
+  return None

@@ -1,8 +1,9 @@
 """The only place with Orbax: whole states by step, damaged ones passed over."""
 
 import contextlib
-import errno
+import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,34 +15,46 @@ from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
+from hsrl_jax.ops import tree
 
 FORMAT = 1  # Of what is stored beside the arrays, and of their layout.
+# Seconds. Orbax measures how long it waits by the wall clock, which may jump.
+_PATIENCE = 10**9
 _KEEP = 2  # One to fall back to where the newest is damaged.
 
 
 @contextlib.contextmanager
 def open_directory(
-  directory: pathlib.Path,
+  directory: pathlib.Path, read_only: bool = False
 ) -> Iterator[ocp.training.Checkpointer]:
   """Opens (and makes) a directory of checkpoints for a `with` block.
 
+  Args:
+    directory: of the checkpoints.
+    read_only: leaves alone what another process may be writing.
+
   Raises:
-    OSError: the disk is full.
+    OSError: the disk is full, or fails otherwise.
   """
+  context = ocp.Context()
+  context.asynchronous.timeout_secs = _PATIENCE
   try:
     with ocp.training.Checkpointer(
       directory.absolute(),
+      context=context,
       preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
-      cleanup_tmp_directories=True,
+      cleanup_tmp_directories=not read_only,
     ) as checkpointer:
       yield checkpointer
   except ValueError as error:  # What Orbax makes of a full disk.
-    if "No space left" not in str(error):
+    found = re.search(r"os_error_code='(\d+)'", str(error))
+    if not found:
       raise
+    number = int(found[1])
     raise OSError(
-      errno.ENOSPC,
-      "no space left for a checkpoint; the one before is kept: free some and "
-      "run the same command again",
+      number,
+      f"{os.strerror(number)}: a checkpoint could not be written, the one "
+      "before is kept; the same command goes on from it",
       str(directory),
     ) from error
 
@@ -60,7 +73,7 @@ def save(
     state,
     force=True,
     overwrite=True,
-    custom_metadata={"format": FORMAT},
+    custom_metadata={"format": FORMAT, "digest": tree.digest(state)},
   )
 
 
@@ -84,6 +97,7 @@ def restore_latest(
     try:
       _check_format(checkpointer, found.step)
       loaded = checkpointer.load(found.step, abstract)
+      _check_digest(checkpointer, found.step, loaded)
     except InputError:
       raise
     except Exception as error:  # noqa: BLE001 (Orbax raises many kinds)
@@ -128,6 +142,15 @@ def _check_format(checkpointer: ocp.training.Checkpointer, step: int) -> None:
   kept = checkpointer.metadata(step).custom_metadata or {}
   path = pathlib.Path(checkpointer.directory) / str(step)
   files.check_format(path, kept.get("format", 1), FORMAT)
+
+
+def _check_digest(
+  checkpointer: ocp.training.Checkpointer, step: int, loaded: Any
+) -> None:
+  """Orbax does not notice when bits of an array change on the disk."""
+  kept = checkpointer.metadata(step).custom_metadata or {}
+  if "digest" in kept and kept["digest"] != tree.digest(loaded):
+    raise ValueError("its content has changed since it was saved")
 
 
 def _is_none(x: Any) -> bool:

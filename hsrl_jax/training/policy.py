@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import numpy as np
 
 from hsrl_jax.agents.a2c import agent as a2c
 from hsrl_jax.agents.base import Agent, Catalogue, Spec
@@ -20,6 +21,7 @@ from hsrl_jax.agents.wolpertinger import agent as wolpertinger
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
+from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.training import (
   checkpoint,
@@ -28,8 +30,10 @@ from hsrl_jax.training import (
   loop,
   parallel,
   progress,
+  stop,
 )
 from hsrl_jax.training import metrics as metrics_lib
+from hsrl_jax.training import watch as watch_lib
 from hsrl_jax.types import Params, Sessions
 
 FOLDER = "policy"
@@ -96,11 +100,13 @@ def run(
   users: EnvParams,
   val_users: EnvParams,
   logs: Sessions,
+  watch: watch_lib.Watch,
 ) -> None:
   """Trains; writes `policy/`: checkpoints, metrics.jsonl, TensorBoard events.
 
   Resumes from the last checkpoint; what it then leaves is, bit for bit, what
-  an uninterrupted run would have left.
+  an uninterrupted run would have left. A signal to stop waits for the end of
+  the call, then the state is saved.
 
   Args:
     config: of the run.
@@ -110,9 +116,11 @@ def run(
     users: the pool of the training split.
     val_users: the pool of the learning curve.
     logs: the training slates, for an agent that learns from them.
+    watch: counts the time of the phases.
 
   Raises:
-    FloatingPointError: a metric became NaN or infinite.
+    FloatingPointError: a metric or parameter became NaN or infinite; such a
+      state is not saved.
     InputError: the users do not divide over the devices.
   """
   policy = config.policy
@@ -128,49 +136,70 @@ def run(
     loop.logged(logs, env.penalty) if agent.offline else None,
   )
   layout = parallel.layout(len(policy.seeds))
-  try:
-    learner, stream = parallel.init(engine.init, policy.seeds, inputs, layout)
-  except ValueError as error:
-    raise InputError(str(error)) from error
-  iterate = parallel.over_devices(engine.run, layout)
-  curve = _curve(agent, env, config, catalogue, val_users)
-  with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
-    restored = checkpoint.restore_latest(checkpointer, (learner, stream))
-    learner, stream = restored or (learner, stream)
-    done = int(parallel.one_copy(learner.step)[0])
-    learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
-    first = hosts.is_first()
+  per_call = policy.iterations_per_call
+  first = hosts.is_first()
+  with (
+    stop.deferred(by_all=True) as signals,
+    checkpoint.open_directory(folder / "checkpoints") as checkpointer,
+  ):
+    with watch.phase("start"):
+      try:
+        learner, stream = parallel.init(
+          engine.init, policy.seeds, inputs, layout
+        )
+      except ValueError as error:
+        raise InputError(str(error)) from error
+      iterate = parallel.over_devices(engine.run, layout)
+      curve = _curve(agent, env, config, catalogue, val_users)
+      restored = checkpoint.restore_latest(checkpointer, (learner, stream))
+      learner, stream = restored or (learner, stream)
+      saved = int(parallel.one_copy(learner.step)[0])
+      learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
     with (
-      metrics_lib.MetricsWriter(folder, done)
+      metrics_lib.MetricsWriter(folder, saved)
       if first
       else contextlib.nullcontext() as writer,
-      progress.bar(policy.iterations, "policy", "it", done) as bar,
+      progress.bar(policy.iterations, "policy", "it", saved) as bar,
+      watch_lib.profiler(
+        folder / "profile", policy.profile_range if first else None
+      ) as profiler,
     ):
-      for step in range(
-        done + policy.iterations_per_call,
-        policy.iterations + 1,
-        policy.iterations_per_call,
-      ):
-        learner, stream, measured = iterate(learner, stream, inputs)
-        measured = metrics_lib.seed_means(measured)
-        bad = metrics_lib.first_not_finite(measured)
+      for step in range(saved + per_call, policy.iterations + 1, per_call):
+        profiler(step - per_call + 1, step)
+        with watch.phase("training"):
+          learner, stream, measured = iterate(learner, stream, inputs)
+          measured = metrics_lib.seed_means(measured)
+        profiler(step + 1, step + per_call)
+        last = step == policy.iterations or signals.due()
+        bad = tree.first_not_finite(measured)
+        state = None
+        if bad or last or step % policy.save_every == 0:
+          state = parallel.collect(learner, stream, layout)
+          bad = tree.first_not_finite(parallel.one_copy(state[0])) or bad
         if bad:
+          kept = f"{saved} is the last good one" if saved else "none is good"
           raise FloatingPointError(
-            f"{bad} is {measured[bad]} by iteration {step}; the last good "
-            f"checkpoint is kept in {folder}: lower --learning_rate"
+            f"{bad} is not finite by iteration {step}; of the checkpoints in "
+            f"{checkpointer.directory} {kept}: lower --learning_rate, in a new "
+            "--workdir"
           )
-        bar.update(policy.iterations_per_call)
+        bar.update(per_call)
         if first:
           writer.write(step, measured)
         if first and (
           step % policy.curve_every == 0 or step == policy.iterations
         ):
-          point = curve(parallel.target_params(learner, layout))
-          writer.write(step, {"eval": point})
+          with watch.phase("curve"):
+            point, counts = curve(parallel.target_params(learner, layout))
+          writer.write(step, {"eval": point}, counts)
           bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")
-        if step % policy.save_every == 0 or step == policy.iterations:
-          state = parallel.collect(learner, stream, layout)
-          checkpoint.save(checkpointer, step, state)
+        if state is not None:
+          with watch.phase("checkpoints"):
+            checkpoint.save(checkpointer, step, state)
+          saved = step
+        if last:
+          break
+  watch.split_compilation("training", "curve")
   parallel.assert_replicated(learner, layout)
 
 
@@ -195,7 +224,7 @@ def load(
   engine = loop.make(agent, env, config.policy)
   like = parallel.shapes(engine.init, seeds, inputs)
   folder = workdir / FOLDER / "checkpoints"
-  with checkpoint.open_directory(folder) as checkpointer:
+  with checkpoint.open_directory(folder, read_only=True) as checkpointer:
     restored = checkpoint.restore_latest(checkpointer, like)
   if restored is None:
     raise InputError(
@@ -211,12 +240,15 @@ def _curve(
   config: Config,
   catalogue: Catalogue,
   users: EnvParams,
-) -> Callable[[Params], dict]:
-  """A point of the learning curve: sessions of the validation users."""
+) -> Callable[[Params], tuple[dict, dict]]:
+  """A point of the learning curve: sessions of the validation users.
+
+  It comes with how often each token was shown, by level.
+  """
   act = greedy(agent)
   key = jax.random.key(config.evaluate.seed)
 
-  def point(params: Params) -> dict:
+  def point(params: Params) -> tuple[dict, dict]:
     sessions = [
       evaluate.simulate(
         act,
@@ -228,9 +260,18 @@ def _curve(
       )
       for p in by_seed(config.policy, params)
     ]
-    return {
+    counts = watch_lib.code_usage(
+      catalogue.index, [np.asarray(s.slates) for s in sessions]
+    )
+    by_level = {f"level_{i}": x for i, x in enumerate(counts, start=1)}
+    measured = {
       name: evaluate.summarise([getattr(s, name) for s in sessions])
       for name in ("total_reward", "depth")
+    } | {
+      "perplexity": {
+        name: watch_lib.perplexity(x) for name, x in by_level.items()
+      }
     }
+    return measured, {f"tokens/{name}": x for name, x in by_level.items()}
 
   return point

@@ -1,10 +1,18 @@
 """Progress bars with rate and time left."""
 
 import sys
+import time
 
 import tqdm
 
 from hsrl_jax.training import hosts
+
+
+class _Bar(tqdm.tqdm):
+  """By a clock that never jumps, so that rates and times are true."""
+
+  # Read-only: tqdm would set the wall clock.
+  _time = property(lambda self: time.monotonic, lambda self, clock: None)
 
 
 def bar(
@@ -19,12 +27,13 @@ def bar(
     done: units done before.
     delay: seconds before the bar shows: a short wait needs none.
   """
-  return tqdm.tqdm(
+  return _Bar(
     total=total,
     desc=title,
     unit=unit,
     initial=done,
     mininterval=0.2 if sys.stderr.isatty() else 15.0,
+    miniters=1,
     dynamic_ncols=True,
     smoothing=0.1,
     delay=delay,

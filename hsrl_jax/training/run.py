@@ -25,11 +25,13 @@ from hsrl_jax.training import (
   quantize,
   report,
   simulator,
+  watch,
 )
 from hsrl_jax.training import export as export_lib
 from hsrl_jax.training import workdir as workdir_lib
 
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
+SUMMARY = "summary.json"  # Time by phase, and memory.
 _SHARED = ("data", "quantize", "simulator")
 _EXAMPLES = 4
 _MALFORMED = 5  # Rows of the source that are named on the screen.
@@ -57,6 +59,7 @@ class Run:
       InputError: the file of --response_params is not as it should be.
     """
     self.workdir, self.shared = workdir, shared
+    self._stages, self._phases = watch.Watch(), watch.Watch()
     self.given = None
     if config.data.response_params is not None:
       self.given = response_file.read(
@@ -200,6 +203,7 @@ class Run:
       self.users("train"),
       self.users("val"),
       self.dataset.splits["train"],
+      self._phases,
     )
 
   def evaluate(self) -> None:
@@ -339,10 +343,11 @@ class Run:
       return False
     print(f"{name} ...", flush=True)
     start = time.monotonic()
-    if name == "policy":
-      self.policy()
-    else:
-      hosts.on_first(getattr(self, name))
+    with self._stages.phase(name):
+      if name == "policy":
+        self.policy()
+      else:
+        hosts.on_first(getattr(self, name))
     if hosts.is_first():
       workdir_lib.mark_done(self._folder(name), name, self.fingerprints[name])
     print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
@@ -358,6 +363,16 @@ class Run:
         self._folder(before), before, self.fingerprints[before]
       )
     return True
+
+  def summarise(self) -> list[str]:
+    """Writes summary.json, of this process; lines for a terminal."""
+    summary = {
+      "stages": self._stages.seconds(),
+      "policy": self._phases.seconds(),
+      "memory": watch.peak_memory(),
+    }
+    files.write_json(self.workdir / SUMMARY, summary)
+    return watch.lines(summary)
 
   def results(self) -> dict:
     """What stage evaluate left."""

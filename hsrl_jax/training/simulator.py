@@ -18,7 +18,8 @@ from hsrl_jax.data.source import Dataset
 from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks.user_response import UserResponseModel
-from hsrl_jax.training import checkpoint, progress
+from hsrl_jax.ops import tree
+from hsrl_jax.training import checkpoint, progress, stop
 from hsrl_jax.training import metrics as metrics_lib
 from hsrl_jax.types import Array, Params, Sessions
 
@@ -264,12 +265,18 @@ def run(
 
   Returns:
     Its `quality` on the validation split.
+
+  Raises:
+    FloatingPointError: a parameter became NaN or infinite.
   """
   folder = workdir / FOLDER
   val = dataset.splits["val"]
   fit = make_fit(config, dataset.items.features, dataset.splits["train"])
   state = fit.init()
-  with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
+  with (
+    stop.deferred() as signals,
+    checkpoint.open_directory(folder / "checkpoints") as checkpointer,
+  ):
     state = checkpoint.restore_latest(checkpointer, state) or state
     done = int(state.epoch)
     with (
@@ -278,6 +285,12 @@ def run(
     ):
       for epoch in range(done + 1, config.epochs + 1):
         state, loss = fit.epoch(state)
+        bad = tree.first_not_finite(state._replace(best_loss=0.0))
+        if bad:
+          raise FloatingPointError(
+            f"the click model's {bad} is not finite by epoch {epoch}: lower "
+            "--simulator_learning_rate"
+          )
         measured = quality(
           fit.predict(state.params, val), val.response, val.user_id
         )
@@ -286,6 +299,8 @@ def run(
         checkpoint.save(checkpointer, epoch, state)
         bar.update()
         bar.set_postfix(val_log_loss=f"{measured['log_loss']:.4f}")
+        if signals.due():
+          break
   measured = quality(
     fit.predict(state.best_params, val), val.response, val.user_id
   )
@@ -303,7 +318,7 @@ def load(
   """
   fit = make_fit(config, dataset.items.features, dataset.splits["train"])
   folder = workdir / FOLDER / "checkpoints"
-  with checkpoint.open_directory(folder) as checkpointer:
+  with checkpoint.open_directory(folder, read_only=True) as checkpointer:
     state = checkpoint.restore_latest(checkpointer, fit.init())
   if state is None:
     raise InputError(

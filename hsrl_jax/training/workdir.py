@@ -1,15 +1,87 @@
 """What a run leaves on disk: whole folders, and which stages are complete."""
 
 import contextlib
+import errno
+import fcntl
 import os
 import pathlib
 import shutil
+import socket
+import sys
 from collections.abc import Iterator
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
 
 FLAGS = "flags.txt"
+LOCK = ".lock"
+# What the system says where a user may not write.
+_FORBIDDEN = (
+  errno.EACCES,
+  errno.EEXIST,
+  errno.ENOTDIR,
+  errno.EPERM,
+  errno.EROFS,
+)
+
+
+@contextlib.contextmanager
+def locked(workdir: pathlib.Path) -> Iterator[None]:
+  """Keeps other processes' runs out of a workdir.
+
+  The lock is the system's, which frees it when the process ends in whatever
+  way; the file alone keeps nobody out.
+
+  Raises:
+    InputError: another process holds it; names the process.
+  """
+  path, new = workdir / LOCK, not workdir.exists()
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    file = _lock(path)
+  except OSError as error:
+    if error.errno not in _FORBIDDEN:
+      raise
+    yield  # Nobody can write there: what has to says so.
+    return
+  with file:
+    file.truncate(0)
+    file.write(f"{os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    try:
+      yield
+    finally:
+      path.unlink(missing_ok=True)
+      if new:
+        with contextlib.suppress(OSError):
+          workdir.rmdir()  # Where nothing was written.
+
+
+def _lock(path: pathlib.Path):
+  """The open file, locked where the file system has locks."""
+  while True:
+    file = path.open("a+")
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      with file:
+        file.seek(0)
+        holder = file.read() or "another"
+      raise InputError(
+        f"{path.parent} is in use by process {holder}; expected no other run: "
+        "wait for its end, or use another --workdir"
+      ) from None
+    except OSError as error:
+      print(
+        f"warning: {path} cannot be locked ({error.strerror}); make sure that "
+        "no other run writes there",
+        file=sys.stderr,
+      )
+      return file
+    # Its last holder may have removed it between the two lines above.
+    if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+      return file
+    file.close()
 
 
 @contextlib.contextmanager
@@ -28,8 +100,10 @@ def replace_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for path in new.iterdir():
       with path.open("rb") as file:
         os.fsync(file.fileno())
-  except BaseException:
+  except BaseException as error:
     shutil.rmtree(new)
+    if isinstance(error, OSError):
+      error.filename = error.filename or str(folder)
     raise
   if folder.exists():
     folder.rename(old)
@@ -101,6 +175,8 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
   try:
     files.write_atomic(path, text)
   except OSError as error:
+    if error.errno not in _FORBIDDEN:
+      raise
     raise InputError(
       f"--workdir={workdir} cannot be written ({error.strerror}); expected a "
       "folder that this user may write to"

@@ -19,6 +19,7 @@ import resource
 import statistics
 import sys
 import time
+from typing import NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -29,7 +30,7 @@ import numpy as np
 from hsrl_jax import sid
 from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.config import AGENTS, PolicyConfig, SimulatorConfig
-from hsrl_jax.envs.user_simulator import EnvParams
+from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.training import loop, parallel, policy, simulator
 from hsrl_jax.types import Sessions
 
@@ -38,10 +39,17 @@ LEVELS, VOCAB = 3, 64
 CALLS = 7
 
 
-def problem(
-  items: int, config: PolicyConfig
-) -> tuple[loop.Engine, loop.Inputs, str]:
-  """The engine in a simulator of random items and users, and how it acts."""
+class World(NamedTuple):
+  """Made-up items, users and logs of the sizes above."""
+
+  env: UserSimulator
+  catalogue: Catalogue
+  users: EnvParams
+  logs: Sessions
+
+
+def world(items: int) -> World:
+  """All of it at random."""
   rng = np.random.default_rng(0)
   features = rng.normal(size=(items + 1, FEATURES)).astype(np.float32)
   features[0] = 0
@@ -55,24 +63,28 @@ def problem(
   )
   histories = rng.integers(1, items + 1, (USERS, HISTORY)).astype(np.int32)
   profiles = rng.normal(size=(USERS, PROFILE)).astype(np.float32)
-
   env_config = SimulatorConfig()
   network = simulator.make_network(env_config).init(
     jax.random.key(0), features, profiles[0], histories[0], histories[0]
   )
   response = simulator.ResponseParams(network, jnp.asarray(features))
-  env = simulator.make_env(env_config, SLATE)
-  spec = Spec(LEVELS, VOCAB, SLATE, -0.1, config.iterations)
-  agent = policy.AGENTS[config.agent](config, spec)
   shown = rng.integers(1, items + 1, (USERS, SLATE)).astype(np.int32)
-  logs = Sessions(
-    np.arange(USERS), profiles, histories, shown, 1.0 * (shown % 2)
-  )
-  inputs = loop.Inputs(
+  return World(
+    simulator.make_env(env_config, SLATE),
     catalogue,
     EnvParams(response, jnp.asarray(profiles), jnp.asarray(histories)),
-    loop.logged(logs, env.penalty),
+    Sessions(np.arange(USERS), profiles, histories, shown, 1.0 * (shown % 2)),
   )
+
+
+def problem(
+  items: int, config: PolicyConfig
+) -> tuple[loop.Engine, loop.Inputs, str]:
+  """The engine in a simulator of random items and users, and how it acts."""
+  env, catalogue, users, logs = world(items)
+  spec = Spec(LEVELS, VOCAB, SLATE, -0.1, config.iterations)
+  agent = policy.AGENTS[config.agent](config, spec)
+  inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.penalty))
   how = policy.acting(config, catalogue.index)
   return loop.make(agent, env, config), inputs, how
 

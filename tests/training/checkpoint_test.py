@@ -1,9 +1,9 @@
 """Checkpoints: whole states there and back, and damaged ones passed over."""
 
 import pathlib
+import resource
 import tempfile
 from typing import NamedTuple
-from unittest import mock
 
 import chex
 import jax
@@ -85,16 +85,40 @@ class CheckpointTest(absltest.TestCase):
     (self.folder / "2.orbax-checkpoint-tmp-7").mkdir()
     self.assertEqual(int(self._restored().step), 1)
 
-  def test_full_disk_is_an_os_error_that_says_what_to_do(self):
-    full = ValueError(
-      "RESOURCE_EXHAUSTED: No space left on device [os_error_code='28']"
+  def test_bit_that_flipped(self):
+    self._saved(1, 2)
+    largest = max(
+      (p for p in (self.folder / "2").rglob("*") if p.is_file()),
+      key=lambda p: p.stat().st_size,
     )
-    with (
-      self.assertRaisesRegex(OSError, "no space left .* run the same"),
-      checkpoint.open_directory(self.folder) as checkpointer,
-      mock.patch.object(checkpointer, "save", side_effect=full),
-    ):
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 16
+    largest.write_bytes(data)
+    with self.assertLogs(level="WARNING"):
+      self.assertEqual(int(self._restored().step), 1)
+
+  def test_reader_leaves_alone_what_is_being_written(self):
+    self._saved(1)
+    unfinished = self.folder / "2.orbax-checkpoint-tmp-7"
+    unfinished.mkdir()
+    with checkpoint.open_directory(self.folder, read_only=True) as reader:
+      state = checkpoint.restore_latest(reader, _state(0))
+    self.assertEqual(int(state.step), 1)
+    self.assertTrue(unfinished.exists())
+    self._restored()
+    self.assertFalse(unfinished.exists())
+
+  def test_full_disk_is_an_os_error_that_says_what_to_do(self):
+    with checkpoint.open_directory(self.folder) as checkpointer:
       checkpoint.save(checkpointer, 1, _state(1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (1_000, hard))
+      with self.assertRaisesRegex(OSError, "File too large.*the same command"):
+        self._saved(2)
+    finally:
+      resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    self.assertEqual(int(self._restored().step), 1)
 
 
 if __name__ == "__main__":

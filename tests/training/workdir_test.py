@@ -1,6 +1,12 @@
 """Folders that change as a whole, and flags that a workdir keeps."""
 
+import contextlib
+import errno
+import io
+import os
 import pathlib
+import subprocess
+import sys
 import tempfile
 from unittest import mock
 
@@ -18,6 +24,62 @@ def _write(folder, text):
   with workdir.replace_folder(folder) as new:
     for name in ("a", "b"):
       (new / name).write_text(text)
+
+
+class LockTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(root) / "run"
+
+  def test_second_is_refused_and_told_by_whom(self):
+    with workdir.locked(self.folder):
+      (self.folder / "made").touch()
+      expected = f"in use by process {os.getpid()} on "
+      with self.assertRaisesRegex(InputError, expected):
+        self.enter_context(workdir.locked(self.folder))
+      (lock,) = self.folder.glob(".*")
+      self.assertStartsWith(lock.read_text(), f"{os.getpid()} on ")
+    self.assertEqual([p.name for p in self.folder.iterdir()], ["made"])
+    with workdir.locked(self.folder):
+      pass
+
+  def test_killed_process_leaves_no_lock(self):
+    hold = (
+      "import pathlib, sys, time\n"
+      "from hsrl_jax.training import workdir\n"
+      "with workdir.locked(pathlib.Path(sys.argv[1])):\n"
+      "  print('held', flush=True)\n"
+      "  time.sleep(600)\n"
+    )
+    holder = subprocess.Popen(
+      (sys.executable, "-c", hold, self.folder),
+      stdout=subprocess.PIPE,
+      cwd=pathlib.Path(__file__).parents[2],
+    )
+    with holder:
+      self.assertEqual(holder.stdout.readline(), b"held\n")
+      with self.assertRaisesRegex(InputError, f"process {holder.pid} on "):
+        self.enter_context(workdir.locked(self.folder))
+      holder.kill()
+    with workdir.locked(self.folder):
+      pass
+
+  def test_unused_folder_goes_again(self):
+    with workdir.locked(self.folder):
+      pass
+    self.assertFalse(self.folder.exists())
+
+  def test_file_system_without_locks(self):
+    error = OSError(errno.EOPNOTSUPP, "Operation not supported")
+    err = io.StringIO()
+    with (
+      mock.patch("fcntl.flock", side_effect=error),
+      contextlib.redirect_stderr(err),
+      workdir.locked(self.folder),
+    ):
+      pass
+    self.assertRegex(err.getvalue(), "^warning: .* cannot be locked .*\n$")
 
 
 class ReplaceFolderTest(parameterized.TestCase):

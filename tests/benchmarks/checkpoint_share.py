@@ -1,0 +1,68 @@
+"""Share of training time that checkpoints take, by the default interval.
+
+  python tests/benchmarks/checkpoint_share.py
+
+A whole run of the default configuration at the sizes of train_throughput.py.
+Prints a table, then one line of JSON.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+
+import jax
+import train_throughput
+
+from hsrl_jax.config import Config, PolicyConfig, QuantizerConfig
+from hsrl_jax.training import policy, watch
+
+
+def main(items: int, iterations: int) -> None:
+  """Trains, prints what saving took."""
+  env, catalogue, users, logs = train_throughput.world(items)
+  sizes = PolicyConfig(iterations=iterations)
+  config = Config(
+    quantizer=QuantizerConfig(train_throughput.LEVELS, train_throughput.VOCAB),
+    policy=sizes,
+  )
+  found = watch.Watch()
+  with tempfile.TemporaryDirectory() as folder:
+    policy.run(
+      config, pathlib.Path(folder), env, catalogue, users, users, logs, found
+    )
+    newest = pathlib.Path(folder) / f"policy/checkpoints/{sizes.iterations}"
+    size = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file())
+  seconds = found.seconds()
+  saves = sizes.iterations // sizes.save_every
+  result = {
+    "items": items,
+    "iterations": sizes.iterations,
+    "save_every": sizes.save_every,
+    "training_seconds": round(seconds["training"], 2),
+    "curve_seconds": round(seconds["curve"], 2),
+    "seconds_per_checkpoint": round(seconds["checkpoints"] / saves, 3),
+    "checkpoint_mib": round(size / 2**20, 1),
+    "share": round(
+      seconds["checkpoints"] / (seconds["training"] + seconds["checkpoints"]),
+      4,
+    ),
+    "cores": len(os.sched_getaffinity(0)),
+    "device": jax.devices()[0].device_kind,
+  }
+  for name, value in result.items():
+    print(f"{name:28} {value}")
+  print(json.dumps(result))
+
+
+if __name__ == "__main__":
+  parser = argparse.ArgumentParser()
+  parser.add_argument("--items", type=int, default=9_066)
+  parser.add_argument(
+    "--iterations", type=int, default=PolicyConfig().iterations
+  )
+  main(**vars(parser.parse_args()))
