@@ -58,7 +58,6 @@ flags.declare_key_flag("sid_vocab_size")
 flags.declare_key_flag("simulator_protocol")
 flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
-flags.declare_key_flag("distributed")
 
 # The name of --mode to what runs the experiment.
 EXPERIMENTS = {

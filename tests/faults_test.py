@@ -19,7 +19,8 @@ from hsrl_jax.training import run as run_lib
 from tests import command
 from tests.command import SMALL
 
-KILLS = 20
+# A few in every run of the suite; HSRL_TEST_KILLS=20 for a thorough one.
+KILLS = int(os.environ.get("HSRL_TEST_KILLS", 6))
 # CPU seconds after which a process is killed at the latest. Where two kills in
 # a row find the same progress, the machine is slow and the next may be later.
 LATEST_KILL = 5.0

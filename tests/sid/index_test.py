@@ -447,7 +447,7 @@ class FileTest(parameterized.TestCase):
     sid_index.save_index(self.path, self.index)
     other = sid_index.remove_items(self.index, [24])
     with (
-      mock.patch.object(sid_index.os, "fsync", side_effect=OSError("full")),
+      mock.patch.object(sid_index.os, "fsync", side_effect=OSError(28, "full")),
       self.assertRaisesRegex(OSError, "full"),
     ):
       sid_index.save_index(self.path, other)

@@ -80,11 +80,13 @@ class DevicesTest(parameterized.TestCase):
     )
     self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
 
+    if mode != "expected":
+      return
     # The last call again, from the checkpoint before it: the same on as many
     # devices, and on other numbers up to summation order.
     shapes = parallel.shapes(engine.init, config.seeds, inputs)
     found = {1: one(*self._saved(shapes), inputs)[:2]}
-    for devices in (4, 2) if mode == "expected" else (4,):
+    for devices in (4, 2):
       layout = parallel.Layout(2, devices, by_seed=False)
       like = parallel.init(engine.init, config.seeds, inputs, layout)
       placed = parallel.place(*self._saved(like), inputs, layout)
