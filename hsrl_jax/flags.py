@@ -4,7 +4,6 @@ A field of a stage's config is the flag `<prefix><field>`; see PREFIXES.
 """
 
 import dataclasses
-import inspect
 import os
 import re
 import typing
@@ -12,6 +11,7 @@ import typing
 from absl import flags
 
 from hsrl_jax import config as config_lib
+from hsrl_jax import docstrings
 from hsrl_jax.errors import InputError
 
 MODES = (
@@ -105,17 +105,9 @@ def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPORT, _EXPERIMENT)):
       yield group, field, name, types_[field.name]
 
 
-def _help(config_class, field: str) -> str:
-  """The field's text in the `Attributes:` of its class's docstring."""
-  # Before Python 3.13 __doc__ is indented as in the file.
-  text = inspect.getdoc(config_class).split("Attributes:")[1]
-  found = re.search(rf"^  {field}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
-  return " ".join(found[1].split())
-
-
 def _define() -> None:
   for group, field, name, kind in _fields():
-    text = _help(group.type, field.name)
+    text = docstrings.attribute(group.type, field.name)
     if kind is bool:
       flags.DEFINE_boolean(name, field.default, text)
     elif kind in (int, int | None):

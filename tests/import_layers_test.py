@@ -10,7 +10,7 @@ PACKAGE = "hsrl_jax"
 
 # Lowest first.
 LAYERS = (
-  ("types", "config", "errors", "files"),
+  ("types", "config", "errors", "files", "docstrings"),
   ("ops",),
   ("sid", "data"),
   ("networks", "serving"),
@@ -25,9 +25,9 @@ LAYERS = (
 SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
 ONLY = {
-  "flags": {"config", "errors"},
+  "flags": {"config", "errors", "docstrings"},
   # What is served needs jax and numpy alone.
-  "serving": {"types", "errors", "files", "sid", "serving"},
+  "serving": {"types", "errors", "files", "docstrings", "sid", "serving"},
 }
 
 _LEVEL = {group: level for level, names in enumerate(LAYERS) for group in names}

@@ -34,6 +34,7 @@ import uvicorn
 from starlette import applications, exceptions, requests, responses, routing
 from uvicorn.protocols.http import httptools_impl
 
+from hsrl_jax import docstrings
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import recommender as recommender_lib
 from hsrl_jax.serving.folder import MANIFEST
@@ -402,16 +403,14 @@ def _settings(arguments: list[str]) -> Settings:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  about = Settings.__doc__.split("Attributes:")[1]
   for field in dataclasses.fields(Settings):
-    text = about.split(f"\n    {field.name}: ")[1].split("\n    ")[0]
     required = field.default is dataclasses.MISSING
     parser.add_argument(
       f"--{field.name}",
       type=field.type,
       required=required,
       default=None if required else field.default,
-      help=text,
+      help=docstrings.attribute(Settings, field.name),
     )
   return Settings(**vars(parser.parse_args(arguments)))
 

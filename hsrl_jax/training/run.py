@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import pathlib
-import time
 from collections.abc import Callable
 
 import jax
@@ -342,7 +341,6 @@ class Run:
     if not hosts.on_first(lambda: self._is_due(name)):
       return False
     print(f"{name} ...", flush=True)
-    start = time.monotonic()
     with self._stages.phase(name):
       if name == "policy":
         self.policy()
@@ -350,7 +348,8 @@ class Run:
         hosts.on_first(getattr(self, name))
     if hosts.is_first():
       workdir_lib.mark_done(self._folder(name), name, self.fingerprints[name])
-    print(f"{name} done in {time.monotonic() - start:.1f} s", flush=True)
+    spent = self._stages.seconds()[name]
+    print(f"{name} done in {spent:.1f} s", flush=True)
     return True
 
   def _is_due(self, name: str) -> bool:

@@ -7,15 +7,12 @@ Prints a table, then one line of JSON.
 """
 
 import argparse
-import json
-import os
 import pathlib
 import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
-import jax
 import train_throughput
 
 from hsrl_jax.config import Config, PolicyConfig, QuantizerConfig
@@ -51,12 +48,8 @@ def main(items: int, iterations: int) -> None:
       seconds["checkpoints"] / (seconds["training"] + seconds["checkpoints"]),
       4,
     ),
-    "cores": len(os.sched_getaffinity(0)),
-    "device": jax.devices()[0].device_kind,
   }
-  for name, value in result.items():
-    print(f"{name:28} {value}")
-  print(json.dumps(result))
+  train_throughput.show(result)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import resource
 import statistics
 import sys
 import time
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
@@ -89,6 +89,17 @@ def problem(
   return loop.make(agent, env, config), inputs, how
 
 
+def show(result: dict[str, Any]) -> None:
+  """Prints what was measured, and where, as a table and as a line of JSON."""
+  result = result | {
+    "cores": len(os.sched_getaffinity(0)),
+    "device": jax.devices()[0].device_kind,
+  }
+  for name, value in result.items():
+    print(f"{name:28} {value}")
+  print(json.dumps(result))
+
+
 def main(items: int, agent: str, layers: int) -> None:
   """Compiles the step, runs it, prints what it took."""
   config = PolicyConfig(agent=agent, layers=layers)
@@ -121,13 +132,9 @@ def main(items: int, agent: str, layers: int) -> None:
       first_seconds - config.iterations_per_call / statistics.median(rates), 1
     ),
     "peak_rss_mib": round(peak),
-    "cores": len(os.sched_getaffinity(0)),
     "devices": jax.local_device_count(),
-    "device": jax.devices()[0].device_kind,
   }
-  for name, value in result.items():
-    print(f"{name:28} {value}")
-  print(json.dumps(result))
+  show(result)
 
 
 if __name__ == "__main__":

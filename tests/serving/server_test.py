@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import http.client
+import io
 import itertools
 import json
 import pathlib
@@ -63,6 +64,16 @@ def _call(port, method, path, body=None):
 def _ask(port, **values):
   status, _, body = _call(port, "POST", "/recommend", json.dumps(values))
   return status, json.loads(body)
+
+
+class SettingsTest(absltest.TestCase):
+  def test_help_has_whole_texts(self):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), self.assertRaises(SystemExit):
+      server_lib._settings(["--help"])
+    shown = " ".join(out.getvalue().split())
+    self.assertIn("must be there (408), and then an answer (503).", shown)
+    self.assertEndsWith(shown, 'next start is quick; "": none.')
 
 
 class ServerTest(absltest.TestCase):

@@ -30,6 +30,16 @@ def _made(sweet_point=None, **overrides):
   return agent, params, inputs.catalogue, observation
 
 
+def _networks():
+  """Those of the agent above that act."""
+  return hsrl._Networks(
+    hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
+    hsrl.policy_lib.PolicyNetwork(2, 8, 8),
+    None,
+    True,
+  )
+
+
 class ActTest(parameterized.TestCase):
   @parameterized.parameters(
     ("expected", 41), ("expected", toy.ITEMS), ("sampled", 41)
@@ -83,12 +93,7 @@ class ActTest(parameterized.TestCase):
       self.assertEqual(slate, max(mixes, key=expected))
 
   def _logits_less_log_prob(self, params, catalogue, observation):
-    networks = hsrl._Networks(
-      hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
-      hsrl.policy_lib.PolicyNetwork(2, 8, 8),
-      None,
-      True,
-    )
+    networks = _networks()
     state = networks.state(params, catalogue, observation)
     logits = networks.expected(params, catalogue, state).logits
     each = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))
@@ -96,12 +101,7 @@ class ActTest(parameterized.TestCase):
 
   def _ranking(self, mode, params, catalogue, observation):
     """All items by log pi, each computed on its own with `taken`."""
-    networks = hsrl._Networks(
-      hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
-      hsrl.policy_lib.PolicyNetwork(2, 8, 8),
-      None,
-      True,
-    )
+    networks = _networks()
     state = networks.state(params, catalogue, observation)
     log_prob = {}
     for item in range(1, toy.ITEMS + 1):

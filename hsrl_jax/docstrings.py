@@ -1,0 +1,20 @@
+"""Docstrings as the one place for what a setting means."""
+
+import inspect
+import re
+
+
+def attribute(documented: type, name: str) -> str:
+  """The text of an attribute in the `Attributes:` of a class's docstring.
+
+  Args:
+    documented: the class.
+    name: of one of its attributes, each of which must be there.
+
+  Returns:
+    The text in one line.
+  """
+  # Before Python 3.13 __doc__ is indented as in the file.
+  text = inspect.getdoc(documented).split("Attributes:")[1]
+  found = re.search(rf"^  {name}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
+  return " ".join(found[1].split())
