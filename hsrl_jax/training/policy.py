@@ -87,9 +87,12 @@ def greedy(agent: Agent) -> evaluate.Act:
 
 def by_seed(config: PolicyConfig, params: Params) -> list[Params]:
   """Parameters with leading axis S as one pytree a seed."""
-  return [
-    jax.tree.map(lambda x, i=i: x[i], params) for i in range(len(config.seeds))
-  ]
+  return [_of_seed(params, i) for i in range(len(config.seeds))]
+
+
+@jax.jit
+def _of_seed(params: Params, i: int) -> Params:
+  return jax.tree.map(lambda x: x[i], params)
 
 
 def run(

@@ -319,7 +319,7 @@ def load(
   fit = make_fit(config, dataset.items.features, dataset.splits["train"])
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:
-    state = checkpoint.restore_latest(checkpointer, fit.init())
+    state = checkpoint.restore_latest(checkpointer, jax.eval_shape(fit.init))
   if state is None:
     raise InputError(
       f"{folder}: no checkpoint can be read; delete {workdir}/.done/simulator "

@@ -24,35 +24,6 @@ class TreeTest(chex.TestCase):
     np.testing.assert_array_equal(tree.polyak(target, online, 0.0), target)
     np.testing.assert_array_equal(tree.polyak(target, online, 1.0), online)
 
-  @chex.variants(with_jit=True, without_jit=True)
-  def test_fingerprint_by_hand(self):
-    x = {"a": jnp.asarray([[1.0, 2.0], [3.0, 4.0]]), "b": jnp.asarray(5)}
-    expected = 1 + 2 * np.cos(1) + 3 * np.cos(2) + 4 * np.cos(3) + 2 * 5
-    self.assertAlmostEqual(
-      float(self.variant(tree.fingerprint)(x)), expected, places=4
-    )
-
-  def test_fingerprint_differs_with_any_element(self):
-    x = {
-      "a": jnp.arange(6.0).reshape(2, 3),
-      "b": jnp.arange(4),
-      "c": jnp.ones(2),
-    }
-    seen = {float(tree.fingerprint(x))}
-    count = 1
-    for name, leaf in x.items():
-      for i in np.ndindex(leaf.shape):
-        other = x | {name: leaf.at[i].add(1)}
-        seen.add(float(tree.fingerprint(other)))
-        count += 1
-    self.assertLen(seen, count)
-
-  def test_fingerprint_sees_order(self):
-    f = jax.jit(tree.fingerprint)
-    a, b = jnp.asarray([1.0, 2.0]), jnp.asarray([2.0, 1.0])
-    self.assertNotEqual(f((a, b)), f((b, a)))
-    self.assertEqual(f((a, b)), f((a, b)))
-
   def test_digest_sees_every_bit(self):
     leaves = {
       "a": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),
