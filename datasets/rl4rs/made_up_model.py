@@ -1,0 +1,73 @@
+"""Makes up a click model on RL4RS's items, for those without its logs.
+
+  python datasets/rl4rs/made_up_model.py --item_info=item_info.csv --out=urm.npz
+
+The items are those of the official `item_info.csv`; users, their histories and
+all weights are drawn at random, so nothing here is about real users. The file
+is for `--response_params` with --simulator_final_dense=false, see
+docs/bring_your_own.md.
+"""
+
+import argparse
+import csv
+import pathlib
+
+import numpy as np
+
+USERS, HISTORY = 2_000, 10
+PROFILE, HIDDEN, FEATURES = 10, 64, 16
+# Of the weights, so that some items are liked by most users and most items by
+# some: chosen by the bounds alone.
+OWN, COMMON, LIKING = 0.5, 0.6, -0.5
+
+
+def read_items(path: pathlib.Path) -> np.ndarray:
+  """The published vectors, standardised, [N + 1, 40]; row 0 for padding."""
+  with path.open(newline="") as file:
+    rows = list(csv.DictReader(file, delimiter=" "))
+  vectors = np.array([x["item_vec"].split(",") for x in rows], np.float64)
+  vectors = (vectors - vectors.mean(0)) / vectors.std(0)
+  return np.concatenate([np.zeros((1, vectors.shape[1])), vectors])
+
+
+def make(items: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+  """Name to array, as docs/bring_your_own.md has them."""
+  rng = np.random.default_rng(seed)
+
+  def dense(name, width, out, gain=1.0, bias=0.0):
+    scale = gain / np.sqrt(width)
+    made[f"{name}.kernel"] = scale * rng.normal(size=(width, out))
+    made[f"{name}.bias"] = bias * rng.normal(size=out)
+
+  made = {"item_features": items}
+  dense("user_hidden", PROFILE, HIDDEN)
+  dense("user_out", HIDDEN, FEATURES, gain=2.0)
+  dense("item", items.shape[1], FEATURES)
+  for block in ("self_attention", "cross_attention"):
+    for name in ("query", "key", "value", "out"):
+      dense(f"{block}.{name}", FEATURES, FEATURES)
+  made["cross_attention.out.kernel"] *= OWN
+  # All users have something in common, and like less than half of the items.
+  common = COMMON * rng.normal(size=FEATURES)
+  made["cross_attention.out.bias"] = common
+  made["item.bias"] = LIKING * common / (common @ common)
+  made["profiles"] = rng.normal(size=(USERS, PROFILE))
+  histories = rng.integers(1, len(items), size=(USERS, HISTORY))
+  length = rng.integers(0, HISTORY + 1, size=(USERS, 1))
+  histories[np.arange(HISTORY) < HISTORY - length] = 0
+  made["histories"] = histories
+  return made
+
+
+def main() -> None:
+  """Writes the file."""
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  parser.add_argument("--item_info", type=pathlib.Path, required=True)
+  parser.add_argument("--out", type=pathlib.Path, required=True)
+  parser.add_argument("--seed", type=int, default=0)
+  given = parser.parse_args()
+  np.savez(given.out, **make(read_items(given.item_info), given.seed))
+
+
+if __name__ == "__main__":
+  main()
