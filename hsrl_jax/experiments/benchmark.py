@@ -10,6 +10,7 @@ import dataclasses
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import comparison, jobs
+from hsrl_jax.training.run import LEARN_FROM_LOGS, Run
 
 # What the public benchmark's A2C and HSRL have in common, in PolicyConfig.
 AS_PUBLISHED = {
@@ -41,6 +42,9 @@ OVERRIDES = {
 def run(experiment: jobs.Experiment) -> None:
   """Runs it.
 
+  Where the users come with a click model and without logged slates, agents that
+  learn from such are left out.
+
   Raises:
     InputError: HSRL, to which all are compared, is not among the agents.
   """
@@ -50,6 +54,13 @@ def run(experiment: jobs.Experiment) -> None:
       f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
       "to which the others are compared"
     )
+  base = Run(experiment.base, experiment.workdir)
+  if base.own_users and (without := set(agents) & set(LEARN_FROM_LOGS)):
+    print(
+      f"left out: {', '.join(sorted(without))}, which learn from logged slates; "
+      f"{base.name} has none"
+    )
+    agents = [name for name in agents if name not in without]
   comparison.run(
     experiment, {name: entrant(experiment.base, name) for name in agents}
   )

@@ -31,6 +31,7 @@ from hsrl_jax.training import workdir as workdir_lib
 
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
 SUMMARY = "summary.json"  # Time by phase, and memory.
+LEARN_FROM_LOGS = ("popularity", "sasrec")  # Agents that need logged slates.
 _SHARED = ("data", "quantize", "simulator")
 _EXAMPLES = 4
 _MALFORMED = 5  # Rows of the source that are named on the screen.
@@ -393,7 +394,7 @@ def _check_without_slates(config: config_lib.Config, name: str) -> None:
       "--simulator_slate_size is missing; expected the items of a slate, since "
       f"{name} has no slates that would tell"
     )
-  if config.policy.agent in ("popularity", "sasrec"):
+  if config.policy.agent in LEARN_FROM_LOGS:
     raise InputError(
       f"--agent={config.policy.agent} learns from logged slates and {name} has "
       "none; expected another agent, or a file on top of a --dataset"
