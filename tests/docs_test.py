@@ -29,6 +29,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")]
 NOTEBOOK = DOCS / "notebook.ipynb"
 # Where programs other than the command define their flags.
 PROGRAMS = (
+  ROOT / "datasets" / "rl4rs" / "made_up_model.py",
   *ROOT.glob("tests/benchmarks/*.py"),
   *ROOT.glob("hsrl_jax/serving/*.py"),
   *ROOT.glob("launch/*.sh"),
@@ -204,7 +205,9 @@ class CommandsTest(absltest.TestCase):
 
   def _names_a_file(self, command):
     """A script or a benchmark, whose own test or run is elsewhere."""
-    paths = re.findall(r"(?:tests|launch|hsrl_jax)[\w./]+\.(?:py|sh)", command)
+    paths = re.findall(
+      r"(?:datasets|tests|launch|hsrl_jax)[\w./]+\.(?:py|sh)", command
+    )
     modules = re.findall(r"-m (hsrl_jax[\w.]+)", command)
     paths += [x.replace(".", "/") + ".py" for x in modules]
     self.assertNotEmpty(paths, command)

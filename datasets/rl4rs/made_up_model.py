@@ -10,14 +10,17 @@ docs/bring_your_own.md.
 
 import argparse
 import csv
+import io
 import pathlib
 
 import numpy as np
 
+from hsrl_jax import files
+
 USERS, HISTORY = 2_000, 10
 PROFILE, HIDDEN, FEATURES = 10, 64, 16
-# Of the weights, so that some items are liked by most users and most items by
-# some: chosen by the bounds alone.
+# How much users have of their own and in common, and how much they like: chosen
+# by the bounds alone.
 OWN, COMMON, LIKING = 0.5, 0.6, -0.5
 
 
@@ -34,10 +37,10 @@ def make(items: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Name to array, as docs/bring_your_own.md has them."""
   rng = np.random.default_rng(seed)
 
-  def dense(name, width, out, gain=1.0, bias=0.0):
+  def dense(name, width, out, gain=1.0):
     scale = gain / np.sqrt(width)
     made[f"{name}.kernel"] = scale * rng.normal(size=(width, out))
-    made[f"{name}.bias"] = bias * rng.normal(size=out)
+    made[f"{name}.bias"] = np.zeros(out)
 
   made = {"item_features": items}
   dense("user_hidden", PROFILE, HIDDEN)
@@ -47,7 +50,6 @@ def make(items: np.ndarray, seed: int) -> dict[str, np.ndarray]:
     for name in ("query", "key", "value", "out"):
       dense(f"{block}.{name}", FEATURES, FEATURES)
   made["cross_attention.out.kernel"] *= OWN
-  # All users have something in common, and like less than half of the items.
   common = COMMON * rng.normal(size=FEATURES)
   made["cross_attention.out.bias"] = common
   made["item.bias"] = LIKING * common / (common @ common)
@@ -66,7 +68,16 @@ def main() -> None:
   parser.add_argument("--out", type=pathlib.Path, required=True)
   parser.add_argument("--seed", type=int, default=0)
   given = parser.parse_args()
-  np.savez(given.out, **make(read_items(given.item_info), given.seed))
+  try:
+    items = read_items(given.item_info)
+  except (OSError, KeyError, ValueError) as error:
+    parser.error(
+      f"{given.item_info} cannot be read ({error!r}); expected RL4RS's "
+      "item_info.csv"
+    )
+  buffer = io.BytesIO()
+  np.savez(buffer, **make(items, given.seed))
+  files.write_atomic(given.out, buffer.getvalue())
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def run(experiment: jobs.Experiment) -> None:
   base = Run(experiment.base, experiment.workdir)
   if base.own_users and (without := set(agents) & set(LEARN_FROM_LOGS)):
     print(
-      f"left out: {', '.join(sorted(without))}, which learn from logged slates; "
+      f"left out: {', '.join(sorted(without))}, which learn from logs; "
       f"{base.name} has none"
     )
     agents = [name for name in agents if name not in without]

@@ -1,7 +1,10 @@
 """A file with a response model: what it says, and each fault's one line."""
 
+import os
 import pathlib
 import pickle
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
@@ -10,6 +13,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.data import response_file
 from hsrl_jax.errors import InputError
 
+ROOT = pathlib.Path(__file__).parents[2]
 ITEMS, USERS, D, P, HIDDEN, F, H = 12, 43, 5, 3, 7, 6, 4
 
 
@@ -74,6 +78,40 @@ class ResponseFileTest(parameterized.TestCase):
       self.assertEqual(splits[split].exposed.shape[1], 0)
     self.assertEqual(items.titles[:3], ["", "item 1", "item 2"])
     self.assertLen(items.titles, ITEMS + 1)
+
+  def test_one_that_is_made_up(self):
+    program = ROOT / "datasets" / "rl4rs" / "made_up_model.py"
+    items = self.path.parent / "item_info.csv"
+
+    def made():
+      return subprocess.run(
+        [sys.executable, program, f"--item_info={items}", f"--out={self.path}"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+
+    ran = made()
+    self.assertEqual(ran.returncode, 2)
+    self.assertRegex(ran.stderr, "item_info.csv cannot be read .*No such file")
+    self.assertFalse(self.path.exists())
+    vectors = np.random.default_rng(0).normal(3, 2, size=(ITEMS, D))
+    rows = [",".join(map(str, x)) for x in vectors.tolist()]
+    lines = [f"{i} {x} 7.0 1 0\n" for i, x in enumerate(rows, start=1)]
+    items.write_text("item_id item_vec price location special_item\n")
+    with items.open("a") as file:
+      file.writelines(lines)
+    ran = made()
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    found = response_file.read(self.path, final_dense=False)
+    features = found.dataset.items.features
+    np.testing.assert_array_equal(features[0], 0)
+    np.testing.assert_allclose(features[1:].mean(0), 0, atol=1e-6)
+    np.testing.assert_allclose(features[1:].std(0), 1, atol=1e-6)
+    content = self.path.read_bytes()
+    self.assertEqual(made().returncode, 0)
+    self.assertEqual(self.path.read_bytes(), content)
 
   @parameterized.parameters(
     ("item.bias", None, "lacks item.bias"),

@@ -1,9 +1,13 @@
 """Benchmark and ablation, small, by the command; and what they print."""
 
+import contextlib
 import copy
+import io
 import json
 import pathlib
 import tempfile
+import types
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -138,6 +142,28 @@ class SmallTest(absltest.TestCase):
 
 
 class EntrantsTest(parameterized.TestCase):
+  def test_without_logs_there_is_nobody_who_learns_from_them(self):
+    for own_users in (True, False):
+      run = types.SimpleNamespace(own_users=own_users, name="urm.npz")
+      experiment = jobs.Experiment(
+        "benchmark",
+        config_lib.Config(),
+        config_lib.ExperimentConfig(),
+        pathlib.Path(),
+        "",
+      )
+      with (
+        mock.patch.object(benchmark, "Run", return_value=run),
+        mock.patch.object(comparison, "run") as compare,
+        contextlib.redirect_stdout(io.StringIO()) as out,
+      ):
+        benchmark.run(experiment)
+      absent = {"popularity", "sasrec"} if own_users else set()
+      self.assertEqual(
+        set(compare.call_args.args[1]), set(config_lib.AGENTS) - absent
+      )
+      self.assertEqual("popularity, sasrec" in out.getvalue(), own_users)
+
   @parameterized.parameters(*config_lib.AGENTS)
   def test_the_budget_is_the_same(self, agent):
     base = config_lib.Config()
