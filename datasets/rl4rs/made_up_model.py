@@ -10,12 +10,9 @@ docs/bring_your_own.md.
 
 import argparse
 import csv
-import io
 import pathlib
 
 import numpy as np
-
-from hsrl_jax import files
 
 USERS, HISTORY = 2_000, 10
 PROFILE, HIDDEN, FEATURES = 10, 64, 16
@@ -75,9 +72,10 @@ def main() -> None:
       f"{given.item_info} cannot be read ({error!r}); expected RL4RS's "
       "item_info.csv"
     )
-  buffer = io.BytesIO()
-  np.savez(buffer, **make(items, given.seed))
-  files.write_atomic(given.out, buffer.getvalue())
+  unfinished = given.out.with_name(f".{given.out.name}.tmp")
+  with unfinished.open("wb") as file:
+    np.savez(file, **make(items, given.seed))
+  unfinished.replace(given.out)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """A file with a response model: what it says, and each fault's one line."""
 
-import os
 import pathlib
 import pickle
 import subprocess
@@ -86,7 +85,6 @@ class ResponseFileTest(parameterized.TestCase):
     def made():
       return subprocess.run(
         [sys.executable, program, f"--item_info={items}", f"--out={self.path}"],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=False,
