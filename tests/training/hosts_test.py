@@ -17,7 +17,15 @@ from absl import flags
 from absl.testing import absltest
 
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.training import checkpoint, hosts, loop, metrics, parallel, policy
+from hsrl_jax.training import (
+  checkpoint,
+  hosts,
+  loop,
+  metrics,
+  parallel,
+  policy,
+  stop,
+)
 from hsrl_jax.training import run as run_lib
 from tests import command
 
@@ -116,15 +124,32 @@ class HostsTest(absltest.TestCase):
     lines = out.splitlines(keepends=True)
     return "".join(x for x in lines if not x.startswith("[Gloo]")), err
 
+  def _wait_for_step(self, workdir, step, process):
+    file = workdir / policy.FOLDER / metrics.METRICS
+    while not (file.exists() and f'"step": {step},' in file.read_text()):
+      if process.poll() is not None:
+        self._finish(process)
+      time.sleep(0.01)
+
   def test_a_life(self):
-    # Two processes start from nothing; one is killed while they train.
+    # Two processes start from nothing; SIGTERM to one stops both.
     two = self.folder / "two"
     running = self._start_two(two)
-    file = two / policy.FOLDER / metrics.METRICS
-    while not (file.exists() and '"step": 50,' in file.read_text()):
-      if running[0].poll() is not None:
-        self._finish(running[0])
-      time.sleep(0.01)
+    self._wait_for_step(two, 10, running[0])
+    running[1].send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 30
+    for process in running:
+      _, err = self._finish(process)
+      self.assertEqual(err.count(stop.LINE), 1, err)
+    self.assertLess(time.monotonic(), deadline)
+    last = max(_metrics(two))
+    self.assertLess(last, 100)
+    saved = [x.name for x in (two / policy.FOLDER / "checkpoints").iterdir()]
+    self.assertIn(str(last), saved)
+
+    # They go on; one is killed while they train.
+    running = self._start_two(two)
+    self._wait_for_step(two, max(50, last + 10), running[0])
     running[1].send_signal(signal.SIGKILL)
     deadline = time.monotonic() + 2 * hosts.LOST_SECONDS
     _, err = self._finish(running[0], status=1)
