@@ -5,10 +5,11 @@
 #   sbatch --nodes=2 launch/slurm.sh --flagfile=launch/flags/paper.flags \
 #     --distributed --workdir=/shared/runs/paper
 #
-# --distributed joins the processes. The workdir must be a folder that all nodes see. JOB is the job file, default
-# launch/job.sh. Two minutes before the time is over, and where the job is
-# preempted, it saves and goes back into the queue; it goes on from its last
-# checkpoint. Options of sbatch on the command line take the place of these:
+# --distributed joins the processes. The workdir must be a folder that all nodes
+# see. JOB is the job file, default launch/job.sh. Two minutes before the time is
+# over, and where the job is preempted, it saves and goes back into the queue; it
+# goes on from its last checkpoint. Options of sbatch on the command line take
+# the place of these:
 #
 #SBATCH --job-name=hsrl
 #SBATCH --nodes=1
