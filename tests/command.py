@@ -48,10 +48,10 @@ def run(*arguments: str) -> tuple[int, str, str]:
 
 
 def environment() -> dict[str, str]:
-  """Of a new interpreter: one device, as a user has, and a cache."""
+  """Of a new interpreter: devices and compiler as a user has, and a cache."""
   cache = {f"JAX_{name}".upper(): str(value) for name, value in _cache()}
-  kept = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-  return kept | cache
+  ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
+  return {k: v for k, v in os.environ.items() if k not in ours} | cache
 
 
 def process(*arguments: str) -> subprocess.CompletedProcess:

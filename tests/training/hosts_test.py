@@ -90,7 +90,6 @@ class HostsTest(absltest.TestCase):
   def _python(self, *arguments, devices=1):
     environment = os.environ | {
       "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # To compile sooner.
     }
     process = subprocess.Popen(
       [sys.executable, *arguments],

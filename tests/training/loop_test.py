@@ -180,6 +180,10 @@ class LoopTest(parameterized.TestCase):
     chex.assert_tree_all_finite(metrics)
 
   def test_three_seeds_over_two_devices_equal_seeds_alone(self):
+    # By the compiler as users have it, which is what would round otherwise.
+    name = "jax_disable_most_optimizations"
+    self.addCleanup(jax.config.update, name, jax.config.values[name])
+    jax.config.update(name, False)
     seeds = (3, 1, 4)
     engine, inputs = toy.engine(toy.config()), toy.inputs()
     self.assertTrue(parallel.layout(5).by_seed)
