@@ -14,6 +14,31 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 flags.FLAGS.mark_as_parsed()
 
+# Files with the longest tests come first, so that no worker is left with them
+# at the end while the others have nothing to do.
+_LONGEST = (
+  "faults_test.py",
+  "hosts_test.py",
+  "docs_test.py",
+  "launch_test.py",
+  "comparison_test.py",
+  "loop_test.py",
+  "catalogue_size_test.py",
+  "offline_run_test.py",
+  "changing_catalogue_test.py",
+)
+
+
+def pytest_configure(config):
+  """Has pytest-xdist keep to this order, not to the number of tests."""
+  config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items):
+  """Brings them into this order; that of the rest is kept."""
+  rank = {name: i for i, name in enumerate(_LONGEST)}
+  items.sort(key=lambda x: rank.get(x.path.name, len(rank)))
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled(tmp_path_factory):
