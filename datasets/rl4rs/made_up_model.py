@@ -22,16 +22,27 @@ OWN, COMMON, LIKING = 0.5, 0.6, -0.5
 
 
 def read_items(path: pathlib.Path) -> np.ndarray:
-  """The published vectors, standardised, [N + 1, 40]; row 0 for padding."""
+  """The published vectors, standardised, [N + 1, D]; row 0 for padding.
+
+  Raises:
+    OSError, KeyError, AttributeError, ValueError: it is not RL4RS's file.
+  """
   with path.open(newline="") as file:
     rows = list(csv.DictReader(file, delimiter=" "))
   vectors = np.array([x["item_vec"].split(",") for x in rows], np.float64)
+  if vectors.ndim != 2 or not (vectors.std(0) > 0).all():
+    raise ValueError("no vectors whose numbers are finite and differ")
   vectors = (vectors - vectors.mean(0)) / vectors.std(0)
   return np.concatenate([np.zeros((1, vectors.shape[1])), vectors])
 
 
 def make(items: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-  """Name to array, as docs/bring_your_own.md has them."""
+  """Name to array, with the shapes of docs/bring_your_own.md.
+
+  Args:
+    items: [N + 1, D], row 0 for padding.
+    seed: of all that is drawn.
+  """
   rng = np.random.default_rng(seed)
 
   def dense(name, width, out, gain=1.0):
@@ -67,15 +78,18 @@ def main() -> None:
   given = parser.parse_args()
   try:
     items = read_items(given.item_info)
-  except (OSError, KeyError, ValueError) as error:
+  except (OSError, KeyError, AttributeError, ValueError) as error:
     parser.error(
       f"{given.item_info} cannot be read ({error!r}); expected RL4RS's "
       "item_info.csv"
     )
   unfinished = given.out.with_name(f".{given.out.name}.tmp")
-  with unfinished.open("wb") as file:
-    np.savez(file, **make(items, given.seed))
-  unfinished.replace(given.out)
+  try:
+    with unfinished.open("wb") as file:
+      np.savez(file, **make(items, given.seed))
+    unfinished.replace(given.out)
+  except OSError as error:
+    parser.error(f"{given.out} cannot be written ({error!r})")
 
 
 if __name__ == "__main__":

@@ -94,12 +94,17 @@ class ResponseFileTest(parameterized.TestCase):
     self.assertEqual(ran.returncode, 2)
     self.assertRegex(ran.stderr, "item_info.csv cannot be read .*No such file")
     self.assertFalse(self.path.exists())
+    header = "item_id item_vec price location special_item\n"
+    for rows in ("", "1\n", "1 0.5,nan 7.0 1 0\n", "1 a,b 7.0 1 0\n"):
+      items.write_text(header + rows)
+      ran = made()
+      self.assertEqual(ran.returncode, 2)
+      self.assertRegex(ran.stderr, "item_info.csv cannot be read")
+      self.assertNotIn("Traceback", ran.stderr)
     vectors = np.random.default_rng(0).normal(3, 2, size=(ITEMS, D))
     rows = [",".join(map(str, x)) for x in vectors.tolist()]
     lines = [f"{i} {x} 7.0 1 0\n" for i, x in enumerate(rows, start=1)]
-    items.write_text("item_id item_vec price location special_item\n")
-    with items.open("a") as file:
-      file.writelines(lines)
+    items.write_text(header + "".join(lines))
     ran = made()
     self.assertEqual(ran.returncode, 0, ran.stderr)
     found = response_file.read(self.path, final_dense=False)

@@ -146,6 +146,21 @@ class DevicesTest(parameterized.TestCase):
       learner.opt_state, one_learner.opt_state, rtol=1e-4, atol=1e-6
     )
 
+  def test_every_device_ends_with_the_same_learner(self):
+    config = toy.config()
+    engine, inputs = toy.engine(config), toy.inputs()
+    init = jax.vmap(engine.init, (None, None, 0, None), (None, 0))
+    learner, stream = init(0, inputs, jnp.arange(4), 4)
+
+    def run(learner, stream):
+      return engine.run(learner, stream, inputs, "d")[0]
+
+    run = jax.pmap(run, axis_name="d", in_axes=(None, 0), out_axes=0)
+    learner = run(learner, stream)
+    for leaf in jax.tree.leaves(learner._replace(key=None)):
+      for device in range(1, 4):
+        np.testing.assert_array_equal(leaf[0], leaf[device])
+
   def test_assert_replicated_sees_a_difference(self):
     mapped = jax.pmap(lambda x: x, out_axes=None)(jnp.arange(4.0))
     with self.assertRaises(AssertionError):
