@@ -153,7 +153,9 @@ class CompareTest(absltest.TestCase):
 class RunTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(tempfile.mkdtemp())
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
     self.sessions = {"user": np.arange(60)}
     rng = np.random.default_rng(0)
     for name in ("hsrl", *evaluate.BOUNDS):

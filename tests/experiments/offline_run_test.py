@@ -23,7 +23,8 @@ BASE = config_lib.Config(
 
 class OfflineRunTest(absltest.TestCase):
   def test_from_data_to_plot(self):
-    workdir, out = pathlib.Path(tempfile.mkdtemp()), io.StringIO()
+    root, out = self.enter_context(tempfile.TemporaryDirectory()), io.StringIO()
+    workdir = pathlib.Path(root)
     config = config_lib.ExperimentConfig(temperatures=(1.0, 0.5))
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
       offline_check.run(

@@ -32,7 +32,8 @@ def _state(step):
 class CheckpointTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(tempfile.mkdtemp()) / "checkpoints"
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(root) / "checkpoints"
 
   def _saved(self, *steps):
     with checkpoint.open_directory(self.folder) as checkpointer:
