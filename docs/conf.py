@@ -7,6 +7,8 @@ import pathlib
 import re
 import sys
 
+import jax
+
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "hsrl_jax"
 sys.path.insert(0, str(ROOT))
@@ -34,15 +36,15 @@ def _plain(app, what, name, obj, options, lines) -> None:
     lines[i] = "`".join(parts)
 
 
-def _skip_field(app, what, name, obj, skip, options) -> bool:
-  """Leaves out what a NamedTuple says of its fields, which is nothing."""
+def _skip(app, what, name, obj, skip, options) -> bool:
+  """Leaves out a NamedTuple's text on its fields, and the alias of arrays."""
   del app, what, name, options
-  return skip or type(obj).__name__ == "_tuplegetter"
+  return skip or obj is jax.Array or type(obj).__name__ == "_tuplegetter"
 
 
 def setup(app) -> None:
   app.connect("autodoc-process-docstring", _plain, priority=400)
-  app.connect("autodoc-skip-member", _skip_field)
+  app.connect("autodoc-skip-member", _skip)
 
 
 project = "hsrl_jax"
