@@ -329,7 +329,7 @@ def figure(results: dict[str, Any]) -> Figure:
   for axes, key, title in zip(panels, keys, titles, strict=True):
     plots.style(axes, title, "items")
     axes.set_xscale("log")
-    if key != "normalised":
+    if key.endswith("_ms"):
       axes.set_yscale("log")
     for i, name in enumerate(POLICIES):
       rows = [
@@ -344,6 +344,8 @@ def figure(results: dict[str, Any]) -> Figure:
         axes.errorbar(x, mean, np.abs(ends - mean), capsize=2, **style)
       else:
         axes.plot(x, y, **style)
+    if key == "memory_gb":
+      axes.set_ylim(bottom=0)
   drawing.legend(
     *panels[0].get_legend_handles_labels(),
     loc="outside lower center",
