@@ -30,6 +30,7 @@ from hsrl_jax import files
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
+from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import (
   ab,
@@ -40,10 +41,14 @@ from hsrl_jax.experiments import (
   document,
   jobs,
   offline_check,
+  sweep,
 )
-from hsrl_jax.training import hosts, quantize, report, sid_report, stop, sweep
-from hsrl_jax.training import run as run_lib
-from hsrl_jax.training import workdir as workdir_lib
+from hsrl_jax.host import stop
+from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.report import run_page, sid_page
+from hsrl_jax.sid import store
+from hsrl_jax.stages import quantize
+from hsrl_jax.stages import run as run_lib
 
 flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
@@ -91,7 +96,7 @@ def main(argv: list[str], command: str) -> None:
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
     with contextlib.ExitStack() as inside:
-      if hosts.is_first():
+      if processes.is_first():
         inside.enter_context(workdir_lib.locked(workdir))
       else:
         logging.set_verbosity(logging.ERROR)
@@ -108,7 +113,7 @@ def _run(
   mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
 ) -> None:
   """Runs it in this process alone."""
-  workdir_lib.settle(workdir / quantize.FOLDER)
+  workdir_lib.settle(workdir / store.FOLDER)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
   elif mode in EXPERIMENTS:
@@ -142,7 +147,7 @@ def _joins_others(mode: str) -> bool:
       f"--mode={mode} with many processes; expected a single one: only the "
       "stages of a dataset know what to do with more"
     )
-  hosts.start(*given)
+  processes.start(*given)
   return True
 
 
@@ -173,7 +178,7 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
   if not run.own_users:
     prepare.builder_folder(config.data.dataset)
-  hosts.on_first(lambda: workdir_lib.claim(workdir, flags_lib.resolved()))
+  processes.on_first(lambda: workdir_lib.claim(workdir, flags_lib.resolved()))
   if mode == "export":
     run.export(flags_lib.export_from_flags())
     return
@@ -181,12 +186,12 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   if not any(ran):
     what = "all stages" if mode == "all" else f"stage {mode}"
     print(f"{what} of this configuration found in {workdir}; nothing to do")
-  if mode in ("all", "evaluate", "report") and hosts.is_first():
-    print(report.table(run.results()))
+  if mode in ("all", "evaluate", "report") and processes.is_first():
+    print(run_page.table(run.results()))
     print(f"results: {workdir / 'results.json'}")
     page = workdir / "report" / "report.html"
     print(f"report:  {page if page.exists() else 'run --mode=report'}")
-  if any(ran) and hosts.is_first():
+  if any(ran) and processes.is_first():
     print("\n".join(run.summarise()))
 
 
@@ -195,8 +200,8 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
   path = pathlib.Path(flags_lib.EMBEDDINGS.value)
   source = quantize.source_of(path)
   workdir_lib.claim(workdir, flags_lib.resolved())
-  if (workdir / quantize.FOLDER).exists():  # Complete, since it is replaced.
-    made_of = quantize.read(workdir).facts["source"]
+  if (workdir / store.FOLDER).exists():  # Complete, since it is replaced.
+    made_of = store.read(workdir).facts["source"]
     if made_of["digest"] != source.digest:
       raise InputError(
         f"{path} has changed since its SIDs in {workdir} were made; expected "
@@ -232,7 +237,7 @@ def _change_items(mode: str, workdir: pathlib.Path) -> None:
     made = quantize.remove_items(workdir, ids, str(path))
     print(f"  {len(ids):,} items removed; {made['items']:,} now")
   if made["drift"]:
-    print(f"  {sid_report.drift_line(made)}")
+    print(f"  {sid_page.drift_line(made)}")
   run_lib.show_sids(workdir)
 
 
@@ -283,7 +288,7 @@ def _guarded(argv: list[str], arguments: list[str]) -> None:
   except FloatingPointError as error:
     _fail(error, status=1)
   except jax.errors.JaxRuntimeError as error:
-    hosts.end_if_lost(error)
+    processes.end_if_lost(error)
     raise
   except OSError as error:  # Such as a full disk; what is written is whole.
     where = f"{error.filename}: " if error.filename else ""
@@ -301,7 +306,7 @@ def run_command(argv: list[str]) -> None:
 def _fail(error, status: int = 2) -> None:
   text = " ".join(str(error).split())
   print(f"error: {text}", file=sys.stderr)
-  hosts.leave(status)
+  processes.leave(status)
   sys.exit(status)
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from absl import flags
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import agents
 from hsrl_jax import config as config_lib
-from hsrl_jax.training import policy
+from tests import toy
 from tests.command import run
-from tests.training import toy
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -177,7 +177,7 @@ class CommandsTest(absltest.TestCase):
     self.enter_context(
       mock.patch.object(config_lib, "AGENTS", (*config_lib.AGENTS, "mine"))
     )
-    self.enter_context(mock.patch.dict(policy.AGENTS, mine=made["make"]))
+    self.enter_context(mock.patch.dict(agents.AGENTS, mine=made["make"]))
     self._launch_data(command)
     untrained, trained = toy.learning("mine")
     self.assertGreater(trained, untrained + 0.5)

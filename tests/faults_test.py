@@ -14,8 +14,10 @@ import chex
 import jax
 from absl.testing import absltest
 
-from hsrl_jax.training import checkpoint, metrics, policy, stop
-from hsrl_jax.training import run as run_lib
+from hsrl_jax.engine import checkpoint
+from hsrl_jax.host import metrics, stop
+from hsrl_jax.stages import policy
+from hsrl_jax.stages import run as run_lib
 from tests import command
 from tests.command import SMALL
 

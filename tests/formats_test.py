@@ -21,11 +21,14 @@ from hsrl_jax import files, sid
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
-from hsrl_jax.envs.user_simulator import EnvParams
+from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import document, jobs
-from hsrl_jax.training import checkpoint, evaluate, loop, parallel, quantize
-from tests.training import toy
+from hsrl_jax.sid import store
+from hsrl_jax.sim.user_simulator import EnvParams
+from hsrl_jax.stages import quantize
+from tests import toy
 
 FOLDER = pathlib.Path(__file__).parent / "formats"
 CONFIG = toy.config(width=4, critic_hidden=(4,), buffer_size=8 * 4, seeds=(0,))
@@ -88,16 +91,16 @@ def _sids(folder: pathlib.Path) -> None:
       Embeddings(rows, ids, np.char.upper(ids)),
       quantize.Source("made up"),
     )
-    made = pathlib.Path(workdir) / quantize.FOLDER
+    made = pathlib.Path(workdir) / store.FOLDER
     for name in ("codebooks.npz", "sids.npz", "index.npz", "report.json"):
       files.write_atomic(folder / "sids" / name, (made / name).read_bytes())
 
 
-def _sessions() -> dict[str, list[evaluate.Sessions]]:
+def _sessions() -> dict[str, list[simulate.Sessions]]:
   """Two sessions of two slates of three items, for each bound."""
   return {
     name: [
-      evaluate.Sessions(
+      simulate.Sessions(
         np.float32([reward, 2 * reward]),
         np.float32([2, 2]),
         np.float32([1, 3]),
@@ -105,18 +108,18 @@ def _sessions() -> dict[str, list[evaluate.Sessions]]:
         np.float32([[[0, 0, 0], [1, 0, 0]], [[1, 0, 0], [0, 1, 1]]]),
       )
     ]
-    for name, reward in zip(evaluate.BOUNDS, (1, 3, 5), strict=True)
+    for name, reward in zip(simulate.BOUNDS, (1, 3, 5), strict=True)
   }
 
 
 def _sessions_file(path: pathlib.Path) -> None:
-  evaluate.save(path, _sessions(), np.int32([7, 9]))
+  simulate.save(path, _sessions(), np.int32([7, 9]))
 
 
 def _results_file(path: pathlib.Path) -> None:
-  policies = evaluate.report(_sessions())
+  policies = simulate.report(_sessions())
   files.write_json(
-    path, {"format": evaluate.RESULTS_FORMAT, "policies": policies}
+    path, {"format": simulate.RESULTS_FORMAT, "policies": policies}
   )
 
 
@@ -127,9 +130,9 @@ def _experiment_file(path: pathlib.Path) -> None:
 # Name to today's version and what writes a file.
 FORMATS = {
   "checkpoint": (checkpoint.FORMAT, _checkpoint),
-  "sids": (quantize.FORMAT, _sids),
-  "sessions": (evaluate.SESSIONS_FORMAT, _sessions_file),
-  "results": (evaluate.RESULTS_FORMAT, _results_file),
+  "sids": (store.FORMAT, _sids),
+  "sessions": (simulate.SESSIONS_FORMAT, _sessions_file),
+  "results": (simulate.RESULTS_FORMAT, _results_file),
   "experiment": (jobs.FORMAT, _experiment_file),
 }
 
@@ -160,7 +163,7 @@ class FormatsTest(parameterized.TestCase):
 
   def test_sids(self):
     for path in _files("sids"):
-      found = quantize.read(path)
+      found = store.read(path)
       self.assertEqual(list(found.item_id), [f"item-{i}" for i in range(12)])
       self.assertEqual(found.title[3], "ITEM-3")
       self.assertLen(set(map(tuple, found.tokens)), 12)
@@ -169,7 +172,7 @@ class FormatsTest(parameterized.TestCase):
 
   def test_sessions(self):
     for path in _files("sessions"):
-      found = evaluate.read(path)
+      found = simulate.read(path)
       np.testing.assert_array_equal(found["user"], [7, 9])
       np.testing.assert_array_equal(
         found["best_constant/total_reward"], [[3, 6]]
@@ -178,7 +181,7 @@ class FormatsTest(parameterized.TestCase):
 
   def test_results(self):
     for path in _files("results"):
-      found = evaluate.read_results(path)
+      found = simulate.read_results(path)
       reward = {
         name: policy["total_reward"]["mean"]
         for name, policy in found["policies"].items()
@@ -221,29 +224,29 @@ class NewerTest(absltest.TestCase):
       file = workdir / "sids" / name
       np.savez(file, **(files.read_npz(file, 1) | {"format": 9}))
       with self._refused():
-        quantize.read(workdir)
+        store.read(workdir)
 
   def test_sessions(self):
     path = self.folder / "sessions.npz"
     np.savez(path, format=9)
     with self._refused():
-      evaluate.read(path)
+      simulate.read(path)
 
   def test_results_and_experiments(self):
     path = self.folder / "results.json"
     path.write_text('{"format": 9, "experiment": "ab"}')
     (self.folder / "plot.png").touch()
     with self._refused():
-      evaluate.read_results(path)
+      simulate.read_results(path)
     with self._refused():
       document._copy(self.folder, self.folder / "docs")
 
   def test_a_file_without_a_number_is_of_the_first_version(self):
     path = self.folder / "results.json"
     path.write_text('{"agent": "hsrl"}')
-    self.assertEqual(evaluate.read_results(path), {"agent": "hsrl"})
+    self.assertEqual(simulate.read_results(path), {"agent": "hsrl"})
     np.savez(self.folder / "sessions.npz", user=[1])
-    found = evaluate.read(self.folder / "sessions.npz")
+    found = simulate.read(self.folder / "sessions.npz")
     np.testing.assert_array_equal(found["user"], [1])
 
 

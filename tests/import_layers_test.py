@@ -12,11 +12,16 @@ PACKAGE = "hsrl_jax"
 LAYERS = (
   ("types", "config", "errors", "files", "docstrings"),
   ("ops",),
-  ("sid", "data"),
-  ("networks", "serving"),
-  ("envs",),
+  ("sid",),
+  ("data", "serving"),
+  ("networks",),
+  ("sim",),
   ("agents",),
-  ("training",),
+  ("engine",),
+  ("evaluation",),
+  ("host",),
+  ("report",),
+  ("stages",),
   ("experiments",),
   ("flags",),  # Only what starts a run may see flags.
   ("launch",),
@@ -81,21 +86,21 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
         allowed = target in ONLY[group]
       if target == "launch" or not allowed:
         found.append(f"{module} imports {name}, which is above it")
-      in_agent = group == target == "agents" and len(path) > 3
+      in_agent = group == target == "agents" and path[2:] not in ([], *SHARED)
       if in_agent and parts[2:3] not in ([path[2]], *SHARED):
         found.append(f"{module} imports {name} of another agent")
-    if name.startswith("orbax") and module != f"{PACKAGE}.training.checkpoint":
+    if name.startswith("orbax") and module != f"{PACKAGE}.engine.checkpoint":
       found.append(f"{module} imports orbax")
     if name.startswith("flax.linen") and group != "networks":
       found.append(f"{module} imports flax.linen")
-    if name == "jax.pmap" and module != f"{PACKAGE}.training.parallel":
+    if name == "jax.pmap" and module != f"{PACKAGE}.engine.parallel":
       found.append(f"{module} imports jax.pmap")
 
   for node in ast.walk(tree):
     if not isinstance(node, ast.Attribute):
       continue
     name = _attribute(node)
-    if name == "jax.pmap" and module != f"{PACKAGE}.training.parallel":
+    if name == "jax.pmap" and module != f"{PACKAGE}.engine.parallel":
       found.append(f"{module} mentions jax.pmap")
     if name in ("nn.Module", "flax.linen", "linen.Module") and (
       group != "networks"
@@ -128,24 +133,24 @@ class LayersTest(parameterized.TestCase):
     ("hsrl_jax.ops.tree", "from ..sid import index"),
     ("hsrl_jax.ops.tree", "from ..sid.index import build"),
     ("hsrl_jax.types", "def f():\n  from hsrl_jax.ops import tree"),
-    ("hsrl_jax.networks.encoder", "from hsrl_jax.envs import user_simulator"),
-    ("hsrl_jax.envs.x", "from hsrl_jax import training"),
-    ("hsrl_jax.training.loop", "from hsrl_jax import launch"),
-    ("hsrl_jax.training.loop", "from hsrl_jax import flags"),
-    ("hsrl_jax.training.run", "from hsrl_jax.experiments import jobs"),
+    ("hsrl_jax.networks.encoder", "from hsrl_jax.sim import user_simulator"),
+    ("hsrl_jax.sim.x", "from hsrl_jax import engine"),
+    ("hsrl_jax.engine.loop", "from hsrl_jax import launch"),
+    ("hsrl_jax.engine.loop", "from hsrl_jax import flags"),
+    ("hsrl_jax.stages.run", "from hsrl_jax.experiments import jobs"),
     ("hsrl_jax.experiments.jobs", "from hsrl_jax import flags"),
     ("hsrl_jax.launch", "import hsrl_jax.launch"),
     ("hsrl_jax.serving.x", "from hsrl_jax.data import source"),
     ("hsrl_jax.sid.index", "from hsrl_jax import serving"),
     ("hsrl_jax.flags", "from hsrl_jax.types import Array"),
-    ("hsrl_jax.flags", "from hsrl_jax.training import loop"),
+    ("hsrl_jax.flags", "from hsrl_jax.engine import loop"),
     ("hsrl_jax.agents.hsrl.agent", "from hsrl_jax.agents.ddpg import losses"),
     ("hsrl_jax.agents.hsrl.agent", "from hsrl_jax.agents import ddpg"),
     ("hsrl_jax.agents.hsrl.agent", "from ..ddpg import losses"),
-    ("hsrl_jax.training.loop", "import jax\nf = jax.pmap(print)"),
-    ("hsrl_jax.training.loop", "from jax import pmap"),
-    ("hsrl_jax.training.loop", "import orbax.checkpoint as ocp"),
-    ("hsrl_jax.training.loop", "from orbax.checkpoint import v1"),
+    ("hsrl_jax.engine.loop", "import jax\nf = jax.pmap(print)"),
+    ("hsrl_jax.engine.loop", "from jax import pmap"),
+    ("hsrl_jax.engine.loop", "import orbax.checkpoint as ocp"),
+    ("hsrl_jax.engine.loop", "from orbax.checkpoint import v1"),
     ("hsrl_jax.agents.hsrl.agent", "import flax.linen as nn"),
     ("hsrl_jax.agents.hsrl.agent", "from flax import linen"),
     ("hsrl_jax.agents.hsrl.agent", "import flax\nx = flax.linen.Dense"),
@@ -159,8 +164,8 @@ class LayersTest(parameterized.TestCase):
     ("hsrl_jax.ops.tree", "from hsrl_jax.types import Array\nimport jax"),
     ("hsrl_jax.ops.tree", "from . import masking"),
     ("hsrl_jax.networks.encoder", "import flax.linen as nn\nx = nn.Module"),
-    ("hsrl_jax.training.parallel", "import jax\nf = jax.pmap(print)"),
-    ("hsrl_jax.training.checkpoint", "from orbax.checkpoint import v1"),
+    ("hsrl_jax.engine.parallel", "import jax\nf = jax.pmap(print)"),
+    ("hsrl_jax.engine.checkpoint", "from orbax.checkpoint import v1"),
     ("hsrl_jax.sid.index", "from flax import struct"),
     ("hsrl_jax.agents.hsrl.agent", "from hsrl_jax.agents.hsrl import losses"),
     ("hsrl_jax.agents.hsrl.agent", "from hsrl_jax.agents import base"),

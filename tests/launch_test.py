@@ -16,11 +16,11 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.training import run as run_lib
+from hsrl_jax.stages import run as run_lib
 from tests.command import ROOT, SMALL, environment
 from tests.command import process as _process
 from tests.command import run as _in_process
-from tests.data import response_file_test
+from tests.sim import response_file_test
 
 FLAGFILES = sorted((ROOT / "launch" / "flags").rglob("*.flags"))
 # Exports a run; the slates of four users as the run has them, and as served.
@@ -28,7 +28,7 @@ EXPORT = """
 import json, pathlib, sys
 import numpy as np
 from hsrl_jax import flags as flags_lib, launch, serving
-from hsrl_jax.training import run as run_lib
+from hsrl_jax.stages import run as run_lib
 
 arguments, exported = json.loads(sys.argv[1])
 launch.run_command(["hsrl", *arguments, *exported])

@@ -21,7 +21,7 @@ import optax
 
 from hsrl_jax.agents import base
 from hsrl_jax.config import PolicyConfig
-from hsrl_jax.networks.latent import LatentActorCritic, normalise
+from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import returns, sampling
 from hsrl_jax.types import (
   Array,

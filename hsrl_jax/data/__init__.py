@@ -1,0 +1,1 @@
+"""Prepared logs, read and checked."""

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 
 from hsrl_jax.config import AGENTS
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import simulate, statistics
+from hsrl_jax.evaluation.simulate import BOUNDS
 from hsrl_jax.experiments import benchmark, jobs
-from hsrl_jax.ops import statistics
-from hsrl_jax.training import evaluate, plots, report
-from hsrl_jax.training.evaluate import BOUNDS
-from hsrl_jax.training.run import SESSIONS
+from hsrl_jax.report import plots, run_page
+from hsrl_jax.stages.run import SESSIONS
 
 _SATURATED = 0.99  # A share above it tells policies apart no more.
 
@@ -75,7 +75,7 @@ def run(experiment: jobs.Experiment) -> None:
     for name, folder in zip(names, found, strict=True)
   ]
   control, treatment = map(read, found, policies)
-  user = evaluate.read(any_folder / SESSIONS)["user"]
+  user = simulate.read(any_folder / SESSIONS)["user"]
   facts = _results(any_folder)
   results = {
     key: facts[key] for key in ("dataset", "protocol", "split", "episodes")
@@ -91,7 +91,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 def read(folder: pathlib.Path, policy: str) -> Arm:
   """The sessions of one of the policies that an evaluated run left."""
-  saved = evaluate.read(folder / SESSIONS)
+  saved = simulate.read(folder / SESSIONS)
   return Arm(*(saved[f"{policy}/{field}"] for field in Arm._fields))
 
 
@@ -99,7 +99,7 @@ def check_paired(folders: list[pathlib.Path]) -> None:
   """Raises InputError where the runs met other users, luck or protocols."""
   first, *others = folders
   for other in others:
-    a, b = evaluate.read(first / SESSIONS), evaluate.read(other / SESSIONS)
+    a, b = simulate.read(first / SESSIONS), simulate.read(other / SESSIONS)
     same = all(
       a[key].shape == b[key].shape and np.allclose(a[key], b[key])
       for key in ("user", "greedy_oracle/positives")
@@ -201,7 +201,7 @@ def table(results: dict[str, Any]) -> str:
     [
       textwrap.fill(head, 80),
       "",
-      *report.aligned(rows),
+      *run_page.aligned(rows),
       "",
       *(textwrap.fill(x, 80) for x in notes(results["measures"])),
     ]
@@ -309,4 +309,4 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _results(folder: pathlib.Path) -> dict[str, Any]:
-  return evaluate.read_results(folder / "results.json")
+  return simulate.read_results(folder / "results.json")

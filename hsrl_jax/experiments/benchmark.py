@@ -10,7 +10,7 @@ import dataclasses
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import comparison, jobs
-from hsrl_jax.training.run import LEARN_FROM_LOGS, Run
+from hsrl_jax.stages.run import LEARN_FROM_LOGS, Run
 
 # What the public benchmark's A2C and HSRL have in common, in PolicyConfig.
 AS_PUBLISHED = {

@@ -28,12 +28,16 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hsrl_jax import files, sid
+from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import EvaluateConfig
-from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.engine import loop
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.changing_catalogue import LABELS, POLICIES
-from hsrl_jax.training import evaluate, loop, plots, policy, quantize
+from hsrl_jax.report import plots
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.stages import policy, quantize
 
 _SCORES = 50_000_000  # Numbers that the evaluation holds for each array.
 _DECISIONS = 20
@@ -142,7 +146,7 @@ def world(experiment: jobs.Experiment, size: int) -> World:
 def bounds(experiment: jobs.Experiment, size: int) -> dict[str, float]:
   """Total reward of the bounds at a size, and the seconds that SIDs took."""
   w = world(experiment, size)
-  found = evaluate.bounds(w.env, w.held_out, w.catalogue.index.active)
+  found = simulate.bounds(w.env, w.held_out, w.catalogue.index.active)
   return {"sids_seconds": w.seconds} | {
     name: _reward(experiment, w, act, params, size)
     for name, (act, params) in found.items()
@@ -169,7 +173,7 @@ def measure(
     ("total_reward", "iteration_ms", "decision_ms", "memory_gb", "left_out")
   )
   found["start_gb"] = _memory("VmRSS")
-  agent = policy.make_agent(config, w.env, w.catalogue.index)
+  agent = make_agent(config, w.env.slate_size)
   engine = loop.make(agent, w.env, config.policy)
   inputs = loop.Inputs(w.catalogue, w.users)
   start = jax.jit(engine.init)
@@ -268,7 +272,7 @@ def summary(
   for (size, name), x in found.items():
     low, high = limits[size]["random"], limits[size]["greedy_oracle"]
     reward = x["total_reward"]
-    normalised = reward and evaluate.summarise(
+    normalised = reward and simulate.summarise(
       [[(y - low) / (high - low)] for y in reward]
     )
     rows.append({"size": size, "policy": name, "normalised": normalised} | x)
@@ -362,7 +366,7 @@ def _folder(experiment: jobs.Experiment, size: int) -> pathlib.Path:
 
 def _reward(experiment, w: World, act, params, size: int) -> float:
   c = experiment.base.evaluate
-  found = evaluate.simulate(
+  found = simulate.simulate(
     act,
     w.env,
     params,
@@ -373,7 +377,7 @@ def _reward(experiment, w: World, act, params, size: int) -> float:
   return float(np.mean(found.total_reward))
 
 
-def _decision_seconds(act: evaluate.Act, w: World, params) -> float:
+def _decision_seconds(act: simulate.Act, w: World, params) -> float:
   """Median seconds of a greedy slate for one user."""
   state = w.env.start(jnp.int32(0), w.held_out)
   decide = jax.jit(act)

@@ -28,23 +28,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hsrl_jax import sid
+from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import Config, QuantizerConfig
-from hsrl_jax.envs.user_simulator import EnvParams
+from hsrl_jax.engine import checkpoint, loop, parallel
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import jobs
+from hsrl_jax.host import metrics as metrics_lib
+from hsrl_jax.host import progress
 from hsrl_jax.ops import tree
-from hsrl_jax.training import (
-  checkpoint,
-  evaluate,
-  loop,
-  parallel,
-  plots,
-  policy,
-  progress,
-  quantize,
-)
-from hsrl_jax.training import metrics as metrics_lib
-from hsrl_jax.training import run as run_lib
+from hsrl_jax.report import plots
+from hsrl_jax.sim.user_simulator import EnvParams
+from hsrl_jax.stages import policy, quantize
+from hsrl_jax.stages import run as run_lib
 
 # Name of a policy to what its PolicyConfig has other than the experiment's.
 POLICIES = {
@@ -150,11 +146,11 @@ class World:
     """The catalogue with `share` percent replaced."""
     return replace_items(self.start, *self.split.change(share))
 
-  def sessions(self, act: evaluate.Act, params) -> evaluate.Sessions:
+  def sessions(self, act: simulate.Act, params) -> simulate.Sessions:
     """Sessions of the users of the evaluation, alike for all policies."""
     c = self.config.evaluate
     return jax.device_get(
-      evaluate.simulate(
+      simulate.simulate(
         act,
         self.env,
         params,
@@ -169,7 +165,7 @@ class World:
     start = time.monotonic()
     active = self.changed(share).index.active
     seconds = time.monotonic() - start
-    found = evaluate.bounds(self.env, self.held_out_users, active)
+    found = simulate.bounds(self.env, self.held_out_users, active)
     return {"index_seconds": seconds} | {
       name: float(np.mean(self.sessions(act, params).total_reward))
       for name, (act, params) in found.items()
@@ -188,7 +184,7 @@ class Learning:
       folder: of the checkpoint of the change.
     """
     self.world, self.config, self.folder = world, config.policy, folder
-    agent = policy.make_agent(config, world.env, world.start.index)
+    agent = make_agent(config, world.env.slate_size)
     self.act = policy.greedy(agent)
     self.engine = loop.make(agent, world.env, config.policy)
     self.layout = parallel.layout(len(config.policy.seeds))
@@ -336,7 +332,7 @@ def summary(
       "newcomers": x["newcomers"],
     }
     return {"step": step} | {
-      k: evaluate.summarise([[y] for y in v]) for k, v in values.items()
+      k: simulate.summarise([[y] for y in v]) for k, v in values.items()
     }
 
   rows = []

@@ -9,9 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hsrl_jax.config import Config
-from hsrl_jax.experiments import bootstrap, jobs
-from hsrl_jax.training import evaluate, plots, report
-from hsrl_jax.training.run import SESSIONS, Run
+from hsrl_jax.evaluation import bootstrap, simulate
+from hsrl_jax.experiments import jobs
+from hsrl_jax.report import plots, run_page
+from hsrl_jax.stages.run import SESSIONS, Run
 
 REFERENCE = "hsrl"
 _WIDTH = 80
@@ -43,7 +44,7 @@ def run(experiment: jobs.Experiment, entrants: Mapping[str, Config]) -> None:
       "bounds": {
         name: first["policies"][name]
         | {"difference": _difference(experiment, reference, reference, name)}
-        for name in evaluate.BOUNDS
+        for name in simulate.BOUNDS
       },
       "entrants": {
         name: _row(
@@ -109,7 +110,7 @@ def _difference(
 
 def _rewards(run: Run, policy: str) -> np.ndarray:
   """Total reward of each session of each seed, [S, E]."""
-  return evaluate.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
+  return simulate.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
 
 
 def changed(base: Config, config: Config) -> dict[str, Any]:
@@ -155,7 +156,7 @@ def table(results: Mapping[str, Any]) -> str:
           _interval(more) if more else "",
         )
       )
-    parts += ["", *report.aligned(rows)]
+    parts += ["", *run_page.aligned(rows)]
   note = (
     f"norm.: 0 random, 1 greedy oracle. {reference} +: what {reference} earns "
     "more, with the interval of a paired bootstrap over sessions and seeds. "

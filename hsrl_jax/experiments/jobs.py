@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from hsrl_jax import __version__, files
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
-from hsrl_jax.training import plots
-from hsrl_jax.training import workdir as workdir_lib
-from hsrl_jax.training.run import Run
+from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.report import plots
+from hsrl_jax.stages.run import Run
 
 FORMAT = 1  # Of an experiment's results.json.
 SHARED_STAGES = ("data", "quantize", "simulator")

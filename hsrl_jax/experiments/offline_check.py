@@ -1,7 +1,7 @@
 """Experiment `offline_check`: what logged slates tell of a policy, unshown.
 
 The reward of one item drawn from the agent's stochastic policy, at several
-temperatures, by the estimators of ops/off_policy.py and under their
+temperatures, by the estimators of evaluation/off_policy.py and under their
 assumptions. Beside each stands its effective sample size: without one the
 estimate says nothing. Twice:
 
@@ -20,12 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
+from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Agent, Catalogue
-from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import off_policy, statistics
 from hsrl_jax.experiments import benchmark, jobs
-from hsrl_jax.ops import off_policy, returns, sampling, statistics
-from hsrl_jax.training import plots, policy, report
+from hsrl_jax.ops import returns, sampling
+from hsrl_jax.report import plots, run_page
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey, Sessions
 
 _CHUNK = 50  # Users at once.
@@ -66,9 +68,7 @@ def run(experiment: jobs.Experiment) -> None:
   job = jobs.Job(base.policy.agent, benchmark.entrant(base, base.policy.agent))
   (run,) = jobs.run_all(experiment, [job]).values()
   index, split = run.catalogue.index, base.evaluate.split
-  agent = policy.make_agent(
-    run.config, run.env._replace(slate_size=index.num_items), index
-  )
+  agent = make_agent(run.config, index.num_items)
   (_, params), *_ = run.policies()
   logs, users = run.dataset.splits[split], run.users(split)
   train = run.dataset.splits["train"]
@@ -356,7 +356,7 @@ def table_of(results: dict[str, Any]) -> str:
       f"Reward of an item of {results['agent']}, {results['dataset']}, split "
       f"{results['split']}",
       "",
-      *report.aligned(rows),
+      *run_page.aligned(rows),
       "",
       *(textwrap.fill(x, 80) for x in notes(results)),
     ]

@@ -1,0 +1,1 @@
+"""Flax modules of one user."""

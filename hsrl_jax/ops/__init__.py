@@ -1,0 +1,1 @@
+"""Small pure maths of one state or one step."""

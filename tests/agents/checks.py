@@ -7,7 +7,7 @@ import numpy as np
 from hsrl_jax import sid
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.types import Transition
-from tests.training import toy
+from tests import toy
 
 KEY = jax.random.key(0)
 NOTHING = jnp.zeros(0, jnp.int32)

@@ -10,7 +10,7 @@ import numpy as np
 from hsrl_jax import sid
 from hsrl_jax.agents import base, latent
 from hsrl_jax.types import Observation, Params, Transition
-from tests.training import toy
+from tests import toy
 
 AGENTS = ("ddpg", "td3", "wolpertinger", "hac")
 NOTHING = jnp.zeros(0, jnp.int32)

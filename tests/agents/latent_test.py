@@ -8,10 +8,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn import metrics as sklearn_metrics
 
-from hsrl_jax.agents import latent
-from hsrl_jax.agents.hac import agent as hac
+from hsrl_jax.agents import hac, latent
+from tests import toy
 from tests.agents import latent_cases as cases
-from tests.training import toy
 
 
 class ActTest(parameterized.TestCase):

@@ -2,7 +2,7 @@
 
 from absl.testing import absltest, parameterized
 
-from tests.training import toy
+from tests import toy
 
 FLOOR = 0.6  # 0: random, 1: greedy oracle; a constant slate is below 0.5.
 

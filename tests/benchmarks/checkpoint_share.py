@@ -16,7 +16,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 import train_throughput
 
 from hsrl_jax.config import Config, PolicyConfig, QuantizerConfig
-from hsrl_jax.training import policy, watch
+from hsrl_jax.host import watch
+from hsrl_jax.stages import policy
 
 
 def main(items: int, iterations: int) -> None:

@@ -15,7 +15,7 @@ from hsrl_jax import serving, sid
 from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import ExportConfig, PolicyConfig
-from hsrl_jax.training import export
+from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
 
 LEVELS, VOCAB, FEATURES, HISTORY, PROFILE = 3, 256, 16, 50, 8

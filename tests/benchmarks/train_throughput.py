@@ -27,11 +27,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import sid
+from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.config import AGENTS, PolicyConfig, SimulatorConfig
-from hsrl_jax.envs.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.training import loop, parallel, policy, simulator
+from hsrl_jax.engine import loop, parallel
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.stages import policy, simulator
 from hsrl_jax.types import Sessions
 
 FEATURES, PROFILE, USERS, HISTORY, SLATE = 31, 22, 1_000, 50, 10
@@ -83,7 +84,7 @@ def problem(
   """The engine in a simulator of random items and users, and how it acts."""
   env, catalogue, users, logs = world(items)
   spec = Spec(LEVELS, VOCAB, SLATE, -0.1, config.iterations)
-  agent = policy.AGENTS[config.agent](config, spec)
+  agent = agents.AGENTS[config.agent](config, spec)
   inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.penalty))
   how = policy.acting(config, catalogue.index)
   return loop.make(agent, env, config), inputs, how

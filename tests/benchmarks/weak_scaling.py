@@ -28,7 +28,7 @@ from jax.experimental import multihost_utils
 from train_throughput import problem
 
 from hsrl_jax.config import PolicyConfig
-from hsrl_jax.training import hosts, parallel
+from hsrl_jax.engine import parallel
 
 USERS, ITEMS, ITERATIONS, CALLS = 8, 1_000, 20, 9
 CASES = ((1, 1), (1, 2), (1, 4), (2, 2))  # Processes, devices of each.
@@ -37,7 +37,7 @@ CASES = ((1, 1), (1, 2), (1, 4), (2, 2))  # Processes, devices of each.
 def work(coordinator: str, processes: int, process: int) -> None:
   """One process of a case; the first prints its row as JSON."""
   if processes > 1:
-    hosts.start(coordinator, processes, process)
+    processes.start(coordinator, processes, process)
   layout = parallel.layout(1)
   users = USERS * layout.devices
   config = PolicyConfig(
@@ -79,7 +79,7 @@ def work(coordinator: str, processes: int, process: int) -> None:
     "share_in_collective": round(1 - took["without"] / took["with"], 3),
     "users_per_second": round(users / took["with"]),
   }
-  if hosts.is_first():
+  if processes.is_first():
     print("ROW " + json.dumps(row), flush=True)
 
 

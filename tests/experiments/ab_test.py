@@ -13,9 +13,9 @@ from scipy import stats
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import ab, jobs
-from hsrl_jax.training import evaluate
-from hsrl_jax.training.run import SESSIONS
+from hsrl_jax.stages.run import SESSIONS
 
 
 def _arm(rng, user, lift=0.0, seeds=1, own=None, share=1.0):
@@ -158,8 +158,8 @@ class RunTest(absltest.TestCase):
     )
     self.sessions = {"user": np.arange(60)}
     rng = np.random.default_rng(0)
-    for name in ("hsrl", *evaluate.BOUNDS):
-      for measure in evaluate.MEASURES:
+    for name in ("hsrl", *simulate.BOUNDS):
+      for measure in simulate.MEASURES:
         self.sessions[f"{name}/{measure}"] = rng.integers(1, 9, (1, 60)) * 1.0
     self.evaluated("first", {})
 

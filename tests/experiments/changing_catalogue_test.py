@@ -16,7 +16,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import sid
 from hsrl_jax.experiments import changing_catalogue as changing
 from hsrl_jax.experiments import jobs
-from tests.training import toy
+from tests import toy
 
 SHARES = (50,)
 START, CHANGED = 26, 13  # Of the 40 items of the toy, 14 are held out.

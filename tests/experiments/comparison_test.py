@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.experiments import ablation, benchmark, comparison, jobs
-from hsrl_jax.training import plots
+from hsrl_jax.report import plots
 from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]

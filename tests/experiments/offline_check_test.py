@@ -9,7 +9,7 @@ from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import offline_check
 from hsrl_jax.types import Sessions
-from tests.training import toy
+from tests import toy
 
 USER = np.arange(1_200) % toy.USERS
 TEMPERATURES = (0.5, 0.7, 0.3, 0.15)  # The logs are drawn at the first.

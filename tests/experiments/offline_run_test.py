@@ -10,7 +10,7 @@ from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.experiments import jobs, offline_check
-from tests.training import toy
+from tests import toy
 
 BASE = config_lib.Config(
   config_lib.DataConfig("toy"),

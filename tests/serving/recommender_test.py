@@ -20,8 +20,8 @@ from hsrl_jax import serving
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
+from tests import toy
 from tests.serving import toy_export
-from tests.training import toy
 
 # What jax itself installs, and the reader of its serialized format.
 _NEEDED = (

@@ -20,9 +20,9 @@ from absl.testing import absltest
 from hsrl_jax import serving
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import server as server_lib
+from tests import toy
 from tests.benchmarks import serving_bad_requests
 from tests.serving import toy_export
-from tests.training import toy
 
 _PATIENCE = 120.0  # Seconds until a test gives up on the server.
 

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import serving, sid
+from hsrl_jax import agents, serving, sid
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.agents.base import Catalogue as AgentCatalogue
 from hsrl_jax.config import ExportConfig
 from hsrl_jax.serving import folder as folder_lib
-from hsrl_jax.training import export, policy
+from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
-from tests.training import toy
+from tests import toy
 
 ROOM, SEEN = 48, 5
 LEVELS, VOCAB, WIDTH = 2, 8, 7
@@ -92,7 +92,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Made:
     capacity=ROOM,
     popularity=popularity if config.agent == "popularity" else None,
   )
-  agent = policy.AGENTS[config.agent](config, toy.SPEC)
+  agent = agents.AGENTS[config.agent](config, toy.SPEC)
   user = Observation(
     np.zeros(toy.GROUPS, np.float32), np.ones(toy.HISTORY, np.int32)
   )

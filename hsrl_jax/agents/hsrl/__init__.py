@@ -1,0 +1,1 @@
+"""HSRL: the agent, its view of a slate, and composed slates."""

@@ -9,9 +9,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.ops import returns
-from hsrl_jax.training import policy
+from hsrl_jax.stages import policy
 from hsrl_jax.types import Transition
-from tests.training import toy
+from tests import toy
 
 NOTHING = jnp.zeros(0, jnp.int32)
 

@@ -1,0 +1,47 @@
+"""Agents that learn nothing: random, and popularity."""
+
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
+from hsrl_jax.config import PolicyConfig
+
+
+def make_random(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+  """Every item that may be shown is as likely as any other.
+
+  The agent has no parameters and learns nothing.
+  """
+  del config
+
+  def act(params, catalogue, observation, excluded, key, temperature):
+    del params, observation
+    scores = jnp.zeros(len(catalogue.features))
+    return base.choose(
+      scores, catalogue.index, excluded, key, temperature, spec.slate_size
+    )
+
+  return base.Agent(init=lambda *_: {}, act=act, loss=None)
+
+
+def make_popularity(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+  """The items with most positive responses in the training logs.
+
+  The agent has no parameters and learns nothing.
+
+  It shows everybody the same ranking, with or without a key; new items, which
+  nobody has responded to, come last.
+  """
+  del config
+
+  def act(params, catalogue, observation, excluded, key, temperature):
+    del params, observation, key
+    return base.choose(
+      catalogue.popularity,
+      catalogue.index,
+      excluded,
+      None,
+      temperature,
+      spec.slate_size,
+    )
+
+  return base.Agent(init=lambda *_: {}, act=act, loss=None)

@@ -1,0 +1,146 @@
+"""Wolpertinger (Dulac-Arnold et al., arXiv 1512.07679) for slates.
+
+The M items of the largest <a, e_i> are the candidates of the proto action a;
+those of the largest Q(s, e_i) among them are shown. The critic is of single
+items: each item shown has a target of its own,
+y_k = r + (the item's share) + gamma (1 - terminated) mean_j Q'(s', e_j'),
+where the e_j' are the slate that the target networks would show in s' (items
+already seen included). With `item_credit` off the middle term is dropped. The
+mean of y_k over the slate is the slate's own target. The critic sees directions
+of embeddings, so that the proto action, at which the actor climbs, is of the
+same kind. No gradient of the critic reaches the embeddings. For the rest see
+agents/latent.py.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base, latent
+from hsrl_jax.config import PolicyConfig
+from hsrl_jax.networks.heads import LatentActorCritic, normalise
+from hsrl_jax.ops import masking, returns
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  Params,
+  PRNGKey,
+  Transition,
+)
+
+CANDIDATES = 5  # M, in slates.
+
+
+def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+  """Builds the agent."""
+  network = latent.network(config)
+  choose = functools.partial(_choose, network, spec.slate_size)
+  return base.Agent(
+    init=functools.partial(latent.init, network),
+    act=functools.partial(_act, network, choose),
+    loss=functools.partial(
+      _loss, network, choose, config, spec.penalty, spec.sweet_point
+    ),
+  )
+
+
+def _item_values(
+  network: LatentActorCritic,
+  params: Params,
+  catalogue: base.Catalogue,
+  state: Array,
+  items: Array,
+) -> Array:
+  """Q(s, e_i) of items, int32 [M] -> float32 [M]."""
+  embedded = network.apply(params, catalogue.features[items], method="embed")
+  directions = jax.lax.stop_gradient(normalise(embedded))
+  values = functools.partial(network.apply, params, state, method="values")
+  return jax.vmap(values)(directions)[:, 0]
+
+
+def _choose(
+  network: LatentActorCritic,
+  slate_size: int,
+  params: Params,
+  catalogue: base.Catalogue,
+  state: Array,
+  action: Array,
+  excluded: Array,
+) -> tuple[Array, Array]:
+  """The slate, int32 [K], and the items' values, float32 [K]."""
+  embedded = network.apply(params, catalogue.features, method="embed")
+  scores = base.usable(catalogue.index.active, embedded @ action, excluded)
+  count = min(CANDIDATES * slate_size, catalogue.index.capacity)
+  items = base.top(scores, count)
+  values = _item_values(network, params, catalogue, state, items)
+  best = base.top(
+    jnp.where(scores[items] > masking.NEGATIVE, values, masking.NEGATIVE),
+    slate_size,
+  )
+  return items[best], values[best]
+
+
+def _act(
+  network: LatentActorCritic,
+  choose,
+  params: Params,
+  catalogue: base.Catalogue,
+  observation: Observation,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> base.Action:
+  """See base.Agent.act."""
+  state = network.apply(params, catalogue.features, observation, method="state")
+  action = network.apply(params, state, method="act")
+  if key is not None:
+    action = latent.explore(action, key, temperature)
+  slate, _ = choose(params, catalogue, state, action, excluded)
+  return base.Action(slate, jnp.zeros(len(slate)), action)
+
+
+def _loss(
+  network: LatentActorCritic,
+  choose,
+  config: PolicyConfig,
+  penalty: float,
+  sweet_point: float | None,
+  params: Params,
+  target_params: Params,
+  catalogue: base.Catalogue,
+  transition: Transition,
+  key: PRNGKey,
+  progress: Array,
+) -> tuple[Array, Metrics]:
+  """See base.Agent.loss."""
+  del progress
+  step = latent.look(network, params, target_params, catalogue, transition, key)
+  nothing = jnp.zeros(0, jnp.int32)
+  _, next_values = choose(
+    target_params, catalogue, step.next_state, step.next_action, nothing
+  )
+  target = returns.td_target(
+    transition.reward,
+    transition.terminated,
+    next_values.mean(),
+    config.discount,
+  )
+  targets = target
+  if config.item_credit:
+    rewards = returns.item_rewards(transition.response, penalty)
+    targets = target + returns.item_shares(rewards, sweet_point)
+  values = _item_values(
+    network, params, catalogue, step.state, transition.slate
+  )
+  return latent.total(
+    network,
+    config,
+    params,
+    catalogue,
+    transition,
+    step,
+    target,
+    critic=((values - targets) ** 2).mean(),
+  )

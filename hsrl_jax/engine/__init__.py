@@ -1,0 +1,1 @@
+"""The compiled training loop, its devices, its processes, its checkpoints."""

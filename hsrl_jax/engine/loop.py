@@ -1,0 +1,325 @@
+"""The training engine: act, step, replay, update, in one `lax.scan`.
+
+Any Agent, any simulator, ONE seed; `parallel` spreads seeds and users over
+devices. All randomness is fold_in(key, step), then by user, so the result does
+not depend on the number of devices (up to the order of floating-point sums).
+What one call of `run` collects can be replayed from the next call on; in the
+very first call nothing is learned yet. An offline agent learns from the logged
+slates instead, and shows none.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import flatten_util
+
+from hsrl_jax.agents.base import Agent, Catalogue, geometric
+from hsrl_jax.config import PolicyConfig
+from hsrl_jax.engine import replay
+from hsrl_jax.ops import returns, sampling, tree
+from hsrl_jax.sim.user_simulator import (
+  EnvParams,
+  EnvState,
+  UserSimulator,
+  append_positives,
+)
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  Params,
+  PRNGKey,
+  Sessions,
+  Transition,
+)
+
+
+class Learner(NamedTuple):
+  """What all devices of a seed hold alike.
+
+  Attributes:
+    params: of the agent.
+    target_params: their Polyak average; also what is evaluated.
+    opt_state: of the optimizer.
+    key: never changes; see the module's docstring.
+    step: int32 [], iterations done.
+  """
+
+  params: Params
+  target_params: Params
+  opt_state: optax.OptState
+  key: PRNGKey
+  step: Array
+
+
+class Stream(NamedTuple):
+  """What belongs to users: all of them, or those of one device.
+
+  Attributes:
+    user: int32 [U], their numbers among all users.
+    env: their sessions, leaves [U, ...].
+    replay: their transitions, leaves [C, U, ...].
+  """
+
+  user: Array
+  env: EnvState
+  replay: replay.ReplayState
+
+
+class Inputs(NamedTuple):
+  """Constants of the loop.
+
+  Attributes:
+    catalogue: the items.
+    env_params: of the simulator.
+    logs: logged slates, leaves [R, ...], for an offline agent; see `logged`.
+  """
+
+  catalogue: Catalogue
+  env_params: EnvParams
+  logs: Transition | None = None
+
+
+class Engine(NamedTuple):
+  """The loop's functions.
+
+  Attributes:
+    init: (seed, inputs, part, parts) -> (Learner, Stream), of one of so many
+      equal parts of the users; without the two, of all users.
+    run: (learner, stream, inputs, axis_name) -> (learner, stream, metrics),
+      of one device's streams; `iterations_per_call` iterations. Metrics are
+      means over them, [].
+  """
+
+  init: Callable[..., tuple[Learner, Stream]]
+  run: Callable[..., tuple[Learner, Stream, Metrics]]
+
+
+def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
+  """Builds the engine of an agent in a simulator."""
+  if config.explore_no_repeat:
+    env = env._replace(no_repeat=True)
+  # Flat: a step on one vector instead of a small kernel for each leaf.
+  optimizer = optax.flatten(
+    optax.chain(
+      optax.clip_by_global_norm(config.max_grad_norm),
+      optax.adam(
+        optax.cosine_decay_schedule(config.learning_rate, config.iterations)
+      ),
+    )
+  )
+  per_user = config.batch_size // config.users
+
+  def init(
+    seed: Array, inputs: Inputs, part: Array | int = 0, parts: int = 1
+  ) -> tuple[Learner, Stream]:
+    if config.users % parts:
+      raise ValueError(
+        f"users is {config.users}; expected a multiple of the {parts} devices"
+      )
+    param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
+    user = env.start(jnp.int32(0), inputs.env_params)
+    params = agent.init(param_key, inputs.catalogue, user.observation)
+    learner = Learner(
+      params,
+      jax.tree.map(jnp.copy, params),
+      optimizer.init(params),
+      key,
+      jnp.int32(0),
+    )
+    count = config.users // parts
+    users = part * count + jnp.arange(count)
+    return learner, init_stream(users, stream_key, params, inputs)
+
+  def init_stream(
+    users: Array, key: PRNGKey, params: Params, inputs: Inputs
+  ) -> Stream:
+    keys = _by_user(key, users)
+    state = jax.vmap(env.reset, in_axes=(0, None))(keys, inputs.env_params)
+    by_user = jax.vmap(interact, in_axes=(None, 0, None, 0, 0, None))
+    _, example = jax.eval_shape(
+      by_user, params, state, inputs, keys, keys, jnp.float32(0)
+    )
+    ring = replay.init(example, config.buffer_size // config.users)
+    return Stream(users, state, ring)
+
+  def interact(
+    params: Params,
+    env_state: EnvState,
+    inputs: Inputs,
+    act_key: PRNGKey,
+    step_key: PRNGKey,
+    progress: Array,
+  ) -> tuple[EnvState, Transition]:
+    """One user is shown a slate."""
+    action = agent.act(
+      params,
+      inputs.catalogue,
+      env_state.observation,
+      env_state.seen,
+      act_key,
+      geometric(config.temperature, config.temperature_end, progress),
+    )
+    next_state, result = env.step_or_reset(
+      step_key, env_state, action.slate, inputs.env_params
+    )
+    return next_state, Transition(
+      observation=env_state.observation,
+      slate=action.slate,
+      log_prob=action.log_prob,
+      response=result.response,
+      reward=result.reward,
+      terminated=result.terminated.astype(jnp.float32),
+      latent=action.latent,
+      next_history=result.observation.history,
+    )
+
+  def update(
+    learner: Learner,
+    batch: Transition,
+    keys: PRNGKey,
+    inputs: Inputs,
+    progress: Array,
+    weight: Array,
+    shown: Metrics,
+    axis_name: str | None,
+  ) -> tuple[Learner, Metrics]:
+    """One step of the optimizer; `batch` and `keys` lead with [U, per_user].
+
+    `shown` are metrics of what the users were shown meanwhile.
+    """
+
+    def loss(params):
+      def of_transition(transition, key):
+        return agent.loss(
+          params,
+          learner.target_params,
+          inputs.catalogue,
+          transition,
+          key,
+          progress,
+        )
+
+      losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
+      return losses.mean() * weight, jax.tree.map(jnp.mean, metrics)
+
+    grads, metrics = jax.grad(loss, has_aux=True)(learner.params)
+    if axis_name is not None:
+      # As one vector: devices meet once an iteration.
+      local, unravel = flatten_util.ravel_pytree((grads, metrics, shown))
+      grads, metrics, shown = unravel(jax.lax.pmean(local, axis_name))
+    metrics = jax.tree.map(lambda m: m * weight, metrics) | shown
+    metrics["grad_norm"] = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, learner.opt_state)
+    params = optax.apply_updates(learner.params, updates)
+    target_params = tree.polyak(learner.target_params, params, config.polyak)
+    learner = Learner(
+      params, target_params, opt_state, learner.key, learner.step + 1
+    )
+    return learner, metrics
+
+  def iterate(
+    learner: Learner,
+    stream: Stream,
+    inputs: Inputs,
+    axis_name: str | None,
+  ) -> tuple[Learner, EnvState, Transition | None, Metrics]:
+    """One iteration."""
+    progress = learner.step / config.iterations
+    key = jax.random.fold_in(learner.key, learner.step)
+    act_keys, step_keys, replay_keys, *loss_keys = _split(
+      _by_user(key, stream.user), 3 + per_user
+    )
+    loss_keys = jnp.stack(loss_keys, -1)
+    if agent.offline:
+      rows = jax.vmap(
+        lambda key: sampling.index(key, len(inputs.logs.reward), (per_user,))
+      )(replay_keys)
+      batch = jax.tree.map(lambda x: x[rows], inputs.logs)
+      learner, metrics = update(
+        learner,
+        batch,
+        loss_keys,
+        inputs,
+        progress,
+        jnp.float32(1),
+        {},
+        axis_name,
+      )
+      return learner, stream.env, None, metrics
+    env_state, transition = jax.vmap(
+      interact, in_axes=(None, 0, None, 0, 0, None)
+    )(learner.params, stream.env, inputs, act_keys, step_keys, progress)
+    batch = replay.sample(stream.replay, replay_keys, per_user)
+    weight = (stream.replay.added > 0).astype(jnp.float32)
+    learner, metrics = update(
+      learner,
+      batch,
+      loss_keys,
+      inputs,
+      progress,
+      weight,
+      {"reward": transition.reward.mean()},
+      axis_name,
+    )
+    return learner, env_state, transition, metrics
+
+  def run(
+    learner: Learner,
+    stream: Stream,
+    inputs: Inputs,
+    axis_name: str | None = None,
+  ) -> tuple[Learner, Stream, Metrics]:
+    def body(carry, _):
+      learner, env_state = carry
+      learner, env_state, transition, metrics = iterate(
+        learner, stream._replace(env=env_state), inputs, axis_name
+      )
+      return (learner, env_state), (transition, metrics)
+
+    (learner, env_state), (transitions, metrics) = jax.lax.scan(
+      body, (learner, stream.env), length=config.iterations_per_call
+    )
+    if not agent.offline:
+      stream = stream._replace(
+        env=env_state, replay=replay.add(stream.replay, transitions)
+      )
+    return learner, stream, jax.tree.map(jnp.mean, metrics)
+
+  return Engine(init, run)
+
+
+def logged(sessions: Sessions, penalty: float) -> Transition:
+  """Logged slates as transitions, leaves [R, ...].
+
+  A log says nothing of a next step that the agent chose, so each is the last.
+  """
+  sessions = jax.tree.map(jnp.asarray, sessions)
+  rewards = returns.item_rewards(sessions.response, penalty)
+  ones = jnp.ones(len(rewards))
+  return Transition(
+    observation=Observation(sessions.profile, sessions.history),
+    slate=sessions.exposed,
+    log_prob=jnp.zeros_like(rewards),
+    response=sessions.response,
+    reward=rewards.mean(-1),
+    terminated=ones,
+    latent=jnp.zeros((len(rewards), 0)),
+    next_history=jax.vmap(append_positives)(
+      sessions.history, sessions.exposed, sessions.response
+    ),
+  )
+
+
+def _split(keys: PRNGKey, count: int) -> tuple[PRNGKey, ...]:
+  """Splits each of the keys [U]; `count` arrays of that shape."""
+  split = jax.vmap(sampling.split, in_axes=(0, None))
+  return tuple(jnp.moveaxis(split(keys, count), -1, 0))
+
+
+def _by_user(key: PRNGKey, users: Array) -> PRNGKey:
+  """A key for each user, [U]."""
+  return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, users)

@@ -1,0 +1,159 @@
+"""Sizes of the semantic action space side by side, so that one is chosen."""
+
+import dataclasses
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from hsrl_jax import files, sid
+from hsrl_jax.config import QuantizerConfig
+from hsrl_jax.data import embeddings
+from hsrl_jax.report import page, sid_page
+from hsrl_jax.stages import quantize
+
+_BEAMS, _USERS, _CALLS = 50, 8, 10
+_COLUMNS = (
+  ("full", "full", "{:.1%}"),
+  ("loss", "relative_error", "{:.1%}"),
+  ("unique", "relative_error_unique", "{:.1%}"),
+  ("collided", "collided_items", "{:,}"),
+  ("index MB", "index_megabytes", "{:,.1f}"),
+  ("fit s", "fit_seconds", "{:,.1f}"),
+  ("SIDs s", "sids_seconds", "{:,.1f}"),
+  ("decode ms", "decode_milliseconds", "{:,.2f}"),
+)
+
+
+def run(
+  config: QuantizerConfig,
+  workdir: pathlib.Path,
+  catalogue: embeddings.Embeddings,
+  name: str,
+  sizes: list[tuple[int, int]],
+) -> list[dict[str, Any]]:
+  """Fits each size; writes sweep.json and sweep.html.
+
+  Args:
+    config: all but the sizes.
+    workdir: where to write.
+    catalogue: the items.
+    name: of the catalogue, for people.
+    sizes: (V, L) of each.
+
+  Returns:
+    A row for each size: see `_measure`; `fits` is False, and nothing else is
+    there, where the catalogue has more items than there are SIDs.
+
+  Raises:
+    InputError: a row is not finite.
+  """
+  rows = catalogue.rows
+  ids = catalogue.item_ids
+  quantize.check_finite(
+    rows, np.arange(1, rows.shape[0] + 1) if ids is None else ids, name
+  )
+  found = []
+  for vocab_size, levels in sizes:
+    size = {"vocab_size": vocab_size, "levels": levels}
+    fits = vocab_size**levels >= rows.shape[0]
+    if fits:
+      own = dataclasses.replace(config, **size)
+      size |= _measure(own, rows)
+    found.append(size | {"fits": fits})
+  files.write_json(
+    workdir / "sweep.json",
+    {"source": name, "items": rows.shape[0], "sizes": found},
+  )
+  files.write_atomic(workdir / "sweep.html", _page(found, rows, name))
+  return found
+
+
+def table(found: list[dict[str, Any]]) -> str:
+  """The rows of `run` for a terminal, at most 80 columns wide."""
+  head = ("V x L", *(title for title, _, _ in _COLUMNS))
+  lines = [head, *map(_cells, found)]
+  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+  text = [
+    "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
+    for line in lines
+  ]
+  return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+
+
+def _measure(config: QuantizerConfig, rows: embeddings.Rows) -> dict[str, Any]:
+  """What one size costs and gives; times are of this machine."""
+  start = time.monotonic()
+  codebooks = quantize.fit(config, rows)
+  fitted = time.monotonic()
+  made = quantize.encode(codebooks, rows, config)
+  error = sid_page.errors(codebooks, rows, made.plain, made.unique)
+  index = sid.build_index(made.unique, config.vocab_size)
+  return {
+    "full": rows.shape[0] / config.vocab_size**config.levels,
+    "relative_error": sid_page.relative(error["plain"][-1], error["variance"]),
+    "relative_error_unique": sid_page.relative(
+      error["unique"], error["variance"]
+    ),
+    "collided_items": sid_page.collided(made.plain, config.vocab_size),
+    "index_megabytes": sum(x.nbytes for x in jax.tree.leaves(index)) / 1e6,
+    "fit_seconds": fitted - start,
+    "sids_seconds": made.seconds["unique"],
+    "decode_milliseconds": 1e3 * _decode_seconds(index),
+  }
+
+
+def _decode_seconds(index: sid.SidIndex) -> float:
+  """Median seconds of a beam search by random logits."""
+
+  @jax.jit
+  def decode(index, logits):
+    def search(logits):
+      return sid.beam_search(
+        index,
+        logits,
+        lambda context, level: jax.nn.log_softmax(context[level]),
+        lambda context, token, level: context,
+        beams=_BEAMS,
+      ).items
+
+    return jax.vmap(search)(logits)
+
+  shape = (_USERS, index.levels, index.vocab_size)
+  logits = jax.random.normal(jax.random.key(0), shape)
+  decode(index, logits).block_until_ready()
+  times = []
+  for _ in range(_CALLS):
+    start = time.monotonic()
+    decode(index, logits).block_until_ready()
+    times.append(time.monotonic() - start)
+  return statistics.median(times)
+
+
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+  name = f"{row['vocab_size']}x{row['levels']}"
+  if not row["fits"]:
+    return (name, "over", *["-"] * (len(_COLUMNS) - 1))
+  return (name, *(form.format(row[key]) for _, key, form in _COLUMNS))
+
+
+def _page(found, rows: embeddings.Rows, name: str) -> str:
+  return page.document(
+    f"Sizes of semantic IDs for {name}",
+    [
+      f"<p>{rows.shape[0]:,} items of {rows.shape[1]} dimensions. A SID has L "
+      "tokens with V values each.</p>",
+      page.table(("V x L", *(x for x, _, _ in _COLUMNS)), map(_cells, found)),
+      '<p class="soft"><b>Full</b>: share of the SIDs that the items take; '
+      "“over” where there are more items than SIDs. <b>Loss</b>: share of the "
+      "variance that plain residual k-means loses; <b>unique</b>: the same "
+      "when each item has a SID of its own. <b>Collided</b>: items that share "
+      "their plain tokens with another. <b>Fit</b> and <b>SIDs</b>: seconds, "
+      "compilation included, for the codebooks and for unique SIDs. "
+      f"<b>Decode</b>: milliseconds of a beam search with {_BEAMS} beams for "
+      f"{_USERS} users, median of {_CALLS}.</p>",
+    ],
+  )

@@ -1,0 +1,1 @@
+"""What a process owes the machine it runs on."""

@@ -1,0 +1,1 @@
+"""The simulated user: click model, reward, patience."""

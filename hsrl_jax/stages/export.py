@@ -1,0 +1,205 @@
+"""Mode `export`: a trained policy as a folder that needs no training code.
+
+The exported function takes parameters, catalogue and requests. Parameters are
+inputs, not constants, so that a policy that was trained on takes its place in a
+running server, and so that they are stored once for all platforms. The number
+of users is symbolic: each batch size is compiled where it is served.
+"""
+
+import contextlib
+import io
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hsrl_jax import __version__, sid
+from hsrl_jax.agents.base import Agent
+from hsrl_jax.agents.base import Catalogue as AgentCatalogue
+from hsrl_jax.config import Config, ExportConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.types import Observation, Params
+
+FOLDER = "export"
+_ROOM = 1.25  # Capacity, in items, where none is given.
+
+
+def capacity(config: Config, export: ExportConfig, items: int) -> int:
+  """C of an export of so many items.
+
+  Raises:
+    InputError: there is nothing to export, or not with this capacity.
+  """
+  policy = config.policy
+  if policy.agent == "random":
+    raise InputError(
+      "--agent=random with --mode=export; expected an agent that has a policy"
+    )
+  if config.quantizer.assignment == "plain":
+    raise InputError(
+      "--sid_assignment=plain with --mode=export; expected an assignment that "
+      "gives each item a SID of its own"
+    )
+  if policy.item_logits == "free" and policy.agent in ("a2c", "pgra", "sasrec"):
+    if export.capacity not in (None, items):
+      raise InputError(
+        f"--export_capacity={export.capacity} with --item_logits=free; "
+        f"expected {items}, since new items would have no scores"
+      )
+    return items
+  if export.capacity is None:
+    return int(np.ceil(items * _ROOM))
+  if export.capacity < items:
+    raise InputError(
+      f"--export_capacity={export.capacity}; expected at least {items}, the "
+      "number of items"
+    )
+  return export.capacity
+
+
+def write(
+  folder: pathlib.Path,
+  agent: Agent,
+  params: Params,
+  catalogue: Catalogue,
+  like: Observation,
+  config: ExportConfig,
+  *,
+  slate_size: int,
+  seen: int,
+  about: dict[str, Any],
+) -> folder_lib.Manifest:
+  """Writes the folder, all or nothing.
+
+  Args:
+    folder: is replaced.
+    agent: made for `slate_size`.
+    params: of the agent.
+    catalogue: with the capacity that the export will have.
+    like: an observation, for its shapes.
+    config: of the export.
+    slate_size: K.
+    seen: T.
+    about: what the manifest tells people beside.
+
+  Returns:
+    The manifest.
+  """
+  named = by_name(params)
+  users = jax.export.symbolic_shape("users")
+  arguments = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    (named, catalogue.arrays()),
+  )
+  rows = [
+    jax.ShapeDtypeStruct((*users, size), dtype)
+    for size, dtype in (
+      (len(like.profile), jnp.float32),
+      (len(like.history), jnp.int32),
+      (seen, jnp.int32),
+    )
+  ]
+  with _no_places():
+    exported = jax.export.export(
+      jax.jit(decoder(agent, params, catalogue)), platforms=config.platforms
+    )(*arguments, *rows)
+  buffer = io.BytesIO()
+  np.savez(buffer, **named)
+  with workdir_lib.replace_folder(folder) as new:
+    manifest = folder_lib.Manifest(
+      sizes=catalogue.sizes()
+      | {
+        "history": len(like.history),
+        "profile": len(like.profile),
+        "seen": seen,
+        "slate": slate_size,
+      },
+      batch_sizes=tuple(sorted(set(config.batch_sizes))),
+      platforms=tuple(config.platforms),
+      codebooks=catalogue.codebooks_digest(),
+      files={
+        "decode": folder_lib.add_file(
+          new, "decode.bin", bytes(exported.serialize())
+        ),
+        "policy": folder_lib.add_file(new, "policy.npz", buffer.getvalue()),
+        "catalogue": folder_lib.add_catalogue(new, catalogue),
+      },
+      about={
+        "hsrl_jax": __version__,
+        "jax": jax.__version__,
+        "serialization": exported.calling_convention_version,
+        **about,
+      },
+    )
+    folder_lib.write_manifest(new, manifest)
+  return manifest
+
+
+@contextlib.contextmanager
+def _no_places() -> Iterator[None]:
+  """Keeps source files and lines, of whatever machine, out of the artefact.
+
+  So the artefact of a policy that was trained on is the same, byte for byte.
+  """
+  name = "jax_traceback_in_locations_limit"
+  before = getattr(jax.config, name)
+  jax.config.update(name, 0)
+  try:
+    yield
+  finally:
+    jax.config.update(name, before)
+
+
+def by_name(params: Params) -> dict[str, np.ndarray]:
+  """Leaves by their paths, in their order."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
+def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
+  """The function that is exported.
+
+  Args:
+    agent: acts.
+    params: of the agent, for their structure.
+    catalogue: for the structure of its index.
+
+  Returns:
+    ({name: parameter}, {name: array of the catalogue}, profile [B, P], history
+    [B, H], seen [B, T]) -> the fields of serving.Recommendations.
+  """
+  names = list(by_name(params))
+  of_params = jax.tree.structure(params)
+  of_index = jax.tree.structure(catalogue.index)
+
+  def decode(policy, arrays, profile, history, seen):
+    params = jax.tree.unflatten(of_params, [policy[x] for x in names])
+    places = jax.tree.unflatten(of_index, range(of_index.num_leaves))
+    index = jax.tree_util.tree_map_with_path(
+      lambda path, _: arrays[jax.tree_util.keystr(path)], places
+    )
+    items = AgentCatalogue(
+      arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
+    )
+
+    def one(profile, history, seen):
+      action = agent.act(
+        params, items, Observation(profile, history), seen, None, 1.0
+      )
+      slate = action.slate
+      # Agents fill a slate that is not full with items that are not to be
+      # shown; an id of 0 is not active.
+      valid = index.active[slate] & ~(slate[:, None] == seen).any(1)
+      slate = jnp.where(valid, slate, 0)
+      log_probs = jnp.where(valid, action.log_prob, -jnp.inf)
+      return slate, sid.sid_of(index, slate), log_probs, valid
+
+    return jax.vmap(one)(profile, history, seen)
+
+  return decode

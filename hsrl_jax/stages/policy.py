@@ -1,0 +1,239 @@
+"""Stage `policy`: trains the agent in the simulator."""
+
+import contextlib
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+from hsrl_jax.agents import make_agent
+from hsrl_jax.agents.base import Agent, Catalogue
+from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.config import Config, PolicyConfig
+from hsrl_jax.engine import checkpoint, loop, parallel, processes
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import simulate
+from hsrl_jax.host import metrics as metrics_lib
+from hsrl_jax.host import progress, stop
+from hsrl_jax.host import watch as watch_lib
+from hsrl_jax.ops import tree
+from hsrl_jax.sid import SidIndex
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.types import Params, Sessions
+
+FOLDER = "policy"
+
+
+def acting(config: PolicyConfig, index: SidIndex) -> str:
+  """How the agent finds a slate, in words."""
+  if config.agent != "hsrl" or not hsrl.searches(config, index):
+    return f"each of {index.num_items:,} items is scored"
+  return f"beam search, {config.beams} beams, {index.num_items:,} items"
+
+
+def greedy(agent: Agent) -> simulate.Act:
+  """The agent's greedy policy; its `params` are (params, Catalogue)."""
+
+  def act(params, observation, excluded, key):
+    params, catalogue = params
+    if agent.loss is not None:
+      key = None
+    return agent.act(params, catalogue, observation, excluded, key, 1.0).slate
+
+  return act
+
+
+def by_seed(config: PolicyConfig, params: Params) -> list[Params]:
+  """Parameters with leading axis S as one pytree a seed."""
+  return [_of_seed(params, i) for i in range(len(config.seeds))]
+
+
+@jax.jit
+def _of_seed(params: Params, i: int) -> Params:
+  return jax.tree.map(lambda x: x[i], params)
+
+
+def run(
+  config: Config,
+  workdir: pathlib.Path,
+  env: UserSimulator,
+  catalogue: Catalogue,
+  users: EnvParams,
+  val_users: EnvParams,
+  logs: Sessions,
+  watch: watch_lib.Watch,
+) -> None:
+  """Trains; writes `policy/`: checkpoints, metrics.jsonl, TensorBoard events.
+
+  Resumes from the last checkpoint; what it then leaves is, bit for bit, what
+  an uninterrupted run would have left. A signal to stop waits for the end of
+  the call, then the state is saved.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    env: the simulator.
+    catalogue: the items.
+    users: the pool of the training split.
+    val_users: the pool of the learning curve.
+    logs: the training slates, for an agent that learns from them.
+    watch: counts the time of the phases.
+
+  Raises:
+    FloatingPointError: a metric or parameter became NaN or infinite; such a
+      state is not saved.
+    InputError: the users do not divide over the devices.
+  """
+  policy = config.policy
+  agent = make_agent(config, env.slate_size)
+  folder = workdir / FOLDER
+  if agent.loss is None:
+    folder.mkdir(parents=True, exist_ok=True)
+    return
+  engine = loop.make(agent, env, policy)
+  inputs = loop.Inputs(
+    catalogue,
+    users,
+    loop.logged(logs, env.penalty) if agent.offline else None,
+  )
+  layout = parallel.layout(len(policy.seeds))
+  per_call = policy.iterations_per_call
+  first = processes.is_first()
+  with (
+    stop.deferred(by_all=True) as signals,
+    checkpoint.open_directory(folder / "checkpoints") as checkpointer,
+  ):
+    with watch.phase("start"):
+      try:
+        learner, stream = parallel.init(
+          engine.init, policy.seeds, inputs, layout
+        )
+      except ValueError as error:
+        raise InputError(str(error)) from error
+      iterate = parallel.over_devices(engine.run, layout)
+      curve = _curve(agent, env, config, catalogue, val_users)
+      restored = checkpoint.restore_latest(checkpointer, (learner, stream))
+      learner, stream = restored or (learner, stream)
+      saved = int(parallel.one_copy(learner.step)[0])
+      learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
+    with (
+      metrics_lib.MetricsWriter(folder, saved)
+      if first
+      else contextlib.nullcontext() as writer,
+      progress.bar(policy.iterations, "policy", "it", saved) as bar,
+      watch_lib.profiler(
+        folder / "profile", policy.profile_range if first else None
+      ) as profiler,
+    ):
+      for step in range(saved + per_call, policy.iterations + 1, per_call):
+        profiler(step - per_call + 1, step)
+        with watch.phase("training"):
+          learner, stream, measured = iterate(learner, stream, inputs)
+          measured = metrics_lib.seed_means(measured)
+        profiler(step + 1, step + per_call)
+        last = step == policy.iterations or signals.due()
+        bad = tree.first_not_finite(measured)
+        state = None
+        if bad or last or step % policy.save_every == 0:
+          state = parallel.collect(learner, stream, layout)
+          bad = tree.first_not_finite(parallel.one_copy(state[0])) or bad
+        if bad:
+          kept = f"{saved} is the last good one" if saved else "none is good"
+          raise FloatingPointError(
+            f"{bad} is not finite by iteration {step}; of the checkpoints in "
+            f"{checkpointer.directory} {kept}: lower --learning_rate, in a new "
+            "--workdir"
+          )
+        bar.update(per_call)
+        if first:
+          writer.write(step, measured)
+        if first and (
+          step % policy.curve_every == 0 or step == policy.iterations
+        ):
+          with watch.phase("curve"):
+            point, counts = curve(parallel.target_params(learner, layout))
+          writer.write(step, {"eval": point}, counts)
+          bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")
+        if state is not None:
+          with watch.phase("checkpoints"):
+            checkpoint.save(checkpointer, step, state)
+          saved = step
+        if last:
+          break
+  watch.split_compilation("training", "curve")
+  parallel.assert_replicated(learner, layout)
+
+
+def load(
+  config: Config,
+  workdir: pathlib.Path,
+  env: UserSimulator,
+  catalogue: Catalogue,
+  users: EnvParams,
+) -> list[Params]:
+  """The averaged parameters that `run` left, one pytree a seed.
+
+  Raises:
+    InputError: no checkpoint can be read.
+  """
+  seeds = config.policy.seeds
+  agent = make_agent(config, env.slate_size)
+  inputs = loop.Inputs(catalogue, users)
+  if agent.loss is None:
+    user = env.start(0, users).observation
+    return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
+  engine = loop.make(agent, env, config.policy)
+  like = parallel.shapes(engine.init, seeds, inputs)
+  folder = workdir / FOLDER / "checkpoints"
+  with checkpoint.open_directory(folder, read_only=True) as checkpointer:
+    restored = checkpoint.restore_latest(checkpointer, like)
+  if restored is None:
+    raise InputError(
+      f"{folder}: no checkpoint can be read; delete {workdir}/.done/policy "
+      "and run --mode=policy again"
+    )
+  return by_seed(config.policy, restored[0].target_params)
+
+
+def _curve(
+  agent: Agent,
+  env: UserSimulator,
+  config: Config,
+  catalogue: Catalogue,
+  users: EnvParams,
+) -> Callable[[Params], tuple[dict, dict]]:
+  """A point of the learning curve: sessions of the validation users.
+
+  It comes with how often each token was shown, by level.
+  """
+  act = greedy(agent)
+  key = jax.random.key(config.evaluate.seed)
+
+  def point(params: Params) -> tuple[dict, dict]:
+    sessions = [
+      simulate.simulate(
+        act,
+        env,
+        (p, catalogue),
+        users,
+        key,
+        episodes=config.policy.curve_episodes,
+      )
+      for p in by_seed(config.policy, params)
+    ]
+    counts = watch_lib.code_usage(
+      catalogue.index, [np.asarray(s.slates) for s in sessions]
+    )
+    by_level = {f"level_{i}": x for i, x in enumerate(counts, start=1)}
+    measured = {
+      name: simulate.summarise([getattr(s, name) for s in sessions])
+      for name in ("total_reward", "depth")
+    } | {
+      "perplexity": {
+        name: watch_lib.perplexity(x) for name, x in by_level.items()
+      }
+    }
+    return measured, {f"tokens/{name}": x for name, x in by_level.items()}
+
+  return point

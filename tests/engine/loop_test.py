@@ -1,0 +1,318 @@
+"""The engine: devices, transfers, compilations, learning."""
+
+import pathlib
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.engine import checkpoint, parallel
+from hsrl_jax.evaluation import simulate
+from hsrl_jax.stages import policy
+from tests import toy
+
+
+def _over_seeds(engine):
+  return jax.jit(jax.vmap(engine.run, in_axes=(0, 0, None)))
+
+
+def _on_one_device(x):
+  """A copy that shares no memory with `x`, which may be donated."""
+
+  def copy(leaf):
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      words = np.array(jax.random.key_data(leaf))
+      return jax.random.wrap_key_data(jnp.asarray(words))
+    return jnp.asarray(np.array(leaf))
+
+  return jax.tree.map(copy, x)
+
+
+def _collectives(text):
+  """What devices exchange, by the text of a program."""
+  kinds = "all.reduce|all.gather|all.to.all|reduce.scatter|collective.\\w+"
+  # As StableHLO has it, or HLO, where it may have its end apart.
+  found = rf"stablehlo\.({kinds})|= .*? ({kinds})(?:-start)?\("
+  return ["".join(x) for x in re.findall(found, text)]
+
+
+class DevicesTest(parameterized.TestCase):
+  @parameterized.parameters("expected", "sampled")
+  def test_four_devices_do_what_one_does(self, mode):
+    self.assertEqual(jax.local_device_count(), 4)
+    config = toy.config(residual_mode=mode, beams=8)
+    engine, inputs = toy.engine(config), toy.inputs()
+    layout = parallel.layout(2)
+    self.assertFalse(layout.by_seed)
+    learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+    one = _over_seeds(engine)
+    one_learner, one_stream = _on_one_device((learner, stream))
+    four = parallel.over_devices(engine.run, layout)
+    learner, stream, placed = parallel.place(learner, stream, inputs, layout)
+    start = jax.tree.map(np.asarray, one_learner.params)
+    compiled = four.lower(learner, stream, placed).compile().as_text()
+    self.assertEqual(_collectives(compiled), ["all-reduce"])
+    for call in range(3):
+      if call == 2:
+        self._save(parallel.collect(learner, stream, layout))
+      learner, stream, metrics = four(learner, stream, placed)
+      one_learner, one_stream, one_metrics = one(
+        one_learner, one_stream, inputs
+      )
+    # Identical experience, gradients and parameters up to summation order.
+    _, merged = parallel.collect(learner, stream, layout)
+    chex.assert_trees_all_equal(
+      merged.replay.items.slate, one_stream.replay.items.slate
+    )
+    chex.assert_trees_all_equal(
+      merged.replay.items.response, one_stream.replay.items.response
+    )
+    chex.assert_trees_all_close(metrics, one_metrics, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+      learner.params, one_learner.params, rtol=1e-4, atol=2e-4
+    )
+    parallel.assert_replicated(learner, layout)
+    moved = jax.tree.map(
+      lambda a, b: np.abs(a - b).max(),
+      start,
+      jax.tree.map(np.asarray, learner.params),
+    )
+    self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
+
+    if mode != "expected":
+      return
+    # The last call again, from the checkpoint before it: the same on as many
+    # devices, and on other numbers up to summation order.
+    shapes = parallel.shapes(engine.init, config.seeds, inputs)
+    found = {1: one(*self._saved(shapes), inputs)[:2]}
+    for devices in (4, 2):
+      layout = parallel.Layout(2, devices, by_seed=False)
+      like = parallel.init(engine.init, config.seeds, inputs, layout)
+      placed = parallel.place(*self._saved(like), inputs, layout)
+      run = four if devices == 4 else parallel.over_devices(engine.run, layout)
+      found[devices] = parallel.collect(*run(*placed)[:2], layout)
+    chex.assert_trees_all_equal(
+      found[4][0]._replace(key=0), learner._replace(key=0)
+    )
+    chex.assert_trees_all_equal(found[4][1], merged)
+    for got, rings in found.values():
+      chex.assert_trees_all_close(
+        got.params, learner.params, rtol=1e-4, atol=2e-4
+      )
+      chex.assert_trees_all_equal(
+        rings.replay.items.slate, merged.replay.items.slate
+      )
+
+  def _save(self, state):
+    self.folder = pathlib.Path(self.create_tempdir().full_path)
+    with checkpoint.open_directory(self.folder) as checkpointer:
+      checkpoint.save(checkpointer, 8, state)
+
+  def _saved(self, like):
+    with checkpoint.open_directory(self.folder) as checkpointer:
+      return checkpoint.restore_latest(checkpointer, like)
+
+  @parameterized.parameters("a2c", "sasrec")
+  def test_devices_meet_once_an_iteration(self, agent):
+    config = toy.config(agent=agent)
+    engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())
+    layout = parallel.layout(2)
+    start = parallel.init(engine.init, config.seeds, inputs, layout)
+    placed = parallel.place(*start, inputs, layout)
+    text = parallel.over_devices(engine.run, layout).lower(*placed).as_text()
+    self.assertEqual(_collectives(text), ["all_reduce"])
+
+  def test_gradients_of_four_devices_are_the_gradient_of_all(self):
+    config = toy.config(
+      seeds=(0,), iterations_per_call=1, curve_every=1, save_every=1
+    )
+    engine, inputs = toy.engine(config), toy.inputs()
+    layout = parallel.layout(1)
+    learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+    learner, stream, placed = parallel.place(learner, stream, inputs, layout)
+    four = parallel.over_devices(engine.run, layout)
+    learner, stream, _ = four(learner, stream, placed)  # Fills the ring.
+
+    # Adam's first moment after one step from zero is 0.1 of the gradient.
+    zeros = jax.tree.map(jnp.zeros_like, learner.opt_state)
+    learner = learner._replace(opt_state=zeros)
+    one_learner, one_stream = _on_one_device(
+      parallel.collect(learner, stream, layout)
+    )
+    learner, stream, _ = four(learner, stream, placed)
+    one_learner, _, _ = _over_seeds(engine)(one_learner, one_stream, inputs)
+    chex.assert_trees_all_close(
+      learner.opt_state, one_learner.opt_state, rtol=1e-4, atol=1e-6
+    )
+
+  def test_every_device_ends_with_the_same_learner(self):
+    config = toy.config()
+    engine, inputs = toy.engine(config), toy.inputs()
+    init = jax.vmap(engine.init, (None, None, 0, None), (None, 0))
+    learner, stream = init(0, inputs, jnp.arange(4), 4)
+
+    def run(learner, stream):
+      return engine.run(learner, stream, inputs, "d")[0]
+
+    run = jax.pmap(run, axis_name="d", in_axes=(None, 0), out_axes=0)
+    learner = run(learner, stream)
+    for leaf in jax.tree.leaves(learner._replace(key=None)):
+      for device in range(1, 4):
+        np.testing.assert_array_equal(leaf[0], leaf[device])
+
+  def test_assert_replicated_sees_a_difference(self):
+    mapped = jax.pmap(lambda x: x, out_axes=None)(jnp.arange(4.0))
+    with self.assertRaises(AssertionError):
+      parallel.assert_replicated({"x": mapped}, parallel.layout(1))
+
+  def test_users_must_divide_over_devices(self):
+    engine = toy.engine(toy.config())
+    with self.assertRaisesRegex(ValueError, "users is 8; .*3 devices"):
+      engine.init(0, toy.inputs(), 0, 3)
+
+
+class LoopTest(parameterized.TestCase):
+  def test_no_transfer_to_or_from_the_host_and_one_compilation(self):
+    engine, inputs = toy.engine(toy.config()), toy.inputs()
+    layout = parallel.layout(2)
+    learner, stream = parallel.init(engine.init, (0, 1), inputs, layout)
+    learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
+    traces = []
+
+    def run(*arguments):
+      traces.append(1)
+      return engine.run(*arguments)
+
+    run = parallel.over_devices(run, layout)
+    with jax.transfer_guard("disallow"):
+      for call in range(3):
+        learner, stream, metrics = run(learner, stream, inputs)
+        if not call:
+          first = len(traces)
+    self.assertLen(traces, first)
+    self.assertEqual(learner.step.tolist(), [12, 12])
+    chex.assert_tree_all_finite(metrics)
+
+  def test_three_seeds_over_two_devices_equal_seeds_alone(self):
+    # By the compiler as users have it, which is what would round otherwise.
+    name = "jax_disable_most_optimizations"
+    self.addCleanup(jax.config.update, name, jax.config.values[name])
+    jax.config.update(name, False)
+    seeds = (3, 1, 4)
+    engine, inputs = toy.engine(toy.config()), toy.inputs()
+    self.assertTrue(parallel.layout(5).by_seed)
+    layout = parallel.Layout(len(seeds), devices=2, by_seed=True)
+    start = parallel.init(engine.init, seeds, inputs, layout)
+    run = parallel.over_devices(engine.run, layout)
+    learner, stream, placed = parallel.place(*start, inputs, layout)
+    for _ in range(3):
+      learner, stream, metrics = run(learner, stream, placed)
+    together, rings = parallel.collect(learner, stream, layout)
+    chex.assert_trees_all_equal(
+      parallel.target_params(learner, layout), together.target_params
+    )
+    # Collected and placed again they are what they were.
+    again = parallel.place(together, rings, inputs, layout)[:2]
+    chex.assert_trees_all_equal(
+      *jax.tree.map(
+        lambda x: 0 if x.dtype == together.key.dtype else x,
+        ((learner, stream), again),
+      )
+    )
+    one = jax.jit(parallel.over_seeds(engine.run))
+    for i in range(len(seeds)):
+      single = jax.tree.map(lambda x, i=i: x[i : i + 1], start[0])
+      single_stream = jax.tree.map(lambda x, i=i: x[i : i + 1], start[1])
+      for _ in range(3):
+        single, single_stream, alone = one(single, single_stream, inputs)
+      chex.assert_trees_all_equal(
+        jax.tree.map(lambda x, i=i: x[i : i + 1], together.params),
+        single.params,
+      )
+      chex.assert_trees_all_equal(
+        jax.tree.map(lambda x, i=i: x[i : i + 1], rings.replay),
+        single_stream.replay,
+      )
+      for name, value in alone.items():
+        self.assertEqual(metrics[name][i], value[0])
+
+  @parameterized.parameters(
+    dict(residual_mode="expected"), dict(residual_mode="sampled")
+  )
+  def test_learns_to_please(self, residual_mode):
+    _, trained = toy.learning("hsrl", residual_mode=residual_mode, beams=16)
+    self.assertGreater(trained, 0.8)
+    constant = toy.normalised(toy.bounds()["best_constant"])
+    self.assertLess(constant, 0.5)
+
+  @parameterized.parameters("expected", "sampled")
+  def test_no_repeat_shows_nothing_twice(self, mode):
+    config = toy.config(residual_mode=mode, beams=8, seeds=(0,))
+    inputs, env = toy.inputs(), toy.env(no_repeat=True)
+    agent = toy.agent(config)
+    observation = env.start(jnp.int32(0), inputs.env_params).observation
+    params = agent.init(jax.random.key(0), inputs.catalogue, observation)
+    sessions = simulate.simulate(
+      policy.greedy(agent),
+      env,
+      (params, inputs.catalogue),
+      inputs.env_params,
+      jax.random.key(0),
+      episodes=24,
+    )
+    for slates in np.asarray(sessions.slates):
+      shown = slates[slates > 0]
+      self.assertLen(set(shown.tolist()), len(shown))
+      self.assertNotEmpty(shown)
+
+  @parameterized.parameters(True, False)
+  def test_explore_no_repeat(self, explore):
+    """In training, in a protocol that would show items again."""
+    config = toy.config(
+      explore_no_repeat=explore, temperature=0.01, temperature_end=0.01
+    )
+    _, stream, _ = toy.train(config, calls=10)
+    self.assertEqual(int(stream.replay.added), 40)
+    seen = stream.replay.items
+    repeats = sessions = 0
+    for user in range(config.users):
+      shown, steps = set(), 0
+      for step in range(40):
+        slate = np.asarray(seen.slate[step, user]).tolist()
+        repeats += len(shown.intersection(slate))
+        shown, steps = shown.union(slate), steps + 1
+        if seen.terminated[step, user] or steps == toy.env().max_steps:
+          shown, steps, sessions = set(), 0, sessions + 1
+    self.assertGreater(sessions, config.users)
+    self.assertEqual(repeats == 0, explore)
+
+  def test_an_offline_agent_learns_from_logs_alone(self):
+    config = toy.config(agent="sasrec", seeds=(0,))
+    engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())
+    learner, stream = jax.jit(engine.init)(0, inputs)
+    run = jax.jit(engine.run)
+    first = start = learner
+    losses = []
+    for _ in range(10):
+      learner, after, metrics = run(learner, stream, inputs)
+      chex.assert_trees_all_equal(stream, after)
+      losses.append(float(metrics["loss"]))
+    self.assertEqual(int(stream.replay.added), 0)
+    self.assertEqual(int(learner.step), 40)
+    self.assertNotIn("reward", metrics)
+    self.assertLess(losses[-1], losses[0] - 0.01)
+    # Other logs, other parameters.
+    others = jax.tree.map(lambda x: x[:200], inputs.logs)
+    other, _, _ = run(first, stream, inputs._replace(logs=others))
+    same, _, _ = run(start, stream, inputs)
+    different = jax.tree.map(
+      lambda a, b: float(jnp.abs(a - b).max()), other.params, same.params
+    )
+    self.assertGreater(max(jax.tree.leaves(different)), 1e-4)
+
+
+if __name__ == "__main__":
+  absltest.main()

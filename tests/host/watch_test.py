@@ -1,0 +1,90 @@
+"""Time by phase, traces, and how a policy uses the codes."""
+
+import pathlib
+import tempfile
+from unittest import mock
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import stats
+
+from hsrl_jax import config, sid
+from hsrl_jax.host import watch
+
+
+class WatchTest(parameterized.TestCase):
+  def test_compilation_is_what_first_laps_took_longer(self):
+    clock = iter([0, 9, 10, 12, 20, 22, 30, 36, 40, 41])
+    found = watch.Watch()
+    with mock.patch("time.monotonic", lambda: next(clock)):
+      for name in ("training", "training", "training", "curve", "curve"):
+        with found.phase(name):
+          pass
+    found.split_compilation("training", "curve", "never")
+    # Laps 9, 2, 2 and 6, 1: usual are 2 and 1.
+    self.assertEqual(
+      found.seconds(), {"training": 6, "curve": 2, "compile": 12}
+    )
+
+  def test_code_usage(self):
+    tokens = np.array([[0, 1], [2, 0], [0, 3]])
+    index = sid.build_index(tokens, vocab_size=4, capacity=5)
+    shown = [np.array([[1, 2], [3, 0]]), np.array([[3, 3]])]
+    expected = np.zeros((2, 4), int)
+    for item in (1, 2, 3, 3, 3):
+      for level in range(2):
+        expected[level, tokens[item - 1, level]] += 1
+    counts = watch.code_usage(index, shown)
+    np.testing.assert_array_equal(counts, expected)
+    for row in counts:
+      self.assertAlmostEqual(
+        watch.perplexity(row), np.exp(stats.entropy(row / row.sum()))
+      )
+
+  def test_perplexity_of_even_and_of_one(self):
+    self.assertAlmostEqual(watch.perplexity(np.array([7, 7, 0, 7])), 3.0)
+    self.assertAlmostEqual(watch.perplexity(np.array([0, 5])), 1.0)
+
+  @parameterized.parameters(
+    ((3, 8), [(1, 4), (5, 8)]),
+    ((5, 5), [(5, 8)]),
+    ((9, 99), [(9, 12)]),
+    ((20, 30), []),
+    (None, []),
+  )
+  def test_profiler_covers_the_steps(self, steps, expected):
+    traced, calls = [], [(1, 4), (5, 8), (9, 12)]
+    running = []
+    with (
+      mock.patch("jax.profiler.start_trace", running.append),
+      mock.patch("jax.profiler.stop_trace", lambda: running.clear()),
+    ):
+      with watch.profiler(pathlib.Path("trace"), steps) as before:
+        for first, last in calls:
+          before(first, last)
+          if running:
+            traced.append((first, last))
+      self.assertEqual(running, [])
+    self.assertEqual(traced, expected)
+
+  def test_a_trace_is_written(self):
+    with tempfile.TemporaryDirectory() as folder:
+      with watch.profiler(pathlib.Path(folder), (1, 1)) as before:
+        before(1, 1)
+      self.assertNotEmpty(list(pathlib.Path(folder).rglob("*.xplane.pb")))
+
+  @parameterized.parameters("5", "7:3", "0:3", "a:b", "1:2:3")
+  def test_bad_profile_steps(self, text):
+    with self.assertRaisesRegex(ValueError, "profile_steps is .*101:300"):
+      config.PolicyConfig(profile_steps=text)
+
+  def test_profile_steps_decide_nothing(self):
+    traced = config.PolicyConfig(profile_steps="10:20")
+    self.assertEqual(traced.profile_range, (10, 20))
+    self.assertEqual(
+      config.fingerprint(traced), config.fingerprint(config.PolicyConfig())
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()

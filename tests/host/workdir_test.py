@@ -1,0 +1,169 @@
+"""Folders that change as a whole, and flags that a workdir keeps."""
+
+import contextlib
+import errno
+import io
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.errors import InputError
+from hsrl_jax.host import workdir
+
+
+class Crash(BaseException):
+  """Ends a process at a chosen point."""
+
+
+def _write(folder, text):
+  with workdir.replace_folder(folder) as new:
+    for name in ("a", "b"):
+      (new / name).write_text(text)
+
+
+class LockTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(root) / "run"
+
+  def test_second_is_refused_and_told_by_whom(self):
+    with workdir.locked(self.folder):
+      (self.folder / "made").touch()
+      expected = f"in use by process {os.getpid()} on "
+      with self.assertRaisesRegex(InputError, expected):
+        self.enter_context(workdir.locked(self.folder))
+      (lock,) = self.folder.glob(".*")
+      self.assertStartsWith(lock.read_text(), f"{os.getpid()} on ")
+    self.assertEqual([p.name for p in self.folder.iterdir()], ["made"])
+    with workdir.locked(self.folder):
+      pass
+
+  def test_killed_process_leaves_no_lock(self):
+    hold = (
+      "import pathlib, sys, time\n"
+      "from hsrl_jax.host import workdir\n"
+      "with workdir.locked(pathlib.Path(sys.argv[1])):\n"
+      "  print('held', flush=True)\n"
+      "  time.sleep(600)\n"
+    )
+    holder = subprocess.Popen(
+      (sys.executable, "-c", hold, self.folder),
+      stdout=subprocess.PIPE,
+      cwd=pathlib.Path(__file__).parents[2],
+    )
+    with holder:
+      self.assertEqual(holder.stdout.readline(), b"held\n")
+      with self.assertRaisesRegex(InputError, f"process {holder.pid} on "):
+        self.enter_context(workdir.locked(self.folder))
+      holder.kill()
+    with workdir.locked(self.folder):
+      pass
+
+  def test_unused_folder_goes_again(self):
+    with workdir.locked(self.folder):
+      pass
+    self.assertFalse(self.folder.exists())
+
+  def test_file_system_without_locks(self):
+    error = OSError(errno.EOPNOTSUPP, "Operation not supported")
+    err = io.StringIO()
+    with (
+      mock.patch("fcntl.flock", side_effect=error),
+      contextlib.redirect_stderr(err),
+      workdir.locked(self.folder),
+    ):
+      pass
+    self.assertRegex(err.getvalue(), "^warning: .* cannot be locked .*\n$")
+
+
+class ReplaceFolderTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.root = pathlib.Path(root)
+    self.folder = self.root / "sids"
+
+  def _holds(self, text):
+    self.assertEqual([x.name for x in self.root.iterdir()], ["sids"])
+    found = {x.name: x.read_text() for x in self.folder.iterdir()}
+    self.assertEqual(found, {"a": text, "b": text})
+
+  def test_makes_and_replaces(self):
+    _write(self.folder, "old")
+    self._holds("old")
+    _write(self.folder, "new")
+    self._holds("new")
+
+  def test_an_error_changes_nothing(self):
+    _write(self.folder, "old")
+    with (
+      self.assertRaises(OSError),
+      workdir.replace_folder(self.folder) as new,
+    ):
+      (new / "a").write_text("new")
+      raise OSError("disk full")
+    self._holds("old")
+
+  @parameterized.parameters((0, "old"), (1, "new"))
+  def test_a_crash_at_a_rename(self, crash_at, expected):
+    """The process dies before its first or its second rename."""
+    _write(self.folder, "old")
+    rename, calls = pathlib.Path.rename, []
+
+    def dying(path, target):
+      calls.append(path)
+      if len(calls) > crash_at:
+        raise Crash
+      return rename(path, target)
+
+    with (
+      mock.patch.object(pathlib.Path, "rename", dying),
+      self.assertRaises(Crash),
+    ):
+      _write(self.folder, "new")
+    workdir.settle(self.folder)
+    self._holds(expected)
+
+  def test_a_crash_while_writing(self):
+    _write(self.folder, "old")
+    half = self.root / ".sids.new"
+    half.mkdir()
+    (half / "a").write_text("new")
+    workdir.settle(self.folder)
+    self._holds("old")
+
+  def test_a_crash_while_the_old_one_goes(self):
+    _write(self.folder, "new")
+    left = self.root / ".sids.old"
+    left.mkdir()
+    (left / "b").write_text("old")
+    workdir.settle(self.folder)
+    self._holds("new")
+
+  def test_a_crash_of_the_first_write(self):
+    (self.root / ".sids.new").mkdir()
+    workdir.settle(self.folder)
+    self.assertEmpty(list(self.root.iterdir()))
+
+
+class FlagsTest(absltest.TestCase):
+  def test_given_flags_agree_with_kept_ones(self):
+    with tempfile.TemporaryDirectory() as folder:
+      root = pathlib.Path(folder)
+      self.assertEqual(workdir.kept_flags(root), {})
+      workdir.claim(root, {"a": "1", "b": "x=y"})
+      self.assertEqual(workdir.kept_flags(root), {"a": "1", "b": "x=y"})
+      workdir.agree(root, {})
+      workdir.agree(root, {"b": "x=y"})
+      with self.assertRaisesRegex(InputError, "--a was 1, now 2"):
+        workdir.agree(root, {"a": "2"})
+
+
+if __name__ == "__main__":
+  absltest.main()

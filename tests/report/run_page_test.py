@@ -1,0 +1,270 @@
+"""Tests of the report: its page, pictures and terminal table."""
+
+import base64
+import json
+import pathlib
+import re
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.data.source import Items
+from hsrl_jax.errors import InputError
+from hsrl_jax.report import plots, run_page
+
+_PICTURES = ("learning_curve", "semantic_space", "simulator")
+_TITLE = '<b>&"Film"'
+_ESCAPED = "&lt;b&gt;&amp;&quot;Film&quot;"
+
+
+def _measure(mean, seeds=3):
+  return {
+    "mean": mean,
+    "ci95": [mean - 0.31, mean + 0.31],
+    "per_seed": [mean + 0.1 * i for i in range(seeds)],
+  }
+
+
+def _policy(reward, depth, normalised):
+  return {
+    "total_reward": _measure(reward),
+    "depth": _measure(depth),
+    "normalised": _measure(normalised),
+    "positive_share": _measure(0.5),
+  }
+
+
+def _results(protocol="paper"):
+  return {
+    "protocol": protocol,
+    "dataset": "toy_<set>",
+    "split": "test",
+    "episodes": 2000,
+    "seeds": [0, 1, 2],
+    "agent": "hsrl",
+    "policies": {
+      "hsrl": _policy(13.21, 15.02, 0.91),
+      "greedy_oracle": _policy(14.33, 16.0, 1.0),
+      "random": _policy(-1.25, 4.5, 0.0),
+      "best_constant": _policy(12.47, 14.0, 0.88),
+    },
+    "simulator": {
+      "auc": 0.771,
+      "auc_within_users": 0.662,
+      "log_loss": 0.563,
+      "calibration_error": 0.034,
+    },
+  }
+
+
+def _catalogue(count=40):
+  rng = np.random.default_rng(0)
+  features = rng.normal(size=(count + 1, 5)).astype(np.float32)
+  features[0] = 0
+  names = [""] + [f"Title {i}" for i in range(1, count + 1)]
+  names[1], names[2] = _TITLE, ""
+  genres = [""] + ["Com$dy|Dr$ma" if i % 2 else "War" for i in range(count)]
+  external = [""] + [f"x{i}" for i in range(1, count + 1)]
+  return Items(features, external, names, genres)
+
+
+def _jsonl(path, lines):
+  path.write_text("".join(json.dumps(x) + "\n" for x in lines))
+
+
+def _workdir(root, *, evals=3, seeds=3, levels=3, protocol="paper"):
+  root = pathlib.Path(root)
+  for stage in ("sids", "policy", "simulator", "report"):
+    (root / stage).mkdir()
+  (root / "results.json").write_text(json.dumps(_results(protocol)))
+  count = 40
+  digits = [np.arange(count) // 4**i % 4 for i in reversed(range(levels))]
+  np.savez(
+    root / "sids" / "sids.npz",
+    item_id=np.arange(1, count + 1),
+    tokens=np.stack(digits, 1),
+  )
+  facts = {
+    "items": count,
+    "levels": levels,
+    "vocab_size": 4,
+    "relative_error": [0.5 / (i + 1) for i in range(levels)],
+    "relative_error_unique": 0.123,
+    "collided_items": 17,
+    "codes_used": [4] * levels,
+    "perplexity": [3.5] * levels,
+  }
+  (root / "sids" / "report.json").write_text(json.dumps(facts))
+  losses = {"loss": 1.0, "actor_loss": -0.1, "critic_loss": 0.4}
+  lines = [{"step": 100 * i, **losses} for i in range(1, 4)]
+  lines += [
+    {"step": 500 * i, "eval": {"total_reward": _measure(9 + i, seeds)}}
+    for i in range(1, evals + 1)
+  ]
+  _jsonl(root / "policy" / "metrics.jsonl", lines)
+  quality = _results()["simulator"]
+  _jsonl(
+    root / "simulator" / "metrics.jsonl",
+    [{"epoch": i, "train_loss": 0.6, **quality} for i in (1, 2)],
+  )
+  step = {"titles": [_TITLE, "Plain"], "liked": [True, False]}
+  example = {
+    "history": [f"Old {i}" for i in range(12)],
+    "steps": [step] * 7,
+    "total_reward": 6.54,
+    "depth": 7,
+  }
+  short = {**example, "history": [], "steps": [step], "depth": 1}
+  (root / "report" / "examples.json").write_text(json.dumps([example, short]))
+  return root
+
+
+class ReportTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.root = self.enter_context(tempfile.TemporaryDirectory())
+
+  def _page(self, **kwargs):
+    root = _workdir(self.root, **kwargs)
+    path = run_page.write(root, _catalogue())
+    self.assertEqual(path, root / "report" / "report.html")
+    return path.read_text()
+
+  def test_shows_the_numbers(self):
+    page = self._page()
+    for text in (
+      "toy_&lt;set&gt;",
+      "2,000 sessions",
+      "seeds 0, 1, 2",
+      '13.21 <span class="ci">[12.90, 13.52]</span>',
+      "hsrl's total reward by seed: 13.21, 13.31, 13.41",
+      "17 items (42.5%)",
+      "loses 12.3% of",
+      "0.771",
+      "0.662",
+      "total reward 6.54, depth 7",
+    ):
+      self.assertIn(text, page)
+    self.assertEqual(page.count('<tr class="agent">'), 1)
+
+  def test_sections_are_in_order(self):
+    page = self._page()
+    heads = re.findall("<h2>(.*?)</h2>", page)
+    self.assertEqual(
+      heads,
+      ["Results", "Learning", "Semantic space", "User simulator", "Sessions"],
+    )
+
+  def test_is_self_contained(self):
+    page = self._page()
+    sources = re.findall(r'src="(.*?)"', page)
+    self.assertLen(sources, len(_PICTURES))
+    for name, source in zip(_PICTURES, sources, strict=True):
+      kind, data = source.split(",")
+      self.assertEqual(kind, "data:image/png;base64")
+      picture = (
+        pathlib.Path(self.root) / "report" / f"{name}.png"
+      ).read_bytes()
+      self.assertEqual(base64.b64decode(data), picture)
+      self.assertStartsWith(picture, b"\x89PNG")
+    rest = re.sub(r'src="data:.*?"', "", page)
+    self.assertNotRegex(rest, r"(?i)//|url\(|@import|<script|<link|href=|src=")
+
+  def test_escapes_titles(self):
+    page = self._page()
+    self.assertNotIn(_TITLE, page)
+    self.assertIn(f"✓</span> {_ESCAPED}", page)
+    self.assertIn("<li>Plain</li>", page)
+
+  def test_an_item_without_title_has_its_external_id(self):
+    self.assertIn("<li>item x2</li>", self._page())
+
+  def test_folds_long_sessions(self):
+    page = self._page()
+    self.assertIn("<summary>… 4 earlier</summary>", page)
+    self.assertEqual(page.count("<summary>… 4 more steps</summary>"), 1)
+    self.assertNotIn("more step<", page)
+    self.assertEqual(page.count("The user liked before"), 1)
+    self.assertEqual(page.count("Nothing is known of what"), 1)
+    self.assertEqual(page.count("<b>Step 1</b>"), 2)
+    self.assertEqual(page.count("<b>Step 7</b>"), 1)
+
+  def test_leaves_no_temporary_file(self):
+    self._page()
+    self.assertCountEqual(
+      [x.name for x in (pathlib.Path(self.root) / "report").iterdir()],
+      ["examples.json", "report.html", *(f"{x}.png" for x in _PICTURES)],
+    )
+
+  def test_is_deterministic(self):
+    page = self._page()
+    again = run_page.write(pathlib.Path(self.root), _catalogue())
+    self.assertEqual(again.read_text(), page)
+
+  @parameterized.parameters(
+    {"evals": 1}, {"evals": 0}, {"seeds": 1}, {"levels": 4}
+  )
+  def test_unusual_runs(self, **kwargs):
+    self.assertIn("</html>", self._page(**kwargs))
+
+  @parameterized.parameters("paper", "no_repeat")
+  def test_explains_the_protocol(self, protocol):
+    page = self._page(protocol=protocol)
+    self.assertIn(f"In the <code>{protocol}</code> protocol", page)
+
+  def test_missing_file_is_an_input_error(self):
+    root = _workdir(self.root)
+    (root / "sids" / "sids.npz").unlink()
+    with self.assertRaisesRegex(InputError, "sids.npz"):
+      run_page.write(root, _catalogue())
+
+
+class TableTest(absltest.TestCase):
+  def test_rows_ascend_and_align(self):
+    lines = run_page.table(_results()).splitlines()
+    names = ["random", "best_constant", "hsrl", "greedy_oracle"]
+    rows = lines[-4:]
+    self.assertEqual([row.split()[0] for row in rows], names)
+    self.assertLen({len(row) for row in rows}, 1)
+    self.assertLen({row.index("[") for row in rows}, 1)
+    self.assertIn("13.21  [12.90, 13.52]  15.02", lines[-2])
+    self.assertEndsWith(lines[-2], "0.91")
+
+  def test_header_names_the_run_within_80_columns(self):
+    results = _results() | {"seeds": list(range(40))}
+    text = run_page.table(results)
+    for part in ("toy_<set>", "split test", "protocol paper", "2000 episodes"):
+      self.assertIn(part, text)
+    self.assertLessEqual(max(map(len, text.splitlines())), 80)
+
+  def test_a_missing_measure_is_a_dash(self):
+    results = _results()
+    results["policies"]["hsrl"]["normalised"] = None
+    self.assertEndsWith(run_page.table(results).splitlines()[-2], " -")
+
+
+class PlotsTest(absltest.TestCase):
+  def test_pca_finds_the_widest_direction(self):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 4)) * (0.1, 5.0, 0.1, 1.0)
+    points, share = plots.pca(x)
+    centred = x - x.mean(0)
+    self.assertGreater(np.corrcoef(points[:, 0], centred[:, 1])[0, 1], 0.99)
+    self.assertGreater(np.corrcoef(points[:, 1], centred[:, 3])[0, 1], 0.99)
+    self.assertGreater(share[0], 0.9)
+
+  def test_typical_genres_exceed_the_catalogue(self):
+    names, table = plots.genre_table(["A|B", "A|B", "A", "A|C"])
+    self.assertEqual(names, ["A", "B", "C"])
+    typical = plots.typical_genres(names, table, np.array([0, 1]))
+    self.assertEqual(typical, [("B", 1.0)])
+
+  def test_items_without_genres(self):
+    names, table = plots.genre_table(["", ""])
+    self.assertEqual(table.shape, (2, 0))
+    self.assertEmpty(plots.typical_genres(names, table, np.array([0])))
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,334 @@
+"""SIDs in a workdir: made, resumed, changed, damaged."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import tempfile
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import sid
+from hsrl_jax.config import QuantizerConfig
+from hsrl_jax.data import rows as rows_lib
+from hsrl_jax.data.embeddings import Embeddings
+from hsrl_jax.data.source import Items
+from hsrl_jax.errors import InputError
+from hsrl_jax.report import sid_page
+from hsrl_jax.sid import store
+from hsrl_jax.stages import quantize
+
+_CONFIG = QuantizerConfig(vocab_size=6, levels=3, iterations=5, restarts=1)
+_SOURCE = quantize.Source("items.npz", "0123")
+_FILES = {
+  "codebooks.npz",
+  "sids.npz",
+  "index.npz",
+  "report.json",
+  "report.html",
+}
+
+
+def _items(first, count, seed=0, scale=1.0):
+  rng = np.random.default_rng(seed)
+  x = scale * rng.normal(size=(count, 5))
+  ids = np.array([f"sku-{i}" for i in range(first, first + count)])
+  return Embeddings(x.astype(np.float32), ids, None)
+
+
+def _sids(workdir):
+  """Item id to (SID, whether it is there), out of the file alone."""
+  with np.load(workdir / "sids" / "sids.npz") as saved:
+    return {
+      item: (tuple(tokens), bool(active))
+      for item, tokens, active in zip(
+        saved["item_id"].tolist(),
+        saved["tokens"].tolist(),
+        saved["active"],
+        strict=True,
+      )
+    }
+
+
+class QuantizeTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.made = pathlib.Path(tempfile.mkdtemp())
+    cls.items = _items(0, 90)
+    cls.facts = quantize.run(_CONFIG, cls.made, cls.items, _SOURCE)
+
+  @classmethod
+  def tearDownClass(cls):
+    shutil.rmtree(cls.made)
+    super().tearDownClass()
+
+  def setUp(self):
+    super().setUp()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(root) / "run"
+    shutil.copytree(self.made, self.workdir)
+
+  def _refused(self, message, function, *arguments):
+    before = {x: x.read_bytes() for x in self.workdir.glob("sids/*")}
+    with self.assertRaisesRegex(InputError, message) as raised:
+      function(self.workdir, *arguments)
+    self.assertNotIn("\n", str(raised.exception))
+    after = {x: x.read_bytes() for x in self.workdir.glob("sids/*")}
+    self.assertEqual(before, after)
+    self.assertEqual([x.name for x in self.workdir.iterdir()], ["sids"])
+
+  def test_leaves_its_files_and_nothing_else(self):
+    self.assertEqual([x.name for x in self.made.iterdir()], ["sids"])
+    self.assertEqual({x.name for x in self.made.glob("sids/*")}, _FILES)
+    facts = json.loads((self.made / "sids" / "report.json").read_text())
+    self.assertEqual(facts, self.facts)
+    self.assertEqual((facts["items"], facts["sids"]), (90, 90))
+
+  def test_shuffled_sids_are_those_of_other_items(self):
+    workdir = self.workdir.with_name("shuffled")
+    config = dataclasses.replace(_CONFIG, assignment="shuffled")
+    facts = quantize.run(config, workdir, self.items, _SOURCE)
+    own, other = _sids(self.workdir), _sids(workdir)
+    self.assertCountEqual(own.values(), other.values())
+    self.assertLess(sum(own[x] == other[x] for x in own), 10)
+    self.assertGreater(facts["relative_error_unique"], 1.0)
+
+  def test_plain_tokens_may_collide(self):
+    x = self.items.rows
+    features = np.concatenate([np.zeros_like(x[:1]), x])
+    items = Items(features, [""] * 91, [""] * 91, [""] * 91)
+    unique = quantize.load(self.workdir, items, _CONFIG)
+    config = dataclasses.replace(_CONFIG, assignment="plain")
+    plain = quantize.load(self.workdir, items, config)
+    residual, tokens = np.float64(x), plain.index.tokens[1:]
+    for level, codes in enumerate(np.asarray(plain.codebooks)):
+      distance = ((residual[:, None] - codes) ** 2).sum(-1)
+      np.testing.assert_array_equal(tokens[:, level], distance.argmin(1))
+      residual = residual - codes[tokens[:, level]]
+    self.assertLess(len(np.unique(tokens, axis=0)), 90)
+    self.assertLen(np.unique(unique.index.tokens[1:], axis=0), 90)
+    self.assertEqual(tokens.dtype, unique.index.tokens.dtype)
+
+  def test_sids_and_index_agree_and_decode(self):
+    found = store.read(self.workdir)
+    sids = _sids(self.workdir)
+    self.assertEqual(list(sids), self.items.item_ids.tolist())
+    self.assertLen(set(sids.values()), 90)
+    for row, (tokens, active) in enumerate(sids.values()):
+      self.assertTrue(active)
+      item = sid.lookup(found.index, np.array(tokens, np.int32))
+      self.assertEqual(int(item), row + 1)
+
+  def test_the_report_is_of_the_plain_and_the_unique_sids(self):
+    found, x = store.read(self.workdir), self.items.rows
+    plain = np.asarray(sid.encode(found.codebooks, x))
+    for tokens, name in ((plain, -1), (found.tokens, None)):
+      error = float(
+        sid.relative_error(x, sid.reconstruct(found.codebooks, tokens))
+      )
+      stored = (
+        self.facts["relative_error_unique"]
+        if name is None
+        else self.facts["relative_error"][name]
+      )
+      self.assertAlmostEqual(stored, error, places=5)
+
+  def test_one_device_gives_the_same(self):
+    fit = sid.fit
+
+    def on_one(*arguments, **options):
+      return fit(*arguments, **options, devices=jax.devices()[:1])
+
+    other = self.workdir.parent / "one"
+    with mock.patch.object(sid, "fit", on_one):
+      quantize.run(_CONFIG, other, self.items, _SOURCE)
+    self.assertEqual(_sids(other), _sids(self.workdir))
+
+  def test_add_remove_and_add_again(self):
+    before = _sids(self.workdir)
+    facts = quantize.add_items(self.workdir, _items(90, 30, 1), "new")
+    grown = _sids(self.workdir)
+    self.assertEqual({k: grown[k] for k in before}, before)
+    self.assertLen({tokens for tokens, _ in grown.values()}, 120)
+    self.assertEqual(facts["items"], 120)
+    self.assertEqual(facts["drift"]["newcomers"], 30)
+
+    gone = np.array(["sku-3", "sku-95"])
+    facts = quantize.remove_items(self.workdir, gone, "gone")
+    shrunk = _sids(self.workdir)
+    for item, (tokens, active) in grown.items():
+      self.assertEqual(shrunk[item], (tokens, active and item not in gone))
+    self.assertEqual((facts["items"], facts["sids"]), (118, 120))
+
+    again = _items(95, 1, 7, scale=50.0)  # Its embedding has changed.
+    facts = quantize.add_items(self.workdir, again, "again")
+    found = _sids(self.workdir)
+    self.assertEqual(found["sku-95"], grown["sku-95"])
+    self.assertEqual(facts["items"], 119)
+    self.assertEqual(facts["drift"]["newcomers"], 30)
+    index = store.read(self.workdir).index
+    for row, (tokens, active) in enumerate(found.values()):
+      item = int(sid.lookup(index, np.array(tokens, np.int32)))
+      self.assertEqual(item, row + 1 if active else 0)
+
+  def test_newcomers_from_elsewhere_make_a_refit_due(self):
+    facts = quantize.add_items(self.workdir, _items(90, 9, 2, 9.0), "far")
+    self.assertTrue(facts["drift"]["refit_due"])
+    page = (self.workdir / "sids" / "report.html").read_text()
+    self.assertIn("a refit is due", page)
+    found = store.read(self.workdir)
+    x = _items(90, 9, 2, 9.0).rows
+    plain = sid.encode(found.codebooks, x)
+    error = np.square(x - sid.reconstruct(found.codebooks, plain)).sum(1)
+    variance = np.square(self.items.rows - self.items.rows.mean(0)).sum(1)
+    self.assertAlmostEqual(
+      facts["drift"]["relative_error"] / (error.mean() / variance.mean()),
+      1.0,
+      places=4,
+    )
+
+  def test_titles_come_along(self):
+    new = _items(90, 2, 3)._replace(titles=np.array(["First", ""]))
+    quantize.add_items(self.workdir, new, "new")
+    title = store.read(self.workdir).title
+    self.assertEqual(title[-2:].tolist(), ["First", ""])
+    self.assertEqual(set(title[:-2]), {""})
+
+  def test_bad_additions(self):
+    add = quantize.add_items
+    new = _items(88, 4, 1)
+    self._refused(
+      r"f: 2 items are in the catalogue already \(sku-88, sku-89\)",
+      add,
+      new,
+      "f",
+    )
+    new = _items(90, 4, 1)
+    self._refused("no item ids", add, new._replace(item_ids=None), "f")
+    narrow = new._replace(rows=new.rows[:, :3])
+    self._refused("3 dimensions; expected 5", add, narrow, "f")
+    rows = new.rows.copy()
+    rows[1, 2] = np.inf
+    self._refused(
+      r"1 row has NaN .* sku-91 \(row 1\)", add, new._replace(rows=rows), "f"
+    )
+    self._refused(
+      "--sid_vocab_size, --sid_levels: .* 216 SIDs for 290",
+      add,
+      _items(90, 200),
+      "f",
+    )
+
+  def test_bad_removals(self):
+    remove = quantize.remove_items
+    quantize.remove_items(self.workdir, np.array(["sku-1"]), "f")
+    self._refused(
+      r"f: 2 items are not in the catalogue \(sku-1, x\)",
+      remove,
+      np.array(["sku-1", "sku-2", "x"]),
+      "f",
+    )
+    rest = np.array(
+      [k for k, (_, there) in _sids(self.workdir).items() if there]
+    )
+    self._refused("names all 89 items", remove, rest, "f")
+
+  def test_ids_are_integers_where_none_are_given(self):
+    plain = self.items._replace(item_ids=None)
+    other = self.workdir.parent / "plain"
+    quantize.run(_CONFIG, other, plain, _SOURCE)
+    self.assertEqual(list(_sids(other)), list(range(1, 91)))
+    quantize.remove_items(other, np.array(["3"]), "gone.txt")
+    self.assertFalse(_sids(other)[3][1])
+
+  def test_balance_bounds_the_codes(self):
+    self.assertGreater(max(self.facts["largest_code"]), 17)
+    config = dataclasses.replace(_CONFIG, balance=1.1)
+    other = self.workdir.parent / "balanced"
+    facts = quantize.run(config, other, self.items, _SOURCE)
+    # ceil(1.1 x 90 / 6)
+    self.assertLessEqual(max(facts["largest_code"]), 17)
+
+  def test_rows_of_a_file_give_what_rows_in_memory_give(self):
+    """But for the fit, which reads them in another order."""
+    path = self.workdir.parent / "items.npy"
+    np.save(path, self.items.rows)
+    other = self.workdir.parent / "streamed"
+    streamed = self.items._replace(rows=rows_lib.open_npy(path))
+    facts = quantize.run(_CONFIG, other, streamed, _SOURCE)
+    x, found = self.items.rows, store.read(other)
+    made = quantize.encode(found.codebooks, x, _CONFIG)
+    np.testing.assert_array_equal(made.unique, found.tokens)
+    self.assertEqual(
+      facts["recall_at_10"],
+      sid_page.recall(found.codebooks, x, made.unique, _CONFIG.seed),
+    )
+
+  @parameterized.named_parameters(
+    ("equal", np.ones((10, 3))),
+    ("one", np.ones((1, 3))),
+    ("two", np.eye(2)),
+    ("one_dimension", np.linspace(0, 1, 30)[:, None]),
+  )
+  def test_odd_catalogues(self, x):
+    other = self.workdir.parent / "odd"
+    items = Embeddings(x.astype(np.float32), None, None)
+    facts = quantize.run(_CONFIG, other, items, _SOURCE)
+    self.assertLen(set(_sids(other).values()), len(x))
+    self.assertEqual(facts["items"], len(x))
+
+  def test_files_of_another_run(self):
+    other = self.workdir.parent / "other"
+    quantize.run(_CONFIG, other, _items(0, 90, 5), _SOURCE)
+    for name in ("codebooks.npz", "sids.npz", "index.npz"):
+      with self.subTest(name):
+        shutil.copy(other / "sids" / name, self.workdir / "sids" / name)
+        self._refused("of one run", store.read)
+        shutil.copy(self.made / "sids" / name, self.workdir / "sids" / name)
+
+  @parameterized.parameters(*sorted(_FILES - {"report.html"}))
+  def test_damaged_and_missing_files(self, name):
+    path = self.workdir / "sids" / name
+    path.write_bytes(path.read_bytes()[:-40])
+    self._refused(f"{name} .*read", store.read)
+    path.unlink()
+    self._refused(f"{name} cannot be read", store.read)
+
+  def test_a_fit_that_was_killed_goes_on_at_its_level(self):
+    fit, levels = sid.fit, []
+
+    def dying(*arguments, on_level, **options):
+      def die(codebooks):
+        on_level(codebooks)
+        if len(codebooks) == 2:
+          raise KeyboardInterrupt
+
+      return fit(*arguments, on_level=die, **options)
+
+    def counting(*arguments, initial, **options):
+      levels.append(0 if initial is None else len(initial))
+      return fit(*arguments, initial=initial, **options)
+
+    other = self.workdir.parent / "killed"
+    with mock.patch.object(quantize, "_WORTH_SAVING", 0.0):
+      with (
+        mock.patch.object(sid, "fit", dying),
+        self.assertRaises(KeyboardInterrupt),
+      ):
+        quantize.run(_CONFIG, other, self.items, _SOURCE)
+      self.assertFalse((other / "sids").exists())
+      with mock.patch.object(sid, "fit", counting):
+        changed = quantize.Source("items.npz", "4567")
+        quantize.fit_or_resume(_CONFIG, other, self.items.rows, changed)
+        quantize.run(_CONFIG, other, self.items, _SOURCE)
+    self.assertEqual(levels, [0, 2])
+    self.assertEqual(_sids(other), _sids(self.workdir))
+    self.assertEqual([x.name for x in other.iterdir()], ["sids"])
+
+
+if __name__ == "__main__":
+  absltest.main()

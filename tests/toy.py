@@ -1,0 +1,167 @@
+"""A tiny catalogue, simulator and engine for tests of the training engine."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hsrl_jax import agents, sid
+from hsrl_jax.agents.base import Catalogue, Spec
+from hsrl_jax.config import PolicyConfig
+from hsrl_jax.engine import loop
+from hsrl_jax.evaluation import simulate
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.stages import policy
+from hsrl_jax.types import Sessions
+
+ITEMS, GROUPS, USERS, HISTORY, SLATE = 40, 4, 24, 6, 3
+
+
+def response(params, profile, history, slate):
+  """A user likes the items of the group that its profile names."""
+  del history
+  group = (slate - 1) % GROUPS
+  return jnp.where(profile[group] > 0, 0.95, 0.1) * params
+
+
+def env(no_repeat: bool = False) -> UserSimulator:
+  return UserSimulator(
+    response_fn=response,
+    slate_size=SLATE,
+    no_repeat=no_repeat,
+    patience=8.0,
+    max_steps=6,
+    penalty=-0.1,
+    sweet_point=None,
+  )
+
+
+def inputs() -> loop.Inputs:
+  groups = np.arange(ITEMS) % GROUPS
+  noise = 0.3 * np.random.default_rng(0).normal(size=(ITEMS, 3))
+  features = np.concatenate([np.eye(GROUPS)[groups], noise], 1)
+  codebooks = sid.fit(
+    jax.random.key(0),
+    jnp.asarray(features, jnp.float32),
+    levels=2,
+    vocab_size=8,
+    iterations=10,
+    restarts=1,
+  )
+  tokens = sid.encode_unique(np.asarray(codebooks), features)
+  padded = np.concatenate([np.zeros((1, features.shape[1])), features])
+  return loop.Inputs(
+    Catalogue(
+      jnp.asarray(padded, jnp.float32), sid.build_index(tokens, 8), codebooks
+    ),
+    EnvParams(
+      jnp.float32(1.0),
+      jnp.eye(GROUPS)[jnp.arange(USERS) % GROUPS],
+      # Full ones: with a single item attention has no gradient but rounding,
+      # which Adam would blow up to steps of full size.
+      (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)) % ITEMS + 1,
+    ),
+  )
+
+
+def config(**overrides) -> PolicyConfig:
+  values = dict(
+    width=8,
+    layers=1,
+    heads=2,
+    critic_hidden=(8,),
+    users=8,
+    batch_size=16,
+    buffer_size=8 * 40,
+    iterations=40,
+    iterations_per_call=4,
+    curve_every=20,
+    save_every=20,
+    seeds=(0, 1),
+  )
+  return PolicyConfig(**(values | overrides))
+
+
+SPEC = Spec(
+  levels=2,
+  vocab_size=8,
+  slate_size=SLATE,
+  penalty=-0.1,
+  iterations=40,
+)
+
+
+def agent(policy_config: PolicyConfig):
+  return agents.AGENTS[policy_config.agent](policy_config, SPEC)
+
+
+def engine(policy_config: PolicyConfig, no_repeat: bool = False):
+  return loop.make(agent(policy_config), env(no_repeat), policy_config)
+
+
+def logs(rows: int = 400):
+  """Slates drawn uniformly for users of the pool, and their responses."""
+  rng = np.random.default_rng(1)
+  users = inputs().env_params
+  user = rng.integers(0, USERS, rows)
+  profile, history = users.profiles[user], users.histories[user]
+  shown = np.stack([rng.permutation(ITEMS)[:SLATE] + 1 for _ in user])
+  liked = rng.random(shown.shape) < jax.vmap(response, (None, 0, 0, 0))(
+    users.response, profile, history, jnp.asarray(shown)
+  )
+  sessions = Sessions(user, profile, history, shown, 1.0 * liked)
+  return loop.logged(jax.tree.map(np.asarray, sessions), env().penalty)
+
+
+def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):
+  """Learner, stream and last metrics after `calls` calls of the engine."""
+  made, given = engine(policy_config), inputs()._replace(logs=data)
+  learner, stream = jax.jit(made.init)(seed, given)
+  run = jax.jit(made.run)
+  for _ in range(calls):
+    learner, stream, metrics = run(learner, stream, given)
+  return learner, stream, metrics
+
+
+def _mean_reward(act, params) -> float:
+  sessions = simulate.simulate(
+    act, env(), params, inputs().env_params, jax.random.key(0), episodes=96
+  )
+  return float(sessions.total_reward.mean())
+
+
+@functools.cache
+def bounds() -> dict[str, float]:
+  """Total rewards of the bounds."""
+  active = inputs().catalogue.index.active
+  made = simulate.bounds(env(), inputs().env_params, active)
+  return {name: _mean_reward(*policy) for name, policy in made.items()}
+
+
+def normalised(total_reward: float) -> float:
+  low, high = bounds()["random"], bounds()["greedy_oracle"]
+  return (total_reward - low) / (high - low)
+
+
+def learning(name: str, data=None, **overrides) -> tuple[float, float]:
+  """Normalised rewards of an agent untrained and trained."""
+  values = dict(
+    agent=name,
+    iterations=300,
+    iterations_per_call=20,
+    curve_every=300,
+    save_every=300,
+    learning_rate=1e-2,
+    seeds=(0,),
+  )
+  policy_config = config(**(values | overrides))
+  act, catalogue = policy.greedy(agent(policy_config)), inputs().catalogue
+  calls = policy_config.iterations // policy_config.iterations_per_call
+  trained = train(policy_config, calls, data=data)[0].target_params
+  user = env().start(0, inputs().env_params).observation
+  untrained = agent(policy_config).init(jax.random.key(0), catalogue, user)
+  return tuple(
+    normalised(_mean_reward(act, (params, catalogue)))
+    for params in (untrained, trained)
+  )
