@@ -1,0 +1,1 @@
+"""Datasets: prepared by a TFDS builder, read back and checked."""

@@ -120,15 +120,15 @@ def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:
       )
     return
   if raw_data_dir is None:
-    found = "--raw_data_dir is missing"
+    fault = "--raw_data_dir is missing"
   elif not pathlib.Path(raw_data_dir).is_dir():
-    found = f"--raw_data_dir={raw_data_dir} is no folder"
+    fault = f"--raw_data_dir={raw_data_dir} is no folder"
   elif not any(pathlib.Path(raw_data_dir).iterdir()):
-    found = f"--raw_data_dir={raw_data_dir} is empty"
+    fault = f"--raw_data_dir={raw_data_dir} is empty"
   else:
     return
   raise InputError(
-    f"--dataset={dataset}: {found}; expected a folder with {wanted}"
+    f"--dataset={dataset}: {fault}; expected a folder with {wanted}"
   )
 
 
