@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 from hsrl_jax.data.source import SPLITS
 
-HISTORY_LENGTH = 50  # Items of a history, unless a dataset says otherwise.
+HISTORY_LENGTH = 50  # Items of a history of most datasets.
 HELD_OUT = 0.1  # Share of what is split in `val`, and again in `test`.
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # Of features and profiles.
@@ -36,7 +36,7 @@ class Widths(NamedTuple):
 
   feature: int | None = None
   profile: int | None = None
-  history: int | None = HISTORY_LENGTH
+  history: int | None = None
   slate: int | None = None
 
 

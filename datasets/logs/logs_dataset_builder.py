@@ -38,10 +38,6 @@ class Builder(schema.SlateBuilder):
     "sessions.csv or .parquet and items.csv or .parquet"
   )
 
-  def widths(self):
-    """Number of entries of each list in a row: as many as the files have."""
-    return schema.Widths(history=None)
-
   def read_items(self, folder):
     """Columns of `items`, in the order of the file."""
     return read_items(folder)

@@ -73,6 +73,7 @@ class Builder(schema.SlateBuilder):
     return schema.Widths(
       feature=SVD_DIMENSIONS + len(GENRES) + len(movielens.ITEM_STATISTICS),
       profile=people + len(GENRES) + len(movielens.PROFILE_STATISTICS),
+      history=schema.HISTORY_LENGTH,
       slate=movielens.SLATE_SIZE,
     )
 

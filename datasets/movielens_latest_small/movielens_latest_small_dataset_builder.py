@@ -34,6 +34,7 @@ class Builder(schema.SlateBuilder):
     return schema.Widths(
       feature=SVD_DIMENSIONS + genres + len(movielens.ITEM_STATISTICS),
       profile=genres + len(movielens.PROFILE_STATISTICS),
+      history=schema.HISTORY_LENGTH,
       slate=movielens.SLATE_SIZE,
     )
 

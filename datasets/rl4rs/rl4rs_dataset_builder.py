@@ -62,6 +62,7 @@ class Builder(schema.SlateBuilder):
     return schema.Widths(
       feature=ITEM_WIDTH,
       profile=FREQUENT * CATEGORIES + QUANTITIES,
+      history=schema.HISTORY_LENGTH,
       slate=SLATE_SIZE,
     )
 

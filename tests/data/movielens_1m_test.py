@@ -244,6 +244,7 @@ class PrepareTest(parameterized.TestCase):
     ("ratings.dat", "", "row 4 is ''; expected user_id::movie_id::rating::"),
     ("ratings.dat", "2::5::x::1", "row 4 has rating 'x' (1 such rows)"),
     ("ratings.dat", "2::5::2.5::1", "row 4 has rating '2.5'"),
+    ("ratings.dat", "2::5::5::1e30", "row 4 has timestamp '1e30'"),
     ("ratings.dat", "2::5::6::1", "row 4 has rating 6"),
     ("ratings.dat", "3::5::5::1", "row 4 has user_id 3"),
     ("ratings.dat", "2::4::5::1", "row 4 has movie_id 4"),
