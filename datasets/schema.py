@@ -124,7 +124,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     else:
       columns = dict(self.read_sessions(folder))
       history = columns["history"] = np.asarray(columns["history"])
-      columns["history_length"] = (history > 0).sum(1)
+      columns["history_length"] = (history > 0).sum(-1)
       split = np.asarray(columns["split"])
       rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     columns = {

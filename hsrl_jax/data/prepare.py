@@ -13,7 +13,7 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 from hsrl_jax import files
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 
 CONFIGS = ("items", "sessions")
 MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
@@ -142,7 +142,9 @@ def verify(data_dir: pathlib.Path) -> None:
   if not path.exists():
     raise InputError(f"{data_dir}: no prepared data; run --mode=data first")
   again = f"delete {data_dir} and {data_dir.parent}/.done/data, then run again"
-  for name, (size, digest) in json.loads(path.read_text()).items():
+  with reading(path, f"what --mode=data wrote: {again}"):
+    manifest = dict(json.loads(path.read_text()))
+  for name, (size, digest) in manifest.items():
     file = data_dir / name
     if not file.exists():
       raise InputError(f"{file} is missing; {again}")
