@@ -10,7 +10,7 @@ PACKAGE = "hsrl_jax"
 
 # Lowest first.
 LAYERS = (
-  ("types", "config", "errors", "files", "docstrings"),
+  ("types", "config", "errors", "files", "docstrings", "shipped"),
   ("ops",),
   ("sid",),
   ("data", "serving"),
