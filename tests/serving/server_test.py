@@ -10,14 +10,18 @@ import itertools
 import json
 import pathlib
 import random
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from unittest import mock
 
 import prometheus_client as prometheus
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
@@ -401,6 +405,26 @@ class ServerTest(parameterized.TestCase):
       _until(lambda: server._waiting)
       stop()
       self.assertEqual(answer.result()[0], 200)
+
+  @pytest.mark.slow
+  def test_a_process_with_256_files_stays_and_keeps_its_memory(self):
+    ran = subprocess.run(
+      [sys.executable, serving_attacks.__file__, "--only=400,trailer,resets"],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    lines = dict(
+      re.split("  +", x, maxsplit=1) for x in ran.stdout.splitlines()[1:]
+    )
+    for name in ("400 heads", "400 connections", "400 bodies"):
+      self.assertStartsWith(lines[name], "another client: 200")
+    for name in ("flood: trailers", "flood: one trailer"):
+      memory = int(re.search(r"memory ([+-]\d+) MB", lines[name])[1])
+      self.assertLess(memory, 50)
+    self.assertIn("none", lines["resets"])
+    self.assertEqual(lines["tracebacks"], "0")
+    self.assertEqual(lines["exit status"], "0")
 
 
 if __name__ == "__main__":
