@@ -20,10 +20,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
-
-from tests.benchmarks import serving_bad_requests
-
 FILES, HALVES, PIPELINED = 256, 400, 256
 _PATIENCE = 30.0  # Seconds until an attack counts as not ended by the server.
 
@@ -174,6 +170,7 @@ def attacks(port: int, pid: int, good: bytes) -> dict[str, Callable[[], str]]:
     pid: of the server.
     good: a request that it answers; the connection stays.
   """
+  import serving_bad_requests  # Beside this file, where it is the program.
 
   def flooded(start, piece):
     before = serving_bad_requests.rss(pid)
@@ -236,6 +233,7 @@ def _closing(raw: bytes) -> bytes:
 
 def main() -> None:
   """Attacks and prints."""
+  import serving_bad_requests
   import serving_export
 
   parser = argparse.ArgumentParser()
