@@ -59,11 +59,11 @@ class Recommendations(NamedTuple):
 
 
 class Inputs(NamedTuple):
-  """The shapes and dtypes that an artefact takes, which its files must have.
+  """The arrays that an artefact takes; those of the files must be like them.
 
   Attributes:
-    policy: of the parameters, by name.
-    catalogue: of the catalogue's arrays, by name.
+    policy: shape and dtype of each parameter, by name.
+    catalogue: shape and dtype of each array of the catalogue, by name.
     rows: sizes of a request: P, H and T.
     slate: K.
   """
@@ -74,7 +74,7 @@ class Inputs(NamedTuple):
   slate: int
 
   def check(self, folder: pathlib.Path, manifest: folder_lib.Manifest) -> None:
-    """Raises InputError where a manifest has other sizes than the artefact."""
+    """Raises InputError if a manifest has other sizes than the artefact."""
     sizes = dict(zip(("profile", "history", "seen"), self.rows, strict=True))
     for name, size in (sizes | {"slate": self.slate}).items():
       if manifest.sizes[name] != size:
@@ -89,12 +89,12 @@ def _check_arrays(
   arrays: dict[str, Any],
   wanted: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
-  """Checks arrays by name: all of them, their shapes and dtypes, finite.
+  """Checks the names, shapes and dtypes of arrays, and that all are finite.
 
   Args:
-    where: file or thing that has the arrays, for the message.
+    where: owner of the arrays, for the message.
     arrays: by name.
-    wanted: what the artefact takes.
+    wanted: the arrays that the artefact takes.
 
   Raises:
     InputError: names the first array that is wrong.
@@ -107,8 +107,8 @@ def _check_arrays(
         f"{where} has {has} for the array {name!r}; expected {expected}, which "
         "the exported function takes: run --mode=export again"
       )
-    array = np.asarray(arrays[name])
-    if array.dtype.kind not in "biu" and not np.isfinite(array).all():
+    array = arrays[name]
+    if array.dtype.kind == "f" and not np.isfinite(np.asarray(array)).all():
       raise InputError(
         f"{where} has numbers in the array {name!r} that are not finite; "
         "expected finite ones: run --mode=export again"
@@ -176,7 +176,7 @@ class Recommender:
 
     Raises:
       InputError: a file is missing or damaged, requests are of other sizes, or
-        the slate is none.
+        `probe` fails.
     """
     folder = pathlib.Path(folder)
     old, new = self.manifest, folder_lib.read_manifest(folder)
@@ -202,8 +202,8 @@ class Recommender:
     """Asks for one slate in each batch size.
 
     Raises:
-      InputError: the slate holds items that are not active, numbers that are
-        no log probabilities, or nothing although there are active items.
+      InputError: the slate holds inactive items or NaN, or is empty although
+        there are active items.
     """
     active = np.asarray(self.catalogue.index.active)
     for size in self.batch_sizes:
@@ -217,7 +217,7 @@ class Recommender:
         raise InputError(
           f"the policy answers {slates.items[0].tolist()} with log "
           f"probabilities {slates.log_probs[0].tolist()}; expected active "
-          "items with finite ones: run --mode=export again"
+          "items, and no NaN: run --mode=export again"
         )
 
   def empty_query(self) -> Query:
@@ -359,7 +359,7 @@ def load(
 
   Raises:
     InputError: a file is missing, damaged or of another version; the export is
-      not for this platform; its slate is none.
+      not for this platform; `probe` fails.
   """
   folder = pathlib.Path(folder)
   manifest = folder_lib.read_manifest(folder)
@@ -383,7 +383,7 @@ def load(
 def _read_decode(
   folder: pathlib.Path, manifest: folder_lib.Manifest
 ) -> tuple[export.Exported, Inputs]:
-  """Reads the artefact, and what it takes."""
+  """Reads the artefact, and the description of its inputs."""
   artefact = folder_lib.read_file(folder, manifest, "decode")
   try:
     exported = export.deserialize(bytearray(artefact))
@@ -450,7 +450,7 @@ def _read_policy(
 def _read_catalogue(
   folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
 ) -> Catalogue:
-  """Reads the catalogue, checked against what the artefact takes."""
+  """Reads the catalogue, checked against the inputs of the artefact."""
   catalogue = folder_lib.read_catalogue(folder, manifest)
   path = folder / manifest.files["catalogue"].name
   _check_arrays(path, catalogue.arrays(), inputs.catalogue)

@@ -168,7 +168,7 @@ class ServerTest(parameterized.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.folder = pathlib.Path(tempfile.mkdtemp()) / "export"
-    cls.made = toy_export.make(cls.folder)
+    cls.exported = toy_export.make(cls.folder)
     cls.recommender = serving.load(cls.folder)
 
   @classmethod
@@ -221,7 +221,7 @@ class ServerTest(parameterized.TestCase):
     self.assertEqual(float(values["hsrl_items"]), toy.ITEMS)
 
   def test_bad_requests_get_a_4xx_that_says_why(self):
-    sizes = self.made.manifest.sizes
+    sizes = self.exported.manifest.sizes
     cases = serving_bad_requests.cases(random.Random(1), sizes)
     with _serving(self.recommender, folder=self.folder, timeout=2.0) as (
       _,
@@ -318,7 +318,7 @@ class ServerTest(parameterized.TestCase):
     with _serving(self.recommender, folder=self.folder) as (server, _, port):
       failing = mock.Mock(wraps=self.recommender)
       failing.configure_mock(
-        batch_sizes=(4,), manifest=self.made.manifest, version="x"
+        batch_sizes=(4,), manifest=self.exported.manifest, version="x"
       )
       failing.decode.side_effect = RuntimeError("no device")
       server.recommender = failing
@@ -355,7 +355,7 @@ class ServerTest(parameterized.TestCase):
       threads = [threading.Thread(target=ask) for _ in range(2)]
       for thread in threads:
         thread.start()
-      catalogue, gone = self.made.catalogue, []
+      catalogue, gone = self.exported.catalogue, []
       try:
         for _ in range(3):
           # What is best now leaves.
