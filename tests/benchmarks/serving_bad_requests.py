@@ -227,11 +227,11 @@ def _send(server, port: int, sizes: dict[str, int], count: int) -> dict:
   good = {"history": [1, 2, 3], "profile": [0.0] * sizes["profile"]}
   good = post(json.dumps(good).encode())
   wait(port)
-  made = cases(random.Random(0), sizes)
+  bad = cases(random.Random(0), sizes)
   statuses, wrong, memory = collections.Counter(), [], []
   start = time.monotonic()
   for number in range(count):
-    name, raw = huge() if number % _EACH == _EACH - 1 else next(made)
+    name, raw = huge() if number % _EACH == _EACH - 1 else next(bad)
     status, body = answer(port, raw, HUGE if name == "huge" else 0)
     statuses[status] += 1
     if not 400 <= status < 500 or len(body) < 10:
