@@ -60,11 +60,10 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10,<0.11"],
     "tpu": ["jax[tpu]>=0.10,<0.11"],
     "serve": [
-      "httptools>=0.6",
+      "granian>=2.8,<3",
       "orjson>=3.10",
       "prometheus-client>=0.21",
       "starlette>=0.46",
-      "uvicorn>=0.34",
       "uvloop>=0.21",
     ],
     "benchmarks": ["faiss-cpu>=1.11"],
