@@ -1,4 +1,4 @@
-"""Stage `report`: what a run found, as one page without outside resources."""
+"""Stage `report`: results of a run, as one page without outside resources."""
 
 import json
 import pathlib
