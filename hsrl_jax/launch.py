@@ -113,7 +113,7 @@ def _run(
   mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
 ) -> None:
   """Runs it in this process alone."""
-  workdir_lib.settle(workdir / store.FOLDER)
+  workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
   elif mode in EXPERIMENTS:

@@ -213,6 +213,36 @@ class WholePathTest(parameterized.TestCase):
       self.assertEqual(status, 2)
       self.assertIn(what, err)
 
+  def test_export_writes_over_nothing_else(self):
+    link = self.folder / "link"
+    link.symlink_to(self._copy("linked"))
+    file = self.folder / "file"
+    file.write_text("kept")
+    before = self._all()
+    for folder in (
+      self.workdir,
+      self.workdir / "sids",
+      link,
+      file,
+      "/dev/null",
+    ):
+      status, _, err = _in_process(
+        *SMALL,
+        f"--workdir={self.workdir}",
+        "--mode=export",
+        f"--export_dir={folder}",
+      )
+      self._refused(status, err, f"{folder} ")
+      self.assertIn("expected a folder that is missing, empty, or an exp", err)
+      self.assertLen(err.splitlines(), 1)
+    self.assertEqual(self._all(), before)
+
+  def _all(self):
+    return {
+      p: (p.is_symlink(), p.is_file() and p.read_bytes())
+      for p in self.folder.rglob("*")
+    }
+
   def test_sids_file_is_invertible(self):
     saved = np.load(self.workdir / "sids" / "sids.npz")
     self.assertLen(set(map(tuple, saved["tokens"])), len(saved["item_id"]))
@@ -477,6 +507,17 @@ class EmbeddingsTest(parameterized.TestCase):
       "7 dimensions; expected 4",
     )
     self.assertLen(self._items(), 60)
+
+  def test_what_others_have_in_the_workdir_stays(self):
+    for name in ("sids/letter", ".fit/letter"):
+      path = self.workdir / name
+      path.parent.mkdir(parents=True)
+      path.write_text("kept")
+    self._refused(self._quantize(), "sids.npz cannot be read")
+    (self.workdir / "sids" / "letter").unlink()
+    (self.workdir / "sids").rmdir()
+    self.assertEqual(self._quantize()[0], 0)
+    self.assertEqual(list((self.workdir / ".fit").iterdir()), [path])
 
   @parameterized.parameters(
     (("--embeddings=x.npz",), "--embeddings with --mode=all"),

@@ -8,6 +8,7 @@ of users is symbolic: each batch size is compiled where it is served.
 
 import contextlib
 import io
+import json
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,6 +29,22 @@ from hsrl_jax.types import Observation, Params
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+  """Whether the manifest in a folder is one of an export, of any version."""
+  try:
+    manifest = json.loads((folder / folder_lib.MANIFEST).read_text())
+    return set(folder_lib.ROLES) <= set(manifest["files"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+
+
+KIND = workdir_lib.Kind(
+  "an export",
+  (folder_lib.MANIFEST, "decode.bin", "policy.npz", "catalogue-*.npz"),
+  _is_export,
+)
 
 
 def capacity(config: Config, export: ExportConfig, items: int) -> int:
@@ -78,7 +95,7 @@ def write(
   """Writes the folder, all or nothing.
 
   Args:
-    folder: is replaced.
+    folder: where nothing is, or an export, which is replaced.
     agent: made for `slate_size`.
     params: of the agent.
     catalogue: with the capacity that the export will have.
@@ -111,7 +128,7 @@ def write(
     )(*arguments, *rows)
   buffer = io.BytesIO()
   np.savez(buffer, **named)
-  with workdir_lib.replace_folder(folder) as new:
+  with workdir_lib.replace_folder(folder, KIND) as new:
     manifest = folder_lib.Manifest(
       sizes=catalogue.sizes()
       | {

@@ -3,6 +3,7 @@
 Also what comes after it: items are added and removed, with SIDs for life.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -28,6 +29,11 @@ from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import sid_page
 from hsrl_jax.sid import store
 
+KIND = workdir_lib.Kind(
+  "a folder of SIDs",
+  (*store.FILES, "report.html"),
+  lambda folder: (folder / "sids.npz").exists(),
+)
 _FITS = ".fit"  # Checkpoints of fits that are not finished.
 _WORTH_SAVING = 2.0  # Seconds of work that a checkpoint must save.
 _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
@@ -93,8 +99,10 @@ def run(
     What report.json holds.
 
   Raises:
-    InputError: V^L is too small for the catalogue, or a row is not finite.
+    InputError: V^L is too small for the catalogue, a row is not finite, or
+      `sids/` holds something else.
   """
+  workdir_lib.check_replaceable(workdir / store.FOLDER, KIND)
   rows = catalogue.rows
   count = rows.shape[0]
   item_id = catalogue.item_ids
@@ -141,8 +149,16 @@ def run(
     facts=facts,
   )
   facts = _write(workdir, made, genres)
-  shutil.rmtree(workdir / _FITS, ignore_errors=True)
+  _forget_fits(workdir / _FITS)
   return facts
+
+
+def _forget_fits(folder: pathlib.Path) -> None:
+  """Removes the checkpoints of all fits, and nothing else."""
+  for path in folder.glob(f"{'[0-9a-f]' * 16}-{'[0-9a-f]' * 16}"):
+    shutil.rmtree(path, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    folder.rmdir()
 
 
 def add_items(
@@ -407,7 +423,7 @@ def _write(
     return str(title) or f"item {made.item_id[rows[row]]}"
 
   page = sid_page.render(facts, made.codebooks, tokens, title_of, genres)
-  with workdir_lib.replace_folder(workdir / store.FOLDER) as folder:
+  with workdir_lib.replace_folder(workdir / store.FOLDER, KIND) as folder:
     store.write(folder, made._replace(facts=facts))
     files.write_atomic(folder / "report.html", page)
   return facts

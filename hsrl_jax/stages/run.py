@@ -267,6 +267,8 @@ class Run:
 
   def export(self, export: config_lib.ExportConfig) -> None:
     """Mode export: the trained policy of a seed, for serving."""
+    folder = pathlib.Path(export.dir or self.workdir / export_lib.FOLDER)
+    workdir_lib.check_replaceable(folder, export_lib.KIND)
     workdir_lib.require(self.workdir, "policy", self.fingerprints["policy"])
     config, items = self.config, self.dataset.items
     capacity = export_lib.capacity(config, export, len(items.titles) - 1)
@@ -297,7 +299,6 @@ class Run:
         found.popularity if config.policy.agent == "popularity" else None
       ),
     )
-    folder = pathlib.Path(export.dir or self.workdir / export_lib.FOLDER)
     how = policy.acting(config.policy, served.index)
     print(f"export ...\n  acting: {how}", flush=True)
     made = export_lib.write(
