@@ -92,6 +92,9 @@ def main(argv: list[str], command: str) -> None:
     raise InputError("--workdir is missing; expected a folder to write to")
   _check_inputs(mode)
   config = flags_lib.config_from_flags()
+  # A bad flag is told before anything runs, whatever the mode reads.
+  flags_lib.export_from_flags()
+  flags_lib.experiment_from_flags()
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
@@ -268,6 +271,8 @@ def _shipped(argument: str) -> str:
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS([_shipped(x) for x in argv])
+  except UnicodeDecodeError as error:
+    _fail(f"a --flagfile is no text ({error}); expected flags, one a line")
   except (flags.Error, OSError) as error:
     _fail(error)
 
