@@ -29,7 +29,10 @@ setuptools.setup(
     *(f"hsrl_jax.shipped.{x}" for x in SHIPPED),
   ],
   package_dir={f"hsrl_jax.shipped.{x}": x for x in SHIPPED},
-  package_data={f"hsrl_jax.shipped.{x}": files for x, files in SHIPPED.items()},
+  package_data={
+    "hsrl_jax.report": ["templates/*"],
+    **{f"hsrl_jax.shipped.{x}": files for x, files in SHIPPED.items()},
+  },
   python_requires=">=3.11",
   classifiers=[
     "Operating System :: POSIX :: Linux",
@@ -44,6 +47,7 @@ setuptools.setup(
     "flatbuffers>=25.1.21",
     "flax>=0.12,<0.13",
     "jax>=0.10,<0.11",
+    "jinja2>=3.1.5",
     "matplotlib>=3.9",
     "numpy>=2.0",
     "optax>=0.2.6",

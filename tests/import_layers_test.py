@@ -30,7 +30,7 @@ LAYERS = (
 SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
 ONLY = {
-  "flags": {"config", "errors", "docstrings"},
+  "flags": {"config", "errors", "docstrings", "experiments"},
   # What is served needs jax and numpy alone.
   "serving": {"types", "errors", "files", "docstrings", "sid", "serving"},
 }
