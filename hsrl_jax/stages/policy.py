@@ -13,9 +13,9 @@ from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.engine import checkpoint, loop, parallel, processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import metrics as metrics_lib
-from hsrl_jax.host import progress, stop
+from hsrl_jax.host import stop
 from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
@@ -121,7 +121,7 @@ def run(
       metrics_lib.MetricsWriter(folder, saved)
       if first
       else contextlib.nullcontext() as writer,
-      progress.bar(policy.iterations, "policy", "it", saved) as bar,
+      watch_lib.bar(policy.iterations, "policy", "it", saved) as bar,
       watch_lib.profiler(
         folder / "profile", policy.profile_range if first else None
       ) as profiler,
@@ -222,16 +222,16 @@ def _curve(
       )
       for p in by_seed(config.policy, params)
     ]
-    counts = watch_lib.code_usage(
+    counts = measures.code_usage(
       catalogue.index, [np.asarray(s.slates) for s in sessions]
     )
     by_level = {f"level_{i}": x for i, x in enumerate(counts, start=1)}
     measured = {
-      name: simulate.summarise([getattr(s, name) for s in sessions])
+      name: statistics.summarise([getattr(s, name) for s in sessions])
       for name in ("total_reward", "depth")
     } | {
       "perplexity": {
-        name: watch_lib.perplexity(x) for name, x in by_level.items()
+        name: statistics.perplexity(x) for name, x in by_level.items()
       }
     }
     return measured, {f"tokens/{name}": x for name, x in by_level.items()}

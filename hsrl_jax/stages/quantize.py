@@ -25,7 +25,7 @@ from hsrl_jax.data.source import Items
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality
-from hsrl_jax.host import progress
+from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import sid_page
 from hsrl_jax.sid import store
@@ -303,7 +303,7 @@ def fit(
 ) -> np.ndarray:
   """Codebooks, float32 [L, V, D], as the configuration has it; see sid.fit."""
   title = f"quantize: fit {config.vocab_size}x{config.levels}"
-  with progress.bar(config.levels, title, "level") as bar:
+  with watch.bar(config.levels, title, "level") as bar:
 
     def done(codebooks):
       bar.update(len(codebooks) - bar.n)
@@ -461,4 +461,4 @@ def _refuse(ids: np.ndarray, where: str, what: str) -> None:
 
 
 def _bar(total: int, title: str, unit: str):
-  return progress.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)
+  return watch.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)

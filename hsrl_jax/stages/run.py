@@ -18,8 +18,8 @@ from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare, source
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
-from hsrl_jax.host import progress, watch
+from hsrl_jax.evaluation import bounds, measures, simulate
+from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
 from hsrl_jax.sid import store
@@ -151,7 +151,7 @@ class Run:
   def data(self) -> None:
     """Stage data."""
     if not self.own_users:
-      with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
+      with watch.bar(len(prepare.CONFIGS), "data", "table") as bar:
         malformed = prepare.prepare(
           self.config.data.dataset,
           self._folder("data") / "data",
@@ -211,14 +211,14 @@ class Run:
     key = jax.random.key(c.seed)
     policies = {
       name: [bound]
-      for name, bound in simulate.bounds(
+      for name, bound in bounds.bounds(
         self.env, users, self.catalogue.index.active
       ).items()
     }
     policies[agent_name] = self.policies()
     table = {}
     total = sum(map(len, policies.values()))
-    with progress.bar(total, "evaluate", "policy") as bar:
+    with watch.bar(total, "evaluate", "policy") as bar:
       for name, seeds in policies.items():
         table[name] = []
         for act, p in seeds:
@@ -227,20 +227,20 @@ class Run:
           )
           table[name].append(jax.device_get(sessions))
           bar.update()
-    simulate.save(
+    measures.save(
       self.workdir / SESSIONS, table, self.dataset.splits[c.split].user_id
     )
     files.write_json(
       self.workdir / "results.json",
       {
-        "format": simulate.RESULTS_FORMAT,
+        "format": measures.RESULTS_FORMAT,
         "protocol": self.config.simulator.protocol,
         "dataset": self.name,
         "split": c.split,
         "episodes": c.episodes,
         "seeds": list(self.config.policy.seeds),
         "agent": agent_name,
-        "policies": simulate.report(table),
+        "policies": measures.report(table),
         "simulator": self._read_json(
           self._folder("simulator"), "simulator/quality.json"
         ),
@@ -375,7 +375,7 @@ class Run:
 
   def results(self) -> dict:
     """What stage evaluate left."""
-    return simulate.read_results(self.workdir / "results.json")
+    return measures.read_results(self.workdir / "results.json")
 
   def _folder(self, stage: str) -> pathlib.Path:
     if self.shared is None or stage not in _SHARED:
