@@ -118,7 +118,11 @@ def restore_latest(
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-  """Within it Orbax does not wait for other processes; it asks how many."""
+  """Within it Orbax does not wait for other processes; it asks how many.
+
+  Its own MultiprocessingOptions(active_processes={0}) does not do: a save
+  still gathers its path from all processes, and refuses arrays of a single one.
+  """
   count = jax.process_count
   jax.process_count = lambda *_: 1
   try:

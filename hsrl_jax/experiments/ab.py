@@ -17,7 +17,7 @@ from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.bounds import BOUNDS
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
-from hsrl_jax.stages.run import SESSIONS
+from hsrl_jax.stages.evaluate import SESSIONS
 
 _SATURATED = 0.99  # A share above it tells policies apart no more.
 

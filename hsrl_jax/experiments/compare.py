@@ -14,7 +14,9 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures, statistics
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
-from hsrl_jax.stages.run import LEARN_FROM_LOGS, SESSIONS, Run
+from hsrl_jax.stages.evaluate import SESSIONS
+from hsrl_jax.stages.parts import LEARN_FROM_LOGS
+from hsrl_jax.stages.run import Run
 
 REFERENCE = "hsrl"
 

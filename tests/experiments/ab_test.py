@@ -16,7 +16,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures
 from hsrl_jax.experiments import ab, jobs
 from hsrl_jax.report import experiment_plots
-from hsrl_jax.stages.run import SESSIONS
+from hsrl_jax.stages.evaluate import SESSIONS
 
 
 def _arm(rng, user, lift=0.0, seeds=1, own=None, share=1.0):

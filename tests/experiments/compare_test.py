@@ -18,7 +18,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.report import experiment_plots, plots
-from hsrl_jax.stages.run import SESSIONS
+from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
