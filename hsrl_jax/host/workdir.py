@@ -71,7 +71,7 @@ def _lock(path: pathlib.Path):
         holder = file.read() or "another"
       raise InputError(
         f"{path.parent} is in use by process {holder}; expected no other run: "
-        "wait for its end, or use another --workdir"
+        "wait for its end, or use another workdir"
       ) from None
     except OSError as error:
       print(
@@ -162,21 +162,21 @@ def check_replaceable(folder: pathlib.Path, kind: Kind) -> None:
   """
   folder = pathlib.Path(os.path.abspath(folder))
   if folder.is_symlink():
-    found = "is a symbolic link"
+    what = "is a symbolic link"
   elif not folder.exists():
     return
   elif not folder.is_dir():
-    found = "is no folder"
+    what = "is no folder"
   elif not any(folder.iterdir()):
     return
   elif stranger := kind.stranger(folder):
-    found = f"holds {stranger!r}, which is not of {kind.name}"
+    what = f"holds {stranger!r}, which is not of {kind.name}"
   elif not kind.is_complete(folder):
-    found = f"is not {kind.name} of hsrl_jax"
+    what = f"is not {kind.name} of hsrl_jax"
   else:
     return
   raise InputError(
-    f"{folder} {found}; expected a folder that is missing, empty, or "
+    f"{folder} {what}; expected a folder that is missing, empty, or "
     f"{kind.name} alone, since it is replaced: choose another one, or move "
     "away what is there"
   )
@@ -213,11 +213,11 @@ def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
   path = _marker(workdir, stage)
   if not path.exists():
     return False
-  found = path.read_text().strip()
-  if found != fingerprint:
+  kept = path.read_text().strip()
+  if kept != fingerprint:
     raise InputError(
       f"{workdir}: stage {stage} was made with another configuration "
-      f"({found}, now {fingerprint}); expected the same: use a new --workdir"
+      f"({kept}, now {fingerprint}); expected the same: use a new workdir"
     )
   return True
 
@@ -225,15 +225,6 @@ def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
 def mark_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
   """Marks a stage as complete; the last thing that a stage writes."""
   files.write_atomic(_marker(workdir, stage), fingerprint + "\n")
-
-
-def require(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
-  """Raises InputError where the stage is not complete."""
-  if not is_done(workdir, stage, fingerprint):
-    raise InputError(
-      f"{workdir}: stage {stage} is missing; run --mode={stage} first, or "
-      "--mode=all"
-    )
 
 
 def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
@@ -262,7 +253,7 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
     if error.errno not in _FORBIDDEN:
       raise
     raise InputError(
-      f"--workdir={workdir} cannot be written ({error.strerror}); expected a "
+      f"the workdir {workdir} cannot be written ({error.strerror}); expected a "
       "folder that this user may write to"
     ) from error
 
@@ -289,7 +280,7 @@ def _check_same(workdir: pathlib.Path, old, new, names) -> None:
   if changed:
     raise InputError(
       f"{workdir} belongs to another configuration: {'; '.join(changed)}; "
-      "expected the same flags: restore them or use a new --workdir"
+      "expected the same flags: restore them or use a new workdir"
     )
 
 

@@ -64,7 +64,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
   """
   folder = pathlib.Path(export.dir or parts.workdir / FOLDER)
   workdir_lib.check_replaceable(folder, KIND)
-  workdir_lib.require(parts.workdir, "policy", parts.fingerprints["policy"])
+  parts.require("policy")
   config, items = parts.config, parts.dataset.items
   sizes = _sizes(parts, export)
   env = parts.env._replace(slate_size=sizes.slate)

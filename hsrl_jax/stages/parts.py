@@ -11,6 +11,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
+from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sim import response_file
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
@@ -144,6 +145,15 @@ class Parts:
     if self.shared is None or stage not in _SHARED:
       return self.workdir
     return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"
+
+  def require(self, stage: str) -> None:
+    """Raises InputError where a stage is not complete."""
+    folder = self.folder(stage)
+    if not workdir_lib.is_done(folder, stage, self.fingerprints[stage]):
+      raise InputError(
+        f"{folder}: stage {stage} is missing; run --mode={stage} first, or "
+        "--mode=all"
+      )
 
 
 def _check_without_slates(config: config_lib.Config, name: str) -> None:

@@ -114,13 +114,13 @@ def run(
   start = time.monotonic()
   codebooks = fit_or_resume(config, workdir, rows, source)
   fitted = time.monotonic()
-  made = encode(codebooks, rows, config)
+  encoded = encode(codebooks, rows, config)
   if config.assignment == "shuffled":
     order = np.random.default_rng(config.seed).permutation(count)
-    made = made._replace(unique=made.unique[order])
+    encoded = encoded._replace(unique=encoded.unique[order])
   with _bar(count, "measure", "item") as bar:
     error = sid_quality.errors(
-      codebooks, rows, made.plain, made.unique, bar.update
+      codebooks, rows, encoded.plain, encoded.unique, bar.update
     )
   vocab_size = config.vocab_size
   facts = {
@@ -135,23 +135,23 @@ def run(
     "relative_error_unique": sid_quality.relative(
       error["unique"], error["variance"]
     ),
-    "collided_items": sid_quality.collided(made.plain, vocab_size),
+    "collided_items": sid_quality.collided(encoded.plain, vocab_size),
     "recall_at_10": sid_quality.recall(
-      codebooks, rows, made.unique, config.seed
+      codebooks, rows, encoded.unique, config.seed
     ),
-    "seconds": {"fit": fitted - start, **made.seconds},
+    "seconds": {"fit": fitted - start, **encoded.seconds},
     "drift": None,
   }
-  made = store.Sids(
+  sids = store.Sids(
     codebooks=codebooks,
-    index=sid.build_index(made.unique, vocab_size),
+    index=sid.build_index(encoded.unique, vocab_size),
     item_id=item_id,
-    tokens=made.unique,
+    tokens=encoded.unique,
     active=np.ones(count, bool),
     title=catalogue.titles,
     facts=facts,
   )
-  facts = _write(workdir, made, genres)
+  facts = _write(workdir, sids, genres)
   _forget_fits(workdir / _FITS)
   return facts
 
@@ -345,10 +345,10 @@ def fit_or_resume(
     "levels": np.array(0, np.int32),
   }
   with checkpoint.open_directory(workdir / _FITS / name) as checkpointer:
-    found = checkpoint.restore_latest(checkpointer, like)
+    state = checkpoint.restore_latest(checkpointer, like)
     initial = None
-    if found is not None:
-      initial = np.asarray(found["codebooks"])[: int(found["levels"])]
+    if state is not None:
+      initial = np.asarray(state["codebooks"])[: int(state["levels"])]
     last = time.monotonic()
 
     def save(codebooks):
@@ -388,46 +388,46 @@ def load(
     InputError: `sids/` is missing, damaged or of another catalogue.
   """
   vocab_size = config.vocab_size
-  found = store.read(workdir)
+  stored = store.read(workdir)
   count = len(items.features) - 1
-  sizes = (len(found.tokens), found.index.vocab_size)
+  sizes = (len(stored.tokens), stored.index.vocab_size)
   if sizes != (count, vocab_size):
     raise InputError(
       f"{workdir / store.FOLDER} has {sizes[0]} SIDs with {sizes[1]} values a "
       f"token; expected {count} with {vocab_size}: run --mode=quantize in a "
       "new --workdir"
     )
-  index = found.index
+  index = stored.index
   if config.assignment == "plain":
     # The trie stays that of the unique SIDs, which find the items.
-    plain = sid.encode(found.codebooks, items.features[1:])
+    plain = sid.encode(stored.codebooks, items.features[1:])
     index = dataclasses.replace(
       index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
     )
   return Catalogue(
-    jnp.asarray(items.features), index, jnp.asarray(found.codebooks)
+    jnp.asarray(items.features), index, jnp.asarray(stored.codebooks)
   )
 
 
 def _write(
-  workdir: pathlib.Path, made: store.Sids, genres: list[str] | None = None
+  workdir: pathlib.Path, sids: store.Sids, genres: list[str] | None = None
 ) -> dict[str, Any]:
   """Writes `sids/` and returns the facts, completed by how codes are used."""
-  rows = np.flatnonzero(made.active)
-  tokens = made.tokens[rows]
-  facts = made.facts | {
+  rows = np.flatnonzero(sids.active)
+  tokens = sids.tokens[rows]
+  facts = sids.facts | {
     "items": len(rows),
-    "sids": len(made.tokens),
-    **sid_quality.occupancy(tokens, made.index.vocab_size),
+    "sids": len(sids.tokens),
+    **sid_quality.occupancy(tokens, sids.index.vocab_size),
   }
 
   def title_of(row):
-    title = "" if made.title is None else made.title[rows[row]]
-    return str(title) or f"item {made.item_id[rows[row]]}"
+    title = "" if sids.title is None else sids.title[rows[row]]
+    return str(title) or f"item {sids.item_id[rows[row]]}"
 
-  page = sid_page.render(facts, made.codebooks, tokens, title_of, genres)
+  page = sid_page.render(facts, sids.codebooks, tokens, title_of, genres)
   with workdir_lib.replace_folder(workdir / store.FOLDER, KIND) as folder:
-    store.write(folder, made._replace(facts=facts))
+    store.write(folder, sids._replace(facts=facts))
     files.write_atomic(folder / "report.html", page)
   return facts
 

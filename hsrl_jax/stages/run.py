@@ -68,11 +68,13 @@ class Run(Parts):
     """Stage simulator."""
     where = (self.config.simulator, self.folder("simulator"), self.dataset)
     if self.given:
-      made = simulator.adopt(*where, self.given, self.given_path(self.config))
+      quality = simulator.adopt(
+        *where, self.given, self.given_path(self.config)
+      )
       print(f"  weights of {self.given.name}, nothing is fitted")
     else:
-      made = simulator.run(*where)
-    measured = ", ".join(f"{k} {v:.4f}" for k, v in made.items())
+      quality = simulator.run(*where)
+    measured = ", ".join(f"{k} {v:.4f}" for k, v in quality.items())
     print(f"  validation: {measured or 'no slates are logged'}")
 
   def policy(self) -> None:
@@ -139,9 +141,7 @@ class Run(Parts):
     if workdir_lib.is_done(folder, name, fingerprint):
       return False
     for before in STAGES[: STAGES.index(name)]:
-      workdir_lib.require(
-        self.folder(before), before, self.fingerprints[before]
-      )
+      self.require(before)
     return True
 
   def summarise(self) -> list[str]:
@@ -161,11 +161,11 @@ class Run(Parts):
 
 def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
   """quantize.run, and its outcome in words."""
-  made = quantize.run(config, workdir, *catalogue)
+  facts = quantize.run(config, workdir, *catalogue)
   print(
-    f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
-    f"{made['relative_error_unique']:.3f} "
-    f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
+    f"  {facts['items']:,} items, {facts['items']:,} SIDs; relative error "
+    f"{facts['relative_error_unique']:.3f} "
+    f"({facts['relative_error'][-1]:.3f} before {facts['collided_items']:,} "
     "items that shared a SID got their own)"
   )
   show_sids(workdir)
