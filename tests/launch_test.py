@@ -13,6 +13,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -333,6 +334,7 @@ class WholePathTest(parameterized.TestCase):
     self.assertNotIn("<h2>Learning</h2>", page)
     self.assertFalse((workdir / "report" / "learning_curve.png").exists())
 
+  @pytest.mark.slow
   def test_export_acts_as_the_run(self):
     folder = self.folder / "served"
     arguments = [*SMALL, f"--workdir={self.workdir}"]
@@ -355,6 +357,9 @@ class WholePathTest(parameterized.TestCase):
     live, served = json.loads(ran.stdout.splitlines()[-1])
     self.assertLen(live, 4)
     self.assertEqual(served, live)
+
+  def test_an_export_that_does_not_go_with_the_run(self):
+    arguments = [*SMALL, f"--workdir={self.workdir}", "--mode=export"]
     for flag, what in (
       ("--export_seed=5", "expected one of --seeds"),
       ("--export_capacity=3", "--export_capacity=3; expected at least"),
@@ -362,7 +367,7 @@ class WholePathTest(parameterized.TestCase):
       ("--width=8", "--width was 16"),
       (f"--workdir={self.folder / 'untrained'}", "--mode=policy"),
     ):
-      status, _, err = _in_process(*arguments, *exported, flag)
+      status, _, err = _in_process(*arguments, flag)
       self.assertEqual(status, 2)
       self.assertIn(what, err)
 
@@ -759,6 +764,7 @@ class ResponseParamsTest(absltest.TestCase):
   def _json(self, name):
     return json.loads((self.workdir / name).read_text())
 
+  @pytest.mark.slow
   def test_users_and_items_of_its_own(self):
     np.savez(self.file, **response_file_test.arrays(False, True))
     with (
