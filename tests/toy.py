@@ -10,6 +10,7 @@ from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import loop
+from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy
@@ -135,7 +136,7 @@ def _mean_reward(act, params) -> float:
 def bounds() -> dict[str, float]:
   """Total rewards of the bounds."""
   active = inputs().catalogue.index.active
-  made = simulate.bounds(env(), inputs().env_params, active)
+  made = bounds_lib.bounds(env(), inputs().env_params, active)
   return {name: _mean_reward(*policy) for name, policy in made.items()}
 
 

@@ -17,6 +17,7 @@ from hsrl_jax.errors import InputError, reading
 
 CONFIGS = ("items", "sessions")
 MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
+_BEGUN = ".begun"  # Is there until the manifest is.
 # What a builder may leave beside its data: file, row, why of rows left out.
 MALFORMED = "malformed.csv"
 
@@ -57,7 +58,8 @@ def prepare(
   """Writes the dataset below `data_dir` as array_record.
 
   Configs of an earlier attempt are made anew: the source may have changed. A
-  manifest comes last.
+  manifest comes last. A folder that holds neither it nor the mark of an attempt
+  is not ours, and stays as it is.
 
   Args:
     dataset: see `builder_folder`.
@@ -71,11 +73,14 @@ def prepare(
     which it lists them.
 
   Raises:
-    InputError: there is no such builder, or the source is missing or no good.
+    InputError: there is no such builder, the source is missing or no good, or
+      something else is in `data_dir`.
   """
   (path,) = builder_folder(dataset).glob("*_dataset_builder.py")
   module = load_builder(path)
   _check_raw(dataset, raw_data_dir, module.Builder)
+  _check_own(data_dir)
+  files.write_atomic(data_dir / _BEGUN, "")
   tfds.disable_progress_bar()
   malformed = {}
   for old in [x for name in CONFIGS for x in data_dir.glob(f"*/{name}")]:
@@ -106,7 +111,18 @@ def prepare(
     for path in sorted(data_dir.glob("*/*/*/*"))
   }
   files.write_json(data_dir / MANIFEST, manifest)
+  (data_dir / _BEGUN).unlink()
   return malformed
+
+
+def _check_own(data_dir: pathlib.Path) -> None:
+  """Raises InputError where a folder holds what `prepare` did not write."""
+  ours = any((data_dir / name).exists() for name in (MANIFEST, _BEGUN))
+  if data_dir.is_dir() and any(data_dir.iterdir()) and not ours:
+    raise InputError(
+      f"{data_dir} holds files, but no prepared data of hsrl_jax; expected a "
+      "folder that is missing or empty: use another --workdir, or move it away"
+    )
 
 
 def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:

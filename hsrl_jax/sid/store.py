@@ -13,6 +13,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
 
 FOLDER = "sids"
+FILES = ("codebooks.npz", "sids.npz", "index.npz", "report.json")
 FORMAT = 1  # Of codebooks.npz and sids.npz.
 
 

@@ -17,7 +17,7 @@ from hsrl_jax.data.source import Dataset
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import metrics as metrics_lib
-from hsrl_jax.host import progress, stop
+from hsrl_jax.host import stop, watch
 from hsrl_jax.networks.user_response import UserResponseModel
 from hsrl_jax.ops import tree
 from hsrl_jax.sim.response_file import ResponseFile
@@ -282,7 +282,7 @@ def run(
     done = int(state.epoch)
     with (
       metrics_lib.MetricsWriter(folder, done, axis="epoch") as writer,
-      progress.bar(config.epochs, "simulator", "epoch", done) as bar,
+      watch.bar(config.epochs, "simulator", "epoch", done) as bar,
     ):
       for epoch in range(done + 1, config.epochs + 1):
         state, loss = fit.epoch(state)

@@ -74,6 +74,15 @@ class RawDataTest(parameterized.TestCase):
       for config in prepare.CONFIGS
     }
 
+  def test_what_others_have_there_stays(self):
+    own = self.data / "numbers" / "items" / "letter"
+    own.parent.mkdir(parents=True)
+    own.write_text("kept")
+    with self.assertRaisesRegex(InputError, "no prepared data of hsrl_jax"):
+      self._prepare(["1"])
+    self.assertEqual(own.read_text(), "kept")
+    self.assertLen(list(self.data.rglob("*")), 3)
+
   @parameterized.parameters(
     (None, "--raw_data_dir is missing; expected a folder with numbers.txt"),
     ("nowhere", "nowhere is no folder; expected a folder with numbers.txt"),
