@@ -19,7 +19,8 @@ from jax import flatten_util
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import replay
-from hsrl_jax.ops import returns, sampling, tree
+from hsrl_jax.ops import sampling, tree
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   EnvState,
@@ -101,7 +102,7 @@ class Engine(NamedTuple):
 def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
   if config.explore_no_repeat:
-    env = env._replace(no_repeat=True)
+    env = env.exploring()
   # Flat: a step on one vector instead of a small kernel for each leaf.
   optimizer = optax.flatten(
     optax.chain(
@@ -292,20 +293,20 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   return Engine(init, run)
 
 
-def logged(sessions: Sessions, penalty: float) -> Transition:
+def logged(sessions: Sessions, reward: Reward) -> Transition:
   """Logged slates as transitions, leaves [R, ...].
 
   A log says nothing of a next step that the agent chose, so each is the last.
   """
   sessions = jax.tree.map(jnp.asarray, sessions)
-  rewards = returns.item_rewards(sessions.response, penalty)
+  rewards = reward.items(sessions.response)
   ones = jnp.ones(len(rewards))
   return Transition(
     observation=Observation(sessions.profile, sessions.history),
     slate=sessions.exposed,
     log_prob=jnp.zeros_like(rewards),
     response=sessions.response,
-    reward=rewards.mean(-1),
+    reward=reward.slate(rewards),
     terminated=ones,
     latent=jnp.zeros((len(rewards), 0)),
     next_history=jax.vmap(append_positives)(

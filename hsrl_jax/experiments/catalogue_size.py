@@ -132,6 +132,7 @@ def world(experiment: jobs.Experiment, size: int) -> World:
       users.response._replace(item_features=features),
       users.profiles[rows],
       jnp.asarray(items.stands_for[np.asarray(users.histories)[rows]]),
+      jnp.int32(len(features) - 1),
     )
 
   return World(

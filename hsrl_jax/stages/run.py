@@ -23,7 +23,7 @@ from hsrl_jax.host import progress, watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
 from hsrl_jax.sid import store
-from hsrl_jax.sim import response_file
+from hsrl_jax.sim import click_model, response_file, user_simulator
 from hsrl_jax.stages import export as export_lib
 from hsrl_jax.stages import policy, quantize, simulator
 
@@ -133,10 +133,10 @@ class Run:
         f"--simulator_slate_size={slate_size}; expected at most {items}, the "
         "number of items"
       )
-    return simulator.make_env(c, slate_size)
+    return user_simulator.make(c, slate_size)
 
   @functools.cached_property
-  def response(self) -> simulator.ResponseParams:
+  def response(self) -> click_model.ResponseParams:
     """The fitted click model."""
     if self.given:
       return simulator.of_file(self.config.simulator, self.given, self.dataset)
@@ -146,7 +146,7 @@ class Run:
 
   def users(self, split: str):
     """The simulator's parameters with the users of a split."""
-    return simulator.pool(self.response, self.dataset.splits[split])
+    return user_simulator.pool(self.response, self.dataset.splits[split])
 
   def data(self) -> None:
     """Stage data."""
