@@ -12,6 +12,9 @@ import numpy as np
 from hsrl_jax.types import Array, PRNGKey
 
 
+_FEW = 2**17  # Of so many values, 23 bits are a fair draw.
+
+
 def bits(key: PRNGKey, count: int) -> Array:
   """Random words, uint32 [count]: a hash of the key and each position.
 
@@ -40,7 +43,11 @@ def _mix(x: Array) -> Array:
 
 def uniform(key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
   """Uniform in (0, 1), float32 `shape`, by `bits`; neither end is met."""
-  words = bits(key, int(np.prod(shape))).reshape(shape)
+  return _unit(bits(key, int(np.prod(shape))).reshape(shape))
+
+
+def _unit(words: Array) -> Array:
+  """23 bits of each word as a number in (0, 1); both ends are left out."""
   return ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
 
 
@@ -57,14 +64,24 @@ def normal(key: PRNGKey, shape: tuple[int, ...]) -> Array:
 def index(
   key: PRNGKey, count: int | Array, shape: tuple[int, ...] = ()
 ) -> Array:
-  """Uniform integers in 0..count-1, int32 `shape`; `count` up to 2^24.
+  """Uniform integers in 0..count-1, int32 `shape`; `count` below 2^31.
 
   `jax.random.randint` calls the generator three times to be exact for any
-  count; here the bias is below count / 2^24.
+  count. Here the chances of two values differ by a part of count / 2^23 at
+  most, above a count of 2^17 by one of count / 2^32.
   """
-  return index_of(uniform(key, shape), count)
+  words = bits(key, int(np.prod(shape))).reshape(shape)
+  # All 32 bits would do for small counts too; their draws stay what they were.
+  large = jax.lax.mulhi(words, jnp.full(shape, count, jnp.uint32))
+  return jnp.where(
+    count <= _FEW, index_of(_unit(words), count), large.astype(jnp.int32)
+  )
 
 
 def index_of(draw: Array, count: int | Array) -> Array:
-  """The integer in 0..count-1 of a uniform draw in [0, 1), any shape."""
+  """The integer in 0..count-1 of a draw by `uniform`; `count` up to 2^17.
+
+  Above that the chances of values differ more and more, and above 2^23 some
+  never come.
+  """
   return jnp.minimum(jnp.floor(draw * count).astype(jnp.int32), count - 1)

@@ -27,7 +27,8 @@ def run(
 ) -> dict[str, float]:
   """Fits the click model.
 
-  Writes `simulator/`: checkpoints, metrics, quality.json. Resumes after the last complete epoch.
+  Writes `simulator/`: checkpoints, metrics, quality.json. Resumes after the
+  last complete epoch.
 
   Returns:
     The click model's `quality` on the validation split.

@@ -318,6 +318,13 @@ class EncodeTest(parameterized.TestCase):
       x - quantizer.reconstruct(codebooks, tokens), residual, atol=1e-5
     )
 
+  def test_the_tokens_of_no_sid_are_no_vector(self):
+    codebooks = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])
+    tokens = jnp.array([[-1, -1], [1, -1]])
+    np.testing.assert_array_equal(
+      quantizer.reconstruct(codebooks, tokens), [[0.0], [3.0]]
+    )
+
   def test_reconstruct_by_hand(self):
     codebooks = np.asarray([[[1, 2], [3, 4]], [[10, 20], [30, 40]]], "f")
     tokens = np.asarray([[[0, 1]], [[1, 0]]])
