@@ -11,7 +11,6 @@ import numpy as np
 
 from hsrl_jax.types import Array, PRNGKey
 
-
 _FEW = 2**17  # Of so many values, 23 bits are a fair draw.
 
 
