@@ -19,7 +19,7 @@ from jax import flatten_util
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import replay
-from hsrl_jax.ops import sampling, tree
+from hsrl_jax.ops import sampling
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
@@ -216,7 +216,9 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
     metrics["grad_norm"] = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, learner.opt_state)
     params = optax.apply_updates(learner.params, updates)
-    target_params = tree.polyak(learner.target_params, params, config.polyak)
+    target_params = optax.incremental_update(
+      params, learner.target_params, config.polyak
+    )
     learner = Learner(
       params, target_params, opt_state, learner.key, learner.step + 1
     )
