@@ -161,6 +161,8 @@ class SimulatorConfig:
     penalty: reward of an item without a positive response.
     sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
     slate_size: K, items shown at once; None: as many as in the logs.
+    click_model: by which users respond, a name of CLICK_MODELS in
+      sim/click_model.py.
   """
 
   features: int = 16
@@ -179,6 +181,7 @@ class SimulatorConfig:
   penalty: float = -0.1
   sweet_point: float | None = None
   slate_size: int | None = None
+  click_model: str = "attention"
 
   def __post_init__(self):
     _require_least(self, 1, "features", "hidden", "heads", "batch_size")

@@ -12,6 +12,8 @@ from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import loop
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
+from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy
 from hsrl_jax.types import Sessions
@@ -31,10 +33,9 @@ def env(no_repeat: bool = False) -> UserSimulator:
     response_fn=response,
     slate_size=SLATE,
     no_repeat=no_repeat,
-    patience=8.0,
     max_steps=6,
-    penalty=-0.1,
-    sweet_point=None,
+    reward=Reward(-0.1),
+    leave=Patience(8.0),
   )
 
 
@@ -88,7 +89,7 @@ SPEC = Spec(
   levels=2,
   vocab_size=8,
   slate_size=SLATE,
-  penalty=-0.1,
+  reward=Reward(-0.1),
   iterations=40,
 )
 
@@ -112,7 +113,7 @@ def logs(rows: int = 400):
     users.response, profile, history, jnp.asarray(shown)
   )
   sessions = Sessions(user, profile, history, shown, 1.0 * liked)
-  return loop.logged(jax.tree.map(np.asarray, sessions), env().penalty)
+  return loop.logged(jax.tree.map(np.asarray, sessions), env().reward)
 
 
 def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):

@@ -20,7 +20,8 @@ from jax import flatten_util
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import replay
-from hsrl_jax.ops import returns, sampling, tree
+from hsrl_jax.ops import sampling
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   EnvState,
@@ -116,7 +117,7 @@ class _Loop(NamedTuple):
 def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
   if config.explore_no_repeat:
-    env = env._replace(no_repeat=True)
+    env = env.exploring()
   # Flat: a step on one vector instead of a small kernel for each leaf.
   optimizer = optax.flatten(
     optax.chain(
@@ -263,7 +264,9 @@ def _update(
   metrics["grad_norm"] = optax.tree.norm(grads)
   updates, opt_state = loop.optimizer.update(grads, learner.opt_state)
   params = optax.apply_updates(learner.params, updates)
-  target_params = tree.polyak(learner.target_params, params, loop.config.polyak)
+  target_params = optax.incremental_update(
+    params, learner.target_params, loop.config.polyak
+  )
   learner = Learner(
     params, target_params, opt_state, learner.key, learner.step + 1
   )
@@ -335,20 +338,20 @@ def _run(
   return learner, stream, jax.tree.map(jnp.mean, metrics)
 
 
-def logged(sessions: Sessions, penalty: float) -> Transition:
+def logged(sessions: Sessions, reward: Reward) -> Transition:
   """Logged slates as transitions, leaves [R, ...].
 
   A log says nothing of a next step that the agent chose, so each is the last.
   """
   sessions = jax.tree.map(jnp.asarray, sessions)
-  rewards = returns.item_rewards(sessions.response, penalty)
+  rewards = reward.items(sessions.response)
   ones = jnp.ones(len(rewards))
   return Transition(
     observation=Observation(sessions.profile, sessions.history),
     slate=sessions.exposed,
     log_prob=jnp.zeros_like(rewards),
     response=sessions.response,
-    reward=rewards.mean(-1),
+    reward=reward.slate(rewards),
     terminated=ones,
     latent=jnp.zeros((len(rewards), 0)),
     next_history=jax.vmap(append_positives)(

@@ -22,9 +22,9 @@ class Sessions(NamedTuple):
 
   Attributes:
     total_reward: float32 [E].
-    depth: float32 [E], steps until the user left.
+    depth: float32 [E], steps until the session ended.
     positives: float32 [E], positive responses.
-    slates: int32 [E, T, K], 0 after the user left.
+    slates: int32 [E, T, K], 0 after the session ended.
     responses: float32 [E, T, K].
   """
 
@@ -74,7 +74,8 @@ def simulate(
         slate * alive.astype(jnp.int32),
         result.response * alive,
       )
-      return (state, alive * ~result.terminated), record
+      over = result.terminated | result.truncated
+      return (state, alive * ~over), record
 
     _, (reward, alive, slates, responses) = jax.lax.scan(
       step, (state, jnp.float32(1)), jnp.arange(env.max_steps)

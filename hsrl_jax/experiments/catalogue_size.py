@@ -136,6 +136,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
       users.response._replace(item_features=features),
       users.profiles[rows],
       jnp.asarray(items.stands_for[np.asarray(users.histories)[rows]]),
+      jnp.int32(len(features) - 1),
     )
 
   return SizedWorld(

@@ -102,12 +102,14 @@ def replace_items(
 
 
 def without(users: EnvParams, items: np.ndarray) -> EnvParams:
-  """The pool with `items` taken out of the histories, [S, H]."""
+  """The pool where `items` are not: in no history, [S, H], and not shown."""
   histories = np.asarray(users.histories)
   kept = np.where(np.isin(histories, items), 0, histories)
   order = np.argsort(kept > 0, axis=1, kind="stable")
+  left = users.num_items
   return users._replace(
-    histories=jnp.asarray(np.take_along_axis(kept, order, 1))
+    histories=jnp.asarray(np.take_along_axis(kept, order, 1)),
+    num_items=None if left is None else left - len(items),
   )
 
 

@@ -35,6 +35,9 @@ _RUNS = 64  # ... and such runs in a batch, at least.
 _SHRINK = (0.5, 1.0)  # By turns, one restart each.
 _RELAX = 1.6  # Codes step this far towards their means, and beyond.
 _GAPS = 1024  # Rows from which the scale of prices is found.
+# Products of which is nearest: TPUs and GPUs would round their factors to 8 or
+# 11 bits, and SIDs would be others than on a CPU.
+_EXACT = jax.lax.Precision.HIGHEST
 _GROWTH = (1 / 3, 8 / 15, 11 / 15)  # Parts of the iterations.
 
 
@@ -217,9 +220,13 @@ def encode(codebooks: Array, x: Any) -> Array:
 
 @jax.jit
 def reconstruct(codebooks: Array, tokens: Array) -> Array:
-  """Vectors of `tokens`, int32 [..., L] -> float32 [..., D]."""
+  """Vectors of `tokens`, int32 [..., L] -> float32 [..., D].
+
+  The token -1, which `sid_of` gives where there is no SID, adds nothing.
+  """
   levels = jnp.arange(codebooks.shape[0])
-  return codebooks[levels, tokens].sum(-2)
+  vectors = codebooks[levels, tokens]
+  return jnp.where((tokens < 0)[..., None], 0.0, vectors).sum(-2)
 
 
 def relative_error(x: Array, reconstruction: Array) -> Array:
@@ -258,7 +265,8 @@ def _nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
     int32 [C], the first of equals, and float32 [C].
   """
   offset = 0.5 * ((codes**2).sum(1) + prices)
-  score = codes @ x.T - offset[:, None]  # Largest where the sum is least.
+  # Largest where the sum is least.
+  score = jnp.matmul(codes, x.T, precision=_EXACT) - offset[:, None]
   best = score.max(0)
   # Three times as fast as argmax on a CPU.
   token = jnp.arange(len(codes), dtype=jnp.int32)[:, None]
@@ -355,6 +363,8 @@ def _pass(
         slot = chunk % _SPARES
         worse = distance[worst] > sums.spare_distances[slot]
         return _Sums(
+          # On GPUs in no fixed order, see docs/scaling.md; sorted rows would
+          # cost more than the search on a CPU.
           sums.sums.at[nearest].add(x, mode="drop"),
           sums.sizes.at[nearest].add(1.0, mode="drop"),
           sums.error + jnp.maximum(distance, 0.0).sum(),
@@ -437,7 +447,7 @@ def _step(
 @jax.jit
 def _gap(codes: Array, x: Array) -> Array:
   """By how much the second nearest code is farther, on average, []."""
-  score = x @ codes.T - 0.5 * (codes**2).sum(1)
+  score = jnp.matmul(x, codes.T, precision=_EXACT) - 0.5 * (codes**2).sum(1)
   best = score.max(1, keepdims=True)
   second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
   # Where all codes are equal there is no second.

@@ -12,7 +12,7 @@ from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
-from hsrl_jax.sim import response_file
+from hsrl_jax.sim import click_model, response_file, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
 
@@ -125,10 +125,10 @@ class Parts:
         f"--simulator_slate_size={slate_size}; expected at most {items}, the "
         "number of items"
       )
-    return simulator.make_env(c, slate_size)
+    return user_simulator.make(c, slate_size)
 
   @functools.cached_property
-  def response(self) -> simulator.ResponseParams:
+  def response(self) -> click_model.ResponseParams:
     """The fitted click model."""
     if self.given:
       return simulator.of_file(self.config.simulator, self.given, self.dataset)
@@ -138,7 +138,7 @@ class Parts:
 
   def users(self, split: str) -> EnvParams:
     """The simulator's parameters with the users of a split."""
-    return simulator.pool(self.response, self.dataset.splits[split])
+    return user_simulator.pool(self.response, self.dataset.splits[split])
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""

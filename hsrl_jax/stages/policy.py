@@ -95,7 +95,7 @@ def run(
   inputs = loop.Inputs(
     catalogue,
     users,
-    loop.logged(logs, env.penalty) if agent.offline else None,
+    loop.logged(logs, env.reward) if agent.offline else None,
   )
   layout = parallel.layout(len(train.seeds))
   curve = _curve(agent, env, config, catalogue, val_users)

@@ -6,6 +6,8 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.evaluation import bounds, simulate
+from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 
 
@@ -16,10 +18,9 @@ def _env(probability, no_repeat=False, patience=9.0, max_steps=5):
     response_fn=lambda params, profile, history, slate: table[slate],
     slate_size=2,
     no_repeat=no_repeat,
-    patience=patience,
     max_steps=max_steps,
-    penalty=-0.1,
-    sweet_point=None,
+    reward=Reward(-0.1),
+    leave=Patience(patience),
   )
 
 
