@@ -10,8 +10,7 @@ from absl.testing import absltest, parameterized
 from scipy import special, stats
 from sklearn.datasets import load_digits
 
-from hsrl_jax.sid import index as sid_index
-from hsrl_jax.sid import quantizer, resolve
+from hsrl_jax.sid import quantizer, resolve, trie
 from hsrl_jax.sid.beam_search import beam_search
 
 LEVELS, VOCAB, ITEMS, INACTIVE, USERS = 3, 4, 30, 6, 5
@@ -83,7 +82,7 @@ def _catalogue(levels=LEVELS, vocab=VOCAB, items=ITEMS, inactive=INACTIVE):
   tokens = every[rng.choice(len(every), items, replace=False)]
   active = np.ones(items, bool)
   active[rng.choice(items, inactive, replace=False)] = False
-  return tokens, active, sid_index.build_index(tokens, vocab, active)
+  return tokens, active, trie.build_index(tokens, vocab, active)
 
 
 def _reference(policy, context, tokens, active, beams, excluded=()):
@@ -254,15 +253,13 @@ class SearchTest(parameterized.TestCase):
     policy = _Dependent()
     for item in (1, ITEMS):
       active = np.arange(1, ITEMS + 1) == item
-      self.index = sid_index.build_index(self.tokens, VOCAB, active)
+      self.index = trie.build_index(self.tokens, VOCAB, active)
       found = self._search(policy, policy.contexts(5, USERS), 2)
       np.testing.assert_array_equal(found.items, [[item, 0]] * USERS)
       np.testing.assert_array_equal(found.valid, [[True, False]] * USERS)
 
   def test_no_active_item(self):
-    self.index = sid_index.build_index(
-      self.tokens, VOCAB, np.zeros(ITEMS, bool)
-    )
+    self.index = trie.build_index(self.tokens, VOCAB, np.zeros(ITEMS, bool))
     policy = _Free()
     found = self._search(policy, policy.contexts(5, USERS), 3)
     self.assertFalse(found.valid.any())
@@ -271,7 +268,7 @@ class SearchTest(parameterized.TestCase):
 
 def _recalls(tokens, vocab, logits, widths):
   """The share of the exact ten best of users [U, L, V] in beams of widths."""
-  index = sid_index.build_index(tokens, vocab)
+  index = trie.build_index(tokens, vocab)
   scores = logits[:, np.arange(tokens.shape[1]), tokens].sum(-1)
   best = np.argsort(-scores, 1)[:, :10] + 1
 
