@@ -11,7 +11,7 @@ VERSION = re.search(
 )[1]
 # What an installed hsrl_jax needs of the folders beside it; see files.shipped.
 SHIPPED = {
-  "datasets": ["*/*.py"],
+  "datasets": ["*.py", "*/*.py"],
   "launch": ["*.sh", "flags/*.flags", "flags/*/*.flags"],
 }
 
@@ -29,7 +29,10 @@ setuptools.setup(
     *(f"hsrl_jax.shipped.{x}" for x in SHIPPED),
   ],
   package_dir={f"hsrl_jax.shipped.{x}": x for x in SHIPPED},
-  package_data={f"hsrl_jax.shipped.{x}": files for x, files in SHIPPED.items()},
+  package_data={
+    "hsrl_jax.report": ["templates/*"],
+    **{f"hsrl_jax.shipped.{x}": files for x, files in SHIPPED.items()},
+  },
   python_requires=">=3.11",
   classifiers=[
     "Operating System :: POSIX :: Linux",
@@ -44,6 +47,7 @@ setuptools.setup(
     "flatbuffers>=25.1.21",
     "flax>=0.12,<0.13",
     "jax>=0.10,<0.13",
+    "jinja2>=3.1.5",
     "matplotlib>=3.9",
     "numpy>=2.0",
     "optax>=0.2.6",
@@ -60,11 +64,10 @@ setuptools.setup(
     "cuda": ["jax[cuda13]>=0.10,<0.13"],
     "tpu": ["jax[tpu]>=0.10,<0.13"],
     "serve": [
-      "httptools>=0.6",
+      "granian>=2.8,<3",
       "orjson>=3.10",
       "prometheus-client>=0.21",
       "starlette>=0.46",
-      "uvicorn>=0.34",
       "uvloop>=0.21",
     ],
     "benchmarks": ["faiss-cpu>=1.11"],

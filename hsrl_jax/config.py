@@ -10,39 +10,11 @@ import json
 import re
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
-EXPERIMENTS = (
-  "benchmark",
-  "ablation",
-  "changing_catalogue",
-  "catalogue_size",
-  "ab",
-  "offline_check",
-  "results",
-)
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROTOCOLS = ("paper", "no_repeat")
 RESIDUAL_MODES = ("expected", "sampled")
 ITEM_LOGITS = ("features", "free")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
-VARIANTS = (  # Of the ablation, see experiments/ablation.py.
-  "no_residual",
-  "one_critic",
-  "fixed_level_weights",
-  "no_entropy",
-  "no_item_credit",
-  "no_behaviour_loss",
-  "no_item_residual",
-  "critic_gradient",
-  "collided_sids",
-  "free_tokens",
-  "random_sids",
-  "repeats_in_training",
-  "temperature_1",
-  "flat_features",
-  "flat_free",
-  "ddpg",
-  "paper",
-)
 AGENTS = (
   "random",
   "popularity",
@@ -455,7 +427,7 @@ class ExperimentConfig:
   Attributes:
     agents: that the benchmark compares.
     protocols: under which the jobs are run.
-    variants: of the ablation, beside the full method.
+    variants: of the ablation, beside the full method; none named: all.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
@@ -475,7 +447,7 @@ class ExperimentConfig:
 
   agents: tuple[str, ...] = AGENTS
   protocols: tuple[str, ...] = PROTOCOLS
-  variants: tuple[str, ...] = VARIANTS
+  variants: tuple[str, ...] = ()
   resamples: int = 2_000
   workdirs: tuple[str, ...] = ()
   shares: tuple[int, ...] = (5, 20, 50)
@@ -493,7 +465,6 @@ class ExperimentConfig:
     for name, known in (
       ("agents", AGENTS),
       ("protocols", PROTOCOLS),
-      ("variants", VARIANTS),
     ):
       values = getattr(self, name)
       _require(

@@ -1,5 +1,37 @@
 """The one exception that a user's bad input raises."""
 
+import contextlib
+from collections.abc import Iterator
+
 
 class InputError(Exception):
   """Bad input: one line that names what was found, expected, and what to do."""
+
+
+@contextlib.contextmanager
+def reading(source: object, expected: str) -> Iterator[None]:
+  """Turns any error of a reader into an InputError that names the source.
+
+  Use it around the call of a reader alone: json, numpy, csv, pyarrow and their
+  kin raise errors of many types about a file that is damaged.
+
+  Args:
+    source: path of the file, for people.
+    expected: what should be there, such as "a complete .csv file".
+
+  Raises:
+    InputError: the reader's own, or one in place of any other exception.
+  """
+  try:
+    yield
+  except InputError:
+    raise
+  except FileNotFoundError as error:
+    raise InputError(f"{source} is missing; expected {expected}") from error
+  except KeyError as error:
+    raise InputError(f"{source} lacks {error}; expected {expected}") from error
+  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
+    what = (str(error).strip() or type(error).__name__).splitlines()[0]
+    raise InputError(
+      f"{source} cannot be read ({what}); expected {expected}"
+    ) from error

@@ -21,8 +21,8 @@ def shipped(name: str) -> pathlib.Path:
   Where the package is installed the wheel brings its content; see setup.py.
   """
   package = pathlib.Path(__file__).parent
-  inside = package / "shipped"
-  return (inside if inside.exists() else package.parent) / name
+  inside = package / "shipped" / name
+  return inside if inside.exists() else package.parent / name
 
 
 def write_atomic(path: pathlib.Path, data: str | bytes) -> None:

@@ -13,6 +13,7 @@ from absl import flags
 from hsrl_jax import config as config_lib
 from hsrl_jax import docstrings
 from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import EXPERIMENTS
 
 MODES = (
   "all",
@@ -20,7 +21,7 @@ MODES = (
   "add_items",
   "remove_items",
   "export",
-  *config_lib.EXPERIMENTS,
+  *EXPERIMENTS,
 )
 
 PREFIXES = {

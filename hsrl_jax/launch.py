@@ -32,17 +32,7 @@ from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import (
-  ab,
-  ablation,
-  benchmark,
-  catalogue_size,
-  changing_catalogue,
-  document,
-  jobs,
-  offline_check,
-  sweep,
-)
+from hsrl_jax.experiments import EXPERIMENTS, jobs, sweep
 from hsrl_jax.host import stop
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
@@ -63,17 +53,6 @@ flags.declare_key_flag("sid_vocab_size")
 flags.declare_key_flag("simulator_protocol")
 flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
-
-# The name of --mode to what runs the experiment.
-EXPERIMENTS = {
-  "benchmark": benchmark.run,
-  "ablation": ablation.run,
-  "changing_catalogue": changing_catalogue.run,
-  "catalogue_size": catalogue_size.run,
-  "ab": ab.run,
-  "offline_check": offline_check.run,
-  "results": document.run,
-}
 
 
 def main(argv: list[str], command: str) -> None:

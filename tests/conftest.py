@@ -21,10 +21,10 @@ _LONGEST = (
   "hosts_test.py",
   "docs_test.py",
   "launch_test.py",
-  "comparison_test.py",
+  "compare_test.py",
   "loop_test.py",
   "catalogue_size_test.py",
-  "offline_run_test.py",
+  "offline_check_test.py",
   "changing_catalogue_test.py",
 )
 

@@ -1,10 +1,13 @@
 """What a release rests on: ranges of versions, shipped files, the audit."""
 
+import ast
+import importlib
 import importlib.util
 import json
 import pathlib
 import re
 import shutil
+import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
@@ -89,6 +92,24 @@ class ShippedTest(absltest.TestCase):
   def test_builders_are_found(self):
     folder = prepare.builder_folder("toy")
     self.assertEqual(folder, self.shipped / "datasets" / "toy")
+
+  def test_all_of_datasets_is_shipped(self):
+    text = (ROOT / "setup.py").read_text()
+    table = re.search(r"^SHIPPED = (\{.*?^\})", text, re.M | re.S)[1]
+    patterns = ast.literal_eval(table)["datasets"]
+    folder = ROOT / "datasets"
+    shipped = {path for pattern in patterns for path in folder.glob(pattern)}
+    self.assertEqual(shipped, set(folder.rglob("*.py")))
+
+  def test_what_builders_share_is_imported_from_the_package(self):
+    installed = self.shipped.rename(self.shipped.parent / "as_installed")
+    shutil.copy(ROOT / "hsrl_jax" / "shipped" / "__init__.py", installed)
+    path = [str(installed.parent), *sys.path]
+    self.enter_context(mock.patch.object(sys, "path", path))
+    schema = importlib.import_module("as_installed.datasets.schema")
+    self.assertEqual(
+      pathlib.Path(schema.__file__), installed / "datasets" / "schema.py"
+    )
 
   def test_flagfiles_are_found_from_anywhere(self):
     name = "launch/flags/no_such_place/../smoke.flags"

@@ -24,76 +24,37 @@ import numpy as np
 import pyarrow.parquet
 import tensorflow_datasets as tfds
 
-from hsrl_jax.errors import InputError
-
-HISTORY_LENGTH = 50
-HELD_OUT = 0.1  # share of the slates in `val`, and again in `test`
-SPLITS = ("train", "val", "test")
+from hsrl_jax.data.source import SPLITS
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.shipped.datasets import schema
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """Writes `items` and `sessions` (DESIGN: data schema) as array_record."""
+class Builder(schema.SlateBuilder):
+  """Reads the user's files in `--raw_data_dir`."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
+  TIMESTAMP = np.float64
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "sessions.csv or .parquet and items.csv or .parquet"
   )
-  BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name="sessions", description="Slates."),
-    tfds.core.BuilderConfig(name="items", description="Items."),
-  ]
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    def row(dtype):  # As long as the files have it.
-      return tfds.features.Tensor(shape=(None,), dtype=dtype)
+  def read_items(self, folder):
+    """Columns of `items`, in the order of the file."""
+    return read_items(folder)
 
-    if self.builder_config.name == "items":
-      features = {
-        "item_id": np.int32,
-        "feature": row(np.float32),
-        "external_id": tfds.features.Text(),
-        "title": tfds.features.Text(),
-        "genres": tfds.features.Text(),
-      }
-    else:
-      features = {
-        "user_id": np.int32,
-        "profile": row(np.float32),
-        "history": row(np.int32),
-        "history_length": np.int32,
-        "exposed": row(np.int32),
-        "response": row(np.float32),
-        "timestamp": np.float64,
-      }
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      features=tfds.features.FeaturesDict(features),
-      disable_shuffling=True,
-    )
-
-  def _split_generators(self, dl_manager):
-    folder = pathlib.Path(dl_manager.manual_dir)
-    items = read_items(folder)
-    if self.builder_config.name == "items":
-      return {"items": self._generate_examples(items)}
-    sessions = read_sessions(folder, items["external_id"])
-    split = sessions.pop("split")
-    return {
-      name: self._generate_examples(
-        {k: x[split == name] for k, x in sessions.items()}
-      )
-      for name in SPLITS
-    }
-
-  def _generate_examples(self, columns):
-    for row in range(len(next(iter(columns.values())))):
-      yield row, {name: column[row] for name, column in columns.items()}
+  def read_sessions(self, folder):
+    """Columns of `sessions`, by time."""
+    return read_sessions(folder, read_items(folder)["external_id"])
 
 
 class Table(NamedTuple):
-  """A file: cells by column (csv: str), and where each row is in it."""
+  """A file.
+
+  Attributes:
+    path: of the file.
+    columns: name to the cells of all rows, which are str in a csv file.
+    rows: number of each row in the file, for people.
+  """
 
   path: pathlib.Path
   columns: dict[str, list[Any]]
@@ -104,24 +65,19 @@ def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
   """Reads name.csv or name.parquet.
 
   Raises:
-    InputError: there is none, or both, or it is damaged, empty or lacks a
+    InputError: there is none, or both, or the file is damaged, empty or lacks a
       column.
   """
   paths = [folder / f"{name}{x}" for x in (".csv", ".parquet")]
-  found = [path for path in paths if path.exists()]
-  if len(found) != 1:
+  present = [path.name for path in paths if path.exists()]
+  if len(present) != 1:
     raise InputError(
-      f"{folder} has {' and '.join(x.name for x in found) or f'no {name} file'}"
+      f"{folder} has {' and '.join(present) or f'no {name} file'}"
       f"; expected one of {paths[0].name} and {paths[1].name}"
     )
-  (path,) = found
-  try:
+  path = folder / present[0]
+  with reading(path, f"a complete {path.suffix} file"):
     table = _csv(path) if path.suffix == ".csv" else _parquet(path)
-  except (OSError, ValueError, csv.Error) as error:
-    what = str(error).splitlines()[0]
-    raise InputError(
-      f"{path} cannot be read ({what}); expected a complete {path.suffix} file"
-    ) from error
   missing = [x for x in needed if x not in table.columns]
   if missing:
     raise InputError(
@@ -137,16 +93,19 @@ def _csv(path: pathlib.Path) -> Table:
   with path.open(newline="", encoding="utf-8-sig") as file:
     reader = csv.reader(file)
     header = [x.strip() for x in next(reader, [])]
-    cells, rows = [], []
+    lines, rows = [], []
     for line in reader:
-      if len(line) != len(header):
+      cells = [x.strip() for x in line]
+      if cells in ([], [""]):
+        continue  # A blank line, such as editors leave at the end.
+      if len(cells) != len(header):
         raise ValueError(
-          f"row {reader.line_num} has {len(line)} cells, the header "
+          f"row {reader.line_num} has {len(cells)} cells, the header "
           f"{len(header)}"
         )
-      cells.append([x.strip() for x in line])
+      lines.append(cells)
       rows.append(reader.line_num)  # The header is row 1.
-  columns = {x: [c[i] for c in cells] for i, x in enumerate(header)}
+  columns = {x: [cells[i] for cells in lines] for i, x in enumerate(header)}
   return Table(path, columns, rows)
 
 
@@ -156,8 +115,8 @@ def _parquet(path: pathlib.Path) -> Table:
   return Table(path, columns, list(range(1, len(table) + 1)))
 
 
-def read_items(folder: pathlib.Path) -> dict[str, list]:
-  """Reads and checks the items; columns of `items`.
+def read_items(folder: pathlib.Path) -> dict[str, Any]:
+  """Reads and checks the items; columns of `items` (see schema.py).
 
   Raises:
     InputError: the file, row and column that is no good.
@@ -173,8 +132,7 @@ def read_items(folder: pathlib.Path) -> dict[str, list]:
       )
     first[item] = row
   return {
-    "item_id": list(range(1, len(ids) + 1)),
-    "feature": _matrix(table, "feature", _numbers),
+    "feature": _matrix(table, "feature", _feature),
     "external_id": ids,
     "title": _texts(table, "title", ids),
     "genres": _texts(table, "genres", [""] * len(ids)),
@@ -184,7 +142,7 @@ def read_items(folder: pathlib.Path) -> dict[str, list]:
 def read_sessions(
   folder: pathlib.Path, item_ids: list[str]
 ) -> dict[str, np.ndarray]:
-  """Reads and checks the slates; columns of `sessions` and `split`, by time.
+  """Reads and checks the slates; columns of `sessions` (schema.py), by time.
 
   Args:
     folder: where the file is.
@@ -213,43 +171,61 @@ def read_sessions(
 
   users = _column(table, "user_id", _id)
   user_number = {user: i for i, user in enumerate(dict.fromkeys(users), 1)}
-  exposed = _matrix(table, "exposed", slate).astype(np.int32)
+  exposed = _matrix(table, "exposed", slate, dtype=np.int32)
   response = _matrix(table, "response", _responses, exposed.shape[1])
   timestamp = np.array(_column(table, "timestamp", _number))
   profile = np.zeros((len(users), 0), np.float32)
   if "profile" in table.columns:
     profile = _matrix(table, "profile", _numbers)
-  given = None
-  if "history" in table.columns:
-    given = _column(table, "history", items)
-
   order = np.argsort(timestamp, kind="stable")
-  history = np.zeros((len(users), HISTORY_LENGTH), np.int32)
-  liked: dict[str, list[int]] = {user: [] for user in user_number}
-  for row in order:
-    past = liked[users[row]] if given is None else given[row]
-    past = past[-HISTORY_LENGTH:]
-    history[row, HISTORY_LENGTH - len(past) :] = past
-    liked[users[row]] += exposed[row][response[row] > 0].tolist()
-
+  if "history" in table.columns:
+    past = _column(table, "history", items)
+  else:
+    past = _liked_before(users, exposed, response, order)
   if "split" in table.columns:
     split = np.array(_column(table, "split", _split))
   else:
-    held_out = max(1, round(HELD_OUT * len(users)))
-    split = np.full(len(users), "train")
-    split[order[-2 * held_out :]] = "val"
-    split[order[-held_out:]] = "test"
+    split = _split_by_time(order)
   columns = {
     "user_id": np.array([user_number[x] for x in users], np.int32),
     "profile": profile,
-    "history": history,
-    "history_length": (history > 0).sum(1, dtype=np.int32),
+    "history": np.array(
+      [schema.left_padded(x, schema.HISTORY_LENGTH) for x in past]
+    ),
     "exposed": exposed,
     "response": response,
     "timestamp": timestamp,
     "split": split,
   }
   return {name: column[order] for name, column in columns.items()}
+
+
+def _liked_before(
+  users: list[str], exposed: np.ndarray, response: np.ndarray, order: np.ndarray
+) -> list[list[int]]:
+  """Items that the user of each row liked in earlier slates, newest last.
+
+  Args:
+    users: R names.
+    exposed: int [R, K].
+    response: [R, K].
+    order: int [R], the rows by time.
+  """
+  liked: dict[str, list[int]] = {user: [] for user in users}
+  past: list[list[int]] = [[]] * len(users)
+  for row in order:
+    past[row] = liked[users[row]][-schema.HISTORY_LENGTH :]
+    liked[users[row]] += exposed[row][response[row] > 0].tolist()
+  return past
+
+
+def _split_by_time(order: np.ndarray) -> np.ndarray:
+  """Split of each row; `order` int [R] are the rows by time."""
+  held_out = max(1, round(schema.HELD_OUT * len(order)))
+  split = np.full(len(order), "train")
+  split[order[-2 * held_out :]] = "val"
+  split[order[-held_out:]] = "test"
+  return split
 
 
 def _column(table: Table, name: str, parse: Callable[[Any], Any]) -> list:
@@ -265,8 +241,14 @@ def _column(table: Table, name: str, parse: Callable[[Any], Any]) -> list:
   return values
 
 
-def _matrix(table: Table, name: str, parse, width: int | None = None):
-  """Parses lists that are all as long as the first, or `width`; float32."""
+def _matrix(
+  table: Table,
+  name: str,
+  parse: Callable[[Any], list],
+  width: int | None = None,
+  dtype: type = np.float32,
+) -> np.ndarray:
+  """Parses lists that are all as long as the first, or `width`, [R, width]."""
   values = _column(table, name, parse)
   expected = len(values[0]) if width is None else width
   for row, value in zip(table.rows, values, strict=True):
@@ -276,7 +258,7 @@ def _matrix(table: Table, name: str, parse, width: int | None = None):
         f"expected {expected}, as many as in "
         + ("the first row" if width is None else "exposed")
       )
-  return np.array(values, np.float32)
+  return np.array(values, dtype)
 
 
 def _texts(table: Table, name: str, default: list[str]) -> list[str]:
@@ -305,7 +287,7 @@ def _list(cell) -> list:
 def _number(cell) -> float:
   try:
     number = float(cell)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     number = np.nan
   if not np.isfinite(number):
     raise ValueError(f"{_short(cell)}; expected a finite number")
@@ -313,7 +295,22 @@ def _number(cell) -> float:
 
 
 def _numbers(cell) -> list[float]:
-  return [_number(x) for x in _list(cell)]
+  values = _list(cell)
+  numbers = [_number(x) for x in values]
+  for value, number in zip(values, numbers, strict=True):
+    if abs(number) > schema.FLOAT32_MAX:
+      raise ValueError(
+        f"{_short(value)}; expected at most "
+        f"{schema.FLOAT32_MAX:.3g}, the largest float32"
+      )
+  return numbers
+
+
+def _feature(cell) -> list[float]:
+  numbers = _numbers(cell)
+  if not numbers:
+    raise ValueError(f"{_short(cell)}; expected at least one number")
+  return numbers
 
 
 def _responses(cell) -> list[float]:

@@ -47,26 +47,26 @@ def make(items: np.ndarray, seed: int) -> dict[str, np.ndarray]:
 
   def dense(name, width, out, gain=1.0):
     scale = gain / np.sqrt(width)
-    made[f"{name}.kernel"] = scale * rng.normal(size=(width, out))
-    made[f"{name}.bias"] = np.zeros(out)
+    arrays[f"{name}.kernel"] = scale * rng.normal(size=(width, out))
+    arrays[f"{name}.bias"] = np.zeros(out)
 
-  made = {"item_features": items}
+  arrays = {"item_features": items}
   dense("user_hidden", PROFILE, HIDDEN)
   dense("user_out", HIDDEN, FEATURES, gain=2.0)
   dense("item", items.shape[1], FEATURES)
   for block in ("self_attention", "cross_attention"):
     for name in ("query", "key", "value", "out"):
       dense(f"{block}.{name}", FEATURES, FEATURES)
-  made["cross_attention.out.kernel"] *= OWN
+  arrays["cross_attention.out.kernel"] *= OWN
   common = COMMON * rng.normal(size=FEATURES)
-  made["cross_attention.out.bias"] = common
-  made["item.bias"] = LIKING * common / (common @ common)
-  made["profiles"] = rng.normal(size=(USERS, PROFILE))
+  arrays["cross_attention.out.bias"] = common
+  arrays["item.bias"] = LIKING * common / (common @ common)
+  arrays["profiles"] = rng.normal(size=(USERS, PROFILE))
   histories = rng.integers(1, len(items), size=(USERS, HISTORY))
   length = rng.integers(0, HISTORY + 1, size=(USERS, 1))
   histories[np.arange(HISTORY) < HISTORY - length] = 0
-  made["histories"] = histories
-  return made
+  arrays["histories"] = histories
+  return arrays
 
 
 def main() -> None:

@@ -22,21 +22,21 @@ on that split.
 
 import csv
 import functools
-import math
 import pathlib
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hsrl_jax.errors import InputError
+from hsrl_jax.data import prepare
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.shipped.datasets import schema
 
 SLATE_SIZE = 9
-HISTORY_LENGTH = 50
 ITEM_WIDTH = 40
 CATEGORIES, QUANTITIES = 10, 32
 FREQUENT = 8  # values of a category that have a column
-HELD_OUT = 0.1  # share of the sessions in `val`, and again in `test`
 ITEM_FILE, TEST_FILE = "item_info.csv", "rl4rs_b_test.csv"
 ITEM_COLUMNS = "item_id item_vec price location special_item"
 COLUMNS = (
@@ -45,84 +45,49 @@ COLUMNS = (
 )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
-  """Writes `items` and `sessions` (DESIGN: data schema) as array_record."""
+class Builder(schema.SlateBuilder):
+  """Reads the official files in `--raw_data_dir`."""
 
   VERSION = tfds.core.Version("1.0.0")
-  RELEASE_NOTES = {"1.0.0": "First release."}
+  HOMEPAGE = "https://github.com/fuxiAIlab/RL4RS"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "item_info.csv and rl4rs_b_*.csv of RL4RS (github.com/fuxiAIlab/RL4RS)"
   )
-  BUILDER_CONFIGS = [
-    tfds.core.BuilderConfig(name="sessions", description="Slates of items."),
-    tfds.core.BuilderConfig(name="items", description="Items."),
-  ]
+  EXTRA = dict.fromkeys(
+    ("session_id", "sequence_id", "behavior_policy_id"), np.int64
+  )
 
-  def _info(self) -> tfds.core.DatasetInfo:
-    tensor = tfds.features.Tensor
-    if self.builder_config.name == "items":
-      features = {
-        "item_id": np.int32,
-        "feature": tensor(shape=(ITEM_WIDTH,), dtype=np.float32),
-        "external_id": tfds.features.Text(),
-        "title": tfds.features.Text(),
-        "genres": tfds.features.Text(),
-      }
-    else:
-      width = FREQUENT * CATEGORIES + QUANTITIES
-      features = {
-        "user_id": np.int32,
-        "profile": tensor(shape=(width,), dtype=np.float32),
-        "history": tensor(shape=(HISTORY_LENGTH,), dtype=np.int32),
-        "history_length": np.int32,
-        "exposed": tensor(shape=(SLATE_SIZE,), dtype=np.int32),
-        "response": tensor(shape=(SLATE_SIZE,), dtype=np.float32),
-        "timestamp": np.int64,
-        "session_id": np.int64,
-        "sequence_id": np.int64,
-        "behavior_policy_id": np.int64,
-      }
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=__doc__,
-      features=tfds.features.FeaturesDict(features),
-      homepage="https://github.com/fuxiAIlab/RL4RS",
-      disable_shuffling=True,
+  def widths(self):
+    """Number of entries of each list in a row."""
+    return schema.Widths(
+      feature=ITEM_WIDTH,
+      profile=FREQUENT * CATEGORIES + QUANTITIES,
+      history=schema.HISTORY_LENGTH,
+      slate=SLATE_SIZE,
     )
 
-  def _split_generators(self, dl_manager):
-    folder = pathlib.Path(dl_manager.manual_dir)
+  def read_items(self, folder):
+    """Columns of `items`, by the published id."""
     items = read_items(folder / ITEM_FILE)
-    if self.builder_config.name == "items":
-      return {"items": self._generate_items(items)}
-    rows, malformed = read_logs(folder, {x.item_id for x in items})
-    if malformed:
-      path = pathlib.Path(self.data_dir) / "malformed.csv"
-      with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("file", "row", "why"), *malformed])
-    sessions = make_sessions(rows, [x.item_id for x in items])
     return {
-      name: self._generate_examples(sessions, name)
-      for name in ("train", "val", "test")
+      "feature": [x.vector for x in items],
+      "external_id": [str(x.item_id) for x in items],
+      "title": [f"item {x.item_id}, price {x.price:g}" for x in items],
+      "genres": [
+        f"location {x.location}" + (f"|special {x.special}" * bool(x.special))
+        for x in items
+      ],
     }
 
-  def _generate_examples(self, sessions, name):
-    for row in np.flatnonzero(sessions["split"] == name):
-      yield int(row), {k: x[row] for k, x in sessions.items() if k != "split"}
-
-  def _generate_items(self, items):
-    for i, item in enumerate(items):
-      special = f"|special {item.special}" if item.special else ""
-      yield (
-        i,
-        {
-          "item_id": i + 1,
-          "feature": np.array(item.vector, np.float32),
-          "external_id": str(item.item_id),
-          "title": f"item {item.item_id}, price {item.price:g}",
-          "genres": f"location {item.location}{special}",
-        },
-      )
+  def read_sessions(self, folder):
+    """Columns of `sessions`; lists rows that are left out beside the data."""
+    item_ids = [x.item_id for x in read_items(folder / ITEM_FILE)]
+    rows, malformed = read_logs(folder, set(item_ids))
+    if malformed:
+      path = pathlib.Path(self.data_dir) / prepare.MALFORMED
+      with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "row", "why"), *malformed])
+    return make_sessions(rows, item_ids)
 
 
 class Item(NamedTuple):
@@ -270,20 +235,23 @@ def parse(line: str, file: str, known: set[int]) -> Row:
   )
 
 
-def _lines(path: pathlib.Path, header: str):
-  """Yields (line number, line) after the header."""
-  if not path.exists():
-    raise InputError(f"{path} is missing; expected a file of RL4RS")
-  count = 1
-  with path.open(encoding="utf-8", errors="replace") as file:
-    found = file.readline().rstrip("\n")
-    if found != header:
+def _lines(path: pathlib.Path, header: str) -> Iterator[tuple[int, str]]:
+  """Yields (line number, line) after the header, but no blank lines."""
+  empty = True
+  with (
+    reading(path, "a file of RL4RS"),
+    path.open(encoding="utf-8", errors="replace") as file,
+  ):
+    first = file.readline().rstrip("\n")
+    if first != header:
       raise InputError(
-        f"{path}: row 1 is {found[:60]!r}; expected the header {header!r}"
+        f"{path}: row 1 is {first[:60]!r}; expected the header {header!r}"
       )
-    for count, line in enumerate(file, 2):
-      yield count, line.rstrip("\n")
-  if count == 1:
+    for number, line in enumerate(file, 2):
+      if line.strip():
+        empty = False
+        yield number, line.rstrip("\n")
+  if empty:
     raise InputError(f"{path} has a header alone; expected rows below it")
 
 
@@ -299,10 +267,10 @@ def _cells(line: str, separator: str, header: str) -> list[str]:
 
 def _integer(column: str, cell: str) -> int:
   try:
-    return int(cell)
-  except ValueError:
+    return int(np.int64(int(cell)))
+  except (ValueError, OverflowError):
     raise ValueError(
-      f"{column} is {cell[:40]!r}; expected an integer"
+      f"{column} is {cell[:40]!r}; expected an integer of 64 bits"
     ) from None
 
 
@@ -322,10 +290,11 @@ def _numbers(column: str, cell: str, count: int) -> tuple[float, ...]:
     numbers = tuple(map(float, cell.split(",")))
   except ValueError as error:
     raise ValueError(f"{column}: {error}; expected numbers") from None
-  if len(numbers) != count or not all(map(math.isfinite, numbers)):
+  finite = all(abs(x) <= schema.FLOAT32_MAX for x in numbers)
+  if len(numbers) != count or not finite:
     raise ValueError(
       f"{column} has {len(numbers)} numbers"
-      f"{'' if all(map(math.isfinite, numbers)) else ', some not finite'}; "
+      f"{'' if finite else ', some not finite in float32'}; "
       f"expected {count} finite ones"
     )
   return numbers
@@ -343,6 +312,49 @@ def make_sessions(
   Raises:
     InputError: too few sessions for the splits.
   """
+  split = split_of_session(rows)
+  number = {key: i for i, key in enumerate(split, 1)}
+  rows = sorted(
+    rows, key=lambda x: (number[x.file, x.session_id], x.sequence_id)
+  )
+  keys = [(x.file, x.session_id) for x in rows]
+  row_split = np.array([split[key] for key in keys])
+  index = {item: i for i, item in enumerate(item_ids, 1)}
+  histories = []
+  clicks: dict[tuple[str, int], list[int]] = {}
+  for key, row in zip(keys, rows, strict=True):
+    clicked = clicks.setdefault(key, [])  # In earlier slates of the session.
+    past = [index[x] for x in (*row.history, *clicked)]
+    histories.append(schema.left_padded(past, schema.HISTORY_LENGTH))
+    clicked += [x for x, y in zip(row.exposed, row.response, strict=True) if y]
+  return {
+    "split": row_split,
+    "user_id": np.array([number[key] for key in keys]),
+    "profile": profiles(
+      np.array([x.portrait for x in rows]), row_split == "train"
+    ),
+    "history": np.array(histories),
+    "exposed": np.array([[index[i] for i in x.exposed] for x in rows]),
+    "response": np.array([x.response for x in rows]),
+    "timestamp": np.array([x.timestamp for x in rows]),
+    "session_id": np.array([x.session_id for x in rows]),
+    "sequence_id": np.array([x.sequence_id for x in rows]),
+    "behavior_policy_id": np.array([x.policy_id for x in rows]),
+  }
+
+
+def split_of_session(rows: list[Row]) -> dict[tuple[str, int], str]:
+  """Names the split of each session, in the order in which they began.
+
+  Args:
+    rows: of the logs.
+
+  Returns:
+    (file, session_id) to split.
+
+  Raises:
+    InputError: too few sessions for the splits.
+  """
   began: dict[tuple[str, int], int] = {}
   for row in rows:
     key = row.file, row.session_id
@@ -350,7 +362,7 @@ def make_sessions(
   order = sorted(began, key=lambda key: (began[key], key))
   given = [key for key in order if key[0] == TEST_FILE]
   rest = [key for key in order if key[0] != TEST_FILE]
-  held_out = max(1, round(HELD_OUT * len(rest)))
+  held_out = max(1, round(schema.HELD_OUT * len(rest)))
   parts = 2 if given else 3
   if len(rest) < parts:
     raise InputError(
@@ -360,39 +372,7 @@ def make_sessions(
   if not given:
     split |= dict.fromkeys(rest[-held_out:], "test")
     rest = rest[:-held_out]
-  split |= dict.fromkeys(rest[-held_out:], "val")
-
-  number = {key: i + 1 for i, key in enumerate(order)}
-  rows = sorted(
-    rows, key=lambda x: (number[x.file, x.session_id], x.sequence_id)
-  )
-  keys = [(x.file, x.session_id) for x in rows]
-  row_split = np.array([split[key] for key in keys])
-  index = {item: i + 1 for i, item in enumerate(item_ids)}
-  history = np.zeros((len(rows), HISTORY_LENGTH), np.int32)
-  clicks: dict[tuple[str, int], list[int]] = {}
-  for i, (key, row) in enumerate(zip(keys, rows, strict=True)):
-    clicked = clicks.setdefault(key, [])  # In earlier slates of the session.
-    past = [index[x] for x in (*row.history, *clicked)][-HISTORY_LENGTH:]
-    history[i, HISTORY_LENGTH - len(past) :] = past
-    clicked += [x for x, y in zip(row.exposed, row.response, strict=True) if y]
-  return {
-    "split": row_split,
-    "user_id": np.array([number[key] for key in keys], np.int32),
-    "profile": profiles(
-      np.array([x.portrait for x in rows]), row_split == "train"
-    ),
-    "history": history,
-    "history_length": (history > 0).sum(1, dtype=np.int32),
-    "exposed": np.array(
-      [[index[i] for i in x.exposed] for x in rows], np.int32
-    ),
-    "response": np.array([x.response for x in rows], np.float32),
-    "timestamp": np.array([x.timestamp for x in rows]),
-    "session_id": np.array([x.session_id for x in rows]),
-    "sequence_id": np.array([x.sequence_id for x in rows]),
-    "behavior_policy_id": np.array([x.policy_id for x in rows]),
-  }
+  return split | dict.fromkeys(rest[-held_out:], "val")
 
 
 def profiles(portrait: np.ndarray, train: np.ndarray) -> np.ndarray:

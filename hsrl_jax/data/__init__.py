@@ -1,1 +1,1 @@
-"""Prepared logs, read and checked."""
+"""Datasets: prepared by a TFDS builder, read back and checked."""

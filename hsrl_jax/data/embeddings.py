@@ -2,13 +2,13 @@
 
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.data import rows as rows_lib
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 
 BLOCK = 65_536  # Rows looked at at once.
 _IN_MEMORY = 2**30  # Bytes of an .npy file up to which it is read at once.
@@ -54,23 +54,23 @@ def read(path: pathlib.Path) -> Embeddings:
       floating point or has an id twice. Values are not looked at; see
       check_finite.
   """
-  reader = _pick(path, {".npy": _npy, ".npz": _npz, ".parquet": _parquet})
-  found = _guard(reader, path)
-  count = found.rows.shape[0]
-  if not count or not found.rows.shape[1]:
+  embeddings = _read(path, {".npy": _npy, ".npz": _npz, ".parquet": _parquet})
+  rows, item_ids, titles = embeddings
+  count = rows.shape[0]
+  if not count or not rows.shape[1]:
     raise InputError(
-      f"{path} has embeddings of shape {tuple(found.rows.shape)}; expected at "
-      "least one item and one dimension"
+      f"{path} has embeddings of shape {tuple(rows.shape)}; expected at least "
+      "one item and one dimension"
     )
-  for name, column in (("item_id", found.item_ids), ("title", found.titles)):
+  for name, column in (("item_id", item_ids), ("title", titles)):
     if column is not None and len(column) != count:
       raise InputError(
         f"{path}: {name} has {len(column)} entries; expected {count}, one for "
         "each embedding"
       )
-  if found.item_ids is not None:
-    _check_distinct(found.item_ids, path)
-  return found
+  if item_ids is not None:
+    _check_distinct(item_ids, path)
+  return embeddings
 
 
 def read_ids(path: pathlib.Path) -> np.ndarray:
@@ -82,7 +82,7 @@ def read_ids(path: pathlib.Path) -> np.ndarray:
   Raises:
     InputError: the file is missing, damaged, empty or has an id twice.
   """
-  ids = _guard(_pick(path, {".txt": _text_ids, ".npy": _npy_ids}), path)
+  ids = _read(path, {".txt": _text_ids, ".npy": _npy_ids})
   if not len(ids):
     raise InputError(f"{path} is empty; expected at least one item id")
   _check_distinct(ids, path)
@@ -117,13 +117,17 @@ def check_finite(
   where,
   on_rows: Callable[[int], object] = lambda count: None,
 ) -> None:
-  """Raises InputError where a row has NaN or infinite values.
+  """Checks that all values are finite in float32.
 
   Args:
     rows: [N, D].
     item_ids: [N], to name the rows.
     where: names the source.
     on_rows: called with how many rows were looked at.
+
+  Raises:
+    InputError: the rows that have NaN, infinite values or some that are beyond
+      the range of float32.
   """
   count, named = 0, []
   for start, block in blocks(rows):
@@ -138,8 +142,8 @@ def check_finite(
     more = ", ..." if count > len(named) else ""
     raise InputError(
       f"{where}: {count} row{'s have' if count > 1 else ' has'} NaN or "
-      f"infinite values: item {', '.join(named)}{more}; expected finite "
-      "numbers: mend or drop them"
+      f"infinite values: item {', '.join(named)}{more}; expected numbers that "
+      "are finite in float32: mend or drop them"
     )
 
 
@@ -161,32 +165,19 @@ def digest(
   Raises:
     InputError: there is no such file.
   """
-  return _guard(lambda x: files.digest(x, on_bytes), path)
+  with reading(path, "a file"):
+    return files.digest(path, on_bytes)
 
 
-def _pick(path: pathlib.Path, readers: dict):
+def _read(path: pathlib.Path, readers: dict[str, Callable]) -> Any:
+  """Reads a file with the reader of its suffix."""
   if path.suffix not in readers:
     raise InputError(
       f"{path} has the suffix {path.suffix!r}; expected one of "
       f"{', '.join(readers)}"
     )
-  return readers[path.suffix]
-
-
-def _guard(reader, path: pathlib.Path):
-  try:
-    return reader(path)
-  except InputError:
-    raise
-  except FileNotFoundError as error:
-    raise InputError(
-      f"{path} is missing; expected a file with suffix {path.suffix}"
-    ) from error
-  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
-    what = (str(error) or type(error).__name__).splitlines()[0]
-    raise InputError(
-      f"{path} cannot be read ({what}); expected a complete {path.suffix} file"
-    ) from error
+  with reading(path, f"a complete {path.suffix} file"):
+    return readers[path.suffix](path)
 
 
 def _npy(path: pathlib.Path) -> Embeddings:
@@ -195,8 +186,7 @@ def _npy(path: pathlib.Path) -> Embeddings:
   except ValueError as error:
     raise InputError(str(error)) from error
   if path.stat().st_size <= _IN_MEMORY:
-    with np.errstate(over="ignore"):  # Infinite then: see check_finite.
-      rows = rows[0 : rows.shape[0]]
+    rows = rows[:]
   return Embeddings(rows, None, None)
 
 

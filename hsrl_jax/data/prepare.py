@@ -13,7 +13,7 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 from hsrl_jax import files
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 
 CONFIGS = ("items", "sessions")
 MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
@@ -120,15 +120,15 @@ def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:
       )
     return
   if raw_data_dir is None:
-    found = "--raw_data_dir is missing"
+    fault = "--raw_data_dir is missing"
   elif not pathlib.Path(raw_data_dir).is_dir():
-    found = f"--raw_data_dir={raw_data_dir} is no folder"
+    fault = f"--raw_data_dir={raw_data_dir} is no folder"
   elif not any(pathlib.Path(raw_data_dir).iterdir()):
-    found = f"--raw_data_dir={raw_data_dir} is empty"
+    fault = f"--raw_data_dir={raw_data_dir} is empty"
   else:
     return
   raise InputError(
-    f"--dataset={dataset}: {found}; expected a folder with {wanted}"
+    f"--dataset={dataset}: {fault}; expected a folder with {wanted}"
   )
 
 
@@ -142,7 +142,9 @@ def verify(data_dir: pathlib.Path) -> None:
   if not path.exists():
     raise InputError(f"{data_dir}: no prepared data; run --mode=data first")
   again = f"delete {data_dir} and {data_dir.parent}/.done/data, then run again"
-  for name, (size, digest) in json.loads(path.read_text()).items():
+  with reading(path, f"what --mode=data wrote: {again}"):
+    manifest = dict(json.loads(path.read_text()))
+  for name, (size, digest) in manifest.items():
     file = data_dir / name
     if not file.exists():
       raise InputError(f"{file} is missing; {again}")

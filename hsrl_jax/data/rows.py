@@ -34,6 +34,8 @@ class NpyRows:
   def __getitem__(self, rows: slice) -> np.ndarray:
     """Reads the rows of a slice of step 1, float32 [b - a, D].
 
+    Values beyond the range of float32 become infinite.
+
     Raises:
       TypeError: not such a slice.
       ValueError: the file has become shorter since it was opened.
@@ -54,7 +56,8 @@ class NpyRows:
             "opened: write it again"
           )
         done += read
-    return values.reshape(-1, width).astype(np.float32, copy=False)
+    with np.errstate(over="ignore"):
+      return values.reshape(-1, width).astype(np.float32, copy=False)
 
 
 def open_npy(path: str | os.PathLike) -> NpyRows:

@@ -1,6 +1,7 @@
 """Reads a prepared dataset: items and the sessions of each split, checked."""
 
 import pathlib
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -87,7 +88,8 @@ def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
     where: names the source in errors.
 
   Raises:
-    InputError: ids other than 1..N in order, or a feature that is not finite.
+    InputError: ids other than 1..N in order, items without features, or a
+      feature that is not finite.
   """
   wrong = np.flatnonzero(item_id != np.arange(1, len(item_id) + 1))
   if len(wrong):
@@ -95,6 +97,11 @@ def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
     raise InputError(
       f"{where}: item row {row} has item_id {item_id[row]}; expected "
       f"{row + 1}: number the items 1..N in order and prepare them again"
+    )
+  if not feature.shape[1]:
+    raise InputError(
+      f"{where}: items have no features; expected at least one number for each "
+      "item: add some and prepare them again"
     )
   bad = np.flatnonzero(~np.isfinite(feature).all(1))
   if len(bad):
@@ -107,8 +114,16 @@ def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
     )
 
 
-def check_sessions(rows: dict[str, np.ndarray], num_items: int, where) -> None:
-  """Checks the session table (DESIGN: data schema).
+def check_sessions(
+  rows: Mapping[str, np.ndarray], num_items: int, where
+) -> None:
+  """Checks the session table.
+
+  Args:
+    rows: `user_id` [R], `profile` [R, P], `history` [R, H], `exposed` and
+      `response` [R, K].
+    num_items: N.
+    where: names the source in errors.
 
   Raises:
     InputError: an id outside 1..N, a slate that shows an item twice, a response

@@ -6,18 +6,16 @@ known far better than in a real A/B test, where each user meets one arm alone.
 """
 
 import pathlib
-import textwrap
 from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from hsrl_jax.config import AGENTS
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import simulate, statistics
 from hsrl_jax.evaluation.simulate import BOUNDS
-from hsrl_jax.experiments import benchmark, jobs
-from hsrl_jax.report import plots, run_page
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.stages.run import SESSIONS
 
 _SATURATED = 0.99  # A share above it tells policies apart no more.
@@ -61,20 +59,17 @@ def run(experiment: jobs.Experiment) -> None:
     agents = ["random"]  # Whatever is evaluated, the bounds are beside it.
   runs = jobs.run_all(
     experiment,
-    [
-      jobs.Job(name, benchmark.entrant(experiment.base, name))
-      for name in agents
-    ],
+    [jobs.Job(name, entrants.agent(experiment.base, name)) for name in agents],
   )
   folders |= {run.config.policy.agent: run.workdir for run in runs.values()}
   check_paired(list(folders.values()))
   any_folder = next(iter(folders.values()))  # Bounds are in all of them.
-  found = [folders.get(name, any_folder) for name in names]
+  arms = [folders.get(name, any_folder) for name in names]
   policies = [
     name if name in BOUNDS + AGENTS else _results(folder)["agent"]
-    for name, folder in zip(names, found, strict=True)
+    for name, folder in zip(names, arms, strict=True)
   ]
-  control, treatment = map(read, found, policies)
+  control, treatment = map(read, arms, policies)
   user = simulate.read(any_folder / SESSIONS)["user"]
   facts = _results(any_folder)
   results = {
@@ -86,7 +81,8 @@ def run(experiment: jobs.Experiment) -> None:
     "treatment": policies[1],
     "measures": compare(control, treatment, user),
   }
-  jobs.finish(experiment, results, table(results), plot(results))
+  figure = experiment_plots.ab(results)
+  jobs.finish(experiment, results, table(results), figure)
 
 
 def read(folder: pathlib.Path, policy: str) -> Arm:
@@ -146,7 +142,7 @@ def compare(
     all measures; `sample_size`, sessions of different users that each arm of a
     real test needs for 80 % power at the level 5 % (None without difference).
   """
-  found = {}
+  rows = {}
   treated = measures(treatment)
   for name, parts in measures(control).items():
     a, psi_a = _by_user(parts, user)
@@ -156,7 +152,7 @@ def compare(
     lift = None
     if a > 0:
       lift = _interval(b / a - 1, psi_b / a, -b / a**2 * psi_a)
-    found[name] = {
+    rows[name] = {
       "control": a,
       "treatment": b,
       "difference": _interval(b - a, psi_b, -psi_a),
@@ -167,10 +163,10 @@ def compare(
         b - a, (_variance(parts), _variance(treated[name]))
       ),
     }
-  adjusted = statistics.holm([x["p_value"] for x in found.values()])
-  for row, p in zip(found.values(), adjusted, strict=True):
+  adjusted = statistics.holm([x["p_value"] for x in rows.values()])
+  for row, p in zip(rows.values(), adjusted, strict=True):
     row["p_holm"] = float(p)
-  return found
+  return rows
 
 
 def table(results: dict[str, Any]) -> str:
@@ -199,17 +195,17 @@ def table(results: dict[str, Any]) -> str:
   )
   return "\n".join(
     [
-      textwrap.fill(head, 80),
+      tables.filled(head),
       "",
-      *run_page.aligned(rows),
+      *tables.aligned(rows),
       "",
-      *(textwrap.fill(x, 80) for x in notes(results["measures"])),
+      *map(tables.filled, notes(results["measures"])),
     ]
   )
 
 
-def notes(found: dict[str, dict[str, Any]]) -> list[str]:
-  """What a reader must know, a paragraph each."""
+def notes(measured: dict[str, dict[str, Any]]) -> list[str]:
+  """Paragraphs below the table: what a reader must know."""
   lines = [
     "p: paired by user, Holm's correction. var: change of the difference's "
     "variance by the same users and luck. n per arm: users, a session each, "
@@ -220,58 +216,13 @@ def notes(found: dict[str, dict[str, Any]]) -> list[str]:
   saturated = [
     name
     for name in ("conversion", "liked_slates")
-    if min(found[name]["control"], found[name]["treatment"]) > _SATURATED
+    if min(measured[name]["control"], measured[name]["treatment"]) > _SATURATED
   ]
   if saturated:
     lines.append(
       f"Saturated in this simulator, so no guide: {', '.join(saturated)}."
     )
   return lines
-
-
-def plot(results: dict[str, Any]) -> Figure:
-  """The lifts with their intervals, paired and not."""
-  figure = Figure(figsize=(8, 3.6), layout="constrained")
-  axes = figure.add_subplot()
-  found = {k: v for k, v in results["measures"].items() if v["lift"]}
-  for place, row in enumerate(found.values()):
-    lift = row["lift"]
-    for key, shift, colour, marker in (
-      ("ci95", -0.12, plots.BLUE, "o"),
-      ("ci95_unpaired", 0.12, plots.GREY, "s"),
-    ):
-      ends = np.abs(np.array(lift[key]) - lift["value"])
-      axes.errorbar(
-        100 * lift["value"],
-        place + shift,
-        xerr=100 * ends[:, None],
-        fmt=marker,
-        color=colour,
-        capsize=3,
-        markersize=5,
-        label=None
-        if place
-        else {"ci95": "same users and luck"}.get(key, "two groups of users"),
-      )
-    size = row["sample_size"]
-    axes.annotate(
-      f"{100 * lift['value']:+.1f} %" + (f"\n{size:,} per arm" if size else ""),
-      (1.01, place),
-      xycoords=("axes fraction", "data"),
-      va="center",
-      fontsize=8,
-    )
-  axes.axvline(0, color="black", linewidth=0.8)
-  axes.set_yticks(range(len(found)), [x.replace("_", " ") for x in found])
-  axes.set_ylim(len(found) - 0.5, -0.5)
-  plots.style(
-    axes,
-    f"{results['treatment']} against {results['control']}, simulated users, "
-    f"{results['dataset']}, {results['protocol']}",
-    "lift, %, with its 95 % confidence interval",
-  )
-  figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-  return figure
 
 
 def _by_user(parts, user: np.ndarray) -> tuple[float, np.ndarray]:

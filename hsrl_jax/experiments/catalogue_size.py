@@ -1,10 +1,10 @@
-"""Experiment: what the size of the catalogue costs, from 10^3 to 10^6 items.
+"""Experiment `catalogue_size`: reward, time and memory, 10^3 to 10^6 items.
 
 The users and their click model are those of the dataset. A smaller catalogue is
 a random part of its items, and what a history has of the others is replaced by
 the nearest that is left. A larger one also has mixtures of two of its items. A
 click model's logit is linear in an item's features, so that nobody likes a
-mixture more than both of what it is made of.
+mixture more than both of its parts.
 
 HSRL scores all items below 10^5 and searches from there; policies with one
 logit per item score all. Each size and policy is measured in a process of its
@@ -13,7 +13,6 @@ too, see `sessions`.
 """
 
 import concurrent.futures
-import dataclasses
 import io
 import multiprocessing
 import pathlib
@@ -25,17 +24,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Catalogue
-from hsrl_jax.config import EvaluateConfig
+from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import loop
 from hsrl_jax.evaluation import simulate
-from hsrl_jax.experiments import jobs
-from hsrl_jax.experiments.changing_catalogue import LABELS, POLICIES
-from hsrl_jax.report import plots
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.entrants import LABELS, POLICIES
+from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, quantize
 
@@ -44,7 +42,7 @@ _DECISIONS = 20
 _LARGEST_STEP = 0.5  # Of a mixture: how far it is from the first item.
 
 
-class Items(NamedTuple):
+class Synthetic(NamedTuple):
   """A catalogue made of another one.
 
   Attributes:
@@ -56,7 +54,7 @@ class Items(NamedTuple):
   stands_for: np.ndarray
 
 
-def synthetic(features: np.ndarray, size: int, seed: int) -> Items:
+def synthetic(features: np.ndarray, size: int, seed: int) -> Synthetic:
   """A catalogue of `size` items; see the module.
 
   Args:
@@ -69,16 +67,18 @@ def synthetic(features: np.ndarray, size: int, seed: int) -> Items:
   same = np.arange(count + 1, dtype=np.int32)
   if size <= count:
     chosen = np.concatenate([[0], np.sort(rng.permutation(count)[:size] + 1)])
-    made = features[chosen]
+    part = features[chosen]
     # |a - b|^2 less |a|^2, which is the same for all b.
-    distance = (made[1:] ** 2).sum(1) - 2 * features[1:] @ made[1:].T
-    return Items(made, np.append(0, distance.argmin(1) + 1).astype(np.int32))
+    distance = (part[1:] ** 2).sum(1) - 2 * features[1:] @ part[1:].T
+    return Synthetic(
+      part, np.append(0, distance.argmin(1) + 1).astype(np.int32)
+    )
   first = rng.integers(count, size=size - count)
   second = (first + rng.integers(1, count, size - count)) % count  # Another.
   step = rng.uniform(0, _LARGEST_STEP, (size - count, 1)).astype(np.float32)
   real = features[1:]
   mixed = real[first] + step * (real[second] - real[first])
-  return Items(np.concatenate([features, mixed]), same)
+  return Synthetic(np.concatenate([features, mixed]), same)
 
 
 def sessions(config: EvaluateConfig, size: int) -> int:
@@ -86,7 +86,7 @@ def sessions(config: EvaluateConfig, size: int) -> int:
   return max(min(config.episodes, _SCORES // size), 1)
 
 
-class World(NamedTuple):
+class SizedWorld(NamedTuple):
   """A simulator with a catalogue of some size.
 
   Attributes:
@@ -104,7 +104,7 @@ class World(NamedTuple):
   seconds: float
 
 
-def world(experiment: jobs.Experiment, size: int) -> World:
+def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
   """The world of a size; its SIDs are made once."""
   base = experiment.base
   run = jobs.prepare(experiment, jobs.Job("dataset", base))
@@ -118,9 +118,12 @@ def world(experiment: jobs.Experiment, size: int) -> World:
     seconds = time.monotonic() - start
     np.savez(buffer, codebooks=codebooks, tokens=tokens, seconds=seconds)
     files.write_atomic(path, buffer.getvalue())
-  with np.load(path) as made:
-    index = sid.build_index(made["tokens"], base.quantizer.vocab_size)
-    codebooks, seconds = jnp.asarray(made["codebooks"]), float(made["seconds"])
+  with np.load(path) as saved:
+    index = sid.build_index(saved["tokens"], base.quantizer.vocab_size)
+    codebooks, seconds = (
+      jnp.asarray(saved["codebooks"]),
+      float(saved["seconds"]),
+    )
   features = jnp.asarray(items.features)
 
   def pool(split, count=None):
@@ -134,7 +137,7 @@ def world(experiment: jobs.Experiment, size: int) -> World:
       jnp.asarray(items.stands_for[np.asarray(users.histories)[rows]]),
     )
 
-  return World(
+  return SizedWorld(
     run.env,
     Catalogue(features, index, codebooks),
     pool("train"),
@@ -146,10 +149,10 @@ def world(experiment: jobs.Experiment, size: int) -> World:
 def bounds(experiment: jobs.Experiment, size: int) -> dict[str, float]:
   """Total reward of the bounds at a size, and the seconds that SIDs took."""
   w = world(experiment, size)
-  found = simulate.bounds(w.env, w.held_out, w.catalogue.index.active)
+  policies = simulate.bounds(w.env, w.held_out, w.catalogue.index.active)
   return {"sids_seconds": w.seconds} | {
     name: _reward(experiment, w, act, params, size)
-    for name, (act, params) in found.items()
+    for name, (act, params) in policies.items()
   }
 
 
@@ -161,18 +164,16 @@ def measure(
   Returns:
     `total_reward` of each seed, `iteration_ms`, `decision_ms`, `memory_gb`, the
     most that the process had until it was trained, and `start_gb`, what it had
-    before. What could not be measured is None, and `left_out` says why.
+    before. What could not be measured is None; then `left_out` says why, and
+    `needs` names the limit that was too low, with what would have been enough.
   """
-  c = experiment.config
-  config = dataclasses.replace(
-    experiment.base,
-    policy=dataclasses.replace(experiment.base.policy, **POLICIES[name]),
-  )
+  limits = experiment.config
+  config = entrants.vary(experiment.base, POLICIES[name])
   w = world(experiment, size)
-  found = dict.fromkeys(
+  row = dict.fromkeys(
     ("total_reward", "iteration_ms", "decision_ms", "memory_gb", "left_out")
   )
-  found["start_gb"] = _memory("VmRSS")
+  row |= {"needs": {}, "start_gb": _memory("VmRSS")}
   agent = make_agent(config, w.env.slate_size)
   engine = loop.make(agent, w.env, config.policy)
   inputs = loop.Inputs(w.catalogue, w.users)
@@ -184,42 +185,58 @@ def measure(
   )
   plan = iterate.memory_analysis()
   needed = (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
-  if needed > c.memory_gb:
-    why = f"training needs {needed:.0f} GB, above the limit of {c.memory_gb:g}"
-    return found | {"left_out": why}
+  if needed > limits.memory_gb:
+    return row | {
+      "needs": {"memory_gb": needed},
+      "left_out": f"training needs {needed:.0f} GB, above the limit of "
+      f"{limits.memory_gb:g}",
+    }
 
   per_call = config.policy.iterations_per_call
   calls = config.policy.iterations // per_call
-  trained, seconds, done = [], 0.0, 0
+  trained, seconds = [], []
   for seed in config.policy.seeds:
     learner, stream = jax.block_until_ready(start(seed, inputs))
-    for call in range(calls):
+    for _ in range(calls):
       begin = time.monotonic()
       learner, stream, _ = iterate(learner, stream, inputs)
       jax.block_until_ready(learner)
-      seconds += time.monotonic() - begin
-      done += per_call
-      expected = seconds / done * config.policy.iterations
-      if call == 0 and expected > c.seconds_per_run:
-        found["left_out"] = (
-          f"training takes {expected:,.0f} s a seed, above the limit of "
-          f"{c.seconds_per_run:g}"
+      seconds.append(time.monotonic() - begin)
+      if len(seconds) == 1 and calls * seconds[0] > limits.seconds_per_run:
+        row["needs"] = {"seconds_per_run": calls * seconds[0]}
+        row["left_out"] = (
+          f"training takes {calls * seconds[0]:,.0f} s a seed, above the limit "
+          f"of {limits.seconds_per_run:g}"
         )
         break
     trained.append(learner.target_params)
-    if found["left_out"]:
+    if row["left_out"]:
       break
-  found["iteration_ms"] = 1e3 * seconds / done
-  found["memory_gb"] = _memory("VmHWM")
+  row["iteration_ms"] = 1e3 * sum(seconds) / (len(seconds) * per_call)
+  row["memory_gb"] = _memory("VmHWM")
   del stream
   act = policy.greedy(agent)
-  found["decision_ms"] = 1e3 * _decision_seconds(act, w, trained[0])
-  if not found["left_out"]:
-    found["total_reward"] = [
+  row["decision_ms"] = 1e3 * _decision_seconds(act, w, trained[0])
+  if not row["left_out"]:
+    row["total_reward"] = [
       _reward(experiment, w, act, (params, w.catalogue), size)
       for params in trained
     ]
-  return found
+  return row
+
+
+def outdated(row: dict[str, Any], limits: ExperimentConfig) -> bool:
+  """Whether a row was left out by a limit that would now be enough.
+
+  Args:
+    row: of `measure`, or of the bounds.
+    limits: those of now.
+  """
+  if not row.get("left_out"):
+    return False
+  # Rows that were left out before `needs` was kept are measured again.
+  needs = row.get("needs", {})
+  return all(getattr(limits, limit) >= x for limit, x in needs.items())
 
 
 def run(experiment: jobs.Experiment) -> dict[str, Any]:
@@ -227,7 +244,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
   c = experiment.config
   jobs.prepare(experiment, jobs.Job("dataset", experiment.base))
   todo = [(size, name) for size in c.sizes for name in ("bounds", *POLICIES)]
-  limits, found = {}, {}
+  limits, measured = {}, {}
   for number, (size, name) in enumerate(todo, start=1):
     job = f"{size}/{name}"
     print(f"job {number} of {len(todo)}: {job}", flush=True)
@@ -235,23 +252,29 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     if name != "bounds":
       task = (measure, experiment, size, name)
     with jobs.timed(experiment, job, "measure"):
-      made = jobs.kept(
+      row = jobs.kept(
         _folder(experiment, size) / f"{name}.json",
         lambda task=task: alone(*task),
+        lambda row: outdated(row, c),
       )
     if name == "bounds":
-      limits[size] = made
+      limits[size] = row
     else:
-      found[size, name] = made
+      measured[size, name] = row
   base = experiment.base
-  results = summary(limits, found) | {
+  results = summary(limits, measured) | {
     "dataset": base.data.dataset,
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
     "iterations": base.policy.iterations,
     "episodes": {str(n): sessions(base.evaluate, n) for n in c.sizes},
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(
+    experiment,
+    results,
+    table(results),
+    experiment_plots.catalogue_size(results, LABELS),
+  )
   return results
 
 
@@ -265,11 +288,11 @@ def alone(function: Callable[..., Any], *args) -> Any:
 
 def summary(
   limits: dict[int, dict[str, float]],
-  found: dict[tuple[int, str], dict[str, Any]],
+  measured: dict[tuple[int, str], dict[str, Any]],
 ) -> dict[str, Any]:
   """The bounds, and a row for each size and policy, with `normalised`."""
   rows = []
-  for (size, name), x in found.items():
+  for (size, name), x in measured.items():
     low, high = limits[size]["random"], limits[size]["greedy_oracle"]
     reward = x["total_reward"]
     normalised = reward and simulate.summarise(
@@ -287,11 +310,8 @@ def table(results: dict[str, Any]) -> str:
   for row in results["rows"]:
     reward, ci = "-", "-"
     if row["normalised"]:
-      low, high = row["normalised"]["ci95"]
-      reward, ci = (
-        f"{row['normalised']['mean']:.2f}",
-        f"[{low:.2f}, {high:.2f}]",
-      )
+      reward = f"{row['normalised']['mean']:.2f}"
+      ci = tables.interval(row["normalised"], "{:.2f}")
     numbers = [
       "-" if x is None else f"{x:,.1f}"
       for x in (row["iteration_ms"], row["decision_ms"], row["memory_gb"])
@@ -299,12 +319,6 @@ def table(results: dict[str, Any]) -> str:
     lines.append((f"{row['size']:,}", row["policy"], reward, ci, *numbers))
     if row["left_out"]:
       notes.append(f"{row['size']:,} {row['policy']}: {row['left_out']}")
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = [
-    "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
-    for line in lines
-  ]
-  text.insert(1, "-" * len(text[0]))
   episodes = ", ".join(f"{n:,}" for n in results["episodes"].values())
   return "\n".join(
     [
@@ -313,60 +327,19 @@ def table(results: dict[str, Any]) -> str:
       "reward: 0 random, 1 greedy oracle, at that size",
       f"sessions by size: {episodes}",
       "",
-      *text,
+      *tables.aligned(lines, left=0),
       *notes,
     ]
   )
-
-
-def figure(results: dict[str, Any]) -> Figure:
-  """Reward, time and memory by the number of items."""
-  drawing = Figure(figsize=(12.5, 3.6), layout="constrained")
-  panels = drawing.subplots(1, 4)
-  keys = ("normalised", "iteration_ms", "decision_ms", "memory_gb")
-  titles = (
-    "Reward, 0 random, 1 oracle",
-    "Milliseconds per iteration",
-    "Milliseconds per decision",
-    "Peak memory, GB",
-  )
-  for axes, key, title in zip(panels, keys, titles, strict=True):
-    plots.style(axes, title, "items")
-    axes.set_xscale("log")
-    if key.endswith("_ms"):
-      axes.set_yscale("log")
-    for i, name in enumerate(POLICIES):
-      rows = [
-        x for x in results["rows"] if x["policy"] == name and x[key] is not None
-      ]
-      x, y = [row["size"] for row in rows], [row[key] for row in rows]
-      style = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
-      style |= {"markersize": 4, "label": LABELS[name]}
-      if key == "normalised":
-        mean = np.array([v["mean"] for v in y])
-        ends = np.array([v["ci95"] for v in y]).reshape(-1, 2).T
-        axes.errorbar(x, mean, np.abs(ends - mean), capsize=2, **style)
-      else:
-        axes.plot(x, y, **style)
-    if key == "memory_gb":
-      axes.set_ylim(bottom=0)
-  drawing.legend(
-    *panels[0].get_legend_handles_labels(),
-    loc="outside lower center",
-    ncols=len(POLICIES),
-    frameon=False,
-    fontsize=8,
-  )
-  return drawing
 
 
 def _folder(experiment: jobs.Experiment, size: int) -> pathlib.Path:
   return experiment.workdir / f"{size}_seed_{experiment.config.seed}"
 
 
-def _reward(experiment, w: World, act, params, size: int) -> float:
+def _reward(experiment, w: SizedWorld, act, params, size: int) -> float:
   c = experiment.base.evaluate
-  found = simulate.simulate(
+  simulated = simulate.simulate(
     act,
     w.env,
     params,
@@ -374,10 +347,10 @@ def _reward(experiment, w: World, act, params, size: int) -> float:
     jax.random.key(c.seed),
     episodes=sessions(c, size),
   )
-  return float(np.mean(found.total_reward))
+  return float(np.mean(simulated.total_reward))
 
 
-def _decision_seconds(act: simulate.Act, w: World, params) -> float:
+def _decision_seconds(act: simulate.Act, w: SizedWorld, params) -> float:
   """Median seconds of a greedy slate for one user."""
   state = w.env.start(jnp.int32(0), w.held_out)
   decide = jax.jit(act)

@@ -1,4 +1,4 @@
-"""Experiment: items leave and arrive under a trained policy.
+"""Experiment `changing_catalogue`: items change under a trained policy.
 
 A part of the dataset's items, drawn at random, is held out: the start
 catalogue has the others alone, codebooks are fitted on it alone, and logged
@@ -7,17 +7,16 @@ for half of the iterations. Then a share of it leaves, as many held-out items
 arrive, and training goes on with what the learner has, in the same compiled
 function. Newcomers get SIDs by the living index: no new fit.
 
-What is compared, with the same losses: HSRL, and policies with one logit per
-item, whose weights are of the item alone (`free`) or come from its features
-(`features`). Every one is measured frozen, as it is right after the change, and
-while it goes on to learn. A share of 0 is the control: nothing changes. Rewards
-are normalised by the bounds of the catalogue as it is at the time.
+Compared, with the same losses: HSRL, and policies with one logit per item,
+whose weights are of the item alone (`free`) or come from its features
+(`features`). Each is measured frozen, right after the change, and while it goes
+on to learn. A share of 0 is the control: nothing changes. Rewards are
+normalised by the bounds of the catalogue as it is at the time.
 
 The replay starts anew at the change, for every policy: what it holds shows
 items that are gone. Shares are nested: what leaves at 5 % also leaves at 20 %.
 """
 
-import dataclasses
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -25,7 +24,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
@@ -33,26 +31,16 @@ from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.evaluation import simulate
-from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import progress
 from hsrl_jax.ops import tree
-from hsrl_jax.report import plots
+from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import policy, quantize
 from hsrl_jax.stages import run as run_lib
 
-# Name of a policy to what its PolicyConfig has other than the experiment's.
-POLICIES = {
-  "hsrl": {},
-  "features": {"agent": "a2c", "item_logits": "features"},
-  "free": {"agent": "a2c", "item_logits": "free"},
-}
-LABELS = {
-  "hsrl": "HSRL",
-  "features": "one logit per item, of its features",
-  "free": "one logit per item, free",
-}
 RECOVERED = 0.95  # Of what was reached before the change.
 
 
@@ -165,10 +153,10 @@ class World:
     start = time.monotonic()
     active = self.changed(share).index.active
     seconds = time.monotonic() - start
-    found = simulate.bounds(self.env, self.held_out_users, active)
+    policies = simulate.bounds(self.env, self.held_out_users, active)
     return {"index_seconds": seconds} | {
       name: float(np.mean(self.sessions(act, params).total_reward))
-      for name, (act, params) in found.items()
+      for name, (act, params) in policies.items()
     }
 
 
@@ -219,8 +207,8 @@ class Learning:
     inputs = loop.Inputs(self.world.start, self.world.users)
     like = parallel.shapes(self.engine.init, self.config.seeds, inputs)
     with checkpoint.open_directory(self.folder) as checkpointer:
-      found = checkpoint.restore_latest(checkpointer, like)
-      if found is None:
+      state = checkpoint.restore_latest(checkpointer, like)
+      if state is None:
         start = parallel.init(
           self.engine.init, self.config.seeds, inputs, self.layout
         )
@@ -231,8 +219,8 @@ class Learning:
         state = (learner, stream._replace(replay=empty))
         checkpoint.save(checkpointer, int(learner.step[0]), state)
         # Read though just written: the loop consumes the state it is given.
-        found = checkpoint.restore_latest(checkpointer, like)
-      return found
+        state = checkpoint.restore_latest(checkpointer, like)
+      return state
 
   def _place(self, learner, stream, catalogue: Catalogue):
     learner, stream, inputs = parallel.place(
@@ -258,10 +246,10 @@ class Learning:
   def _point(self, params, catalogue: Catalogue) -> dict[str, list[float]]:
     point = {"total_reward": [], "newcomers": []}
     for one in policy.by_seed(self.config, params):
-      found = self.world.sessions(self.act, (one, catalogue))
-      shown = found.slates[found.slates > 0]
+      sessions = self.world.sessions(self.act, (one, catalogue))
+      shown = sessions.slates[sessions.slates > 0]
       new = np.isin(shown, self.world.split.newcomers)
-      point["total_reward"].append(float(np.mean(found.total_reward)))
+      point["total_reward"].append(float(np.mean(sessions.total_reward)))
       point["newcomers"].append(float(new.mean()))
     return point
 
@@ -275,26 +263,25 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
   with jobs.timed(experiment, name, "world"):
     world = World(prepared, c.shares, c.seed)
   folder = experiment.workdir / name
-  bounds, found = {}, {}
+  bounds, measured = {}, {}
   names = ["bounds", *POLICIES]
   for number, job in enumerate(names, start=1):
     print(f"job {number} of {len(names)}: {name}/{job}", flush=True)
     make = world.bounds
     if job != "bounds":
-      changes = dataclasses.replace(base.policy, **POLICIES[job])
-      config = dataclasses.replace(base, policy=changes)
+      config = entrants.vary(base, POLICIES[job])
       make = Learning(world, config, folder / job).run
     for share in sorted({0, *c.shares}):
       with jobs.timed(experiment, f"{name}/{job}", f"{share} %"):
-        made = jobs.kept(
+        row = jobs.kept(
           folder / f"{job}_{share}.json", lambda m=make, s=share: m(s)
         )
       if job == "bounds":
-        bounds[share] = made
+        bounds[share] = row
       else:
-        found[job, share] = made
+        measured[job, share] = row
     jax.clear_caches()  # The next policy compiles functions of its own.
-  results = summary(bounds, found) | {
+  results = summary(bounds, measured) | {
     "dataset": base.data.dataset,
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
@@ -302,19 +289,24 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "items": len(world.split.start),
     "iterations_before": base.policy.iterations // 2,
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(
+    experiment,
+    results,
+    table(results),
+    experiment_plots.changing_catalogue(results, LABELS),
+  )
   return results
 
 
 def summary(
   bounds: dict[int, dict[str, float]],
-  found: dict[tuple[str, int], dict[str, Any]],
+  measured: dict[tuple[str, int], dict[str, Any]],
 ) -> dict[str, Any]:
   """The bounds, and a row for each policy and share.
 
   Args:
     bounds: by share, see World.bounds.
-    found: by policy and share, see Learning.run.
+    measured: by policy and share, see Learning.run.
 
   Returns:
     `bounds`, and `rows` with `policy`, `share`, `before`, `after` (points) and
@@ -336,7 +328,7 @@ def summary(
     }
 
   rows = []
-  for (name, share), x in found.items():
+  for (name, share), x in measured.items():
     before = point(x["before"], 0, None)
     after = [point(y, share, y["step"]) for y in x["after"]]
     curve = np.array([y["normalised"]["per_seed"] for y in after])
@@ -365,25 +357,18 @@ def table(results: dict[str, Any]) -> str:
   rows = sorted(results["rows"], key=lambda x: x["share"])
   for row in rows:
     first, last = row["after"][0], row["after"][-1]
-    low, high = first["normalised"]["ci95"]
     lines.append(
       (
         f"{row['share']} %",
         row["policy"],
         f"{row['before']['normalised']['mean']:.3f}",
         f"{first['normalised']['mean']:.3f}",
-        f"[{low:.3f}, {high:.3f}]",
+        tables.interval(first["normalised"], "{:.3f}"),
         f"{last['normalised']['mean']:.3f}",
         _median(row["steps_to_recover"], last["step"]),
         "-".join(f"{100 * x['newcomers']['mean']:.0f}" for x in (first, last)),
       )
     )
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = [
-    "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
-    for line in lines
-  ]
-  text.insert(1, "-" * len(text[0]))
   return "\n".join(
     [
       f"{results['dataset']}, protocol {results['protocol']}",
@@ -391,7 +376,7 @@ def table(results: dict[str, Any]) -> str:
       f"recovered: iterations to {RECOVERED:.0%} of before, median of seeds",
       "new %: newcomers among the items shown, right after and at the end",
       "",
-      *text,
+      *tables.aligned(lines, left=0),
     ]
   )
 
@@ -400,60 +385,3 @@ def _median(steps: list[int | None], limit: int) -> str:
   """The median; None counts as more than `limit`."""
   middle = np.sort([np.inf if x is None else x for x in steps])[len(steps) // 2]
   return f">{limit}" if np.isinf(middle) else f"{middle:.0f}"
-
-
-def figure(results: dict[str, Any]) -> Figure:
-  """A panel for each share: reward by iterations since the change."""
-  shares = sorted({row["share"] for row in results["rows"]})
-  drawing = Figure(figsize=(3.2 * len(shares), 3.8), layout="constrained")
-  panels = drawing.subplots(1, len(shares), sharey=True, squeeze=False)[0]
-  first = results["rows"][0]["after"][1]["step"]
-  for axes, share in zip(panels, shares, strict=True):
-    title = f"{share} % replaced" if share else "Control: no change"
-    plots.style(axes, title, "iterations since the change")
-    axes.set_xscale("symlog", base=2, linthresh=first)
-    axes.axvline(0, color=plots.GREY, linewidth=0.9)
-    rows = [row for row in results["rows"] if row["share"] == share]
-    for i, row in enumerate(rows):
-      colour = plots.COLOURS[i]
-      y = [x["normalised"] for x in (row["before"], *row["after"])]
-      x = [-first, *(x["step"] for x in row["after"])]
-      mean = np.array([v["mean"] for v in y])
-      low, high = np.array([v["ci95"] for v in y]).T
-      axes.fill_between(
-        x[1:], low[1:], high[1:], color=colour, alpha=0.15, linewidth=0
-      )
-      axes.plot(x[:2], mean[:2], color=colour, linewidth=1, linestyle=":")
-      axes.plot(
-        x[1:],
-        mean[1:],
-        color=colour,
-        marker=plots.MARKERS[i],
-        markersize=4,
-        label=LABELS[row["policy"]],
-      )
-      axes.errorbar(
-        x[:1],
-        mean[:1],
-        [[mean[0] - low[0]], [high[0] - mean[0]]],
-        color=colour,
-        marker=plots.MARKERS[i],
-        markersize=5,
-        markerfacecolor="white",
-        capsize=2,
-      )
-      axes.hlines(
-        mean[1], 0, x[-1], color=colour, linewidth=0.8, linestyle="--"
-      )
-    ticks = [-first, 0, *(y["step"] for y in rows[0]["after"][1::2])]
-    axes.set_xticks(ticks, ["before", *map(str, ticks[1:])], rotation=60)
-    axes.minorticks_off()
-  panels[0].set_ylabel("reward, 0 random, 1 greedy oracle", fontsize=9)
-  panels[0].legend(frameon=False, fontsize=8)
-  drawing.supxlabel(
-    "hollow: before the change; dashed: frozen since the change; bands: 95 % "
-    "confidence",
-    fontsize=8,
-    color=plots.GREY,
-  )
-  return drawing

@@ -1,8 +1,8 @@
-"""`--mode=results`: docs/RESULTS.md out of what experiments left.
+"""`--mode=results`: docs/RESULTS.md out of the results of experiments.
 
-Of each experiment in --experiment_workdirs `results.json` and `plot.png` are
+For each experiment in --experiment_workdirs `results.json` and `plot.png` are
 copied to `results/` below --workdir, under the name of its folder; the page is
-then made of that folder alone, and `notes.md` there is its end.
+then written from that folder alone, and ends with its `notes.md`.
 """
 
 import pathlib
@@ -68,7 +68,7 @@ def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
 
 def page(folder: pathlib.Path) -> str:
   """The page of a folder with results, which are those of `run`."""
-  found = {
+  results = {
     path.stem: files.read_json(path, jobs.FORMAT)
     for path in sorted(folder.glob("*.json"))
   }
@@ -81,10 +81,10 @@ def page(folder: pathlib.Path) -> str:
     ),
   ]
   for experiment, about in SECTIONS.items():
-    names = [x for x in found if found[x]["experiment"] == experiment]
+    names = [k for k, x in results.items() if x["experiment"] == experiment]
     if names:
       parts += [f"## {experiment.replace('_', ' ').capitalize()}", _fill(about)]
-      parts += [_section(name, found[name]) for name in names]
+      parts += [_section(name, results[name]) for name in names]
   notes = folder / "notes.md"
   if notes.exists():
     parts.append(notes.read_text().strip())

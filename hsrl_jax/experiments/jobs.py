@@ -1,4 +1,4 @@
-"""What experiments share: jobs, what they cost, and what they leave.
+"""Jobs of an experiment, the time that they took, and the files of results.
 
 A job is a run that differs from the others in its configuration. It has a
 folder of its own; data, SIDs and click model are shared with all jobs whose
@@ -105,9 +105,19 @@ def run_all(experiment: Experiment, jobs: Iterable[Job]) -> dict[str, Run]:
   return runs
 
 
-def kept(path: pathlib.Path, make: Callable[[], Any]) -> Any:
-  """The JSON in `path`; where it is not there yet, `make` makes it."""
-  if not path.exists():
+def kept(
+  path: pathlib.Path,
+  make: Callable[[], Any],
+  outdated: Callable[[Any], bool] = lambda value: False,
+) -> Any:
+  """The value in a JSON file, which `make` makes where it is missing.
+
+  Args:
+    path: of the file.
+    make: returns the value.
+    outdated: whether the value in the file is to be made again.
+  """
+  if not path.exists() or outdated(json.loads(path.read_text())):
     files.write_json(path, make())
   return json.loads(path.read_text())
 
@@ -139,7 +149,7 @@ def seconds(experiment: Experiment) -> dict[str, dict[str, float]]:
 def finish(
   experiment: Experiment, results: dict[str, Any], table: str, figure: Figure
 ) -> None:
-  """Writes and prints what an experiment found.
+  """Writes and prints the results of an experiment.
 
   Args:
     experiment: what it was.

@@ -1,4 +1,4 @@
-"""Experiment `offline_check`: what logged slates tell of a policy, unshown.
+"""Experiment `offline_check`: a policy's reward, estimated from logs alone.
 
 The reward of one item drawn from the agent's stochastic policy, at several
 temperatures, by the estimators of evaluation/off_policy.py and under their
@@ -12,50 +12,16 @@ estimate says nothing. Twice:
 """
 
 import functools
-import textwrap
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from matplotlib.figure import Figure
 
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Agent, Catalogue
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import off_policy, statistics
-from hsrl_jax.experiments import benchmark, jobs
-from hsrl_jax.ops import returns, sampling
-from hsrl_jax.report import plots, run_page
-from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.types import Array, Observation, Params, PRNGKey, Sessions
-
-_CHUNK = 50  # Users at once.
-_SHRINKAGE = 10.0  # Responses that the overall mean is worth.
-_STYLES = {
-  "direct": ("#009E73", "^", "model alone"),
-  "snips": ("#E69F00", "s", "SNIPS"),
-  "doubly_robust": ("#0072B2", "o", "doubly robust"),
-}
-
-
-class Scores(NamedTuple):
-  """What a policy says of R logged slates at each of T temperatures.
-
-  Attributes:
-    log_pi: float32 [R, T, K], of the items shown.
-    clicks: float32 [R, K], the click model's expected reward of them.
-    by_clicks: float32 [R, T], the same of an item drawn from the policy.
-    by_table: float32 [R, T], that by a table of the items' rewards.
-    acted: float32 [R, T], the click model's mean over a slate as the policy
-      acts, which is drawn without replacement.
-  """
-
-  log_pi: Array
-  clicks: Array
-  by_clicks: Array
-  by_table: Array
-  acted: Array
+from hsrl_jax.evaluation import logged
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.report import experiment_plots, tables
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -65,17 +31,17 @@ def run(experiment: jobs.Experiment) -> None:
     InputError: the agent has no probabilities of items.
   """
   base, config = experiment.base, experiment.config
-  job = jobs.Job(base.policy.agent, benchmark.entrant(base, base.policy.agent))
+  job = jobs.Job(base.policy.agent, entrants.agent(base, base.policy.agent))
   (run,) = jobs.run_all(experiment, [job]).values()
   index, split = run.catalogue.index, base.evaluate.split
   agent = make_agent(run.config, index.num_items)
   (_, params), *_ = run.policies()
   logs, users = run.dataset.splits[split], run.users(split)
   train = run.dataset.splits["train"]
-  table = item_rewards(train, index.capacity, run.env.penalty)
-  popularity = log_popularity(train, index.capacity)
+  rewards = logged.item_rewards(train, index.capacity, run.env.penalty)
+  popularity = logged.log_popularity(train, index.capacity)
   log_key, *keys = jax.random.split(jax.random.key(config.seed), 3)
-  drawn = collect(
+  drawn = logged.collect(
     agent,
     params,
     run.env,
@@ -86,18 +52,19 @@ def run(experiment: jobs.Experiment) -> None:
   )
   temperatures = (config.logging_temperature, *config.temperatures)
   check = functools.partial(
-    estimates, table=table, clip=config.weight_clip, env=run.env
+    logged.estimates, table=rewards, clip=config.weight_clip, env=run.env
   )
-  found = {}
+  checked = {}
   for (name, sessions, log_mu), key in zip(
     (("simulated", drawn, None), ("logged", logs, popularity)),
     keys,
     strict=True,
   ):
-    scores = score(
-      agent, run.env, params, users, sessions, table, temperatures, key
+    scores = logged.score(
+      agent, run.env, params, users, sessions, rewards, temperatures, key
     )
-    found[name] = check(sessions, scores, temperatures, log_mu=log_mu)
+    check_probabilities(scores)
+    checked[name] = check(sessions, scores, temperatures, log_mu=log_mu)
   results = {
     "dataset": base.data.dataset,
     "split": split,
@@ -106,227 +73,25 @@ def run(experiment: jobs.Experiment) -> None:
     "items": index.num_items,
     "logging_temperature": config.logging_temperature,
     "weight_clip": config.weight_clip,
-    # Of how many items, all alike, the behaviour model finds one logged.
-    "behaviour_perplexity": float(np.exp(-popularity[logs.exposed].mean())),
-    **found,
+    # exp of the guessed propensities' cross-entropy on the logged items.
+    "behaviour_alike_items": float(np.exp(-popularity[logs.exposed].mean())),
+    **checked,
   }
-  jobs.finish(experiment, results, table_of(results), plot(results))
+  jobs.finish(
+    experiment, results, table(results), experiment_plots.offline_check(results)
+  )
 
 
-def log_probs(agent: Agent, params: Params, observation: Observation) -> Array:
-  """log pi of every item, float32 [N + 1], up to a constant; -inf: never.
-
-  Args:
-    agent: made for slates of all items.
-    params: the agent's, and the Catalogue.
-    observation: of one user.
-  """
-  params, catalogue = params
-  nothing = jnp.zeros(0, jnp.int32)
-  action = agent.act(params, catalogue, observation, nothing, None, 1.0)
-  padded = jnp.full(len(catalogue.features), -jnp.inf)
-  return padded.at[action.slate].set(action.log_prob)
-
-
-@functools.partial(jax.jit, static_argnames=("agent", "env"))
-def collect(
-  agent: Agent,
-  params: tuple[Params, Catalogue],
-  env: UserSimulator,
-  users: EnvParams,
-  user_id: Array,
-  key: PRNGKey,
-  *,
-  temperature: Array | float,
-) -> Sessions:
-  """Logs whose propensities are known, one slate for each of R users.
-
-  The K items of a slate are independent draws, which the estimators assume.
-
-  Args:
-    agent: see `log_probs`; static.
-    params: see `log_probs`.
-    env: the simulator; static.
-    users: the pool; row r is of its user r modulo its size.
-    user_id: int32 [R], who they are.
-    key: of items and responses.
-    temperature: at which the items are drawn.
-  """
-
-  def slate(row):
-    item_key, response_key = jax.random.split(jax.random.fold_in(key, row))
-    observation = env.start(row % len(users.profiles), users).observation
-    log_pi = log_probs(agent, params, observation) / temperature
-    noise = sampling.gumbel(item_key, (env.slate_size, len(log_pi)))
-    shown = jnp.argmax(log_pi + noise, -1).astype(jnp.int32)
-    chance = env.probabilities(observation, shown, users)
-    draws = sampling.uniform(response_key, chance.shape)
-    return *observation, shown, (draws < chance).astype(jnp.float32)
-
-  rows = jnp.arange(len(user_id))
-  return Sessions(user_id, *jax.lax.map(slate, rows, batch_size=_CHUNK))
-
-
-@functools.partial(jax.jit, static_argnames=("agent", "env"))
-def score(
-  agent: Agent,
-  env: UserSimulator,
-  params: tuple[Params, Catalogue],
-  users: EnvParams,
-  sessions: Sessions,
-  table: Array,
-  temperatures: tuple[float, ...],
-  key: PRNGKey,
-) -> Scores:
-  """Scores of logged slates; the policy is softmax(log pi / temperature).
-
-  Args:
-    agent: see `log_probs`; static.
-    env: the simulator; static.
-    params: see `log_probs`.
-    users: whose click model is asked.
-    sessions: the logs, R rows.
-    table: float32 [N + 1], the items' rewards.
-    temperatures: T of them.
-    key: of the slates acted.
-  """
-
-  def of_row(inputs):
-    row, session = inputs
-    observation = Observation(session.profile, session.history)
-    log_pi = log_probs(agent, params, observation)
-    items = jnp.arange(len(log_pi))
-    chance = env.probabilities(observation, items, users)
-    clicks = _reward(chance, env.penalty)
-    noise = sampling.gumbel(jax.random.fold_in(key, row), log_pi.shape)
-
-    def at(temperature):
-      log_softmax = jax.nn.log_softmax(log_pi / temperature)
-      pi = jnp.exp(log_softmax)
-      _, slate = jax.lax.top_k(log_pi / temperature + noise, env.slate_size)
-      return (
-        log_softmax[session.exposed],
-        pi @ clicks,
-        pi @ table,
-        clicks[slate].mean(),
-      )
-
-    shown, by_clicks, by_table, acted = jax.lax.map(
-      at, jnp.asarray(temperatures)
-    )
-    return Scores(shown, clicks[session.exposed], by_clicks, by_table, acted)
-
-  rows = jnp.arange(len(sessions.exposed))
-  return jax.lax.map(of_row, (rows, sessions), batch_size=_CHUNK)
-
-
-def estimates(
-  sessions: Sessions,
-  scores: Scores,
-  temperatures: tuple[float, ...],
-  *,
-  env: UserSimulator,
-  table: np.ndarray,
-  clip: float,
-  log_mu: np.ndarray | None = None,
-) -> list[dict[str, Any]]:
-  """The estimates at each temperature, and how much they rest on.
-
-  Args:
-    sessions: the logs, R rows.
-    scores: of them.
-    temperatures: those of `scores`; `collect` drew at the first.
-    env: the simulator.
-    table: float32 [N + 1], the items' rewards.
-    clip: weights are cut there.
-    log_mu: float32 [N + 1], the logs' propensities; None: what `collect` drew.
-      Then the answer is known; the model of rewards is the click model if the
-      logs are a dataset's, and the table, which is wrong, in the simulator.
-
-  Returns:
-    For each temperature but the first: `direct`, `snips` and `doubly_robust`,
-    each with `value` and `ci95`; `effective_sample_size` of `draws`;
-    `clipped`, share of the weights; `mean_weight` before clipping, 1 where
-    the propensities are right and enough is drawn; with known propensities
-    `truth` and `acted`, what slates without repeats earn.
-
-  Raises:
-    InputError: the agent has no probabilities of items.
-  """
+def check_probabilities(scores: logged.Scores) -> None:
+  """Raises InputError where the agent has no probabilities of items."""
   if not np.ptp(scores.log_pi):
     raise InputError(
       "--agent has no probabilities of items; expected one that has, such as "
       "hsrl or a2c"
     )
-  slate, reward = (
-    np.asarray(sessions.exposed),
-    returns.item_rewards(sessions.response, env.penalty),
-  )
-  known = log_mu is None
-  shown_mu = scores.log_pi[:, 0] if known else log_mu[slate]
-  predicted = table[slate] if known else scores.clicks
-  by_model = scores.by_table if known else scores.by_clicks
-  units = len(np.unique(sessions.user_id))
-  found = []
-  for place, temperature in enumerate(temperatures[1:], start=1):
-    log_weight = np.asarray(scores.log_pi[:, place] - shown_mu, np.float64)
-    weight = np.exp(log_weight)
-    logged = off_policy.Logged(
-      np.minimum(weight, clip),
-      *(
-        np.asarray(x, np.float64)
-        for x in (reward, predicted, by_model[:, place])
-      ),
-      np.asarray(sessions.user_id),
-    )
-    row = {
-      "temperature": temperature,
-      "draws": weight.size,
-      "effective_sample_size": off_policy.effective_sample_size(logged.weight),
-      "mean_weight": float(weight.mean()),
-      "clipped": float((weight > clip).mean()),
-    }
-    for name, estimator in (
-      ("direct", off_policy.direct),
-      ("snips", off_policy.snips),
-      ("doubly_robust", off_policy.doubly_robust),
-    ):
-      value, error = estimator(logged)
-      row[name] = {
-        "value": value,
-        "ci95": statistics.interval(value, error, units),
-      }
-    if known:
-      row["truth"] = float(np.mean(scores.by_clicks[:, place], dtype=float))
-      row["acted"] = float(np.mean(scores.acted[:, place], dtype=float))
-    found.append(row)
-  return found
 
 
-def item_rewards(logs: Sessions, items: int, penalty: float) -> np.ndarray:
-  """Mean reward of each item in the logs, shrunk to that of all, [N + 1]."""
-  reward = np.asarray(returns.item_rewards(logs.response, penalty), np.float64)
-  shown = np.asarray(logs.exposed).ravel()
-  total = np.bincount(shown, reward.ravel(), items + 1)
-  count = np.bincount(shown, minlength=items + 1)
-  shrunk = (total + _SHRINKAGE * reward.mean()) / (count + _SHRINKAGE)
-  return shrunk.astype(np.float32)
-
-
-def log_popularity(logs: Sessions, items: int) -> np.ndarray:
-  """log of each item's share of the logged items, one added, [N + 1]."""
-  count = np.bincount(np.asarray(logs.exposed).ravel(), minlength=items + 1)
-  count = np.where(np.arange(items + 1) > 0, count + 1.0, 0.0)
-  with np.errstate(divide="ignore"):  # -inf for padding.
-    return np.log(count / count.sum()).astype(np.float32)
-
-
-def _reward(chance: Array, penalty: float) -> Array:
-  """Expected reward of an item by its probability of a positive response."""
-  return chance + (1.0 - chance) * penalty
-
-
-def table_of(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any]) -> str:
   """For a terminal, at most 80 columns wide."""
   head = (
     "logs",
@@ -356,96 +121,33 @@ def table_of(results: dict[str, Any]) -> str:
       f"Reward of an item of {results['agent']}, {results['dataset']}, split "
       f"{results['split']}",
       "",
-      *run_page.aligned(rows),
+      *tables.aligned(rows),
       "",
-      *(textwrap.fill(x, 80) for x in notes(results)),
+      *map(tables.filled, notes(results)),
     ]
   )
 
 
 def notes(results: dict[str, Any]) -> list[str]:
-  """What a reader must know, a paragraph each."""
-  drawn, logged = (
-    results[name][0]["draws"] for name in ("simulated", "logged")
-  )
+  """Paragraphs below the table: what a reader must know."""
+  shown = {name: results[name][0]["draws"] for name in ("simulated", "logged")}
   return [
     "T: temperature of the policy estimated. ESS: effective sample size, of "
-    f"{drawn:,} items shown in the simulator and {logged:,} logged; "
-    f"weights are cut at {results['weight_clip']:g}. Positions count as "
-    "independent draws, though slates have no repeats.",
+    f"{shown['simulated']:,} items shown in the simulator and "
+    f"{shown['logged']:,} logged; weights are cut at "
+    f"{results['weight_clip']:g}. Positions count as independent draws, though "
+    "slates have no repeats.",
     "drawn: in the simulator by the agent itself at temperature "
     f"{results['logging_temperature']:g}; propensities and answer are known. "
     "model: the items' mean rewards in the training logs, another world.",
     "logged: users chose; propensities are guessed from popularity, the same "
-    f"for everybody (perplexity {results['behaviour_perplexity']:,.0f} of "
-    f"{results['items']:,} items). That is weak evidence, and its intervals "
-    "know nothing of wrong propensities. model: the click model.",
+    "for everybody. They tell a logged item as little as a draw among "
+    f"{results['behaviour_alike_items']:,.0f} items all alike would, of "
+    f"{results['items']:,}. That is weak evidence, and its intervals know "
+    "nothing of wrong propensities. model: the click model.",
   ]
 
 
 def _cell(estimate: dict[str, Any]) -> str:
   low, high = estimate["ci95"]
   return f"{estimate['value']:.2f} [{low:.2f},{high:.2f}]"
-
-
-def plot(results: dict[str, Any]) -> Figure:
-  """Estimates beside the truth, and what they rest on, by temperature."""
-  figure = Figure(figsize=(9, 5), layout="constrained")
-  grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
-  for column, (name, title) in enumerate(
-    (
-      ("simulated", "Simulated logs, known propensities"),
-      ("logged", "Logged slates, guessed propensities"),
-    )
-  ):
-    rows = results[name]
-    upper, lower = grid[:, column]
-    temperature = np.array([row["temperature"] for row in rows])
-    if "truth" in rows[0]:
-      upper.plot(
-        temperature,
-        [row["truth"] for row in rows],
-        color="black",
-        linewidth=1.2,
-        label="true value",
-      )
-    for shift, (key, (colour, marker, label)) in zip(
-      (0.95, 1.0, 1.05), _STYLES.items(), strict=True
-    ):
-      value = np.array([row[key]["value"] for row in rows])
-      low, high = np.array([row[key]["ci95"] for row in rows]).T
-      upper.errorbar(
-        temperature * shift,
-        value,
-        [value - low, high - value],
-        fmt=marker,
-        color=colour,
-        markersize=5,
-        capsize=2.5,
-        label=label,
-      )
-    lower.plot(
-      temperature,
-      [row["effective_sample_size"] / row["draws"] for row in rows],
-      color=_STYLES["snips"][0],
-      marker="s",
-      markersize=5,
-    )
-    plots.style(upper, title, "")
-    plots.style(lower, "", "temperature of the policy estimated")
-    lower.set_yscale("log")
-    lower.set_xscale("log")
-    lower.set_xticks(temperature, [f"{x:g}" for x in temperature])
-    lower.minorticks_off()
-  grid[0, 0].set_ylabel("reward of an item", fontsize=9)
-  grid[1, 0].set_ylabel("effective share\nof the sample", fontsize=9)
-  handles, labels = grid[0, 0].get_legend_handles_labels()
-  figure.legend(
-    handles,
-    labels,
-    loc="outside lower center",
-    ncols=4,
-    frameon=False,
-    fontsize=8,
-  )
-  return figure

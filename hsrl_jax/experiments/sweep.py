@@ -12,7 +12,8 @@ import numpy as np
 from hsrl_jax import files, sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
-from hsrl_jax.report import page, sid_page
+from hsrl_jax.evaluation import sid_quality
+from hsrl_jax.report import page, tables
 from hsrl_jax.stages import quantize
 
 _BEAMS, _USERS, _CALLS = 50, 8, 10
@@ -56,52 +57,48 @@ def run(
   quantize.check_finite(
     rows, np.arange(1, rows.shape[0] + 1) if ids is None else ids, name
   )
-  found = []
+  measured = []
   for vocab_size, levels in sizes:
     size = {"vocab_size": vocab_size, "levels": levels}
     fits = vocab_size**levels >= rows.shape[0]
     if fits:
       own = dataclasses.replace(config, **size)
       size |= _measure(own, rows)
-    found.append(size | {"fits": fits})
+    measured.append(size | {"fits": fits})
   files.write_json(
     workdir / "sweep.json",
-    {"source": name, "items": rows.shape[0], "sizes": found},
+    {"source": name, "items": rows.shape[0], "sizes": measured},
   )
-  files.write_atomic(workdir / "sweep.html", _page(found, rows, name))
-  return found
+  files.write_atomic(workdir / "sweep.html", _page(measured, rows, name))
+  return measured
 
 
-def table(found: list[dict[str, Any]]) -> str:
+def table(sizes: list[dict[str, Any]]) -> str:
   """The rows of `run` for a terminal, at most 80 columns wide."""
   head = ("V x L", *(title for title, _, _ in _COLUMNS))
-  lines = [head, *map(_cells, found)]
-  widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-  text = [
-    "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
-    for line in lines
-  ]
-  return "\n".join([text[0], "-" * len(text[0]), *text[1:]])
+  return "\n".join(tables.aligned([head, *map(_cells, sizes)], left=0))
 
 
 def _measure(config: QuantizerConfig, rows: embeddings.Rows) -> dict[str, Any]:
-  """What one size costs and gives; times are of this machine."""
+  """Measures of one size; times are of this machine."""
   start = time.monotonic()
   codebooks = quantize.fit(config, rows)
   fitted = time.monotonic()
-  made = quantize.encode(codebooks, rows, config)
-  error = sid_page.errors(codebooks, rows, made.plain, made.unique)
-  index = sid.build_index(made.unique, config.vocab_size)
+  tokens = quantize.encode(codebooks, rows, config)
+  error = sid_quality.errors(codebooks, rows, tokens.plain, tokens.unique)
+  index = sid.build_index(tokens.unique, config.vocab_size)
   return {
     "full": rows.shape[0] / config.vocab_size**config.levels,
-    "relative_error": sid_page.relative(error["plain"][-1], error["variance"]),
-    "relative_error_unique": sid_page.relative(
+    "relative_error": sid_quality.relative(
+      error["plain"][-1], error["variance"]
+    ),
+    "relative_error_unique": sid_quality.relative(
       error["unique"], error["variance"]
     ),
-    "collided_items": sid_page.collided(made.plain, config.vocab_size),
+    "collided_items": sid_quality.collided(tokens.plain, config.vocab_size),
     "index_megabytes": sum(x.nbytes for x in jax.tree.leaves(index)) / 1e6,
     "fit_seconds": fitted - start,
-    "sids_seconds": made.seconds["unique"],
+    "sids_seconds": tokens.seconds["unique"],
     "decode_milliseconds": 1e3 * _decode_seconds(index),
   }
 
@@ -140,20 +137,15 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
   return (name, *(form.format(row[key]) for _, key, form in _COLUMNS))
 
 
-def _page(found, rows: embeddings.Rows, name: str) -> str:
-  return page.document(
-    f"Sizes of semantic IDs for {name}",
-    [
-      f"<p>{rows.shape[0]:,} items of {rows.shape[1]} dimensions. A SID has L "
-      "tokens with V values each.</p>",
-      page.table(("V x L", *(x for x, _, _ in _COLUMNS)), map(_cells, found)),
-      '<p class="soft"><b>Full</b>: share of the SIDs that the items take; '
-      "“over” where there are more items than SIDs. <b>Loss</b>: share of the "
-      "variance that plain residual k-means loses; <b>unique</b>: the same "
-      "when each item has a SID of its own. <b>Collided</b>: items that share "
-      "their plain tokens with another. <b>Fit</b> and <b>SIDs</b>: seconds, "
-      "compilation included, for the codebooks and for unique SIDs. "
-      f"<b>Decode</b>: milliseconds of a beam search with {_BEAMS} beams for "
-      f"{_USERS} users, median of {_CALLS}.</p>",
-    ],
+def _page(sizes, rows: embeddings.Rows, name: str) -> str:
+  return page.render(
+    "sweep.html",
+    title=f"Sizes of semantic IDs for {name}",
+    items=rows.shape[0],
+    width=rows.shape[1],
+    head=("V x L", *(title for title, _, _ in _COLUMNS)),
+    rows=map(_cells, sizes),
+    beams=_BEAMS,
+    users=_USERS,
+    calls=_CALLS,
   )

@@ -7,6 +7,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from hsrl_jax.evaluation import sid_quality
+
 # Okabe and Ito: distinguishable for colour-blind readers.
 BLUE, _ORANGE, _GREEN = "#0072B2", "#E69F00", "#009E73"
 RED, _PURPLE, _SKY, _BLACK = "#D55E00", "#CC79A7", "#56B4E9", "#000000"
@@ -26,7 +28,7 @@ def png(figure: Figure) -> bytes:
 
 
 def genre_table(genres: list[str]) -> tuple[list[str], np.ndarray]:
-  """Names of the genres, [G], and who has which, bool [N, G]."""
+  """Names of the genres, [G], and which items have each, bool [N, G]."""
   split = [set(filter(None, row.split("|"))) for row in genres]
   names = sorted(set().union(*split))
   rows = [[name in row for name in names] for row in split]
@@ -36,7 +38,7 @@ def genre_table(genres: list[str]) -> tuple[list[str], np.ndarray]:
 def typical_genres(
   names: list[str], table: np.ndarray, rows: np.ndarray, count: int = 2
 ) -> list[tuple[str, float]]:
-  """The genres by whose share `rows` exceed the catalogue the most.
+  """Genres whose share among `rows` most exceeds that in the catalogue.
 
   Args:
     names: [G].
@@ -76,6 +78,7 @@ def pca(
 
 
 def learning_curve(
+  agent: str,
   curve: list[dict[str, Any]],
   training: list[dict[str, Any]],
   bounds: dict[str, float],
@@ -83,6 +86,7 @@ def learning_curve(
   """Total reward of the evaluations, and the losses.
 
   Args:
+    agent: name of the trained agent, for the curve's label.
     curve: lines of metrics.jsonl with `eval`.
     training: those without.
     bounds: other policies' total reward, by name.
@@ -92,7 +96,7 @@ def learning_curve(
   grid = figure.add_gridspec(max(len(shown), 1), 2, width_ratios=(3, 2))
   axes = figure.add_subplot(grid[:, 0])
   style(axes, "Total reward on the validation users", "iteration")
-  _draw_curve(axes, curve)
+  _draw_curve(axes, agent, curve)
   _draw_bounds(axes, bounds)
   first = None
   for row, name in enumerate(shown):
@@ -175,7 +179,7 @@ def semantic_space(
 
 
 def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
-  """The first two levels as a map, the use of the codes, what can follow.
+  """Map of the first two levels, use of the codes, number of next tokens.
 
   Args:
     codebooks: float32 [L, V, D].
@@ -205,7 +209,7 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
 
   axes = figure.add_subplot(grid[1, 1])
   style(axes, "Tokens that can follow a prefix", "prefix, most choices first")
-  for depth, counts in enumerate(followers(tokens, vocab_size)):
+  for depth, counts in enumerate(sid_quality.followers(tokens, vocab_size)):
     shown = np.sort(counts)[::-1]
     axes.plot(
       np.linspace(0, 1, len(shown)) if len(shown) > 1 else [0, 1],
@@ -219,25 +223,6 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
   axes.set_ylim(0, 1.15 * axes.get_ylim()[1] + 0.05 * vocab_size * levels)
   axes.legend(frameon=False, fontsize=8, loc="upper right")
   return figure
-
-
-def followers(tokens: np.ndarray, vocab_size: int) -> list[np.ndarray]:
-  """How many tokens can follow each prefix.
-
-  Args:
-    tokens: int [N, L], distinct rows.
-    vocab_size: V.
-
-  Returns:
-    For l = 0..L-1, int [number of prefixes of l tokens that items have].
-  """
-  levels = tokens.shape[1]
-  number = np.ravel_multi_index(tokens.T, (vocab_size,) * levels)
-  found = []
-  for _ in range(levels):
-    number, counts = np.unique(number // vocab_size, return_counts=True)
-    found.append(counts)
-  return found[::-1]
 
 
 def simulator(lines: list[dict[str, Any]]) -> Figure:
@@ -255,10 +240,10 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
     style(axes, title, "epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for i, (name, label) in enumerate(series.items()):
-      found = [x for x in lines if x.get(name) is not None]
+      measured = [x for x in lines if x.get(name) is not None]
       axes.plot(
-        [x["epoch"] for x in found],
-        [x[name] for x in found],
+        [x["epoch"] for x in measured],
+        [x[name] for x in measured],
         color=COLOURS[i],
         linestyle=_DASHES[i],
         marker=MARKERS[i],
@@ -271,7 +256,7 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
 
 
 def style(axes, title: str, xlabel: str) -> None:
-  """Title, label, light grid and no box: what all plots have in common."""
+  """Sets the look of all plots: title, label, light grid and no box."""
   axes.set_title(title, fontsize=10.5, loc="left")
   axes.set_xlabel(xlabel, fontsize=9)
   axes.tick_params(labelsize=8, color=GREY)
@@ -280,7 +265,7 @@ def style(axes, title: str, xlabel: str) -> None:
   axes.set_axisbelow(True)
 
 
-def _draw_curve(axes, curve: list[dict[str, Any]]) -> None:
+def _draw_curve(axes, agent: str, curve: list[dict[str, Any]]) -> None:
   if not curve:
     return
   reward = [x["eval"]["total_reward"] for x in curve]
@@ -300,7 +285,7 @@ def _draw_curve(axes, curve: list[dict[str, Any]]) -> None:
     axes.fill_between(steps, low, high, color=BLUE, alpha=0.18, linewidth=0)
     axes.plot(steps, mean, color=BLUE, linewidth=2, marker="o", markersize=3.5)
   axes.annotate(
-    "HSRL",
+    agent,
     (steps[-1], mean[-1]),
     xytext=(-4, -16),
     textcoords="offset points",
@@ -308,6 +293,7 @@ def _draw_curve(axes, curve: list[dict[str, Any]]) -> None:
     color=BLUE,
     fontweight="bold",
     bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 1},
+    parse_math=False,
   )
 
 

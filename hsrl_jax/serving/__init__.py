@@ -1,4 +1,4 @@
-"""What was exported, answering requests: with jax and numpy alone."""
+"""An exported policy answers requests, with jax and numpy alone."""
 
 from hsrl_jax.serving.catalogue import Catalogue, make_catalogue
 from hsrl_jax.serving.folder import write_catalogue

@@ -1,14 +1,15 @@
 """The catalogue that is served: SIDs, features and names, one file for all.
 
-It is an input of the exported function, so that it may change without a new
-export as long as its sizes stay. Changes are made on the host and give a new
-catalogue; the old one stays as it is.
+The exported function takes the catalogue as an input, so a catalogue may change
+without a new export as long as its sizes stay. Every change is computed on the
+host and returns a new catalogue; the old one stays as it is.
 """
 
 import hashlib
 import io
+import operator
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,52 +19,90 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.types import Array
 
 _FORMAT = 1
+_LARGEST_ID = 2**31 - 2  # Ids are int32 on the device.
+# Members of the file; popularity is there only for agents that rank by it.
+_MEMBERS = {
+  *("format", "codebooks", "vocab_size", "capacity", "items", "tokens"),
+  *("active", "features", "item_ids_utf8", "item_ids_ends", "titles_utf8"),
+  *("titles_ends", "popularity"),
+}
 
 
 class Texts(NamedTuple):
-  """A text for each of many rows, without an object for each.
+  """One text per row, stored together: no Python object for each row.
 
   Attributes:
     utf8: uint8 [bytes], the texts one after another.
-    ends: int64 [R], where each ends.
+    ends: int64 [R], the byte at which each text ends.
   """
 
   utf8: np.ndarray
   ends: np.ndarray
 
   def of(self, row: int) -> str:
-    """The text of a row."""
-    start = self.ends[row - 1] if row else 0
-    return self.utf8[start : self.ends[row]].tobytes().decode()
+    """Returns the text of a row.
+
+    Raises:
+      InputError: the row is no integer from 0 to R - 1.
+    """
+    try:
+      place = operator.index(row)
+    except TypeError:
+      place = -1
+    if not 0 <= place < len(self.ends):
+      raise InputError(
+        f"the id {short(row)} has no text; expected an id from 0 to "
+        f"{len(self.ends) - 1}"
+      )
+    start = self.ends[place - 1] if place else 0
+    return self.utf8[start : self.ends[place]].tobytes().decode()
 
   def put(self, rows: np.ndarray, new: Sequence[str]) -> "Texts":
-    """With the texts `new` in rows that have none; int [M], distinct."""
+    """Returns these texts with those of `new` in rows that are empty.
+
+    Args:
+      rows: int [M], distinct.
+      new: [M].
+    """
     order = np.argsort(rows)
-    rows, added = rows[order], texts([new[i] for i in order])
-    lengths = np.diff(added.ends, prepend=0)
-    utf8 = np.insert(self.utf8, np.repeat(self.ends[rows], lengths), added.utf8)
+    rows, inserted = rows[order], texts([new[i] for i in order])
+    lengths = np.diff(inserted.ends, prepend=0)
+    places = np.repeat(self.ends[rows], lengths)
     longer = np.zeros_like(self.ends)
     longer[rows] = lengths
-    return Texts(utf8, self.ends + np.cumsum(longer))
+    return Texts(
+      np.insert(self.utf8, places, inserted.utf8), self.ends + np.cumsum(longer)
+    )
+
+  def check(self) -> None:
+    """Raises ValueError unless every row is whole UTF-8 text."""
+    starts = np.concatenate([[0], self.ends])
+    if (np.diff(starts) < 0).any() or starts[-1] != len(self.utf8):
+      raise ValueError("texts end where no text ends")
+    self.utf8.tobytes().decode()  # UnicodeDecodeError is a ValueError.
+    inside = starts[starts < len(self.utf8)]
+    if (self.utf8[inside] & 0xC0 == 0x80).any():
+      raise ValueError("texts end inside a character")
 
 
 def texts(rows: Sequence[str]) -> Texts:
-  """The texts of `rows`."""
+  """Joins texts, one for each of R rows."""
   encoded = [row.encode() for row in rows]
   ends = np.cumsum([len(x) for x in encoded], dtype=np.int64)
   return Texts(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
 
 class Catalogue(NamedTuple):
-  """The items that are recommended from; ids are 1..C, C the capacity.
+  """The items that may be recommended; ids are 1..C, C the capacity.
 
   Attributes:
-    index: their SIDs.
-    codebooks: float32 [L, V, D], what the tokens mean.
+    index: the SIDs of the items.
+    codebooks: float32 [L, V, D], the vector of each token.
     features: float32 [C + 1, D]; zeros for padding and ids without an item.
     item_ids: [C + 1], names in the source; "" where there is none.
     titles: [C + 1], for people; "" where there is none.
-    popularity: float32 [C + 1], positive responses; None where nobody asks.
+    popularity: float32 [C + 1], counts of positive responses; None for agents
+      that do not rank by popularity.
   """
 
   index: sid.SidIndex
@@ -80,62 +119,68 @@ class Catalogue(NamedTuple):
     item_ids: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
   ) -> "Catalogue":
-    """A new catalogue with more active items; see sid.add_items.
+    """Returns a catalogue with more active items; see sid.add_items.
 
-    An id that was removed comes back as it was: with its SID, features and
-    names.
+    An item that was removed comes back with its old SID, features and names.
 
     Args:
-      items: [M], distinct ids in 1..C that are not active.
+      items: int [M], distinct ids in 1..C that are not active.
       features: float32 [M, D].
       item_ids: [M], names in the source; the ids by default.
       titles: [M], for people; none by default.
 
     Raises:
-      InputError: an id beyond the capacity, or what sid.add_items refuses.
+      InputError: an argument of another type or shape, an id beyond the
+        capacity, or one that sid.add_items refuses.
     """
-    items = np.asarray(items)
+    items = _ids(items)
     capacity = self.index.capacity
     if items.size and items.max() > capacity:
       raise InputError(
         f"item {items.max()} is beyond the capacity of this export; expected "
         f"ids up to {capacity}: export again with a larger --export_capacity"
       )
-    features = np.asarray(features, np.float32)
+    shape = (len(items), self.features.shape[1])
+    features = _floats("features", features, shape)
+    if item_ids is None:
+      item_ids = [str(item) for item in items]
+    given = {"item_ids": item_ids}
+    if titles is not None:
+      given["titles"] = titles
+    for name, rows in given.items():
+      _texts(name, rows, len(items))
     try:
       index = sid.add_items(self.index, items, self.codebooks, features)
     except ValueError as error:
       raise InputError(str(error)) from error
-    fresh = ~np.asarray(self.index.known)[items]
+    rows = np.flatnonzero(~np.asarray(self.index.known)[items])
+    new = items[rows]
     all_features = self.features.copy()
-    all_features[items[fresh]] = features[fresh]
-    rows = np.flatnonzero(fresh)
-    names = [str(items[i] if item_ids is None else item_ids[i]) for i in rows]
-    changed = self._replace(
-      index=index,
-      features=all_features,
-      item_ids=self.item_ids.put(items[rows], names),
-    )
-    if titles is None:
-      return changed
-    new_titles = self.titles.put(items[rows], [titles[i] for i in rows])
-    return changed._replace(titles=new_titles)
+    all_features[new] = features[rows]
+    put = {
+      name: getattr(self, name).put(new, [given[name][i] for i in rows])
+      for name in given
+    }
+    return self._replace(index=index, features=all_features, **put)
 
   def remove_items(self, items: Sequence[int]) -> "Catalogue":
-    """A new catalogue in which these active items are not recommended.
+    """Returns a catalogue in which these active items are not recommended.
 
-    They may still be in a user's history, and keep their SIDs.
+    Removed items may still be in a user's history, and keep their SIDs.
+
+    Args:
+      items: int [M], distinct ids of active items.
 
     Raises:
-      InputError: an id that is not active, or is there twice.
+      InputError: `items` are no ids, or an id is not active or there twice.
     """
     try:
-      return self._replace(index=sid.remove_items(self.index, items))
+      return self._replace(index=sid.remove_items(self.index, _ids(items)))
     except ValueError as error:
       raise InputError(str(error)) from error
 
   def arrays(self) -> dict[str, Array]:
-    """What the exported function takes, by name."""
+    """Returns the inputs of the exported function, by name."""
     named, _ = jax.tree_util.tree_flatten_with_path(self.index)
     index = {jax.tree_util.keystr(path): leaf for path, leaf in named}
     rest = {"codebooks": self.codebooks, "features": self.features}
@@ -144,7 +189,7 @@ class Catalogue(NamedTuple):
     return {**index, **rest}
 
   def sizes(self) -> dict[str, int]:
-    """What an export is bound to."""
+    """Returns the sizes, which the export must share."""
     return {
       "levels": self.index.levels,
       "vocab_size": self.index.vocab_size,
@@ -153,19 +198,19 @@ class Catalogue(NamedTuple):
     }
 
   def codebooks_digest(self) -> str:
-    """A short name of the codebooks, which an export is bound to as well."""
+    """Returns a short hash of the codebooks, which the export must share."""
     codebooks = np.ascontiguousarray(self.codebooks)
     return hashlib.sha256(codebooks.tobytes()).hexdigest()[:16]
 
   def to_bytes(self) -> bytes:
-    """The file of this catalogue, a .npz."""
+    """Returns the content of the catalogue's file, a .npz."""
     arrays = sid.to_arrays(self.index)
     items = arrays["items"]
     rows = {"features": self.features[items]}
     if self.popularity is not None:
       rows["popularity"] = self.popularity[items]
     for name in ("item_ids", "titles"):
-      # All other texts are empty.
+      # Only known items have texts.
       utf8, ends = getattr(self, name)
       rows |= {f"{name}_utf8": utf8, f"{name}_ends": ends[items]}
     buffer = io.BytesIO()
@@ -174,39 +219,59 @@ class Catalogue(NamedTuple):
 
 
 def of_bytes(data: bytes) -> Catalogue:
-  """The catalogue that `to_bytes` wrote.
+  """Reads the catalogue that `to_bytes` wrote, and checks it.
 
   Raises:
-    ValueError: another format.
-    Exception: whatever the readers make of a damaged file.
+    ValueError: another format, or an array that is missing, too much, of
+      another shape, not finite or no UTF-8.
+    Exception: another error of numpy, which is a damaged file as well.
   """
   with np.load(io.BytesIO(data)) as arrays:
     saved = dict(arrays)
   if saved["format"] != _FORMAT:
     raise ValueError(f"format {saved['format']}, expected {_FORMAT}")
+  if unknown := saved.keys() - _MEMBERS:
+    raise ValueError(f"the array {min(unknown)!r} belongs to no catalogue")
   index = sid.from_arrays(saved)
+  items = saved["items"]
 
-  def rows(name):
-    """[M, ...] -> [C + 1, ...]."""
-    if name not in saved:
-      return None
+  def check(name, *shape):
     array = saved[name]
-    spread = np.zeros((index.capacity + 1, *array.shape[1:]), array.dtype)
-    spread[saved["items"]] = array
-    return spread
+    if array.dtype != np.float32 or array.shape != shape:
+      raise ValueError(
+        f"{name} are {array.dtype} {list(array.shape)}, "
+        f"expected float32 {list(shape)}"
+      )
+    if not np.isfinite(array).all():
+      raise ValueError(f"{name} are not finite")
 
-  def names(name):
-    lengths = np.zeros(index.capacity + 1, np.int64)
-    lengths[saved["items"]] = np.diff(saved[f"{name}_ends"], prepend=0)
-    return Texts(saved[f"{name}_utf8"], np.cumsum(lengths))
+  def spread(array):
+    """[M, ...] -> [C + 1, ...]."""
+    rows = np.zeros((index.capacity + 1, *array.shape[1:]), array.dtype)
+    rows[items] = array
+    return rows
 
+  def read_texts(name):
+    ends = saved[f"{name}_ends"]
+    if ends.shape != items.shape or ends.dtype.kind not in "iu":
+      raise ValueError(f"{name}_ends are not {len(items)} integers")
+    lengths = spread(np.diff(ends.astype(np.int64), prepend=0))
+    rows = Texts(saved[f"{name}_utf8"], np.cumsum(lengths))
+    rows.check()
+    return rows
+
+  width = saved["codebooks"].shape[-1]
+  check("codebooks", index.levels, index.vocab_size, width)
+  check("features", len(items), saved["features"].shape[-1])
+  if "popularity" in saved:
+    check("popularity", len(items))
   return Catalogue(
     index=index,
     codebooks=saved["codebooks"],
-    features=rows("features"),
-    item_ids=names("item_ids"),
-    titles=names("titles"),
-    popularity=rows("popularity"),
+    features=spread(saved["features"]),
+    item_ids=read_texts("item_ids"),
+    titles=read_texts("titles"),
+    popularity=spread(saved["popularity"]) if "popularity" in saved else None,
   )
 
 
@@ -220,10 +285,10 @@ def make_catalogue(
   capacity: int | None = None,
   popularity: np.ndarray | None = None,
 ) -> Catalogue:
-  """A catalogue of the training side as it is served.
+  """Builds the served catalogue from the arrays of the training side.
 
   Args:
-    index: of N items at most.
+    index: the SIDs of at most N items.
     codebooks: float32 [L, V, D].
     features: float32 [N + 1, D], row 0 for padding.
     item_ids: [N + 1], names in the source.
@@ -232,20 +297,111 @@ def make_catalogue(
     popularity: float32 [N + 1], or None.
 
   Raises:
-    ValueError: more items than the capacity.
+    InputError: an argument of another type or shape, numbers that are not
+      finite, or more items than the capacity.
   """
-  arrays = sid.to_arrays(index)
+  if not isinstance(index, sid.SidIndex):
+    raise InputError(f"index is {short(index)}; expected a SidIndex")
   if capacity is not None:
-    arrays["capacity"] = np.asarray(capacity)
-    index = sid.from_arrays(arrays)
-  missing = index.capacity + 1 - len(features)
+    index = _with_capacity(index, capacity)
+  sizes = (index.levels, index.vocab_size)
+  codebooks = _floats("codebooks", codebooks, (*sizes, None), finite=True)
+  features = _floats("features", features, (None, None), finite=True)
+  count = len(features)
+  if not index.num_items < count <= index.capacity + 1:
+    raise InputError(
+      f"features have {count} rows; expected {index.num_items + 1}, one for "
+      "padding and one for each item of the index, up to the capacity "
+      f"{index.capacity}"
+    )
+  missing = index.capacity + 1 - count
   if popularity is not None:
-    popularity = np.pad(np.asarray(popularity), (0, missing))
+    popularity = _floats("popularity", popularity, (count,), finite=True)
+    popularity = np.pad(popularity, (0, missing))
+  room = (0, missing)
+  names = {
+    name: joined._replace(ends=np.pad(joined.ends, room, "edge"))
+    for name, joined in (
+      ("item_ids", _texts("item_ids", item_ids, count)),
+      ("titles", _texts("titles", titles, count)),
+    )
+  }
   return Catalogue(
     index=index,
-    codebooks=np.asarray(codebooks),
-    features=np.pad(np.asarray(features), ((0, missing), (0, 0))),
-    item_ids=texts([*item_ids, *[""] * missing]),
-    titles=texts([*titles, *[""] * missing]),
+    codebooks=codebooks,
+    features=np.pad(features, (room, (0, 0))),
     popularity=popularity,
+    **names,
   )
+
+
+def _with_capacity(index: sid.SidIndex, capacity: int) -> sid.SidIndex:
+  """Returns the same items with another capacity."""
+  is_number = isinstance(capacity, int | np.integer)
+  if not is_number or not 1 <= capacity <= _LARGEST_ID:
+    raise InputError(
+      f"capacity is {short(capacity)}; expected an integer from 1 to "
+      f"{_LARGEST_ID}"
+    )
+  arrays = sid.to_arrays(index) | {"capacity": np.asarray(capacity)}
+  try:
+    return sid.from_arrays(arrays)
+  except ValueError as error:
+    raise InputError(str(error)) from error
+
+
+def _ids(items: Any) -> np.ndarray:
+  """Returns ids as int [M]; raises InputError for what is no list of ids."""
+  try:
+    ids = np.asarray(items)
+  except ValueError:  # Rows of unequal lengths.
+    ids = np.asarray("")
+  if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+    raise InputError(f"items are {short(items)}; expected a list of item ids")
+  return ids.astype(np.int64)
+
+
+def _floats(
+  name: str, values: Any, shape: tuple[int | None, ...], finite: bool = False
+) -> np.ndarray:
+  """Returns float32 of a shape (None: any size); raises InputError else."""
+  wanted = ["any" if size is None else size for size in shape]
+  expected = f"expected numbers of the shape {wanted}".replace("'", "")
+  try:
+    array = np.asarray(values)
+  except ValueError:  # Rows of unequal lengths.
+    array = np.asarray("")
+  if array.dtype.kind not in "fiu":
+    raise InputError(f"{name} are {short(values)}; {expected}")
+  if array.ndim != len(shape) or any(
+    want is not None and size != want
+    for size, want in zip(array.shape, shape, strict=True)
+  ):
+    raise InputError(f"{name} have the shape {list(array.shape)}; {expected}")
+  with np.errstate(over="ignore"):
+    array = array.astype(np.float32)
+  if finite and not np.isfinite(array).all():
+    raise InputError(
+      f"{name} have numbers that are not finite float32; {expected}"
+    )
+  return array
+
+
+def _texts(name: str, rows: Any, count: int) -> Texts:
+  """Returns `count` texts; raises InputError for anything else."""
+  try:
+    joined = None if isinstance(rows, str | dict | set) else texts(rows)
+  except (AttributeError, TypeError, UnicodeEncodeError):
+    joined = None
+  if joined is None or len(joined.ends) != count:
+    raise InputError(
+      f"{name} are {short(rows)}; expected a list of {count} strings of valid "
+      "Unicode"
+    )
+  return joined
+
+
+def short(value: Any) -> str:
+  """Returns how a value looks, in one line of 40 characters at most."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= 40 else text[:40] + "..."

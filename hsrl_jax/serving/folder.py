@@ -1,14 +1,16 @@
-"""The folder of an export: what is in it, checked when it is read.
+"""The folder of an export: its manifest and files, checked whenever read.
 
 `manifest.json` names the other files with their checksums and is written last;
-a catalogue that takes the place of another has a file of its own. So whoever
-reads the manifest finds whole files that belong together, at any moment.
+a catalogue that replaces another gets a file of its own. So a reader of the
+manifest finds whole files that belong together, at any moment.
 """
 
 import dataclasses
 import hashlib
 import json
+import os
 import pathlib
+import stat
 from typing import Any, NamedTuple
 
 from hsrl_jax import files
@@ -19,16 +21,22 @@ from hsrl_jax.serving.catalogue import Catalogue
 FORMAT = 1
 MANIFEST = "manifest.json"
 ROLES = ("decode", "policy", "catalogue")
-_KEPT = 2  # Catalogues; who has just read the last manifest may want the other.
+SIZES = (
+  *("history", "profile", "seen", "slate", "levels", "vocab_size"),
+  *("capacity", "features"),
+)
+_MAY_BE_ZERO = ("profile", "seen")
+_LARGEST = 2**24  # Bytes of a manifest, at most.
+_KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
 
 class File(NamedTuple):
   """A file of the folder.
 
   Attributes:
-    name: in the folder.
-    sha256: of its content.
-    bytes: its size.
+    name: without any folder.
+    sha256: of the content.
+    bytes: size of the content.
   """
 
   name: str
@@ -38,14 +46,14 @@ class File(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """What was exported.
+  """The content of `manifest.json`.
 
   Attributes:
     sizes: `history` H, `profile` P, `seen` T, `slate` K, `levels` L,
       `vocab_size` V, `capacity` C and `features` D.
     batch_sizes: users decoded at once, ascending.
     platforms: of `cpu`, `cuda`, `tpu`.
-    codebooks: short name of those that the policy was trained with.
+    codebooks: short hash of those that the policy was trained with.
     files: `decode` the jax.export artefact, `policy` its parameters,
       `catalogue`.
     about: agent, how it acts, seed, configuration, versions: for people.
@@ -61,9 +69,9 @@ class Manifest:
   format: int = FORMAT
 
   def check(self, catalogue: Catalogue) -> None:
-    """Raises InputError where a catalogue does not go with the export."""
-    found = catalogue.sizes() | {"codebooks": catalogue.codebooks_digest()}
-    for name, value in found.items():
+    """Raises InputError if a catalogue does not go with the export."""
+    values = catalogue.sizes() | {"codebooks": catalogue.codebooks_digest()}
+    for name, value in values.items():
       want = self.codebooks if name == "codebooks" else self.sizes[name]
       if value != want:
         raise InputError(
@@ -86,7 +94,7 @@ def add_catalogue(folder: pathlib.Path, catalogue: Catalogue) -> File:
 
 
 def write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
-  """Writes the manifest, after which the export is as it says."""
+  """Writes the manifest; from then on, readers see its files."""
   values = dataclasses.asdict(manifest)
   values["files"] = {k: f._asdict() for k, f in manifest.files.items()}
   files.write_json(folder / MANIFEST, values)
@@ -96,21 +104,22 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
   """Reads the manifest.
 
   Raises:
-    InputError: it is missing, damaged, or of another version.
+    InputError: it is missing, damaged, of another version, or names a file
+      outside the folder.
   """
   path = folder / MANIFEST
   try:
-    values = json.loads(path.read_text())
-    found = values["format"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise _unreadable(path, error) from error
-  if found != FORMAT:
+    values = json.loads(_read(path, _LARGEST))
+    version = values["format"]
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise unreadable(path, error) from error
+  if version != FORMAT:
     raise InputError(
-      f"{path} has format {found}; expected {FORMAT}: export again, or serve "
+      f"{path} has format {version}; expected {FORMAT}: export again, or serve "
       "it with the version of hsrl_jax that wrote it"
     )
   try:
-    return Manifest(
+    manifest = Manifest(
       **values
       | {
         "files": {role: File(**values["files"][role]) for role in ROLES},
@@ -118,22 +127,43 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         "platforms": tuple(values["platforms"]),
       }
     )
-  except (KeyError, TypeError, AttributeError) as error:
-    raise _unreadable(path, error) from error
+    _check_values(manifest)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise unreadable(path, error) from error
+  return manifest
+
+
+def _check_values(manifest: Manifest) -> None:
+  """Raises ValueError or KeyError for values that no export has."""
+  numbers = {
+    f"size {name}": (manifest.sizes[name], int(name not in _MAY_BE_ZERO))
+    for name in SIZES
+  }
+  numbers |= {f"batch size {x!r}": (x, 1) for x in manifest.batch_sizes}
+  numbers |= {f"{k}'s bytes": (f.bytes, 0) for k, f in manifest.files.items()}
+  for name, (value, least) in numbers.items():
+    if type(value) is not int or not least <= value < 2**63:
+      raise ValueError(f"{name} is {value!r}")
+  if not manifest.batch_sizes:
+    raise ValueError("no batch size")
+  for file in manifest.files.values():
+    name = file.name
+    if name in ("", ".", "..") or "/" in name or "\0" in name:
+      raise ValueError(f"the file name {name!r} leaves the folder")
 
 
 def read_file(folder: pathlib.Path, manifest: Manifest, role: str) -> bytes:
-  """The content of a file that the manifest names, checked.
+  """Reads a file that the manifest names, and checks it.
 
   Raises:
-    InputError: it is missing, or not what was written.
+    InputError: it is missing, no file, or not what was written.
   """
   file = manifest.files[role]
   path = folder / file.name
   try:
-    data = path.read_bytes()
-  except OSError as error:
-    raise _unreadable(path, error) from error
+    data = _read(path, file.bytes)
+  except (OSError, ValueError) as error:
+    raise unreadable(path, error) from error
   if len(data) != file.bytes or hashlib.sha256(data).hexdigest() != file.sha256:
     raise InputError(
       f"{path} is not what was exported ({len(data)} bytes, or their SHA-256); "
@@ -144,28 +174,28 @@ def read_file(folder: pathlib.Path, manifest: Manifest, role: str) -> bytes:
 
 
 def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> Catalogue:
-  """The catalogue that the manifest names.
+  """Reads the catalogue that the manifest names, and checks it.
 
   Raises:
     InputError: it is missing, damaged, of another version, or does not go
       with the export.
   """
   data = read_file(folder, manifest, "catalogue")
-  path = folder / manifest.files["catalogue"].name
   try:
-    found = catalogue_lib.of_bytes(data)
+    catalogue = catalogue_lib.of_bytes(data)
   except Exception as error:  # Any error of the readers is a damaged file.
-    raise _unreadable(path, error) from error
-  manifest.check(found)
-  return found
+    path = folder / manifest.files["catalogue"].name
+    raise unreadable(path, error) from error
+  manifest.check(catalogue)
+  return catalogue
 
 
 def write_catalogue(
   folder: str | pathlib.Path, catalogue: Catalogue
 ) -> Manifest:
-  """Puts another catalogue in the place of an export's; servers take it over.
+  """Replaces the catalogue of an export; running servers take it over.
 
-  One writer at a time.
+  Only one process may write at a time.
 
   Returns:
     The new manifest.
@@ -190,7 +220,25 @@ def write_catalogue(
   return manifest
 
 
-def _unreadable(path: pathlib.Path, error: Exception) -> InputError:
+def _read(path: pathlib.Path, most: int) -> bytes:
+  """Reads a regular file of at most `most` bytes; never waits for a writer.
+
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it is a FIFO, a device, or larger.
+  """
+  # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes.
+  with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+    status = os.fstat(file.fileno())
+    if not stat.S_ISREG(status.st_mode):
+      raise ValueError("no regular file")
+    if status.st_size > most:
+      raise ValueError(f"{status.st_size} bytes, more than {most}")
+    return file.read()
+
+
+def unreadable(path: pathlib.Path, error: Exception) -> InputError:
+  """Returns the error of a file that cannot be read."""
   what = (str(error) or type(error).__name__).splitlines()[0]
   return InputError(
     f"{path} cannot be read ({type(error).__name__}: {what}); expected what "

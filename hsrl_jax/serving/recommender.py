@@ -1,11 +1,11 @@
 """Answers requests with an exported policy.
 
   recommender = serving.load("runs/quickstart/export")
-  found = recommender.recommend([[12, 7], []], seen=[[3], []])
+  recommendations = recommender.recommend([[12, 7], []], seen=[[3], []])
 
-A function is compiled for each batch size when it is loaded; parameters and
-catalogue stay on the device. Nothing is traced or compiled afterwards, whatever
-the requests and catalogues.
+`load` compiles a function for each batch size; parameters and catalogue stay on
+the device. Nothing is traced or compiled afterwards, whatever the requests and
+catalogues.
 """
 
 import concurrent.futures
@@ -22,7 +22,7 @@ from jax import export
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import Catalogue, short
 
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -58,13 +58,74 @@ class Recommendations(NamedTuple):
   valid: np.ndarray
 
 
+class Inputs(NamedTuple):
+  """The arrays that an artefact takes; those of the files must be like them.
+
+  Attributes:
+    policy: shape and dtype of each parameter, by name.
+    catalogue: shape and dtype of each array of the catalogue, by name.
+    rows: sizes of a request: P, H and T.
+    slate: K.
+  """
+
+  policy: dict[str, jax.ShapeDtypeStruct]
+  catalogue: dict[str, jax.ShapeDtypeStruct]
+  rows: tuple[int, ...]
+  slate: int
+
+  def check(self, folder: pathlib.Path, manifest: folder_lib.Manifest) -> None:
+    """Raises InputError if a manifest has other sizes than the artefact."""
+    sizes = dict(zip(("profile", "history", "seen"), self.rows, strict=True))
+    for name, size in (sizes | {"slate": self.slate}).items():
+      if manifest.sizes[name] != size:
+        raise InputError(
+          f"{folder / folder_lib.MANIFEST} has {name} {manifest.sizes[name]}; "
+          f"expected {size}, as its artefact has: run --mode=export again"
+        )
+
+
+def _check_arrays(
+  where: Any,
+  arrays: dict[str, Any],
+  wanted: dict[str, jax.ShapeDtypeStruct],
+) -> None:
+  """Checks the names, shapes and dtypes of arrays, and that all are finite.
+
+  Args:
+    where: owner of the arrays, for the message.
+    arrays: by name.
+    wanted: the arrays that the artefact takes.
+
+  Raises:
+    InputError: names the first array that is wrong.
+  """
+  for name in sorted(arrays.keys() | wanted.keys()):
+    has = _shape(arrays[name]) if name in arrays else "nothing"
+    expected = _shape(wanted[name]) if name in wanted else "nothing"
+    if has != expected:
+      raise InputError(
+        f"{where} has {has} for the array {name!r}; expected {expected}, which "
+        "the exported function takes: run --mode=export again"
+      )
+    array = arrays[name]
+    if array.dtype.kind == "f" and not np.isfinite(np.asarray(array)).all():
+      raise InputError(
+        f"{where} has numbers in the array {name!r} that are not finite; "
+        "expected finite ones: run --mode=export again"
+      )
+
+
+def _shape(array: Any) -> str:
+  return f"{array.dtype} {list(array.shape)}"
+
+
 class Recommender:
-  """An exported policy with a catalogue; see `load`. It does not change.
+  """An exported policy with a catalogue; see `load`. Immutable.
 
   Attributes:
     manifest: of the export.
-    catalogue: that it recommends from.
-    batch_sizes: that are compiled, ascending.
+    catalogue: the items that are recommended.
+    batch_sizes: those that are compiled, ascending.
   """
 
   def __init__(
@@ -73,8 +134,10 @@ class Recommender:
     decoders: dict[int, Callable],
     policy: dict[str, Any],
     catalogue: Catalogue,
+    inputs: Inputs,
   ):
     """Binds what is loaded; `policy` lies on the device."""
+    self._inputs = inputs
     self.manifest = manifest
     self.batch_sizes = tuple(sorted(decoders))
     self._decoders = decoders
@@ -89,28 +152,31 @@ class Recommender:
 
   @property
   def version(self) -> str:
-    """A short name of the catalogue's content, if it is that of the folder."""
+    """A short hash of the catalogue's file in the folder."""
     return self.manifest.files["catalogue"].sha256[:12]
 
   def with_catalogue(self, catalogue: Catalogue) -> "Recommender":
-    """The same policy with another catalogue of the same sizes.
+    """Returns the same policy with another catalogue of the same sizes.
 
     Raises:
-      InputError: it does not go with the export.
+      InputError: the catalogue does not go with the export.
     """
     self.manifest.check(catalogue)
+    _check_arrays("the catalogue", catalogue.arrays(), self._inputs.catalogue)
     changed = copy.copy(self)
     changed._take(catalogue)
     return changed
 
   def refreshed(self, folder: str | pathlib.Path) -> "Recommender":
-    """With what the folder holds now.
+    """Returns a recommender of what the folder holds now.
 
     Another catalogue and other parameters are read; another artefact is loaded
-    and compiled, as long as it takes the same requests.
+    and compiled, as long as it takes the same requests. All that changed is
+    checked, and asked for one slate.
 
     Raises:
-      InputError: a file is missing or damaged, or requests are of other sizes.
+      InputError: a file is missing or damaged, requests are of other sizes, or
+        `probe` fails.
     """
     folder = pathlib.Path(folder)
     old, new = self.manifest, folder_lib.read_manifest(folder)
@@ -122,13 +188,41 @@ class Recommender:
         )
     if old.files["decode"] != new.files["decode"]:
       return load(folder, self.batch_sizes)
+    self._inputs.check(folder, new)
     changed = copy.copy(self)
     changed.manifest = new
     if old.files["policy"] != new.files["policy"]:
-      changed._policy = _read_policy(folder, new)
+      changed._policy = _read_policy(folder, new, self._inputs)
     if old.files["catalogue"] != new.files["catalogue"]:
-      changed._take(folder_lib.read_catalogue(folder, new))
+      changed._take(_read_catalogue(folder, new, self._inputs))
+    changed.probe()
     return changed
+
+  def probe(self) -> None:
+    """Asks for one slate in each batch size.
+
+    Raises:
+      InputError: the slate holds inactive items or NaN, or is empty although
+        there are active items.
+    """
+    active = np.asarray(self.catalogue.index.active)
+    for size in self.batch_sizes:
+      slates = self.decode([self.empty_query()] * size)
+      shown = slates.items[slates.valid]
+      if (
+        not active[shown].all()
+        or (active.any() and not slates.valid.any(1).all())
+        or np.isnan(slates.log_probs).any()
+      ):
+        raise InputError(
+          f"the policy answers {slates.items[0].tolist()} with log "
+          f"probabilities {slates.log_probs[0].tolist()}; expected active "
+          "items, and no NaN: run --mode=export again"
+        )
+
+  def empty_query(self) -> Query:
+    """Returns the request of a user of whom nothing is known."""
+    return self.query((), [0.0] * self.manifest.sizes["profile"])
 
   def query(
     self,
@@ -136,11 +230,11 @@ class Recommender:
     profile: Sequence[float] = (),
     seen: Sequence[int] = (),
   ) -> Query:
-    """Checks one user's request.
+    """Checks and pads one user's request.
 
     Args:
       history: ids of items that the user liked, newest last; of more than H
-        the newest H count. Removed items are welcome.
+        the newest H count. Removed items are allowed.
       profile: P finite numbers.
       seen: at most T ids that are not to be recommended; 0 is ignored.
 
@@ -172,10 +266,10 @@ class Recommender:
       if isinstance(value, bool) or not isinstance(
         value, int | float | np.number
       ):
-        raise InputError(f"profile holds {_short(value)}; expected numbers")
+        raise InputError(f"profile holds {short(value)}; expected numbers")
       if not abs(value) <= _LARGEST:
         raise InputError(
-          f"profile holds {_short(value)}; expected finite float32 numbers"
+          f"profile holds {short(value)}; expected finite float32 numbers"
         )
       padded.profile[place] = value
     return padded
@@ -184,15 +278,15 @@ class Recommender:
     known, capacity = self._known, self.manifest.sizes["capacity"]
     for item in ids:
       if type(item) is not int and not isinstance(item, np.integer):
-        raise InputError(f"{name} holds {_short(item)}; expected item ids")
+        raise InputError(f"{name} holds {short(item)}; expected item ids")
       if not first <= item <= capacity or (item and not known[item]):
         raise InputError(
-          f"{name} holds {_short(item)}, which is no known item; expected ids "
+          f"{name} holds {short(item)}, which is no known item; expected ids "
           f"from 1 to {capacity} that the catalogue has or had"
         )
 
   def decode(self, queries: Sequence[Query]) -> Recommendations:
-    """Recommendations for any number of users, by as few calls as needed."""
+    """Recommends to any number of users, in as few calls as possible."""
     largest = self.batch_sizes[-1]
     parts = [
       self._decode(queries[start : start + largest])
@@ -203,7 +297,7 @@ class Recommender:
     )
 
   def _decode(self, queries: Sequence[Query]) -> Recommendations:
-    """Recommendations for as many users as one call takes; may be none."""
+    """Recommends to at most as many users as the largest batch; may be 0."""
     count, sizes = len(queries), self.manifest.sizes
     batch = next(size for size in self.batch_sizes if size >= count)
     padded = Query(
@@ -214,8 +308,8 @@ class Recommender:
     for row, query in enumerate(queries):
       for rows, given in zip(padded, query, strict=True):
         rows[row] = given
-    found = self._decoders[batch](self._policy, self._arrays, *padded)
-    return Recommendations(*(np.asarray(x)[:count] for x in found))
+    decoded = self._decoders[batch](self._policy, self._arrays, *padded)
+    return Recommendations(*(np.asarray(x)[:count] for x in decoded))
 
   def recommend(
     self,
@@ -223,7 +317,7 @@ class Recommender:
     profile: Sequence[Sequence[float]] | None = None,
     seen: Sequence[Sequence[int]] | None = None,
   ) -> Recommendations:
-    """Recommendations for n users; see `query` for what is asked of each.
+    """Recommends to n users; see `query` for the limits of a row.
 
     Args:
       history: n lists of any lengths.
@@ -231,7 +325,7 @@ class Recommender:
       seen: n lists of at most T ids; none by default.
 
     Raises:
-      InputError: names what is wrong, and the user's row.
+      InputError: names what is wrong, and the row of the user.
     """
     nothing = [()] * len(history)
     rows = (
@@ -256,7 +350,7 @@ class Recommender:
 def load(
   folder: str | pathlib.Path, batch_sizes: Sequence[int] | None = None
 ) -> Recommender:
-  """Loads an export: reads, checks, compiles and calls it once.
+  """Loads an export: reads, checks and compiles it, and asks for one slate.
 
   Args:
     folder: that --mode=export wrote.
@@ -265,7 +359,7 @@ def load(
 
   Raises:
     InputError: a file is missing, damaged or of another version; the export is
-      not for this platform.
+      not for this platform; `probe` fails.
   """
   folder = pathlib.Path(folder)
   manifest = folder_lib.read_manifest(folder)
@@ -276,9 +370,32 @@ def load(
       f"{folder} is for {', '.join(manifest.platforms)}, and this is "
       f"{platform}; expected an export for it: add it to --export_platforms"
     )
+  exported, inputs = _read_decode(folder, manifest)
+  policy = _read_policy(folder, manifest, inputs)
+  catalogue = _read_catalogue(folder, manifest, inputs)
+  wanted = sorted(set(batch_sizes or manifest.batch_sizes))
+  decoders = _compile(exported, inputs, wanted)
+  recommender = Recommender(manifest, decoders, policy, catalogue, inputs)
+  recommender.probe()
+  return recommender
+
+
+def _read_decode(
+  folder: pathlib.Path, manifest: folder_lib.Manifest
+) -> tuple[export.Exported, Inputs]:
+  """Reads the artefact, and the description of its inputs."""
   artefact = folder_lib.read_file(folder, manifest, "decode")
   try:
     exported = export.deserialize(bytearray(artefact))
+    (policy, catalogue, *rows), _ = jax.tree.unflatten(
+      exported.in_tree, exported.in_avals
+    )
+    inputs = Inputs(
+      policy,
+      catalogue,
+      tuple(row.shape[1] for row in rows),
+      exported.out_avals[0].shape[1],
+    )
   except Exception as error:  # Of another version of jax, say.
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
@@ -286,46 +403,55 @@ def load(
       f"{jax.__version__} ({what}); expected an artefact of jax.export: export "
       "again with this version"
     ) from error
-  policy = _read_policy(folder, manifest)
-  catalogue = folder_lib.read_catalogue(folder, manifest)
-  given = (policy, catalogue.arrays())
-  sizes = manifest.sizes
+  inputs.check(folder, manifest)
+  return exported, inputs
+
+
+def _compile(
+  exported: export.Exported, inputs: Inputs, batch_sizes: Sequence[int]
+) -> dict[int, Callable]:
+  """Compiles the exported function for each batch size."""
+  arrays = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    (inputs.policy, inputs.catalogue),
+  )
 
   def compiled(batch: int) -> Callable:
-    shapes = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), given
-    )
     rows = [
-      jax.ShapeDtypeStruct((batch, sizes[name]), dtype)
-      for name, dtype in (
-        ("profile", np.float32),
-        ("history", np.int32),
-        ("seen", np.int32),
+      jax.ShapeDtypeStruct((batch, size), dtype)
+      for size, dtype in zip(
+        inputs.rows, (np.float32, np.int32, np.int32), strict=True
       )
     ]
-    return jax.jit(exported.call).lower(*shapes, *rows).compile()
+    return jax.jit(exported.call).lower(*arrays, *rows).compile()
 
-  wanted = sorted(set(batch_sizes or manifest.batch_sizes))
   # XLA compiles without the GIL.
   with concurrent.futures.ThreadPoolExecutor(
     len(os.sched_getaffinity(0))
   ) as pool:
-    decoders = dict(zip(wanted, pool.map(compiled, wanted), strict=True))
-  recommender = Recommender(manifest, decoders, policy, catalogue)
-  for size in wanted:
-    recommender.decode([recommender.query((), [0.0] * sizes["profile"])] * size)
-  return recommender
+    return dict(zip(batch_sizes, pool.map(compiled, batch_sizes), strict=True))
 
 
 def _read_policy(
-  folder: pathlib.Path, manifest: folder_lib.Manifest
+  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
 ) -> dict[str, Any]:
-  """The policy's parameters by name, on the device."""
+  """Reads the policy's parameters by name, and puts them on the device."""
   data = folder_lib.read_file(folder, manifest, "policy")
-  with np.load(io.BytesIO(data)) as arrays:
-    return jax.device_put(dict(arrays))
+  path = folder / manifest.files["policy"].name
+  try:
+    with np.load(io.BytesIO(data)) as arrays:
+      policy = dict(arrays)
+  except Exception as error:  # Any error of the readers is a damaged file.
+    raise folder_lib.unreadable(path, error) from error
+  _check_arrays(path, policy, inputs.policy)
+  return jax.device_put(policy)
 
 
-def _short(value: Any) -> str:
-  text = repr(value)
-  return text if len(text) <= 40 else text[:40] + "..."
+def _read_catalogue(
+  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
+) -> Catalogue:
+  """Reads the catalogue, checked against the inputs of the artefact."""
+  catalogue = folder_lib.read_catalogue(folder, manifest)
+  path = folder / manifest.files["catalogue"].name
+  _check_arrays(path, catalogue.arrays(), inputs.catalogue)
+  return catalogue

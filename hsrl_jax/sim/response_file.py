@@ -1,6 +1,6 @@
 """A user response model (URM) trained elsewhere, as one .npz file.
 
-Its arrays, of floating point (the network: DESIGN, section 4):
+Its arrays, of floating point (the network: networks/user_response.py):
 
   user_hidden.kernel [P, hidden]   user_hidden.bias [hidden]   then ReLU
   user_out.kernel [hidden, F]      user_out.bias [F]           the user vector
@@ -30,7 +30,7 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.data import source
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.types import Sessions
 
 OWN = ("item_features", "profiles", "histories")
@@ -91,12 +91,12 @@ def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
   own = [name for name in OWN if name in arrays]
   names = [*_shapes(0, 0, 0, 0, final_dense), *(OWN if own else ())]
   final = f" with --simulator_final_dense={str(final_dense).lower()}"
-  for found, what, due in (
+  for wrong, what, due in (
     (set(names) - arrays.keys(), "lacks", "it"),
     (arrays.keys() - set(names), "has the unknown array", "none such"),
   ):
-    if found:
-      name = min(found)
+    if wrong:
+      name = min(wrong)
       when = final if name.startswith("mix.") else ""
       if name in OWN:
         when = f" beside {own[0]}: all of {', '.join(OWN)} or none"
@@ -151,20 +151,17 @@ def _shapes(
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  try:
-    # Opened here, since numpy leaves a damaged file open.
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as saved:
-      return {name: saved[name] for name in saved.files}
-  except FileNotFoundError as error:
-    raise InputError(
-      f"{path} is not there; expected the .npz file of a response model"
-    ) from error
-  except Exception as error:  # noqa: BLE001 (any reader error is bad input)
-    what = (str(error) or type(error).__name__).splitlines()[0]
-    raise InputError(
-      f"{path} cannot be read ({what}); expected plain arrays as numpy.savez "
-      "writes them, nothing pickled"
-    ) from error
+  expected = (
+    "the .npz file of a response model: plain arrays as numpy.savez writes "
+    "them, nothing pickled"
+  )
+  # Opened here, since numpy leaves a damaged file open.
+  with (
+    reading(path, expected),
+    path.open("rb") as file,
+    np.load(file, allow_pickle=False) as saved,
+  ):
+    return {name: saved[name] for name in saved.files}
 
 
 def _numbers(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
@@ -193,10 +190,10 @@ def _dataset(
 ) -> source.Dataset:
   """The file's users, 80 / 10 / 10 by row, and its items."""
   count = len(features) - 1
-  if count < 1 or features[0].any():
+  if count < 1 or not features.shape[1] or features[0].any():
     raise InputError(
-      f"{path}: item_features has no items, or an item in row 0; expected "
-      "zeros there, then a row for each item from 1 on"
+      f"{path}: item_features has no items, no columns or an item in row 0; "
+      "expected zeros there, then a row for each item from 1 on"
     )
   users = len(profiles)
   if users < _LEAST_USERS:

@@ -23,6 +23,7 @@ from hsrl_jax.data import embeddings
 from hsrl_jax.data.source import Items
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.host import progress
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import sid_page
@@ -110,7 +111,7 @@ def run(
     order = np.random.default_rng(config.seed).permutation(count)
     made = made._replace(unique=made.unique[order])
   with _bar(count, "measure", "item") as bar:
-    error = sid_page.errors(
+    error = sid_quality.errors(
       codebooks, rows, made.plain, made.unique, bar.update
     )
   vocab_size = config.vocab_size
@@ -121,13 +122,15 @@ def run(
     "fitted": count,
     "variance": error["variance"],
     "relative_error": [
-      sid_page.relative(x, error["variance"]) for x in error["plain"]
+      sid_quality.relative(x, error["variance"]) for x in error["plain"]
     ],
-    "relative_error_unique": sid_page.relative(
+    "relative_error_unique": sid_quality.relative(
       error["unique"], error["variance"]
     ),
-    "collided_items": sid_page.collided(made.plain, vocab_size),
-    "recall_at_10": sid_page.recall(codebooks, rows, made.unique, config.seed),
+    "collided_items": sid_quality.collided(made.plain, vocab_size),
+    "recall_at_10": sid_quality.recall(
+      codebooks, rows, made.unique, config.seed
+    ),
     "seconds": {"fit": fitted - start, **made.seconds},
     "drift": None,
   }
@@ -189,13 +192,13 @@ def add_items(
   tokens = np.asarray(sid.sid_of(index, np.arange(1, total + 1)))
   facts = old.facts
   if fresh.any():
-    error = sid_page.errors(
+    error = sid_quality.errors(
       old.codebooks,
       x[fresh],
       np.asarray(sid.encode(old.codebooks, x[fresh])),
       tokens[len(old.item_id) :],
     )
-    facts = facts | {"drift": sid_page.drift(facts, int(fresh.sum()), error)}
+    facts = facts | {"drift": sid_quality.drift(facts, int(fresh.sum()), error)}
   return _write(
     workdir,
     old._replace(
@@ -399,7 +402,7 @@ def _write(
   facts = made.facts | {
     "items": len(rows),
     "sids": len(made.tokens),
-    **sid_page.occupancy(tokens, made.index.vocab_size),
+    **sid_quality.occupancy(tokens, made.index.vocab_size),
   }
 
   def title_of(row):

@@ -7,8 +7,8 @@ excluded, eight users at once: checks, padding, encoder, search, what SIDs lose
 of features, and the way back to numpy. `decode` is what a server does of it,
 with requests that are checked already. Cold start is a process of its own, from
 its start to its first answer: five, the median and the longest. Peers in the
-same run: the same function jitted where the policy was made, and scoring every
-item.
+same run: the same function jitted where the policy was trained, and scoring
+every item.
 """
 
 import argparse
@@ -47,12 +47,12 @@ def times(function, calls: int = CALLS) -> tuple[float, float]:
   """Milliseconds of a call, median and 99th percentile."""
   for _ in range(20):
     function(0)
-  found = []
+  times = []
   for call in range(calls):
     start = time.perf_counter()
     function(call)
-    found.append(1e3 * (time.perf_counter() - start))
-  return float(np.median(found)), float(np.percentile(found, 99))
+    times.append(1e3 * (time.perf_counter() - start))
+  return float(np.median(times)), float(np.percentile(times, 99))
 
 
 def cold_start(folder: pathlib.Path) -> list[float]:
@@ -88,8 +88,8 @@ def main() -> None:
     recommender = serving.load(folder)
     batches = []
     for _ in range(50):
-      made = [serving_export.request(rng, items) for _ in range(BATCH)]
-      rows = [[x[k] for x in made] for k in ("history", "profile", "seen")]
+      requests = [serving_export.request(rng, items) for _ in range(BATCH)]
+      rows = [[x[k] for x in requests] for k in ("history", "profile", "seen")]
       queries = [recommender.query(*x) for x in zip(*rows, strict=True)]
       batches.append((rows, queries))
 

@@ -2,10 +2,10 @@
 
   taskset -c 0,1 python tests/benchmarks/serving_load.py [--seconds=60]
 
-10^5 items, 64 clients on loopback, each asking again as soon as it has its
-answer. Server, clients (one process) and the writer of catalogues share the
-cores. In equal steps the catalogue changes ten times: 1,000 items leave, or
-come back. What is asked: requests/s, latency, errors, the server's memory,
+10^5 items, 64 clients on loopback, each of which sends its next request as soon
+as it has an answer. Server, clients (one process) and the writer of catalogues
+share the cores. In equal steps the catalogue changes ten times: 1,000 items
+leave, or come back. Measures requests/s, latency, errors, the server's memory,
 and whether each catalogue took over.
 """
 
@@ -34,11 +34,11 @@ class Client(asyncio.Protocol):
   """One client that keeps its connection; times in seconds."""
 
   def __init__(
-    self, payloads: list[bytes], first: int, found: list, end: float
+    self, payloads: list[bytes], first: int, answers: list, end: float
   ):
     """Asks for the payloads by turns, from `first`, until `end`."""
     self.payloads, self.turn, self.end = payloads, first, end
-    self.found, self.received, self.length = found, b"", None
+    self.answers, self.received, self.length = answers, b"", None
     self.done = asyncio.get_running_loop().create_future()
 
   def connection_made(self, transport: asyncio.Transport) -> None:
@@ -63,7 +63,7 @@ class Client(asyncio.Protocol):
       return
     now = time.perf_counter()
     ok = self.received.startswith(b"HTTP/1.1 200")
-    self.found.append((now - self.start, ok))
+    self.answers.append((now - self.start, ok))
     self.received, self.length = b"", None
     if now < self.end:
       self.ask()
@@ -73,31 +73,31 @@ class Client(asyncio.Protocol):
 
   def connection_lost(self, error: Exception | None) -> None:
     if not self.done.done():
-      self.found.append((0.0, False))
+      self.answers.append((0.0, False))
       self.done.set_result(None)
 
 
 async def load(port: int, payloads: list[bytes], seconds: float) -> list:
   """(seconds, whether it was a 200) of each request."""
-  found, loop = [], asyncio.get_running_loop()
+  answers, loop = [], asyncio.get_running_loop()
   end = time.perf_counter() + seconds
   clients = [
     (
       await loop.create_connection(
-        lambda i=i: Client(payloads, 31 * i, found, end), "127.0.0.1", port
+        lambda i=i: Client(payloads, 31 * i, answers, end), "127.0.0.1", port
       )
     )[1]
     for i in range(CLIENTS)
   ]
   await asyncio.gather(*(client.done for client in clients))
-  return found
+  return answers
 
 
-async def memory(pid: int, found: list[float]) -> None:
+async def memory(pid: int, sizes: list[float]) -> None:
   """Appends the memory of a process, MB, once a second."""
   while True:
     await asyncio.sleep(1.0)
-    found.append(round(serving_bad_requests.rss(pid), 1))
+    sizes.append(round(serving_bad_requests.rss(pid), 1))
 
 
 def change(folder: pathlib.Path, seconds: float) -> None:
@@ -124,17 +124,17 @@ async def run(server, port: int, writer, payloads, seconds: float) -> dict:
   writer.stdin.write("go\n")
   writer.stdin.flush()
   start = time.perf_counter()
-  found = await load(port, payloads, seconds)
+  answers = await load(port, payloads, seconds)
   took = time.perf_counter() - start
   watching.cancel()
-  milliseconds = 1e3 * np.array([x for x, ok in found if ok])
+  milliseconds = 1e3 * np.array([x for x, ok in answers if ok])
   half = len(memories) // 2
   return {
     "clients": CLIENTS,
     "seconds": took,
-    "requests": len(found),
-    "requests_per_s": len(found) / took,
-    "errors": sum(not ok for _, ok in found),
+    "requests": len(answers),
+    "requests_per_s": len(answers) / took,
+    "errors": sum(not ok for _, ok in answers),
     "p50_ms": float(np.median(milliseconds)),
     "p99_ms": float(np.percentile(milliseconds, 99)),
     "max_ms": float(milliseconds.max()),

@@ -169,7 +169,8 @@ class EmbeddingsTest(parameterized.TestCase):
 
   def test_too_large_for_float32_is_not_finite(self):
     found = embeddings.read(self._npz(embeddings=_X * np.float64(1e200)))
-    with self.assertRaisesRegex(InputError, "4 rows"):
+    message = r"4 rows .*item 0 \(row 0\), 1 .*finite in float32"
+    with self.assertRaisesRegex(InputError, message):
       embeddings.check_finite(found.rows, np.arange(4), "x")
 
   def test_ids_from_text_and_npy(self):

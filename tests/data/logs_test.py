@@ -117,8 +117,11 @@ class LogsTest(parameterized.TestCase):
     ("items", "feature", [1.0], "found 1 entries; expected 2, as many as in"),
     ("items", "feature", [1.0, "x"], "found 'x'; expected a finite number"),
     ("items", "feature", [1.0, np.nan], "found 'nan'; expected a finite"),
+    ("items", "feature", [1.0, -1e39], "found '-1e+39'; expected at most 3.4e"),
+    ("items", "feature", [], "found ''; expected at least one number"),
     ("sessions", "user_id", "", "found ''; expected an integer or a string"),
     ("sessions", "profile", [1.0, 2.0], "found 2 entries; expected 1"),
+    ("sessions", "profile", [4e38], "found '4e+38'; expected at most 3.4e"),
     ("sessions", "profile", ["inf"], "found 'inf'; expected a finite number"),
     ("sessions", "history", ["c"], "found item 'c'; expected item_ids of"),
     ("sessions", "exposed", ["c", "a"], "found item 'c'; expected item_ids"),
@@ -147,11 +150,46 @@ class LogsTest(parameterized.TestCase):
       [1.0, None],
       "row 3, column feature: found None; expected a fi",
     ),
+    ("feature", [1.0, 1e300], "row 3, column feature: found 1e+300; expected"),
   )
   def test_a_bad_cell_of_a_parquet_file(self, column, cell, message):
     self.items[column][2] = cell
     self._write(".parquet")
     self._refused(f"items.parquet: {message}")
+
+  @parameterized.parameters(".csv", ".parquet")
+  def test_features_that_are_all_empty(self, suffix):
+    self.items["feature"] = [[]] * 4
+    self._write(suffix)
+    self._refused("column feature: found ")
+    self._refused("; expected at least one number")
+
+  def test_blank_lines_are_no_rows(self):
+    items, splits = self._prepare()
+    for name in ("items", "sessions"):
+      path = self.raw / f"{name}.csv"
+      first, rest = path.read_text().split("\n", 1)
+      path.write_text(f"{first}\n\n{rest}\n  \n\n")
+    prepare.prepare("logs", self.folder / "again", str(self.raw))
+    again, splits_again = source.load(self.folder / "again")
+    self.assertEqual(again.external_ids, items.external_ids)
+    np.testing.assert_array_equal(again.features, items.features)
+    for name, sessions in splits.items():
+      for ours, theirs in zip(sessions, splits_again[name], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+  def test_a_blank_line_counts_where_a_row_is_named(self):
+    self.items["feature"][3] = ["x", "y"]
+    self._write(".csv")
+    path = self.raw / "items.csv"
+    path.write_text(path.read_text().replace("\n", "\n\n", 1))
+    self._refused("items.csv: row 6, column feature: found 'x'")
+
+  def test_a_row_of_empty_cells_is_no_blank_line(self):
+    self._write(".csv")
+    with (self.raw / "items.csv").open("a") as file:
+      file.write(",,,\n")
+    self._refused("items.csv: row 6, column item_id: found ''; expected an int")
 
   def test_rows_of_a_csv_file_are_its_lines(self):
     self.items["title"][0] = "two\nlines"

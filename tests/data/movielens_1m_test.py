@@ -2,12 +2,14 @@
 
 import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
+from hsrl_jax.shipped.datasets import movielens, schema
 
 NAME = "movielens_1m"
 FILMS = 45  # Of them FILMS - 5 are rated.
@@ -109,7 +111,6 @@ def _by_hand(files):
           np.log(1 + n) / 3 - 1,
         ],
         "history": ([0] * 50 + liked)[-50:],
-        "history_length": min(len(liked), 50),
         "exposed": [numbers[c[1]] for c in slate],
         "response": [float(c[2] > 3) for c in slate],
         "timestamp": slate[0][3],
@@ -123,7 +124,7 @@ class SessionsTest(parameterized.TestCase):
   def test_all_columns_by_hand(self, seed):
     files = _made_up(seed)
     tables = _tables(files)
-    split = builder.split_of_rating(tables.ratings)
+    split = movielens.split_of_rating(tables.ratings)
     found = builder.make_sessions(tables, split)
     expected = _by_hand(files)
     self.assertEqual({r["split"] for r in expected}, {"train", "val", "test"})
@@ -135,11 +136,10 @@ class SessionsTest(parameterized.TestCase):
         np.testing.assert_array_equal(column, want, name)
 
   def test_a_history_keeps_the_newest_of_the_same_user(self):
-    builder_length, builder.HISTORY_LENGTH = builder.HISTORY_LENGTH, 4
-    self.addCleanup(setattr, builder, "HISTORY_LENGTH", builder_length)
+    self.enter_context(mock.patch.object(schema, "HISTORY_LENGTH", 4))
     files = _made_up()
     tables = _tables(files)
-    split = builder.split_of_rating(tables.ratings)
+    split = movielens.split_of_rating(tables.ratings)
     found = builder.make_sessions(tables, split)
     want = [row["history"][-4:] for row in _by_hand(files)]
     np.testing.assert_array_equal(found["history"], want)
@@ -149,7 +149,7 @@ class SessionsTest(parameterized.TestCase):
   def test_train_rows_and_item_features_see_no_held_out_rating(self):
     files = _made_up()
     tables = _tables(files)
-    split = builder.split_of_rating(tables.ratings)
+    split = movielens.split_of_rating(tables.ratings)
     train = split == "train"
     other = tables.ratings.copy()
     other.loc[~train, "rating"] = 6 - other.rating[~train]
@@ -174,7 +174,7 @@ class ItemFeaturesTest(absltest.TestCase):
   def test_columns_by_hand(self):
     files = _made_up()
     tables = _tables(files)
-    train = builder.split_of_rating(tables.ratings) == "train"
+    train = movielens.split_of_rating(tables.ratings) == "train"
     found = builder.item_features(tables, train)
     seen = tables.ratings[train]
     items = FILMS - 5
@@ -244,6 +244,7 @@ class PrepareTest(parameterized.TestCase):
     ("ratings.dat", "", "row 4 is ''; expected user_id::movie_id::rating::"),
     ("ratings.dat", "2::5::x::1", "row 4 has rating 'x' (1 such rows)"),
     ("ratings.dat", "2::5::2.5::1", "row 4 has rating '2.5'"),
+    ("ratings.dat", "2::5::5::1e30", "row 4 has timestamp '1e30'"),
     ("ratings.dat", "2::5::6::1", "row 4 has rating 6"),
     ("ratings.dat", "3::5::5::1", "row 4 has user_id 3"),
     ("ratings.dat", "2::4::5::1", "row 4 has movie_id 4"),

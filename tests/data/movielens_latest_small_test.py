@@ -1,39 +1,25 @@
 """The builder of MovieLens-latest-small: splits by time, and no leaks."""
 
 import functools
-import importlib.util
-import pathlib
 
 import numpy as np
 import pandas as pd
-import tensorflow_datasets as tfds
 from absl.testing import absltest, parameterized
 
+from hsrl_jax.data import prepare
+from hsrl_jax.shipped.datasets import movielens
+
 NAME = "movielens_latest_small"
-PATH = (
-  pathlib.Path(__file__).parents[2]
-  / "datasets"
-  / NAME
-  / f"{NAME}_dataset_builder.py"
+
+builder = prepare.load_builder(
+  prepare.builder_folder(NAME) / f"{NAME}_dataset_builder.py"
 )
-
-
-def _load():
-  spec = importlib.util.spec_from_file_location(PATH.stem, PATH)
-  module = importlib.util.module_from_spec(spec)
-  # Another test of this process may run the builder itself.
-  with tfds.core.registered.skip_registration():
-    spec.loader.exec_module(module)
-  return module
-
-
-builder = _load()
 
 
 @functools.cache
 def _real():
   ratings = builder.load_ratings()
-  return ratings, builder.split_of_rating(ratings)
+  return ratings, movielens.split_of_rating(ratings)
 
 
 def _table(users=12, ratings=37, items=60, seed=0):
@@ -47,10 +33,10 @@ def _table(users=12, ratings=37, items=60, seed=0):
   item[:items] = np.arange(1, items + 1)
   frame = pd.DataFrame(
     {
-      "userId": np.repeat(np.arange(1, users + 1), ratings),
+      "user_id": np.repeat(np.arange(1, users + 1), ratings),
       "timestamp": np.tile(np.arange(ratings), users),
       "item": item.astype("int32"),
-      "movieId": 10 * item,
+      "movie_id": 10 * item,
       "rating": rng.integers(1, 11, users * ratings) / 2,
       "year": 1950.0 + item,
       "genres": [genres[i % 5] for i in item],
@@ -69,9 +55,17 @@ def _rerated(frame, rows, ratings):
   return _with_positive(frame.assign(rating=rating))
 
 
+def _rows(sessions):
+  """Columns as rows."""
+  return [
+    dict(zip(sessions, row, strict=True))
+    for row in zip(*sessions.values(), strict=True)
+  ]
+
+
 def _by_start(sessions):
-  """Sessions by their user and the time of the slate."""
-  return {(r["user_id"], r["timestamp"]): (s, r) for s, r in sessions}
+  """Rows by their user and the time of the slate."""
+  return {(r["user_id"], r["timestamp"]): r for r in _rows(sessions)}
 
 
 class SplitTest(parameterized.TestCase):
@@ -87,8 +81,8 @@ class SplitTest(parameterized.TestCase):
   )
   def test_by_hand(self, size, train, val, test):
     # Between two other users, who must keep theirs.
-    frame = pd.DataFrame({"userId": [1] * 20 + [2] * size + [3] * 20})
-    split = builder.split_of_rating(frame).tolist()
+    frame = pd.DataFrame({"user_id": [1] * 20 + [2] * size + [3] * 20})
+    split = movielens.split_of_rating(frame).tolist()
     other = ["train"] * 10 + ["test"] * 10
     self.assertEqual(split[:20], other)
     self.assertEqual(split[-20:], other)
@@ -100,27 +94,26 @@ class SplitTest(parameterized.TestCase):
 class SessionsTest(parameterized.TestCase):
   def test_rows_by_hand(self):
     frame = _table()
-    split = builder.split_of_rating(frame)
+    split = movielens.split_of_rating(frame)
     sessions = _by_start(builder.make_sessions(frame, split))
     self.assertLen(sessions, 12 * 3)
-    for user, rows in frame.groupby("userId"):
+    for user, rows in frame.groupby("user_id"):
       for start, name in ((7, "train"), (17, "val"), (27, "test")):
-        found, row = sessions[user, start]
+        row = sessions[user, start]
         past, slate = rows[:start], rows[start : start + 10]
-        self.assertEqual(found, name)
+        self.assertEqual(row["split"], name)
         np.testing.assert_array_equal(row["exposed"], slate.item)
         np.testing.assert_array_equal(row["response"], slate.rating > 3.0)
         liked = past.item[past.rating > 3.0].tolist()
-        self.assertEqual(row["history_length"], len(liked))
         np.testing.assert_array_equal(
           row["history"], [0] * (50 - len(liked)) + liked
         )
 
   def test_users_without_a_past_are_left_out(self):
     frame = _table(ratings=30)  # No rest: the first slate has no past.
-    liked = frame.userId.to_numpy() != 3
+    liked = frame.user_id.to_numpy() != 3
     frame = _rerated(frame, ~liked & (frame.timestamp < 20), 1.0)
-    split = builder.split_of_rating(frame)
+    split = movielens.split_of_rating(frame)
     sessions = _by_start(builder.make_sessions(frame, split))
     starts = {u: {t for v, t in sessions if v == u} for u in range(1, 13)}
     self.assertEqual(starts[1], {10, 20})
@@ -129,7 +122,7 @@ class SessionsTest(parameterized.TestCase):
   def test_past_alone_is_seen(self):
     """Whatever happens from a slate on, its history and profile stay."""
     frame = _table()
-    split = builder.split_of_rating(frame)
+    split = movielens.split_of_rating(frame)
     before = _by_start(builder.make_sessions(frame, split))
     rng = np.random.default_rng(1)
     time = frame.timestamp.to_numpy()
@@ -142,11 +135,11 @@ class SessionsTest(parameterized.TestCase):
       changed = _rerated(frame, slice(None), rating)
       after = _by_start(builder.make_sessions(changed, split))
       later_changed = 0
-      for key, (_, row) in before.items():
+      for key, row in before.items():
         same = all(
-          np.array_equal(row[name], after[key][1][name])
+          np.array_equal(row[name], after[key][name])
           if name == "history"
-          else np.allclose(row[name], after[key][1][name], atol=1e-5)
+          else np.allclose(row[name], after[key][name], atol=1e-5)
           for name in ("history", "profile")
         )
         if key[1] <= start:
@@ -156,24 +149,21 @@ class SessionsTest(parameterized.TestCase):
 
   def test_held_out_ratings_leave_train_rows_unchanged(self):
     frame = _table()
-    split = builder.split_of_rating(frame)
-    before = list(builder.make_sessions(frame, split))
+    split = movielens.split_of_rating(frame)
+    before = builder.make_sessions(frame, split)
+    train = before["split"] == "train"
     held_out = split != "train"
     for rating in (0.5, 5.0):
-      after = list(
-        builder.make_sessions(_rerated(frame, held_out, rating), split)
-      )
-      for (name, old), (_, new) in zip(before, after, strict=True):
-        if name == "train":
-          for column, value in old.items():
-            np.testing.assert_array_equal(new[column], value)
+      after = builder.make_sessions(_rerated(frame, held_out, rating), split)
+      for name, column in before.items():
+        np.testing.assert_array_equal(after[name][train], column[train])
 
   def test_profile_by_hand(self):
     frame = _table()
-    split = builder.split_of_rating(frame)
+    split = movielens.split_of_rating(frame)
     base = frame.positive[split == "train"].mean()
-    _, row = _by_start(builder.make_sessions(frame, split))[5, 17]
-    past = frame[(frame.userId == 5) & (frame.timestamp < 17)]
+    row = _by_start(builder.make_sessions(frame, split))[5, 17]
+    past = frame[(frame.user_id == 5) & (frame.timestamp < 17)]
     taste = np.zeros(3)
     for film in past.itertuples():
       names = film.genres.split("|")
@@ -192,7 +182,7 @@ class SessionsTest(parameterized.TestCase):
 class ItemFeaturesTest(parameterized.TestCase):
   def test_train_split_alone_is_seen(self):
     frame = _table()
-    split = builder.split_of_rating(frame)
+    split = movielens.split_of_rating(frame)
     train = split == "train"
     before = builder.item_features(frame, train)
     self.assertEqual(before.shape, (60, 8 + 3 + 3))
@@ -209,7 +199,7 @@ class ItemFeaturesTest(parameterized.TestCase):
 
   def test_genres_have_unit_length(self):
     frame = _table()
-    found = builder.genre_matrix(frame)
+    found = builder.genre_matrix(builder.films_of(frame))
     first = frame.drop_duplicates("item").set_index("item").genres
     half = np.sqrt(0.5)
     rows = {
@@ -227,12 +217,12 @@ class RealTableTest(parameterized.TestCase):
   def test_sizes(self):
     ratings, split = _real()
     self.assertLen(ratings, 100_004)
-    self.assertEqual(ratings.userId.nunique(), 671)
+    self.assertEqual(ratings.user_id.nunique(), 671)
     self.assertEqual(ratings.item.nunique(), 9_066)
     self.assertEqual((ratings.item.min(), ratings.item.max()), (1, 9_066))
-    self.assertGreaterEqual(ratings.groupby("userId").size().min(), 20)
+    self.assertGreaterEqual(ratings.groupby("user_id").size().min(), 20)
     self.assertLen(split, 100_004)
-    self.assertLen(builder.genre_names(ratings), 20)
+    self.assertLen(builder.genre_names(builder.films_of(ratings)), 20)
 
   def test_positive_is_above_three_stars(self):
     ratings, _ = _real()
@@ -243,28 +233,28 @@ class RealTableTest(parameterized.TestCase):
     ratings, split = _real()
     order = {"train": 0, "val": 1, "test": 2}
     frame = ratings.assign(part=[order[s] for s in split])
-    step = frame.groupby("userId")[["timestamp", "part"]].diff().dropna()
+    step = frame.groupby("user_id")[["timestamp", "part"]].diff().dropna()
     self.assertGreaterEqual(step.min().min(), 0)
-    parts = frame.groupby("userId").part.agg(set)
+    parts = frame.groupby("user_id").part.agg(set)
     self.assertTrue(all({0, 2} <= p for p in parts))
 
   def test_slates_are_ten_consecutive_ratings(self):
     ratings, split = _real()
     seen = {"train": 0, "val": 0, "test": 0}
-    rows = {user: r for user, r in ratings.groupby("userId")}
-    place = {(r.userId, r.item): i for i, r in enumerate(ratings.itertuples())}
-    for name, row in builder.make_sessions(ratings, split):
+    rows = {user: r for user, r in ratings.groupby("user_id")}
+    place = {(r.user_id, r.item): i for i, r in enumerate(ratings.itertuples())}
+    for row in _rows(builder.make_sessions(ratings, split)):
       if row["user_id"] > 25:
         break  # Enough; users come in order.
       places = [place[row["user_id"], item] for item in row["exposed"]]
       np.testing.assert_array_equal(np.diff(places), [1] * 9)
       slate = ratings.iloc[places]
       np.testing.assert_array_equal(row["response"], slate.rating > 3.0)
-      self.assertEqual(set(split[places]), {name})
+      self.assertEqual(set(split[places]), {row["split"]})
       self.assertEqual(row["timestamp"], slate.timestamp.iloc[0])
       # What is left over lies before the first slate.
       self.assertEqual((rows[row["user_id"]].index[-1] + 1 - places[0]) % 10, 0)
-      seen[name] += 1
+      seen[row["split"]] += 1
     self.assertGreater(min(seen.values()), 20)
 
 

@@ -112,6 +112,13 @@ class RawDataTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "malformed.csv has 0 bytes"):
       prepare.verify(self.data)
 
+  @parameterized.parameters("", '{"a": [1', "[1, 2]")
+  def test_a_damaged_manifest(self, text):
+    self._prepare(["1"])
+    (self.data / prepare.MANIFEST).write_text(text)
+    with self.assertRaisesRegex(InputError, "manifest.json cannot be read .*d"):
+      prepare.verify(self.data)
+
   def test_a_second_attempt_reads_the_source_anew(self):
     with self.assertRaisesRegex(InputError, "no number"):
       self._prepare(["one", "two"])

@@ -196,6 +196,7 @@ class Rl4rsTest(parameterized.TestCase):
     (7, ";".join(["0.1,1"] * 9), "item_feature has 2 numbers; expected 40"),
     (0, "soon", "timestamp is 'soon'; expected an integer"),
     (1, "1.5", "session_id is '1.5'; expected an integer"),
+    (1, "9" * 20, f"session_id is '{'9' * 20}'; expected an integer of 64"),
     (2, "2", "session_id 1 and sequence_id 2 are those of row 2; expected"),
     (8, "1@2", "10 columns with '@' between; expected 9"),
   )
@@ -234,6 +235,16 @@ class Rl4rsTest(parameterized.TestCase):
     self._write(TRAIN, "a,b", _logs(5))
     self._refused(f"{TRAIN}: row 1 is 'a,b'; expected the header 'timestamp@")
 
+  def test_blank_lines_are_no_rows(self):
+    self._write_logs(_logs(10))
+    for name in ("item_info.csv", TRAIN):
+      with (self.raw / name).open("a") as file:
+        file.write("\n \n")
+    malformed, (items, splits) = self._prepare()
+    self.assertEqual(malformed, {})
+    self.assertLen(items.features, len(ITEMS) + 1)
+    self.assertEqual(sum(len(x.user_id) for x in splits.values()), 20)
+
   def test_missing_files(self):
     self._refused("has no logs to learn from; expected rl4rs_b_train.csv")
     self._write_logs(_logs(5), TEST)
@@ -247,6 +258,7 @@ class Rl4rsTest(parameterized.TestCase):
     (f"0 {_vector(1)} 3 1 0", "item_id is 0; expected 1.., each once"),
     (f"1 {_vector(1)} 3 1", "4 columns with ' ' between; expected 5"),
     (f"4 {_vector(1)} x 1 0", "price: could not convert"),
+    (f"4 1e39{_vector(1)[6:]} 3 1 0", "item_vec has 40 numbers, some not fin"),
   )
   def test_a_bad_item_is_refused(self, row, message):
     with (self.raw / "item_info.csv").open("a") as file:

@@ -33,6 +33,13 @@ class RowsTest(parameterized.TestCase):
       self.assertEqual(x[part].dtype, np.float32)
       np.testing.assert_array_equal(x[part], expected[part])
 
+  def test_values_beyond_float32_are_infinite(self):
+    self.x[4, 1], self.x[7, 2] = 1e39, -1e300
+    np.save(self.path, self.x)
+    large = rows.open_npy(self.path)[:]  # A warning would be an error here.
+    self.assertEqual(np.argwhere(np.isinf(large)).tolist(), [[4, 1], [7, 2]])
+    self.assertLess(large[7, 2], 0)
+
   def test_only_slices(self):
     np.save(self.path, self.x)
     x = rows.open_npy(self.path)

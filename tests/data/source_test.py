@@ -44,6 +44,10 @@ class CheckItemsTest(parameterized.TestCase):
     ):
       source.check_items(np.arange(1, 5), feature, "here")
 
+  def test_features_are_there(self):
+    with self.assertRaisesRegex(InputError, "here: items have no features;"):
+      source.check_items(np.arange(1, 5), np.zeros((4, 0)), "here")
+
 
 class CheckSessionsTest(parameterized.TestCase):
   def test_good_sessions_pass(self):

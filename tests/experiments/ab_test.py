@@ -15,6 +15,7 @@ from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import ab, jobs
+from hsrl_jax.report import experiment_plots
 from hsrl_jax.stages.run import SESSIONS
 
 
@@ -147,7 +148,7 @@ class CompareTest(absltest.TestCase):
     nobody = self.a._replace(positives=np.zeros((1, 600)))
     quiet = ab.compare(nobody, nobody, self.user)
     self.assertNotIn("Saturated", ab.table(results | {"measures": quiet}))
-    ab.plot(results | {"measures": quiet})
+    experiment_plots.ab(results | {"measures": quiet})
 
 
 class RunTest(absltest.TestCase):

@@ -1,4 +1,4 @@
-"""Catalogue size: synthetic items against geometry, and a small experiment."""
+"""Catalogue size: synthetic items against geometry; which jobs a rerun has."""
 
 import contextlib
 import dataclasses
@@ -9,10 +9,12 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.experiments import catalogue_size, jobs
+from tests import toy
 
 SIZES = (64, 160)
 NAMES = ("hsrl",)
@@ -20,19 +22,8 @@ BASE = config_lib.Config(
   data=config_lib.DataConfig(dataset="toy"),
   quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=16, restarts=1),
   simulator=config_lib.SimulatorConfig(epochs=1, dropout=0.0, hidden=8),
-  policy=config_lib.PolicyConfig(
-    width=8,
-    layers=1,
-    heads=2,
-    critic_hidden=(8,),
-    users=4,
-    batch_size=4,
-    buffer_size=4 * 40,
-    iterations=20,
-    iterations_per_call=10,
-    curve_every=10,
-    save_every=10,
-    seeds=(0, 1),
+  policy=toy.config(
+    users=4, batch_size=4, buffer_size=4 * 40, iterations=8, save_every=8
   ),
   evaluate=config_lib.EvaluateConfig(episodes=30),
 )
@@ -73,7 +64,88 @@ class SyntheticTest(parameterized.TestCase):
     self.assertEqual(catalogue_size.sessions(config, size), expected)
 
 
-class CatalogueSizeTest(absltest.TestCase):
+class RunTest(absltest.TestCase):
+  """What the experiment does with the rows that its jobs return."""
+
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.experiment = jobs.Experiment(
+      "catalogue_size",
+      BASE,
+      config_lib.ExperimentConfig(sizes=(100,)),
+      pathlib.Path(folder),
+      "command",
+    )
+    self.enter_context(mock.patch.object(jobs, "prepare"))
+    self.jobs = []
+
+  def run_with(self, **limits):
+    """Runs with other limits; HSRL needs 14 GB, what is free 300 s a seed."""
+    config = dataclasses.replace(self.experiment.config, **limits)
+
+    def alone(function, experiment, size, name="bounds"):
+      self.jobs.append(name)
+      if function is catalogue_size.bounds:
+        return {"random": 2.0, "greedy_oracle": 12.0, "sids_seconds": 1.0}
+      row = dict.fromkeys(("total_reward", "left_out", "decision_ms"))
+      row |= {"needs": {}, "iteration_ms": 2.5, "memory_gb": 1.0}
+      if name == "hsrl" and config.memory_gb < 14:
+        needs = {"memory_gb": 14.0}
+        return row | {"needs": needs, "left_out": "needs 14 GB"}
+      if name == "free" and config.seconds_per_run < 300:
+        needs = {"seconds_per_run": 300.0}
+        return row | {"needs": needs, "left_out": "takes 300 s"}
+      return row | {"total_reward": [7.0, 4.5], "decision_ms": 0.5}
+
+    self.jobs.clear()
+    with (
+      mock.patch.object(catalogue_size, "alone", alone),
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      results = catalogue_size.run(self.experiment._replace(config=config))
+    return {row["policy"]: row for row in results["rows"]}
+
+  def test_higher_limits_measure_what_they_had_left_out(self):
+    rows = self.run_with()
+    self.assertEqual(self.jobs, ["bounds", "hsrl", "features", "free"])
+    self.assertEqual(rows["hsrl"]["left_out"], "needs 14 GB")
+    self.assertEqual(rows["free"]["left_out"], "takes 300 s")
+    self.run_with(memory_gb=13.0, seconds_per_run=299.0)
+    self.assertEmpty(self.jobs)  # Still not enough.
+    rows = self.run_with(memory_gb=16.0)
+    self.assertEqual(self.jobs, ["hsrl"])
+    self.assertIsNone(rows["hsrl"]["left_out"])
+    self.assertEqual(rows["hsrl"]["total_reward"], [7.0, 4.5])
+    rows = self.run_with(memory_gb=1.0, seconds_per_run=400.0)
+    self.assertEqual(self.jobs, ["free"])  # What is measured stays.
+    self.assertIsNone(rows["hsrl"]["left_out"])
+
+  def test_rows_of_older_versions_that_were_left_out_are_measured(self):
+    old = {"left_out": "training needs 14 GB, above the limit of 12"}
+    config = self.experiment.config
+    self.assertTrue(catalogue_size.outdated(old, config))
+    self.assertFalse(catalogue_size.outdated({"left_out": None}, config))
+
+  def test_rewards_are_normalised_at_their_size(self):
+    row = self.run_with()["features"]
+    np.testing.assert_allclose(row["normalised"]["per_seed"], [0.5, 0.25])
+
+  def test_the_table_fits_a_terminal(self):
+    rows = [*self.run_with().values()]
+    rows[0] |= {"size": 10**6, "iteration_ms": 12345.6, "memory_gb": 12.3}
+    results = {"rows": rows, "dataset": "movielens_latest_small"}
+    results |= {"protocol": "no_repeat", "iterations": 2_000}
+    text = catalogue_size.table(results | {"episodes": {"1000000": 50}})
+    self.assertIn("12,345.6", text)
+    self.assertIn("1,000,000 hsrl: needs 14 GB", text)
+    self.assertLessEqual(max(map(len, text.splitlines())), 80)
+
+
+@pytest.mark.slow
+class WholeTest(absltest.TestCase):
+  """The experiment at two sizes, in this process."""
+
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
@@ -145,13 +217,12 @@ class CatalogueSizeTest(absltest.TestCase):
       self.assertIn(why, row["left_out"])
       self.assertIsNone(row["total_reward"])
       self.assertEqual(row["iteration_ms"] is None, "memory_gb" in limit)
-
-  def test_the_table_fits_a_terminal(self):
-    rows = [dict(row) for row in self.results["rows"]]
-    rows[0] |= {"size": 10**6, "iteration_ms": 12345.6, "memory_gb": 12.3}
-    text = catalogue_size.table(self.results | {"rows": rows})
-    self.assertIn("12,345.6", text)
-    self.assertLessEqual(max(map(len, text.splitlines())), 80)
+      # The limit that it names is the one that is enough.
+      (name,) = limit
+      self.assertEqual(list(row["needs"]), [name])
+      for limits, due in ((row["needs"], True), (limit, False)):
+        config = dataclasses.replace(self.experiment.config, **limits)
+        self.assertEqual(catalogue_size.outdated(row, config), due)
 
   def test_alone_is_another_process(self):
     self.assertNotEqual(catalogue_size.alone(os.getpid), os.getpid())

@@ -5,6 +5,7 @@ import json
 import pathlib
 import re
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -15,7 +16,7 @@ from hsrl_jax.report import plots, run_page
 
 _PICTURES = ("learning_curve", "semantic_space", "simulator")
 _TITLE = '<b>&"Film"'
-_ESCAPED = "&lt;b&gt;&amp;&quot;Film&quot;"
+_ESCAPED = "&lt;b&gt;&amp;&#34;Film&#34;"
 
 
 def _measure(mean, seeds=3):
@@ -132,7 +133,7 @@ class ReportTest(parameterized.TestCase):
     return path.read_text()
 
   def test_shows_the_numbers(self):
-    page = self._page()
+    page = " ".join(self._page().split())
     for text in (
       "toy_&lt;set&gt;",
       "2,000 sessions",
@@ -212,6 +213,27 @@ class ReportTest(parameterized.TestCase):
   def test_explains_the_protocol(self, protocol):
     page = self._page(protocol=protocol)
     self.assertIn(f"In the <code>{protocol}</code> protocol", page)
+
+  def test_the_curve_has_the_name_of_its_agent(self):
+    lines = [{"step": 1, "eval": {"total_reward": _measure(9.0)}}]
+    figure = plots.learning_curve("sasrec", lines, [], {})
+    texts = [x.get_text() for x in figure.axes[0].texts]
+    self.assertEqual(texts, ["sasrec"])
+    workdir = _workdir(self.root)
+    results = _results() | {"agent": "random"}
+    (workdir / "results.json").write_text(json.dumps(results))
+    with mock.patch.object(
+      plots, "learning_curve", side_effect=plots.learning_curve
+    ) as drawn:
+      run_page.write(workdir, _catalogue())
+    self.assertEqual(drawn.call_args.args[0], "random")
+
+  def test_a_click_model_without_epochs_has_no_picture(self):
+    root = _workdir(self.root)
+    (root / "simulator" / "metrics.jsonl").write_text("")
+    page = run_page.write(root, _catalogue()).read_text()
+    self.assertLen(re.findall('src="', page), 2)
+    self.assertIn("User simulator", page)
 
   def test_missing_file_is_an_input_error(self):
     root = _workdir(self.root)

@@ -1,15 +1,12 @@
-"""The measures of SIDs against brute force, and the page."""
+"""The page of SIDs."""
 
-import itertools
 import re
 
 import numpy as np
 from absl.testing import absltest, parameterized
-from sklearn.neighbors import NearestNeighbors
 
-from hsrl_jax import sid
-from hsrl_jax.data import embeddings
-from hsrl_jax.report import plots, sid_page
+from hsrl_jax.evaluation import sid_quality
+from hsrl_jax.report import sid_page
 
 
 def _random(seed, count=60, levels=3, vocab_size=5, width=4):
@@ -19,108 +16,6 @@ def _random(seed, count=60, levels=3, vocab_size=5, width=4):
   tokens = np.stack(np.unravel_index(number, (vocab_size,) * levels), 1)
   x = rng.normal(size=(count, width)).astype(np.float32) + 7
   return codebooks, tokens.astype(np.int32), x
-
-
-class MeasuresTest(parameterized.TestCase):
-  @parameterized.parameters(60, embeddings.BLOCK + 3)
-  def test_errors_are_those_of_the_reconstruction(self, count):
-    codebooks, tokens, x = _random(0, min(count, 100))
-    rows = np.resize(x, (count, x.shape[1]))
-    tokens = np.resize(tokens, (count, tokens.shape[1]))
-    plain = np.asarray(sid.encode(codebooks, rows))
-    seen = []
-    found = sid_page.errors(codebooks, rows, plain, tokens, seen.append)
-    self.assertEqual(sum(seen), count)
-    for level, error in enumerate(found["plain"], start=1):
-      made = sid.reconstruct(codebooks[:level], plain[:, :level])
-      self.assertAlmostEqual(
-        sid_page.relative(error, found["variance"]),
-        float(sid.relative_error(rows, made)),
-        places=4,
-      )
-    made = np.asarray(sid.reconstruct(codebooks, tokens))
-    expected = np.square(rows - made).sum(1).mean()
-    self.assertAlmostEqual(found["unique"] / expected, 1, places=4)
-
-  def test_nothing_can_be_lost_of_equal_embeddings(self):
-    codebooks, tokens, _ = _random(0, 10)
-    x = np.full((10, 4), 3.3, np.float32)
-    found = sid_page.errors(codebooks, x, tokens, tokens)
-    self.assertEqual(sid_page.relative(1.0, found["variance"]), 0.0)
-
-  def test_recall_equals_that_of_scikit_learn(self):
-    codebooks, tokens, x = _random(1, 120)
-    made = np.asarray(sid.reconstruct(codebooks, tokens))
-
-    def nearest(rows):
-      found = NearestNeighbors(n_neighbors=11).fit(rows).kneighbors(rows)[1]
-      return found[:, 1:]  # The first is the row itself.
-
-    kept = [
-      len(set(a) & set(b))
-      for a, b in zip(nearest(x), nearest(made), strict=True)
-    ]
-    found = sid_page.recall(codebooks, x, tokens, seed=0)
-    self.assertAlmostEqual(found["recall"], np.mean(kept) / 10, places=2)
-    self.assertEqual((found["queries"], found["among"]), (120, 120))
-
-  def test_recall_is_1_without_error(self):
-    codebooks, tokens, _ = _random(2, 50)
-    x = np.asarray(sid.reconstruct(codebooks, tokens))
-    self.assertEqual(sid_page.recall(codebooks, x, tokens, 0)["recall"], 1.0)
-
-  @parameterized.parameters((1, None), (2, 1), (5, 4))
-  def test_recall_in_a_small_catalogue(self, count, neighbours):
-    codebooks, tokens, x = _random(3, count)
-    found = sid_page.recall(codebooks, x, tokens, 0)
-    self.assertEqual(found and found["neighbours"], neighbours)
-
-  def test_occupancy_by_hand(self):
-    tokens = np.array([[0, 0], [0, 1], [0, 3], [2, 1]])
-    found = sid_page.occupancy(tokens, 4)
-    self.assertEqual(found["codes_used"], [2, 3])
-    self.assertEqual(found["largest_code"], [3, 2])
-    self.assertEqual(found["smallest_code"], [1, 1])
-    # exp of the entropy of (3/4, 1/4) and of (1/4, 1/2, 1/4).
-    np.testing.assert_allclose(
-      found["perplexity"], [4 / 3**0.75, 2**1.5], rtol=1e-6
-    )
-    first, second = found["next_tokens"]
-    self.assertEqual(first["prefixes"], 1)
-    self.assertEqual((first["min"], first["max"]), (2, 2))
-    self.assertEqual(second["prefixes"], 2)
-    self.assertEqual((second["min"], second["max"]), (1, 3))
-    self.assertEqual(second["mean"], 2.0)
-
-  @parameterized.parameters(1, 2, 3, 4)
-  def test_followers_equal_brute_force(self, levels):
-    _, tokens, _ = _random(4, 4, levels, 5)
-    rows = list(map(tuple, tokens.tolist()))
-    for depth, counts in enumerate(plots.followers(tokens, 5)):
-      expected = [
-        len({row[depth] for row in rows if row[:depth] == prefix})
-        for prefix in itertools.product(range(5), repeat=depth)
-      ]
-      self.assertEqual(counts.tolist(), [x for x in expected if x])
-
-  def test_collided_counts_all_who_share(self):
-    plain = np.array([[0, 1], [2, 2], [0, 1], [0, 1], [2, 1], [2, 2]])
-    self.assertEqual(sid_page.collided(plain, 3), 5)
-
-  def test_drift_adds_up(self):
-    facts = {"drift": None, "variance": 2.0, "relative_error": [0.5, 0.1]}
-    error = {"plain": [9.0, 0.2], "unique": 0.4}
-    facts["drift"] = sid_page.drift(facts, 10, error)
-    self.assertFalse(facts["drift"]["refit_due"])
-    self.assertIn("10 items added", sid_page.drift_line(facts))
-    error = {"plain": [9.0, 0.5], "unique": 0.8}
-    facts["drift"] = sid_page.drift(facts, 30, error)
-    self.assertEqual(facts["drift"]["newcomers"], 40)
-    # (10 x 0.1 + 30 x 0.25) / 40, and the same of the unique ones.
-    self.assertAlmostEqual(facts["drift"]["relative_error"], 0.2125)
-    self.assertAlmostEqual(facts["drift"]["relative_error_unique"], 0.35)
-    self.assertTrue(facts["drift"]["refit_due"])
-    self.assertIn("a refit is due (", sid_page.drift_line(facts))
 
 
 class PageTest(parameterized.TestCase):
@@ -140,9 +35,15 @@ class PageTest(parameterized.TestCase):
       "recall_at_10": None,
       "seconds": {"fit": 1.0, "plain": 0.1, "unique": 0.2},
       "drift": None,
-      **sid_page.occupancy(tokens, vocab_size),
+      **sid_quality.occupancy(tokens, vocab_size),
       **more,
     }
+
+  def _render(self, codebooks, tokens, title_of, genres=None):
+    facts = self._facts(codebooks[: tokens.shape[1]], tokens)
+    return sid_page.render(
+      facts, codebooks[: tokens.shape[1]], tokens, title_of, genres
+    )
 
   @parameterized.parameters(1, 2, 3, 4)
   def test_is_whole_and_self_contained(self, levels):
@@ -159,22 +60,40 @@ class PageTest(parameterized.TestCase):
   def test_shows_who_shares_a_prefix(self):
     codebooks, _, _ = _random(0)
     tokens = np.array([[1, 2, 0], [1, 2, 3], [1, 4, 0], [2, 0, 0]])
-    page = sid_page.prefixes(tokens, "<t{}>".format)
+    prefixes = sid_page.prefixes(tokens, "<t{}>".format)
+    row = {"tokens": [1, 2], "count": 2, "titles": ["<t0>", "<t1>"]}
+    self.assertEqual(prefixes["rows"], [row | {"genres": ()}])
+    page = self._render(codebooks, tokens, "<t{}>".format)
     self.assertIn("1 · 2 · *", page)
-    self.assertIn("<li>&lt;t0&gt;</li><li>&lt;t1&gt;</li>", page)
-    self.assertNotIn("t2", page)
-    self.assertNotIn("genres", page)
+    self.assertEqual(
+      re.findall("<li>(.*)</li>", page), ["&lt;t0&gt;", "&lt;t1&gt;"]
+    )
+    self.assertNotIn("Typical genres", page)
+    genres = ["A|B", "A|B", "C", "C"]
+    page = self._render(codebooks, tokens, str, genres)
+    self.assertIn("Typical genres", page)
+    self.assertIn("<td>A, B</td>", page)
+    self.assertNotIn("<h3>", self._render(codebooks, tokens[:, :1], str))
 
   def test_says_that_a_refit_is_due(self):
     codebooks, tokens, _ = _random(0)
     facts = self._facts(codebooks, tokens)
     error = {"plain": [0.9], "unique": 0.95}
-    facts["drift"] = sid_page.drift(facts, 5, error)
+    facts["drift"] = sid_quality.drift(facts, 5, error)
     facts["sids"] += 7
     page = sid_page.render(facts, codebooks, tokens, str)
     self.assertIn("<h2>Drift</h2>", page)
     self.assertIn("a refit is due", page)
     self.assertIn("7 items were removed", page)
+
+  def test_a_line_says_how_far_newcomers_drift(self):
+    facts = self._facts(*_random(0)[:2], relative_error=[0.1])
+    self.assertEqual(sid_page.drift_line(facts), "")
+    for lost, text in ((0.1, "; a refit is due beyond"), (0.9, "is due (")):
+      error = {"plain": [lost], "unique": lost}
+      facts["drift"] = sid_quality.drift(facts | {"drift": None}, 10, error)
+      self.assertStartsWith(sid_page.drift_line(facts), "10 items added")
+      self.assertIn(text, sid_page.drift_line(facts))
 
   def test_equal_input_gives_an_equal_page(self):
     codebooks, tokens, _ = _random(0)

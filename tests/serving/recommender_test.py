@@ -1,4 +1,4 @@
-"""What is served is as the live policy acts, with jax and numpy alone."""
+"""The served policy acts as the live one, with jax and numpy alone."""
 
 import dataclasses
 import importlib.util
@@ -40,11 +40,11 @@ from hsrl_jax import serving
 
 recommender = serving.load({folder!r}, [4])
 history, profile, seen = {requests!r}
-found = recommender.recommend(history, profile, seen)
-changed = recommender.catalogue.remove_items([found.items[0, 0]])
+slates = recommender.recommend(history, profile, seen)
+changed = recommender.catalogue.remove_items([slates.items[0, 0]])
 changed = changed.add_items([41], changed.features[3:4], titles=["new"])
 again = recommender.with_catalogue(changed).recommend(history, profile, seen)
-print(json.dumps([found.items.tolist(), again.items.tolist()]))
+print(json.dumps([slates.items.tolist(), again.items.tolist()]))
 """
 
 
@@ -54,7 +54,7 @@ class RecommenderTest(parameterized.TestCase):
     super().setUpClass()
     cls.folder = pathlib.Path(tempfile.mkdtemp())
     cls.export = cls.folder / "export"
-    cls.made = toy_export.make(cls.export, platforms=("cpu", "cuda", "tpu"))
+    cls.exported = toy_export.make(cls.export, platforms=("cpu", "cuda", "tpu"))
     cls.recommender = serving.load(cls.export)
 
   @classmethod
@@ -67,23 +67,23 @@ class RecommenderTest(parameterized.TestCase):
     shutil.copytree(self.export, target)
     return target
 
-  def _check_as_live(self, recommender, made, catalogue, counts=(6,)):
+  def _check_as_live(self, recommender, exported, catalogue, counts=(6,)):
     requests = toy_export.requests(max(counts))
-    items, log_probs = made.live(catalogue, *toy_export.padded(*requests))
+    items, log_probs = exported.live(catalogue, *toy_export.padded(*requests))
     for count in counts:
-      found = recommender.recommend(*(x[:count] for x in requests))
-      np.testing.assert_array_equal(found.items, items[:count])
-      np.testing.assert_allclose(found.log_probs, log_probs[:count], atol=1e-5)
+      slates = recommender.recommend(*(x[:count] for x in requests))
+      np.testing.assert_array_equal(slates.items, items[:count])
+      np.testing.assert_allclose(slates.log_probs, log_probs[:count], atol=1e-5)
       np.testing.assert_array_equal(
-        found.sids, np.asarray(catalogue.index.tokens)[items[:count]]
+        slates.sids, np.asarray(catalogue.index.tokens)[items[:count]]
       )
-      self.assertTrue(found.valid.all())
-      for row, seen in zip(found.items, requests[2][:count], strict=True):
+      self.assertTrue(slates.valid.all())
+      for row, seen in zip(slates.items, requests[2][:count], strict=True):
         self.assertEmpty(set(row.tolist()) & set(seen))
 
   def test_any_number_of_users_as_the_live_policy(self):
     self._check_as_live(
-      self.recommender, self.made, self.made.catalogue, (1, 3, 4, 9)
+      self.recommender, self.exported, self.exported.catalogue, (1, 3, 4, 9)
     )
 
   @parameterized.parameters(
@@ -94,30 +94,30 @@ class RecommenderTest(parameterized.TestCase):
   )
   def test_other_policies(self, overrides, search_from):
     with mock.patch.object(hsrl, "SEARCH_FROM", search_from):
-      made = toy_export.make(self.folder / "other", **overrides)
+      exported = toy_export.make(self.folder / "other", **overrides)
       recommender = serving.load(self.folder / "other", [4])
-      self._check_as_live(recommender, made, made.catalogue)
+      self._check_as_live(recommender, exported, exported.catalogue)
 
   def test_no_users(self):
-    found = self.recommender.recommend([], [], [])
-    self.assertEqual(found.items.shape, (0, toy.SLATE))
-    self.assertEqual(found.sids.shape, (0, toy.SLATE, 2))
+    slates = self.recommender.recommend([], [], [])
+    self.assertEqual(slates.items.shape, (0, toy.SLATE))
+    self.assertEqual(slates.sids.shape, (0, toy.SLATE, 2))
 
   def test_one_artefact_for_all_platforms(self):
-    data = folder_lib.read_file(self.export, self.made.manifest, "decode")
+    data = folder_lib.read_file(self.export, self.exported.manifest, "decode")
     exported = jax.export.deserialize(bytearray(data))
     self.assertEqual(exported.platforms, ("cpu", "cuda", "tpu"))
     # What XLA itself does not know would be missing elsewhere.
     calls = set(re.findall(r"custom_call @(\w+)", exported.mlir_module()))
     self.assertLessEqual(calls, {"shape_assertion"})
-    self.assertNotIn(b".py", data)  # Nor where it was made.
+    self.assertNotIn(b".py", data)  # Nor where it was written.
 
   def test_format_1_stays_readable(self):
     folder = pathlib.Path(__file__).parent / "format_1"
     saved = json.loads((folder / "expected.json").read_text())
-    found = serving.load(folder, [4]).recommend(*saved["requests"])
-    np.testing.assert_array_equal(found.items, saved["items"])
-    np.testing.assert_allclose(found.log_probs, saved["log_probs"], atol=1e-4)
+    slates = serving.load(folder, [4]).recommend(*saved["requests"])
+    np.testing.assert_array_equal(slates.items, saved["items"])
+    np.testing.assert_allclose(slates.log_probs, saved["log_probs"], atol=1e-4)
 
   def test_items_come_and_go_without_a_new_export(self):
     folder = self._copy()
@@ -126,8 +126,8 @@ class RecommenderTest(parameterized.TestCase):
     gone = sorted(set(before.items.ravel().tolist()))
     # Newcomers like those that go, so that they are wanted.
     ids = toy.ITEMS + np.array([3, 1, 4])
-    features = self.made.catalogue.features[gone[:3]] * 1.01
-    catalogue = self.made.catalogue.remove_items(gone).add_items(
+    features = self.exported.catalogue.features[gone[:3]] * 1.01
+    catalogue = self.exported.catalogue.remove_items(gone).add_items(
       ids, features, titles=["a", "b", "ç"]
     )
     serving.write_catalogue(folder, catalogue)
@@ -136,10 +136,10 @@ class RecommenderTest(parameterized.TestCase):
       recommender.with_catalogue(catalogue),
       serving.load(folder, [4]),
     ):
-      self._check_as_live(changed, self.made, catalogue)
-      found = changed.recommend(*toy_export.requests(6)).items
-      self.assertEmpty(set(found.ravel().tolist()) & set(gone))
-      self.assertNotEmpty(set(found.ravel().tolist()) & set(ids.tolist()))
+      self._check_as_live(changed, self.exported, catalogue)
+      shown = set(changed.recommend(*toy_export.requests(6)).items.flat)
+      self.assertEmpty(shown & set(gone))
+      self.assertNotEmpty(shown & set(ids.tolist()))
     # Removed items stay in histories; the old recommender is as it was.
     self.assertIsNotNone(changed.query(gone, [0.0] * toy.GROUPS))
     np.testing.assert_array_equal(
@@ -159,22 +159,22 @@ class RecommenderTest(parameterized.TestCase):
     # It comes back as it was.
     back = catalogue.add_items(gone[:1], np.zeros((1, features.shape[1])))
     np.testing.assert_array_equal(
-      back.features[gone[0]], self.made.catalogue.features[gone[0]]
+      back.features[gone[0]], self.exported.catalogue.features[gone[0]]
     )
 
   def test_fewer_items_than_a_slate_invent_none(self):
-    catalogue = self.made.catalogue
+    catalogue = self.exported.catalogue
     catalogue = catalogue.remove_items(
       [i for i in range(1, toy.ITEMS + 1) if i not in (5, 9)]
     )
-    found = self.recommender.with_catalogue(catalogue).recommend(
+    slates = self.recommender.with_catalogue(catalogue).recommend(
       [[1], [1]], [[0.0] * toy.GROUPS] * 2, [[], [9, 7]]
     )
-    self.assertCountEqual(found.items[0], [5, 9, 0])
-    self.assertEqual(found.items[1].tolist(), [5, 0, 0])
-    np.testing.assert_array_equal(found.valid, found.items > 0)
-    np.testing.assert_array_equal(np.isinf(found.log_probs), ~found.valid)
-    self.assertTrue((found.sids[~found.valid] == -1).all())
+    self.assertCountEqual(slates.items[0], [5, 9, 0])
+    self.assertEqual(slates.items[1].tolist(), [5, 0, 0])
+    np.testing.assert_array_equal(slates.valid, slates.items > 0)
+    np.testing.assert_array_equal(np.isinf(slates.log_probs), ~slates.valid)
+    self.assertTrue((slates.sids[~slates.valid] == -1).all())
 
   def test_another_export_takes_over_if_it_takes_the_same_requests(self):
     folder = self._copy()
@@ -196,7 +196,7 @@ class RecommenderTest(parameterized.TestCase):
       changed.refreshed(folder)
 
   def test_catalogues_that_do_not_fit_are_refused(self):
-    catalogue = self.made.catalogue
+    catalogue = self.exported.catalogue
     small = serving.make_catalogue(
       catalogue.index,
       catalogue.codebooks,
@@ -223,7 +223,7 @@ class RecommenderTest(parameterized.TestCase):
     folder = self._copy()
     name = folder_lib.MANIFEST
     if role != "manifest":
-      name = self.made.manifest.files[role].name
+      name = self.exported.manifest.files[role].name
     path = folder / name
     whole = path.read_bytes()
     flipped = bytes([whole[0] ^ 1])
@@ -296,9 +296,9 @@ class RecommenderTest(parameterized.TestCase):
       check=False,
     )
     self.assertEqual(ran.returncode, 0, ran.stderr)
-    found, again = json.loads(ran.stdout)
+    items, again = json.loads(ran.stdout)
     want = self.recommender.recommend(*requests).items
-    np.testing.assert_array_equal(found, want)
+    np.testing.assert_array_equal(items, want)
     self.assertNotIn(want[0, 0], np.asarray(again))
 
 

@@ -20,7 +20,7 @@ ROOM, SEEN = 48, 5
 LEVELS, VOCAB, WIDTH = 2, 8, 7
 
 
-class Made(NamedTuple):
+class Exported(NamedTuple):
   """An export, and the policy that it is of.
 
   Attributes:
@@ -67,8 +67,8 @@ def _for_agents(catalogue: serving.Catalogue) -> AgentCatalogue:
   )
 
 
-def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Made:
-  """Exports an agent of tests.training.toy to `folder`.
+def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
+  """Exports an agent of tests.toy to `folder`.
 
   Args:
     folder: is written.
@@ -114,7 +114,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Made:
     seen=SEEN,
     about={},
   )
-  return Made(manifest, agent, params, catalogue)
+  return Exported(manifest, agent, params, catalogue)
 
 
 def requests(count: int, seed: int = 0):

@@ -154,7 +154,7 @@ class ResponseFileTest(parameterized.TestCase):
       self._read(made)
 
   def test_no_file(self):
-    with self.assertRaisesRegex(InputError, "urm.npz is not there"):
+    with self.assertRaisesRegex(InputError, "urm.npz is missing; expected the"):
       response_file.read(self.path, final_dense=False)
 
   @parameterized.parameters(b"", b"no zip", pickle.dumps([1.0]))

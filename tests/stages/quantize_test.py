@@ -17,7 +17,7 @@ from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.report import sid_page
+from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
 
@@ -265,7 +265,7 @@ class QuantizeTest(parameterized.TestCase):
     np.testing.assert_array_equal(made.unique, found.tokens)
     self.assertEqual(
       facts["recall_at_10"],
-      sid_page.recall(found.codebooks, x, made.unique, _CONFIG.seed),
+      sid_quality.recall(found.codebooks, x, made.unique, _CONFIG.seed),
     )
 
   @parameterized.named_parameters(

@@ -10,11 +10,15 @@ import types
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
-from hsrl_jax.experiments import ablation, benchmark, comparison, jobs
-from hsrl_jax.report import plots
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import simulate
+from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.report import experiment_plots, plots
+from hsrl_jax.stages.run import SESSIONS
 from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -35,7 +39,8 @@ SMALL = (
 )
 
 
-class SmallTest(absltest.TestCase):
+@pytest.mark.slow
+class WholeTest(absltest.TestCase):
   """Both experiments in one folder, so that they share the job of HSRL."""
 
   @classmethod
@@ -44,11 +49,11 @@ class SmallTest(absltest.TestCase):
     root = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.workdir = pathlib.Path(root) / "run"
     cls.ran, cls.results = {}, {}
-    for mode, entrants in (
+    for mode, chosen in (
       ("benchmark", "--experiment_agents=popularity,hsrl"),
       ("ablation", "--experiment_variants=collided_sids"),
     ):
-      cls.ran[mode] = cls._run(mode, entrants)
+      cls.ran[mode] = cls._run(mode, chosen)
       path = cls.workdir / "results.json"
       cls.results[mode] = json.loads(path.read_text())
 
@@ -153,42 +158,132 @@ class EntrantsTest(parameterized.TestCase):
         "",
       )
       with (
-        mock.patch.object(benchmark, "Run", return_value=run),
-        mock.patch.object(comparison, "run") as compare,
+        mock.patch.object(compare, "Run", return_value=run),
+        mock.patch.object(compare, "compare") as compared,
         contextlib.redirect_stdout(io.StringIO()) as out,
       ):
-        benchmark.run(experiment)
+        compare.benchmark(experiment)
       absent = {"popularity", "sasrec"} if own_users else set()
       self.assertEqual(
-        set(compare.call_args.args[1]), set(config_lib.AGENTS) - absent
+        set(compared.call_args.args[1]), set(config_lib.AGENTS) - absent
       )
       self.assertEqual("popularity, sasrec" in out.getvalue(), own_users)
 
   @parameterized.parameters(*config_lib.AGENTS)
   def test_the_budget_is_the_same(self, agent):
     base = config_lib.Config()
-    policy = benchmark.entrant(base, agent).policy
+    policy = entrants.agent(base, agent).policy
     self.assertEqual(policy.agent, agent)
     for name in ("iterations", "users", "batch_size", "width", "layers"):
       self.assertEqual(getattr(policy, name), getattr(base.policy, name))
 
-  @parameterized.parameters(*config_lib.VARIANTS)
+  @parameterized.parameters(*entrants.VARIANTS)
   def test_a_variant_changes_what_it_says(self, name):
-    base = config_lib.Config()
-    found = comparison.changed(base, ablation.variant(base, name))
-    names = {x.split(".")[1].replace("assig", "sid_assig") for x in found}
-    self.assertNotEmpty(names)
-    # What the flags' defaults are is said all the same.
-    self.assertContainsSubset(names, ablation.CHANGES[name])
+    base, changes = config_lib.Config(), entrants.VARIANTS[name]
+    differing = entrants.changed(base, entrants.vary(base, changes))
+    self.assertNotEmpty(differing)
+    for path, value in differing.items():
+      self.assertEqual(value, changes[path.split(".")[1]])
+
+  def test_all_variants_unless_some_are_named(self):
+    for names, expected in (((), entrants.VARIANTS), (("ddpg",), ["ddpg"])):
+      config = config_lib.ExperimentConfig(variants=names)
+      experiment = jobs.Experiment(
+        "ablation", config_lib.Config(), config, pathlib.Path(), ""
+      )
+      with mock.patch.object(compare, "compare") as compared:
+        compare.ablation(experiment)
+      self.assertEqual(list(compared.call_args.args[1]), ["hsrl", *expected])
+    config = config_lib.ExperimentConfig(variants=("ddpg", "none_such"))
+    with self.assertRaisesRegex(InputError, "'none_such'; expected .*paper"):
+      compare.ablation(experiment._replace(config=config))
 
   def test_paper_is_its_flagfile(self):
     text = (ROOT / "launch" / "flags" / "paper.flags").read_text()
     given = dict(
       x.removeprefix("--").split("=") for x in text.split() if "=" in x
     )
-    for name, value in ablation.CHANGES["paper"].items():
+    for name, value in entrants.VARIANTS["paper"].items():
       self.assertEqual(json.loads(given.pop(name)), value, name)
     self.assertEqual(set(given), {"workdir", "iterations", "seeds"})
+
+
+class _Evaluated(types.SimpleNamespace):
+  """A run as its stage evaluate leaves it."""
+
+  def results(self):
+    policies = {
+      name: {"total_reward": _measure(1.0), "normalised": _measure(0.5)}
+      for name in (self.config.policy.agent, *simulate.BOUNDS)
+    }
+    facts = {"dataset": "toy", "split": "test", "episodes": 60}
+    return facts | {"simulator": {}, "policies": policies}
+
+
+class RowsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(root)
+    rng = np.random.default_rng(0)
+    self.rewards = {}
+
+    def run_all(experiment, jobs_):
+      runs = {}
+      for job in jobs_:
+        folder = self.workdir / job.name
+        folder.mkdir(parents=True)
+        names = (job.config.policy.agent, *simulate.BOUNDS)
+        for name in names:
+          self.rewards[job.name, name] = rng.normal(size=(2, 60))
+        sessions = {
+          f"{x}/total_reward": self.rewards[job.name, x] for x in names
+        }
+        np.savez(folder / SESSIONS, **sessions)
+        runs[job.name] = _Evaluated(config=job.config, workdir=folder)
+      return runs
+
+    experiment = jobs.Experiment(
+      "ablation",
+      config_lib.Config(),
+      config_lib.ExperimentConfig(
+        protocols=("no_repeat",), variants=("collided_sids", "ddpg")
+      ),
+      self.workdir,
+      "",
+    )
+    with (
+      mock.patch.object(jobs, "run_all", run_all),
+      contextlib.redirect_stdout(io.StringIO()),
+    ):
+      compare.ablation(experiment)
+    results = json.loads((self.workdir / "results.json").read_text())
+    self.policies = results["protocols"]["no_repeat"]
+
+  def test_differences_are_those_of_the_sessions(self):
+    hsrl = self.rewards["no_repeat/hsrl", "hsrl"]
+    rows = self.policies["entrants"] | self.policies["bounds"]
+    self.assertIsNone(rows["hsrl"]["difference"])
+    for name, job, agent in (
+      ("collided_sids", "collided_sids", "hsrl"),
+      ("ddpg", "ddpg", "ddpg"),
+      ("random", "hsrl", "random"),
+    ):
+      more = rows[name]["difference"]
+      other = self.rewards[f"no_repeat/{job}", agent]
+      self.assertAlmostEqual(more["mean"], hsrl.mean() - other.mean())
+      self.assertBetween(more["mean"], *more["ci95"])
+
+  def test_rows_say_what_was_changed(self):
+    changed = {k: x["changed"] for k, x in self.policies["entrants"].items()}
+    self.assertEqual(
+      changed,
+      {
+        "hsrl": {},
+        "collided_sids": {"quantizer.assignment": "plain"},
+        "ddpg": {"policy.agent": "ddpg"},
+      },
+    )
 
 
 def _measure(mean):
@@ -198,7 +293,7 @@ def _measure(mean):
 class TableTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    names = {*config_lib.AGENTS, *config_lib.VARIANTS}
+    names = {*config_lib.AGENTS, *entrants.VARIANTS}
     rows = {
       name: {
         "total_reward": _measure(-99.0 + i),
@@ -219,7 +314,7 @@ class TableTest(absltest.TestCase):
     }
 
   def test_the_table_fits_a_terminal(self):
-    lines = comparison.table(self.results).splitlines()
+    lines = compare.table(self.results).splitlines()
     self.assertLessEqual(max(map(len, lines)), 80)
     # Sorted by reward, which rises with the name here; the reference has no
     # difference to itself.
@@ -232,7 +327,7 @@ class TableTest(absltest.TestCase):
         self.assertEqual(line.count("["), 1 if line[0] == "h" else 2)
 
   def test_the_plot_draws_every_entrant(self):
-    figure = comparison.plot(self.results)
+    figure = experiment_plots.compare(self.results)
     self.assertLen(figure.axes, 2)
     labels = [x.get_text() for x in figure.axes[0].get_yticklabels()]
     shown = [

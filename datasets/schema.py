@@ -1,0 +1,182 @@
+"""The schema that all datasets share: rows of `items` and of `sessions`.
+
+A new dataset is one file, `NAME/NAME_dataset_builder.py`, with a class
+`Builder(SlateBuilder)` that says where the rows come from.
+"""
+
+import abc
+import pathlib
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from hsrl_jax.data.source import SPLITS
+
+HISTORY_LENGTH = 50  # Items of a history of most datasets.
+HELD_OUT = 0.1  # Share of what is split in `val`, and again in `test`.
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # Of features and profiles.
+
+# Name to a sequence with one entry for each row.
+Columns = Mapping[str, Sequence[Any]]
+
+
+class Widths(NamedTuple):
+  """Number of entries of each list in a row; None: as many as the rows have.
+
+  Attributes:
+    feature: D, numbers that describe an item.
+    profile: P, numbers that describe a user.
+    history: H, items.
+    slate: K, items of `exposed`, and as many responses.
+  """
+
+  feature: int | None = None
+  profile: int | None = None
+  history: int | None = None
+  slate: int | None = None
+
+
+class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A TFDS builder with two configs, `items` and `sessions`.
+
+  A subclass is called `Builder` and defines VERSION, `read_items` and
+  `read_sessions`; the docstring of its module describes the dataset. A subclass
+  with MANUAL_DOWNLOAD_INSTRUCTIONS, the names of its files, reads a folder of
+  the user's. All rows of a config are held in memory.
+
+  Attributes:
+    TIMESTAMP: dtype of `timestamp`.
+    EXTRA: dtypes of further numbers in each row of `sessions`.
+    HOMEPAGE: of the source.
+  """
+
+  RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+  BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
+    tfds.core.BuilderConfig(name="sessions", description="Slates."),
+    tfds.core.BuilderConfig(name="items", description="Items."),
+  ]
+  TIMESTAMP: ClassVar[type] = np.int64
+  EXTRA: ClassVar[dict[str, type]] = {}
+  HOMEPAGE: ClassVar[str | None] = None
+
+  def widths(self) -> Widths:
+    """Number of entries of each list in a row."""
+    return Widths()
+
+  @abc.abstractmethod
+  def read_items(self, folder: pathlib.Path | None) -> Columns:
+    """Reads the catalogue of N items.
+
+    Args:
+      folder: `--raw_data_dir`; None without MANUAL_DOWNLOAD_INSTRUCTIONS.
+
+    Returns:
+      `feature` [N, D], and the texts `external_id` (the item's name in the
+      source), `title` and `genres` [N]. Row i becomes item i + 1.
+
+    Raises:
+      InputError: the source is no good.
+    """
+
+  @abc.abstractmethod
+  def read_sessions(self, folder: pathlib.Path | None) -> Columns:
+    """Reads the slates, R rows.
+
+    Args:
+      folder: as for `read_items`.
+
+    Returns:
+      `user_id` [R], `profile` [R, P], `history` [R, H] (items that the user
+      liked before, the newest last, 0 on the left), `exposed` [R, K] (items),
+      `response` [R, K] (0 or 1), `timestamp` [R], `split` [R] (one of SPLITS),
+      and the columns of EXTRA.
+
+    Raises:
+      InputError: the source is no good.
+    """
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    if self.builder_config.name == "items":
+      features = item_features(self.widths())
+    else:
+      features = session_features(self.widths(), self.TIMESTAMP)
+      features |= self.EXTRA
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=sys.modules[type(self).__module__].__doc__,
+      features=tfds.features.FeaturesDict(features),
+      homepage=self.HOMEPAGE,
+      disable_shuffling=True,
+    )
+
+  def _split_generators(self, dl_manager):
+    folder = None
+    if self.MANUAL_DOWNLOAD_INSTRUCTIONS is not None:
+      folder = pathlib.Path(dl_manager.manual_dir)
+    if self.builder_config.name == "items":
+      columns = dict(self.read_items(folder))
+      columns["item_id"] = np.arange(1, len(columns["feature"]) + 1)
+      rows = {"items": range(len(columns["item_id"]))}
+    else:
+      columns = dict(self.read_sessions(folder))
+      history = columns["history"] = np.asarray(columns["history"])
+      columns["history_length"] = (history > 0).sum(-1)
+      split = np.asarray(columns["split"])
+      rows = {name: np.flatnonzero(split == name) for name in SPLITS}
+    columns = {
+      name: _column(columns[name], feature)
+      for name, feature in self.info.features.items()
+    }
+    return {
+      name: self._generate_examples(columns, own) for name, own in rows.items()
+    }
+
+  def _generate_examples(self, columns, rows):
+    for row in rows:
+      yield int(row), {name: column[row] for name, column in columns.items()}
+
+
+def item_features(widths: Widths) -> dict[str, Any]:
+  """TFDS features of a row of `items`."""
+  return {
+    "item_id": np.int32,
+    "feature": _list_of(np.float32, widths.feature),
+    "external_id": tfds.features.Text(),
+    "title": tfds.features.Text(),
+    "genres": tfds.features.Text(),
+  }
+
+
+def session_features(widths: Widths, timestamp: type) -> dict[str, Any]:
+  """TFDS features of a row of `sessions`."""
+  return {
+    "user_id": np.int32,
+    "profile": _list_of(np.float32, widths.profile),
+    "history": _list_of(np.int32, widths.history),
+    "history_length": np.int32,
+    "exposed": _list_of(np.int32, widths.slate),
+    "response": _list_of(np.float32, widths.slate),
+    "timestamp": timestamp,
+  }
+
+
+def left_padded(items: Sequence[int], length: int) -> np.ndarray:
+  """The last `length` items, with 0 for padding on the left, int32 [length]."""
+  items = items[-length:]
+  row = np.zeros(length, np.int32)
+  row[length - len(items) :] = items
+  return row
+
+
+def _list_of(dtype: type, width: int | None) -> tfds.features.Tensor:
+  return tfds.features.Tensor(shape=(width,), dtype=dtype)
+
+
+def _column(values: Sequence[Any], feature) -> Sequence[Any]:
+  if isinstance(feature, tfds.features.Text):
+    return list(values)
+  return np.asarray(values, feature.np_dtype)

@@ -1,0 +1,201 @@
+"""Experiments `benchmark` and `ablation`: HSRL against others, paired.
+
+`benchmark`: all agents, with the same budget. `ablation`: HSRL less each of its
+parts, and as published. Both under each protocol.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from hsrl_jax.config import Config
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import bootstrap, simulate
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.stages.run import LEARN_FROM_LOGS, SESSIONS, Run
+
+REFERENCE = "hsrl"
+
+
+def benchmark(experiment: jobs.Experiment) -> None:
+  """Runs the experiment `benchmark`.
+
+  Where the users come with a click model and without logged slates, agents that
+  learn from such are left out.
+
+  Raises:
+    InputError: HSRL, to which all are compared, is not among the agents.
+  """
+  agents = experiment.config.agents
+  if REFERENCE not in agents:
+    raise InputError(
+      f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
+      "to which the others are compared"
+    )
+  base = Run(experiment.base, experiment.workdir)
+  if base.own_users and (without := set(agents) & set(LEARN_FROM_LOGS)):
+    print(
+      f"left out: {', '.join(sorted(without))}, which learn from logs; "
+      f"{base.name} has none"
+    )
+    agents = [name for name in agents if name not in without]
+  compare(
+    experiment, {name: entrants.agent(experiment.base, name) for name in agents}
+  )
+
+
+def ablation(experiment: jobs.Experiment) -> None:
+  """Runs the experiment `ablation`.
+
+  Raises:
+    InputError: a variant is unknown.
+  """
+  names = experiment.config.variants or tuple(entrants.VARIANTS)
+  for name in names:
+    if name not in entrants.VARIANTS:
+      raise InputError(
+        f"--experiment_variants has {name!r}; expected some of "
+        f"{', '.join(entrants.VARIANTS)}"
+      )
+  base = experiment.base
+  compare(
+    experiment,
+    {REFERENCE: base}
+    | {name: entrants.vary(base, entrants.VARIANTS[name]) for name in names},
+  )
+
+
+def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
+  """Runs all entrants under all protocols; writes and prints the results.
+
+  Args:
+    experiment: what is compared.
+    configs: name to configuration; the protocol is put in here. REFERENCE is
+      one of them; differences are its measure less that of each other.
+  """
+  protocols = experiment.config.protocols
+  runs = jobs.run_all(
+    experiment,
+    [
+      jobs.Job(
+        f"{protocol}/{name}", entrants.vary(config, {"protocol": protocol})
+      )
+      for protocol in protocols
+      for name, config in configs.items()
+    ],
+  )
+  spent = jobs.seconds(experiment)
+  compared = {}
+  for protocol in protocols:
+    reference = runs[f"{protocol}/{REFERENCE}"]
+    first = reference.results()
+    compared[protocol] = {
+      "bounds": {
+        name: first["policies"][name]
+        | {"difference": _difference(experiment, reference, reference, name)}
+        for name in simulate.BOUNDS
+      },
+      "entrants": {
+        name: _row(
+          experiment,
+          reference,
+          runs[f"{protocol}/{name}"],
+          spent.get(f"{protocol}/{name}", {}),
+        )
+        for name in configs
+      },
+    }
+  results = {
+    "dataset": first["dataset"],
+    "split": first["split"],
+    "episodes": first["episodes"],
+    "iterations": experiment.base.policy.iterations,
+    "users": experiment.base.policy.users,
+    "resamples": experiment.config.resamples,
+    "reference": REFERENCE,
+    "simulator": first["simulator"],
+    "protocols": compared,
+  }
+  jobs.finish(
+    experiment, results, table(results), experiment_plots.compare(results)
+  )
+
+
+def _row(
+  experiment: jobs.Experiment, reference: Run, run: Run, spent: dict[str, float]
+) -> dict[str, Any]:
+  """The row of results.json of one entrant under one protocol."""
+  config = run.config.policy
+  row = dict(run.results()["policies"][config.agent])
+  row["difference"] = None
+  if run is not reference:
+    row["difference"] = _difference(experiment, reference, run, config.agent)
+  # Of all seeds together, with compilation and the learning curve.
+  trained = (run.workdir / "policy" / "metrics.jsonl").exists()
+  iterations = config.iterations * len(config.seeds)
+  # What a killed process had spent is not known.
+  known = trained and "policy" in spent
+  row["iterations_per_second"] = iterations / spent["policy"] if known else None
+  row["seconds"] = sum(spent.values())
+  row["changed"] = entrants.changed(experiment.base, run.config)
+  return row
+
+
+def _difference(
+  experiment: jobs.Experiment, reference: Run, run: Run, policy: str
+) -> dict[str, Any]:
+  """Reward of the reference's agent less that of a policy of a run."""
+  return bootstrap.difference(
+    _rewards(reference, REFERENCE),
+    _rewards(run, policy),
+    resamples=experiment.config.resamples,
+    seed=experiment.config.seed,
+  )
+
+
+def _rewards(run: Run, policy: str) -> np.ndarray:
+  """Total reward of each session of each seed, [S, E]."""
+  return simulate.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
+
+
+def ranked(protocol: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+  """Entrants and bounds of one protocol, the least total reward first."""
+  rows = protocol["bounds"] | protocol["entrants"]
+  return sorted(rows.items(), key=lambda x: x[1]["total_reward"]["mean"])
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a terminal, at most 80 columns wide."""
+  reference = results["reference"]
+  parts = [
+    tables.filled(
+      f"{results['dataset']}, split {results['split']}, "
+      f"{results['episodes']:,} sessions a seed, {results['iterations']:,} "
+      "iterations"
+    )
+  ]
+  for protocol, policies in results["protocols"].items():
+    rows = [
+      (protocol, "reward", "[95% CI]", "norm.", f"{reference} +", "[95% CI]")
+    ]
+    for name, row in ranked(policies):
+      reward, more = row["total_reward"], row.get("difference")
+      rows.append(
+        (
+          name,
+          f"{reward['mean']:z.2f}",
+          tables.interval(reward),
+          f"{row['normalised']['mean']:z.2f}",
+          f"{more['mean']:z.2f}" if more else "",
+          tables.interval(more) if more else "",
+        )
+      )
+    parts += ["", *tables.aligned(rows)]
+  note = (
+    f"norm.: 0 random, 1 greedy oracle. {reference} +: what {reference} earns "
+    "more, with the interval of a paired bootstrap over sessions and seeds. "
+    "The other intervals are over the seeds."
+  )
+  return "\n".join([*parts, "", tables.filled(note)])

@@ -1,0 +1,285 @@
+"""Plots of experiments, each of the results.json that one left."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hsrl_jax.report import plots
+
+_ESTIMATORS = {
+  "direct": ("#009E73", "^", "model alone"),
+  "snips": ("#E69F00", "s", "SNIPS"),
+  "doubly_robust": ("#0072B2", "o", "doubly robust"),
+}
+
+
+def compare(results: Mapping[str, Any]) -> Figure:
+  """Total reward of each entrant with its interval, one panel a protocol."""
+  protocols = results["protocols"]
+  first = next(iter(protocols.values()))
+  names = sorted(
+    first["entrants"],
+    key=lambda name: first["entrants"][name]["total_reward"]["mean"],
+  )
+  figure = Figure(
+    figsize=(1.6 + 3.6 * len(protocols), 1.4 + 0.3 * len(names)),
+    layout="constrained",
+  )
+  for axes, (protocol, policies) in zip(
+    figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0],
+    protocols.items(),
+    strict=True,
+  ):
+    plots.style(axes, "", "total reward of a session")
+    axes.set_title(f"protocol {protocol}", fontsize=10.5, loc="left", pad=26)
+    for i, (name, row) in enumerate(policies["bounds"].items()):
+      value = row["total_reward"]["mean"]
+      axes.axvline(value, color=plots.GREY, linewidth=1, linestyle="--")
+      axes.annotate(
+        name.replace("_", " "),
+        (value, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 3 + 10 * (i % 2)),
+        textcoords="offset points",
+        ha="center",
+        fontsize=7.5,
+        color=plots.GREY,
+      )
+    for place, name in enumerate(names):
+      reward = policies["entrants"][name]["total_reward"]
+      special = name == results["reference"]
+      colour = plots.RED if special else plots.BLUE
+      axes.plot(reward["ci95"], [place] * 2, color=colour, linewidth=1.8)
+      axes.plot(
+        reward["mean"],
+        place,
+        color=colour,
+        marker="D" if special else "o",
+        markersize=6,
+      )
+    axes.set_yticks(range(len(names)), [x.replace("_", " ") for x in names])
+    axes.margins(x=0.08)
+    axes.set_ylim(-0.6, len(names) - 0.4)
+  return figure
+
+
+def ab(results: Mapping[str, Any]) -> Figure:
+  """The lifts with their intervals, paired and not."""
+  figure = Figure(figsize=(8, 3.6), layout="constrained")
+  axes = figure.add_subplot()
+  lifts = {k: v for k, v in results["measures"].items() if v["lift"]}
+  for place, row in enumerate(lifts.values()):
+    lift = row["lift"]
+    for key, shift, colour, marker in (
+      ("ci95", -0.12, plots.BLUE, "o"),
+      ("ci95_unpaired", 0.12, plots.GREY, "s"),
+    ):
+      ends = np.abs(np.array(lift[key]) - lift["value"])
+      axes.errorbar(
+        100 * lift["value"],
+        place + shift,
+        xerr=100 * ends[:, None],
+        fmt=marker,
+        color=colour,
+        capsize=3,
+        markersize=5,
+        label=None
+        if place
+        else {"ci95": "same users and luck"}.get(key, "two groups of users"),
+      )
+    size = row["sample_size"]
+    axes.annotate(
+      f"{100 * lift['value']:+.1f} %" + (f"\n{size:,} per arm" if size else ""),
+      (1.01, place),
+      xycoords=("axes fraction", "data"),
+      va="center",
+      fontsize=8,
+    )
+  axes.axvline(0, color="black", linewidth=0.8)
+  axes.set_yticks(range(len(lifts)), [x.replace("_", " ") for x in lifts])
+  axes.set_ylim(len(lifts) - 0.5, -0.5)
+  plots.style(
+    axes,
+    f"{results['treatment']} against {results['control']}, simulated users, "
+    f"{results['dataset']}, {results['protocol']}",
+    "lift, %, with its 95 % confidence interval",
+  )
+  figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+  return figure
+
+
+def changing_catalogue(
+  results: Mapping[str, Any], labels: Mapping[str, str]
+) -> Figure:
+  """A panel for each share: reward by iterations since the change.
+
+  Args:
+    results: of the experiment.
+    labels: policy to text.
+  """
+  shares = sorted({row["share"] for row in results["rows"]})
+  drawing = Figure(figsize=(3.2 * len(shares), 3.8), layout="constrained")
+  panels = drawing.subplots(1, len(shares), sharey=True, squeeze=False)[0]
+  first = results["rows"][0]["after"][1]["step"]
+  for axes, share in zip(panels, shares, strict=True):
+    title = f"{share} % replaced" if share else "Control: no change"
+    plots.style(axes, title, "iterations since the change")
+    axes.set_xscale("symlog", base=2, linthresh=first)
+    axes.axvline(0, color=plots.GREY, linewidth=0.9)
+    rows = [row for row in results["rows"] if row["share"] == share]
+    for i, row in enumerate(rows):
+      colour = plots.COLOURS[i]
+      y = [x["normalised"] for x in (row["before"], *row["after"])]
+      x = [-first, *(x["step"] for x in row["after"])]
+      mean = np.array([v["mean"] for v in y])
+      low, high = np.array([v["ci95"] for v in y]).T
+      axes.fill_between(
+        x[1:], low[1:], high[1:], color=colour, alpha=0.15, linewidth=0
+      )
+      axes.plot(x[:2], mean[:2], color=colour, linewidth=1, linestyle=":")
+      axes.plot(
+        x[1:],
+        mean[1:],
+        color=colour,
+        marker=plots.MARKERS[i],
+        markersize=4,
+        label=labels[row["policy"]],
+      )
+      axes.errorbar(
+        x[:1],
+        mean[:1],
+        [[mean[0] - low[0]], [high[0] - mean[0]]],
+        color=colour,
+        marker=plots.MARKERS[i],
+        markersize=5,
+        markerfacecolor="white",
+        capsize=2,
+      )
+      axes.hlines(
+        mean[1], 0, x[-1], color=colour, linewidth=0.8, linestyle="--"
+      )
+    ticks = [-first, 0, *(y["step"] for y in rows[0]["after"][1::2])]
+    axes.set_xticks(ticks, ["before", *map(str, ticks[1:])], rotation=60)
+    axes.minorticks_off()
+  panels[0].set_ylabel("reward, 0 random, 1 greedy oracle", fontsize=9)
+  panels[0].legend(frameon=False, fontsize=8)
+  drawing.supxlabel(
+    "hollow: before the change; dashed: frozen since the change; bands: 95 % "
+    "confidence",
+    fontsize=8,
+    color=plots.GREY,
+  )
+  return drawing
+
+
+def catalogue_size(
+  results: Mapping[str, Any], labels: Mapping[str, str]
+) -> Figure:
+  """Reward, time and memory by the number of items.
+
+  Args:
+    results: of the experiment.
+    labels: policy to text.
+  """
+  drawing = Figure(figsize=(12.5, 3.6), layout="constrained")
+  panels = drawing.subplots(1, 4)
+  keys = ("normalised", "iteration_ms", "decision_ms", "memory_gb")
+  titles = (
+    "Reward, 0 random, 1 oracle",
+    "Milliseconds per iteration",
+    "Milliseconds per decision",
+    "Peak memory, GB",
+  )
+  for axes, key, title in zip(panels, keys, titles, strict=True):
+    plots.style(axes, title, "items")
+    axes.set_xscale("log")
+    if key.endswith("_ms"):
+      axes.set_yscale("log")
+    for i, (name, label) in enumerate(labels.items()):
+      rows = [
+        x for x in results["rows"] if x["policy"] == name and x[key] is not None
+      ]
+      x, y = [row["size"] for row in rows], [row[key] for row in rows]
+      style = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
+      style |= {"markersize": 4, "label": label}
+      if key == "normalised":
+        mean = np.array([v["mean"] for v in y])
+        ends = np.array([v["ci95"] for v in y]).reshape(-1, 2).T
+        axes.errorbar(x, mean, np.abs(ends - mean), capsize=2, **style)
+      else:
+        axes.plot(x, y, **style)
+    if key == "memory_gb":
+      axes.set_ylim(bottom=0)
+  drawing.legend(
+    *panels[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    ncols=len(labels),
+    frameon=False,
+    fontsize=8,
+  )
+  return drawing
+
+
+def offline_check(results: Mapping[str, Any]) -> Figure:
+  """Estimates beside the truth, and what they rest on, by temperature."""
+  figure = Figure(figsize=(9, 5), layout="constrained")
+  grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
+  for column, (name, title) in enumerate(
+    (
+      ("simulated", "Simulated logs, known propensities"),
+      ("logged", "Logged slates, guessed propensities"),
+    )
+  ):
+    rows = results[name]
+    upper, lower = grid[:, column]
+    temperature = np.array([row["temperature"] for row in rows])
+    if "truth" in rows[0]:
+      upper.plot(
+        temperature,
+        [row["truth"] for row in rows],
+        color="black",
+        linewidth=1.2,
+        label="true value",
+      )
+    for shift, (key, (colour, marker, label)) in zip(
+      (0.95, 1.0, 1.05), _ESTIMATORS.items(), strict=True
+    ):
+      value = np.array([row[key]["value"] for row in rows])
+      low, high = np.array([row[key]["ci95"] for row in rows]).T
+      upper.errorbar(
+        temperature * shift,
+        value,
+        [value - low, high - value],
+        fmt=marker,
+        color=colour,
+        markersize=5,
+        capsize=2.5,
+        label=label,
+      )
+    lower.plot(
+      temperature,
+      [row["effective_sample_size"] / row["draws"] for row in rows],
+      color=_ESTIMATORS["snips"][0],
+      marker="s",
+      markersize=5,
+    )
+    plots.style(upper, title, "")
+    plots.style(lower, "", "temperature of the policy estimated")
+    lower.set_yscale("log")
+    lower.set_xscale("log")
+    lower.set_xticks(temperature, [f"{x:g}" for x in temperature])
+    lower.minorticks_off()
+  grid[0, 0].set_ylabel("reward of an item", fontsize=9)
+  grid[1, 0].set_ylabel("effective share\nof the sample", fontsize=9)
+  handles, labels = grid[0, 0].get_legend_handles_labels()
+  figure.legend(
+    handles,
+    labels,
+    loc="outside lower center",
+    ncols=4,
+    frameon=False,
+    fontsize=8,
+  )
+  return figure

@@ -1,0 +1,58 @@
+"""Errors of readers become one line for people."""
+
+import json
+import pathlib
+
+import numpy as np
+import pyarrow.parquet
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.errors import InputError, reading
+
+
+class ReadingTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.create_tempdir()) / "x"
+
+  def _refused(self, message, reader, expected="a whole one"):
+    with self.assertRaisesRegex(InputError, message) as caught:  # noqa: SIM117
+      with reading(self.path, expected):
+        reader(self.path)
+    self.assertNotIn("\n", str(caught.exception))
+
+  @parameterized.named_parameters(
+    ("json", lambda path: json.loads(path.read_text()), "Expecting property"),
+    ("npy", np.load, ".*pickle"),
+    ("parquet", pyarrow.parquet.read_table, ".*Parquet"),
+    ("text", lambda path: path.read_text("ascii"), ".*can't decode"),
+    ("folder", lambda path: path.parent.read_text(), ".*Is a directory"),
+    ("no_message", lambda path: next(iter(())), "StopIteration"),
+  )
+  def test_a_reader_fails(self, reader, message):
+    self.path.write_bytes("{ü\nno file of any kind".encode())
+    self._refused(
+      rf"/x cannot be read \({message}.*\); expected a whole one", reader
+    )
+
+  def test_no_file(self):
+    self._refused(
+      "/x is missing; expected a whole one", lambda path: path.read_text()
+    )
+
+  def test_no_such_entry(self):
+    self._refused(
+      "/x lacks 'b'; expected a whole one", lambda path: {"a": str(path)}["b"]
+    )
+
+  def test_other_errors_pass(self):
+    def refuse(path):
+      raise InputError("as it was")
+
+    self._refused("^as it was$", refuse)
+    with self.assertRaises(KeyboardInterrupt), reading(self.path, "anything"):
+      raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+  absltest.main()
