@@ -28,6 +28,9 @@ _FEW = 16_384  # ... and rows in all.
 _SHRINK = (0.5, 1.0)
 _RELAX = 1.6  # A code moves by this multiple of the way to its mean.
 _GAPS = 1024  # Rows that set the scale of the prices.
+# TPUs and GPUs would round the factors of a product to 8 or 11 bits, and choose
+# other codes than a CPU.
+_EXACT = jax.lax.Precision.HIGHEST
 _GROWTH = (1 / 3, 8 / 15, 11 / 15)  # Parts of the iterations.
 
 
@@ -143,7 +146,8 @@ def nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
     int32 [C], the code (the first of equals), and float32 [C], the sum.
   """
   offset = 0.5 * ((codes**2).sum(1) + prices)
-  score = codes @ x.T - offset[:, None]  # Largest where the sum is least.
+  # Largest where the sum is least.
+  score = jnp.matmul(codes, x.T, precision=_EXACT) - offset[:, None]
   best = score.max(0)
   # Three times as fast as argmax on a CPU.
   token = jnp.arange(len(codes), dtype=jnp.int32)[:, None]
@@ -188,6 +192,8 @@ def _sum_rows(
         slot = chunk % _SPARES
         worse = distance[worst] > sums.spare_distances[slot]
         return Sums(
+          # On GPUs in no fixed order, see docs/scaling.md; sorted rows would
+          # cost more than the search on a CPU.
           sums.sums.at[code].add(x, mode="drop"),
           sums.sizes.at[code].add(1.0, mode="drop"),
           sums.error + jnp.maximum(distance, 0.0).sum(),
@@ -270,7 +276,7 @@ def _step(
 @jax.jit
 def _gap(codes: Array, x: Array) -> Array:
   """Mean difference of the two least squared distances of a row, []."""
-  score = x @ codes.T - 0.5 * (codes**2).sum(1)
+  score = jnp.matmul(x, codes.T, precision=_EXACT) - 0.5 * (codes**2).sum(1)
   best = score.max(1, keepdims=True)
   second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
   # With all codes equal there is no second one.

@@ -204,9 +204,13 @@ def encode(codebooks: Array, x: Any) -> Array:
 
 @jax.jit
 def reconstruct(codebooks: Array, tokens: Array) -> Array:
-  """Adds the codes of `tokens`, int32 [..., L] -> float32 [..., D]."""
+  """Adds the codes of `tokens`, int32 [..., L] -> float32 [..., D].
+
+  The token -1, which `sid_of` gives where there is no SID, adds nothing.
+  """
   levels = jnp.arange(codebooks.shape[0])
-  return codebooks[levels, tokens].sum(-2)
+  vectors = codebooks[levels, tokens]
+  return jnp.where((tokens < 0)[..., None], 0.0, vectors).sum(-2)
 
 
 def relative_error(x: Array, reconstruction: Array) -> Array:

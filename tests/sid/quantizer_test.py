@@ -1,5 +1,6 @@
 """Residual k-means against scikit-learn and brute force."""
 
+import re
 from unittest import mock
 
 import jax
@@ -316,6 +317,25 @@ class EncodeTest(parameterized.TestCase):
     self.assertEqual(tokens.dtype, jnp.int32)
     np.testing.assert_allclose(
       x - quantizer.reconstruct(codebooks, tokens), residual, atol=1e-5
+    )
+
+  def test_all_products_are_asked_for_in_float32(self):
+    """A TPU or GPU would round the factors: other SIDs than on a CPU."""
+    codebooks, x = np.zeros((2, 4, 3), np.float32), np.zeros((9, 3), np.float32)
+    for program in (
+      quantizer._encode.lower(codebooks, x),
+      kmeans._gap.lower(codebooks[0], x),
+    ):
+      products = re.findall(r"dot_general.*", program.as_text())
+      self.assertNotEmpty(products)
+      for product in products:
+        self.assertIn("[HIGHEST, HIGHEST]", product)
+
+  def test_the_tokens_of_no_sid_are_no_vector(self):
+    codebooks = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])
+    tokens = jnp.array([[-1, -1], [1, -1]])
+    np.testing.assert_array_equal(
+      quantizer.reconstruct(codebooks, tokens), [[0.0], [3.0]]
     )
 
   def test_reconstruct_by_hand(self):
