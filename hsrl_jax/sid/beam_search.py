@@ -1,7 +1,7 @@
 """Constrained beam search over SIDs of ONE user; callers vmap.
 
-Only prefixes with an active item below them survive. What the policy says of a
-prefix is computed by the caller's function, so both residual modes use it.
+Only prefixes with an active item below them survive. The caller's function
+computes the policy at a prefix, so both residual modes share this search.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ class Beams(NamedTuple):
     items: int32 [B]; 0 where invalid.
     log_probs: float32 [B], log pi of each item (no noise, no temperature); 0
       where invalid.
-    scores: float32 [B], by which the beams are ordered.
+    scores: float32 [B], the order of the beams.
     valid: bool [B]; False where fewer than B items were found.
   """
 
@@ -58,12 +58,12 @@ def beam_search(
   renormalised over the valid ones, and Gumbel noise is drawn top-down, given
   that a prefix's perturbed score is the largest below it.
 
-  A prefix below which nothing is left, since all its active items are excluded,
-  takes no beam at any level.
+  A prefix takes no beam at any level where all active items below it are
+  excluded.
 
-  >>> index = sid_index.build_index([[0, 1], [1, 0], [1, 1]], vocab_size=2)
+  >>> index = sid.build_index([[0, 1], [1, 0], [1, 1]], vocab_size=2)
   >>> log_probs = jnp.log(jnp.asarray([[0.4, 0.6], [0.1, 0.9]]))
-  >>> found = beam_search(
+  >>> beams = beam_search(
   ...   index,
   ...   (),  # These log-probabilities need no context.
   ...   lambda context, level: log_probs[level],
@@ -71,9 +71,9 @@ def beam_search(
   ...   beams=3,
   ...   excluded=jnp.asarray([1]),
   ... )
-  >>> found.items.tolist(), found.valid.tolist()
+  >>> beams.items.tolist(), beams.valid.tolist()
   ([3, 2, 0], [True, True, False])
-  >>> [round(p, 2) for p in jnp.exp(found.log_probs[:2]).tolist()]
+  >>> [round(p, 2) for p in jnp.exp(beams.log_probs[:2]).tolist()]
   [0.54, 0.06]
 
   Args:
@@ -82,10 +82,10 @@ def beam_search(
     log_prob_fn: see LogProbFn.
     advance_fn: see AdvanceFn; called with batched contexts under vmap.
     beams: B.
-    excluded: int32 [T], items that may not be returned; what is no active item
-      is ignored. The cost grows with T (T + B) per level.
-    temperature: of the sampling; without a key it changes nothing.
-    key: None for the best items, else for a sample. The key is consumed.
+    excluded: int32 [T], items that may not be returned; ids of no active item
+      are ignored. The cost grows with T (T + B) per level.
+    temperature: divides the logits of the sample; unused without a key.
+    key: of the sample, and then consumed; None for the best items.
 
   Returns:
     Beams.
@@ -148,10 +148,10 @@ def beam_search(
 
 
 class _Edges(NamedTuple):
-  """Edges of the trie at one level; a number for each excluded item.
+  """Edges of the trie at one level, one for each excluded item.
 
   Attributes:
-    node: int32 [T], where the edge starts; -1 is none.
+    node: int32 [T], the node where the edge starts; -1 is none.
     token: int32 [T].
     closed: bool [T], whether all active items below the edge are excluded.
   """
@@ -162,7 +162,7 @@ class _Edges(NamedTuple):
 
 
 def _closed(index: sid_index.SidIndex, excluded: Array) -> list[_Edges]:
-  """The edges on the way to each of the excluded items [T], by level."""
+  """Finds the edges on the way to the excluded items [T], level by level."""
   known = (excluded > 0) & (excluded <= index.capacity)
   items = jnp.where(known, excluded, 0)
   order = jnp.arange(len(items))
@@ -185,16 +185,16 @@ def _closed(index: sid_index.SidIndex, excluded: Array) -> list[_Edges]:
 
 
 def _close(valid: Array, node: Array, edges: _Edges) -> Array:
-  """Takes closed edges out of the valid tokens [B, V] of the nodes [B]."""
+  """Removes closed edges from the valid tokens [B, V] of the nodes [B]."""
   beams = len(node)
   here = (node[:, None] == edges.node[None]) & edges.closed[None]
-  # Nodes of beams differ, so at most one of a column is here; else `beams`.
+  # The beams' nodes differ: at most one beam is at an edge; `beams` is none.
   beam = beams + jnp.where(here, jnp.arange(beams)[:, None] - beams, 0).sum(0)
   return valid.at[beam, edges.token].set(False, mode="drop")
 
 
 def _take(x: Array, place: Array) -> Array:
-  """x[place], unchecked."""
+  """Reads x[place], unchecked."""
   return x.at[place].get(mode="promise_in_bounds")
 
 

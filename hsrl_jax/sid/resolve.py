@@ -1,16 +1,16 @@
 """Unique SIDs: residual encoding in which no two items share all tokens.
 
-Residual k-means alone collides. Below a prefix of l tokens there is room for
-V^(L-l) items, less the SIDs that are taken. Where more items chose a prefix
-than fit, those that lose least by another token take it; at the last level,
-where each token fits one item, the assignment of least total distance below a
-prefix is found exactly. Below a prefix there is room for all who chose it, so
-this never fails up to V^L items.
+Residual k-means alone gives several items the same SID. A prefix of l tokens
+has room for V^(L-l) items, less the SIDs that are taken. Where more items chose
+a prefix than fit, the items that lose least by another token move. At the last
+level each token fits one item, and the assignment of least total distance below
+each prefix is computed exactly. After each level every prefix has room for its
+items, so up to V^L items always get distinct SIDs.
 
-With `balance` the tokens of each level are bounded too. Whatever token is over
-its bound, another is under it and is used less; so some prefix has more items
-at the one than at the other, and room for one of them to move. So this never
-fails either.
+With `balance` the use of each token is bounded too, level by level. While one
+token is over its bound, another is under its bound; so some prefix has more
+items at the first token than at the second, and one of these items can move.
+So the bound can always be kept.
 """
 
 import math
@@ -31,7 +31,7 @@ _PRICE_STEPS = 100
 
 
 class _Free(NamedTuple):
-  """What is not taken.
+  """Free SIDs.
 
   Attributes:
     taken: int64 [M], sorted SID numbers.
@@ -44,7 +44,7 @@ class _Free(NamedTuple):
   vocab_size: int
 
   def below(self, nodes: np.ndarray, level: int) -> np.ndarray:
-    """Free SIDs below each node, a prefix of level + 1 tokens, int64 [...]."""
+    """Counts free SIDs below prefixes of level + 1 tokens, int64 [...]."""
     room = self.vocab_size ** (self.levels - level - 1)
     if not len(self.taken):
       return np.full(nodes.shape, room)
@@ -53,7 +53,7 @@ class _Free(NamedTuple):
 
 
 def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
-  """Raises ValueError, naming sizes that would do, where V^L < num_items."""
+  """Raises ValueError, with sizes that suffice, where V^L < num_items."""
   if vocab_size**levels >= num_items:
     return
   enough_levels = levels
@@ -76,10 +76,11 @@ def encode_unique(
   taken: np.ndarray | None = None,
   balance: float | None = None,
 ) -> np.ndarray:
-  """Distinct tokens of each row of `x`.
+  """Encodes rows as SIDs of which no two are equal.
 
-  Deterministic, whatever the devices. Without `balance`, where the plain
-  encoding has no collision below a prefix of L - 1 tokens, it is the result.
+  The result does not depend on the devices. Without `balance`, it is
+  the plain encoding below each prefix of L - 1 tokens where that encoding has
+  no collision.
 
   >>> codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]])
   >>> encode_unique(codebooks, np.asarray([[0.1], [0.2], [9.0]])).tolist()
@@ -92,9 +93,9 @@ def encode_unique(
   Args:
     codebooks: float32 [L, V, D].
     x: float32 [N, D], or rows to stream (see `fit`).
-    taken: int64 [M], SIDs in use that no row may get, as numbers
-      sum_l token_l V^(L-1-l): sorted, distinct (not checked, since the cost
-      grows by log M only).
+    taken: int64 [M], SIDs that no row may get, as numbers
+      sum_l token_l V^(L-1-l), sorted and distinct. This is not checked, so that
+      the cost grows with log M only.
     balance: no token is used by more than ceil(`balance` N / V) rows, at any
       level; at least 1. None for no bound.
 
@@ -154,9 +155,9 @@ def _move_excess(
   free: _Free,
   cap: int | None,
 ) -> None:
-  """Moves rows of prefixes over their room to other tokens, in place.
+  """Moves rows to other tokens where a prefix has no room for them, in place.
 
-  With a `cap`, rows of tokens over the cap instead.
+  With a `cap`, moves rows of the tokens that are over the cap instead.
   """
   vocab_size = free.vocab_size
   prefix = numbers(tokens[:, :level], vocab_size)
@@ -187,7 +188,7 @@ def _move_excess(
       wanted[part] = distance.argmin(1)
       loss[part] = distance[at, wanted[part]] - now
       done += len(rows)
-    # The least loss first, and no more than there are to go or fit in.
+    # Least loss first; no more than must go, and no more than fit.
     order = np.argsort(loss, kind="stable")
     order = order[np.isfinite(loss[order])]
     if not len(order):
@@ -210,7 +211,7 @@ def _assign_last(
   free: _Free,
   prices: np.ndarray,
 ) -> None:
-  """Last tokens, in place, where rows share a SID or want one taken."""
+  """Sets last tokens, in place, where rows share a SID or chose a taken one."""
   vocab_size = free.vocab_size
   level = free.levels - 1
   number = numbers(tokens, vocab_size)
@@ -225,7 +226,7 @@ def _assign_last(
   at = np.minimum(np.searchsorted(crowded, parent), len(crowded) - 1)
   inside = crowded[at] == parent
   order, parent = order[inside], parent[inside]
-  # Whole parents; as many at once as may be held.
+  # Whole parents, as many at a time as the memory allows.
   starts = np.flatnonzero(np.concatenate([[True], parent[1:] != parent[:-1]]))
   ends = np.concatenate([starts[1:], [len(order)]])
   portion = max(_HELD // (4 * x.shape[1]), 1)
@@ -247,7 +248,7 @@ def _assign_parents(
   free: _Free,
   prices: np.ndarray,
 ) -> None:
-  """Last tokens of `rows`, whose parents begin at `starts`, in place."""
+  """Sets last tokens of `rows`, whose parents begin at `starts`, in place."""
   vocab_size = free.vocab_size
   residual = np.empty((len(rows), x.shape[1]), np.float32)
   place = np.argsort(rows)
@@ -261,7 +262,7 @@ def _assign_parents(
   last = np.searchsorted(free.taken, (parents + 1) * vocab_size)
   ends = np.concatenate([starts[1:], [len(rows)]])
   chosen = np.empty(len(rows), np.int32)
-  begin = stop = 0  # Rows whose distances are in the table.
+  begin = stop = 0  # The table holds the distances of these rows.
   for i, start in enumerate(starts.tolist()):
     end = int(ends[i])
     if end > stop:
@@ -277,10 +278,10 @@ def _assign_parents(
 def _prices(
   codebooks: np.ndarray, x: Any, tokens: np.ndarray, level: int, cap: int
 ) -> np.ndarray:
-  """What to add to distances, so that no token is over `cap`, nearly.
+  """Prices, float32 [V]: with them added to distances few tokens exceed `cap`.
 
-  Dual ascent on some rows: the price of a token rises while it is over its
-  share, and falls, not below 0, while it is under it. float32 [V].
+  Dual ascent on a sample of rows: the price of a token rises while the token is
+  over its share, and falls, but not below 0, while the token is under it.
   """
   step = -(-x.shape[0] // _SAMPLE)
   sample = np.arange(0, x.shape[0], step)
@@ -310,7 +311,7 @@ def _distances(
   level: int,
   rows: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Rows, ascending, with their squared distances to all codes, [n, V]."""
+  """Yields rows, ascending, with squared distances to all codes, [n, V]."""
   rows = np.arange(x.shape[0]) if rows is None else rows
   size = max(_TABLE // codebooks.shape[1], 1)
   for part, residual in _residuals(codebooks, x, tokens, level, rows):
@@ -326,7 +327,7 @@ def _residuals(
   level: int,
   rows: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Some `rows`, ascending, with what their first `level` tokens leave over."""
+  """Yields `rows`, ascending, with their residuals after `level` tokens."""
   for cut in range(0, x.shape[0], _READ):
     start, stop = np.searchsorted(rows, (cut, cut + _READ))
     if start == stop:
@@ -342,7 +343,7 @@ def _residuals(
 
 
 def _table(x: np.ndarray, codes: np.ndarray) -> np.ndarray:
-  """Squared distances, [n, D], [V, D] -> [n, V]; complete: rows compete."""
+  """Squared distances, [n, D], [V, D] -> [n, V], to compare rows too."""
   table = x @ (-2.0 * codes.T)
   table += (x**2).sum(1, keepdims=True)
   table += (codes**2).sum(1)
@@ -356,7 +357,7 @@ def _full(
   level: int,
   free: _Free,
 ) -> np.ndarray:
-  """Which tokens have no room below each prefix, [n] -> bool [n, V]."""
+  """Finds the tokens without room below each prefix, [n] -> bool [n, V]."""
   vocab_size = free.vocab_size
   parents, which = np.unique(prefix, return_inverse=True)
   left = free.below(
@@ -374,7 +375,7 @@ def _full(
 
 
 def _rank(group: np.ndarray) -> np.ndarray:
-  """How many of the same group come before each, int64 [n]."""
+  """Counts the members of the same group before each one, int64 [n]."""
   order = np.argsort(group, kind="stable")
   ranked = group[order]
   rank = np.empty(len(group), np.int64)
@@ -383,7 +384,7 @@ def _rank(group: np.ndarray) -> np.ndarray:
 
 
 def numbers(tokens: np.ndarray, vocab_size: int) -> np.ndarray:
-  """SIDs or prefixes as numbers in base V, int [N, l] -> int64 [N]."""
+  """Reads SIDs or prefixes as numbers in base V, int [N, l] -> int64 [N]."""
   number = np.zeros(len(tokens), np.int64)
   for column in tokens.T:
     number *= vocab_size

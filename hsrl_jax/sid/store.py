@@ -1,33 +1,37 @@
 """The folder `sids/`: codebooks, SIDs and index of a catalogue, as files."""
 
 import hashlib
+import io
 import json
+import os
 import pathlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
+from hsrl_jax.sid import trie
 
 FOLDER = "sids"
 FILES = ("codebooks.npz", "sids.npz", "index.npz", "report.json")
 FORMAT = 1  # Of codebooks.npz and sids.npz.
+_INDEX_FORMAT = 1  # Of index.npz.
 
 
 class Sids(NamedTuple):
-  """What `sids/` holds.
+  """Contents of `sids/`.
 
   Attributes:
     codebooks: float32 [L, V, D].
-    index: of all items ever; the item in row i has the id i + 1 there.
-    item_id: int64 or str [N], the ids as given.
+    index: all items ever; the item of row i has the id i + 1 in the index.
+    item_id: int64 or str [N], the ids as the catalogue's owner gave them.
     tokens: int32 [N, L].
     active: bool [N].
     title: str [N], or None.
-    facts: of report.json.
+    facts: contents of report.json.
   """
 
   codebooks: np.ndarray
@@ -43,8 +47,8 @@ def write(folder: pathlib.Path, sids: Sids) -> None:
   """Writes codebooks.npz, sids.npz, index.npz and report.json.
 
   Args:
-    folder: exists, and is put in its place as a whole by the caller.
-    sids: what is written.
+    folder: an existing folder; the caller renames it when all is written.
+    sids: the contents.
   """
   columns = {
     "format": FORMAT,
@@ -59,12 +63,12 @@ def write(folder: pathlib.Path, sids: Sids) -> None:
     folder / "codebooks.npz", format=FORMAT, codebooks=sids.codebooks
   )
   np.savez_compressed(folder / "sids.npz", **columns)
-  sid_index.save_index(folder / "index.npz", sids.index)
+  save_index(folder / "index.npz", sids.index)
   files.write_json(folder / "report.json", sids.facts)
 
 
 def read_npz(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The arrays of one of the two files with a FORMAT."""
+  """Reads codebooks.npz or sids.npz, and checks its format."""
   return files.read_npz(path, FORMAT)
 
 
@@ -72,7 +76,7 @@ def read(workdir: pathlib.Path) -> Sids:
   """Reads `sids/`, and checks that its files belong together.
 
   Raises:
-    InputError: a file is missing, damaged, of a newer version, or made with
+    InputError: a file is missing, damaged, of a newer version, or belongs to
       other codebooks.
   """
   folder = workdir / FOLDER
@@ -88,8 +92,8 @@ def read(workdir: pathlib.Path) -> Sids:
   )
   try:
     tokens, active = saved["tokens"], saved["active"]
-    found, expected = str(saved["codebooks"]), _hash(codebooks)
-    index = _guard(sid_index.load_index, folder / "index.npz")
+    named, beside = str(saved["codebooks"]), _hash(codebooks)
+    index = _guard(load_index, folder / "index.npz")
     result = Sids(
       codebooks,
       index,
@@ -106,7 +110,7 @@ def read(workdir: pathlib.Path) -> Sids:
     ) from error
   ids = np.arange(1, len(tokens) + 1)
   same = (
-    found == expected
+    named == beside
     and index.num_items == len(tokens)
     and np.array_equal(sid_index.sid_of(index, ids), tokens)
     and np.array_equal(np.asarray(index.active)[ids], active)
@@ -114,17 +118,51 @@ def read(workdir: pathlib.Path) -> Sids:
   if not same:
     raise InputError(
       f"{path} is of other codebooks than those beside it, or index.npz is of "
-      f"other SIDs (codebooks {found}, beside it {expected}); expected files "
+      f"other SIDs (codebooks {named}, beside it {beside}); expected files "
       "of one run: restore them, or run --mode=quantize in a new --workdir"
     )
   return result
 
 
+def save_index(path: str | os.PathLike, index: sid_index.SidIndex) -> None:
+  """Writes the index to `path`, one .npz, all or nothing."""
+  buffer = io.BytesIO()
+  np.savez(buffer, format=_INDEX_FORMAT, **trie.to_arrays(index))
+  files.write_atomic(pathlib.Path(path), buffer.getvalue())
+
+
+def load_index(path: str | os.PathLike) -> sid_index.SidIndex:
+  """Reads what `save_index` wrote: the same index, array for array.
+
+  Raises:
+    ValueError: the file is damaged, of another kind or of another format.
+    OSError: the file cannot be opened.
+  """
+  with open(path, "rb") as file:
+    try:
+      return _read_index(file)
+    except Exception as error:  # Any error of the readers is a damaged file.
+      raise ValueError(
+        f"{path} is no index that can be read ({error}); expected a file that "
+        "save_index wrote: write it again"
+      ) from error
+
+
+def _read_index(file: BinaryIO) -> sid_index.SidIndex:
+  """Reads an index; any exception means that the file is damaged."""
+  with np.load(file) as arrays:
+    if arrays["format"] != _INDEX_FORMAT:
+      raise ValueError(f"format {arrays['format']}, expected {_INDEX_FORMAT}")
+    return trie.from_arrays(arrays)
+
+
 def _hash(codebooks: np.ndarray) -> str:
+  """Fingerprint of codebooks, 16 hexadecimal digits."""
   return hashlib.sha256(codebooks.tobytes()).hexdigest()[:16]
 
 
 def _guard(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
+  """Calls a reader; any of its errors becomes an InputError."""
   try:
     return reader(path)
   except InputError:

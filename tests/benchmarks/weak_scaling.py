@@ -29,6 +29,7 @@ from train_throughput import problem
 
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import parallel
+from hsrl_jax.engine.processes import start
 
 USERS, ITEMS, ITERATIONS, CALLS = 8, 1_000, 20, 9
 CASES = ((1, 1), (1, 2), (1, 4), (2, 2))  # Processes, devices of each.
@@ -37,7 +38,7 @@ CASES = ((1, 1), (1, 2), (1, 4), (2, 2))  # Processes, devices of each.
 def work(coordinator: str, processes: int, process: int) -> None:
   """One process of a case; the first prints its row as JSON."""
   if processes > 1:
-    processes.start(coordinator, processes, process)
+    start(coordinator, processes, process)
   layout = parallel.layout(1)
   users = USERS * layout.devices
   config = PolicyConfig(
@@ -58,8 +59,8 @@ def work(coordinator: str, processes: int, process: int) -> None:
   }
   mapped, states, seconds = {}, {}, {name: [] for name in runs}
   for name, run in runs.items():
-    start = parallel.init(engine.init, config.seeds, inputs, layout)
-    *states[name], placed = parallel.place(*start, inputs, layout)
+    state = parallel.init(engine.init, config.seeds, inputs, layout)
+    *states[name], placed = parallel.place(*state, inputs, layout)
     mapped[name] = parallel.over_devices(run, layout)
   for call in range(CALLS + 1):
     for name in runs:
@@ -79,7 +80,7 @@ def work(coordinator: str, processes: int, process: int) -> None:
     "share_in_collective": round(1 - took["without"] / took["with"], 3),
     "users_per_second": round(users / took["with"]),
   }
-  if processes.is_first():
+  if process == 0:
     print("ROW " + json.dumps(row), flush=True)
 
 

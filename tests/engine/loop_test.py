@@ -7,6 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.engine import checkpoint, parallel
@@ -40,6 +41,7 @@ def _collectives(text):
 
 
 class DevicesTest(parameterized.TestCase):
+  @pytest.mark.slow
   @parameterized.parameters("expected", "sampled")
   def test_four_devices_do_what_one_does(self, mode):
     self.assertEqual(jax.local_device_count(), 4)
@@ -148,6 +150,7 @@ class DevicesTest(parameterized.TestCase):
       learner.opt_state, one_learner.opt_state, rtol=1e-4, atol=1e-6
     )
 
+  @pytest.mark.slow
   def test_every_device_ends_with_the_same_learner(self):
     config = toy.config()
     engine, inputs = toy.engine(config), toy.inputs()
@@ -196,6 +199,7 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(learner.step.tolist(), [12, 12])
     chex.assert_tree_all_finite(metrics)
 
+  @pytest.mark.slow
   def test_three_seeds_over_two_devices_equal_seeds_alone(self):
     # By the compiler as users have it, which is what would round otherwise.
     name = "jax_disable_most_optimizations"
@@ -239,10 +243,14 @@ class LoopTest(parameterized.TestCase):
       for name, value in alone.items():
         self.assertEqual(metrics[name][i], value[0])
 
-  @parameterized.parameters(
-    dict(residual_mode="expected"), dict(residual_mode="sampled")
-  )
-  def test_learns_to_please(self, residual_mode):
+  def test_learns_to_please(self):
+    self._learns_to_please("expected")
+
+  @pytest.mark.slow
+  def test_learns_to_please_by_sampled_tokens(self):
+    self._learns_to_please("sampled")
+
+  def _learns_to_please(self, residual_mode):
     _, trained = toy.learning("hsrl", residual_mode=residual_mode, beams=16)
     self.assertGreater(trained, 0.8)
     constant = toy.normalised(toy.bounds()["best_constant"])
@@ -268,9 +276,15 @@ class LoopTest(parameterized.TestCase):
       self.assertLen(set(shown.tolist()), len(shown))
       self.assertNotEmpty(shown)
 
-  @parameterized.parameters(True, False)
-  def test_explore_no_repeat(self, explore):
+  def test_explore_no_repeat(self):
     """In training, in a protocol that would show items again."""
+    self._explores(True)
+
+  @pytest.mark.slow
+  def test_repeats_are_seen_where_they_are_allowed(self):
+    self._explores(False)
+
+  def _explores(self, explore):
     config = toy.config(
       explore_no_repeat=explore, temperature=0.01, temperature_end=0.01
     )
@@ -315,7 +329,7 @@ class LoopTest(parameterized.TestCase):
     self.assertNotIn("reward", metrics)
     self.assertLess(losses[-1], losses[0] - 0.01)
     # Other logs, other parameters.
-    others = jax.tree.map(lambda x: x[:200], inputs.logs)
+    others = jax.tree.map(lambda x: x[::-1], inputs.logs)
     other, _, _ = run(first, stream, inputs._replace(logs=others))
     same, _, _ = run(start, stream, inputs)
     different = jax.tree.map(

@@ -13,6 +13,7 @@ import time
 from unittest import mock
 
 import chex
+import pytest
 from absl import flags
 from absl.testing import absltest
 
@@ -125,6 +126,7 @@ class HostsTest(absltest.TestCase):
         self._finish(process)
       time.sleep(0.01)
 
+  @pytest.mark.slow
   def test_a_life(self):
     # Two processes start from nothing; SIGTERM to one stops both.
     two = self.folder / "two"
@@ -171,6 +173,7 @@ class HostsTest(absltest.TestCase):
       rings.replay.items.slate, their_rings.replay.items.slate
     )
 
+  @pytest.mark.slow
   def test_all_stop_where_the_first_one_fails(self):
     workdir = self.folder / "new"
     first, second = self._start_two(workdir, "--mode=policy")
@@ -182,6 +185,7 @@ class HostsTest(absltest.TestCase):
     self.assertStartsWith(err, f"error: process 0 stopped: {line}")
     self.assertLen(err.splitlines(), 1)
 
+  @pytest.mark.slow
   def test_a_coordinator_that_is_not_there(self):
     code = UNMET.format(port=_free_port())
     _, err = self._finish(self._python("-c", code), status=1)

@@ -12,12 +12,13 @@ from hsrl_jax import sid
 class DoctestTest(absltest.TestCase):
   def test_examples(self):
     attempted = {}
-    for found in pkgutil.iter_modules(sid.__path__, f"{sid.__name__}."):
-      module = importlib.import_module(found.name)
-      result = doctest.testmod(module)
-      self.assertEqual(result.failed, 0, found.name)
-      attempted[found.name.split(".")[-1]] = result.attempted
-    self.assertGreater(attempted["index"], 0)
+    for file in pkgutil.iter_modules(sid.__path__, f"{sid.__name__}."):
+      module = importlib.import_module(file.name)
+      result = doctest.testmod(module, extraglobs={"sid": sid})
+      self.assertEqual(result.failed, 0, file.name)
+      attempted[file.name.split(".")[-1]] = result.attempted
+    self.assertGreater(attempted["trie"], 0)
+    self.assertGreater(attempted["quantizer"], 0)
     self.assertGreater(attempted["beam_search"], 0)
 
 

@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
 
-from hsrl_jax.sid import quantizer
+from hsrl_jax.sid import kmeans, quantizer
 from tests.sid.stream import Stream
 
 
@@ -103,13 +103,13 @@ class FitTest(parameterized.TestCase):
 
   def test_empty_codes_move_to_the_worst_fitted(self):
     x = np.asarray([[0.0], [1.0], [10.0], [30.0]], "f")
-    mesh = quantizer._mesh(None)
-    block = quantizer._place(x, 4, 3, mesh)
+    mesh = kmeans.lane_mesh(None)
+    block = kmeans.place(x, 4, 3, mesh)
     codes, prices = jnp.asarray([[0.0], [99.0], [98.0]]), jnp.zeros(3)
-    lanes = quantizer._pass(codes, prices, block, 4, mesh=mesh)
-    sums = quantizer._add(jax.device_get(lanes), None)
-    state = quantizer._Codes(codes, prices, jnp.zeros(3))
-    codes = quantizer._step(state, sums, 1.0, 0.0, np.inf, 0.0).codes
+    lanes = kmeans._sum_rows(codes, prices, block, 4, mesh=mesh)
+    sums = kmeans._add(jax.device_get(lanes), None)
+    state = kmeans.Codes(codes, prices, jnp.zeros(3))
+    codes = kmeans._step(state, sums, 1.0, 0.0, np.inf, 0.0).codes
     # All go to the code 0; the worst fitted are 30 and then 10.
     np.testing.assert_allclose(codes, [[41 / 4], [30.0], [10.0]])
 
@@ -233,7 +233,7 @@ class DevicesTest(parameterized.TestCase):
     np.testing.assert_array_equal(one, fit(None))
 
   def test_all_devices_are_used(self):
-    block = quantizer._place(_gaussian(50, 3), 50, 8, quantizer._mesh(None))
+    block = kmeans.place(_gaussian(50, 3), 50, 8, kmeans.lane_mesh(None))
     self.assertLen(block.sharding.device_set, 4)
     shards = [np.asarray(s.data) for s in block.addressable_shards]
     self.assertEqual(sum(s.shape[1] for s in shards), 8)
@@ -324,7 +324,7 @@ class EncodeTest(parameterized.TestCase):
     codebooks, x = np.zeros((2, 4, 3), np.float32), np.zeros((9, 3), np.float32)
     for program in (
       quantizer._encode.lower(codebooks, x),
-      quantizer._gap.lower(codebooks[0], x),
+      kmeans._gap.lower(codebooks[0], x),
     ):
       products = re.findall(r"dot_general.*", program.as_text())
       self.assertNotEmpty(products)
@@ -354,7 +354,7 @@ class EncodeTest(parameterized.TestCase):
       return lambda c, x: quantizer._encode.__wrapped__(c, x)
 
     whole = str(jax.make_jaxpr(encode())(codebooks, x))
-    with mock.patch.object(quantizer, "_chunk_size", lambda _: chunk):
+    with mock.patch.object(kmeans, "chunk_size", lambda _: chunk):
       chunked = str(jax.make_jaxpr(encode())(codebooks, x))
       tokens = jax.jit(encode())(codebooks, x)
     if chunk < len(x):
@@ -364,14 +364,14 @@ class EncodeTest(parameterized.TestCase):
   def test_nearest_with_and_without_prices(self):
     codes, x = _gaussian(9, 4, 1), _gaussian(101, 4)
     for prices in (np.zeros(9, "f"), _gaussian(9, 1, 2)[:, 0] ** 2):
-      nearest, cost = quantizer._nearest(x, codes, prices)
+      nearest, cost = kmeans.nearest(x, codes, prices)
       expected = ((x[:, None] - codes[None]) ** 2).sum(-1) + prices
       np.testing.assert_array_equal(nearest, expected.argmin(1))
       np.testing.assert_allclose(cost, expected.min(1), atol=1e-5)
 
   def test_first_of_equal_codes(self):
     codes = np.asarray([[5.0], [1.0], [1.0]], "f")
-    nearest, _ = quantizer._nearest(np.ones((2, 1), "f"), codes, np.zeros(3))
+    nearest, _ = kmeans.nearest(np.ones((2, 1), "f"), codes, np.zeros(3))
     np.testing.assert_array_equal(nearest, [1, 1])
 
   def test_relative_error_by_hand(self):

@@ -1,0 +1,365 @@
+"""Balanced k-means of one level, on the devices.
+
+Rows are cut into chunks, and the chunks are dealt to 8 lanes, whatever the
+number of devices. A lane sums its chunks in order on one device, and the lanes
+are added in order; so the codes are the same, bit for bit, on 1, 2, 4 and 8
+devices.
+"""
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from hsrl_jax.types import Array, PRNGKey
+
+_LANES = 8
+_SPARES = 16  # Badly fitted rows that a lane keeps for empty codes.
+_SEEDS = 8  # Rows a code from which k-means++ draws the seeds.
+_START = 64  # Rows a code of the first iterations, at least ...
+_FEW = 16_384  # ... and rows in all.
+# A seed is a single vector. In many dimensions a single vector lies much
+# farther from the mean of all than the mean of a cluster does; so the seeds of
+# every second restart are pulled halfway to the mean.
+_SHRINK = (0.5, 1.0)
+_RELAX = 1.6  # A code moves by this multiple of the way to its mean.
+_GAPS = 1024  # Rows that set the scale of the prices.
+# TPUs and GPUs would round the factors of a product to 8 or 11 bits, and choose
+# other codes than a CPU.
+_EXACT = jax.lax.Precision.HIGHEST
+_GROWTH = (1 / 3, 8 / 15, 11 / 15)  # Parts of the iterations.
+
+
+class Sums(NamedTuple):
+  """Statistics of one pass over rows.
+
+  Attributes:
+    sums: float32 [V, D], sums of the rows nearest to each code.
+    sizes: float32 [V], numbers of these rows.
+    error: float32 [], sum of squared distances (plus prices).
+    spare_distances: float32 [S], of some badly fitted rows.
+    spares: float32 [S, D], the badly fitted rows.
+  """
+
+  sums: Array
+  sizes: Array
+  error: Array
+  spare_distances: Array
+  spares: Array
+
+
+class Codes(NamedTuple):
+  """Codes of one level while they are fitted.
+
+  Attributes:
+    codes: float32 [V, D].
+    prices: float32 [V], added to squared distances, so that full codes repel.
+    seen: float32 [V], rows in the running mean of each code (mini-batches).
+  """
+
+  codes: Array
+  prices: Array
+  seen: Array
+
+
+def fit_level(
+  key: PRNGKey,
+  blocks: Callable[[int, int], Iterator[tuple[Array, int]]],
+  rows: int,
+  vocab_size: int,
+  *,
+  iterations: int,
+  restarts: int,
+  running: bool,
+  share: float,
+  mesh: Mesh,
+) -> np.ndarray:
+  """Fits the codes of one level.
+
+  Args:
+    key: of the seeding. It is consumed.
+    blocks: (iteration, wanted rows) -> blocks to read, each with the number of
+      its rows.
+    rows: N.
+    vocab_size: V.
+    iterations: see `quantizer.fit`.
+    restarts: see `quantizer.fit`.
+    running: whether codes are running means of mini-batches.
+    share: part of the rows that one code may have; 1 or more for no bound.
+    mesh: of the devices.
+
+  Returns:
+    float32 [V, D].
+  """
+  first = min(rows, max(_START * vocab_size, _FEW))
+
+  def iterate(state: Codes, iteration: int) -> tuple[Codes, Array]:
+    done = iteration / iterations
+    part = (8, 4, 2, 1)[sum(done >= bound for bound in _GROWTH)]
+    count = max(rows // part, first)
+    # Through the host: on a CPU, two programs with collectives that run at
+    # the same time may wait for each other for ever.
+    codes, prices = jax.device_get((state.codes, state.prices))
+    sums = None
+    for block, block_rows in blocks(iteration, count):
+      lanes = _sum_rows(codes, prices, block, block_rows, mesh=mesh)
+      sums = _add(jax.device_get(lanes), sums)
+    # The last two iterations move the codes to the means exactly.
+    relax = 1.0 if running or iteration >= iterations - 2 else _RELAX
+    # These weights let later batches count more, in proportion to their turn.
+    keep = iteration / (iteration + 2) if running else 0.0
+    rate = 0.0
+    if share < 1:
+      rate = _gap(state.codes, sample[:_GAPS]) / (1 + 0.3 * iteration)
+    return _step(state, sums, relax, keep, share, rate), sums.error
+
+  # Few rows: each restart runs to its end, since all iterations are cheap.
+  trial = iterations if first == rows else -(-iterations // 3)
+  sample = _sample(*next(blocks(0, rows)), _SEEDS * vocab_size)
+  tries = []
+  for restart in range(restarts):
+    shrink = _SHRINK[restart % len(_SHRINK)]
+    codes = _seed(jax.random.fold_in(key, restart), sample, vocab_size, shrink)
+    state = Codes(codes, jnp.zeros(vocab_size), jnp.zeros(vocab_size))
+    for iteration in range(trial):
+      state, error = iterate(state, iteration)
+    tries.append((float(error), restart, state))
+  state = min(tries, key=lambda t: t[:2])[2]
+  for iteration in range(trial, iterations):
+    state, _ = iterate(state, iteration)
+  return np.asarray(state.codes)
+
+
+def nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
+  """Finds the code of least squared distance + price.
+
+  Args:
+    x: float32 [C, D].
+    codes: float32 [V, D].
+    prices: float32 [V].
+
+  Returns:
+    int32 [C], the code (the first of equals), and float32 [C], the sum.
+  """
+  offset = 0.5 * ((codes**2).sum(1) + prices)
+  # Largest where the sum is least.
+  score = jnp.matmul(codes, x.T, precision=_EXACT) - offset[:, None]
+  best = score.max(0)
+  # Three times as fast as argmax on a CPU.
+  token = jnp.arange(len(codes), dtype=jnp.int32)[:, None]
+  first = jnp.where(score == best, token, len(codes) - 1).min(0)
+  return first, jnp.maximum((x**2).sum(1) - 2.0 * best, 0.0)
+
+
+@functools.partial(jax.jit, static_argnames="mesh")
+def _sum_rows(
+  codes: Array, prices: Array, block: Array, rows: Array, *, mesh: Mesh
+) -> Sums:
+  """Sums the first `rows` rows of a block, lane by lane: fields [8, ...].
+
+  Args:
+    codes: float32 [V, D].
+    prices: float32 [V].
+    block: float32 [chunks, 8, C, D], cut by its lanes over the devices.
+    rows: int32 [].
+    mesh: of the devices.
+  """
+
+  def on_device(codes, prices, block, rows):
+    _, lanes, size, width = block.shape
+    first_lane = jax.lax.axis_index("lanes") * lanes
+    zeros = Sums(
+      jnp.zeros_like(codes),
+      jnp.zeros(len(codes)),
+      jnp.zeros(()),
+      jnp.full(_SPARES, -1.0),
+      jnp.zeros((_SPARES, width)),
+    )
+
+    def of_lane(lane):
+      def add_chunk(chunk, sums):
+        x = block[chunk, lane]
+        row = (chunk * _LANES + first_lane + lane) * size + jnp.arange(size)
+        there = row < rows
+        code, distance = nearest(x, codes, prices)
+        code = jnp.where(there, code, len(codes))  # Padding: no code.
+        distance = jnp.where(there, distance, -1.0)
+        worst = jnp.argmax(distance)
+        slot = chunk % _SPARES
+        worse = distance[worst] > sums.spare_distances[slot]
+        return Sums(
+          # On GPUs in no fixed order, see docs/scaling.md; sorted rows would
+          # cost more than the search on a CPU.
+          sums.sums.at[code].add(x, mode="drop"),
+          sums.sizes.at[code].add(1.0, mode="drop"),
+          sums.error + jnp.maximum(distance, 0.0).sum(),
+          sums.spare_distances.at[slot].max(distance[worst]),
+          sums.spares.at[slot].set(
+            jnp.where(worse, x[worst], sums.spares[slot])
+          ),
+        )
+
+      chunks = (rows + _LANES * size - 1) // (_LANES * size)
+      return jax.lax.fori_loop(0, chunks, add_chunk, zeros)
+
+    return jax.lax.map(of_lane, jnp.arange(lanes))
+
+  replicated, by_lane = PartitionSpec(), PartitionSpec(None, "lanes")
+  return jax.shard_map(
+    on_device,
+    mesh=mesh,
+    in_specs=(replicated, replicated, by_lane, replicated),
+    out_specs=PartitionSpec("lanes"),
+    check_vma=False,  # The loops start from zeros that no device owns.
+  )(codes, prices, block, rows)
+
+
+@jax.jit
+def _add(lanes: Sums, before: Sums | None) -> Sums:
+  """Adds the lanes of a block in order, and the blocks `before` it."""
+  total = functools.reduce(
+    lambda a, b: jax.tree.map(jnp.add, a, b),
+    [jax.tree.map(lambda v, l=l: v[l], lanes[:3]) for l in range(_LANES)],
+  )
+  spare_distances = lanes.spare_distances.reshape(-1)
+  spares = lanes.spares.reshape(len(spare_distances), -1)
+  if before is None:
+    return Sums(*total, spare_distances, spares)
+  worse = spare_distances > before.spare_distances
+  return Sums(
+    *jax.tree.map(jnp.add, before[:3], total),
+    jnp.where(worse, spare_distances, before.spare_distances),
+    jnp.where(worse[:, None], spares, before.spares),
+  )
+
+
+@jax.jit
+def _step(
+  state: Codes,
+  sums: Sums,
+  relax: float,
+  keep: float,
+  share: float,
+  rate: float,
+) -> Codes:
+  """Moves each code towards the mean of the rows nearest to it.
+
+  Args:
+    state: codes before the step.
+    sums: statistics of a pass with these codes.
+    relax: part of the way to the mean; above 1, beyond the mean.
+    keep: weight of the rows seen before.
+    share: part of the rows that a code may have.
+    rate: step size of the prices.
+  """
+  seen = keep * state.seen + sums.sizes
+  pace = relax * sums.sizes / jnp.maximum(seen, 1.0)
+  means = sums.sums / jnp.maximum(sums.sizes, 1.0)[:, None]
+  codes = state.codes + pace[:, None] * (means - state.codes)
+  # The j-th empty code takes the j-th worst of the spare rows.
+  empty = seen < 0.5
+  order = jnp.argsort(-sums.spare_distances)
+  rank = jnp.cumsum(empty) - 1
+  spare = order[jnp.clip(rank, 0, len(order) - 1)]
+  empty &= (rank < len(order)) & (sums.spare_distances[spare] >= 0)
+  codes = jnp.where(empty[:, None], sums.spares[spare], codes)
+  # Dual ascent: the price of a code rises while it is over its share.
+  excess = jnp.log(sums.sizes / (share * sums.sizes.sum()))
+  prices = state.prices + rate * jnp.clip(excess, -1.0, 1.0)
+  return Codes(codes, jnp.maximum(prices, 0.0), seen)
+
+
+@jax.jit
+def _gap(codes: Array, x: Array) -> Array:
+  """Mean difference of the two least squared distances of a row, []."""
+  score = jnp.matmul(x, codes.T, precision=_EXACT) - 0.5 * (codes**2).sum(1)
+  best = score.max(1, keepdims=True)
+  second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
+  # With all codes equal there is no second one.
+  return 2.0 * jnp.where(jnp.isfinite(second), best - second, 0.0).mean()
+
+
+@functools.partial(jax.jit, static_argnames="mesh", donate_argnames="block")
+def subtract(codes: Array, block: Array, *, mesh: Mesh) -> Array:
+  """Residual of a block: each row minus its nearest code, [chunks, 8, C, D]."""
+
+  def on_device(codes, block):
+    def of_chunk(x):
+      return x - codes[nearest(x, codes, jnp.zeros(len(codes)))[0]]
+
+    flat = block.reshape(-1, *block.shape[2:])
+    return jax.lax.map(of_chunk, flat).reshape(block.shape)
+
+  by_lane = PartitionSpec(None, "lanes")
+  return jax.shard_map(
+    on_device, mesh=mesh, in_specs=(PartitionSpec(), by_lane), out_specs=by_lane
+  )(codes, block)
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _seed(key: PRNGKey, x: Array, count: int, shrink: float) -> Array:
+  """k-means++: draws each seed by the squared distance to the seeds before it.
+
+  Args:
+    key: of the draws. It is consumed.
+    x: float32 [n, D].
+    count: V.
+    shrink: seeds keep this part of their distance to the mean.
+
+  Returns:
+    float32 [V, D].
+  """
+  first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, x.shape[0])
+
+  def draw(distance, i):
+    # All vectors are seeds already: draw any.
+    logits = jnp.log(jnp.where(distance.max() > 0, distance, 1.0))
+    row = jax.random.categorical(jax.random.fold_in(key, i), logits)
+    closer = jnp.minimum(distance, ((x - x[row]) ** 2).sum(-1))
+    return closer, x[row]
+
+  distance = ((x - x[first]) ** 2).sum(-1)
+  _, rest = jax.lax.scan(draw, distance, jnp.arange(1, count))
+  seeds = jnp.concatenate([x[first][None], rest])
+  mean = x.mean(0)
+  return mean + shrink * (seeds - mean)
+
+
+def _sample(block: Array, rows: int, count: int) -> np.ndarray:
+  """Returns the first `count` rows of a block, or all, [n, D]."""
+  _, lanes, size, width = block.shape
+  count = min(count, rows)
+  chunks = np.asarray(block[: -(-count // (lanes * size))])
+  return chunks.reshape(-1, width)[:count]
+
+
+def place(
+  rows: np.ndarray, size: int, vocab_size: int, mesh: Mesh
+) -> jax.Array:
+  """Puts up to `size` rows on the devices as a block, [chunks, 8, C, D]."""
+  # Few rows: enough chunks for some spares, but none too small to be fast.
+  few = min(max(-(-size // (_LANES * _SPARES)), 64), -(-size // _LANES))
+  chunk = min(chunk_size(vocab_size), few)
+  chunks = -(-size // (_LANES * chunk))
+  padded = np.zeros((chunks * _LANES * chunk, rows.shape[1]), np.float32)
+  padded[: len(rows)] = rows
+  return jax.device_put(
+    padded.reshape(chunks, _LANES, chunk, -1),
+    NamedSharding(mesh, PartitionSpec(None, "lanes")),
+  )
+
+
+def lane_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
+  """Mesh of 8, 4, 2 or 1 of the devices (local ones by default)."""
+  devices = jax.local_devices() if devices is None else list(devices)
+  count = next(n for n in (8, 4, 2, 1) if n <= len(devices))
+  return Mesh(np.asarray(devices[:count]), ("lanes",))
+
+
+def chunk_size(vocab_size: int) -> int:
+  """Rows of a chunk; their scores, [V, C], fit a core's cache."""
+  return int(np.clip(2**17 // vocab_size, 64, 512))
