@@ -51,7 +51,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   hsrl_jax/data/feedback.py.
 
   Attributes:
-    TIMESTAMP: dtype of `timestamp`.
+    TIMESTAMP: dtype or feature of `timestamp`.
     EXTRA: dtypes or features of further columns of `sessions`.
     EXTRA_ITEMS: of further columns of `items`.
     HOMEPAGE: of the source.
@@ -62,7 +62,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     tfds.core.BuilderConfig(name="sessions", description="Slates."),
     tfds.core.BuilderConfig(name="items", description="Items."),
   ]
-  TIMESTAMP: ClassVar[type] = np.int64
+  TIMESTAMP: ClassVar[Any] = np.int64
   EXTRA: ClassVar[dict[str, Any]] = {}
   EXTRA_ITEMS: ClassVar[dict[str, Any]] = {}
   HOMEPAGE: ClassVar[str | None] = None
@@ -156,7 +156,7 @@ def item_features(widths: Widths) -> dict[str, Any]:
   }
 
 
-def session_features(widths: Widths, timestamp: type) -> dict[str, Any]:
+def session_features(widths: Widths, timestamp: Any) -> dict[str, Any]:
   """TFDS features of a row of `sessions`."""
   return {
     "user_id": np.int32,

@@ -46,14 +46,17 @@ class Builder(schema.SlateBuilder):
   """Reads the user's files in `--raw_data_dir`."""
 
   VERSION = tfds.core.Version("1.0.0")
-  TIMESTAMP = np.float64
+  # As bytes: TFDS keeps other floats in 32 bits, which lose up to a minute.
+  TIMESTAMP = tfds.features.Tensor(
+    shape=(), dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+  )
   EXTRA = {
     "propensity": tfds.features.Tensor(shape=(None,), dtype=np.float32),
     "position": tfds.features.Tensor(shape=(None,), dtype=np.int32),
   }
   EXTRA_ITEMS = {
     "attributes": tfds.features.Text(),
-    "sampling": tfds.features.Tensor(shape=(None,), dtype=np.float64),
+    "sampling": tfds.features.Tensor(shape=(None,), dtype=np.float32),
   }
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "interactions or sessions, and items, each .csv or .parquet"

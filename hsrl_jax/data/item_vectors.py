@@ -25,7 +25,7 @@ from hsrl_jax.types import Sessions
 
 AUTO, GIVEN, LOGS = "auto", "given", "logs"
 KINDS = (AUTO, GIVEN, LOGS)
-DIMENSIONS = 32  # Of the interactions' and of the words' block.
+DIMENSIONS = 64  # Of the interactions' and of the words' block.
 HEAVY_TAIL = 3.0  # Ratio of lengths from which they are taken for heavy-tailed.
 _ENOUGH = 100  # Rows from which a 99th percentile says anything.
 _HASHES = 2**18

@@ -26,7 +26,7 @@ class Items(NamedTuple):
     genres: [N + 1] for people.
     attributes: [N + 1] JSON objects, column to text, of what else a user's
       items have; None where there is nothing else.
-    sampling: float64 [N + 1], the distribution of drawn negatives (see
+    sampling: float32 [N + 1], the distribution of drawn negatives (see
       feedback.py); None where none was drawn.
   """
 
