@@ -183,6 +183,11 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
       notes.append(
         f"{log.file}: {repeated:,} {of}: it would show an item twice"
       )
+  elif options.slate_size == 1:
+    raise InputError(
+      f"{log.file} has positives only and slate_size is 1 in "
+      f"{options_lib.NAME}; expected at least 2, a positive and a negative"
+    )
   else:
     rows = np.arange(len(log.user))[:, None]
   if not len(rows):

@@ -124,7 +124,7 @@ def of_dataset(
   unseen = num_items - len(np.unique(item))
   what = {
     "interactions": f"{len(item):,} training likes"
-    + (f" ({unseen:,} items have none)" if unseen else ""),
+    + (f" ({unseen:,} of {num_items:,} items have none)" if unseen else ""),
     "numbers": ", ".join(named),
     "words": f"words of {', '.join(texts)}",
   }

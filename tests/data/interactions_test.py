@@ -196,6 +196,9 @@ class FilesTest(parameterized.TestCase):
     pairs = self.rows[:72].drop_duplicates(["user_id", "item_id"])
     self.assertIn(f"from {len(pairs)} training likes", vectors)
 
+  def test_positives_need_a_negative(self):
+    self._refused("positives only and slate_size is 1", given={"slate_size": 1})
+
   def test_without_a_base_rate_none_is_claimed(self):
     self._prepare(given={"slate_size": 3})
     self.assertFalse(feedback.read(self.data).claims_rates)
