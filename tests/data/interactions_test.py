@@ -68,7 +68,9 @@ class SlatesTest(parameterized.TestCase):
       ]
     )
     self.assertTrue((np.diff(columns["timestamp"]) >= 0).all())
-    self.assertEqual(sorted(map(tuple, made.tolist())), sorted(expected))
+    np.testing.assert_array_equal(
+      sorted(map(tuple, made.tolist())), sorted(expected)
+    )
     self.assertEqual(cut.about, feedback.Feedback())
 
   def test_rows_in_no_slate_are_counted(self):
