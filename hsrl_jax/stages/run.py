@@ -44,6 +44,8 @@ class Run(Parts):
           self.config.data.raw_data_dir,
           bar.update,
         )
+      for note in prepare.notes(self._folder("data") / "data"):
+        print(f"  {note}")
       for path, rows in malformed.items():
         print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
         for file, row, why in rows[:_MALFORMED]:
