@@ -8,13 +8,16 @@ def attribute(documented: type, name: str) -> str:
   """The text of an attribute in the `Attributes:` of a class's docstring.
 
   Args:
-    documented: the class.
+    documented: the class, or one that inherits the attribute.
     name: of one of its attributes, each of which must be there.
 
   Returns:
     The text in one line.
   """
+  owner = next(
+    x for x in documented.__mro__ if name in inspect.get_annotations(x)
+  )
   # Before Python 3.13 __doc__ is indented as in the file.
-  text = inspect.getdoc(documented).split("Attributes:")[1]
+  text = inspect.getdoc(owner).split("Attributes:")[1]
   found = re.search(rf"^  {name}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
   return " ".join(found[1].split())

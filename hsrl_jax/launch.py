@@ -21,12 +21,13 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Collection
 
 import jax
 from absl import app, flags, logging
 
+from hsrl_jax import agents, files
 from hsrl_jax import config as config_lib
-from hsrl_jax import files
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
@@ -76,6 +77,16 @@ EXPERIMENTS = {
 }
 
 
+# Of the experiments that train other agents than --agent: which.
+COMPARED = {
+  "benchmark": benchmark.compared,
+  "ablation": lambda _: ablation.AGENTS,
+  "changing_catalogue": lambda _: changing_catalogue.AGENTS,
+  "catalogue_size": lambda _: changing_catalogue.AGENTS,
+  "ab": ab.compared,
+}
+
+
 def main(argv: list[str], command: str) -> None:
   """Runs what --mode names.
 
@@ -91,7 +102,7 @@ def main(argv: list[str], command: str) -> None:
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
   _check_inputs(mode)
-  config = flags_lib.config_from_flags()
+  config = flags_lib.config_from_flags(_compared(mode))
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
@@ -104,7 +115,7 @@ def main(argv: list[str], command: str) -> None:
         inside.enter_context(contextlib.redirect_stdout(nowhere))
       _run_stages(mode, config, workdir)
     return
-  _use_cores(len(config.policy.seeds))
+  _use_cores(len(config.train.seeds))
   with workdir_lib.locked(workdir):
     _run(mode, config, workdir, command)
 
@@ -124,7 +135,12 @@ def _run(
       )
     EXPERIMENTS[mode](
       jobs.Experiment(
-        mode, config, flags_lib.experiment_from_flags(), workdir, command
+        mode,
+        config,
+        flags_lib.experiment_from_flags(),
+        workdir,
+        command,
+        {name: flags_lib.settings_from_flags(name) for name in agents.AGENTS},
       )
     )
   elif flags_lib.SWEEP.value:
@@ -133,6 +149,13 @@ def _run(
     _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _compared(mode: str) -> Collection[str] | None:
+  """The agents that an experiment trains; None: --agent, if any is trained."""
+  if mode not in COMPARED:
+    return None
+  return COMPARED[mode](flags_lib.experiment_from_flags())
 
 
 def _joins_others(mode: str) -> bool:

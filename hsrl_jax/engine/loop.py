@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax import flatten_util
 
-from hsrl_jax.agents.base import Agent, Catalogue, geometric
-from hsrl_jax.config import PolicyConfig
+from hsrl_jax.agents.base import ActionSpace, Agent, exploration
+from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import returns, sampling, tree
 from hsrl_jax.sim.user_simulator import (
@@ -78,7 +78,7 @@ class Inputs(NamedTuple):
     logs: logged slates, leaves [R, ...], for an offline agent; see `logged`.
   """
 
-  catalogue: Catalogue
+  catalogue: ActionSpace
   env_params: EnvParams
   logs: Transition | None = None
 
@@ -98,7 +98,7 @@ class Engine(NamedTuple):
   run: Callable[..., tuple[Learner, Stream, Metrics]]
 
 
-def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
+def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
   if config.explore_no_repeat:
     env = env._replace(no_repeat=True)
@@ -161,7 +161,7 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       env_state.observation,
       env_state.seen,
       act_key,
-      geometric(config.temperature, config.temperature_end, progress),
+      exploration(config, progress),
     )
     next_state, result = env.step_or_reset(
       step_key, env_state, action.slate, inputs.env_params

@@ -2,9 +2,9 @@
 
 import dataclasses
 
+from hsrl_jax.agents import PUBLISHED
 from hsrl_jax.config import Config
 from hsrl_jax.experiments import comparison, jobs
-from hsrl_jax.experiments.benchmark import AS_PUBLISHED
 
 # What stands in place of what the flags say, of the policy (`sid_assignment`:
 # of the quantizer); config.VARIANTS names them.
@@ -39,33 +39,30 @@ CHANGES = {
   "flat_free": {"agent": "a2c", "item_logits": "free"},
   # The strongest latent agent with the weights of HSRL's losses.
   "ddpg": {"agent": "ddpg"},
-  # As launch/flags/paper.flags.
-  "paper": {
-    **AS_PUBLISHED,
-    "semantic_tokens": False,
-    "item_residual": False,
-    "compose_slates": False,
-    "critic_gradient": True,
-  },
+  "paper": PUBLISHED,
+}
+
+
+AGENTS = {comparison.REFERENCE} | {
+  changes["agent"] for changes in CHANGES.values() if "agent" in changes
 }
 
 
 def run(experiment: jobs.Experiment) -> None:
   """Runs it."""
-  base = experiment.base
   comparison.run(
     experiment,
-    {comparison.REFERENCE: base}
-    | {name: variant(base, name) for name in experiment.config.variants},
+    {comparison.REFERENCE: experiment.with_agent(comparison.REFERENCE)}
+    | {name: variant(experiment, name) for name in experiment.config.variants},
   )
 
 
-def variant(base: Config, name: str) -> Config:
+def variant(experiment: jobs.Experiment, name: str) -> Config:
   """The configuration of HSRL changed as CHANGES says."""
-  changes = dict(CHANGES[name])
-  assignment = changes.pop("sid_assignment", base.quantizer.assignment)
+  changes = {"agent": comparison.REFERENCE} | CHANGES[name]
+  quantizer = experiment.base.quantizer
+  assignment = changes.pop("sid_assignment", quantizer.assignment)
   return dataclasses.replace(
-    base,
-    quantizer=dataclasses.replace(base.quantizer, assignment=assignment),
-    policy=dataclasses.replace(base.policy, **changes),
+    experiment.with_agent(**changes),
+    quantizer=dataclasses.replace(quantizer, assignment=assignment),
   )

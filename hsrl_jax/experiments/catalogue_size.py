@@ -13,7 +13,6 @@ too, see `sessions`.
 """
 
 import concurrent.futures
-import dataclasses
 import io
 import multiprocessing
 import pathlib
@@ -29,7 +28,7 @@ from matplotlib.figure import Figure
 
 from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig
 from hsrl_jax.engine import loop
 from hsrl_jax.evaluation import simulate
@@ -98,7 +97,7 @@ class World(NamedTuple):
   """
 
   env: UserSimulator
-  catalogue: Catalogue
+  catalogue: ActionSpace
   users: EnvParams
   held_out: EnvParams
   seconds: float
@@ -136,7 +135,7 @@ def world(experiment: jobs.Experiment, size: int) -> World:
 
   return World(
     run.env,
-    Catalogue(features, index, codebooks),
+    ActionSpace(features, index, codebooks),
     pool("train"),
     pool(base.evaluate.split, sessions(base.evaluate, size)),
     seconds,
@@ -164,17 +163,14 @@ def measure(
     before. What could not be measured is None, and `left_out` says why.
   """
   c = experiment.config
-  config = dataclasses.replace(
-    experiment.base,
-    policy=dataclasses.replace(experiment.base.policy, **POLICIES[name]),
-  )
+  config = experiment.with_agent(**POLICIES[name])
   w = world(experiment, size)
   found = dict.fromkeys(
     ("total_reward", "iteration_ms", "decision_ms", "memory_gb", "left_out")
   )
   found["start_gb"] = _memory("VmRSS")
-  agent = make_agent(config, w.env.slate_size)
-  engine = loop.make(agent, w.env, config.policy)
+  agent = make_agent(config, w.env.slate_size, w.catalogue.index.num_items)
+  engine = loop.make(agent, w.env, config.train)
   inputs = loop.Inputs(w.catalogue, w.users)
   start = jax.jit(engine.init)
   iterate = (
@@ -188,10 +184,10 @@ def measure(
     why = f"training needs {needed:.0f} GB, above the limit of {c.memory_gb:g}"
     return found | {"left_out": why}
 
-  per_call = config.policy.iterations_per_call
-  calls = config.policy.iterations // per_call
+  per_call = config.train.iterations_per_call
+  calls = config.train.iterations // per_call
   trained, seconds, done = [], 0.0, 0
-  for seed in config.policy.seeds:
+  for seed in config.train.seeds:
     learner, stream = jax.block_until_ready(start(seed, inputs))
     for call in range(calls):
       begin = time.monotonic()
@@ -199,7 +195,7 @@ def measure(
       jax.block_until_ready(learner)
       seconds += time.monotonic() - begin
       done += per_call
-      expected = seconds / done * config.policy.iterations
+      expected = seconds / done * config.train.iterations
       if call == 0 and expected > c.seconds_per_run:
         found["left_out"] = (
           f"training takes {expected:,.0f} s a seed, above the limit of "
@@ -248,7 +244,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "dataset": base.data.dataset,
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
-    "iterations": base.policy.iterations,
+    "iterations": base.train.iterations,
     "episodes": {str(n): sessions(base.evaluate, n) for n in c.sizes},
   }
   jobs.finish(experiment, results, table(results), figure(results))

@@ -17,7 +17,6 @@ The replay starts anew at the change, for every policy: what it holds shows
 items that are gone. Shares are nested: what leaves at 5 % also leaves at 20 %.
 """
 
-import dataclasses
 import pathlib
 import time
 from typing import Any, NamedTuple
@@ -29,7 +28,7 @@ from matplotlib.figure import Figure
 
 from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.evaluation import simulate
@@ -42,9 +41,9 @@ from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import policy, quantize
 from hsrl_jax.stages import run as run_lib
 
-# Name of a policy to what its PolicyConfig has other than the experiment's.
+# Name of a policy to its agent, and the settings that are not the flags'.
 POLICIES = {
-  "hsrl": {},
+  "hsrl": {"agent": "hsrl"},
   "features": {"agent": "a2c", "item_logits": "features"},
   "free": {"agent": "a2c", "item_logits": "free"},
 }
@@ -53,6 +52,7 @@ LABELS = {
   "features": "one logit per item, of its features",
   "free": "one logit per item, free",
 }
+AGENTS = {x["agent"] for x in POLICIES.values()}
 RECOVERED = 0.95  # Of what was reached before the change.
 
 
@@ -82,7 +82,7 @@ def split_items(num_items: int, shares: tuple[int, ...], seed: int) -> Split:
 
 def start_catalogue(
   config: QuantizerConfig, features: np.ndarray, split: Split
-) -> Catalogue:
+) -> ActionSpace:
   """The start catalogue, with room for the newcomers.
 
   Args:
@@ -95,12 +95,12 @@ def start_catalogue(
   nobody = np.zeros((0, config.levels), np.int32)
   index = sid.build_index(nobody, config.vocab_size, capacity=len(features) - 1)
   index = sid.add_items(index, split.start, codebooks, rows)
-  return Catalogue(jnp.asarray(features), index, jnp.asarray(codebooks))
+  return ActionSpace(jnp.asarray(features), index, jnp.asarray(codebooks))
 
 
 def replace_items(
-  catalogue: Catalogue, leaving: np.ndarray, arriving: np.ndarray
-) -> Catalogue:
+  catalogue: ActionSpace, leaving: np.ndarray, arriving: np.ndarray
+) -> ActionSpace:
   """The catalogue after the change; codebooks and all other SIDs stay."""
   index = sid.remove_items(catalogue.index, leaving)
   index = sid.add_items(
@@ -142,7 +142,7 @@ class World:
     )
     self.start = start_catalogue(run.config.quantizer, features, self.split)
 
-  def changed(self, share: int) -> Catalogue:
+  def changed(self, share: int) -> ActionSpace:
     """The catalogue with `share` percent replaced."""
     return replace_items(self.start, *self.split.change(share))
 
@@ -183,13 +183,15 @@ class Learning:
       config: of the policy; the catalogue changes after half of the calls.
       folder: of the checkpoint of the change.
     """
-    self.world, self.config, self.folder = world, config.policy, folder
-    agent = make_agent(config, world.env.slate_size)
+    self.world, self.config, self.folder = world, config.train, folder
+    agent = make_agent(
+      config, world.env.slate_size, world.start.index.num_items
+    )
     self.act = policy.greedy(agent)
-    self.engine = loop.make(agent, world.env, config.policy)
-    self.layout = parallel.layout(len(config.policy.seeds))
+    self.engine = loop.make(agent, world.env, config.train)
+    self.layout = parallel.layout(len(config.train.seeds))
     self.iterate = parallel.over_devices(self.engine.run, self.layout)
-    calls = config.policy.iterations // config.policy.iterations_per_call
+    calls = config.train.iterations // config.train.iterations_per_call
     self.calls_before, self.calls_after = calls // 2, calls - calls // 2
 
   def run(self, share: int) -> dict[str, Any]:
@@ -234,7 +236,7 @@ class Learning:
         found = checkpoint.restore_latest(checkpointer, like)
       return found
 
-  def _place(self, learner, stream, catalogue: Catalogue):
+  def _place(self, learner, stream, catalogue: ActionSpace):
     learner, stream, inputs = parallel.place(
       learner, stream, loop.Inputs(catalogue, self.world.users), self.layout
     )
@@ -255,7 +257,7 @@ class Learning:
         bar.update(per_call)
     return tuple(state)
 
-  def _point(self, params, catalogue: Catalogue) -> dict[str, list[float]]:
+  def _point(self, params, catalogue: ActionSpace) -> dict[str, list[float]]:
     point = {"total_reward": [], "newcomers": []}
     for one in policy.by_seed(self.config, params):
       found = self.world.sessions(self.act, (one, catalogue))
@@ -281,8 +283,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     print(f"job {number} of {len(names)}: {name}/{job}", flush=True)
     make = world.bounds
     if job != "bounds":
-      changes = dataclasses.replace(base.policy, **POLICIES[job])
-      config = dataclasses.replace(base, policy=changes)
+      config = experiment.with_agent(**POLICIES[job])
       make = Learning(world, config, folder / job).run
     for share in sorted({0, *c.shares}):
       with jobs.timed(experiment, f"{name}/{job}", f"{share} %"):
@@ -300,7 +301,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "split": base.evaluate.split,
     "episodes": base.evaluate.episodes,
     "items": len(world.split.start),
-    "iterations_before": base.policy.iterations // 2,
+    "iterations_before": base.train.iterations // 2,
   }
   jobs.finish(experiment, results, table(results), figure(results))
   return results

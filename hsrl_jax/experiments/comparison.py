@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from hsrl_jax.agents import configure
 from hsrl_jax.config import Config
 from hsrl_jax.evaluation import bootstrap, simulate
 from hsrl_jax.experiments import jobs
@@ -60,8 +61,8 @@ def run(experiment: jobs.Experiment, entrants: Mapping[str, Config]) -> None:
     "dataset": first["dataset"],
     "split": first["split"],
     "episodes": first["episodes"],
-    "iterations": experiment.base.policy.iterations,
-    "users": experiment.base.policy.users,
+    "iterations": experiment.base.train.iterations,
+    "users": experiment.base.train.users,
     "resamples": experiment.config.resamples,
     "reference": REFERENCE,
     "simulator": first["simulator"],
@@ -80,14 +81,14 @@ def _row(
   experiment: jobs.Experiment, reference: Run, run: Run, spent: dict[str, float]
 ) -> dict[str, Any]:
   """What results.json says of one entrant under one protocol."""
-  config = run.config.policy
-  row = dict(run.results()["policies"][config.agent])
+  agent, train = run.config.agent, run.config.train
+  row = dict(run.results()["policies"][agent])
   row["difference"] = None
   if run is not reference:
-    row["difference"] = _difference(experiment, reference, run, config.agent)
+    row["difference"] = _difference(experiment, reference, run, agent)
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
-  iterations = config.iterations * len(config.seeds)
+  iterations = train.iterations * len(train.seeds)
   # What a killed process had spent is not known.
   known = trained and "policy" in spent
   row["iterations_per_second"] = iterations / spent["policy"] if known else None
@@ -114,13 +115,24 @@ def _rewards(run: Run, policy: str) -> np.ndarray:
 
 
 def changed(base: Config, config: Config) -> dict[str, Any]:
-  """The fields of quantizer and policy in which a configuration differs."""
-  found = {}
-  for stage in ("quantizer", "policy"):
-    old = dataclasses.asdict(getattr(base, stage))
-    new = dataclasses.asdict(getattr(config, stage))
-    found |= {f"{stage}.{k}": x for k, x in new.items() if x != old[k]}
-  return found
+  """The fields of quantizer and policy in which a configuration differs.
+
+  What only the other agent reads counts where it is not as by default.
+  """
+  old = configure(base, config.agent)
+  parts = [("quantizer", old.quantizer, config.quantizer)] + [
+    ("policy", getattr(old, name), getattr(config, name))
+    for name in ("network", "train", "settings")
+  ]
+  differing = {
+    f"{stage}.{field}": value
+    for stage, before, after in parts
+    for field, value in dataclasses.asdict(after).items()
+    if value != getattr(before, field)
+  }
+  if base.agent != config.agent:
+    differing["policy.agent"] = config.agent
+  return differing
 
 
 def ranked(protocol: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

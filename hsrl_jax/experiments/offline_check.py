@@ -20,8 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from matplotlib.figure import Figure
 
-from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Agent, Catalogue
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import off_policy, statistics
 from hsrl_jax.experiments import benchmark, jobs
@@ -65,10 +64,10 @@ def run(experiment: jobs.Experiment) -> None:
     InputError: the agent has no probabilities of items.
   """
   base, config = experiment.base, experiment.config
-  job = jobs.Job(base.policy.agent, benchmark.entrant(base, base.policy.agent))
+  job = jobs.Job(base.agent, benchmark.entrant(experiment, base.agent))
   (run,) = jobs.run_all(experiment, [job]).values()
   index, split = run.catalogue.index, base.evaluate.split
-  agent = make_agent(run.config, index.num_items)
+  agent = run.agent(slate_size=index.num_items)
   (_, params), *_ = run.policies()
   logs, users = run.dataset.splits[split], run.users(split)
   train = run.dataset.splits["train"]
@@ -101,8 +100,8 @@ def run(experiment: jobs.Experiment) -> None:
   results = {
     "dataset": base.data.dataset,
     "split": split,
-    "agent": base.policy.agent,
-    "seed": base.policy.seeds[0],
+    "agent": base.agent,
+    "seed": base.train.seeds[0],
     "items": index.num_items,
     "logging_temperature": config.logging_temperature,
     "weight_clip": config.weight_clip,
@@ -118,7 +117,7 @@ def log_probs(agent: Agent, params: Params, observation: Observation) -> Array:
 
   Args:
     agent: made for slates of all items.
-    params: the agent's, and the Catalogue.
+    params: the agent's, and the ActionSpace.
     observation: of one user.
   """
   params, catalogue = params
@@ -131,7 +130,7 @@ def log_probs(agent: Agent, params: Params, observation: Observation) -> Array:
 @functools.partial(jax.jit, static_argnames=("agent", "env"))
 def collect(
   agent: Agent,
-  params: tuple[Params, Catalogue],
+  params: tuple[Params, ActionSpace],
   env: UserSimulator,
   users: EnvParams,
   user_id: Array,
@@ -171,7 +170,7 @@ def collect(
 def score(
   agent: Agent,
   env: UserSimulator,
-  params: tuple[Params, Catalogue],
+  params: tuple[Params, ActionSpace],
   users: EnvParams,
   sessions: Sessions,
   table: Array,

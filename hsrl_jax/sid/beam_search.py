@@ -29,6 +29,8 @@ class Beams(NamedTuple):
     log_probs: float32 [B], log pi of each item (no noise, no temperature); 0
       where invalid.
     scores: float32 [B], by which the beams are ordered.
+    noise: float32 [B], of a sample: the standard Gumbel noise of each item, its
+      score less its log-probability under what was sampled; else 0.
     valid: bool [B]; False where fewer than B items were found.
   """
 
@@ -36,6 +38,7 @@ class Beams(NamedTuple):
   items: Array
   log_probs: Array
   scores: Array
+  noise: Array
   valid: Array
 
 
@@ -138,11 +141,15 @@ def beam_search(
   items = sid_index.item_of(index, node)
   missing = (0, beams - len(items))
   items = jnp.pad(items, missing)
+  noise = jnp.zeros_like(score)
+  if key is not None:
+    noise = jnp.where(alive, score - tempered, 0.0)
   return Beams(
     tokens=sid_index.sid_of(index, items),
     items=items,
     log_probs=jnp.pad(jnp.where(alive, log_prob, 0.0), missing),
     scores=jnp.pad(score, missing, constant_values=masking.NEGATIVE),
+    noise=jnp.pad(noise, missing),
     valid=jnp.pad(alive, missing),
   )
 

@@ -17,8 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import __version__, sid
-from hsrl_jax.agents.base import Agent
-from hsrl_jax.agents.base import Catalogue as AgentCatalogue
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
@@ -30,23 +29,25 @@ FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
 
 
-def capacity(config: Config, export: ExportConfig, items: int) -> int:
+def capacity(
+  agent: Agent, config: Config, export: ExportConfig, items: int
+) -> int:
   """C of an export of so many items.
 
   Raises:
     InputError: there is nothing to export, or not with this capacity.
   """
-  policy = config.policy
-  if policy.agent == "random":
+  if agent.draws:
     raise InputError(
-      "--agent=random with --mode=export; expected an agent that has a policy"
+      f"--agent={config.agent} with --mode=export; expected an agent that has "
+      "a policy"
     )
   if config.quantizer.assignment == "plain":
     raise InputError(
       "--sid_assignment=plain with --mode=export; expected an assignment that "
       "gives each item a SID of its own"
     )
-  if policy.item_logits == "free" and policy.agent in ("a2c", "pgra", "sasrec"):
+  if agent.fixed_items:
     if export.capacity not in (None, items):
       raise InputError(
         f"--export_capacity={export.capacity} with --item_logits=free; "
@@ -184,7 +185,7 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     index = jax.tree_util.tree_map_with_path(
       lambda path, _: arrays[jax.tree_util.keystr(path)], places
     )
-    items = AgentCatalogue(
+    items = ActionSpace(
       arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
 

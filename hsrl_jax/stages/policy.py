@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Agent, Catalogue
-from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.config import Config, PolicyConfig
+from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.engine import checkpoint, loop, parallel, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import simulate
@@ -25,26 +24,26 @@ from hsrl_jax.types import Params, Sessions
 FOLDER = "policy"
 
 
-def acting(config: PolicyConfig, index: SidIndex) -> str:
+def acting(agent: Agent, index: SidIndex) -> str:
   """How the agent finds a slate, in words."""
-  if config.agent != "hsrl" or not hsrl.searches(config, index):
+  if not agent.beams:
     return f"each of {index.num_items:,} items is scored"
-  return f"beam search, {config.beams} beams, {index.num_items:,} items"
+  return f"beam search, {agent.beams} beams, {index.num_items:,} items"
 
 
 def greedy(agent: Agent) -> simulate.Act:
-  """The agent's greedy policy; its `params` are (params, Catalogue)."""
+  """The agent's greedy policy; its `params` are (params, ActionSpace)."""
 
   def act(params, observation, excluded, key):
     params, catalogue = params
-    if agent.loss is not None:
+    if not agent.draws:
       key = None
     return agent.act(params, catalogue, observation, excluded, key, 1.0).slate
 
   return act
 
 
-def by_seed(config: PolicyConfig, params: Params) -> list[Params]:
+def by_seed(config: TrainConfig, params: Params) -> list[Params]:
   """Parameters with leading axis S as one pytree a seed."""
   return [_of_seed(params, i) for i in range(len(config.seeds))]
 
@@ -58,7 +57,7 @@ def run(
   config: Config,
   workdir: pathlib.Path,
   env: UserSimulator,
-  catalogue: Catalogue,
+  catalogue: ActionSpace,
   users: EnvParams,
   val_users: EnvParams,
   logs: Sessions,
@@ -85,20 +84,20 @@ def run(
       state is not saved.
     InputError: the users do not divide over the devices.
   """
-  policy = config.policy
-  agent = make_agent(config, env.slate_size)
+  train = config.train
+  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   folder = workdir / FOLDER
   if agent.loss is None:
     folder.mkdir(parents=True, exist_ok=True)
     return
-  engine = loop.make(agent, env, policy)
+  engine = loop.make(agent, env, train)
   inputs = loop.Inputs(
     catalogue,
     users,
     loop.logged(logs, env.penalty) if agent.offline else None,
   )
-  layout = parallel.layout(len(policy.seeds))
-  per_call = policy.iterations_per_call
+  layout = parallel.layout(len(train.seeds))
+  per_call = train.iterations_per_call
   first = processes.is_first()
   with (
     stop.deferred(by_all=True) as signals,
@@ -107,7 +106,7 @@ def run(
     with watch.phase("start"):
       try:
         learner, stream = parallel.init(
-          engine.init, policy.seeds, inputs, layout
+          engine.init, train.seeds, inputs, layout
         )
       except ValueError as error:
         raise InputError(str(error)) from error
@@ -121,21 +120,21 @@ def run(
       metrics_lib.MetricsWriter(folder, saved)
       if first
       else contextlib.nullcontext() as writer,
-      progress.bar(policy.iterations, "policy", "it", saved) as bar,
+      progress.bar(train.iterations, "policy", "it", saved) as bar,
       watch_lib.profiler(
-        folder / "profile", policy.profile_range if first else None
+        folder / "profile", train.profile_range if first else None
       ) as profiler,
     ):
-      for step in range(saved + per_call, policy.iterations + 1, per_call):
+      for step in range(saved + per_call, train.iterations + 1, per_call):
         profiler(step - per_call + 1, step)
         with watch.phase("training"):
           learner, stream, measured = iterate(learner, stream, inputs)
           measured = metrics_lib.seed_means(measured)
         profiler(step + 1, step + per_call)
-        last = step == policy.iterations or signals.due()
+        last = step == train.iterations or signals.due()
         bad = tree.first_not_finite(measured)
         state = None
-        if bad or last or step % policy.save_every == 0:
+        if bad or last or step % train.save_every == 0:
           state = parallel.collect(learner, stream, layout)
           bad = tree.first_not_finite(parallel.one_copy(state[0])) or bad
         if bad:
@@ -149,7 +148,7 @@ def run(
         if first:
           writer.write(step, measured)
         if first and (
-          step % policy.curve_every == 0 or step == policy.iterations
+          step % train.curve_every == 0 or step == train.iterations
         ):
           with watch.phase("curve"):
             point, counts = curve(parallel.target_params(learner, layout))
@@ -169,7 +168,7 @@ def load(
   config: Config,
   workdir: pathlib.Path,
   env: UserSimulator,
-  catalogue: Catalogue,
+  catalogue: ActionSpace,
   users: EnvParams,
 ) -> list[Params]:
   """The averaged parameters that `run` left, one pytree a seed.
@@ -177,13 +176,13 @@ def load(
   Raises:
     InputError: no checkpoint can be read.
   """
-  seeds = config.policy.seeds
-  agent = make_agent(config, env.slate_size)
+  seeds = config.train.seeds
+  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   inputs = loop.Inputs(catalogue, users)
   if agent.loss is None:
     user = env.start(0, users).observation
     return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
-  engine = loop.make(agent, env, config.policy)
+  engine = loop.make(agent, env, config.train)
   like = parallel.shapes(engine.init, seeds, inputs)
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:
@@ -193,14 +192,14 @@ def load(
       f"{folder}: no checkpoint can be read; delete {workdir}/.done/policy "
       "and run --mode=policy again"
     )
-  return by_seed(config.policy, restored[0].target_params)
+  return by_seed(config.train, restored[0].target_params)
 
 
 def _curve(
   agent: Agent,
   env: UserSimulator,
   config: Config,
-  catalogue: Catalogue,
+  catalogue: ActionSpace,
   users: EnvParams,
 ) -> Callable[[Params], tuple[dict, dict]]:
   """A point of the learning curve: sessions of the validation users.
@@ -218,9 +217,9 @@ def _curve(
         (p, catalogue),
         users,
         key,
-        episodes=config.policy.curve_episodes,
+        episodes=config.train.curve_episodes,
       )
-      for p in by_seed(config.policy, params)
+      for p in by_seed(config.train, params)
     ]
     counts = watch_lib.code_usage(
       catalogue.index, [np.asarray(s.slates) for s in sessions]

@@ -13,7 +13,7 @@ import numpy as np
 from hsrl_jax import config as config_lib
 from hsrl_jax import files, serving
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare, source
 from hsrl_jax.engine import processes
@@ -29,7 +29,6 @@ from hsrl_jax.stages import policy, quantize, simulator
 
 SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
 SUMMARY = "summary.json"  # Time by phase, and memory.
-LEARN_FROM_LOGS = ("popularity", "sasrec")  # Agents that need logged slates.
 _SHARED = ("data", "quantize", "simulator")
 _EXAMPLES = 4
 _MALFORMED = 5  # Rows of the source that are named on the screen.
@@ -109,7 +108,7 @@ class Run:
     return source.load(self._folder("data") / "data")
 
   @functools.cached_property
-  def catalogue(self) -> Catalogue:
+  def catalogue(self) -> ActionSpace:
     """Items, SIDs and popularity."""
     catalogue = quantize.load(
       self._folder("quantize"), self.dataset.items, self.config.quantizer
@@ -191,7 +190,7 @@ class Run:
 
   def policy(self) -> None:
     """Stage policy."""
-    how = policy.acting(self.config.policy, self.catalogue.index)
+    how = policy.acting(self.agent(), self.catalogue.index)
     print(f"  acting: {how}")
     policy.run(
       self.config,
@@ -206,7 +205,7 @@ class Run:
 
   def evaluate(self) -> None:
     """Stage evaluate."""
-    c, agent_name = self.config.evaluate, self.config.policy.agent
+    c, agent_name = self.config.evaluate, self.config.agent
     users = self.users(c.split)
     key = jax.random.key(c.seed)
     policies = {
@@ -238,7 +237,7 @@ class Run:
         "dataset": self.name,
         "split": c.split,
         "episodes": c.episodes,
-        "seeds": list(self.config.policy.seeds),
+        "seeds": list(self.config.train.seeds),
         "agent": agent_name,
         "policies": simulate.report(table),
         "simulator": self._read_json(
@@ -256,21 +255,32 @@ class Run:
     )
     files.write_json(self.workdir / "report" / "examples.json", shown)
 
+  def agent(self, slate_size: int | None = None) -> Agent:
+    """The agent, for slates of K items; None: as many as the simulator shows.
+
+    It acts as in training, also where it is served with other items.
+    """
+    return make_agent(
+      self.config,
+      slate_size or self.env.slate_size,
+      self.catalogue.index.num_items,
+    )
+
   def policies(self) -> list[tuple[Callable, tuple]]:
     """The trained greedy policy of each seed, with its parameters."""
     params = policy.load(
       self.config, self.workdir, self.env, self.catalogue, self.users("train")
     )
-    agent = make_agent(self.config, self.env.slate_size)
-    act = policy.greedy(agent)
+    act = policy.greedy(self.agent())
     return [(act, (p, self.catalogue)) for p in params]
 
   def export(self, export: config_lib.ExportConfig) -> None:
     """Mode export: the trained policy of a seed, for serving."""
     workdir_lib.require(self.workdir, "policy", self.fingerprints["policy"])
     config, items = self.config, self.dataset.items
-    capacity = export_lib.capacity(config, export, len(items.titles) - 1)
-    seeds = config.policy.seeds
+    agent = self.agent(export.slate_size)
+    capacity = export_lib.capacity(agent, config, export, len(items.titles) - 1)
+    seeds = config.train.seeds
     seed = seeds[0] if export.seed is None else export.seed
     if seed not in seeds:
       raise InputError(f"--export_seed={seed}; expected one of --seeds={seeds}")
@@ -293,16 +303,14 @@ class Run:
       items.external_ids,
       items.titles,
       capacity=capacity,
-      popularity=(
-        found.popularity if config.policy.agent == "popularity" else None
-      ),
+      popularity=found.popularity if agent.reads_popularity else None,
     )
     folder = pathlib.Path(export.dir or self.workdir / export_lib.FOLDER)
-    how = policy.acting(config.policy, served.index)
+    how = policy.acting(agent, served.index)
     print(f"export ...\n  acting: {how}", flush=True)
     made = export_lib.write(
       folder,
-      make_agent(config, slate_size),
+      agent,
       params[seeds.index(seed)],
       served,
       env.start(0, users).observation,
@@ -310,7 +318,7 @@ class Run:
       slate_size=slate_size,
       seen=seen,
       about={
-        "agent": config.policy.agent,
+        "agent": config.agent,
         "acting": how,
         "seed": seed,
         "dataset": self.name,
@@ -392,9 +400,9 @@ def _check_without_slates(config: config_lib.Config, name: str) -> None:
       "--simulator_slate_size is missing; expected the items of a slate, since "
       f"{name} has no slates that would tell"
     )
-  if config.policy.agent in LEARN_FROM_LOGS:
+  if make_agent(config, config.simulator.slate_size, items=1).offline:
     raise InputError(
-      f"--agent={config.policy.agent} learns from logged slates and {name} has "
+      f"--agent={config.agent} learns from logged slates and {name} has "
       "none; expected another agent, or a file on top of a --dataset"
     )
 

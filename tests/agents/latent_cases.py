@@ -21,14 +21,14 @@ class Case(NamedTuple):
   agent: base.Agent
   params: Params
   target_params: Params
-  catalogue: base.Catalogue
+  catalogue: base.ActionSpace
   observation: Observation
 
 
 @functools.cache
 def make(agent: str, **overrides) -> Case:
   """One item is inactive; no parameter is at its initial value."""
-  config = toy.config(agent=agent, dropout=0.0, **overrides)
+  config = toy.config(agent, dropout=0.0, **overrides)
   made, inputs = toy.agent(config), toy.inputs()
   observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
   catalogue = inputs.catalogue._replace(
@@ -61,7 +61,7 @@ def transition(case: Case) -> Transition:
 
 
 def loss(case: Case, step: Transition, progress=0.0):
-  return case.agent.loss(
+  return jax.jit(case.agent.loss)(
     case.params,
     case.target_params,
     case.catalogue,
@@ -81,7 +81,9 @@ def unit(x):
 
 def state(params, catalogue, observation):
   """By the network itself; the encoder has tests of its own."""
-  encode = functools.partial(latent.network(toy.config()).apply, method="state")
+  encode = functools.partial(
+    latent.network(toy.config().network).apply, method="state"
+  )
   return np.asarray(encode(params, catalogue.features, observation), np.float64)
 
 

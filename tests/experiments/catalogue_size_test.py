@@ -20,11 +20,10 @@ BASE = config_lib.Config(
   data=config_lib.DataConfig(dataset="toy"),
   quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=16, restarts=1),
   simulator=config_lib.SimulatorConfig(epochs=1, dropout=0.0, hidden=8),
-  policy=config_lib.PolicyConfig(
-    width=8,
-    layers=1,
-    heads=2,
-    critic_hidden=(8,),
+  network=config_lib.NetworkConfig(
+    width=8, layers=1, heads=2, critic_hidden=(8,)
+  ),
+  train=config_lib.TrainConfig(
     users=4,
     batch_size=4,
     buffer_size=4 * 40,

@@ -12,6 +12,7 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.experiments import ablation, benchmark, comparison, jobs
 from hsrl_jax.report import plots
@@ -141,41 +142,48 @@ class SmallTest(absltest.TestCase):
     self.assertIn("expected hsrl among them", err)
 
 
+def _experiment(name):
+  """With all at its defaults."""
+  return jobs.Experiment(
+    name,
+    agents.configure(config_lib.Config(), "hsrl"),
+    config_lib.ExperimentConfig(),
+    pathlib.Path(),
+    "",
+  )
+
+
 class EntrantsTest(parameterized.TestCase):
   def test_without_logs_there_is_nobody_who_learns_from_them(self):
     for own_users in (True, False):
       run = types.SimpleNamespace(own_users=own_users, name="urm.npz")
-      experiment = jobs.Experiment(
-        "benchmark",
-        config_lib.Config(),
-        config_lib.ExperimentConfig(),
-        pathlib.Path(),
-        "",
-      )
       with (
         mock.patch.object(benchmark, "Run", return_value=run),
         mock.patch.object(comparison, "run") as compare,
         contextlib.redirect_stdout(io.StringIO()) as out,
       ):
-        benchmark.run(experiment)
+        benchmark.run(_experiment("benchmark"))
       absent = {"popularity", "sasrec"} if own_users else set()
       self.assertEqual(
-        set(compare.call_args.args[1]), set(config_lib.AGENTS) - absent
+        set(compare.call_args.args[1]), set(agents.AGENTS) - absent
       )
       self.assertEqual("popularity, sasrec" in out.getvalue(), own_users)
 
-  @parameterized.parameters(*config_lib.AGENTS)
+  @parameterized.parameters(*agents.AGENTS)
   def test_the_budget_is_the_same(self, agent):
-    base = config_lib.Config()
-    policy = benchmark.entrant(base, agent).policy
-    self.assertEqual(policy.agent, agent)
-    for name in ("iterations", "users", "batch_size", "width", "layers"):
-      self.assertEqual(getattr(policy, name), getattr(base.policy, name))
+    experiment = _experiment("benchmark")
+    base, config = experiment.base, benchmark.entrant(experiment, agent)
+    self.assertEqual(config.agent, agent)
+    self.assertEqual(config.network, base.network)
+    for name in ("iterations", "users", "batch_size"):
+      self.assertEqual(getattr(config.train, name), getattr(base.train, name))
 
   @parameterized.parameters(*config_lib.VARIANTS)
   def test_a_variant_changes_what_it_says(self, name):
-    base = config_lib.Config()
-    found = comparison.changed(base, ablation.variant(base, name))
+    experiment = _experiment("ablation")
+    found = comparison.changed(
+      experiment.base, ablation.variant(experiment, name)
+    )
     names = {x.split(".")[1].replace("assig", "sid_assig") for x in found}
     self.assertNotEmpty(names)
     # What the flags' defaults are is said all the same.
@@ -188,7 +196,18 @@ class EntrantsTest(parameterized.TestCase):
     )
     for name, value in ablation.CHANGES["paper"].items():
       self.assertEqual(json.loads(given.pop(name)), value, name)
-    self.assertEqual(set(given), {"workdir", "iterations", "seeds"})
+    # The rest is the published code's, in every job alike.
+    self.assertEqual(
+      set(given),
+      {
+        "workdir",
+        "iterations",
+        "seeds",
+        "layers",
+        "learning_rate",
+        "curve_every",
+      },
+    )
 
 
 def _measure(mean):
@@ -198,7 +217,7 @@ def _measure(mean):
 class TableTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    names = {*config_lib.AGENTS, *config_lib.VARIANTS}
+    names = {*agents.AGENTS, *config_lib.VARIANTS}
     rows = {
       name: {
         "total_reward": _measure(-99.0 + i),

@@ -1,4 +1,4 @@
-"""What the losses of HSRL need of ONE shown slate (DESIGN, section 6)."""
+"""ONE shown slate as the losses of HSRL see it (docs/method.md, Losses)."""
 
 from typing import NamedTuple
 
