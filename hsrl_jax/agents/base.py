@@ -279,14 +279,25 @@ def actor_critic(
   }
 
 
-def permitted(index: SidIndex, excluded: Array) -> Array:
-  """Whether each item may be shown, bool [N + 1]; padding may not.
+def permitted(active: Array, excluded: Array) -> Array:
+  """Whether each item may be shown, bool [N + 1].
 
   Args:
-    index: says which items are active.
+    active: bool [N + 1], of the catalogue's index; False for padding.
     excluded: int32 [T], ids that may not be shown; 0 is ignored.
   """
-  return index.active.at[excluded].set(False)
+  return active.at[excluded].set(False)
+
+
+def usable(active: Array, scores: Array, excluded: Array) -> Array:
+  """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
+
+  Args:
+    active: see `permitted`.
+    scores: float32 [N + 1].
+    excluded: see `permitted`.
+  """
+  return jnp.where(permitted(active, excluded), scores, masking.NEGATIVE)
 
 
 def top(scores: Array, count: int) -> Array:
@@ -349,6 +360,8 @@ def choose(
     slate_size: K.
   """
   noise = None if key is None else sampling.gumbel(key, log_pi.shape)
-  ranks, log_prob = draw(log_pi, permitted(index, excluded), noise, temperature)
+  ranks, log_prob = draw(
+    log_pi, permitted(index.active, excluded), noise, temperature
+  )
   slate = top(ranks, slate_size)
   return Action(slate, log_prob[slate], jnp.zeros(0))

@@ -22,7 +22,7 @@ import optax
 from hsrl_jax.agents import base
 from hsrl_jax.config import NetworkConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
-from hsrl_jax.ops import masking, returns, sampling
+from hsrl_jax.ops import returns, sampling
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -93,9 +93,7 @@ def act(
   if key is not None:
     action = explore(action, key, noise)
   scores = network.apply(params, features, method="embed") @ action
-  scores = jnp.where(
-    base.permitted(catalogue.index, excluded), scores, masking.NEGATIVE
-  )
+  scores = base.usable(catalogue.index.active, scores, excluded)
   slate = base.top(scores, slate_size)
   return base.Action(slate, jnp.zeros(slate_size), action)
 

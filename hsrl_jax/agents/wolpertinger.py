@@ -76,11 +76,7 @@ def _choose(
 ) -> tuple[Array, Array]:
   """The slate, int32 [K], and the items' values, float32 [K]."""
   embedded = network.apply(params, catalogue.features, method="embed")
-  scores = jnp.where(
-    base.permitted(catalogue.index, excluded),
-    embedded @ action,
-    masking.NEGATIVE,
-  )
+  scores = base.usable(catalogue.index.active, embedded @ action, excluded)
   count = min(CANDIDATES * slate_size, catalogue.index.capacity)
   items = base.top(scores, count)
   values = _item_values(network, params, catalogue, state, items)

@@ -60,7 +60,7 @@ def _made(case):
 
 
 def _scores(made):
-  """By which a greedy slate ranks all items, in NumPy; None: by no one score."""
+  """The score of each item by which a greedy slate ranks them; or None."""
   agent, (_, _, params, catalogue, observation) = made.config.agent, made
   if agent == "popularity":
     return np.asarray(catalogue.popularity)

@@ -79,12 +79,16 @@ def unit(x):
   return x / np.sqrt(np.square(x).mean(-1, keepdims=True))
 
 
+@functools.cache
+def _encode():
+  apply = latent.network(toy.config().network).apply
+  return jax.jit(functools.partial(apply, method="state"))
+
+
 def state(params, catalogue, observation):
   """By the network itself; the encoder has tests of its own."""
-  encode = functools.partial(
-    latent.network(toy.config().network).apply, method="state"
-  )
-  return np.asarray(encode(params, catalogue.features, observation), np.float64)
+  encoded = _encode()(params, catalogue.features, observation)
+  return np.asarray(encoded, np.float64)
 
 
 def action(params, state):

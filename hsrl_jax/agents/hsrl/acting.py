@@ -105,7 +105,7 @@ def _all_items(
   return _Candidates(
     jnp.arange(len(log_pi)),
     log_pi,
-    base.permitted(catalogue.index, excluded),
+    base.permitted(catalogue.index.active, excluded),
     None if key is None else sampling.gumbel(key, log_pi.shape),
     click_offset,
   )
