@@ -10,7 +10,7 @@ PACKAGE = "hsrl_jax"
 
 # Lowest first.
 LAYERS = (
-  ("types", "config", "errors", "files", "docstrings"),
+  ("types", "checked", "config", "errors", "files", "docstrings"),
   ("ops",),
   ("sid",),
   ("data", "serving"),
@@ -30,7 +30,7 @@ LAYERS = (
 SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
 ONLY = {
-  "flags": {"config", "errors", "docstrings"},
+  "flags": {"config", "errors", "docstrings", "agents"},
   # What is served needs jax and numpy alone.
   "serving": {"types", "errors", "files", "docstrings", "sid", "serving"},
 }

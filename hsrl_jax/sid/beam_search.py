@@ -29,8 +29,9 @@ class Beams(NamedTuple):
     log_probs: float32 [B], log pi of each item (no noise, no temperature); 0
       where invalid.
     scores: float32 [B], by which the beams are ordered.
-    noise: float32 [B], of a sample: the standard Gumbel noise of each item, its
-      score less its log-probability under what was sampled; else 0.
+    noise: float32 [B], of a sample: the standard Gumbel noise of each item,
+      independent of all others', which is its score less its log-probability
+      in the distribution that was sampled. Without a key 0.
     valid: bool [B]; False where fewer than B items were found.
   """
 
@@ -98,6 +99,8 @@ def beam_search(
   log_prob = jnp.zeros(1)
   tempered = jnp.zeros(1)  # log of pi^(1/temperature), renormalised by level.
   score = jnp.zeros(1)
+  if key is not None:  # The largest of all items' perturbed scores.
+    score = sampling.gumbel(jax.random.fold_in(key, index.levels), (1,))
   context = jax.tree.map(lambda x: jnp.asarray(x)[None], context)
   closed = None if excluded is None else _closed(index, excluded)
 

@@ -9,7 +9,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.networks.policy import Hierarchy, PolicyNetwork
+from hsrl_jax.networks.hierarchy import Hierarchy, PolicyNetwork
 from hsrl_jax.sid.index import sid_of
 from hsrl_jax.sid.quantizer import reconstruct
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
