@@ -42,6 +42,16 @@ def env(no_repeat: bool = False) -> UserSimulator:
   )
 
 
+def users() -> EnvParams:
+  return EnvParams(
+    jnp.float32(1.0),
+    jnp.eye(GROUPS)[jnp.arange(USERS) % GROUPS],
+    # Full ones: with a single item attention has no gradient but rounding,
+    # which Adam would blow up to steps of full size.
+    (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)) % ITEMS + 1,
+  )
+
+
 @functools.cache
 def inputs() -> loop.Inputs:
   groups = np.arange(ITEMS) % GROUPS
@@ -61,13 +71,7 @@ def inputs() -> loop.Inputs:
     ActionSpace(
       jnp.asarray(padded, jnp.float32), sid.build_index(tokens, 8), codebooks
     ),
-    EnvParams(
-      jnp.float32(1.0),
-      jnp.eye(GROUPS)[jnp.arange(USERS) % GROUPS],
-      # Full ones: with a single item attention has no gradient but rounding,
-      # which Adam would blow up to steps of full size.
-      (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)) % ITEMS + 1,
-    ),
+    users(),
   )
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import agents
+from hsrl_jax import agents, sid
 from hsrl_jax.agents import base
 from hsrl_jax.config import Config
 from hsrl_jax.networks.encoder import Encoder
@@ -15,6 +15,7 @@ from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
 
 KEY = jax.random.key(0)
+DRAWS = 20_000
 NOTHING = jnp.zeros(0, jnp.int32)
 
 
@@ -29,6 +30,37 @@ class Made(NamedTuple):
 
 
 @functools.cache
+def catalogue() -> base.ActionSpace:
+  """Items at random, with SIDs at random: no k-means is compiled."""
+  rng = np.random.default_rng(0)
+  numbers = rng.permutation(64)[: toy.ITEMS]
+  tokens = np.stack([numbers // 8, numbers % 8], 1)
+  codebooks = rng.normal(size=(2, 8, 7))
+  # A SID loses something of an item's features.
+  features = codebooks[0, tokens[:, 0]] + codebooks[1, tokens[:, 1]]
+  features += 0.3 * rng.normal(size=features.shape)
+  features = np.concatenate([np.zeros((1, 7)), features])
+  # New items have no popularity; padding may not win.
+  popularity = (7 * np.arange(toy.ITEMS + 1)) % 41
+  popularity[0], popularity[-1] = 99, 0
+  return base.ActionSpace(
+    jnp.asarray(features, jnp.float32),
+    sid.build_index(tokens, 8),
+    jnp.asarray(codebooks, jnp.float32),
+    jnp.asarray(popularity, jnp.float32),
+  )
+
+
+def random_params(agent, observation, seed) -> Params:
+  """Parameters of which none is where it begins; nothing is compiled."""
+  shapes = jax.eval_shape(agent.init, KEY, catalogue(), observation)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes
+  )
+
+
+@functools.cache
 def made(name: str, items: int = toy.ITEMS, **values) -> Made:
   """An agent of the toy without dropout; no parameter is where it begins.
 
@@ -38,21 +70,32 @@ def made(name: str, items: int = toy.ITEMS, **values) -> Made:
     **values: see `toy.config`.
   """
   config = toy.config(name, **{"dropout": 0.0} | values)
-  agent, inputs = agents.make_agent(config, toy.SLATE, items), toy.inputs()
-  user = inputs.env_params
-  observation = Observation(user.profiles[3], user.histories[3])
-  # New items have no popularity; padding may not win.
-  popularity = (7 * np.arange(toy.ITEMS + 1)) % 41
-  popularity[0], popularity[-1] = 99, 0
-  catalogue = inputs.catalogue._replace(
-    popularity=jnp.asarray(popularity, jnp.float32)
+  agent, users = agents.make_agent(config, toy.SLATE, items), toy.users()
+  observation = Observation(users.profiles[3], users.histories[3])
+  params = random_params(agent, observation, 1)
+  return Made(config, agent, params, catalogue(), observation)
+
+
+@functools.cache
+def _sampler(agent: base.Agent):
+  """A function that is compiled once for an agent."""
+
+  def one(key, params, catalogue, observation, banned, exploration):
+    return agent.act(params, catalogue, observation, banned, key, exploration)
+
+  return jax.jit(jax.vmap(one, in_axes=(0, *[None] * 5)))
+
+
+def sample(made: Made, banned, exploration=1.0) -> base.Action:
+  """DRAWS sampled actions; `banned` are up to 40 items."""
+  return _sampler(made.agent)(
+    jax.random.split(jax.random.key(3), DRAWS),
+    made.params,
+    made.catalogue,
+    made.observation,
+    jnp.asarray(np.append(banned, np.zeros(toy.ITEMS))[: toy.ITEMS], jnp.int32),
+    exploration,
   )
-  shapes = jax.eval_shape(agent.init, KEY, catalogue, observation)
-  rng = np.random.default_rng(1)
-  params = jax.tree.map(
-    lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes
-  )
-  return Made(config, agent, params, catalogue, observation)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from hsrl_jax import sid
 from hsrl_jax.agents import base, latent
 from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
+from tests.agents import checks
 
 AGENTS = ("ddpg", "td3", "wolpertinger", "hac")
 NOTHING = jnp.zeros(0, jnp.int32)
@@ -28,21 +29,12 @@ class Case(NamedTuple):
 @functools.cache
 def make(agent: str, **overrides) -> Case:
   """One item is inactive; no parameter is at its initial value."""
-  config = toy.config(agent, dropout=0.0, **overrides)
-  made, inputs = toy.agent(config), toy.inputs()
-  observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
-  catalogue = inputs.catalogue._replace(
-    index=sid.remove_items(inputs.catalogue.index, np.array([INACTIVE]))
+  _, made, params, catalogue, observation = checks.made(agent, **overrides)
+  catalogue = catalogue._replace(
+    index=sid.remove_items(catalogue.index, np.array([INACTIVE]))
   )
-  params = made.init(jax.random.key(1), catalogue, observation)
-
-  def moved(phase):
-    return jax.tree.map(
-      lambda x: x + 0.3 * jnp.sin(phase + jnp.arange(x.size)).reshape(x.shape),
-      params,
-    )
-
-  return Case(made, moved(1.0), moved(2.0), catalogue, observation)
+  target_params = checks.random_params(made, observation, 2)
+  return Case(made, params, target_params, catalogue, observation)
 
 
 def transition(case: Case) -> Transition:

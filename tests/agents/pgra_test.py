@@ -20,16 +20,9 @@ def _mean(params, state):
 class ActTest(absltest.TestCase):
   def test_latents_are_gaussian_and_slates_follow_them(self):
     made = checks.made("pgra")
-    _, agent, params, catalogue, observation = made
+    _, _, params, catalogue, observation = made
     mean = _mean(params, checks.state(params, catalogue, observation))
-    act = jax.jit(
-      jax.vmap(
-        lambda key: agent.act(
-          params, catalogue, observation, checks.NOTHING, key, 1.0
-        )
-      )
-    )
-    actions = act(jax.random.split(checks.KEY, 5_000))
+    actions = checks.sample(made, [])
     latent = np.asarray(actions.latent)
     np.testing.assert_allclose(latent.mean(0), mean, atol=0.07)
     np.testing.assert_allclose(np.cov(latent.T), np.eye(8), atol=0.1)

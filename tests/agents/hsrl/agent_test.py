@@ -38,26 +38,17 @@ def _places(weights):
 
 class ActTest(parameterized.TestCase):
   @parameterized.parameters(
-    ("expected", toy.ITEMS), ("expected", SEARCHED), ("sampled", toy.ITEMS)
+    (toy.ITEMS, {}),
+    (SEARCHED, {}),
+    (SEARCHED, {"beams": 8}),
+    (toy.ITEMS, {"residual_mode": "sampled"}),
   )
-  def test_a_sample_follows_the_tempered_policy(self, mode, items):
-    """A search of as many beams as items draws exactly, too."""
-    made = checks.made("hsrl", items, residual_mode=mode)
+  def test_a_sample_follows_the_tempered_policy(self, items, values):
+    """A search with beams for all items draws exactly; few are near it."""
+    made = checks.made("hsrl", items, **values)
     temperature, log_pi = 2.0, reference.log_pi(made)
     log_pi[BANNED] = -np.inf
-    act = jax.jit(
-      jax.vmap(
-        lambda key: made.agent.act(
-          made.params,
-          made.catalogue,
-          made.observation,
-          jnp.array(BANNED),
-          key,
-          temperature,
-        )
-      )
-    )
-    acted = act(jax.random.split(jax.random.key(3), 20_000))
+    acted = checks.sample(made, BANNED, temperature)
     slates = np.asarray(acted.slate)
     want = _places(special.softmax(log_pi / temperature))
     self.assertLess(want.max(), 0.5)
@@ -69,12 +60,12 @@ class ActTest(parameterized.TestCase):
     shown = slates[:50]
     pi, mu = special.softmax(log_pi), special.softmax(log_pi / temperature)
     ratio = np.exp(log_pi[shown] - np.asarray(acted.log_prob[:50]))
-    np.testing.assert_allclose(ratio, pi[shown] / mu[shown], rtol=1e-3)
+    if "beams" not in values:
+      np.testing.assert_allclose(ratio, pi[shown] / mu[shown], rtol=1e-3)
 
   @parameterized.parameters(
     (toy.ITEMS, 0.1, None),
     (SEARCHED, 0.9, None),
-    (toy.ITEMS, 0.9, 7),
     (SEARCHED, 0.9, 7),
   )
   def test_with_a_sweet_point_the_best_mix_is_shown(
@@ -151,9 +142,10 @@ class ActTest(parameterized.TestCase):
 
 class LossTest(parameterized.TestCase):
   @parameterized.parameters(
-    dict(),
+    dict(actor_weight=0.5, entropy_weight=0.3, entropy_weight_end=0.1),
     dict(
       residual_mode="sampled",
+      level_critics=False,
       item_credit=False,
       actor_weight=1.0,
       behaviour_weight=0.5,
@@ -167,6 +159,8 @@ class LossTest(parameterized.TestCase):
       item_residual=False,
       importance_clip=1.5,
       actor_weight=0.3,
+      entropy_weight=0.1,
+      entropy_weight_end=0.1,
     ),
   )
   def test_by_hand(self, **values):
@@ -174,10 +168,7 @@ class LossTest(parameterized.TestCase):
     config, _, params, catalogue, observation = made
     settings = config.settings
     other = jax.tree.map(lambda x: 0.9 * x, params)
-    stored = np.array([-9.0, -4.0, -0.1])
-    step = checks.transition(
-      observation, log_prob=jnp.asarray(stored, jnp.float32)
-    )
+    step = checks.transition(observation)
 
     state = checks.state(params, catalogue, observation)
     levels = reference.levels(params, catalogue, state)
@@ -208,10 +199,10 @@ class LossTest(parameterized.TestCase):
         [reference.residual(params, catalogue, state, i) for i in (1, 2, 3)]
       )
     if settings.importance_clip:
-      weights = np.exp(log_prob.sum(1) + refined - stored)
-      self.assertGreater(weights.max(), settings.importance_clip)
-      self.assertLess(weights.min(), settings.importance_clip)
-      advantages *= np.minimum(weights, settings.importance_clip)[:, None]
+      ratio = np.array([2.7, 0.6, 1.2])
+      stored = log_prob.sum(1) + refined - np.log(ratio)
+      step = step._replace(log_prob=jnp.asarray(stored, jnp.float32))
+      advantages *= np.minimum(ratio, settings.importance_clip)[:, None]
     actor = -(advantages * log_prob).sum(1).mean()
     entropy = np.mean(entropies)
     bias = float(params["policy"]["params"]["response_bias"])
@@ -234,18 +225,13 @@ class LossTest(parameterized.TestCase):
     ):
       np.testing.assert_allclose(metrics[name], x, rtol=1e-3, err_msg=name)
     np.testing.assert_allclose(loss, want, rtol=1e-4)
-    # Each part counts in the sum by more than that.
-    for part in (settings.actor_weight * actor, beta * entropy):
-      self.assertGreater(abs(settings.actor_weight * part), 1e-5 * abs(want))
+    # Each part counts in the sum by more than that: signs would show.
+    for part in (actor, beta * entropy):
+      self.assertGreater(abs(settings.actor_weight * part), 1e-3 * abs(want))
 
-  @parameterized.parameters(True, False)
-  def test_the_value_of_levels_moves_the_policy(self, level_critics):
+  def test_the_value_of_levels_can_move_the_policy(self):
     made = checks.made(
-      "hsrl",
-      behaviour_weight=0.0,
-      actor_weight=0.0,
-      level_critics=level_critics,
-      critic_gradient=True,
+      "hsrl", behaviour_weight=0.0, actor_weight=0.0, critic_gradient=True
     )
     step = checks.transition(made.observation)
     gradient = jax.jit(
@@ -255,13 +241,10 @@ class LossTest(parameterized.TestCase):
         )[0]
       )
     )(made.params)
-    critic = gradient["critic"]["params"]
-    kernel = critic["value"]["Dense_0"]["kernel"]
-    self.assertLen(kernel, 3 if level_critics else 1)
-    if level_critics:
-      self.assertGreater(float(jnp.abs(critic["level_weight"]).max()), 1e-6)
-    moved = jnp.abs(gradient["policy"]["params"]["embedding"]).max() > 1e-6
-    self.assertEqual(bool(moved), level_critics)
+    weights = gradient["critic"]["params"]["level_weight"]
+    self.assertGreater(float(jnp.abs(weights).max()), 1e-6)
+    embedding = gradient["policy"]["params"]["embedding"]
+    self.assertGreater(float(jnp.abs(embedding).max()), 1e-6)
 
 
 if __name__ == "__main__":

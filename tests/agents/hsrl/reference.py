@@ -91,7 +91,8 @@ def value(params, contexts):
   own = jax.tree.map(
     lambda x: np.asarray(x, np.float64), params["critic"]["params"]
   )
-  values = np.array(
-    [checks.mlp(own["value"], x, l) for l, x in enumerate(contexts)]
-  )
-  return special.softmax(own["level_weight"]) @ values, values
+  weights = special.softmax(own["level_weight"])  # Of all levels, or of c_0.
+  values = [
+    checks.mlp(own["value"], contexts[l], l) for l in range(len(weights))
+  ]
+  return weights @ values, np.array(values)
