@@ -110,8 +110,14 @@ def _agent(name: str) -> _Group:
   return _Group("agent", agents.AGENTS[name].settings)
 
 
-def _fields(groups: tuple[_Group, ...]):
-  """Yields (group, field, flag's name, type) of every field."""
+def _agents() -> tuple[_Group, ...]:
+  return tuple(_agent(name) for name in agents.AGENTS)
+
+
+def _fields(groups: tuple[_Group, ...] | None = None):
+  """Yields (group, field, flag's name, type) of every field; None: of all."""
+  if groups is None:
+    groups = (*_STAGES, _EXPORT, _EXPERIMENT, *_agents())
   for group in groups:
     types_ = typing.get_type_hints(group.type)
     for field in dataclasses.fields(group.type):
@@ -119,9 +125,9 @@ def _fields(groups: tuple[_Group, ...]):
       yield group, field, name, types_[field.name]
 
 
-def _define(groups: tuple[_Group, ...]) -> None:
-  """Defines the flags of fields, unless one of that name is defined."""
-  for group, field, name, kind in _fields(groups):
+def _define() -> None:
+  """Defines the flag of each field; agents may share one."""
+  for group, field, name, kind in _fields():
     if name in flags.FLAGS:
       continue
     text = docstrings.attribute(group.type, field.name)
@@ -139,8 +145,7 @@ def _define(groups: tuple[_Group, ...]) -> None:
       flags.DEFINE_list(name, texts, text)
 
 
-_define((*_STAGES, _EXPORT, _EXPERIMENT))
-_define(tuple(_agent(name) for name in agents.AGENTS))
+_define()
 
 
 def config_from_flags(
@@ -235,8 +240,8 @@ def resolved() -> dict[str, str]:
 
 def given() -> dict[str, str]:
   """Of the flags of a run those that the command line names, as resolved()."""
-  groups = (*_STAGES, *(_agent(name) for name in agents.AGENTS))
-  names = {"agent", *(name for _, _, name, _ in _fields(groups))}
+  fields = _fields((*_STAGES, *_agents()))
+  names = {"agent", *(name for _, _, name, _ in fields)}
   return {
     name: _text(flags.FLAGS[name].value)
     for name in names
