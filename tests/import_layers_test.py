@@ -16,7 +16,7 @@ PACKAGE = "hsrl_jax"
 
 # Lowest first.
 LAYERS = (
-  ("types", "config", "errors", "files", "docstrings", "shipped"),
+  ("types", "checked", "config", "errors", "files", "docstrings", "shipped"),
   ("ops",),
   ("sid",),
   ("data", "serving"),
@@ -36,7 +36,7 @@ LAYERS = (
 SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
 ONLY = {
-  "flags": {"config", "errors", "docstrings", "experiments"},
+  "flags": {"agents", "config", "errors", "docstrings", "experiments"},
   # What is served needs jax and numpy alone.
   "serving": {"types", "errors", "files", "docstrings", "sid", "serving"},
 }
