@@ -231,7 +231,9 @@ def reconstruct(codebooks: Array, tokens: Array) -> Array:
 
 def relative_error(x: Array, reconstruction: Array) -> Array:
   """||x - reconstruction||^2 / ||x - mean(x)||^2, both [N, D] -> []."""
-  return jnp.sum((x - reconstruction) ** 2) / jnp.sum((x - x.mean(0)) ** 2)
+  return jnp.sum((x - reconstruction) ** 2) / jnp.sum(
+    (x - x.mean(0, keepdims=True)) ** 2
+  )
 
 
 @jax.jit
@@ -270,7 +272,7 @@ def _nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
   best = score.max(0)
   # Three times as fast as argmax on a CPU.
   token = jnp.arange(len(codes), dtype=jnp.int32)[:, None]
-  first = jnp.where(score == best, token, len(codes) - 1).min(0)
+  first = jnp.where(score == best[None], token, len(codes) - 1).min(0)
   return first, jnp.maximum((x**2).sum(1) - 2.0 * best, 0.0)
 
 
@@ -447,7 +449,8 @@ def _step(
 @jax.jit
 def _gap(codes: Array, x: Array) -> Array:
   """By how much the second nearest code is farther, on average, []."""
-  score = jnp.matmul(x, codes.T, precision=_EXACT) - 0.5 * (codes**2).sum(1)
+  offset = 0.5 * (codes**2).sum(1)
+  score = jnp.matmul(x, codes.T, precision=_EXACT) - offset[None]
   best = score.max(1, keepdims=True)
   second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
   # Where all codes are equal there is no second.
@@ -490,13 +493,13 @@ def _seed(key: PRNGKey, x: Array, count: int, shrink: float) -> Array:
     # Where all vectors are taken already, any will do.
     logits = jnp.log(jnp.where(distance.max() > 0, distance, 1.0))
     row = jax.random.categorical(jax.random.fold_in(key, i), logits)
-    closer = jnp.minimum(distance, ((x - x[row]) ** 2).sum(-1))
+    closer = jnp.minimum(distance, ((x - x[row][None]) ** 2).sum(-1))
     return closer, x[row]
 
-  distance = ((x - x[first]) ** 2).sum(-1)
+  distance = ((x - x[first][None]) ** 2).sum(-1)
   _, rest = jax.lax.scan(draw, distance, jnp.arange(1, count))
   seeds = jnp.concatenate([x[first][None], rest])
-  mean = x.mean(0)
+  mean = x.mean(0, keepdims=True)
   return mean + shrink * (seeds - mean)
 
 
