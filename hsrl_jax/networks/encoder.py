@@ -1,4 +1,4 @@
-"""History encoder: SASRec, of which only the last position is wanted."""
+"""History encoder: SASRec whose last position alone is computed."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _MAX_LOGIT = 30.0
 
 
 class Encoder(nn.Module):
-  """Maps ONE user to a state vector c_0 (DESIGN, section 4); callers vmap.
+  """Maps ONE user to a state vector c_0 (docs/method.md); callers vmap.
 
   The user's profile enters by an MLP twice: at all positions, so that what is
   attended to depends on the user, and beside the last one.

@@ -1,6 +1,6 @@
 """A user response model (URM) trained elsewhere, as one .npz file.
 
-Its arrays, of floating point (the network: DESIGN, section 4):
+Its arrays, of floating point (the network: networks/user_response.py):
 
   user_hidden.kernel [P, hidden]   user_hidden.bias [hidden]   then ReLU
   user_out.kernel [hidden, F]      user_out.bias [F]           the user vector
@@ -39,7 +39,7 @@ _LEAST_USERS = 10  # Of which a tenth each is for validation and test.
 
 
 class ResponseFile(NamedTuple):
-  """What such a file holds, checked.
+  """The content of such a file, checked.
 
   Attributes:
     name: of the file, for people.
@@ -91,12 +91,12 @@ def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
   own = [name for name in OWN if name in arrays]
   names = [*_shapes(0, 0, 0, 0, final_dense), *(OWN if own else ())]
   final = f" with --simulator_final_dense={str(final_dense).lower()}"
-  for found, what, due in (
+  for wrong, what, due in (
     (set(names) - arrays.keys(), "lacks", "it"),
     (arrays.keys() - set(names), "has the unknown array", "none such"),
   ):
-    if found:
-      name = min(found)
+    if wrong:
+      name = min(wrong)
       when = final if name.startswith("mix.") else ""
       if name in OWN:
         when = f" beside {own[0]}: all of {', '.join(OWN)} or none"
