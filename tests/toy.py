@@ -50,7 +50,7 @@ def users() -> EnvParams:
     jnp.eye(GROUPS)[jnp.arange(USERS) % GROUPS],
     # Full ones: with a single item attention has no gradient but rounding,
     # which Adam would blow up to steps of full size.
-    (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)) % ITEMS + 1,
+    (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)[None]) % ITEMS + 1,
   )
 
 

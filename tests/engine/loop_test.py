@@ -309,7 +309,7 @@ class LoopTest(parameterized.TestCase):
 
   def test_target_networks_follow_at_the_rate_polyak(self):
     config = toy.config(agent="a2c", seeds=(0,), polyak=0.0)
-    start, _ = toy.engine(config).init(0, toy.inputs())
+    start, _ = jax.jit(toy.engine(config).init)(0, toy.inputs())
     learner, *_ = toy.train(config, calls=2)
     chex.assert_trees_all_equal(learner.target_params, start.params)
     moved = jax.tree.map(
