@@ -81,6 +81,9 @@ BASE = Config(
   quantizer=QuantizerConfig(levels=2, vocab_size=8),
   network=NetworkConfig(width=8, layers=1, heads=2, critic_hidden=(8,)),
   train=TrainConfig(
+    learning_rate=1e-3,
+    temperature=0.3,
+    temperature_end=0.3,
     users=8,
     batch_size=16,
     buffer_size=8 * 40,
