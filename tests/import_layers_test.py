@@ -298,6 +298,15 @@ class SizesAndNamesTest(parameterized.TestCase):
     self.assertEmpty(broken_rooms(files | {"hsrl_jax/ops/deep/0.py": ""}))
 
 
+class SlowTest(absltest.TestCase):
+  def test_every_mark_takes_effect(self):
+    """Above a decorator of `parameterized` a mark would be lost."""
+    lost = re.compile(r"@pytest\.mark\.\w+\n\s*@parameterized")
+    self.assertRegex("@pytest.mark.slow\n  @parameterized.parameters(1)", lost)
+    for path in (ROOT / "tests").rglob("*_test.py"):
+      self.assertNotRegex(path.read_text(), lost, path.name)
+
+
 class LayersTest(parameterized.TestCase):
   def test_the_package_keeps_its_layers(self):
     modules = list(_modules())
