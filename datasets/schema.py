@@ -46,11 +46,14 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   A subclass is called `Builder` and defines VERSION, `read_items` and
   `read_sessions`; the docstring of its module describes the dataset. A subclass
   with MANUAL_DOWNLOAD_INSTRUCTIONS, the names of its files, reads a folder of
-  the user's. All rows of a config are held in memory.
+  the user's. All rows of a config are held in memory. What a reader may leave
+  in `self.info.metadata`: "notes", lines for people, and "feedback", see
+  hsrl_jax/data/feedback.py.
 
   Attributes:
-    TIMESTAMP: dtype of `timestamp`.
-    EXTRA: dtypes of further numbers in each row of `sessions`.
+    TIMESTAMP: dtype or feature of `timestamp`.
+    EXTRA: dtypes or features of further columns of `sessions`.
+    EXTRA_ITEMS: of further columns of `items`.
     HOMEPAGE: of the source.
   """
 
@@ -59,8 +62,9 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     tfds.core.BuilderConfig(name="sessions", description="Slates."),
     tfds.core.BuilderConfig(name="items", description="Items."),
   ]
-  TIMESTAMP: ClassVar[type] = np.int64
-  EXTRA: ClassVar[dict[str, type]] = {}
+  TIMESTAMP: ClassVar[Any] = np.int64
+  EXTRA: ClassVar[dict[str, Any]] = {}
+  EXTRA_ITEMS: ClassVar[dict[str, Any]] = {}
   HOMEPAGE: ClassVar[str | None] = None
 
   def widths(self) -> Widths:
@@ -101,7 +105,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     if self.builder_config.name == "items":
-      features = item_features(self.widths())
+      features = item_features(self.widths()) | self.EXTRA_ITEMS
     else:
       features = session_features(self.widths(), self.TIMESTAMP)
       features |= self.EXTRA
@@ -110,6 +114,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       description=sys.modules[type(self).__module__].__doc__,
       features=tfds.features.FeaturesDict(features),
       homepage=self.HOMEPAGE,
+      metadata=tfds.core.MetadataDict(),
       disable_shuffling=True,
     )
 
@@ -151,7 +156,7 @@ def item_features(widths: Widths) -> dict[str, Any]:
   }
 
 
-def session_features(widths: Widths, timestamp: type) -> dict[str, Any]:
+def session_features(widths: Widths, timestamp: Any) -> dict[str, Any]:
   """TFDS features of a row of `sessions`."""
   return {
     "user_id": np.int32,

@@ -29,11 +29,36 @@ AGENTS = (
 )
 
 
+_DROPOUT = 0.998  # The most of which draws of 8 bits keep anything.
+_DROPOUTS = f"in [0, {_DROPOUT}]"
+
+
 def _require(config, field: str, holds: bool, expected: str) -> None:
   if not holds:
     raise ValueError(
       f"{field} is {getattr(config, field)!r}; expected {expected}"
     )
+
+
+def _require_least(config, least: float, *fields: str) -> None:
+  """Raises ValueError where one of the fields is below `least`; None is not."""
+  for field in fields:
+    value = getattr(config, field)
+    _require(
+      config, field, value is None or value >= least, f"at least {least}"
+    )
+
+
+def _require_seed(config, field: str = "seed") -> None:
+  """Raises ValueError where a field, or a value in it, is no seed."""
+  value = getattr(config, field)
+  values = value if isinstance(value, tuple) else (value,)
+  _require(
+    config,
+    field,
+    all(x is None or 0 <= x < 2**32 for x in values),
+    "0 to 2^32 - 1",
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +108,17 @@ class QuantizerConfig:
   seed: int = 0
 
   def __post_init__(self):
-    _require(self, "levels", self.levels >= 1, "at least 1")
-    _require(self, "vocab_size", self.vocab_size >= 2, "at least 2")
+    _require_least(self, 1, "levels", "iterations", "restarts", "batch_size")
+    _require_least(self, 1, "balance")
+    _require_least(self, 2, "vocab_size")
+    _require_seed(self)
+    # With V of at least 2 more than 62 levels have no numbers below 2^63.
+    _require(self, "levels", self.levels <= 62, "at most 62")
     _require(
       self,
       "levels",
       self.vocab_size**self.levels < 2**63,
       f"fewer: {self.vocab_size}^{self.levels} SIDs are too many to number",
-    )
-    _require(self, "iterations", self.iterations >= 1, "at least 1")
-    _require(self, "restarts", self.restarts >= 1, "at least 1")
-    _require(
-      self,
-      "batch_size",
-      self.batch_size is None or self.batch_size >= 1,
-      "at least 1",
-    )
-    _require(
-      self,
-      "balance",
-      self.balance is None or self.balance >= 1,
-      "at least 1",
     )
     _require(
       self,
@@ -146,6 +161,8 @@ class SimulatorConfig:
     penalty: reward of an item without a positive response.
     sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
     slate_size: K, items shown at once; None: as many as in the logs.
+    click_model: by which users respond, a name of CLICK_MODELS in
+      sim/click_model.py.
   """
 
   features: int = 16
@@ -164,27 +181,23 @@ class SimulatorConfig:
   penalty: float = -0.1
   sweet_point: float | None = None
   slate_size: int | None = None
+  click_model: str = "attention"
 
   def __post_init__(self):
+    _require_least(self, 1, "features", "hidden", "heads", "batch_size")
+    _require_least(self, 1, "epochs", "patience", "max_steps", "slate_size")
     _require(
       self,
       "heads",
-      self.heads >= 1 and self.features % self.heads == 0,
+      self.features % self.heads == 0,
       f"a divisor of features = {self.features}",
     )
-    _require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
-    _require(self, "batch_size", self.batch_size >= 1, "at least 1")
-    _require(self, "epochs", self.epochs >= 1, "at least 1")
+    _require(self, "dropout", 0 <= self.dropout <= _DROPOUT, _DROPOUTS)
+    _require(self, "learning_rate", self.learning_rate > 0, "above 0")
+    _require_least(self, 0, "weight_decay")
+    _require_seed(self)
     _require(
       self, "protocol", self.protocol in PROTOCOLS, f"one of {PROTOCOLS}"
-    )
-    _require(self, "patience", self.patience >= 1, "at least 1")
-    _require(self, "max_steps", self.max_steps >= 1, "at least 1")
-    _require(
-      self,
-      "slate_size",
-      self.slate_size is None or self.slate_size >= 1,
-      "at least 1",
     )
 
   def of_fit(self) -> "SimulatorConfig":
@@ -314,14 +327,26 @@ class PolicyConfig:
 
   def __post_init__(self):
     _require(self, "agent", self.agent in AGENTS, f"one of {AGENTS}")
+    _require_least(self, 1, "width", "layers", "heads", "beams", "users")
+    _require_least(self, 1, "iterations_per_call", "curve_episodes")
+    _require_least(self, 0, "importance_clip", "entropy_weight")
+    _require_least(self, 0, "actor_weight", "critic_weight", "behaviour_weight")
+    for name in ("advantage_clip", "learning_rate", "max_grad_norm"):
+      _require(self, name, getattr(self, name) > 0, "above 0")
+    _require(
+      self,
+      "critic_hidden",
+      min(self.critic_hidden, default=1) >= 1,
+      "widths of at least 1",
+    )
+    _require_seed(self, "seeds")
     _require(
       self,
       "heads",
-      self.heads >= 1 and self.width % self.heads == 0,
+      self.width % self.heads == 0,
       f"a divisor of width = {self.width}",
     )
-    _require(self, "layers", self.layers >= 1, "at least 1")
-    _require(self, "dropout", 0 <= self.dropout < 1, "in [0, 1)")
+    _require(self, "dropout", 0 <= self.dropout <= _DROPOUT, _DROPOUTS)
     _require(
       self,
       "residual_mode",
@@ -340,14 +365,14 @@ class PolicyConfig:
       self.item_logits in ITEM_LOGITS,
       f"one of {ITEM_LOGITS}",
     )
-    _require(self, "discount", 0 <= self.discount <= 1, "in [0, 1]")
+    for name in ("discount", "polyak"):
+      _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
     _require(
       self,
       "level_advantages",
       not self.level_advantages or self.level_critics,
       "false without level_critics",
     )
-    _require(self, "entropy_weight", self.entropy_weight >= 0, "at least 0")
     _require(
       self,
       "entropy_weight_end",
@@ -357,7 +382,6 @@ class PolicyConfig:
     )
     for name in ("temperature", "temperature_end"):
       _require(self, name, getattr(self, name) > 0, "above 0")
-    _require(self, "users", self.users >= 1, "at least 1")
     for name, unit in (
       ("batch_size", self.users),
       ("buffer_size", self.users * self.iterations_per_call),
@@ -369,7 +393,6 @@ class PolicyConfig:
         value >= unit and value % unit == 0,
         f"a multiple of {unit}",
       )
-    _require(self, "iterations_per_call", self.iterations_per_call >= 1, ">= 1")
     for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)
       _require(
@@ -406,7 +429,8 @@ class EvaluateConfig:
     _require(
       self, "split", self.split in ("train", "val", "test"), "train, val, test"
     )
-    _require(self, "episodes", self.episodes >= 1, "at least 1")
+    _require_least(self, 1, "episodes")
+    _require_seed(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -492,7 +516,13 @@ class ExperimentConfig:
       len(self.temperatures) >= 1 and min(self.temperatures) > 0,
       "at least one, above 0",
     )
-    for name in ("logging_temperature", "weight_clip"):
+    _require_seed(self)
+    for name in (
+      "logging_temperature",
+      "weight_clip",
+      "memory_gb",
+      "seconds_per_run",
+    ):
       _require(self, name, getattr(self, name) > 0, "above 0")
 
 
@@ -521,9 +551,9 @@ class ExportConfig:
   seed: int | None = None
 
   def __post_init__(self):
-    for name, least in (("slate_size", 1), ("seen", 0), ("capacity", 1)):
-      value = getattr(self, name)
-      _require(self, name, value is None or value >= least, f">= {least}")
+    _require_least(self, 1, "slate_size", "capacity")
+    _require_least(self, 0, "seen")
+    _require_seed(self)
     _require(
       self,
       "batch_sizes",

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import sys
 
 
 def attribute(documented: type, name: str) -> str:
@@ -12,9 +13,11 @@ def attribute(documented: type, name: str) -> str:
     name: of one of its attributes, each of which must be there.
 
   Returns:
-    The text in one line.
+    The text in one line; empty where Python runs without docstrings (-OO).
   """
   # Before Python 3.13 __doc__ is indented as in the file.
-  text = inspect.getdoc(documented).split("Attributes:")[1]
+  _, _, text = (inspect.getdoc(documented) or "").partition("Attributes:")
+  if not text and sys.flags.optimize >= 2:
+    return ""
   found = re.search(rf"^  {name}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
   return " ".join(found[1].split())

@@ -66,20 +66,20 @@ def read_npz(path: pathlib.Path, known: int) -> dict[str, np.ndarray]:
   return arrays
 
 
-def check_format(path: pathlib.Path, found: int, known: int) -> None:
+def check_format(path: pathlib.Path, number: int, known: int) -> None:
   """Checks the version number that a file was written with.
 
   Args:
     path: of the file.
-    found: its number; 1 where it was written before there were numbers.
+    number: of the format; 1 where it was written before there were numbers.
     known: the newest that this version of hsrl_jax reads.
 
   Raises:
     InputError: the file is of a newer version.
   """
-  if found > known:
+  if number > known:
     raise InputError(
-      f"{path} has format {found}; expected at most {known}: it is of a newer "
+      f"{path} has format {number}; expected at most {known}: it is of a newer "
       "hsrl_jax, update this one"
     )
 
@@ -96,9 +96,9 @@ def digest(
   Raises:
     OSError: the file cannot be read.
   """
-  found = hashlib.sha256()
+  content = hashlib.sha256()
   with path.open("rb") as file:
     while piece := file.read(_PIECE):
-      found.update(piece)
+      content.update(piece)
       on_bytes(len(piece))
-  return found.hexdigest()
+  return content.hexdigest()

@@ -76,11 +76,39 @@ COORDINATOR = flags.DEFINE_string(
   "coordinator", None, "HOST:PORT where all processes reach process 0."
 )
 PROCESSES = flags.DEFINE_integer(
-  "processes", None, "How many processes --coordinator brings together."
+  "processes",
+  None,
+  "How many processes --coordinator brings together.",
+  lower_bound=1,
+  upper_bound=2**31 - 1,
 )
 PROCESS = flags.DEFINE_integer(
-  "process", None, "Which of the --processes this is, from 0."
+  "process",
+  None,
+  "Which of the --processes this is, from 0.",
+  lower_bound=0,
+  upper_bound=2**31 - 1,
 )
+
+
+@flags.validator("coordinator", "expected HOST:PORT with a port below 65536")
+def _is_address(text: str | None) -> bool:
+  if text is None:
+    return True
+  parts = re.fullmatch(r"(\S+):(\d{1,5})", text)
+  return parts is not None and 1 <= int(parts[2]) <= 65535
+
+
+@flags.multi_flags_validator(
+  ("processes", "process"), "expected --process below --processes"
+)
+def _is_one_of_them(values: dict[str, int | None]) -> bool:
+  count, own = values["processes"], values["process"]
+  return count is None or own is None or own < count
+
+
+_NAMES = {int: "integers", float: "numbers", str: "names"}
+_LARGEST_FLOAT = 3.4e38  # Of float32.
 
 
 class _Group(typing.NamedTuple):
@@ -149,17 +177,36 @@ def _from_flags(group: _Group):
   for _, field, name, kind in _fields((group,)):
     value = flags.FLAGS[name].value
     if typing.get_origin(kind) is tuple:
+      of = typing.get_args(kind)[0]
       try:
-        value = tuple(typing.get_args(kind)[0](x) for x in value)
+        value = tuple(of(x) for x in value)
       except ValueError as error:
         raise InputError(
-          f"--{name} is {','.join(value)}; expected integers with commas"
+          f"--{name} is {','.join(value)}; expected {_NAMES[of]} with commas"
         ) from error
+    for x in value if isinstance(value, tuple) else (value,):
+      _check_number(name, x)
     values[field.name] = value
   try:
     return group.type(**values)
   except ValueError as error:
     raise InputError(f"--{PREFIXES[group.name]}{error}") from error
+
+
+def _check_number(name: str, value) -> None:
+  """Raises InputError where no array could hold a number; see the config's own.
+
+  Integers are int32 or, for seeds, uint32; floats are finite float32.
+  """
+  if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
+    expected = "a finite number"
+  elif isinstance(value, int) and not -(2**31) <= value < 2**32:
+    expected = "an integer below 2^31, or a seed below 2^32"
+  elif isinstance(value, int) and value >= 2**31 and "seed" not in name:
+    expected = "an integer below 2^31"
+  else:
+    return
+  raise InputError(f"--{name} is {value}; expected {expected}")
 
 
 def resolved() -> dict[str, str]:
@@ -192,8 +239,8 @@ def sweep_sizes() -> list[tuple[int, int]]:
   """
   sizes = []
   for text in SWEEP.value:
-    found = re.fullmatch(r"(\d+)x(\d+)", text.strip())
-    vocab_size, levels = map(int, found.groups()) if found else (0, 0)
+    size = re.fullmatch(r"(\d{1,19})x(\d{1,2})", text.strip())
+    vocab_size, levels = map(int, size.groups()) if size else (0, 0)
     if vocab_size < 2 or levels < 1 or vocab_size**levels >= 2**63:
       raise InputError(
         f"--sweep has {text!r}; expected sizes such as 64x3: V of at least 2, "

@@ -71,6 +71,9 @@ def main(argv: list[str], command: str) -> None:
     raise InputError("--workdir is missing; expected a folder to write to")
   _check_inputs(mode)
   config = flags_lib.config_from_flags()
+  # A bad flag is told before anything runs, whatever the mode reads.
+  flags_lib.export_from_flags()
+  flags_lib.experiment_from_flags()
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
@@ -92,7 +95,7 @@ def _run(
   mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
 ) -> None:
   """Runs it in this process alone."""
-  workdir_lib.settle(workdir / store.FOLDER)
+  workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
   elif mode in EXPERIMENTS:
@@ -126,7 +129,12 @@ def _joins_others(mode: str) -> bool:
       f"--mode={mode} with many processes; expected a single one: only the "
       "stages of a dataset know what to do with more"
     )
-  processes.start(*given)
+  try:
+    processes.start(*given)
+  except InputError as error:
+    raise InputError(
+      f"{error}; see --distributed, --coordinator, --processes and --process"
+    ) from error
   return True
 
 
@@ -208,15 +216,15 @@ def _change_items(mode: str, workdir: pathlib.Path) -> None:
   if mode == "add_items":
     path = pathlib.Path(flags_lib.EMBEDDINGS.value)
     new = embeddings.read(path)
-    made = quantize.add_items(workdir, new, str(path))
-    print(f"  {new.rows.shape[0]:,} items added; {made['items']:,} now")
+    facts = quantize.add_items(workdir, new, str(path))
+    print(f"  {new.rows.shape[0]:,} items added; {facts['items']:,} now")
   else:
     path = pathlib.Path(flags_lib.ITEM_IDS.value)
     ids = embeddings.read_ids(path)
-    made = quantize.remove_items(workdir, ids, str(path))
-    print(f"  {len(ids):,} items removed; {made['items']:,} now")
-  if made["drift"]:
-    print(f"  {sid_page.drift_line(made)}")
+    facts = quantize.remove_items(workdir, ids, str(path))
+    print(f"  {len(ids):,} items removed; {facts['items']:,} now")
+  if facts["drift"]:
+    print(f"  {sid_page.drift_line(facts)}")
   run_lib.show_sids(workdir)
 
 
@@ -229,24 +237,26 @@ def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
   else:
     run = run_lib.Run(config, workdir)
     name = run.name
-    workdir_lib.require(workdir, "data", run.fingerprints["data"])
+    run.require("data")
     items = quantize.of_dataset(run.dataset.items)
-  found = sweep.run(config.quantizer, workdir, items, name, sizes)
-  print(sweep.table(found))
+  results = sweep.run(config.quantizer, workdir, items, name, sizes)
+  print(sweep.table(results))
   print(f"sizes:   {workdir / 'sweep.html'}")
 
 
 def _shipped(argument: str) -> str:
   """A --flagfile below launch/, where it is not in the current folder."""
-  found = re.fullmatch("(--?flagfile=)launch/(.*)", argument)
-  if found is None or os.path.exists(argument.split("=", 1)[1]):
+  parts = re.fullmatch("(--?flagfile=)launch/(.*)", argument)
+  if parts is None or os.path.exists(argument.split("=", 1)[1]):
     return argument
-  return f"{found[1]}{files.shipped('launch') / found[2]}"
+  return f"{parts[1]}{files.shipped('launch') / parts[2]}"
 
 
 def _parse(argv: list[str]) -> list[str]:
   try:
     return flags.FLAGS([_shipped(x) for x in argv])
+  except UnicodeDecodeError as error:
+    _fail(f"a --flagfile is no text ({error}); expected flags, one a line")
   except (flags.Error, OSError) as error:
     _fail(error)
 

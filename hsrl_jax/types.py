@@ -63,6 +63,10 @@ class Sessions(NamedTuple):
     history: int32 [S, H], left-padded with 0.
     exposed: int32 [S, K].
     response: float32 [S, K].
+    timestamp: float64 [S], such as seconds; None where it is not known.
+    propensity: float32 [S, K], probability by which the logging policy chose
+      each item; None where it was not logged.
+    position: int32 [S, K], where each item was shown; None likewise.
   """
 
   user_id: Array
@@ -70,3 +74,6 @@ class Sessions(NamedTuple):
   history: Array
   exposed: Array
   response: Array
+  timestamp: Array | None = None
+  propensity: Array | None = None
+  position: Array | None = None

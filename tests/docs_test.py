@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -40,7 +41,7 @@ OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir", "outdated"}
 # Commands that have tests of their own: the last two in launch_test.
 ELSEWHERE = re.compile(
   "hsrl_jax.launch.*"
-  "(runs/items|my_logs|agent=mine|quickstart|response_params|--help)"
+  "(runs/items|runs/my_|agent=mine|quickstart|response_params|--help)"
 )
 SMALL = (
   "--sid_restarts=1",
@@ -156,18 +157,47 @@ class CommandsTest(absltest.TestCase):
       self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
 
   def test_logs_of_ones_own(self):
-    """Runs the command on the files that the page shows."""
+    """Runs the commands on the files that the page shows."""
     text = (DOCS / "bring_your_own.md").read_text()
-    files = dict(re.findall(r"`(my_logs/.*?)`.*?```text\n(.*?)```", text, re.S))
-    self.assertCountEqual(files, ["my_logs/items.csv", "my_logs/sessions.csv"])
-    (command,) = [x for x in _commands() if "my_logs" in x]
+    shown = r"`(my_\w+/\S+?)`[^`]*?```(?:text|json)\n(.*?)```"
+    files = dict(re.findall(shown, text, re.S))
+    self.assertLen(files, 5)
+    for name, content in files.items():
+      path = self.folder / name
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(content)
+    for name, told in (
+      ("my_logs", ", 1 from price, 4 from words of title, category"),
+      ("my_slates", ""),
+    ):
+      out = self._data_of(name)
+      self.assertIn("4 items; slates: train 2, val 1, test 1", out)
+      self.assertIn(told, out)
+
+  def test_public_data_as_logs(self):
+    """The page's conversions, of made-up files in the same formats."""
     with contextlib.chdir(self.folder):
-      pathlib.Path("my_logs").mkdir()
-      for name, content in files.items():
-        pathlib.Path(name).write_text(content)
+      for name in ("beauty", "ml-1m", "open_bandit/random/men"):
+        pathlib.Path("data", name).mkdir(parents=True)
+      _public_data()
+      for block in _blocks("py", DOCS / "bring_your_own.md"):
+        exec(compile(block, "bring_your_own.md", "exec"), {})
+    out = self._data_of("my_beauty")
+    self.assertIn("16 items; slates: train 21, val 7, test 7", out)
+    self.assertIn("positives only; each of 35 is shown", out)
+    out = self._data_of("my_films")
+    self.assertIn("12 from words of title, genres", out)
+    self.assertIn("12 items; slates: train 8, val 1, test 1", out)
+    out = self._data_of("my_bandit")
+    self.assertIn("columns not used: user_feature_0, user_feature_1, ", out)
+    self.assertIn("4 items; slates: train 16, val 2, test 2", out)
+
+  def _data_of(self, name):
+    (command,) = [x for x in _commands() if f"runs/{name} " in x]
+    with contextlib.chdir(self.folder):
       status, out, err = run(*_arguments(command))
     self.assertEqual(status, 0, err)
-    self.assertIn("4 items; slates: train 2, val 1, test 1", out)
+    return out
 
   def test_an_agent_of_ones_own(self):
     """The command that the page shows takes it, and it learns."""
@@ -215,6 +245,34 @@ class CommandsTest(absltest.TestCase):
     self.assertNotEmpty(paths, command)
     for path in paths:
       self.assertTrue((ROOT / path).exists(), command)
+
+
+def _public_data():
+  """Files such as those of three public data sets, below `data`."""
+  bought = {u: [(3 * u + 2 * t) % 16 for t in range(5)] for u in range(7)}
+  pathlib.Path("data/beauty/inter.json").write_text(json.dumps(bought))
+  films = [f"{i}::Film {i} (1999)::Drama|{i % 2}" for i in range(1, 13)]
+  ratings = [
+    f"{u}::{1 + i}::{1 + (u + i) % 5}::{60 * i + u}"
+    for u in range(10)
+    for i in range(11)
+  ]
+  for name, lines in (("movies", films), ("ratings", ratings)):
+    path = pathlib.Path(f"data/ml-1m/{name}.dat")
+    path.write_text("\n".join(lines), encoding="latin-1")
+  folder = pathlib.Path("data/open_bandit/random/men")
+  who = [f"user_feature_{i}" for i in range(4)]
+  head = ["", "timestamp", "item_id", "position", "click", "propensity_score"]
+  lines = [",".join([*head, *who, "user-item_affinity_0"])]
+  for i in range(20):
+    when = f"2019-11-24 00:{i:02}:13.442536+00:00"
+    user = [f"c{i % 3}", "03a5", "7bc9", "9bde"]
+    cells = [i, when, i % 4, i % 3 + 1, int(i % 5 == 0), 0.25, *user, 0.0]
+    lines.append(",".join(map(str, cells)))
+  (folder / "men.csv").write_text("\n".join(lines))
+  lines = [",item_id,item_feature_0,item_feature_1"]
+  lines += [f"{i},{i},{i / 7},{'ab'[i % 2]}" for i in range(4)]
+  (folder / "item_context.csv").write_text("\n".join(lines))
 
 
 class NamesTest(parameterized.TestCase):

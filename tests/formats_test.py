@@ -23,7 +23,7 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds, measures, simulate
 from hsrl_jax.experiments import document, jobs
 from hsrl_jax.sid import store
 from hsrl_jax.sim.user_simulator import EnvParams
@@ -108,18 +108,18 @@ def _sessions() -> dict[str, list[simulate.Sessions]]:
         np.float32([[[0, 0, 0], [1, 0, 0]], [[1, 0, 0], [0, 1, 1]]]),
       )
     ]
-    for name, reward in zip(simulate.BOUNDS, (1, 3, 5), strict=True)
+    for name, reward in zip(bounds.BOUNDS, (1, 3, 5), strict=True)
   }
 
 
 def _sessions_file(path: pathlib.Path) -> None:
-  simulate.save(path, _sessions(), np.int32([7, 9]))
+  measures.save(path, _sessions(), np.int32([7, 9]))
 
 
 def _results_file(path: pathlib.Path) -> None:
-  policies = simulate.report(_sessions())
+  policies = measures.report(_sessions())
   files.write_json(
-    path, {"format": simulate.RESULTS_FORMAT, "policies": policies}
+    path, {"format": measures.RESULTS_FORMAT, "policies": policies}
   )
 
 
@@ -131,8 +131,8 @@ def _experiment_file(path: pathlib.Path) -> None:
 FORMATS = {
   "checkpoint": (checkpoint.FORMAT, _checkpoint),
   "sids": (store.FORMAT, _sids),
-  "sessions": (simulate.SESSIONS_FORMAT, _sessions_file),
-  "results": (simulate.RESULTS_FORMAT, _results_file),
+  "sessions": (measures.SESSIONS_FORMAT, _sessions_file),
+  "results": (measures.RESULTS_FORMAT, _results_file),
   "experiment": (jobs.FORMAT, _experiment_file),
 }
 
@@ -172,7 +172,7 @@ class FormatsTest(parameterized.TestCase):
 
   def test_sessions(self):
     for path in _files("sessions"):
-      found = simulate.read(path)
+      found = measures.read(path)
       np.testing.assert_array_equal(found["user"], [7, 9])
       np.testing.assert_array_equal(
         found["best_constant/total_reward"], [[3, 6]]
@@ -181,7 +181,7 @@ class FormatsTest(parameterized.TestCase):
 
   def test_results(self):
     for path in _files("results"):
-      found = simulate.read_results(path)
+      found = measures.read_results(path)
       reward = {
         name: policy["total_reward"]["mean"]
         for name, policy in found["policies"].items()
@@ -230,23 +230,23 @@ class NewerTest(absltest.TestCase):
     path = self.folder / "sessions.npz"
     np.savez(path, format=9)
     with self._refused():
-      simulate.read(path)
+      measures.read(path)
 
   def test_results_and_experiments(self):
     path = self.folder / "results.json"
     path.write_text('{"format": 9, "experiment": "ab"}')
     (self.folder / "plot.png").touch()
     with self._refused():
-      simulate.read_results(path)
+      measures.read_results(path)
     with self._refused():
       document._copy(self.folder, self.folder / "docs")
 
   def test_a_file_without_a_number_is_of_the_first_version(self):
     path = self.folder / "results.json"
     path.write_text('{"agent": "hsrl"}')
-    self.assertEqual(simulate.read_results(path), {"agent": "hsrl"})
+    self.assertEqual(measures.read_results(path), {"agent": "hsrl"})
     np.savez(self.folder / "sessions.npz", user=[1])
-    found = simulate.read(self.folder / "sessions.npz")
+    found = measures.read(self.folder / "sessions.npz")
     np.testing.assert_array_equal(found["user"], [1])
 
 

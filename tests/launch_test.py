@@ -10,12 +10,17 @@ import sys
 import tempfile
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
+from hsrl_jax import launch
+from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
 from tests.command import ROOT, SMALL, environment
 from tests.command import process as _process
@@ -84,16 +89,166 @@ class FlagsTest(parameterized.TestCase):
     self.assertLess(len(ran.stdout.splitlines()), 60)
 
 
+class NumbersTest(parameterized.TestCase):
+  """Every flag with values at which programs break; nothing is run."""
+
+  def _status(self, *arguments):
+    """The command's status; configurations are built, none is used."""
+
+    def build(*unused):
+      self.built = (
+        flags_lib.config_from_flags(),
+        flags_lib.export_from_flags(),
+        flags_lib.experiment_from_flags(),
+        flags_lib.sweep_sizes(),
+      )
+
+    with (
+      tempfile.TemporaryDirectory() as folder,
+      mock.patch.object(launch, "_run", build),
+      mock.patch.object(launch, "_run_stages", build),
+      mock.patch.object(launch, "_use_cores"),
+      mock.patch.object(launch.processes, "start"),
+    ):
+      status, _, err = _in_process(f"--workdir={folder}/run", *arguments)
+    if status:
+      self.assertEqual(status, 2, err)
+      self.assertLen(err.splitlines(), 1, err)
+      self.assertStartsWith(err, "error: ")
+    self.err = err
+    return status
+
+  def _accepted(self, value):
+    """The flags with a number that accept a value; checks all flags."""
+    numbers = [kind for kind in (int, float) for kind in (kind, kind | None)]
+    numbers += [tuple[int, ...], tuple[float, ...]]
+    kinds = {name: kind for _, _, name, kind in flags_lib._fields()}
+    names = {
+      flag.name for flag in flags.FLAGS.flags_by_module_dict()["hsrl_jax.flags"]
+    }
+    self.assertGreater(len(names), 90)
+    accepted = {x for x in names if not self._status(f"--{x}={value}")}
+    return {x for x in accepted if kinds.get(x) in numbers}
+
+  def test_zero(self):
+    self.assertEqual(
+      self._accepted("0"),
+      {
+        "actor_weight",
+        "behaviour_weight",
+        "critic_weight",
+        "discount",
+        "dropout",
+        "evaluate_seed",
+        "experiment_seed",
+        "experiment_shares",
+        "export_seed",
+        "export_seen",
+        "importance_clip",
+        "polyak",
+        "seeds",
+        "sid_seed",
+        "simulator_dropout",
+        "simulator_penalty",
+        "simulator_seed",
+        "simulator_sweet_point",
+        "simulator_weight_decay",
+      },
+    )
+
+  def test_below_zero(self):
+    self.assertEqual(
+      self._accepted("-1"), {"simulator_penalty", "simulator_sweet_point"}
+    )
+
+  @parameterized.parameters("nan", "inf", "-inf", "1e39")
+  def test_what_is_not_finite(self, value):
+    self.assertEmpty(self._accepted(value))
+
+  def test_a_number_beyond_all_integers(self):
+    kinds = {name: kind for _, _, name, kind in flags_lib._fields()}
+    for name in self._accepted(str(10**20)):
+      self.assertIn(kinds[name], (float, float | None, tuple[float, ...]), name)
+
+  def test_nothing(self):
+    self.assertEqual(self._accepted(""), {"critic_hidden"})
+
+  @parameterized.parameters(
+    ("--iterations_per_call=0", "iterations_per_call is 0; expected at least"),
+    ("--sid_seed=-1", "--sid_seed is -1; expected 0 to 2^32 - 1"),
+    ("--seeds=1,4294967296", "4294967296; expected an integer below 2^31, or"),
+    ("--evaluate_episodes=2147483648", "expected an integer below 2^31"),
+    ("--simulator_features=0", "--simulator_features is 0; expected at least"),
+    ("--width=0", "--width is 0; expected at least 1"),
+    ("--critic_hidden=8,0", "--critic_hidden is (8, 0); expected widths of"),
+    (f"--sid_levels={10**20}", "--sid_levels is 1"),
+    ("--sid_levels=99999999", "--sid_levels is 99999999; expected at most 62"),
+    ("--simulator_learning_rate=-1", "learning_rate is -1.0; expected above"),
+    ("--temperature=inf", "--temperature is inf; expected a finite number"),
+    ("--experiment_temperatures=1,a", "is 1,a; expected numbers with commas"),
+    ("--experiment_temperatures=1,nan", "is nan; expected a finite number"),
+    ("--dropout=0.999", "--dropout is 0.999; expected in [0, 0.998]"),
+    ("--simulator_dropout=0.999", "_dropout is 0.999; expected in [0, 0.998]"),
+    ("--sweep=2x99999999999", "--sweep has '2x99999999999'; expected sizes"),
+    (f"--sweep=2x{'9' * 9999}", "expected sizes such as"),
+    ("--coordinator=junk", "expected HOST:PORT with a port below 65536"),
+    ("--coordinator=host:99999", "expected HOST:PORT with a port below 65536"),
+    ("--processes=0", "processes"),
+  )
+  def test_one_line_says_what_is_expected(self, argument, message):
+    mode = ["--mode=quantize"] if argument.startswith("--sweep") else []
+    self.assertEqual(self._status(argument, *mode), 2)
+    self.assertIn(message, self.err)
+
+  def test_values_that_are_used(self):
+    status = self._status("--seeds=4294967295,0", "--simulator_penalty=1e38")
+    self.assertEqual(status, 0)
+    config = self.built[0]
+    self.assertEqual(config.policy.seeds, (2**32 - 1, 0))
+    self.assertEqual(config.simulator.penalty, 1e38)
+    address = ("--coordinator=[::1]:80", "--processes=2", "--process=1")
+    self.assertEqual(self._status(*address), 0)
+    self.assertEqual(self._status(*address, "--process=2"), 2)
+
+  def test_a_binary_flagfile(self):
+    with tempfile.NamedTemporaryFile(suffix=".flags") as file:
+      file.write(bytes(range(256)))
+      file.flush()
+      self.assertEqual(self._status(f"--flagfile={file.name}"), 2)
+
+  def test_the_most_dropout_leaves_something(self):
+    for rate in (0.5, 0.998):
+      scales = encoder.dropout_scales(jax.random.key(0), rate, (4096,))[0]
+      self.assertBetween(float(jnp.mean(scales)), 0.3, 2.5)
+
+  def test_help_without_docstrings(self):
+    ran = subprocess.run(
+      [sys.executable, "-OO", "-c", "import hsrl_jax.flags"],
+      cwd=ROOT,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+
+  def test_by_the_real_command(self):
+    ran = _process("--workdir=/nowhere", f"--sid_levels={10**20}")
+    self.assertEqual(ran.returncode, 2)
+    self.assertLen(ran.stderr.splitlines(), 1)
+
+
 class WholePathTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):
     super().setUpClass()
     cls.folder = pathlib.Path(tempfile.mkdtemp())
     cls.workdir = cls.folder / "run"
+    # Most of the time of a run so small is compilation.
+    cls.quick = environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     cls.first = subprocess.run(  # By the job file, as on a TPU VM.
       ["bash", "launch/job.sh", *SMALL, f"--workdir={cls.workdir}"],
       cwd=ROOT,
-      env=environment() | {"PYTHON": sys.executable},
+      env=cls.quick | {"PYTHON": sys.executable},
       capture_output=True,
       text=True,
       check=False,
@@ -180,6 +335,7 @@ class WholePathTest(parameterized.TestCase):
     self.assertNotIn("<h2>Learning</h2>", page)
     self.assertFalse((workdir / "report" / "learning_curve.png").exists())
 
+  @pytest.mark.slow
   def test_export_acts_as_the_run(self):
     folder = self.folder / "served"
     arguments = [*SMALL, f"--workdir={self.workdir}"]
@@ -192,7 +348,7 @@ class WholePathTest(parameterized.TestCase):
     ran = subprocess.run(
       [sys.executable, "-c", EXPORT, json.dumps([arguments, exported])],
       cwd=ROOT,
-      env=environment(),
+      env=self.quick,
       capture_output=True,
       text=True,
       check=False,
@@ -202,6 +358,9 @@ class WholePathTest(parameterized.TestCase):
     live, served = json.loads(ran.stdout.splitlines()[-1])
     self.assertLen(live, 4)
     self.assertEqual(served, live)
+
+  def test_an_export_that_does_not_go_with_the_run(self):
+    arguments = [*SMALL, f"--workdir={self.workdir}", "--mode=export"]
     for flag, what in (
       ("--export_seed=5", "expected one of --seeds"),
       ("--export_capacity=3", "--export_capacity=3; expected at least"),
@@ -209,9 +368,39 @@ class WholePathTest(parameterized.TestCase):
       ("--width=8", "--width was 16"),
       (f"--workdir={self.folder / 'untrained'}", "--mode=policy"),
     ):
-      status, _, err = _in_process(*arguments, *exported, flag)
+      status, _, err = _in_process(*arguments, flag)
       self.assertEqual(status, 2)
       self.assertIn(what, err)
+
+  def test_export_writes_over_nothing_else(self):
+    link = self.folder / "link"
+    link.symlink_to(self._copy("linked"))
+    file = self.folder / "file"
+    file.write_text("kept")
+    before = self._all()
+    for folder in (
+      self.workdir,
+      self.workdir / "sids",
+      link,
+      file,
+      "/dev/null",
+    ):
+      status, _, err = _in_process(
+        *SMALL,
+        f"--workdir={self.workdir}",
+        "--mode=export",
+        f"--export_dir={folder}",
+      )
+      self._refused(status, err, f"{folder} ")
+      self.assertIn("expected a folder that is missing, empty, or an exp", err)
+      self.assertLen(err.splitlines(), 1)
+    self.assertEqual(self._all(), before)
+
+  def _all(self):
+    return {
+      p: (p.is_symlink(), p.is_file() and p.read_bytes())
+      for p in self.folder.rglob("*")
+    }
 
   def test_sids_file_is_invertible(self):
     saved = np.load(self.workdir / "sids" / "sids.npz")
@@ -478,6 +667,17 @@ class EmbeddingsTest(parameterized.TestCase):
     )
     self.assertLen(self._items(), 60)
 
+  def test_what_others_have_in_the_workdir_stays(self):
+    for name in ("sids/letter", ".fit/letter"):
+      path = self.workdir / name
+      path.parent.mkdir(parents=True)
+      path.write_text("kept")
+    self._refused(self._quantize(), "sids.npz cannot be read")
+    (self.workdir / "sids" / "letter").unlink()
+    (self.workdir / "sids").rmdir()
+    self.assertEqual(self._quantize()[0], 0)
+    self.assertEqual(list((self.workdir / ".fit").iterdir()), [path])
+
   @parameterized.parameters(
     (("--embeddings=x.npz",), "--embeddings with --mode=all"),
     (("--mode=add_items",), "--mode=add_items needs --embeddings"),
@@ -565,6 +765,7 @@ class ResponseParamsTest(absltest.TestCase):
   def _json(self, name):
     return json.loads((self.workdir / name).read_text())
 
+  @pytest.mark.slow
   def test_users_and_items_of_its_own(self):
     np.savez(self.file, **response_file_test.arrays(False, True))
     with (

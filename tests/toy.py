@@ -10,7 +10,10 @@ from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import loop
+from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
+from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy
 from hsrl_jax.types import Sessions
@@ -30,10 +33,9 @@ def env(no_repeat: bool = False) -> UserSimulator:
     response_fn=response,
     slate_size=SLATE,
     no_repeat=no_repeat,
-    patience=8.0,
     max_steps=6,
-    penalty=-0.1,
-    sweet_point=None,
+    reward=Reward(-0.1),
+    leave=Patience(8.0),
   )
 
 
@@ -87,7 +89,7 @@ SPEC = Spec(
   levels=2,
   vocab_size=8,
   slate_size=SLATE,
-  penalty=-0.1,
+  reward=Reward(-0.1),
   iterations=40,
 )
 
@@ -111,7 +113,7 @@ def logs(rows: int = 400):
     users.response, profile, history, jnp.asarray(shown)
   )
   sessions = Sessions(user, profile, history, shown, 1.0 * liked)
-  return loop.logged(jax.tree.map(np.asarray, sessions), env().penalty)
+  return loop.logged(jax.tree.map(np.asarray, sessions), env().reward)
 
 
 def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):
@@ -135,7 +137,7 @@ def _mean_reward(act, params) -> float:
 def bounds() -> dict[str, float]:
   """Total rewards of the bounds."""
   active = inputs().catalogue.index.active
-  made = simulate.bounds(env(), inputs().env_params, active)
+  made = bounds_lib.bounds(env(), inputs().env_params, active)
   return {name: _mean_reward(*policy) for name, policy in made.items()}
 
 

@@ -1,163 +1,182 @@
-"""Logs of one's own: `sessions` and `items`, each a .csv or a .parquet file.
+"""Logs of one's own, each a .csv or a .parquet file in `--raw_data_dir`.
 
-`--raw_data_dir` holds both. Columns, those with * may be missing:
-  items      item_id, feature, title*, genres*
-  sessions   user_id, profile*, history*, exposed, response, timestamp, split*
+There are `interactions` (a row for each item that a user met) or `sessions` (a
+row for each slate), and `items`. Columns, those with * may be missing:
+  interactions  user_id, item_id, timestamp, response* or rating*, propensity*,
+                position*, profile*, split*
+  sessions      user_id, profile*, history*, exposed, response*, propensity*,
+                position*, timestamp, split*
+  items         item_id, feature*, title*, genres*, and any others: numbers,
+                categories and texts that item vectors are made of
 
 Ids are integers or strings; items are numbered 1..N and users 1..U in the
 order of their rows. `feature` and `profile` are lists of as many numbers in
-each row, `exposed` is a list of as many different items, `response` of as many
-0 or 1, `history` of items, the newest last. In a csv file a list is written
-with ; between. `timestamp` is a number, such as seconds.
+each row, `exposed` is a list of as many different items, `response`,
+`propensity` and `position` of as many entries, `history` of items, the newest
+last. In a csv file a list is written with ; between. `timestamp` is a number,
+such as seconds, or a date. Interactions need no `items`.
 
-Without `history`, it is what the user responded to positively in earlier
-slates. Without `split` (train, val or test), the last tenth of the slates is
-the test split and the tenth before it the validation split.
+Without `history`, it is what the user responded to positively before. Without
+`split` (train, val or test), the last tenth of the slates is the test split and
+the tenth before it the validation split. Without `response`, all rows are
+positives, and negatives are drawn; see interactions.py. Options of all this are
+in `logs.json`; see options.py.
 """
 
-import csv
+import json
 import pathlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet
 import tensorflow_datasets as tfds
 
-from hsrl_jax.data.source import SPLITS
-from hsrl_jax.errors import InputError, reading
+from hsrl_jax.data import feedback, item_vectors
+from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
+from hsrl_jax.shipped.datasets.logs import interactions, options, tables
+
+_ITEMS = ("item_id", "feature", "title", "genres")
+_SESSIONS = (
+  *("user_id", "profile", "history", "exposed", "response", "propensity"),
+  *("position", "timestamp", "split"),
+)
 
 
 class Builder(schema.SlateBuilder):
   """Reads the user's files in `--raw_data_dir`."""
 
   VERSION = tfds.core.Version("1.0.0")
-  TIMESTAMP = np.float64
+  # As bytes: TFDS keeps other floats in 32 bits, which lose up to a minute.
+  TIMESTAMP = tfds.features.Tensor(
+    shape=(), dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+  )
+  EXTRA = {
+    "propensity": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    "position": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+  }
+  EXTRA_ITEMS = {
+    "attributes": tfds.features.Text(),
+    "sampling": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+  }
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
-    "sessions.csv or .parquet and items.csv or .parquet"
+    "interactions or sessions, and items, each .csv or .parquet"
   )
 
   def read_items(self, folder):
     """Columns of `items`, in the order of the file."""
-    return read_items(folder)
+    chosen = options.read(folder)
+    columns, notes = read_items(folder, chosen)
+    ids = columns["external_id"]
+    log = _interactions(folder, ids, chosen)
+    columns["sampling"] = np.zeros((len(ids), 0))
+    if log is not None and log.positives_only:
+      q = interactions.sampling(log, len(ids), chosen)
+      columns["sampling"] = q[1:, None]
+    self.info.metadata["notes"] = notes
+    return columns
 
   def read_sessions(self, folder):
     """Columns of `sessions`, by time."""
-    return read_sessions(folder, read_items(folder)["external_id"])
+    chosen = options.read(folder)
+    ids = read_items(folder, chosen)[0]["external_id"]
+    log = _interactions(folder, ids, chosen)
+    if log is None:
+      options.check_for_sessions(folder, chosen)
+      columns, notes = read_sessions(folder, ids)
+      about = feedback.Feedback()
+    else:
+      cut = interactions.slates(log, len(ids), chosen)
+      columns, notes, about = cut.columns, cut.notes, cut.about
+    self.info.metadata["feedback"] = about._asdict()
+    self.info.metadata["notes"] = notes
+    return columns
 
 
-class Table(NamedTuple):
-  """A file.
-
-  Attributes:
-    path: of the file.
-    columns: name to the cells of all rows, which are str in a csv file.
-    rows: number of each row in the file, for people.
-  """
-
-  path: pathlib.Path
-  columns: dict[str, list[Any]]
-  rows: list[int]
-
-
-def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
-  """Reads name.csv or name.parquet.
-
-  Raises:
-    InputError: there is none, or both, or the file is damaged, empty or lacks a
-      column.
-  """
-  paths = [folder / f"{name}{x}" for x in (".csv", ".parquet")]
-  present = [path.name for path in paths if path.exists()]
-  if len(present) != 1:
+def _interactions(
+  folder: pathlib.Path, item_ids: list[str], chosen: options.Options
+) -> interactions.Log | None:
+  """The log of interactions; None where sessions with responses are given."""
+  given = [x for x in ("interactions", "sessions") if tables.has(folder, x)]
+  if len(given) == 2:
     raise InputError(
-      f"{folder} has {' and '.join(present) or f'no {name} file'}"
-      f"; expected one of {paths[0].name} and {paths[1].name}"
+      f"{folder} has both interactions and sessions; expected one of them"
     )
-  path = folder / present[0]
-  with reading(path, f"a complete {path.suffix} file"):
-    table = _csv(path) if path.suffix == ".csv" else _parquet(path)
-  missing = [x for x in needed if x not in table.columns]
-  if missing:
-    raise InputError(
-      f"{path} has the columns {', '.join(table.columns) or 'none'}; expected "
-      f"{', '.join(missing)} too"
+  if given == ["interactions"]:
+    table = tables.read_table(folder, "interactions", interactions.NEEDED)
+  else:
+    table = tables.read_table(
+      folder, "sessions", ("user_id", "exposed", "timestamp")
     )
-  if not table.rows:
-    raise InputError(f"{path} has no rows; expected at least one")
-  return table
+    if "response" in table.columns:
+      return None
+    table = interactions.flat(table)
+  return interactions.read(table, item_ids, chosen)
 
 
-def _csv(path: pathlib.Path) -> Table:
-  with path.open(newline="", encoding="utf-8-sig") as file:
-    reader = csv.reader(file)
-    header = [x.strip() for x in next(reader, [])]
-    lines, rows = [], []
-    for line in reader:
-      cells = [x.strip() for x in line]
-      if cells in ([], [""]):
-        continue  # A blank line, such as editors leave at the end.
-      if len(cells) != len(header):
-        raise ValueError(
-          f"row {reader.line_num} has {len(cells)} cells, the header "
-          f"{len(header)}"
-        )
-      lines.append(cells)
-      rows.append(reader.line_num)  # The header is row 1.
-  columns = {x: [cells[i] for cells in lines] for i, x in enumerate(header)}
-  return Table(path, columns, rows)
-
-
-def _parquet(path: pathlib.Path) -> Table:
-  table = pyarrow.parquet.read_table(path)
-  columns = {name: table[name].to_pylist() for name in table.column_names}
-  return Table(path, columns, list(range(1, len(table) + 1)))
-
-
-def read_items(folder: pathlib.Path) -> dict[str, Any]:
-  """Reads and checks the items; columns of `items` (see schema.py).
+def read_items(
+  folder: pathlib.Path, chosen: options.Options
+) -> tuple[dict[str, Any], list[str]]:
+  """Reads and checks the items; columns of `items` (see schema.py), and notes.
 
   Raises:
     InputError: the file, row and column that is no good.
   """
-  table = read_table(folder, "items", ("item_id", "feature"))
-  ids = _column(table, "item_id", _id)
+  if not tables.has(folder, "items") and tables.has(folder, "interactions"):
+    table = tables.read_table(folder, "interactions", interactions.NEEDED)
+    ids = list(dict.fromkeys(tables.column(table, "item_id", tables.id_)))
+    table = tables.Table(table.path, {"item_id": ids}, [])
+  else:
+    table = tables.read_table(folder, "items", ("item_id",))
+    ids = tables.column(table, "item_id", tables.id_)
   first: dict[str, int] = {}
-  for row, item in zip(table.rows, ids, strict=True):
+  for row, item in zip(table.rows, ids, strict=False):
     if item in first:
       raise InputError(
         f"{table.path}: row {row}, column item_id: {item!r} is in row "
         f"{first[item]} too; expected each item once"
       )
     first[item] = row
-  return {
-    "feature": _matrix(table, "feature", _feature),
+  feature, notes = np.zeros((len(ids), 0), np.float32), []
+  if "feature" in table.columns:
+    feature = tables.matrix(table, "feature", tables.feature)
+    feature, notes = item_vectors.tamed(feature, chosen.normalise)
+  others = [x for x in table.columns if x not in _ITEMS]
+  texts = [tables.texts(table, x, []) for x in others]
+  columns = {
+    "feature": feature,
     "external_id": ids,
-    "title": _texts(table, "title", ids),
-    "genres": _texts(table, "genres", [""] * len(ids)),
+    "title": tables.texts(table, "title", ids),
+    "genres": tables.texts(table, "genres", [""] * len(ids)),
+    "attributes": [
+      json.dumps(dict(zip(others, cells, strict=True)), ensure_ascii=False)
+      for cells in (zip(*texts, strict=True) if texts else [()] * len(ids))
+    ],
   }
+  return columns, [f"{table.path.name}: {note}" for note in notes]
 
 
 def read_sessions(
   folder: pathlib.Path, item_ids: list[str]
-) -> dict[str, np.ndarray]:
-  """Reads and checks the slates; columns of `sessions` (schema.py), by time.
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Reads and checks the slates.
 
   Args:
     folder: where the file is.
     item_ids: of item 1, 2, ...
 
+  Returns:
+    Columns of `sessions` (see schema.py) by time, and notes.
+
   Raises:
     InputError: the file, row and column that is no good.
   """
-  table = read_table(
+  table = tables.read_table(
     folder, "sessions", ("user_id", "exposed", "response", "timestamp")
   )
   number = {item: i for i, item in enumerate(item_ids, 1)}
 
   def items(cell) -> list[int]:
-    ids = [_id(x) for x in _list(cell)]
+    ids = [tables.id_(x) for x in tables.list_(cell)]
     unknown = [x for x in ids if x not in number]
     if unknown:
       raise ValueError(f"item {unknown[0]!r}; expected item_ids of the items")
@@ -166,29 +185,35 @@ def read_sessions(
   def slate(cell) -> list[int]:
     shown = items(cell)
     if len(set(shown)) < len(shown) or not shown:
-      raise ValueError(f"{_short(cell)}; expected different items")
+      raise ValueError(f"{tables.short(cell)}; expected different items")
     return shown
 
-  users = _column(table, "user_id", _id)
+  users = tables.column(table, "user_id", tables.id_)
   user_number = {user: i for i, user in enumerate(dict.fromkeys(users), 1)}
-  exposed = _matrix(table, "exposed", slate, dtype=np.int32)
-  response = _matrix(table, "response", _responses, exposed.shape[1])
-  timestamp = np.array(_column(table, "timestamp", _number))
-  profile = np.zeros((len(users), 0), np.float32)
-  if "profile" in table.columns:
-    profile = _matrix(table, "profile", _numbers)
+  exposed = tables.matrix(table, "exposed", slate, dtype=np.int32)
+  width = exposed.shape[1]
+  response = tables.matrix(table, "response", tables.responses, width)
+  timestamp = np.array(tables.column(table, "timestamp", tables.time))
+  empty = np.zeros((len(users), 0), np.float32)
+  optional = {"profile": empty, "propensity": empty, "position": empty}
+  for name, parse, size, dtype in (
+    ("profile", tables.numbers, None, np.float32),
+    ("propensity", tables.probabilities, width, np.float32),
+    ("position", tables.places, width, np.int32),
+  ):
+    if name in table.columns:
+      optional[name] = tables.matrix(table, name, parse, size, dtype)
   order = np.argsort(timestamp, kind="stable")
   if "history" in table.columns:
-    past = _column(table, "history", items)
+    past = tables.column(table, "history", items)
   else:
     past = _liked_before(users, exposed, response, order)
   if "split" in table.columns:
-    split = np.array(_column(table, "split", _split))
+    split = np.array(tables.column(table, "split", tables.split))
   else:
-    split = _split_by_time(order)
+    split = interactions.split_by_time(timestamp)
   columns = {
     "user_id": np.array([user_number[x] for x in users], np.int32),
-    "profile": profile,
     "history": np.array(
       [schema.left_padded(x, schema.HISTORY_LENGTH) for x in past]
     ),
@@ -196,8 +221,10 @@ def read_sessions(
     "response": response,
     "timestamp": timestamp,
     "split": split,
+    **optional,
   }
-  return {name: column[order] for name, column in columns.items()}
+  columns = {name: column[order] for name, column in columns.items()}
+  return columns, tables.unused(table, _SESSIONS)
 
 
 def _liked_before(
@@ -217,110 +244,3 @@ def _liked_before(
     past[row] = liked[users[row]][-schema.HISTORY_LENGTH :]
     liked[users[row]] += exposed[row][response[row] > 0].tolist()
   return past
-
-
-def _split_by_time(order: np.ndarray) -> np.ndarray:
-  """Split of each row; `order` int [R] are the rows by time."""
-  held_out = max(1, round(schema.HELD_OUT * len(order)))
-  split = np.full(len(order), "train")
-  split[order[-2 * held_out :]] = "val"
-  split[order[-held_out:]] = "test"
-  return split
-
-
-def _column(table: Table, name: str, parse: Callable[[Any], Any]) -> list:
-  """Parses a column; names file, row and column of a cell that is no good."""
-  values = []
-  for row, cell in zip(table.rows, table.columns[name], strict=True):
-    try:
-      values.append(parse(cell))
-    except ValueError as error:
-      raise InputError(
-        f"{table.path}: row {row}, column {name}: found {error}"
-      ) from error
-  return values
-
-
-def _matrix(
-  table: Table,
-  name: str,
-  parse: Callable[[Any], list],
-  width: int | None = None,
-  dtype: type = np.float32,
-) -> np.ndarray:
-  """Parses lists that are all as long as the first, or `width`, [R, width]."""
-  values = _column(table, name, parse)
-  expected = len(values[0]) if width is None else width
-  for row, value in zip(table.rows, values, strict=True):
-    if len(value) != expected:
-      raise InputError(
-        f"{table.path}: row {row}, column {name}: found {len(value)} entries; "
-        f"expected {expected}, as many as in "
-        + ("the first row" if width is None else "exposed")
-      )
-  return np.array(values, dtype)
-
-
-def _texts(table: Table, name: str, default: list[str]) -> list[str]:
-  cells = table.columns.get(name, default)
-  return ["" if x is None else str(x) for x in cells]
-
-
-def _short(cell) -> str:
-  return repr(cell)[:60]
-
-
-def _id(cell) -> str:
-  if cell is None or isinstance(cell, float) or str(cell) == "":
-    raise ValueError(f"{_short(cell)}; expected an integer or a string")
-  return str(cell)
-
-
-def _list(cell) -> list:
-  if isinstance(cell, str):
-    return [x.strip() for x in cell.split(";")] if cell else []
-  if not isinstance(cell, list):
-    raise ValueError(f"{_short(cell)}; expected a list (csv: with ; between)")
-  return cell
-
-
-def _number(cell) -> float:
-  try:
-    number = float(cell)
-  except (TypeError, ValueError, OverflowError):
-    number = np.nan
-  if not np.isfinite(number):
-    raise ValueError(f"{_short(cell)}; expected a finite number")
-  return number
-
-
-def _numbers(cell) -> list[float]:
-  values = _list(cell)
-  numbers = [_number(x) for x in values]
-  for value, number in zip(values, numbers, strict=True):
-    if abs(number) > schema.FLOAT32_MAX:
-      raise ValueError(
-        f"{_short(value)}; expected at most "
-        f"{schema.FLOAT32_MAX:.3g}, the largest float32"
-      )
-  return numbers
-
-
-def _feature(cell) -> list[float]:
-  numbers = _numbers(cell)
-  if not numbers:
-    raise ValueError(f"{_short(cell)}; expected at least one number")
-  return numbers
-
-
-def _responses(cell) -> list[float]:
-  values = _numbers(cell)
-  if not set(values) <= {0, 1}:
-    raise ValueError(f"{_short(cell)}; expected 0 or 1")
-  return values
-
-
-def _split(cell) -> str:
-  if cell not in SPLITS:
-    raise ValueError(f"{_short(cell)}; expected {', '.join(SPLITS)}")
-  return cell

@@ -13,6 +13,7 @@ from hsrl_jax.agents import (
 from hsrl_jax.agents.base import Agent, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import Config
+from hsrl_jax.sim import reward
 
 # Name to what builds the agent, from (PolicyConfig, Spec).
 AGENTS = {
@@ -35,8 +36,7 @@ def make_agent(config: Config, slate_size: int) -> Agent:
     levels=config.quantizer.levels,
     vocab_size=config.quantizer.vocab_size,
     slate_size=slate_size,
-    penalty=config.simulator.penalty,
+    reward=reward.of_config(config.simulator),
     iterations=config.policy.iterations,
-    sweet_point=config.simulator.sweet_point,
   )
   return AGENTS[config.policy.agent](config.policy, spec)

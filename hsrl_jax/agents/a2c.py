@@ -68,10 +68,8 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
     advantages = returns.item_advantages(
       target,
       value[None],
-      returns.item_rewards(transition.response, spec.penalty),
+      spec.reward.shares(transition.response) if config.item_credit else None,
       clip=config.advantage_clip,
-      item_credit=config.item_credit,
-      sweet_point=spec.sweet_point,
     )
     actor = policy_gradient.actor_loss(
       log_pi[transition.slate][:, None],

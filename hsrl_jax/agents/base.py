@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid.index import SidIndex
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -43,17 +44,15 @@ class Spec(NamedTuple):
     levels: L of the catalogue's SIDs.
     vocab_size: V.
     slate_size: K.
-    penalty: reward of an item without a positive response.
+    reward: of slates, and of the items in them.
     iterations: of training, for what happens every few of them.
-    sweet_point: of the slate's reward; None where it is the items' mean.
   """
 
   levels: int
   vocab_size: int
   slate_size: int
-  penalty: float
+  reward: Reward
   iterations: int
-  sweet_point: float | None = None
 
 
 class Action(NamedTuple):

@@ -21,6 +21,7 @@ from hsrl_jax.agents import base, latent
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import masking, returns
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -40,9 +41,7 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(_act, network, choose),
-    loss=functools.partial(
-      _loss, network, choose, config, spec.penalty, spec.sweet_point
-    ),
+    loss=functools.partial(_loss, network, choose, config, spec.reward),
   )
 
 
@@ -105,8 +104,7 @@ def _loss(
   network: LatentActorCritic,
   choose,
   config: PolicyConfig,
-  penalty: float,
-  sweet_point: float | None,
+  reward: Reward,
   params: Params,
   target_params: Params,
   catalogue: base.Catalogue,
@@ -129,8 +127,7 @@ def _loss(
   )
   targets = target
   if config.item_credit:
-    rewards = returns.item_rewards(transition.response, penalty)
-    targets = target + returns.item_shares(rewards, sweet_point)
+    targets = target + reward.shares(transition.response)
   values = _item_values(
     network, params, catalogue, step.state, transition.slate
   )

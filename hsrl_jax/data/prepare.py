@@ -2,7 +2,6 @@
 
 import csv
 import importlib.util
-import json
 import pathlib
 import re
 import shutil
@@ -13,12 +12,15 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 from hsrl_jax import files
-from hsrl_jax.errors import InputError, reading
+from hsrl_jax.data import item_vectors as vectors_lib
+from hsrl_jax.data import manifest, source
+from hsrl_jax.errors import InputError
 
 CONFIGS = ("items", "sessions")
-MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
+_BEGUN = ".begun"  # Is there until the manifest is.
 # What a builder may leave beside its data: file, row, why of rows left out.
 MALFORMED = "malformed.csv"
+NOTES = "notes.txt"  # Lines for people.
 
 
 def builder_folder(dataset: str) -> pathlib.Path:
@@ -53,11 +55,14 @@ def prepare(
   data_dir: pathlib.Path,
   raw_data_dir: str | None = None,
   progress: Callable[[], None] = lambda: None,
+  item_vectors: str = vectors_lib.AUTO,
+  dimensions: int = vectors_lib.DIMENSIONS,
 ) -> dict[pathlib.Path, list[tuple[str, ...]]]:
   """Writes the dataset below `data_dir` as array_record.
 
   Configs of an earlier attempt are made anew: the source may have changed. A
-  manifest comes last.
+  manifest comes last. A folder that holds neither it nor the mark of an attempt
+  is not ours, and stays as it is. What else people should know is in `notes`.
 
   Args:
     dataset: see `builder_folder`.
@@ -65,21 +70,28 @@ def prepare(
     raw_data_dir: where the source lies; for builders that say in
       MANUAL_DOWNLOAD_INSTRUCTIONS what they expect there.
     progress: called after each of CONFIGS.
+    item_vectors: what they are made of; see item_vectors.write.
+    dimensions: of each block that is made by SVD.
 
   Returns:
     (file, row, why) of the rows that the builder left out, by the file in
     which it lists them.
 
   Raises:
-    InputError: there is no such builder, or the source is missing or no good.
+    InputError: there is no such builder, the source is missing or no good, or
+      something else is in `data_dir`.
   """
   (path,) = builder_folder(dataset).glob("*_dataset_builder.py")
   module = load_builder(path)
   _check_raw(dataset, raw_data_dir, module.Builder)
+  _check_own(data_dir)
+  files.write_atomic(data_dir / _BEGUN, "")
   tfds.disable_progress_bar()
-  malformed = {}
+  malformed, told = {}, []
   for old in [x for name in CONFIGS for x in data_dir.glob(f"*/{name}")]:
     shutil.rmtree(old)
+  for name in (source.ITEM_VECTORS, NOTES):
+    (data_dir / name).unlink(missing_ok=True)
   for config in CONFIGS:
     builder = module.Builder(
       config=config, data_dir=data_dir, file_format="array_record"
@@ -100,13 +112,35 @@ def prepare(
     if listed.exists():
       with listed.open(newline="") as file:
         malformed[listed] = [tuple(row) for row in csv.reader(file)][1:]
+    told += (builder.info.metadata or {}).get("notes", [])
     progress()
-  manifest = {
-    str(path.relative_to(data_dir)): [path.stat().st_size, files.digest(path)]
-    for path in sorted(data_dir.glob("*/*/*/*"))
-  }
-  files.write_json(data_dir / MANIFEST, manifest)
+  if _makes_vectors(builder, item_vectors):
+    told += vectors_lib.write(data_dir, item_vectors, dimensions)
+  files.write_atomic(data_dir / NOTES, "".join(f"{x}\n" for x in told))
+  manifest.write(data_dir)
+  (data_dir / _BEGUN).unlink()
   return malformed
+
+
+def notes(data_dir: pathlib.Path) -> list[str]:
+  """Lines that people should read about what `prepare` did."""
+  path = pathlib.Path(data_dir) / NOTES
+  return path.read_text().splitlines() if path.exists() else []
+
+
+def _makes_vectors(builder, kind: str) -> bool:
+  """Whether item vectors may have to be made: asked for, or a user's logs."""
+  return kind != vectors_lib.AUTO or bool(getattr(builder, "EXTRA_ITEMS", None))
+
+
+def _check_own(data_dir: pathlib.Path) -> None:
+  """Raises InputError where a folder holds what `prepare` did not write."""
+  ours = any((data_dir / name).exists() for name in (manifest.MANIFEST, _BEGUN))
+  if data_dir.is_dir() and any(data_dir.iterdir()) and not ours:
+    raise InputError(
+      f"{data_dir} holds files, but no prepared data of hsrl_jax; expected a "
+      "folder that is missing or empty: use another --workdir, or move it away"
+    )
 
 
 def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:
@@ -130,27 +164,3 @@ def _check_raw(dataset: str, raw_data_dir: str | None, builder) -> None:
   raise InputError(
     f"--dataset={dataset}: {fault}; expected a folder with {wanted}"
   )
-
-
-def verify(data_dir: pathlib.Path) -> None:
-  """Checks that every file that `prepare` wrote is there and whole.
-
-  Raises:
-    InputError: the file that is missing, cut or altered.
-  """
-  path = data_dir / MANIFEST
-  if not path.exists():
-    raise InputError(f"{data_dir}: no prepared data; run --mode=data first")
-  again = f"delete {data_dir} and {data_dir.parent}/.done/data, then run again"
-  with reading(path, f"what --mode=data wrote: {again}"):
-    manifest = dict(json.loads(path.read_text()))
-  for name, (size, digest) in manifest.items():
-    file = data_dir / name
-    if not file.exists():
-      raise InputError(f"{file} is missing; {again}")
-    if file.stat().st_size != size:
-      raise InputError(
-        f"{file} has {file.stat().st_size} bytes; expected {size}; {again}"
-      )
-    if files.digest(file) != digest:
-      raise InputError(f"{file} was altered since it was prepared; {again}")

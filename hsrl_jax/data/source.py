@@ -7,11 +7,12 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
-from hsrl_jax.data import prepare
+from hsrl_jax.data import manifest
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
 SPLITS = ("train", "val", "test")
+ITEM_VECTORS = "item_vectors.npy"  # float32 [N + 1, D]; see item_vectors.py.
 _ROWS = 8_192  # Read at once.
 
 
@@ -23,12 +24,18 @@ class Items(NamedTuple):
     external_ids: [N + 1] names in the source, such as a MovieLens movieId.
     titles: [N + 1] for people.
     genres: [N + 1] for people.
+    attributes: [N + 1] JSON objects, column to text, of what else a user's
+      items have; None where there is nothing else.
+    sampling: float32 [N + 1], the distribution of drawn negatives (see
+      feedback.py); None where none was drawn.
   """
 
   features: np.ndarray
   external_ids: list[str]
   titles: list[str]
   genres: list[str]
+  attributes: list[str] | None = None
+  sampling: np.ndarray | None = None
 
 
 class Dataset(NamedTuple):
@@ -46,20 +53,40 @@ class Dataset(NamedTuple):
 def load(data_dir: pathlib.Path) -> Dataset:
   """Loads and checks the dataset that `prepare` wrote below `data_dir`.
 
+  Features are those of `item_vectors.npy` where there is such a file.
+
   Raises:
     InputError: it is missing, empty, truncated or malformed.
   """
-  prepare.verify(pathlib.Path(data_dir))
+  manifest.verify(pathlib.Path(data_dir))
+  dataset = read(data_dir)
+  vectors = pathlib.Path(data_dir) / ITEM_VECTORS
+  if vectors.exists():
+    features = np.load(vectors)
+    items = dataset.items._replace(features=features)
+    dataset = dataset._replace(items=items)
+  ids = np.arange(1, len(dataset.items.features))
+  check_items(ids, dataset.items.features[1:], data_dir)
+  return dataset
+
+
+def read(data_dir: pathlib.Path) -> Dataset:
+  """Reads what a builder wrote; items may have no features.
+
+  Raises:
+    InputError: a split is empty, or a row of it is malformed.
+  """
   items = _read(data_dir, "items", "items")
+  check_ids(items["item_id"], data_dir)
   catalogue = Items(
-    features=np.vstack(
-      [np.zeros_like(items["feature"][:1]), items["feature"]]
-    ).astype(np.float32),
+    features=_padded(items["feature"]).astype(np.float32),
     external_ids=_text(items["external_id"]),
     titles=_text(items["title"]),
     genres=_text(items["genres"]),
+    attributes=_text(items["attributes"]) if "attributes" in items else None,
   )
-  check_items(items["item_id"], items["feature"], data_dir)
+  if "sampling" in items and items["sampling"].shape[1]:
+    catalogue = catalogue._replace(sampling=_padded(items["sampling"])[:, 0])
   splits = {}
   for split in SPLITS:
     rows = _read(data_dir, "sessions", split)
@@ -74,9 +101,38 @@ def load(data_dir: pathlib.Path) -> Dataset:
           ("exposed", np.int32),
           ("response", np.float32),
         )
-      }
+      },
+      timestamp=np.float64(rows["timestamp"]) if "timestamp" in rows else None,
+      propensity=_optional(rows, "propensity"),
+      position=_optional(rows, "position"),
     )
   return Dataset(catalogue, splits)
+
+
+def _optional(rows: dict[str, np.ndarray], name: str) -> np.ndarray | None:
+  """A column [S, K]; None where it is missing or has no entries."""
+  column = rows.get(name)
+  return None if column is None or not column.shape[1] else column
+
+
+def _padded(rows: np.ndarray) -> np.ndarray:
+  """Rows [N, D] with one of zeros before them."""
+  return np.concatenate([np.zeros_like(rows[:1]), rows])
+
+
+def check_ids(item_id: np.ndarray, where) -> None:
+  """Checks that `item_id` [N] are 1..N in order.
+
+  Raises:
+    InputError: they are not.
+  """
+  wrong = np.flatnonzero(item_id != np.arange(1, len(item_id) + 1))
+  if len(wrong):
+    row = int(wrong[0])
+    raise InputError(
+      f"{where}: item row {row} has item_id {item_id[row]}; expected "
+      f"{row + 1}: number the items 1..N in order and prepare them again"
+    )
 
 
 def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
@@ -91,13 +147,7 @@ def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
     InputError: ids other than 1..N in order, items without features, or a
       feature that is not finite.
   """
-  wrong = np.flatnonzero(item_id != np.arange(1, len(item_id) + 1))
-  if len(wrong):
-    row = int(wrong[0])
-    raise InputError(
-      f"{where}: item row {row} has item_id {item_id[row]}; expected "
-      f"{row + 1}: number the items 1..N in order and prepare them again"
-    )
+  check_ids(item_id, where)
   if not feature.shape[1]:
     raise InputError(
       f"{where}: items have no features; expected at least one number for each "

@@ -47,10 +47,10 @@ def open_directory(
     ) as checkpointer:
       yield checkpointer
   except ValueError as error:  # What Orbax makes of a full disk.
-    found = re.search(r"os_error_code='(\d+)'", str(error))
-    if not found:
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if not code:
       raise
-    number = int(found[1])
+    number = int(code[1])
     raise OSError(
       number,
       f"{os.strerror(number)}: a checkpoint could not be written, the one "
@@ -93,11 +93,11 @@ def restore_latest(
     InputError: a checkpoint is of a newer version of hsrl_jax.
   """
   abstract = jax.tree.map(lambda x: _abstract(x) if x.size else None, like)
-  for found in reversed(checkpointer.checkpoints):
+  for saved in reversed(checkpointer.checkpoints):
     try:
-      _check_format(checkpointer, found.step)
-      loaded = checkpointer.load(found.step, abstract)
-      _check_digest(checkpointer, found.step, loaded)
+      _check_format(checkpointer, saved.step)
+      loaded = checkpointer.load(saved.step, abstract)
+      _check_digest(checkpointer, saved.step, loaded)
     except InputError:
       raise
     except Exception as error:  # noqa: BLE001 (Orbax raises many kinds)
@@ -105,7 +105,7 @@ def restore_latest(
       logging.warning(
         "checkpoint %s/%d cannot be read (%s); falling back to the one before",
         checkpointer.directory,
-        found.step,
+        saved.step,
         first_line[:200],
       )
     else:
@@ -118,7 +118,11 @@ def restore_latest(
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-  """Within it Orbax does not wait for other processes; it asks how many."""
+  """Within it Orbax does not wait for other processes; it asks how many.
+
+  Its own MultiprocessingOptions(active_processes={0}) does not do: a save
+  still gathers its path from all processes, and refuses arrays of a single one.
+  """
   count = jax.process_count
   jax.process_count = lambda *_: 1
   try:

@@ -8,6 +8,7 @@ very first call nothing is learned yet. An offline agent learns from the logged
 slates instead, and shows none.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from jax import flatten_util
 from hsrl_jax.agents.base import Agent, Catalogue, geometric
 from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import replay
-from hsrl_jax.ops import returns, sampling, tree
+from hsrl_jax.ops import sampling
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   EnvState,
@@ -98,10 +100,24 @@ class Engine(NamedTuple):
   run: Callable[..., tuple[Learner, Stream, Metrics]]
 
 
+class _Loop(NamedTuple):
+  """What the loop's functions are made of; all of it is static."""
+
+  agent: Agent
+  env: UserSimulator
+  config: PolicyConfig
+  optimizer: optax.GradientTransformation
+
+  @property
+  def replayed(self) -> int:
+    """Transitions of each user in an update."""
+    return self.config.batch_size // self.config.users
+
+
 def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
   if config.explore_no_repeat:
-    env = env._replace(no_repeat=True)
+    env = env.exploring()
   # Flat: a step on one vector instead of a small kernel for each leaf.
   optimizer = optax.flatten(
     optax.chain(
@@ -111,63 +127,83 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       ),
     )
   )
-  per_user = config.batch_size // config.users
+  loop = _Loop(agent, env, config, optimizer)
+  return Engine(functools.partial(_init, loop), functools.partial(_run, loop))
 
-  def init(
-    seed: Array, inputs: Inputs, part: Array | int = 0, parts: int = 1
-  ) -> tuple[Learner, Stream]:
-    if config.users % parts:
-      raise ValueError(
-        f"users is {config.users}; expected a multiple of the {parts} devices"
-      )
-    param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
-    user = env.start(jnp.int32(0), inputs.env_params)
-    params = agent.init(param_key, inputs.catalogue, user.observation)
-    learner = Learner(
-      params,
-      jax.tree.map(jnp.copy, params),
-      optimizer.init(params),
-      key,
-      jnp.int32(0),
+
+def _init(
+  loop: _Loop,
+  seed: Array,
+  inputs: Inputs,
+  part: Array | int = 0,
+  parts: int = 1,
+) -> tuple[Learner, Stream]:
+  """Engine.init."""
+  config = loop.config
+  if config.users % parts:
+    raise ValueError(
+      f"users is {config.users}; expected a multiple of the {parts} devices"
     )
-    count = config.users // parts
-    users = part * count + jnp.arange(count)
-    return learner, init_stream(users, stream_key, params, inputs)
+  param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
+  user = loop.env.start(jnp.int32(0), inputs.env_params)
+  params = loop.agent.init(param_key, inputs.catalogue, user.observation)
+  learner = Learner(
+    params,
+    jax.tree.map(jnp.copy, params),
+    loop.optimizer.init(params),
+    key,
+    jnp.int32(0),
+  )
+  count = config.users // parts
+  users = part * count + jnp.arange(count)
+  return learner, _init_stream(loop, users, stream_key, params, inputs)
 
-  def init_stream(
-    users: Array, key: PRNGKey, params: Params, inputs: Inputs
-  ) -> Stream:
-    keys = _by_user(key, users)
-    state = jax.vmap(env.reset, in_axes=(0, None))(keys, inputs.env_params)
-    by_user = jax.vmap(interact, in_axes=(None, 0, None, 0, 0, None))
-    _, example = jax.eval_shape(
-      by_user, params, state, inputs, keys, keys, jnp.float32(0)
-    )
-    ring = replay.init(example, config.buffer_size // config.users)
-    return Stream(users, state, ring)
 
-  def interact(
-    params: Params,
-    env_state: EnvState,
-    inputs: Inputs,
-    act_key: PRNGKey,
-    step_key: PRNGKey,
-    progress: Array,
-  ) -> tuple[EnvState, Transition]:
-    """One user is shown a slate."""
-    action = agent.act(
+def _init_stream(
+  loop: _Loop, users: Array, key: PRNGKey, params: Params, inputs: Inputs
+) -> Stream:
+  """Sessions that begin, and an empty replay."""
+  keys = _by_user(key, users)
+  state = jax.vmap(loop.env.reset, in_axes=(0, None))(keys, inputs.env_params)
+  _, example = jax.eval_shape(
+    functools.partial(_interact, loop),
+    params,
+    state,
+    inputs,
+    keys,
+    keys,
+    jnp.float32(0),
+  )
+  ring = replay.init(example, loop.config.buffer_size // loop.config.users)
+  return Stream(users, state, ring)
+
+
+def _interact(
+  loop: _Loop,
+  params: Params,
+  states: EnvState,
+  inputs: Inputs,
+  act_keys: PRNGKey,
+  step_keys: PRNGKey,
+  progress: Array,
+) -> tuple[EnvState, Transition]:
+  """Each user, of leading axis U in states and keys, is shown a slate."""
+  config = loop.config
+
+  def of_user(state, act_key, step_key):
+    action = loop.agent.act(
       params,
       inputs.catalogue,
-      env_state.observation,
-      env_state.seen,
+      state.observation,
+      state.seen,
       act_key,
       geometric(config.temperature, config.temperature_end, progress),
     )
-    next_state, result = env.step_or_reset(
-      step_key, env_state, action.slate, inputs.env_params
+    next_state, result = loop.env.step_or_reset(
+      step_key, state, action.slate, inputs.env_params
     )
     return next_state, Transition(
-      observation=env_state.observation,
+      observation=state.observation,
       slate=action.slate,
       log_prob=action.log_prob,
       response=result.response,
@@ -177,135 +213,145 @@ def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
       next_history=result.observation.history,
     )
 
-  def update(
-    learner: Learner,
-    batch: Transition,
-    keys: PRNGKey,
-    inputs: Inputs,
-    progress: Array,
-    weight: Array,
-    shown: Metrics,
-    axis_name: str | None,
-  ) -> tuple[Learner, Metrics]:
-    """One step of the optimizer; `batch` and `keys` lead with [U, per_user].
+  return jax.vmap(of_user)(states, act_keys, step_keys)
 
-    `shown` are metrics of what the users were shown meanwhile.
-    """
 
-    def loss(params):
-      def of_transition(transition, key):
-        return agent.loss(
-          params,
-          learner.target_params,
-          inputs.catalogue,
-          transition,
-          key,
-          progress,
-        )
+def _update(
+  loop: _Loop,
+  learner: Learner,
+  batch: Transition,
+  keys: PRNGKey,
+  inputs: Inputs,
+  progress: Array,
+  weight: Array,
+  shown: Metrics,
+  axis_name: str | None,
+) -> tuple[Learner, Metrics]:
+  """One step of the optimizer.
 
-      losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
-      return losses.mean() * weight, jax.tree.map(jnp.mean, metrics)
+  Args:
+    loop: the loop.
+    learner: before the step.
+    batch: transitions, leaves [U, replayed, ...].
+    keys: of the losses, [U, replayed].
+    inputs: of the loop.
+    progress: share of the iterations that are done.
+    weight: of the loss; 0 where nothing can be replayed yet.
+    shown: metrics of what the users were shown meanwhile.
+    axis_name: of the devices, over which gradients and metrics are averaged.
+  """
 
-    grads, metrics = jax.grad(loss, has_aux=True)(learner.params)
-    if axis_name is not None:
-      # As one vector: devices meet once an iteration.
-      local, unravel = flatten_util.ravel_pytree((grads, metrics, shown))
-      grads, metrics, shown = unravel(jax.lax.pmean(local, axis_name))
-    metrics = jax.tree.map(lambda m: m * weight, metrics) | shown
-    metrics["grad_norm"] = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, learner.opt_state)
-    params = optax.apply_updates(learner.params, updates)
-    target_params = tree.polyak(learner.target_params, params, config.polyak)
-    learner = Learner(
-      params, target_params, opt_state, learner.key, learner.step + 1
-    )
-    return learner, metrics
-
-  def iterate(
-    learner: Learner,
-    stream: Stream,
-    inputs: Inputs,
-    axis_name: str | None,
-  ) -> tuple[Learner, EnvState, Transition | None, Metrics]:
-    """One iteration."""
-    progress = learner.step / config.iterations
-    key = jax.random.fold_in(learner.key, learner.step)
-    act_keys, step_keys, replay_keys, *loss_keys = _split(
-      _by_user(key, stream.user), 3 + per_user
-    )
-    loss_keys = jnp.stack(loss_keys, -1)
-    if agent.offline:
-      rows = jax.vmap(
-        lambda key: sampling.index(key, len(inputs.logs.reward), (per_user,))
-      )(replay_keys)
-      batch = jax.tree.map(lambda x: x[rows], inputs.logs)
-      learner, metrics = update(
-        learner,
-        batch,
-        loss_keys,
-        inputs,
+  def loss(params):
+    def of_transition(transition, key):
+      return loop.agent.loss(
+        params,
+        learner.target_params,
+        inputs.catalogue,
+        transition,
+        key,
         progress,
-        jnp.float32(1),
-        {},
-        axis_name,
       )
-      return learner, stream.env, None, metrics
-    env_state, transition = jax.vmap(
-      interact, in_axes=(None, 0, None, 0, 0, None)
-    )(learner.params, stream.env, inputs, act_keys, step_keys, progress)
-    batch = replay.sample(stream.replay, replay_keys, per_user)
+
+    losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
+    return losses.mean() * weight, jax.tree.map(jnp.mean, metrics)
+
+  grads, metrics = jax.grad(loss, has_aux=True)(learner.params)
+  if axis_name is not None:
+    # As one vector: devices meet once an iteration.
+    local, unravel = flatten_util.ravel_pytree((grads, metrics, shown))
+    grads, metrics, shown = unravel(jax.lax.pmean(local, axis_name))
+  metrics = jax.tree.map(lambda m: m * weight, metrics) | shown
+  metrics["grad_norm"] = optax.tree.norm(grads)
+  updates, opt_state = loop.optimizer.update(grads, learner.opt_state)
+  params = optax.apply_updates(learner.params, updates)
+  target_params = optax.incremental_update(
+    params, learner.target_params, loop.config.polyak
+  )
+  learner = Learner(
+    params, target_params, opt_state, learner.key, learner.step + 1
+  )
+  return learner, metrics
+
+
+def _iterate(
+  loop: _Loop,
+  learner: Learner,
+  stream: Stream,
+  inputs: Inputs,
+  axis_name: str | None,
+) -> tuple[Learner, EnvState, Transition | None, Metrics]:
+  """One iteration; an offline agent leaves the users alone."""
+  progress = learner.step / loop.config.iterations
+  key = jax.random.fold_in(learner.key, learner.step)
+  act_keys, step_keys, replay_keys, *loss_keys = _split(
+    _by_user(key, stream.user), 3 + loop.replayed
+  )
+  loss_keys = jnp.stack(loss_keys, -1)
+  if loop.agent.offline:
+    batch = _sample_logs(inputs.logs, replay_keys, loop.replayed)
+    env_state, transition, shown = stream.env, None, {}
+    weight = jnp.float32(1)
+  else:
+    env_state, transition = _interact(
+      loop, learner.params, stream.env, inputs, act_keys, step_keys, progress
+    )
+    shown = {"reward": transition.reward.mean()}
+    batch = replay.sample(stream.replay, replay_keys, loop.replayed)
     weight = (stream.replay.added > 0).astype(jnp.float32)
-    learner, metrics = update(
-      learner,
-      batch,
-      loss_keys,
-      inputs,
-      progress,
-      weight,
-      {"reward": transition.reward.mean()},
-      axis_name,
+  learner, metrics = _update(
+    loop, learner, batch, loss_keys, inputs, progress, weight, shown, axis_name
+  )
+  return learner, env_state, transition, metrics
+
+
+def _sample_logs(logs: Transition, keys: PRNGKey, count: int) -> Transition:
+  """`count` logged slates for each of the keys [U], leaves [U, count, ...]."""
+  rows = jax.vmap(lambda key: sampling.index(key, len(logs.reward), (count,)))(
+    keys
+  )
+  return jax.tree.map(lambda x: x[rows], logs)
+
+
+def _run(
+  loop: _Loop,
+  learner: Learner,
+  stream: Stream,
+  inputs: Inputs,
+  axis_name: str | None = None,
+) -> tuple[Learner, Stream, Metrics]:
+  """Engine.run."""
+
+  def body(carry, _):
+    learner, env_state = carry
+    learner, env_state, transition, metrics = _iterate(
+      loop, learner, stream._replace(env=env_state), inputs, axis_name
     )
-    return learner, env_state, transition, metrics
+    return (learner, env_state), (transition, metrics)
 
-  def run(
-    learner: Learner,
-    stream: Stream,
-    inputs: Inputs,
-    axis_name: str | None = None,
-  ) -> tuple[Learner, Stream, Metrics]:
-    def body(carry, _):
-      learner, env_state = carry
-      learner, env_state, transition, metrics = iterate(
-        learner, stream._replace(env=env_state), inputs, axis_name
-      )
-      return (learner, env_state), (transition, metrics)
-
-    (learner, env_state), (transitions, metrics) = jax.lax.scan(
-      body, (learner, stream.env), length=config.iterations_per_call
+  (learner, env_state), (transitions, metrics) = jax.lax.scan(
+    body, (learner, stream.env), length=loop.config.iterations_per_call
+  )
+  if not loop.agent.offline:
+    stream = stream._replace(
+      env=env_state, replay=replay.add(stream.replay, transitions)
     )
-    if not agent.offline:
-      stream = stream._replace(
-        env=env_state, replay=replay.add(stream.replay, transitions)
-      )
-    return learner, stream, jax.tree.map(jnp.mean, metrics)
-
-  return Engine(init, run)
+  return learner, stream, jax.tree.map(jnp.mean, metrics)
 
 
-def logged(sessions: Sessions, penalty: float) -> Transition:
+def logged(sessions: Sessions, reward: Reward) -> Transition:
   """Logged slates as transitions, leaves [R, ...].
 
   A log says nothing of a next step that the agent chose, so each is the last.
   """
   sessions = jax.tree.map(jnp.asarray, sessions)
-  rewards = returns.item_rewards(sessions.response, penalty)
+  rewards = reward.items(sessions.response)
   ones = jnp.ones(len(rewards))
   return Transition(
     observation=Observation(sessions.profile, sessions.history),
     slate=sessions.exposed,
     log_prob=jnp.zeros_like(rewards),
     response=sessions.response,
-    reward=rewards.mean(-1),
+    reward=reward.slate(rewards),
     terminated=ones,
     latent=jnp.zeros((len(rewards), 0)),
     next_history=jax.vmap(append_positives)(

@@ -73,14 +73,14 @@ def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
     return jax.jit(_of_all(engine_init))(jnp.array(seeds), inputs)
   of_part = jax.vmap(engine_init, in_axes=(0, None, None, None))
   of_part = jax.jit(of_part, static_argnums=3)
-  made = [
+  states = [
     jax.device_put(
       of_part(jnp.array(seeds), inputs, part, layout.devices), device
     )
     for part, device in enumerate(_devices(layout))
     if device.process_index == jax.process_index()
   ]
-  learners, streams = zip(*made, strict=True)
+  learners, streams = zip(*states, strict=True)
   return _assembled(learners, streams, layout)
 
 
@@ -259,12 +259,12 @@ def _shardings(stream, layout: Layout):
 
 def _devices(layout: Layout) -> list[jax.Device]:
   """All devices that share users, in the order that `jax.pmap` has them."""
-  found = [
+  devices = [
     device
     for process in range(jax.process_count())
     for device in jax.local_devices(process)
   ]
-  return found[: layout.devices]
+  return devices[: layout.devices]
 
 
 def _on_devices(x: jax.Array, devices) -> list[jax.Array]:

@@ -70,8 +70,9 @@ def start(
     parallel.meet()
   except (ValueError, RuntimeError) as error:
     raise InputError(
-      f"the processes of --distributed were not found ({error}); expected a "
-      "TPU VM, SLURM or Open MPI, or --coordinator, --processes and --process"
+      f"the processes were not found ({error}); expected a TPU VM, SLURM or "
+      "Open MPI, or the coordinator's address, the number of processes and "
+      "that of this one"
     ) from error
   _on_abort(_LOST)
   each = jax.local_device_count()
@@ -114,8 +115,8 @@ def on_first(work: Callable[[], Any]) -> Any:
   _Calls.count += 1
   key = f"hsrl_jax/on_first/{_Calls.count}"
   if not is_first():
-    found = store.blocking_key_value_get(key, 1000 * _WORK_SECONDS)
-    error, value, operations = json.loads(found)
+    told = store.blocking_key_value_get(key, 1000 * _WORK_SECONDS)
+    error, value, operations = json.loads(told)
     if error:
       raise InputError(f"process 0 stopped: {error}")
     checkpoint.catch_up(operations)

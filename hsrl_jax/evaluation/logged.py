@@ -13,7 +13,8 @@ import numpy as np
 
 from hsrl_jax.agents.base import Agent, Catalogue
 from hsrl_jax.evaluation import off_policy, statistics
-from hsrl_jax.ops import returns, sampling
+from hsrl_jax.ops import sampling
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey, Sessions
 
@@ -124,7 +125,7 @@ def score(
     log_pi = log_probs(agent, params, observation)
     items = jnp.arange(len(log_pi))
     chance = env.probabilities(observation, items, users)
-    clicks = _reward(chance, env.penalty)
+    clicks = _reward(chance, env.reward)
     noise = sampling.gumbel(jax.random.fold_in(key, row), log_pi.shape)
 
     def at(temperature):
@@ -179,7 +180,7 @@ def estimates(
   """
   slate, reward = (
     np.asarray(sessions.exposed),
-    returns.item_rewards(sessions.response, env.penalty),
+    env.reward.items(sessions.response),
   )
   known = log_mu is None
   shown_mu = scores.log_pi[:, 0] if known else log_mu[slate]
@@ -222,13 +223,13 @@ def estimates(
   return rows
 
 
-def item_rewards(logs: Sessions, items: int, penalty: float) -> np.ndarray:
+def item_rewards(logs: Sessions, items: int, reward: Reward) -> np.ndarray:
   """Mean reward of each item in the logs, shrunk to that of all, [N + 1]."""
-  reward = np.asarray(returns.item_rewards(logs.response, penalty), np.float64)
+  rewards = np.asarray(reward.items(logs.response), np.float64)
   shown = np.asarray(logs.exposed).ravel()
-  total = np.bincount(shown, reward.ravel(), items + 1)
+  total = np.bincount(shown, rewards.ravel(), items + 1)
   count = np.bincount(shown, minlength=items + 1)
-  shrunk = (total + _SHRINKAGE * reward.mean()) / (count + _SHRINKAGE)
+  shrunk = (total + _SHRINKAGE * rewards.mean()) / (count + _SHRINKAGE)
   return shrunk.astype(np.float32)
 
 
@@ -240,6 +241,7 @@ def log_popularity(logs: Sessions, items: int) -> np.ndarray:
     return np.log(count / count.sum()).astype(np.float32)
 
 
-def _reward(chance: Array, penalty: float) -> Array:
+def _reward(chance: Array, reward: Reward) -> Array:
   """Expected reward of an item by its probability of a positive response."""
-  return chance + (1.0 - chance) * penalty
+  liked, missed = reward.items(jnp.array([1.0, 0.0]))
+  return chance * liked + (1.0 - chance) * missed

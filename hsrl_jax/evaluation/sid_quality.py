@@ -7,6 +7,7 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.data import embeddings
+from hsrl_jax.evaluation import statistics
 
 # A refit is due where newcomers lose this many times what fitted items lose.
 DRIFT_MARGIN = 1.5
@@ -117,10 +118,9 @@ def occupancy(tokens: np.ndarray, vocab_size: int) -> dict[str, Any]:
   """
   usage = [np.bincount(t, minlength=vocab_size) for t in tokens.T]
   used = [u[u > 0] for u in usage]
-  shares = [u / u.sum() for u in used]
   return {
     "codes_used": [len(u) for u in used],
-    "perplexity": [float(np.exp(-(p * np.log(p)).sum())) for p in shares],
+    "perplexity": [statistics.perplexity(u) for u in used],
     "largest_code": [int(u.max()) for u in used],
     "smallest_code": [int(u.min()) for u in used],
     "next_tokens": [

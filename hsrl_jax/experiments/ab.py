@@ -12,11 +12,12 @@ import numpy as np
 
 from hsrl_jax.config import AGENTS
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate, statistics
-from hsrl_jax.evaluation.simulate import BOUNDS
+from hsrl_jax.evaluation import measures as measures_lib
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.bounds import BOUNDS
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
-from hsrl_jax.stages.run import SESSIONS
+from hsrl_jax.stages.evaluate import SESSIONS
 
 _SATURATED = 0.99  # A share above it tells policies apart no more.
 
@@ -70,7 +71,7 @@ def run(experiment: jobs.Experiment) -> None:
     for name, folder in zip(names, arms, strict=True)
   ]
   control, treatment = map(read, arms, policies)
-  user = simulate.read(any_folder / SESSIONS)["user"]
+  user = measures_lib.read(any_folder / SESSIONS)["user"]
   facts = _results(any_folder)
   results = {
     key: facts[key] for key in ("dataset", "protocol", "split", "episodes")
@@ -87,7 +88,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 def read(folder: pathlib.Path, policy: str) -> Arm:
   """The sessions of one of the policies that an evaluated run left."""
-  saved = simulate.read(folder / SESSIONS)
+  saved = measures_lib.read(folder / SESSIONS)
   return Arm(*(saved[f"{policy}/{field}"] for field in Arm._fields))
 
 
@@ -95,7 +96,10 @@ def check_paired(folders: list[pathlib.Path]) -> None:
   """Raises InputError where the runs met other users, luck or protocols."""
   first, *others = folders
   for other in others:
-    a, b = simulate.read(first / SESSIONS), simulate.read(other / SESSIONS)
+    a, b = (
+      measures_lib.read(first / SESSIONS),
+      measures_lib.read(other / SESSIONS),
+    )
     same = all(
       a[key].shape == b[key].shape and np.allclose(a[key], b[key])
       for key in ("user", "greedy_oracle/positives")
@@ -260,4 +264,4 @@ def _apart(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def _results(folder: pathlib.Path) -> dict[str, Any]:
-  return simulate.read_results(folder / "results.json")
+  return measures_lib.read_results(folder / "results.json")

@@ -30,6 +30,7 @@ from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import loop
+from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import LABELS, POLICIES
@@ -135,6 +136,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
       users.response._replace(item_features=features),
       users.profiles[rows],
       jnp.asarray(items.stands_for[np.asarray(users.histories)[rows]]),
+      jnp.int32(len(features) - 1),
     )
 
   return SizedWorld(
@@ -149,7 +151,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
 def bounds(experiment: jobs.Experiment, size: int) -> dict[str, float]:
   """Total reward of the bounds at a size, and the seconds that SIDs took."""
   w = world(experiment, size)
-  policies = simulate.bounds(w.env, w.held_out, w.catalogue.index.active)
+  policies = bounds_lib.bounds(w.env, w.held_out, w.catalogue.index.active)
   return {"sids_seconds": w.seconds} | {
     name: _reward(experiment, w, act, params, size)
     for name, (act, params) in policies.items()
@@ -295,8 +297,8 @@ def summary(
   for (size, name), x in measured.items():
     low, high = limits[size]["random"], limits[size]["greedy_oracle"]
     reward = x["total_reward"]
-    normalised = reward and simulate.summarise(
-      [[(y - low) / (high - low)] for y in reward]
+    normalised = reward and bounds_lib.normalised(
+      [[y] for y in reward], low, high
     )
     rows.append({"size": size, "policy": name, "normalised": normalised} | x)
   return {"bounds": {str(k): v for k, v in limits.items()}, "rows": rows}
@@ -310,7 +312,7 @@ def table(results: dict[str, Any]) -> str:
   for row in results["rows"]:
     reward, ci = "-", "-"
     if row["normalised"]:
-      reward = f"{row['normalised']['mean']:.2f}"
+      reward = tables.mean(row["normalised"], "{:.2f}")
       ci = tables.interval(row["normalised"], "{:.2f}")
     numbers = [
       "-" if x is None else f"{x:,.1f}"

@@ -30,11 +30,12 @@ from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds as bounds_lib
+from hsrl_jax.evaluation import simulate, statistics
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.host import metrics as metrics_lib
-from hsrl_jax.host import progress
+from hsrl_jax.host import watch
 from hsrl_jax.ops import tree
 from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.sim.user_simulator import EnvParams
@@ -101,12 +102,14 @@ def replace_items(
 
 
 def without(users: EnvParams, items: np.ndarray) -> EnvParams:
-  """The pool with `items` taken out of the histories, [S, H]."""
+  """The pool where `items` are not: in no history, [S, H], and not shown."""
   histories = np.asarray(users.histories)
   kept = np.where(np.isin(histories, items), 0, histories)
   order = np.argsort(kept > 0, axis=1, kind="stable")
+  left = users.num_items
   return users._replace(
-    histories=jnp.asarray(np.take_along_axis(kept, order, 1))
+    histories=jnp.asarray(np.take_along_axis(kept, order, 1)),
+    num_items=None if left is None else left - len(items),
   )
 
 
@@ -153,7 +156,7 @@ class World:
     start = time.monotonic()
     active = self.changed(share).index.active
     seconds = time.monotonic() - start
-    policies = simulate.bounds(self.env, self.held_out_users, active)
+    policies = bounds_lib.bounds(self.env, self.held_out_users, active)
     return {"index_seconds": seconds} | {
       name: float(np.mean(self.sessions(act, params).total_reward))
       for name, (act, params) in policies.items()
@@ -231,7 +234,7 @@ class Learning:
   def _advance(self, state, inputs: loop.Inputs, calls: int):
     """`calls` of the compiled loop."""
     per_call = self.config.iterations_per_call
-    with progress.bar(calls * per_call, "policy", "it", delay=2.0) as bar:
+    with watch.bar(calls * per_call, "policy", "it", delay=2.0) as bar:
       for _ in range(calls):
         *state, measured = self.iterate(*state, inputs)
         measured = metrics_lib.seed_means(measured)
@@ -317,22 +320,22 @@ def summary(
 
   def point(x, share, step):
     low, high = bounds[share]["random"], bounds[share]["greedy_oracle"]
-    reward = np.array(x["total_reward"])
-    values = {
-      "normalised": (reward - low) / (high - low),
-      "total_reward": reward,
-      "newcomers": x["newcomers"],
-    }
-    return {"step": step} | {
-      k: simulate.summarise([[y] for y in v]) for k, v in values.items()
+    reward = x["total_reward"]
+    return {
+      "step": step,
+      "normalised": bounds_lib.normalised([[y] for y in reward], low, high),
+      "total_reward": statistics.summarise([[y] for y in reward]),
+      "newcomers": statistics.summarise([[y] for y in x["newcomers"]]),
     }
 
   rows = []
   for (name, share), x in measured.items():
     before = point(x["before"], 0, None)
     after = [point(y, share, y["step"]) for y in x["after"]]
-    curve = np.array([y["normalised"]["per_seed"] for y in after])
-    reached = curve >= RECOVERED * np.array(before["normalised"]["per_seed"])
+    # Where there is no scale, NaN, which reaches nothing.
+    curve = np.array([y["normalised"]["per_seed"] for y in after], float)
+    usual = np.array(before["normalised"]["per_seed"], float)
+    reached = curve >= RECOVERED * usual
     steps = [y["step"] for y in after]
     recovered = [
       steps[seed.argmax()] if seed.any() else None for seed in reached.T
@@ -361,10 +364,10 @@ def table(results: dict[str, Any]) -> str:
       (
         f"{row['share']} %",
         row["policy"],
-        f"{row['before']['normalised']['mean']:.3f}",
-        f"{first['normalised']['mean']:.3f}",
+        tables.mean(row["before"]["normalised"], "{:.3f}"),
+        tables.mean(first["normalised"], "{:.3f}"),
         tables.interval(first["normalised"], "{:.3f}"),
-        f"{last['normalised']['mean']:.3f}",
+        tables.mean(last["normalised"], "{:.3f}"),
         _median(row["steps_to_recover"], last["step"]),
         "-".join(f"{100 * x['newcomers']['mean']:.0f}" for x in (first, last)),
       )

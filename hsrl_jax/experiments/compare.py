@@ -11,10 +11,12 @@ import numpy as np
 
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import bootstrap, simulate
+from hsrl_jax.evaluation import bounds, measures, statistics
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
-from hsrl_jax.stages.run import LEARN_FROM_LOGS, SESSIONS, Run
+from hsrl_jax.stages.evaluate import SESSIONS
+from hsrl_jax.stages.parts import LEARN_FROM_LOGS
+from hsrl_jax.stages.run import Run
 
 REFERENCE = "hsrl"
 
@@ -95,7 +97,7 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
       "bounds": {
         name: first["policies"][name]
         | {"difference": _difference(experiment, reference, reference, name)}
-        for name in simulate.BOUNDS
+        for name in bounds.BOUNDS
       },
       "entrants": {
         name: _row(
@@ -147,7 +149,7 @@ def _difference(
   experiment: jobs.Experiment, reference: Run, run: Run, policy: str
 ) -> dict[str, Any]:
   """Reward of the reference's agent less that of a policy of a run."""
-  return bootstrap.difference(
+  return statistics.difference(
     _rewards(reference, REFERENCE),
     _rewards(run, policy),
     resamples=experiment.config.resamples,
@@ -157,7 +159,7 @@ def _difference(
 
 def _rewards(run: Run, policy: str) -> np.ndarray:
   """Total reward of each session of each seed, [S, E]."""
-  return simulate.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
+  return measures.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
 
 
 def ranked(protocol: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -187,7 +189,7 @@ def table(results: Mapping[str, Any]) -> str:
           name,
           f"{reward['mean']:z.2f}",
           tables.interval(reward),
-          f"{row['normalised']['mean']:z.2f}",
+          tables.mean(row["normalised"]),
           f"{more['mean']:z.2f}" if more else "",
           tables.interval(more) if more else "",
         )

@@ -38,7 +38,7 @@ def run(experiment: jobs.Experiment) -> None:
   (_, params), *_ = run.policies()
   logs, users = run.dataset.splits[split], run.users(split)
   train = run.dataset.splits["train"]
-  rewards = logged.item_rewards(train, index.capacity, run.env.penalty)
+  rewards = logged.item_rewards(train, index.capacity, run.env.reward)
   popularity = logged.log_popularity(train, index.capacity)
   log_key, *keys = jax.random.split(jax.random.key(config.seed), 3)
   drawn = logged.collect(

@@ -1,20 +1,54 @@
-"""What a run costs, where its time goes, and which codes its policy uses."""
+"""Progress of a run, its time by phase, its memory, traces of its devices."""
 
 import contextlib
 import pathlib
 import resource
 import statistics
+import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
+import tqdm
 
-from hsrl_jax.sid import SidIndex
+from hsrl_jax.engine import processes
 
 _MIB = 2**20
+
+
+class _Bar(tqdm.tqdm):
+  """By a clock that never jumps, so that rates and times are true."""
+
+  # Read-only: tqdm would set the wall clock.
+  _time = property(lambda self: time.monotonic, lambda self, clock: None)
+
+
+def bar(
+  total: int, title: str, unit: str, done: int = 0, delay: float = 0.0
+) -> tqdm.tqdm:
+  """A bar on standard error; where that is no terminal, a line now and then.
+
+  Args:
+    total: units to do.
+    title: what is done.
+    unit: its name.
+    done: units done before.
+    delay: seconds before the bar shows: a short wait needs none.
+  """
+  return _Bar(
+    total=total,
+    desc=title,
+    unit=unit,
+    initial=done,
+    mininterval=0.2 if sys.stderr.isatty() else 15.0,
+    miniters=1,
+    dynamic_ncols=True,
+    smoothing=0.1,
+    delay=delay,
+    disable=not processes.is_first(),
+  )
 
 
 class Watch:
@@ -109,26 +143,3 @@ def profiler(
   finally:
     if running:
       jax.profiler.stop_trace()
-
-
-def code_usage(index: SidIndex, slates: list[np.ndarray]) -> np.ndarray:
-  """How often each token was shown, int64 [L, V].
-
-  Args:
-    index: the items' SIDs.
-    slates: ids of any shape; 0, for padding, does not count.
-  """
-  shown = np.concatenate([np.ravel(x) for x in slates])
-  tokens = np.asarray(index.tokens)[shown[shown > 0]]
-  return np.stack(
-    [np.bincount(x, minlength=index.vocab_size) for x in tokens.T]
-  )
-
-
-def perplexity(counts: np.ndarray) -> float:
-  """exp(entropy) of counts [V]: how many tokens, used alike, would be as many.
-
-  At least one count is above 0.
-  """
-  p = counts[counts > 0] / counts.sum()
-  return float(np.exp(-np.sum(p * np.log(p))))

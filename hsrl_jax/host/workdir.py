@@ -3,12 +3,14 @@
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import os
 import pathlib
 import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
@@ -69,7 +71,7 @@ def _lock(path: pathlib.Path):
         holder = file.read() or "another"
       raise InputError(
         f"{path.parent} is in use by process {holder}; expected no other run: "
-        "wait for its end, or use another --workdir"
+        "wait for its end, or use another workdir"
       ) from None
     except OSError as error:
       print(
@@ -84,15 +86,51 @@ def _lock(path: pathlib.Path):
     file.close()
 
 
+class Kind(NamedTuple):
+  """A kind of folder that is replaced as a whole.
+
+  Attributes:
+    name: with its article, for people.
+    files: patterns of the names of all files that such a folder may hold.
+    is_complete: whether the files of a folder are those of a complete one.
+  """
+
+  name: str
+  files: tuple[str, ...]
+  is_complete: Callable[[pathlib.Path], bool]
+
+  def stranger(self, folder: pathlib.Path) -> str | None:
+    """The name of an entry that is no file of this kind; None: there is none.
+
+    A file that `files.write_atomic` did not finish counts as one of the kind.
+    """
+    patterns = [x for p in self.files for x in (p, f".{p}.*")]
+    for path in sorted(folder.iterdir()):
+      known = any(fnmatch.fnmatchcase(path.name, x) for x in patterns)
+      if not known or path.is_symlink() or not path.is_file():
+        return path.name
+    return None
+
+
 @contextlib.contextmanager
-def replace_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
+def replace_folder(folder: pathlib.Path, kind: Kind) -> Iterator[pathlib.Path]:
   """Yields a new folder, which takes the place of `folder` at the end.
 
   Its files belong together, so all of them change or none. A folder cannot be
-  renamed over another with files in it; the old one steps aside first, and
-  `settle` puts right what a crash between the two renames leaves.
+  renamed over another with files in it; the old one steps aside first, and is
+  removed when the new one is in place. `settle` puts right what a crash
+  between the two renames leaves.
+
+  Args:
+    folder: see `check_replaceable`.
+    kind: of the folder.
+
+  Raises:
+    InputError: something else is in that place; nothing was changed.
   """
-  settle(folder)
+  folder = pathlib.Path(os.path.abspath(folder))
+  check_replaceable(folder, kind)
+  settle(folder, kind)
   new, old = _aside(folder)
   new.mkdir(parents=True)
   try:
@@ -100,6 +138,7 @@ def replace_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     for path in new.iterdir():
       with path.open("rb") as file:
         os.fsync(file.fileno())
+    check_replaceable(folder, kind)
   except BaseException as error:
     shutil.rmtree(new)
     if isinstance(error, OSError):
@@ -111,11 +150,56 @@ def replace_folder(folder: pathlib.Path) -> Iterator[pathlib.Path]:
   shutil.rmtree(old, ignore_errors=True)
 
 
-def settle(folder: pathlib.Path) -> None:
-  """Puts right what a crash in `replace_folder` left."""
+def check_replaceable(folder: pathlib.Path, kind: Kind) -> None:
+  """Checks that nothing is lost where `replace_folder` writes.
+
+  Args:
+    folder: is missing, empty, or a complete folder of the kind and no more.
+    kind: of the folder.
+
+  Raises:
+    InputError: something else is there.
+  """
+  folder = pathlib.Path(os.path.abspath(folder))
+  if folder.is_symlink():
+    what = "is a symbolic link"
+  elif not folder.exists():
+    return
+  elif not folder.is_dir():
+    what = "is no folder"
+  elif not any(folder.iterdir()):
+    return
+  elif stranger := kind.stranger(folder):
+    what = f"holds {stranger!r}, which is not of {kind.name}"
+  elif not kind.is_complete(folder):
+    what = f"is not {kind.name} of hsrl_jax"
+  else:
+    return
+  raise InputError(
+    f"{folder} {what}; expected a folder that is missing, empty, or "
+    f"{kind.name} alone, since it is replaced: choose another one, or move "
+    "away what is there"
+  )
+
+
+def settle(folder: pathlib.Path, kind: Kind) -> None:
+  """Puts right what a crash in `replace_folder` left.
+
+  Raises:
+    InputError: what lies where such a crash would leave something is not ours.
+  """
   new, old = _aside(folder)
+  for path in (new, old):
+    if path.is_symlink() or (
+      path.exists() and (not path.is_dir() or kind.stranger(path))
+    ):
+      raise InputError(
+        f"{path} is not what an interrupted write of {folder.name} leaves; "
+        "expected nothing there: move it away"
+      )
   if old.exists() and not folder.exists():
-    new.rename(folder)  # The old one stepped aside, so the new is complete.
+    # The old one stepped aside, so the new is complete.
+    (new if new.exists() else old).rename(folder)
   for path in (new, old):
     shutil.rmtree(path, ignore_errors=True)
 
@@ -129,11 +213,11 @@ def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
   path = _marker(workdir, stage)
   if not path.exists():
     return False
-  found = path.read_text().strip()
-  if found != fingerprint:
+  kept = path.read_text().strip()
+  if kept != fingerprint:
     raise InputError(
       f"{workdir}: stage {stage} was made with another configuration "
-      f"({found}, now {fingerprint}); expected the same: use a new --workdir"
+      f"({kept}, now {fingerprint}); expected the same: use a new workdir"
     )
   return True
 
@@ -141,15 +225,6 @@ def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
 def mark_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
   """Marks a stage as complete; the last thing that a stage writes."""
   files.write_atomic(_marker(workdir, stage), fingerprint + "\n")
-
-
-def require(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
-  """Raises InputError where the stage is not complete."""
-  if not is_done(workdir, stage, fingerprint):
-    raise InputError(
-      f"{workdir}: stage {stage} is missing; run --mode={stage} first, or "
-      "--mode=all"
-    )
 
 
 def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
@@ -178,7 +253,7 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
     if error.errno not in _FORBIDDEN:
       raise
     raise InputError(
-      f"--workdir={workdir} cannot be written ({error.strerror}); expected a "
+      f"the workdir {workdir} cannot be written ({error.strerror}); expected a "
       "folder that this user may write to"
     ) from error
 
@@ -205,7 +280,7 @@ def _check_same(workdir: pathlib.Path, old, new, names) -> None:
   if changed:
     raise InputError(
       f"{workdir} belongs to another configuration: {'; '.join(changed)}; "
-      "expected the same flags: restore them or use a new --workdir"
+      "expected the same flags: restore them or use a new workdir"
     )
 
 

@@ -168,9 +168,13 @@ class LayerNorm(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     width = x.shape[-1]
-    mean = jnp.full((width, width), 1.0 / width)
-    centred = x - x @ mean
-    variance = (centred * centred) @ mean
+    matrix = jnp.full((width, width), 1.0 / width)
+
+    def mean(x):  # Exact sums on every device, as those of reductions are.
+      return jnp.matmul(x, matrix, precision=jax.lax.Precision.HIGHEST)
+
+    centred = x - mean(x)
+    variance = mean(centred * centred)
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
     return centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias

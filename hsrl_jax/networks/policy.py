@@ -131,8 +131,12 @@ class PolicyNetwork(nn.Module):
   def advance(
     self, tokens: Tokens, context: Array, token: Array, level: int
   ) -> Array:
-    """The next context once `token` (int32 []) is chosen, [d] -> [d]."""
-    return self._next(context, tokens.embedding[level, token], level)
+    """The next context once `token` (int32 []) is chosen, [d] -> [d].
+
+    The token -1 is none, and takes nothing from the context.
+    """
+    chosen = jnp.where(token < 0, 0.0, tokens.embedding[level, token])
+    return self._next(context, chosen, level)
 
   def _next(self, context: Array, embedding: Array, level: int) -> Array:
     if not self.residual:

@@ -1,14 +1,14 @@
 """User response model (URM): the click model that drives the simulator.
 
-Architecture of the public benchmark (DESIGN, section 4): attention over the
+Architecture of the public benchmark (docs/method.md): attention over the
 history, then cross-attention with the user as the only query. It returns
 LOGITS; the sigmoid is applied exactly once, by the loss or by the simulator.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from hsrl_jax.ops import masking
 from hsrl_jax.types import Array
 
 
@@ -85,6 +85,6 @@ class _Attention(nn.Module):
     k = nn.DenseGeneral(split, name="key")(values)
     v = nn.DenseGeneral(split, name="value")(values)
     logits = jnp.einsum("qhd,khd->hqk", q, k) / jnp.sqrt(float(size))
-    weights = masking.masked_softmax(logits, mask)
+    weights = jax.nn.softmax(logits, where=mask[None, None])
     mixed = jnp.einsum("hqk,khd->qhd", weights, v)
     return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)

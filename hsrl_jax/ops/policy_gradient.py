@@ -7,20 +7,20 @@ from hsrl_jax.types import Array
 
 
 def token_values(levels: Array, tokens: Array) -> Array:
-  """Picks `levels[..., l, tokens[..., l]]`.
+  """Picks `levels[l, tokens[..., l]]`; 0 for the token -1, which is none.
 
   Args:
     levels: float32 [L, V], such as log-probabilities.
-    tokens: int32 [..., L], each in 0..V-1: unchecked.
+    tokens: int32 [..., L], each in -1..V-1: unchecked.
 
   Returns:
     float32 [..., L].
   """
   picked = [
-    levels[l].at[tokens[..., l]].get(mode="promise_in_bounds")
+    levels[l].at[jnp.maximum(tokens[..., l], 0)].get(mode="promise_in_bounds")
     for l in range(len(levels))
   ]
-  return jnp.stack(picked, -1)
+  return jnp.where(tokens < 0, 0.0, jnp.stack(picked, -1))
 
 
 def entropy(logits: Array) -> Array:

@@ -11,6 +11,8 @@ import numpy as np
 
 from hsrl_jax.types import Array, PRNGKey
 
+_FEW = 2**17  # Of so many values, 23 bits are a fair draw.
+
 
 def bits(key: PRNGKey, count: int) -> Array:
   """Random words, uint32 [count]: a hash of the key and each position.
@@ -40,7 +42,11 @@ def _mix(x: Array) -> Array:
 
 def uniform(key: PRNGKey, shape: tuple[int, ...] = ()) -> Array:
   """Uniform in (0, 1), float32 `shape`, by `bits`; neither end is met."""
-  words = bits(key, int(np.prod(shape))).reshape(shape)
+  return _unit(bits(key, int(np.prod(shape))).reshape(shape))
+
+
+def _unit(words: Array) -> Array:
+  """23 bits of each word as a number in (0, 1); both ends are left out."""
   return ((words >> 9).astype(jnp.float32) + 0.5) * 2.0**-23
 
 
@@ -57,14 +63,34 @@ def normal(key: PRNGKey, shape: tuple[int, ...]) -> Array:
 def index(
   key: PRNGKey, count: int | Array, shape: tuple[int, ...] = ()
 ) -> Array:
-  """Uniform integers in 0..count-1, int32 `shape`; `count` up to 2^24.
+  """Uniform integers in 0..count-1, int32 `shape`; `count` below 2^31.
 
   `jax.random.randint` calls the generator three times to be exact for any
-  count; here the bias is below count / 2^24.
+  count. Here the chances of two values differ by a part of count / 2^23 at
+  most, above a count of 2^17 by one of count / 2^32.
   """
-  return index_of(uniform(key, shape), count)
+  words = bits(key, int(np.prod(shape))).reshape(shape)
+  # All 32 bits would do for small counts too; their draws stay what they were.
+  large = _high_product(words, jnp.asarray(count).astype(jnp.uint32))
+  return jnp.where(
+    count <= _FEW, index_of(_unit(words), count), large.astype(jnp.int32)
+  )
+
+
+def _high_product(x: Array, y: Array) -> Array:
+  """The upper 32 bits of the product, uint32, by halves of 16 bits.
+
+  `jax.lax.mulhi` does not compile under `pmap` (seen with jax 0.10.2).
+  """
+  x1, x0, y1, y0 = x >> 16, x & 0xFFFF, y >> 16, y & 0xFFFF
+  middle = (x1 * y0 & 0xFFFF) + (x0 * y1 & 0xFFFF) + (x0 * y0 >> 16)
+  return x1 * y1 + (x1 * y0 >> 16) + (x0 * y1 >> 16) + (middle >> 16)
 
 
 def index_of(draw: Array, count: int | Array) -> Array:
-  """The integer in 0..count-1 of a uniform draw in [0, 1), any shape."""
+  """The integer in 0..count-1 of a draw by `uniform`; `count` up to 2^17.
+
+  Above that the chances of values differ more and more, and above 2^23 some
+  never come.
+  """
   return jnp.minimum(jnp.floor(draw * count).astype(jnp.int32), count - 1)

@@ -1,4 +1,4 @@
-"""Arithmetic on pytrees."""
+"""What can be said of a whole pytree."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from hsrl_jax.types import Params
-
-
-def polyak(target: Params, online: Params, rate: float) -> Params:
-  """target + rate (online - target), leaf by leaf."""
-  return jax.tree.map(lambda t, o: t + rate * (o - t), target, online)
 
 
 def digest(tree: Params) -> int:

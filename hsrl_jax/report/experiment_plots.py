@@ -133,8 +133,8 @@ def changing_catalogue(
       colour = plots.COLOURS[i]
       y = [x["normalised"] for x in (row["before"], *row["after"])]
       x = [-first, *(x["step"] for x in row["after"])]
-      mean = np.array([v["mean"] for v in y])
-      low, high = np.array([v["ci95"] for v in y]).T
+      mean = np.array([v["mean"] for v in y], float)  # None becomes NaN.
+      low, high = np.array([v["ci95"] for v in y], float).T
       axes.fill_between(
         x[1:], low[1:], high[1:], color=colour, alpha=0.15, linewidth=0
       )
@@ -205,8 +205,8 @@ def catalogue_size(
       style = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
       style |= {"markersize": 4, "label": label}
       if key == "normalised":
-        mean = np.array([v["mean"] for v in y])
-        ends = np.array([v["ci95"] for v in y]).reshape(-1, 2).T
+        mean = np.array([v["mean"] for v in y], float)  # None becomes NaN.
+        ends = np.array([v["ci95"] for v in y], float).reshape(-1, 2).T
         axes.errorbar(x, mean, np.abs(ends - mean), capsize=2, **style)
       else:
         axes.plot(x, y, **style)

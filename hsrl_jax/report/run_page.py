@@ -8,20 +8,13 @@ from zipfile import BadZipFile
 from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import measures
 from hsrl_jax.host import metrics
 from hsrl_jax.report import page, plots, sid_page, tables
 from hsrl_jax.sid import store
 
 _HISTORY = 8  # Latest titles shown at once; the others fold.
 _STEPS = 3  # First steps shown at once; the others fold.
-# Label, measure of results.json and format of each column.
-_COLUMNS = (
-  ("Total reward", "total_reward", "{:.2f}"),
-  ("Depth", "depth", "{:.2f}"),
-  ("Positive responses", "positive_share", "{:.1%}"),
-  ("Normalised", "normalised", "{:z.2f}"),
-)
 _QUALITY = (
   ("AUC", "auc"),
   ("AUC within users", "auc_within_users"),
@@ -51,7 +44,7 @@ def write(
     InputError: a file of another stage is missing or unreadable.
   """
   folder, sids = workdir / "report", (sids or workdir) / "sids"
-  results = _read(simulate.read_results, workdir / "results.json")
+  results = _read(measures.read_results, workdir / "results.json")
   examples = _json(folder / "examples.json")
   facts = _json(sids / "report.json")
   learned = (workdir / "policy" / metrics.METRICS).exists()
@@ -113,11 +106,14 @@ def table(results: dict[str, Any]) -> str:
         name,
         f"{reward['mean']:z.2f}",
         tables.interval(reward, f"{{:{width}.2f}}"),
-        _mean(policy, "depth"),
-        _mean(policy, "normalised"),
+        tables.mean(policy.get("depth")),
+        tables.mean(policy.get("normalised")),
       )
     )
-  return "\n".join([tables.filled(", ".join(head)), "", *tables.aligned(rows)])
+  lines = [tables.filled(", ".join(head)), "", *tables.aligned(rows)]
+  if why := _withheld(results):
+    lines.append(f"normalised is withheld: {why}")
+  return "\n".join(lines)
 
 
 def _page(
@@ -138,9 +134,10 @@ def _page(
     "run.html",
     title=f"{results['agent']} on {results['dataset']}",
     results=results,
-    columns=_COLUMNS,
+    columns=columns(),
+    withheld=_withheld(results),
     policies=[
-      (name, {key: policy.get(key) for _, key, _ in _COLUMNS})
+      (name, {key: policy.get(key) for _, key, _ in columns()})
       for name, policy in _by_reward(results)
     ],
     by_seed=measured.get("total_reward", {}).get("per_seed", []),
@@ -164,9 +161,22 @@ def _page(
   )
 
 
-def _mean(policy, name: str) -> str:
-  mean = (policy.get(name) or {}).get("mean")
-  return "-" if mean is None else f"{mean:z.2f}"
+def columns() -> list[tuple[str, str, str]]:
+  """Label, measure of results.json and format of each column of the page."""
+  return [
+    *(
+      (measure.label, name, measure.form)
+      for name, measure in measures.MEASURES.items()
+      if measure.label is not None
+    ),
+    ("Normalised", "normalised", "{:z.2f}"),
+  ]
+
+
+def _withheld(results: dict[str, Any]) -> str | None:
+  """Why there are no normalised rewards; None: there are."""
+  scaled = [x.get("normalised") or {} for x in results["policies"].values()]
+  return next((x["withheld"] for x in scaled if "withheld" in x), None)
 
 
 def _by_reward(results):

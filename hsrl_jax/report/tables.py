@@ -30,7 +30,15 @@ def filled(text: str) -> str:
   return textwrap.fill(text, WIDTH)
 
 
+def mean(measure: dict | None, form: str = "{:z.2f}") -> str:
+  """A measure's mean as `form` says; a dash where there is none."""
+  value = (measure or {}).get("mean")
+  return "-" if value is None else form.format(value)
+
+
 def interval(measure: dict, form: str = "{:z.2f}") -> str:
-  """`[low, high]` of a measure's `ci95`; each end as `form` says."""
+  """`[low, high]` of a measure's `ci95`, each end as `form` says, or a dash."""
+  if measure["ci95"][0] is None:
+    return "-"
   low, high = (form.format(x) for x in measure["ci95"])
   return f"[{low}, {high}]"

@@ -16,6 +16,7 @@ from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid import trie
 
 FOLDER = "sids"
+FILES = ("codebooks.npz", "sids.npz", "index.npz", "report.json")
 FORMAT = 1  # Of codebooks.npz and sids.npz.
 _INDEX_FORMAT = 1  # Of index.npz.
 

@@ -1,23 +1,19 @@
-"""A simulated user as a pure environment (DESIGN, section 5).
+"""A simulated user as a pure environment (docs/method.md).
 
 The shape is gymnax's: `reset(key, params)` and `step(key, state, action,
-params)` of ONE user; callers vmap.
+params)` of ONE user; callers vmap. How users respond, what that is worth and
+when they leave are pieces of their own: `click_model`, `reward`, `leave`.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.ops import returns, sampling
-from hsrl_jax.types import Array, Observation, PRNGKey
-
-# (response params, profile [P], history [H], slate [K]) -> probabilities [K].
-ResponseFn = Callable[[Any, Array, Array, Array], Array]
-
-# Patience is often 1 up to the rounding of float32, which must not decide.
-_ROUNDING = 1e-3
+from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.ops import sampling
+from hsrl_jax.sim import click_model, leave, reward
+from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
 class EnvParams(NamedTuple):
@@ -27,11 +23,14 @@ class EnvParams(NamedTuple):
     response: whatever the ResponseFn takes.
     profiles: float32 [S, P], the logged pool of users.
     histories: int32 [S, H], theirs.
+    num_items: int32 [], the items that may be shown; None: more than a session
+      can show.
   """
 
   response: Any
   profiles: Array
   histories: Array
+  num_items: Array | None = None
 
 
 class EnvState(NamedTuple):
@@ -39,14 +38,14 @@ class EnvState(NamedTuple):
 
   Attributes:
     observation: profile and history.
-    patience: float32 [].
+    patience: state of the leave rule; of `leave.Patience` float32 [].
     steps: int32 [], taken in this session.
     seen: int32 [T], ids that may not be shown again, padded with 0; T is
       max_steps * K in the `no_repeat` protocol and 0 in `paper`.
   """
 
   observation: Observation
-  patience: Array
+  patience: Any  # Called so in checkpoints.
   steps: Array
   seen: Array
 
@@ -58,7 +57,8 @@ class StepResult(NamedTuple):
     observation: after the step, of the same user.
     reward: float32 [].
     terminated: bool [], the user left.
-    truncated: bool [], the step limit was reached and the user had not left.
+    truncated: bool [], the user had not left, but the session ends: the step
+      limit was reached, or fewer than K items are left to show.
     response: float32 [K], 1 for a positive response.
   """
 
@@ -70,15 +70,35 @@ class StepResult(NamedTuple):
 
 
 class UserSimulator(NamedTuple):
-  """Static settings of the simulator; see SimulatorConfig for the meanings."""
+  """Static settings of the simulator.
 
-  response_fn: ResponseFn
+  Attributes:
+    response_fn: how users respond.
+    slate_size: K.
+    no_repeat: whether an item is shown once a session.
+    max_steps: a session is truncated there.
+    reward: what responses are worth.
+    leave: when the user goes.
+    forgets: whether, with `no_repeat`, all items may be shown again once fewer
+      than K are left; else the session is truncated then.
+  """
+
+  response_fn: click_model.ResponseFn
   slate_size: int
   no_repeat: bool
-  patience: float
   max_steps: int
-  penalty: float
-  sweet_point: float | None
+  reward: reward.Reward
+  leave: leave.LeaveRule
+  forgets: bool = False
+
+  def exploring(self) -> "UserSimulator":
+    """The same for training that shows items once a session, if it can.
+
+    Where the protocol allows repeats, a small catalogue ends no session.
+    """
+    return (
+      self if self.no_repeat else self._replace(no_repeat=True, forgets=True)
+    )
 
   def reset(self, key: PRNGKey, params: EnvParams) -> EnvState:
     """Starts a session of a user drawn from the pool."""
@@ -92,7 +112,7 @@ class UserSimulator(NamedTuple):
     """Starts a session of the pool's user `row`, int32 []."""
     return EnvState(
       Observation(params.profiles[row], params.histories[row]),
-      jnp.float32(self.patience),
+      self.leave.start(),
       jnp.int32(0),
       jnp.zeros(
         self.max_steps * self.slate_size if self.no_repeat else 0, jnp.int32
@@ -112,35 +132,57 @@ class UserSimulator(NamedTuple):
   ) -> tuple[EnvState, StepResult]:
     """Shows the slate `action`, int32 [K] distinct item ids, to the user.
 
-    The returned state is of the same user even if the user has left.
+    A place with id 0 shows nothing: no response, and a reward of 0. The
+    returned state is of the same user even if the user has left.
     """
-    draws = sampling.uniform(key, action.shape)
-    return self._step(draws, state, action, params)
+    return self._step(self._draws(key), state, action, params)
+
+  def _draws(self, key: PRNGKey) -> Array:
+    """Uniform draws of a step: K responses, the next user, the leave rule."""
+    # One call: on a CPU each call of the generator costs more than its bits.
+    return sampling.uniform(key, (self.slate_size + 2,))
 
   def _step(
     self, draws: Array, state: EnvState, action: Array, params: EnvParams
   ) -> tuple[EnvState, StepResult]:
     observation = state.observation
     probability = self.probabilities(observation, action, params)
-    response = (draws < probability).astype(jnp.float32)
-    rewards = returns.item_rewards(response, self.penalty)
-    reward = returns.slate_reward(rewards, self.sweet_point)
-    patience = state.patience - ((1.0 - reward) * self.slate_size + 1.0)
+    there = action > 0
+    liked = (draws[: self.slate_size] < probability) & there
+    response = liked.astype(jnp.float32)
+    slate_reward = self.reward.slate(
+      jnp.where(there, self.reward.items(response), 0.0)
+    )
+    patience, terminated = self.leave.step(
+      state.patience, action, response, slate_reward, draws[-1]
+    )
     steps = state.steps + 1
-    seen = state.seen
-    if self.no_repeat:
-      seen = jax.lax.dynamic_update_slice(
-        seen, action, (state.steps * self.slate_size,)
-      )
+    seen, used_up = self._remember(state, action, params)
     observation = observation._replace(
       history=append_positives(observation.history, action, response)
     )
-    terminated = patience < 1.0 - _ROUNDING
-    truncated = (steps >= self.max_steps) & ~terminated
+    truncated = ((steps >= self.max_steps) | used_up) & ~terminated
     return (
       EnvState(observation, patience, steps, seen),
-      StepResult(observation, reward, terminated, truncated, response),
+      StepResult(observation, slate_reward, terminated, truncated, response),
     )
+
+  def _remember(
+    self, state: EnvState, slate: Array, params: EnvParams
+  ) -> tuple[Array, Array]:
+    """`seen` after a slate, and whether too few items are left for another."""
+    if not self.no_repeat:
+      return state.seen, jnp.bool(False)
+    seen = jax.lax.dynamic_update_slice(
+      state.seen, slate, (state.steps * self.slate_size,)
+    )
+    if params.num_items is None:
+      return seen, jnp.bool(False)
+    left = params.num_items - jnp.count_nonzero(seen)
+    used_up = left < self.slate_size
+    if self.forgets:
+      return jnp.where(used_up, 0, seen), jnp.bool(False)
+    return seen, used_up
 
   def step_or_reset(
     self, key: PRNGKey, state: EnvState, action: Array, params: EnvParams
@@ -149,14 +191,12 @@ class UserSimulator(NamedTuple):
 
     The result's observation stays that of the old user.
     """
-    # One draw for the responses and the next user: on a CPU each call of the
-    # generator costs more than its bits.
-    draws = sampling.uniform(key, (action.shape[0] + 1,))
-    state, result = self._step(draws[:-1], state, action, params)
+    draws = self._draws(key)
+    state, result = self._step(draws, state, action, params)
     over = result.terminated | result.truncated
     state = jax.tree.map(
       lambda new, old: jnp.where(over, new, old),
-      self._reset(draws[-1], params),
+      self._reset(draws[self.slate_size], params),
       state,
     )
     return state, result
@@ -177,3 +217,25 @@ def append_positives(history: Array, slate: Array, response: Array) -> Array:
   # A stable sort moves the zeros to the front and keeps the order of the rest.
   order = jnp.argsort(joined > 0, stable=True)
   return joined[order][-history.shape[0] :]
+
+
+def make(config: SimulatorConfig, slate_size: int) -> UserSimulator:
+  """The simulator that `config` asks for, for slates of K items."""
+  return UserSimulator(
+    response_fn=click_model.response_fn(config),
+    slate_size=slate_size,
+    no_repeat=config.protocol == "no_repeat",
+    max_steps=config.max_steps,
+    reward=reward.of_config(config),
+    leave=leave.of_config(config),
+  )
+
+
+def pool(params: click_model.ResponseParams, sessions: Sessions) -> EnvParams:
+  """The simulator's parameters: users are those of `sessions`, all items."""
+  return EnvParams(
+    params,
+    jnp.asarray(sessions.profile),
+    jnp.asarray(sessions.history),
+    jnp.int32(len(params.item_features) - 1),
+  )

@@ -8,15 +8,18 @@ of users is symbolic: each batch size is compiled where it is served.
 
 import contextlib
 import io
+import json
 import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import __version__, sid
+from hsrl_jax import __version__, serving, sid
+from hsrl_jax import config as config_lib
+from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.agents.base import Catalogue as AgentCatalogue
 from hsrl_jax.config import Config, ExportConfig
@@ -24,10 +27,123 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.stages import policy as policy_lib
+from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Observation, Params
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
+
+
+def _is_export(folder: pathlib.Path) -> bool:
+  """Whether the manifest in a folder is one of an export, of any version."""
+  try:
+    manifest = json.loads((folder / folder_lib.MANIFEST).read_text())
+    return set(folder_lib.ROLES) <= set(manifest["files"])
+  except (OSError, ValueError, KeyError, TypeError):
+    return False
+
+
+KIND = workdir_lib.Kind(
+  "an export",
+  (folder_lib.MANIFEST, "decode.bin", "policy.npz", "catalogue-*.npz"),
+  _is_export,
+)
+
+
+def run(parts: Parts, export: ExportConfig) -> None:
+  """Exports the trained policy of a seed, for serving.
+
+  Args:
+    parts: of a run whose stage `policy` is done.
+    export: what is written, and where.
+
+  Raises:
+    InputError: the policy is missing, the settings do not go with it, or
+      something else is where it would be written.
+  """
+  folder = pathlib.Path(export.dir or parts.workdir / FOLDER)
+  workdir_lib.check_replaceable(folder, KIND)
+  parts.require("policy")
+  config, items = parts.config, parts.dataset.items
+  sizes = _sizes(parts, export)
+  env = parts.env._replace(slate_size=sizes.slate)
+  learned, users = parts.catalogue, parts.users("train")
+  params = policy_lib.load(config, parts.workdir, parts.env, learned, users)
+  served = serving.make_catalogue(
+    learned.index,
+    learned.codebooks,
+    items.features,
+    items.external_ids,
+    items.titles,
+    capacity=sizes.capacity,
+    popularity=(
+      learned.popularity if config.policy.agent == "popularity" else None
+    ),
+  )
+  how = policy_lib.acting(config.policy, served.index)
+  print(f"export ...\n  acting: {how}", flush=True)
+  manifest = write(
+    folder,
+    make_agent(config, sizes.slate),
+    params[config.policy.seeds.index(sizes.seed)],
+    served,
+    env.start(0, users).observation,
+    export,
+    slate_size=sizes.slate,
+    seen=sizes.seen,
+    about={
+      "agent": config.policy.agent,
+      "acting": how,
+      "seed": sizes.seed,
+      "dataset": parts.name,
+      "fingerprint": parts.fingerprints["policy"],
+      "config": config_lib.values(config),
+    },
+  )
+  size = sum(file.bytes for file in manifest.files.values())
+  print(
+    f"  {served.index.num_items:,} items with room for {sizes.capacity:,}, "
+    f"slates of {sizes.slate}, for {', '.join(manifest.platforms)}; "
+    f"{size / 1e6:.1f} MB"
+  )
+  print(f"export: {folder}")
+
+
+class _Sizes(NamedTuple):
+  """What an export's settings come to for a run.
+
+  Attributes:
+    capacity: C.
+    slate: K.
+    seen: T.
+    seed: which of the run's.
+  """
+
+  capacity: int
+  slate: int
+  seen: int
+  seed: int
+
+
+def _sizes(parts: Parts, export: ExportConfig) -> _Sizes:
+  """The sizes of an export.
+
+  Raises:
+    InputError: they do not go with the run.
+  """
+  room = capacity(parts.config, export, len(parts.dataset.items.titles) - 1)
+  seeds = parts.config.policy.seeds
+  seed = seeds[0] if export.seed is None else export.seed
+  if seed not in seeds:
+    raise InputError(f"--export_seed={seed}; expected one of --seeds={seeds}")
+  slate = export.slate_size or parts.env.slate_size
+  if slate > room:
+    raise InputError(
+      f"--export_slate_size={slate}; expected at most {room}, the capacity"
+    )
+  seen = parts.env.max_steps * slate if export.seen is None else export.seen
+  return _Sizes(room, slate, seen, seed)
 
 
 def capacity(config: Config, export: ExportConfig, items: int) -> int:
@@ -78,7 +194,7 @@ def write(
   """Writes the folder, all or nothing.
 
   Args:
-    folder: is replaced.
+    folder: where nothing is, or an export, which is replaced.
     agent: made for `slate_size`.
     params: of the agent.
     catalogue: with the capacity that the export will have.
@@ -111,7 +227,7 @@ def write(
     )(*arguments, *rows)
   buffer = io.BytesIO()
   np.savez(buffer, **named)
-  with workdir_lib.replace_folder(folder) as new:
+  with workdir_lib.replace_folder(folder, KIND) as new:
     manifest = folder_lib.Manifest(
       sizes=catalogue.sizes()
       | {

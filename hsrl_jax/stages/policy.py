@@ -13,9 +13,9 @@ from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import Config, PolicyConfig
 from hsrl_jax.engine import checkpoint, loop, parallel, processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import metrics as metrics_lib
-from hsrl_jax.host import progress, stop
+from hsrl_jax.host import stop
 from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
@@ -85,84 +85,140 @@ def run(
       state is not saved.
     InputError: the users do not divide over the devices.
   """
-  policy = config.policy
+  train = config.policy
   agent = make_agent(config, env.slate_size)
   folder = workdir / FOLDER
   if agent.loss is None:
     folder.mkdir(parents=True, exist_ok=True)
     return
-  engine = loop.make(agent, env, policy)
+  engine = loop.make(agent, env, train)
   inputs = loop.Inputs(
     catalogue,
     users,
-    loop.logged(logs, env.penalty) if agent.offline else None,
+    loop.logged(logs, env.reward) if agent.offline else None,
   )
-  layout = parallel.layout(len(policy.seeds))
-  per_call = policy.iterations_per_call
-  first = processes.is_first()
+  layout = parallel.layout(len(train.seeds))
+  curve = _curve(agent, env, config, catalogue, val_users)
   with (
     stop.deferred(by_all=True) as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
   ):
     with watch.phase("start"):
-      try:
-        learner, stream = parallel.init(
-          engine.init, policy.seeds, inputs, layout
-        )
-      except ValueError as error:
-        raise InputError(str(error)) from error
-      iterate = parallel.over_devices(engine.run, layout)
-      curve = _curve(agent, env, config, catalogue, val_users)
-      restored = checkpoint.restore_latest(checkpointer, (learner, stream))
-      learner, stream = restored or (learner, stream)
-      saved = int(parallel.one_copy(learner.step)[0])
-      learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
-    with (
-      metrics_lib.MetricsWriter(folder, saved)
-      if first
-      else contextlib.nullcontext() as writer,
-      progress.bar(policy.iterations, "policy", "it", saved) as bar,
-      watch_lib.profiler(
-        folder / "profile", policy.profile_range if first else None
-      ) as profiler,
-    ):
-      for step in range(saved + per_call, policy.iterations + 1, per_call):
-        profiler(step - per_call + 1, step)
-        with watch.phase("training"):
-          learner, stream, measured = iterate(learner, stream, inputs)
-          measured = metrics_lib.seed_means(measured)
-        profiler(step + 1, step + per_call)
-        last = step == policy.iterations or signals.due()
-        bad = tree.first_not_finite(measured)
-        state = None
-        if bad or last or step % policy.save_every == 0:
-          state = parallel.collect(learner, stream, layout)
-          bad = tree.first_not_finite(parallel.one_copy(state[0])) or bad
-        if bad:
-          kept = f"{saved} is the last good one" if saved else "none is good"
-          raise FloatingPointError(
-            f"{bad} is not finite by iteration {step}; of the checkpoints in "
-            f"{checkpointer.directory} {kept}: lower --learning_rate, in a new "
-            "--workdir"
-          )
-        bar.update(per_call)
-        if first:
-          writer.write(step, measured)
-        if first and (
-          step % policy.curve_every == 0 or step == policy.iterations
-        ):
+      placed, saved = _start(engine, inputs, layout, train.seeds, checkpointer)
+    learner = _train(
+      parallel.over_devices(engine.run, layout),
+      placed,
+      saved,
+      train,
+      layout,
+      curve,
+      checkpointer,
+      signals,
+      watch,
+    )
+  watch.split_compilation("training", "curve")
+  parallel.assert_replicated(learner, layout)
+
+
+def _start(
+  engine: loop.Engine,
+  inputs: loop.Inputs,
+  layout: parallel.Layout,
+  seeds: tuple[int, ...],
+  checkpointer,
+) -> tuple[tuple, int]:
+  """Learner, stream and inputs, placed, and the step to go on from.
+
+  The state is that of the latest checkpoint, or a fresh one.
+  """
+  try:
+    state = parallel.init(engine.init, seeds, inputs, layout)
+  except ValueError as error:
+    raise InputError(str(error)) from error
+  state = checkpoint.restore_latest(checkpointer, state) or state
+  saved = int(parallel.one_copy(state[0].step)[0])
+  return parallel.place(*state, inputs, layout), saved
+
+
+def _train(
+  iterate: Callable,
+  placed: tuple,
+  saved: int,
+  train: PolicyConfig,
+  layout: parallel.Layout,
+  curve: Callable[[Params], tuple[dict, dict]],
+  checkpointer,
+  signals: stop.Deferral,
+  watch: watch_lib.Watch,
+) -> loop.Learner:
+  """Iterates to the end, or to a signal; measures and saves on the way.
+
+  Args:
+    iterate: one call of the device, of `parallel.over_devices`.
+    placed: learner, stream and inputs where it wants them.
+    saved: step of the last checkpoint.
+    train: how long, and what is done when.
+    layout: of seeds and devices.
+    curve: parameters -> metrics and token counts, see `_curve`.
+    checkpointer: where states are saved; metrics lie beside its folder.
+    signals: tells whether to stop.
+    watch: counts the time of the phases.
+
+  Returns:
+    The placed learner at the end.
+  """
+  learner, stream, inputs = placed
+  folder, first = (
+    pathlib.Path(checkpointer.directory).parent,
+    processes.is_first(),
+  )
+  steps = train.profile_range if first else None
+  per_call = train.iterations_per_call
+  with (
+    metrics_lib.MetricsWriter(folder, saved)
+    if first
+    else contextlib.nullcontext() as writer,
+    watch_lib.bar(train.iterations, "policy", "it", saved) as bar,
+    watch_lib.profiler(folder / "profile", steps) as profiler,
+  ):
+    for step in range(saved + per_call, train.iterations + 1, per_call):
+      profiler(step - per_call + 1, step)
+      with watch.phase("training"):
+        learner, stream, measured = iterate(learner, stream, inputs)
+        measured = metrics_lib.seed_means(measured)
+      profiler(step + 1, step + per_call)
+      last = step == train.iterations or signals.due()
+      bad = tree.first_not_finite(measured)
+      state = None
+      if bad or last or step % train.save_every == 0:
+        state = parallel.collect(learner, stream, layout)
+        bad = tree.first_not_finite(parallel.one_copy(state[0])) or bad
+      if bad:
+        raise _not_finite(bad, step, saved, checkpointer.directory)
+      bar.update(per_call)
+      if first:
+        writer.write(step, measured)
+        if step % train.curve_every == 0 or step == train.iterations:
           with watch.phase("curve"):
             point, counts = curve(parallel.target_params(learner, layout))
           writer.write(step, {"eval": point}, counts)
           bar.set_postfix(val_reward=f"{point['total_reward']['mean']:.2f}")
-        if state is not None:
-          with watch.phase("checkpoints"):
-            checkpoint.save(checkpointer, step, state)
-          saved = step
-        if last:
-          break
-  watch.split_compilation("training", "curve")
-  parallel.assert_replicated(learner, layout)
+      if state is not None:
+        with watch.phase("checkpoints"):
+          checkpoint.save(checkpointer, step, state)
+        saved = step
+      if last:
+        break
+  return learner
+
+
+def _not_finite(bad: str, step: int, saved: int, folder) -> FloatingPointError:
+  """The error of a state that is not worth saving."""
+  kept = f"{saved} is the last good one" if saved else "none is good"
+  return FloatingPointError(
+    f"{bad} is not finite by iteration {step}; of the checkpoints in {folder} "
+    f"{kept}: lower --learning_rate, in a new --workdir"
+  )
 
 
 def load(
@@ -222,16 +278,16 @@ def _curve(
       )
       for p in by_seed(config.policy, params)
     ]
-    counts = watch_lib.code_usage(
+    counts = measures.code_usage(
       catalogue.index, [np.asarray(s.slates) for s in sessions]
     )
     by_level = {f"level_{i}": x for i, x in enumerate(counts, start=1)}
     measured = {
-      name: simulate.summarise([getattr(s, name) for s in sessions])
+      name: statistics.summarise([getattr(s, name) for s in sessions])
       for name in ("total_reward", "depth")
     } | {
       "perplexity": {
-        name: watch_lib.perplexity(x) for name, x in by_level.items()
+        name: statistics.perplexity(x) for name, x in by_level.items()
       }
     }
     return measured, {f"tokens/{name}": x for name, x in by_level.items()}

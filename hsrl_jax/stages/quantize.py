@@ -3,6 +3,7 @@
 Also what comes after it: items are added and removed, with SIDs for life.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import pathlib
@@ -24,11 +25,16 @@ from hsrl_jax.data.source import Items
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality
-from hsrl_jax.host import progress
+from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import sid_page
 from hsrl_jax.sid import store
 
+KIND = workdir_lib.Kind(
+  "a folder of SIDs",
+  (*store.FILES, "report.html"),
+  lambda folder: (folder / "sids.npz").exists(),
+)
 _FITS = ".fit"  # Checkpoints of fits that are not finished.
 _WORTH_SAVING = 2.0  # Seconds of work that a checkpoint must save.
 _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
@@ -94,8 +100,10 @@ def run(
     What report.json holds.
 
   Raises:
-    InputError: V^L is too small for the catalogue, or a row is not finite.
+    InputError: V^L is too small for the catalogue, a row is not finite, or
+      `sids/` holds something else.
   """
+  workdir_lib.check_replaceable(workdir / store.FOLDER, KIND)
   rows = catalogue.rows
   count = rows.shape[0]
   item_id = catalogue.item_ids
@@ -106,13 +114,13 @@ def run(
   start = time.monotonic()
   codebooks = fit_or_resume(config, workdir, rows, source)
   fitted = time.monotonic()
-  made = encode(codebooks, rows, config)
+  encoded = encode(codebooks, rows, config)
   if config.assignment == "shuffled":
     order = np.random.default_rng(config.seed).permutation(count)
-    made = made._replace(unique=made.unique[order])
+    encoded = encoded._replace(unique=encoded.unique[order])
   with _bar(count, "measure", "item") as bar:
     error = sid_quality.errors(
-      codebooks, rows, made.plain, made.unique, bar.update
+      codebooks, rows, encoded.plain, encoded.unique, bar.update
     )
   vocab_size = config.vocab_size
   facts = {
@@ -127,25 +135,33 @@ def run(
     "relative_error_unique": sid_quality.relative(
       error["unique"], error["variance"]
     ),
-    "collided_items": sid_quality.collided(made.plain, vocab_size),
+    "collided_items": sid_quality.collided(encoded.plain, vocab_size),
     "recall_at_10": sid_quality.recall(
-      codebooks, rows, made.unique, config.seed
+      codebooks, rows, encoded.unique, config.seed
     ),
-    "seconds": {"fit": fitted - start, **made.seconds},
+    "seconds": {"fit": fitted - start, **encoded.seconds},
     "drift": None,
   }
-  made = store.Sids(
+  sids = store.Sids(
     codebooks=codebooks,
-    index=sid.build_index(made.unique, vocab_size),
+    index=sid.build_index(encoded.unique, vocab_size),
     item_id=item_id,
-    tokens=made.unique,
+    tokens=encoded.unique,
     active=np.ones(count, bool),
     title=catalogue.titles,
     facts=facts,
   )
-  facts = _write(workdir, made, genres)
-  shutil.rmtree(workdir / _FITS, ignore_errors=True)
+  facts = _write(workdir, sids, genres)
+  _forget_fits(workdir / _FITS)
   return facts
+
+
+def _forget_fits(folder: pathlib.Path) -> None:
+  """Removes the checkpoints of all fits, and nothing else."""
+  for path in folder.glob(f"{'[0-9a-f]' * 16}-{'[0-9a-f]' * 16}"):
+    shutil.rmtree(path, ignore_errors=True)
+  with contextlib.suppress(OSError):
+    folder.rmdir()
 
 
 def add_items(
@@ -287,7 +303,7 @@ def fit(
 ) -> np.ndarray:
   """Codebooks, float32 [L, V, D], as the configuration has it; see sid.fit."""
   title = f"quantize: fit {config.vocab_size}x{config.levels}"
-  with progress.bar(config.levels, title, "level") as bar:
+  with watch.bar(config.levels, title, "level") as bar:
 
     def done(codebooks):
       bar.update(len(codebooks) - bar.n)
@@ -329,10 +345,10 @@ def fit_or_resume(
     "levels": np.array(0, np.int32),
   }
   with checkpoint.open_directory(workdir / _FITS / name) as checkpointer:
-    found = checkpoint.restore_latest(checkpointer, like)
+    state = checkpoint.restore_latest(checkpointer, like)
     initial = None
-    if found is not None:
-      initial = np.asarray(found["codebooks"])[: int(found["levels"])]
+    if state is not None:
+      initial = np.asarray(state["codebooks"])[: int(state["levels"])]
     last = time.monotonic()
 
     def save(codebooks):
@@ -372,46 +388,46 @@ def load(
     InputError: `sids/` is missing, damaged or of another catalogue.
   """
   vocab_size = config.vocab_size
-  found = store.read(workdir)
+  stored = store.read(workdir)
   count = len(items.features) - 1
-  sizes = (len(found.tokens), found.index.vocab_size)
+  sizes = (len(stored.tokens), stored.index.vocab_size)
   if sizes != (count, vocab_size):
     raise InputError(
       f"{workdir / store.FOLDER} has {sizes[0]} SIDs with {sizes[1]} values a "
       f"token; expected {count} with {vocab_size}: run --mode=quantize in a "
       "new --workdir"
     )
-  index = found.index
+  index = stored.index
   if config.assignment == "plain":
     # The trie stays that of the unique SIDs, which find the items.
-    plain = sid.encode(found.codebooks, items.features[1:])
+    plain = sid.encode(stored.codebooks, items.features[1:])
     index = dataclasses.replace(
       index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
     )
   return Catalogue(
-    jnp.asarray(items.features), index, jnp.asarray(found.codebooks)
+    jnp.asarray(items.features), index, jnp.asarray(stored.codebooks)
   )
 
 
 def _write(
-  workdir: pathlib.Path, made: store.Sids, genres: list[str] | None = None
+  workdir: pathlib.Path, sids: store.Sids, genres: list[str] | None = None
 ) -> dict[str, Any]:
   """Writes `sids/` and returns the facts, completed by how codes are used."""
-  rows = np.flatnonzero(made.active)
-  tokens = made.tokens[rows]
-  facts = made.facts | {
+  rows = np.flatnonzero(sids.active)
+  tokens = sids.tokens[rows]
+  facts = sids.facts | {
     "items": len(rows),
-    "sids": len(made.tokens),
-    **sid_quality.occupancy(tokens, made.index.vocab_size),
+    "sids": len(sids.tokens),
+    **sid_quality.occupancy(tokens, sids.index.vocab_size),
   }
 
   def title_of(row):
-    title = "" if made.title is None else made.title[rows[row]]
-    return str(title) or f"item {made.item_id[rows[row]]}"
+    title = "" if sids.title is None else sids.title[rows[row]]
+    return str(title) or f"item {sids.item_id[rows[row]]}"
 
-  page = sid_page.render(facts, made.codebooks, tokens, title_of, genres)
-  with workdir_lib.replace_folder(workdir / store.FOLDER) as folder:
-    store.write(folder, made._replace(facts=facts))
+  page = sid_page.render(facts, sids.codebooks, tokens, title_of, genres)
+  with workdir_lib.replace_folder(workdir / store.FOLDER, KIND) as folder:
+    store.write(folder, sids._replace(facts=facts))
     files.write_atomic(folder / "report.html", page)
   return facts
 
@@ -445,4 +461,4 @@ def _refuse(ids: np.ndarray, where: str, what: str) -> None:
 
 
 def _bar(total: int, title: str, unit: str):
-  return progress.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)
+  return watch.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)

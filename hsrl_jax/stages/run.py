@@ -1,42 +1,28 @@
 """A run: one configuration's stages, each skipped where it is complete."""
 
-import dataclasses
-import functools
-import json
 import pathlib
-from collections.abc import Callable
-
-import jax
-import jax.numpy as jnp
-import numpy as np
 
 from hsrl_jax import config as config_lib
-from hsrl_jax import files, serving
+from hsrl_jax import files
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Catalogue
 from hsrl_jax.config import STAGES
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
-from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
-from hsrl_jax.host import progress, watch
+from hsrl_jax.evaluation import measures, simulate
+from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
 from hsrl_jax.sid import store
-from hsrl_jax.sim import response_file
-from hsrl_jax.stages import export as export_lib
-from hsrl_jax.stages import policy, quantize, simulator
+from hsrl_jax.stages import evaluate, export, policy, quantize, simulator
+from hsrl_jax.stages.parts import Parts
+from hsrl_jax.types import Params
 
-SESSIONS = "sessions.npz"  # What each evaluated session was, by policy.
 SUMMARY = "summary.json"  # Time by phase, and memory.
-LEARN_FROM_LOGS = ("popularity", "sasrec")  # Agents that need logged slates.
-_SHARED = ("data", "quantize", "simulator")
-_EXAMPLES = 4
 _MALFORMED = 5  # Rows of the source that are named on the screen.
 
 
-class Run:
-  """One configuration in one workdir; what stages share is loaded once."""
+class Run(Parts):
+  """One configuration's stages, by their names."""
 
   def __init__(
     self,
@@ -44,120 +30,22 @@ class Run:
     workdir: pathlib.Path,
     shared: pathlib.Path | None = None,
   ):
-    """Binds a configuration to the folder it writes to.
-
-    Args:
-      config: of the run.
-      workdir: where it writes.
-      shared: where the stages data, quantize and simulator write, each in a
-        folder that its configuration names, so that runs share what they have
-        in common; None: in the workdir.
-
-    Raises:
-      InputError: the file of --response_params is not as it should be.
-    """
-    self.workdir, self.shared = workdir, shared
+    """See Parts."""
+    super().__init__(config, workdir, shared)
     self._stages, self._phases = watch.Watch(), watch.Watch()
-    self.given = None
-    if config.data.response_params is not None:
-      self.given = response_file.read(
-        self._given_path(config), final_dense=config.simulator.final_dense
-      )
-      config = dataclasses.replace(
-        config, simulator=simulator.sized(config.simulator, self.given)
-      )
-    if self.own_users:
-      _check_without_slates(config, self.given.name)
-    self.config = config
-    # Of the file its content counts, not its path.
-    c = dataclasses.replace(
-      config, data=dataclasses.replace(config.data, response_params=None)
-    )
-    given = (self.given.digest,) if self.given else ()
-    whole = config_lib.fingerprint(c, *given)
-    data = (c.data, *given) if self.own_users else (c.data,)
-    self.fingerprints = {
-      "data": config_lib.fingerprint(*data),
-      "quantize": config_lib.fingerprint(*data, c.quantizer),
-      "simulator": config_lib.fingerprint(c.data, c.simulator.of_fit(), *given),
-      "policy": whole,
-      "evaluate": whole,
-      "report": whole,
-    }
-
-  def _given_path(self, config: config_lib.Config) -> pathlib.Path:
-    """The file of --response_params, or the copy that was made of it."""
-    path = pathlib.Path(config.data.response_params)
-    copy = self.workdir / simulator.FOLDER / simulator.GIVEN
-    return copy if copy.exists() and not path.exists() else path
-
-  @property
-  def own_users(self) -> bool:
-    """Whether users and items are those of the file --response_params."""
-    return self.given is not None and self.given.dataset is not None
-
-  @property
-  def name(self) -> str:
-    """What the users and items are called."""
-    return self.given.name if self.own_users else self.config.data.dataset
-
-  @functools.cached_property
-  def dataset(self) -> source.Dataset:
-    """The prepared data."""
-    if self.own_users:
-      return self.given.dataset
-    return source.load(self._folder("data") / "data")
-
-  @functools.cached_property
-  def catalogue(self) -> Catalogue:
-    """Items, SIDs and popularity."""
-    catalogue = quantize.load(
-      self._folder("quantize"), self.dataset.items, self.config.quantizer
-    )
-    logs = self.dataset.splits["train"]
-    counts = np.bincount(
-      np.asarray(logs.exposed).ravel(),
-      weights=np.asarray(logs.response).ravel(),
-      minlength=len(self.dataset.items.features),
-    )
-    return catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
-
-  @functools.cached_property
-  def env(self):
-    """The simulator."""
-    c = self.config.simulator
-    slate_size = c.slate_size or self.dataset.splits["train"].exposed.shape[1]
-    items = len(self.dataset.items.features) - 1
-    if slate_size > items:
-      raise InputError(
-        f"--simulator_slate_size={slate_size}; expected at most {items}, the "
-        "number of items"
-      )
-    return simulator.make_env(c, slate_size)
-
-  @functools.cached_property
-  def response(self) -> simulator.ResponseParams:
-    """The fitted click model."""
-    if self.given:
-      return simulator.of_file(self.config.simulator, self.given, self.dataset)
-    return simulator.load(
-      self.config.simulator, self._folder("simulator"), self.dataset
-    )
-
-  def users(self, split: str):
-    """The simulator's parameters with the users of a split."""
-    return simulator.pool(self.response, self.dataset.splits[split])
 
   def data(self) -> None:
     """Stage data."""
     if not self.own_users:
-      with progress.bar(len(prepare.CONFIGS), "data", "table") as bar:
+      with watch.bar(len(prepare.CONFIGS), "data", "table") as bar:
         malformed = prepare.prepare(
           self.config.data.dataset,
-          self._folder("data") / "data",
+          self.folder("data") / "data",
           self.config.data.raw_data_dir,
           bar.update,
         )
+      for note in prepare.notes(self._folder("data") / "data"):
+        print(f"  {note}")
       for path, rows in malformed.items():
         print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
         for file, row, why in rows[:_MALFORMED]:
@@ -172,7 +60,7 @@ class Run:
     items = self.dataset.items
     quantize_catalogue(
       self.config.quantizer,
-      self._folder("quantize"),
+      self.folder("quantize"),
       quantize.of_dataset(items),
       quantize.Source(self.name),
       items.genres[1:],
@@ -180,13 +68,15 @@ class Run:
 
   def simulator(self) -> None:
     """Stage simulator."""
-    where = (self.config.simulator, self._folder("simulator"), self.dataset)
+    where = (self.config.simulator, self.folder("simulator"), self.dataset)
     if self.given:
-      made = simulator.adopt(*where, self.given, self._given_path(self.config))
+      quality = simulator.adopt(
+        *where, self.given, self.given_path(self.config)
+      )
       print(f"  weights of {self.given.name}, nothing is fitted")
     else:
-      made = simulator.run(*where)
-    measured = ", ".join(f"{k} {v:.4f}" for k, v in made.items())
+      quality = simulator.run(*where)
+    measured = ", ".join(f"{k} {v:.4f}" for k, v in quality.items())
     print(f"  validation: {measured or 'no slates are logged'}")
 
   def policy(self) -> None:
@@ -206,57 +96,13 @@ class Run:
 
   def evaluate(self) -> None:
     """Stage evaluate."""
-    c, agent_name = self.config.evaluate, self.config.policy.agent
-    users = self.users(c.split)
-    key = jax.random.key(c.seed)
-    policies = {
-      name: [bound]
-      for name, bound in simulate.bounds(
-        self.env, users, self.catalogue.index.active
-      ).items()
-    }
-    policies[agent_name] = self.policies()
-    table = {}
-    total = sum(map(len, policies.values()))
-    with progress.bar(total, "evaluate", "policy") as bar:
-      for name, seeds in policies.items():
-        table[name] = []
-        for act, p in seeds:
-          sessions = simulate.simulate(
-            act, self.env, p, users, key, episodes=c.episodes
-          )
-          table[name].append(jax.device_get(sessions))
-          bar.update()
-    simulate.save(
-      self.workdir / SESSIONS, table, self.dataset.splits[c.split].user_id
-    )
-    files.write_json(
-      self.workdir / "results.json",
-      {
-        "format": simulate.RESULTS_FORMAT,
-        "protocol": self.config.simulator.protocol,
-        "dataset": self.name,
-        "split": c.split,
-        "episodes": c.episodes,
-        "seeds": list(self.config.policy.seeds),
-        "agent": agent_name,
-        "policies": simulate.report(table),
-        "simulator": self._read_json(
-          self._folder("simulator"), "simulator/quality.json"
-        ),
-        "sids": self._read_json(self._folder("quantize"), "sids/report.json"),
-      },
-    )
-    items = self.dataset.items
-    shown = simulate.examples(
-      table[agent_name][0],
-      self.dataset.splits[c.split].history,
-      items.titles,
-      _EXAMPLES,
-    )
-    files.write_json(self.workdir / "report" / "examples.json", shown)
+    evaluate.run(self, self.policies())
 
-  def policies(self) -> list[tuple[Callable, tuple]]:
+  def export(self, settings: config_lib.ExportConfig) -> None:
+    """Mode export."""
+    export.run(self, settings)
+
+  def policies(self) -> list[tuple[simulate.Act, Params]]:
     """The trained greedy policy of each seed, with its parameters."""
     params = policy.load(
       self.config, self.workdir, self.env, self.catalogue, self.users("train")
@@ -265,73 +111,13 @@ class Run:
     act = policy.greedy(agent)
     return [(act, (p, self.catalogue)) for p in params]
 
-  def export(self, export: config_lib.ExportConfig) -> None:
-    """Mode export: the trained policy of a seed, for serving."""
-    workdir_lib.require(self.workdir, "policy", self.fingerprints["policy"])
-    config, items = self.config, self.dataset.items
-    capacity = export_lib.capacity(config, export, len(items.titles) - 1)
-    seeds = config.policy.seeds
-    seed = seeds[0] if export.seed is None else export.seed
-    if seed not in seeds:
-      raise InputError(f"--export_seed={seed}; expected one of --seeds={seeds}")
-    slate_size = export.slate_size or self.env.slate_size
-    if slate_size > capacity:
-      raise InputError(
-        f"--export_slate_size={slate_size}; expected at most {capacity}, the "
-        "capacity"
-      )
-    env = self.env._replace(slate_size=slate_size)
-    seen = export.seen
-    if seen is None:
-      seen = env.max_steps * slate_size
-    found, users = self.catalogue, self.users("train")
-    params = policy.load(config, self.workdir, self.env, found, users)
-    served = serving.make_catalogue(
-      found.index,
-      found.codebooks,
-      items.features,
-      items.external_ids,
-      items.titles,
-      capacity=capacity,
-      popularity=(
-        found.popularity if config.policy.agent == "popularity" else None
-      ),
-    )
-    folder = pathlib.Path(export.dir or self.workdir / export_lib.FOLDER)
-    how = policy.acting(config.policy, served.index)
-    print(f"export ...\n  acting: {how}", flush=True)
-    made = export_lib.write(
-      folder,
-      make_agent(config, slate_size),
-      params[seeds.index(seed)],
-      served,
-      env.start(0, users).observation,
-      export,
-      slate_size=slate_size,
-      seen=seen,
-      about={
-        "agent": config.policy.agent,
-        "acting": how,
-        "seed": seed,
-        "dataset": self.name,
-        "fingerprint": self.fingerprints["policy"],
-        "config": config_lib.values(config),
-      },
-    )
-    size = sum(file.bytes for file in made.files.values())
-    print(
-      f"  {served.index.num_items:,} items with room for {capacity:,}, slates "
-      f"of {slate_size}, for {', '.join(made.platforms)}; {size / 1e6:.1f} MB"
-    )
-    print(f"export: {folder}")
-
   def report(self) -> None:
     """Stage report."""
     run_page.write(
       self.workdir,
       self.dataset.items,
-      self._folder("quantize"),
-      self._folder("simulator"),
+      self.folder("quantize"),
+      self.folder("simulator"),
     )
 
   def stage(self, name: str) -> bool:
@@ -346,20 +132,18 @@ class Run:
       else:
         processes.on_first(getattr(self, name))
     if processes.is_first():
-      workdir_lib.mark_done(self._folder(name), name, self.fingerprints[name])
+      workdir_lib.mark_done(self.folder(name), name, self.fingerprints[name])
     spent = self._stages.seconds()[name]
     print(f"{name} done in {spent:.1f} s", flush=True)
     return True
 
   def _is_due(self, name: str) -> bool:
     """Whether a stage is yet to run; raises where one before it is missing."""
-    folder, fingerprint = self._folder(name), self.fingerprints[name]
+    folder, fingerprint = self.folder(name), self.fingerprints[name]
     if workdir_lib.is_done(folder, name, fingerprint):
       return False
     for before in STAGES[: STAGES.index(name)]:
-      workdir_lib.require(
-        self._folder(before), before, self.fingerprints[before]
-      )
+      self.require(before)
     return True
 
   def summarise(self) -> list[str]:
@@ -374,38 +158,16 @@ class Run:
 
   def results(self) -> dict:
     """What stage evaluate left."""
-    return simulate.read_results(self.workdir / "results.json")
-
-  def _folder(self, stage: str) -> pathlib.Path:
-    if self.shared is None or stage not in _SHARED:
-      return self.workdir
-    return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"
-
-  def _read_json(self, folder: pathlib.Path, name: str):
-    return json.loads((folder / name).read_text())
-
-
-def _check_without_slates(config: config_lib.Config, name: str) -> None:
-  """Raises InputError where a configuration asks for logged slates."""
-  if config.simulator.slate_size is None:
-    raise InputError(
-      "--simulator_slate_size is missing; expected the items of a slate, since "
-      f"{name} has no slates that would tell"
-    )
-  if config.policy.agent in LEARN_FROM_LOGS:
-    raise InputError(
-      f"--agent={config.policy.agent} learns from logged slates and {name} has "
-      "none; expected another agent, or a file on top of a --dataset"
-    )
+    return measures.read_results(self.workdir / evaluate.RESULTS)
 
 
 def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
   """quantize.run, and its outcome in words."""
-  made = quantize.run(config, workdir, *catalogue)
+  facts = quantize.run(config, workdir, *catalogue)
   print(
-    f"  {made['items']:,} items, {made['items']:,} SIDs; relative error "
-    f"{made['relative_error_unique']:.3f} "
-    f"({made['relative_error'][-1]:.3f} before {made['collided_items']:,} "
+    f"  {facts['items']:,} items, {facts['items']:,} SIDs; relative error "
+    f"{facts['relative_error_unique']:.3f} "
+    f"({facts['relative_error'][-1]:.3f} before {facts['collided_items']:,} "
     "items that shared a SID got their own)"
   )
   show_sids(workdir)

@@ -31,8 +31,9 @@ from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import Catalogue, Spec
 from hsrl_jax.config import AGENTS, PolicyConfig, SimulatorConfig
 from hsrl_jax.engine import loop, parallel
+from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.stages import policy, simulator
+from hsrl_jax.stages import policy
 from hsrl_jax.types import Sessions
 
 FEATURES, PROFILE, USERS, HISTORY, SLATE = 31, 22, 1_000, 50, 10
@@ -65,13 +66,13 @@ def world(items: int) -> World:
   histories = rng.integers(1, items + 1, (USERS, HISTORY)).astype(np.int32)
   profiles = rng.normal(size=(USERS, PROFILE)).astype(np.float32)
   env_config = SimulatorConfig()
-  network = simulator.make_network(env_config).init(
+  network = click_model.make_network(env_config).init(
     jax.random.key(0), features, profiles[0], histories[0], histories[0]
   )
-  response = simulator.ResponseParams(network, jnp.asarray(features))
+  response = click_model.ResponseParams(network, jnp.asarray(features))
   shown = rng.integers(1, items + 1, (USERS, SLATE)).astype(np.int32)
   return World(
-    simulator.make_env(env_config, SLATE),
+    user_simulator.make(env_config, SLATE),
     catalogue,
     EnvParams(response, jnp.asarray(profiles), jnp.asarray(histories)),
     Sessions(np.arange(USERS), profiles, histories, shown, 1.0 * (shown % 2)),
@@ -83,9 +84,9 @@ def problem(
 ) -> tuple[loop.Engine, loop.Inputs, str]:
   """The engine in a simulator of random items and users, and how it acts."""
   env, catalogue, users, logs = world(items)
-  spec = Spec(LEVELS, VOCAB, SLATE, -0.1, config.iterations)
+  spec = Spec(LEVELS, VOCAB, SLATE, env.reward, config.iterations)
   agent = agents.AGENTS[config.agent](config, spec)
-  inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.penalty))
+  inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.reward))
   how = policy.acting(config, catalogue.index)
   return loop.make(agent, env, config), inputs, how
 

@@ -198,7 +198,7 @@ class LogsTest(parameterized.TestCase):
     self._refused("items.csv: row 6, column feature: found 'x'")
 
   @parameterized.parameters(
-    ("items", "feature"), ("sessions", "exposed"), ("sessions", "timestamp")
+    ("items", "item_id"), ("sessions", "exposed"), ("sessions", "timestamp")
   )
   def test_a_missing_column(self, name, column):
     del getattr(self, name)[column]
@@ -215,7 +215,7 @@ class LogsTest(parameterized.TestCase):
     self._refused("items.parquet cannot be read (")
     (self.raw / "items.parquet").unlink()
     (self.raw / "items.csv").write_text("")
-    self._refused("items.csv has the columns none; expected item_id, feature")
+    self._refused("items.csv has the columns none; expected item_id too")
     (self.raw / "items.csv").write_text("item_id,feature\n")
     self._refused("items.csv has no rows")
     (self.raw / "items.csv").write_text("item_id,feature\n1,2,3\n")

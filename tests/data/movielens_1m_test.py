@@ -226,7 +226,9 @@ class PrepareTest(parameterized.TestCase):
     rows = _by_hand(files)
     for name, sessions in splits.items():
       own = [row for row in rows if row["split"] == name]
-      for column, values in sessions._asdict().items():
+      logged = {k: v for k, v in sessions._asdict().items() if v is not None}
+      self.assertLen(logged, 6)
+      for column, values in logged.items():
         np.testing.assert_allclose(
           values, [row[column] for row in own], atol=1e-5
         )

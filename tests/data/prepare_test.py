@@ -8,7 +8,7 @@ import tempfile
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
-from hsrl_jax.data import prepare
+from hsrl_jax.data import manifest, prepare
 from hsrl_jax.errors import InputError
 
 # Items are the words of a file, sessions those that are a number.
@@ -74,6 +74,15 @@ class RawDataTest(parameterized.TestCase):
       for config in prepare.CONFIGS
     }
 
+  def test_what_others_have_there_stays(self):
+    own = self.data / "numbers" / "items" / "letter"
+    own.parent.mkdir(parents=True)
+    own.write_text("kept")
+    with self.assertRaisesRegex(InputError, "no prepared data of hsrl_jax"):
+      self._prepare(["1"])
+    self.assertEqual(own.read_text(), "kept")
+    self.assertLen(list(self.data.rglob("*")), 3)
+
   @parameterized.parameters(
     (None, "--raw_data_dir is missing; expected a folder with numbers.txt"),
     ("nowhere", "nowhere is no folder; expected a folder with numbers.txt"),
@@ -106,18 +115,18 @@ class RawDataTest(parameterized.TestCase):
     self.assertEqual(
       path.read_text().splitlines()[1], 'numbers.txt,2,"two, no number"'
     )
-    prepare.verify(self.data)
+    manifest.verify(self.data)
     self.assertEqual(self._counts(), {"items": 4, "sessions": 2})
     path.write_text("")
     with self.assertRaisesRegex(InputError, "malformed.csv has 0 bytes"):
-      prepare.verify(self.data)
+      manifest.verify(self.data)
 
   @parameterized.parameters("", '{"a": [1', "[1, 2]")
   def test_a_damaged_manifest(self, text):
     self._prepare(["1"])
-    (self.data / prepare.MANIFEST).write_text(text)
+    (self.data / manifest.MANIFEST).write_text(text)
     with self.assertRaisesRegex(InputError, "manifest.json cannot be read .*d"):
-      prepare.verify(self.data)
+      manifest.verify(self.data)
 
   def test_a_second_attempt_reads_the_source_anew(self):
     with self.assertRaisesRegex(InputError, "no number"):
@@ -126,7 +135,7 @@ class RawDataTest(parameterized.TestCase):
     self.assertTrue((self.data / "numbers" / "items").exists())
     self._prepare(["1", "2", "3"])
     self.assertEqual(self._counts(), {"items": 3, "sessions": 3})
-    prepare.verify(self.data)
+    manifest.verify(self.data)
 
   def test_an_empty_split(self):
     with self.assertRaisesRegex(InputError, '"train" of items has no row'):

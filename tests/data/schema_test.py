@@ -79,7 +79,7 @@ class OneFileTest(absltest.TestCase):
     np.testing.assert_array_equal(val.history, [[0, 0, 0, 3], [0, 0, 3, 1]])
     np.testing.assert_array_equal(val.exposed, [[2, 3], [2, 3]])
     np.testing.assert_array_equal(test.response, [[0, 1], [1, 1]])
-    dtypes = [x.dtype for x in train]
+    dtypes = [x.dtype for x in train[:5]]
     self.assertEqual(dtypes, ["int32", "float32", "int32", "int32", "float32"])
 
   def test_what_is_derived_and_described(self):

@@ -314,6 +314,16 @@ class LoopTest(parameterized.TestCase):
     self.assertGreater(sessions, config.users)
     self.assertEqual(repeats == 0, explore)
 
+  def test_target_networks_follow_at_the_rate_polyak(self):
+    config = toy.config(agent="a2c", seeds=(0,), polyak=0.0)
+    start, _ = toy.engine(config).init(0, toy.inputs())
+    learner, *_ = toy.train(config, calls=2)
+    chex.assert_trees_all_equal(learner.target_params, start.params)
+    moved = jax.tree.map(
+      lambda a, b: float(jnp.abs(a - b).max()), learner.params, start.params
+    )
+    self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
+
   def test_an_offline_agent_learns_from_logs_alone(self):
     config = toy.config(agent="sasrec", seeds=(0,))
     engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())

@@ -7,6 +7,7 @@ from absl.testing import absltest
 
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.evaluation import logged
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
 from tests import toy
 
@@ -198,7 +199,7 @@ class LoggedTest(absltest.TestCase):
       None, None, None, np.array([[1, 2], [1, 3]]), np.array([[1, 0], [0, 0]])
     )
     # Rewards: 1, -0.1, -0.1, -0.1, their mean 0.175; item 4 was never shown.
-    got = logged.item_rewards(logs, 4, -0.1)
+    got = logged.item_rewards(logs, 4, Reward(-0.1))
     want = [0.175, 2.65 / 12, 1.65 / 11, 1.65 / 11, 0.175]
     np.testing.assert_allclose(got, want, rtol=1e-5)
     np.testing.assert_allclose(

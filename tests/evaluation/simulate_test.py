@@ -1,14 +1,13 @@
-"""Evaluation against hand-computed sessions and statistics."""
-
-import pathlib
+"""Simulated sessions, and the bounds, against sessions computed by hand."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
-from scipy import stats
 
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds, simulate
+from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 
 
@@ -19,10 +18,9 @@ def _env(probability, no_repeat=False, patience=9.0, max_steps=5):
     response_fn=lambda params, profile, history, slate: table[slate],
     slate_size=2,
     no_repeat=no_repeat,
-    patience=patience,
     max_steps=max_steps,
-    penalty=-0.1,
-    sweet_point=None,
+    reward=Reward(-0.1),
+    leave=Patience(patience),
   )
 
 
@@ -39,7 +37,7 @@ class EvaluateTest(absltest.TestCase):
 
     def run(scores):
       return simulate.simulate(
-        simulate.constant_policy(2),
+        bounds.constant_policy(2),
         env,
         (scores, jnp.arange(7) > 0),
         _users(),
@@ -66,22 +64,22 @@ class EvaluateTest(absltest.TestCase):
       max_steps=3,
     )
     users = _users()
-    mean = simulate.mean_probabilities(env, users, num_items=6)
+    mean = bounds.mean_probabilities(env, users, num_items=6)
     np.testing.assert_allclose(
       mean, [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3], rtol=1e-6
     )
-    bounds = {
+    sessions = {
       name: simulate.simulate(
         act, env, params, users, jax.random.key(0), episodes=3
       )
-      for name, (act, params) in simulate.bounds(
+      for name, (act, params) in bounds.bounds(
         env, users, jnp.arange(7) > 0
       ).items()
     }
     for name in ("best_constant", "greedy_oracle"):
-      for slates in np.asarray(bounds[name].slates):
+      for slates in np.asarray(sessions[name].slates):
         np.testing.assert_array_equal(slates, [[1, 3], [5, 6], [4, 2]])
-    for slates in np.asarray(bounds["random"].slates):
+    for slates in np.asarray(sessions["random"].slates):
       self.assertCountEqual(slates.ravel().tolist(), [1, 2, 3, 4, 5, 6])
 
   def test_bounds_keep_to_the_active_items(self):
@@ -93,7 +91,7 @@ class EvaluateTest(absltest.TestCase):
           act, env, params, _users(), jax.random.key(0), episodes=9
         ).slates
       )
-      for name, (act, params) in simulate.bounds(env, _users(), active).items()
+      for name, (act, params) in bounds.bounds(env, _users(), active).items()
     }
     self.assertEqual(set(shown["random"].ravel()) - {0}, {2, 3, 4, 6})
     for name in ("best_constant", "greedy_oracle"):
@@ -103,7 +101,7 @@ class EvaluateTest(absltest.TestCase):
     env = _env([0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5])
     runs = [
       simulate.simulate(
-        simulate.constant_policy(2),
+        bounds.constant_policy(2),
         env,
         (jnp.asarray(s), jnp.arange(7) > 0),
         _users(),
@@ -114,54 +112,6 @@ class EvaluateTest(absltest.TestCase):
     ]
     np.testing.assert_array_equal(runs[0].responses, runs[1].responses)
     self.assertGreater(float(runs[0].total_reward.std()), 0)
-
-  def test_kept_sessions_name_users_and_count_liked_slates(self):
-    responses = np.zeros((3, 2, 2))
-    responses[0, 0] = 1  # One slate, both items.
-    responses[2, :, 1] = 1  # Two slates, an item of each.
-    total = np.arange(3.0)
-    sessions = simulate.Sessions(total, total, total, responses, responses)
-    path = pathlib.Path(self.create_tempdir()) / "sessions.npz"
-    simulate.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9]))
-    with np.load(path) as file:
-      np.testing.assert_array_equal(file["user"], [7, 9, 7])
-      np.testing.assert_array_equal(
-        file["hsrl/liked_slates"], [[1, 0, 2], [1, 0, 2]]
-      )
-
-  def test_summary_of_one_seed_is_over_sessions(self):
-    x = np.random.default_rng(0).normal(size=200)
-    got = simulate.summarise([x])
-    low, high = stats.t.interval(0.95, 199, x.mean(), stats.sem(x))
-    np.testing.assert_allclose(got["ci95"], [low, high])
-    self.assertLen(got["per_seed"], 1)
-
-  def test_summary_of_seeds_is_over_their_means(self):
-    seeds = [np.array([1.0, 3]), np.array([2.0, 4]), np.array([3.0, 8])]
-    got = simulate.summarise(seeds)
-    means = [2.0, 3.0, 5.5]
-    low, high = stats.t.interval(0.95, 2, np.mean(means), stats.sem(means))
-    np.testing.assert_allclose(got["ci95"], [low, high])
-    self.assertAlmostEqual(got["mean"], 3.5)
-    self.assertEqual(got["per_seed"], means)
-
-  def test_normalised_is_zero_at_random_and_one_at_the_oracle(self):
-    def sessions(total):
-      zeros = np.zeros(len(total))
-      return simulate.Sessions(
-        np.array(total), zeros + 2, zeros, np.zeros((len(total), 2, 2)), None
-      )
-
-    table = simulate.report(
-      {
-        "random": [sessions([1.0, 3])],
-        "greedy_oracle": [sessions([11.0, 13])],
-        "hsrl": [sessions([7.0, 7]), sessions([9.0, 9])],
-      }
-    )
-    self.assertAlmostEqual(table["random"]["normalised"]["mean"], 0.0)
-    self.assertAlmostEqual(table["greedy_oracle"]["normalised"]["mean"], 1.0)
-    self.assertEqual(table["hsrl"]["normalised"]["per_seed"], [0.5, 0.7])
 
 
 if __name__ == "__main__":

@@ -13,10 +13,10 @@ from scipy import stats
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds, measures
 from hsrl_jax.experiments import ab, jobs
 from hsrl_jax.report import experiment_plots
-from hsrl_jax.stages.run import SESSIONS
+from hsrl_jax.stages.evaluate import SESSIONS
 
 
 def _arm(rng, user, lift=0.0, seeds=1, own=None, share=1.0):
@@ -159,8 +159,8 @@ class RunTest(absltest.TestCase):
     )
     self.sessions = {"user": np.arange(60)}
     rng = np.random.default_rng(0)
-    for name in ("hsrl", *simulate.BOUNDS):
-      for measure in simulate.MEASURES:
+    for name in ("hsrl", *bounds.BOUNDS):
+      for measure in measures.MEASURES:
         self.sessions[f"{name}/{measure}"] = rng.integers(1, 9, (1, 60)) * 1.0
     self.evaluated("first", {})
 

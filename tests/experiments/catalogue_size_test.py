@@ -14,6 +14,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.experiments import catalogue_size, jobs
+from hsrl_jax.report import experiment_plots
 from tests import toy
 
 SIZES = (64, 160)
@@ -130,6 +131,24 @@ class RunTest(absltest.TestCase):
   def test_rewards_are_normalised_at_their_size(self):
     row = self.run_with()["features"]
     np.testing.assert_allclose(row["normalised"]["per_seed"], [0.5, 0.25])
+
+  def test_equal_bounds_have_no_scale(self):
+    results = catalogue_size.summary(
+      {64: {"random": 3.0, "greedy_oracle": 3.0}},
+      {
+        (64, "hsrl"): {
+          "total_reward": [8.0, 4.0],
+          "iteration_ms": 1.0,
+          "decision_ms": 2.0,
+          "memory_gb": 0.5,
+          "left_out": None,
+        }
+      },
+    )
+    results |= {"dataset": "toy", "protocol": "paper", "iterations": 8}
+    text = catalogue_size.table(results | {"episodes": {"64": 30}})
+    self.assertEqual(text.splitlines()[-1].split()[2:4], ["-", "-"])
+    experiment_plots.catalogue_size(results, {"hsrl": "HSRL"})
 
   def test_the_table_fits_a_terminal(self):
     rows = [*self.run_with().values()]

@@ -17,6 +17,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import sid
 from hsrl_jax.experiments import changing_catalogue as changing
 from hsrl_jax.experiments import jobs
+from hsrl_jax.report import experiment_plots
 from tests import toy
 
 SHARES = (50,)
@@ -115,6 +116,18 @@ class WorldTest(absltest.TestCase):
     np.testing.assert_allclose(
       row["after"][1]["normalised"]["per_seed"], [0.78, 0.2, 0.4]
     )
+
+  def test_equal_bounds_have_no_scale(self):
+    point = {"total_reward": [8.0, 4.0], "newcomers": [0.0, 0.0]}
+    after = [point | {"step": step} for step in (0, 20)]
+    results = changing.summary(
+      {s: {"random": 3.0, "greedy_oracle": 3.0} for s in (0, 5)},
+      {("hsrl", 5): {"before": point, "after": after}},
+    ) | {"dataset": "toy", "protocol": "paper"}
+    self.assertEqual(results["rows"][0]["steps_to_recover"], [None, None])
+    line = changing.table(results).splitlines()[-1].split()
+    self.assertEqual(line[3:7], ["-", "-", "-", "-"])
+    experiment_plots.changing_catalogue(results, {"hsrl": "HSRL"})
 
 
 @pytest.mark.slow

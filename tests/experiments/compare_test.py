@@ -15,10 +15,10 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.report import experiment_plots, plots
-from hsrl_jax.stages.run import SESSIONS
+from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -138,7 +138,7 @@ class WholeTest(absltest.TestCase):
     self.assertEqual(status, 2)
     self.assertLen(err.splitlines(), 1)
     self.assertIn("error: job no_repeat/hsrl: ", err)
-    self.assertIn("use a new --workdir", err)
+    self.assertIn("use a new workdir", err)
 
   def test_agents_without_hsrl(self):
     status, _, err = self._run("benchmark", "--experiment_agents=popularity")
@@ -214,7 +214,7 @@ class _Evaluated(types.SimpleNamespace):
   def results(self):
     policies = {
       name: {"total_reward": _measure(1.0), "normalised": _measure(0.5)}
-      for name in (self.config.policy.agent, *simulate.BOUNDS)
+      for name in (self.config.policy.agent, *bounds.BOUNDS)
     }
     facts = {"dataset": "toy", "split": "test", "episodes": 60}
     return facts | {"simulator": {}, "policies": policies}
@@ -233,7 +233,7 @@ class RowsTest(absltest.TestCase):
       for job in jobs_:
         folder = self.workdir / job.name
         folder.mkdir(parents=True)
-        names = (job.config.policy.agent, *simulate.BOUNDS)
+        names = (job.config.policy.agent, *bounds.BOUNDS)
         for name in names:
           self.rewards[job.name, name] = rng.normal(size=(2, 60))
         sessions = {

@@ -9,7 +9,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.host import progress, stop
+from hsrl_jax.host import stop, watch
 
 
 class Heard(Exception):
@@ -72,7 +72,7 @@ class OnSigtermTest(absltest.TestCase):
   def test_ends_in_time_what_hears_nothing(self):
     code = (
       "import os, signal, time\n"
-      "from hsrl_jax.host import stop\n"
+      "from hsrl_jax.host import stop, watch\n"
       "stop.GRACE_SECONDS = 0.1\n"
       "with stop.on_sigterm():\n"
       "  try:\n"
@@ -98,7 +98,7 @@ class OnSigtermTest(absltest.TestCase):
 class ProgressTest(absltest.TestCase):
   def test_rate_when_the_wall_clock_jumps_back(self):
     backwards = mock.patch("tqdm.std.time", lambda: -time.time())
-    with backwards, progress.bar(10, "work", "it") as bar:
+    with backwards, watch.bar(10, "work", "it") as bar:
       time.sleep(0.01)
       bar.update(5)
       shown = bar.format_dict

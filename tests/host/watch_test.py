@@ -1,14 +1,12 @@
-"""Time by phase, traces, and how a policy uses the codes."""
+"""Time by phase, and traces."""
 
 import pathlib
 import tempfile
 from unittest import mock
 
-import numpy as np
 from absl.testing import absltest, parameterized
-from scipy import stats
 
-from hsrl_jax import config, sid
+from hsrl_jax import config
 from hsrl_jax.host import watch
 
 
@@ -25,25 +23,6 @@ class WatchTest(parameterized.TestCase):
     self.assertEqual(
       found.seconds(), {"training": 6, "curve": 2, "compile": 12}
     )
-
-  def test_code_usage(self):
-    tokens = np.array([[0, 1], [2, 0], [0, 3]])
-    index = sid.build_index(tokens, vocab_size=4, capacity=5)
-    shown = [np.array([[1, 2], [3, 0]]), np.array([[3, 3]])]
-    expected = np.zeros((2, 4), int)
-    for item in (1, 2, 3, 3, 3):
-      for level in range(2):
-        expected[level, tokens[item - 1, level]] += 1
-    counts = watch.code_usage(index, shown)
-    np.testing.assert_array_equal(counts, expected)
-    for row in counts:
-      self.assertAlmostEqual(
-        watch.perplexity(row), np.exp(stats.entropy(row / row.sum()))
-      )
-
-  def test_perplexity_of_even_and_of_one(self):
-    self.assertAlmostEqual(watch.perplexity(np.array([7, 7, 0, 7])), 3.0)
-    self.assertAlmostEqual(watch.perplexity(np.array([0, 5])), 1.0)
 
   @parameterized.parameters(
     ((3, 8), [(1, 4), (5, 8)]),

@@ -1,6 +1,7 @@
 """The encoder against plain NumPy attention over all positions."""
 
 import functools
+import re
 
 import chex
 import flax.linen as nn
@@ -256,6 +257,16 @@ class DropoutTest(parameterized.TestCase):
       nn.LayerNorm().apply(params, x),
       atol=1e-4,
     )
+
+  def test_layer_norm_asks_for_sums_in_float32(self):
+    """A TPU or GPU would round the factors of its products."""
+    norm, x = encoder.LayerNorm(), jnp.zeros((5, 16))
+    params = norm.init(jax.random.key(0), x)
+    text = jax.jit(norm.apply).lower(params, x).as_text()
+    products = re.findall(r"dot_general.*", text)
+    self.assertLen(products, 2)
+    for product in products:
+      self.assertIn("[HIGHEST, HIGHEST]", product)
 
 
 if __name__ == "__main__":

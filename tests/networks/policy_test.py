@@ -117,6 +117,16 @@ class PolicyTest(parameterized.TestCase):
       context = bound.advance(tokens, context, sid[level], level)
       np.testing.assert_allclose(context, taken.contexts[level + 1], atol=1e-4)
 
+  def test_the_token_of_no_sid_takes_nothing_away(self):
+    network, params = _network(True)
+    bound = network.bind(params)
+    tokens = bound.tokens(CODEBOOKS)
+    nothing = tokens._replace(embedding=jnp.zeros_like(tokens.embedding))
+    np.testing.assert_array_equal(
+      bound.advance(tokens, STATE, jnp.int32(-1), 1),
+      bound.advance(nothing, STATE, jnp.int32(0), 1),
+    )
+
   def test_without_residual_all_levels_see_the_state(self):
     network = policy.PolicyNetwork(LEVELS, VOCAB, WIDTH, False, residual=False)
     p = _network(False)[1]["params"]

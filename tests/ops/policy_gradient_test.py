@@ -19,6 +19,19 @@ class PolicyGradientTest(chex.TestCase):
       f(levels, tokens), [[[1, 10], [2, 30]], [[3, 20], [1, 30]]]
     )
 
+  @chex.variants(with_jit=True, without_jit=True)
+  def test_the_token_of_no_sid_is_not_the_last(self):
+    levels = jnp.asarray([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
+    tokens = jnp.asarray([[-1, -1], [-1, 0], [2, -1]])
+    np.testing.assert_array_equal(
+      self.variant(policy_gradient.token_values)(levels, tokens),
+      [[0.0, 0.0], [0.0, 10.0], [3.0, 0.0]],
+    )
+    gradient = jax.grad(
+      lambda x: policy_gradient.token_values(x, tokens).sum()
+    )(levels)
+    np.testing.assert_array_equal(gradient, [[0, 0, 1], [1, 0, 0]])
+
   def test_token_values_gradient_counts_the_picks(self):
     tokens = jnp.asarray([[0, 2], [1, 2], [0, 2]])
     gradient = jax.grad(

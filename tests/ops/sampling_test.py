@@ -99,10 +99,25 @@ class IndexTest(parameterized.TestCase):
     self.assertBetween(draws.max(), count - count // 1000, count - 1)
     self.assertGreater(stats.kstest(draws / count, "uniform").pvalue, 1e-3)
 
+  @parameterized.parameters(2**24, 2**24 - 3, 2**23 + 1, 2**17 + 1)
+  def test_all_values_of_a_large_count_can_come(self, count):
+    """Each value has a word that yields it, the first of its share."""
+    first = -(-(np.arange(count, dtype=np.int64) << 32) // count)
+    words = jnp.asarray(first.astype(np.uint32))
+    with mock.patch.object(sampling, "bits", lambda key, n: words):
+      found = np.asarray(sampling.index(None, count, (count,)))
+    np.testing.assert_array_equal(found, np.arange(count))
+
+  @parameterized.parameters(7, 5000, 2**17, 2**17 + 1, 2**24, 2**31 - 1)
+  def test_extreme_words_are_the_first_and_the_last_value(self, count):
+    words = jnp.array([0, 2**32 - 1], jnp.uint32)
+    with mock.patch.object(sampling, "bits", lambda key, n: words):
+      found = sampling.index(None, count, (2,))
+    np.testing.assert_array_equal(found, [0, count - 1])
+
   def test_rounding_up_stays_in_range(self):
     """The largest draw times the count may round to the count itself."""
-    with mock.patch.object(sampling, "uniform", lambda key, s: jnp.ones(s)):
-      np.testing.assert_array_equal(sampling.index(None, 5, (2,)), [4, 4])
+    np.testing.assert_array_equal(sampling.index_of(jnp.ones(2), 5), [4, 4])
 
   def test_traced_count_and_key(self):
     f = jax.jit(sampling.index, static_argnames="shape")

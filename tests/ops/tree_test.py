@@ -10,20 +10,6 @@ from hsrl_jax.ops import tree
 
 
 class TreeTest(chex.TestCase):
-  @chex.variants(with_jit=True, without_jit=True)
-  def test_polyak_by_hand(self):
-    target = {"a": jnp.asarray([0.0, 10.0]), "b": {"c": jnp.asarray(1.0)}}
-    online = {"a": jnp.asarray([1.0, 20.0]), "b": {"c": jnp.asarray(-1.0)}}
-    found = self.variant(tree.polyak)(target, online, 0.25)
-    chex.assert_trees_all_close(
-      found, {"a": np.asarray([0.25, 12.5]), "b": {"c": np.asarray(0.5)}}
-    )
-
-  def test_polyak_ends(self):
-    target, online = jnp.asarray([2.0]), jnp.asarray([3.0])
-    np.testing.assert_array_equal(tree.polyak(target, online, 0.0), target)
-    np.testing.assert_array_equal(tree.polyak(target, online, 1.0), online)
-
   def test_digest_sees_every_bit(self):
     leaves = {
       "a": np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3),

@@ -7,7 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.sim import user_simulator
+from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim.reward import Reward
 
 SLATE, HISTORY, USERS = 3, 5, 4
 PROFILES = np.arange(USERS, dtype="f")[:, None] + 100.0
@@ -25,14 +28,13 @@ def _table(probabilities, profile, history, slate):
   return probabilities[slate]
 
 
-def _simulator(response_fn=_constant, **settings):
+def _simulator(response_fn=_constant, patience=20.0, **settings):
   defaults = dict(
     slate_size=SLATE,
     no_repeat=False,
-    patience=20.0,
     max_steps=20,
-    penalty=-0.1,
-    sweet_point=None,
+    reward=Reward(-0.1),
+    leave=Patience(patience),
   )
   return user_simulator.UserSimulator(response_fn, **(defaults | settings))
 
@@ -144,7 +146,7 @@ class StepTest(parameterized.TestCase):
     (0.0, 0.0, 4.0),  # 1 - |-0.1 - 0.9|; by 1 * 3 + 1.
   )
   def test_sweet_point(self, probability, reward, fall):
-    state, result = _run(_simulator(sweet_point=0.9), probability, 2)
+    state, result = _run(_simulator(reward=Reward(-0.1, 0.9)), probability, 2)
     np.testing.assert_allclose(result.reward, [reward] * 2, atol=1e-6)
     np.testing.assert_allclose(
       state.patience, [20 - fall, 20 - 2 * fall], rtol=1e-5
@@ -266,6 +268,81 @@ class SessionTest(parameterized.TestCase):
     np.testing.assert_array_equal(state.patience[:, -1], 6.0)
     np.testing.assert_array_equal(state.steps[:, -1], 0)
     np.testing.assert_array_equal(state.seen[:, -1], 0)
+
+
+class SmallCatalogueTest(parameterized.TestCase):
+  """A catalogue of fewer items than a session shows, K x steps."""
+
+  STEPS = 6
+
+  def _shown(self, items, env):
+    """Slates of random sessions, 0 after the end, and the sessions."""
+    sessions = simulate.simulate(
+      simulate.random_policy(SLATE),
+      env,
+      jnp.arange(items + 1) > 0,
+      _params(1.0)._replace(num_items=jnp.int32(items)),
+      jax.random.key(0),
+      episodes=20,
+    )
+    slates = [
+      slates[: int(depth)]
+      for slates, depth in zip(
+        np.asarray(sessions.slates), sessions.depth, strict=True
+      )
+    ]
+    self.assertTrue(all((x > 0).all() for x in slates))
+    return slates, sessions
+
+  @parameterized.parameters(3, 4, 8, 9, 17, 18, 40)
+  def test_no_repeat_ends_before_an_item_comes_twice(self, items):
+    env = _simulator(no_repeat=True, max_steps=self.STEPS, patience=100.0)
+    slates, sessions = self._shown(items, env)
+    # By brute force: slates are taken off the items while one is left.
+    steps, left = 0, items
+    while left >= SLATE and steps < self.STEPS:
+      steps, left = steps + 1, left - SLATE
+    for x in slates:
+      self.assertLen(x, steps)
+      self.assertLen(np.unique(x), steps * SLATE)
+    np.testing.assert_allclose(sessions.total_reward, steps)
+    np.testing.assert_array_equal(sessions.positives, steps * SLATE)
+
+  def test_the_end_is_a_truncation(self):
+    env = _simulator(no_repeat=True, patience=100.0)
+    params = _params(1.0)._replace(num_items=jnp.int32(8))
+    _, result = _session(env, params, _slates(2), jax.random.key(0), 2)
+    np.testing.assert_array_equal(result.truncated, [False, True])
+    np.testing.assert_array_equal(result.terminated, [False, False])
+
+  @parameterized.parameters(3, 4, 8, 17, 40)
+  def test_exploring_forgets_where_the_protocol_allows_repeats(self, items):
+    env = _simulator(max_steps=self.STEPS, patience=100.0).exploring()
+    slates, _ = self._shown(items, env)
+    for x in slates:
+      self.assertLen(x, self.STEPS)  # No session is cut short ...
+      seen = set()
+      for slate in x.tolist():
+        if items - len(seen) < SLATE:
+          seen = set()  # ... but all may be shown again.
+        self.assertLen({*slate} - seen, SLATE)
+        seen |= {*slate}
+
+  def test_exploring_keeps_the_protocol_no_repeat(self):
+    env = _simulator(no_repeat=True)
+    self.assertEqual(env.exploring(), env)
+
+  def test_padding_is_never_liked_and_earns_nothing(self):
+    """Whatever the click model says of id 0, and whatever a miss earns."""
+    for reward in (Reward(-0.1), Reward(0.5)):
+      env = _simulator(reward=reward)
+      state = env.start(2, _params(1.0))
+      state, result = env.step(
+        jax.random.key(0), state, jnp.array([0, 7, 0]), _params(1.0)
+      )
+      np.testing.assert_array_equal(result.response, [0, 1, 0])
+      self.assertAlmostEqual(float(result.reward), 1 / 3, places=6)
+      np.testing.assert_array_equal(state.observation.history, [0, 0, 0, 52, 7])
 
 
 class AppendPositivesTest(parameterized.TestCase):

@@ -88,6 +88,15 @@ class QuantizeTest(parameterized.TestCase):
     self.assertEqual(facts, self.facts)
     self.assertEqual((facts["items"], facts["sids"]), (90, 90))
 
+  def test_what_others_have_in_sids_stays(self):
+    letter = self.workdir / "sids" / "letter"
+    letter.write_text("kept")
+    self._refused(
+      "holds 'letter', which is not of a folder of SIDs",
+      lambda x: quantize.run(_CONFIG, x, _items(0, 40), _SOURCE),
+    )
+    self.assertEqual(letter.read_text(), "kept")
+
   def test_shuffled_sids_are_those_of_other_items(self):
     workdir = self.workdir.with_name("shuffled")
     config = dataclasses.replace(_CONFIG, assignment="shuffled")

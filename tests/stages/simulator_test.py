@@ -1,12 +1,10 @@
-"""The URM's fit, its quality and one trained elsewhere, against NumPy,
-scikit-learn and by hand."""
+"""A click model trained elsewhere against matrix code; what a fit is of."""
 
 import dataclasses
 import json
 import pathlib
 import tempfile
 
-import chex
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -16,105 +14,17 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
-from hsrl_jax.sim import response_file
+from hsrl_jax.sim import response_file, user_simulator
 from hsrl_jax.stages import simulator
 from hsrl_jax.types import Sessions
 
 
-def _logs(rows=256, seed=0):
-  """Users like items whose first feature has the sign of their profile."""
-  rng = np.random.default_rng(seed)
-  features = rng.normal(size=(21, 3)).astype(np.float32)
-  features[0] = 0
-  profile = rng.choice([-1.0, 1.0], size=(rows, 1)).astype(np.float32)
-  exposed = np.stack([rng.permutation(20)[:4] + 1 for _ in range(rows)])
-  chance = 1 / (1 + np.exp(-4 * features[exposed, 0] * profile))
-  return features, Sessions(
-    user_id=np.arange(rows) % 32,
-    profile=profile,
-    history=rng.integers(1, 21, size=(rows, 5)).astype(np.int32),
-    exposed=exposed.astype(np.int32),
-    response=(rng.random((rows, 4)) < chance).astype(np.float32),
-  )
-
-
-class SimulatorTest(parameterized.TestCase):
-  def test_quality_is_that_of_scikit_learn(self):
-    rng = np.random.default_rng(1)
-    p = rng.random((30, 5))
-    y = (rng.random((30, 5)) < p).astype(float)
-    users = np.repeat(np.arange(6), 5)
-    got = simulator.quality(p, y, users)
-    self.assertAlmostEqual(
-      got["auc"], metrics.roc_auc_score(y.ravel(), p.ravel())
-    )
-    self.assertAlmostEqual(
-      got["log_loss"], -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
-    )
-    within = [
-      metrics.roc_auc_score(y[users == u].ravel(), p[users == u].ravel())
-      for u in range(6)
-    ]
-    self.assertAlmostEqual(got["auc_within_users"], np.mean(within))
-
-  def test_calibration_error_by_hand(self):
-    # Bin 0.2: said 0.25, was 0.5. Bin 0.9: said 0.95, was 1. Half each.
-    p = np.array([[0.25, 0.25, 0.95, 0.95]])
-    y = np.array([[1.0, 0, 1, 1]])
-    got = simulator.quality(p, y, np.zeros(1))
-    self.assertAlmostEqual(got["calibration_error"], 0.5 * 0.25 + 0.5 * 0.05)
-
-  def test_no_auc_where_all_responses_are_alike(self):
-    got = simulator.quality(np.full((2, 3), 0.9), np.ones((2, 3)), np.arange(2))
-    self.assertSetEqual(set(got), {"log_loss", "calibration_error"})
-
-  def test_fit_learns_and_resumes_to_the_same_bits(self):
-    features, train = _logs()
-    config = SimulatorConfig(
-      features=4,
-      hidden=16,
-      dropout=0.1,
-      epochs=8,
-      batch_size=32,
-      learning_rate=1e-2,
-    )
-    fit = simulator.make_fit(config, features, train)
-    straight = fit.init()
-    for epoch in range(config.epochs):
-      if epoch == 3:
-        kept = jax.tree.map(np.asarray, straight)
-      straight, _ = fit.epoch(straight)
-    again = simulator.make_fit(config, features, train)
-    resumed = jax.tree.map(jax.numpy.asarray, kept)
-    for _ in range(3, config.epochs):
-      resumed, _ = again.epoch(resumed)
-    chex.assert_trees_all_equal(resumed, straight)
-    _, test = _logs(seed=2)
-    test = test._replace(profile=test.profile)
-    p = fit.predict(straight.params, test)
-    # The test users' items are drawn anew, with the features of the fit.
-    chance = 1 / (1 + np.exp(-4 * features[test.exposed, 0] * test.profile))
-    self.assertGreater(np.corrcoef(np.ravel(p), chance.ravel())[0, 1], 0.9)
-
-  def test_keep_best_keeps_the_best(self):
-    features, train = _logs(rows=64)
-    fit = simulator.make_fit(
-      SimulatorConfig(features=2, hidden=4, epochs=2), features, train
-    )
-    first, _ = fit.epoch(fit.init())
-    first = fit.keep_best(first, 0.5)
-    second, _ = fit.epoch(first)
-    worse = fit.keep_best(second, 0.6)
-    chex.assert_trees_all_equal(worse.best_params, first.params)
-    better = fit.keep_best(second, 0.4)
-    chex.assert_trees_all_equal(better.best_params, second.params)
-    self.assertAlmostEqual(float(better.best_loss), 0.4)
-
+class ConfigTest(parameterized.TestCase):
   def test_env_has_the_protocol(self):
     config = SimulatorConfig(protocol="no_repeat")
-    self.assertTrue(simulator.make_env(config, 3).no_repeat)
+    self.assertTrue(user_simulator.make(config, 3).no_repeat)
     config = dataclasses.replace(config, protocol="paper")
-    self.assertFalse(simulator.make_env(config, 3).no_repeat)
+    self.assertFalse(user_simulator.make(config, 3).no_repeat)
 
   @parameterized.parameters(*dataclasses.fields(SimulatorConfig))
   def test_fingerprint_of_the_fit_is_of_its_fields_only(self, field):
@@ -124,6 +34,7 @@ class SimulatorTest(parameterized.TestCase):
       "protocol": "no_repeat",
       "sweet_point": 0.5,
       "slate_size": 7,
+      "click_model": "another",
     }.get(field.name)
     if other is None:
       other = field.default + (0.1 if field.type is float else 2)
@@ -131,9 +42,10 @@ class SimulatorTest(parameterized.TestCase):
     same = config_lib.fingerprint(changed.of_fit()) == config_lib.fingerprint(
       SimulatorConfig().of_fit()
     )
-    # What make_env takes besides the network.
-    of_sessions = field.name in simulator.UserSimulator._fields
-    self.assertEqual(same, of_sessions or field.name == "protocol")
+    of_sessions = {"protocol", "patience", "max_steps", "slate_size"}
+    self.assertEqual(
+      same, field.name in of_sessions | {"penalty", "sweet_point"}
+    )
 
 
 def _matrices(final_dense, seed=0):
@@ -155,7 +67,7 @@ PARTS = ("query", "key", "value", "out")
 
 
 def _by_matrices(w, heads, features, profile, history, slate):
-  """The click model of DESIGN, section 4, for one user, in matrix code."""
+  """The click model of docs/method.md for one user, in matrix code."""
 
   def layer(name, x):
     return x @ w[f"{name}.kernel"] + w[f"{name}.bias"]
@@ -226,8 +138,8 @@ class ModelOfAFileTest(parameterized.TestCase):
   def test_simulator_answers_as_the_other_library(self, final_dense, heads):
     given, config = self._given(final_dense, heads)
     dataset = self._dataset()
-    env = simulator.make_env(config, 6)
-    users = simulator.pool(
+    env = user_simulator.make(config, 6)
+    users = user_simulator.pool(
       simulator.of_file(config, given, dataset), dataset.splits["val"]
     )
     answer = jax.jit(
@@ -272,6 +184,15 @@ class ModelOfAFileTest(parameterized.TestCase):
       InputError, "urm.npz takes profiles of 3 numbers; expected 2"
     ):
       simulator.of_file(config, given, narrow)
+
+  def test_a_file_holds_weights_of_one_click_model(self):
+    given, config = self._given(True)
+    with self.assertRaisesRegex(
+      InputError,
+      "--simulator_click_model is 'another'; expected 'attention', whose "
+      "weights urm.npz holds",
+    ):
+      simulator.sized(dataclasses.replace(config, click_model="another"), given)
 
   def test_heads_must_divide(self):
     with self.assertRaisesRegex(

@@ -17,6 +17,7 @@ from hsrl_jax.ops import masking, policy_gradient, returns
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.sid.index import SidIndex, sid_of
 from hsrl_jax.sid.quantizer import reconstruct
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -48,9 +49,7 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   return base.Agent(
     init=functools.partial(_init, networks),
     act=functools.partial(_act, networks, config, spec),
-    loss=functools.partial(
-      _loss, networks, config, spec.penalty, spec.sweet_point
-    ),
+    loss=functools.partial(_loss, networks, config, spec.reward),
   )
 
 
@@ -115,7 +114,7 @@ def _act(
 ) -> base.Action:
   """See base.Agent.act."""
   state = networks.state(params, catalogue, observation)
-  compose = config.compose_slates and spec.sweet_point is not None
+  compose = config.compose_slates and not spec.reward.is_mean
   if config.residual_mode == "sampled":
     # Each beam has a context of its own.
     policy = networks.policy.bind(params["policy"])
@@ -208,7 +207,7 @@ def _slate(
   # Turned round, so that among equals the last comes first and none is both.
   both = jnp.concatenate([best, len(ranks) - 1 - last])
   logits = response_logits[both].reshape(2, -1)
-  return both[compose_slate(*logits, spec.penalty, spec.sweet_point)]
+  return both[compose_slate(*logits, spec.reward)]
 
 
 def searches(config: PolicyConfig, index: SidIndex) -> bool:
@@ -222,8 +221,7 @@ def searches(config: PolicyConfig, index: SidIndex) -> bool:
 def _loss(
   networks: _Networks,
   config: PolicyConfig,
-  penalty: float,
-  sweet_point: float | None,
+  reward: Reward,
   params: Params,
   target_params: Params,
   catalogue: base.Catalogue,
@@ -270,10 +268,8 @@ def _loss(
   advantages = returns.item_advantages(
     target,
     level_values[:-1] if config.level_advantages else value[None],
-    returns.item_rewards(transition.response, penalty),
+    reward.shares(transition.response) if config.item_credit else None,
     clip=config.advantage_clip,
-    item_credit=config.item_credit,
-    sweet_point=sweet_point,
   )
   scores = view.scores() + params["policy"]["params"]["response_bias"]
   behaviour_log_prob = transition.log_prob

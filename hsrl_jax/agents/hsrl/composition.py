@@ -3,15 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.ops import returns
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Array
 
 
 def compose_slate(
   best_scores: Array,
   worst_scores: Array,
-  penalty: float,
-  sweet_point: float,
+  reward: Reward,
 ) -> Array:
   """Positions of the slate that earns most in expectation, int32 [K].
 
@@ -21,8 +20,7 @@ def compose_slate(
   Args:
     best_scores: float32 [K], of the items that are wanted most, best first.
     worst_scores: float32 [K], of those that are wanted least, worst first.
-    penalty: reward of an item without a positive response.
-    sweet_point: see `returns.slate_reward`.
+    reward: of slates.
 
   Returns:
     Positions in the best items followed by the worst.
@@ -32,9 +30,5 @@ def compose_slate(
   worst_from = count - jnp.arange(count + 1)[:, None]  # K - n.
   slates = jnp.where(place < worst_from, place, 2 * count - 1 - place)
   probabilities = jax.nn.sigmoid(jnp.concatenate([best_scores, worst_scores]))
-  rewards = jax.vmap(
-    lambda slate: returns.expected_slate_reward(
-      probabilities[slate], penalty, sweet_point
-    )
-  )(slates)
+  rewards = jax.vmap(reward.expected)(probabilities[slates])
   return slates[jnp.argmax(rewards)]

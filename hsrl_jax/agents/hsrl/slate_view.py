@@ -1,4 +1,4 @@
-"""What the losses of HSRL need of ONE shown slate (DESIGN, section 6)."""
+"""What the losses of HSRL need of ONE shown slate (docs/method.md)."""
 
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ class SlateView(NamedTuple):
   Attributes:
     logits: float32 [K, L, V], of the levels on the way to each item. In the
       `expected` mode all K are the same.
-    tokens: int32 [K, L], the items' SIDs.
+    tokens: int32 [K, L], the items' SIDs; -1 where an item has none.
   """
 
   logits: Array
@@ -34,5 +34,6 @@ class SlateView(NamedTuple):
     return policy_gradient.entropy(self.logits).sum(-1).mean()
 
   def _at_tokens(self, levels: Array) -> Array:
-    """[K, L, V] at [K, L] -> [K, L]."""
-    return jnp.take_along_axis(levels, self.tokens[..., None], -1)[..., 0]
+    """[K, L, V] at [K, L] -> [K, L]; 0 where there is no token."""
+    picked = jnp.take_along_axis(levels, self.tokens[..., None], -1)[..., 0]
+    return jnp.where(self.tokens < 0, 0.0, picked)

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.ops import returns
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.stages import policy
 from hsrl_jax.types import Transition
 from tests import toy
@@ -18,7 +18,7 @@ NOTHING = jnp.zeros(0, jnp.int32)
 
 def _made(sweet_point=None, **overrides):
   config = toy.config(**overrides)
-  spec = toy.SPEC._replace(sweet_point=sweet_point)
+  spec = toy.SPEC._replace(reward=Reward(-0.1, sweet_point))
   agent, inputs = hsrl.make(config, spec), toy.inputs()
   observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
   params = agent.init(jax.random.key(1), inputs.catalogue, observation)
@@ -86,8 +86,8 @@ class ActTest(parameterized.TestCase):
       chance = {i: 1 / (1 + np.exp(-x - lack)) for i, x in log_prob.items()}
 
       def expected(mix):
-        return returns.expected_slate_reward(
-          jnp.array([chance[i] for i in mix]), -0.1, sweet_point
+        return Reward(-0.1, sweet_point).expected(
+          jnp.array([chance[i] for i in mix])
         )
 
       self.assertEqual(slate, max(mixes, key=expected))

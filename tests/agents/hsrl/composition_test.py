@@ -7,6 +7,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import composition
+from hsrl_jax.sim.reward import Reward
 
 COUNT = 4
 
@@ -33,13 +34,13 @@ class ComposeTest(parameterized.TestCase):
     ]
     want = max(mixes, key=lambda mix: _expected(chances[mix], point))
     found = composition.compose_slate(
-      jnp.asarray(best), jnp.asarray(worst), -0.1, point
+      jnp.asarray(best), jnp.asarray(worst), Reward(-0.1, point)
     )
     self.assertEqual(found.tolist(), want)
 
   def test_sure_hits_leave_room_for_one_sure_miss(self):
     found = composition.compose_slate(
-      jnp.full(9, 20.0), jnp.full(9, -20.0), -0.1, 0.9
+      jnp.full(9, 20.0), jnp.full(9, -20.0), Reward(-0.1, 0.9)
     )
     self.assertEqual(found.tolist(), [*range(8), 9])
 

@@ -33,6 +33,15 @@ class SlateViewTest(absltest.TestCase):
       self.view.scores(), self._taken(self.logits).sum(1), rtol=1e-5
     )
 
+  def test_an_item_without_a_sid_has_no_score(self):
+    view = self.view._replace(tokens=self.view.tokens.at[1].set(-1))
+    for found, all_there in (
+      (view.scores(), self.view.scores()),
+      (view.log_probs(), self.view.log_probs()),
+    ):
+      np.testing.assert_array_equal(found[1], 0.0 * all_there[1])
+      np.testing.assert_array_equal(found[::2], all_there[::2])
+
   def test_entropy_of_uniform_tokens(self):
     view = self.view._replace(logits=jnp.zeros((K, L, V)))
     np.testing.assert_allclose(view.entropy(), L * np.log(V), rtol=1e-6)

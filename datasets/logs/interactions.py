@@ -1,0 +1,345 @@
+"""Slates out of interactions: one row for each item that a user met.
+
+Explicit feedback, `response` (0 or 1) or `rating` with the option `like_from`:
+K consecutive rows of a user (within a split) make a slate, cut from the newest
+backwards; the rows that are left over are part of the history alone.
+
+Positives only, no `response` or nothing but 1: each row makes a slate, with
+K - 1 drawn negatives, in random order; see hsrl_jax/data/feedback.py. Neither
+what the user likes in the train split nor the slate's own positive is drawn.
+
+The history of a slate is what its user liked before it. Where `split` is given,
+likes of a later split are in no history of an earlier one.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hsrl_jax.data import feedback
+from hsrl_jax.data.source import SPLITS
+from hsrl_jax.errors import InputError
+from hsrl_jax.shipped.datasets import schema
+from hsrl_jax.shipped.datasets.logs import options as options_lib
+from hsrl_jax.shipped.datasets.logs import tables
+
+NEEDED = ("user_id", "item_id", "timestamp")
+_KNOWN = (
+  *NEEDED,
+  *("response", "rating", "propensity", "position", "profile", "split"),
+)
+
+
+class Log(NamedTuple):
+  """Interactions, R rows.
+
+  Attributes:
+    file: its name.
+    user: int [R], 1..U.
+    item: int [R], 1..N.
+    timestamp: float64 [R].
+    response: float32 [R].
+    positives_only: whether negatives must be drawn.
+    split: int [R], index in SPLITS; None where it is to be made by time.
+    optional: `profile` [R, P], `propensity` and `position` [R, 1], each with no
+      columns where it is missing.
+    notes: for people.
+  """
+
+  file: str
+  user: np.ndarray
+  item: np.ndarray
+  timestamp: np.ndarray
+  response: np.ndarray
+  positives_only: bool
+  split: np.ndarray | None
+  optional: dict[str, np.ndarray]
+  notes: list[str]
+
+
+class Slates(NamedTuple):
+  """What `slates` makes.
+
+  Attributes:
+    columns: of `sessions` (see schema.py), by time.
+    about: what the responses are.
+    notes: for people.
+  """
+
+  columns: dict[str, np.ndarray]
+  about: feedback.Feedback
+  notes: list[str]
+
+
+def flat(table: tables.Table) -> tables.Table:
+  """Sessions without responses as interactions: all that is shown is liked."""
+  shown = tables.column(table, "exposed", tables.list_)
+  at = [i for i, items in enumerate(shown) for _ in items]
+  columns = {
+    name: [cells[i] for i in at]
+    for name, cells in table.columns.items()
+    if name != "exposed"
+  }
+  columns["item_id"] = [item for items in shown for item in items]
+  return tables.Table(table.path, columns, [table.rows[i] for i in at])
+
+
+def read(
+  table: tables.Table, item_ids: list[str], options: options_lib.Options
+) -> Log:
+  """Checks interactions.
+
+  Args:
+    table: of the user.
+    item_ids: of item 1, 2, ...
+    options: `like_from`.
+
+  Raises:
+    InputError: the row and column that is no good.
+  """
+  number = {item: i for i, item in enumerate(item_ids, 1)}
+
+  def item(cell) -> int:
+    name = tables.id_(cell)
+    if name not in number:
+      raise ValueError(f"item {name!r}; expected item_ids of the items")
+    return number[name]
+
+  columns = table.columns
+  users = tables.column(table, "user_id", tables.id_)
+  user_number = {user: i for i, user in enumerate(dict.fromkeys(users), 1)}
+  response = _response(table, options)
+  positives_only = response is None or bool((response == 1).all())
+  dropped = ("propensity", "position") if positives_only else ()
+  known = tuple(x for x in _KNOWN if x not in dropped)
+  if "response" in columns:
+    known = tuple(x for x in known if x != "rating")
+  optional = {}
+  for name, parse, dtype in (
+    ("profile", tables.numbers, np.float32),
+    ("propensity", lambda x: [tables.probability(x)], np.float32),
+    ("position", lambda x: [tables.place(x)], np.int32),
+  ):
+    optional[name] = np.zeros((len(users), 0), dtype)
+    if name in columns and name in known:
+      optional[name] = tables.matrix(table, name, parse, dtype=dtype)
+  split = None
+  if "split" in columns:
+    split = np.array(
+      [SPLITS.index(x) for x in tables.column(table, "split", tables.split)]
+    )
+  return Log(
+    file=table.path.name,
+    user=np.array([user_number[x] for x in users], np.int32),
+    item=np.array(tables.column(table, "item_id", item), np.int32),
+    timestamp=np.array(tables.column(table, "timestamp", tables.time)),
+    response=np.ones(len(users), np.float32) if response is None else response,
+    positives_only=positives_only,
+    split=split,
+    optional=optional,
+    notes=tables.unused(table, known),
+  )
+
+
+def _response(
+  table: tables.Table, options: options_lib.Options
+) -> np.ndarray | None:
+  """Responses [R]; None where all rows are positives."""
+  if "response" in table.columns:
+    return np.array(tables.column(table, "response", tables.binary), np.float32)
+  if "rating" not in table.columns:
+    return None
+  if options.like_from is None:
+    raise InputError(
+      f"{table.path} has ratings but no responses; expected a column response "
+      f'(0 or 1), or {{"like_from": ...}} in {options_lib.NAME}, the least '
+      "rating that is a like"
+    )
+  rating = np.array(tables.column(table, "rating", tables.number))
+  return (rating >= options.like_from).astype(np.float32)
+
+
+def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
+  """Makes slates.
+
+  Args:
+    log: R interactions.
+    num_items: N.
+    options: of the user.
+
+  Raises:
+    InputError: there is no slate, or a split is without any.
+  """
+  notes = list(log.notes)
+  if not log.positives_only:
+    rows, left_over, repeated = _cut(log, options.slate_size)
+    of = f"of {len(log.user):,} rows are in no slate"
+    if left_over:
+      notes.append(
+        f"{log.file}: {left_over:,} {of}: the oldest of each user, too few for "
+        f"a slate of {options.slate_size}; histories have them"
+      )
+    if repeated:
+      notes.append(
+        f"{log.file}: {repeated:,} {of}: it would show an item twice"
+      )
+  elif options.slate_size == 1:
+    raise InputError(
+      f"{log.file} has positives only and slate_size is 1 in "
+      f"{options_lib.NAME}; expected at least 2, a positive and a negative"
+    )
+  else:
+    rows = np.arange(len(log.user))[:, None]
+  if not len(rows):
+    raise InputError(
+      f"{log.file}: no user has {options.slate_size} rows; expected enough for "
+      f"a slate, or a smaller slate_size in {options_lib.NAME}"
+    )
+  first = rows[:, 0]
+  columns = {
+    "user_id": log.user[first],
+    "profile": log.optional["profile"][first],
+    "history": _histories(log, first),
+    "exposed": log.item[rows],
+    "response": log.response[rows],
+    "timestamp": log.timestamp[first],
+    "split": _split_names(log, first),
+    "propensity": _gather(log.optional["propensity"], rows),
+    "position": _gather(log.optional["position"], rows),
+  }
+  about = feedback.Feedback()
+  if log.positives_only:
+    q = sampling(log, num_items, options)
+    columns, left_out = _with_negatives(columns, q, options)
+    about = feedback.Feedback(
+      "implicit",
+      options.negatives,
+      options.slate_size - 1,
+      options.base_rate,
+      options.seed,
+    )
+    notes += _told(log, options, left_out)
+    if not len(columns["user_id"]):
+      raise InputError(
+        f"{log.file}: no user leaves {options.slate_size - 1} of {num_items} "
+        "items for negatives; expected more items, or a smaller slate_size in "
+        f"{options_lib.NAME}"
+      )
+  order = np.argsort(columns["timestamp"], kind="stable")
+  columns = {name: column[order] for name, column in columns.items()}
+  return Slates(columns, about, notes)
+
+
+def sampling(
+  log: Log, num_items: int, options: options_lib.Options
+) -> np.ndarray:
+  """The distribution of a drawn negative, [N + 1]; of positives only."""
+  train = _split_names(log, np.arange(len(log.user))) == "train"
+  return feedback.sampling_probabilities(
+    log.item[train], num_items, options.negatives
+  )
+
+
+def _split_names(log: Log, rows: np.ndarray) -> np.ndarray:
+  """The split of the slates that begin at some rows."""
+  if log.split is None:
+    return split_by_time(log.timestamp[rows])
+  return np.array(SPLITS)[log.split[rows]]
+
+
+def split_by_time(timestamp: np.ndarray) -> np.ndarray:
+  """Split of each slate, [S]: the last tenth test, the tenth before it val."""
+  order = np.argsort(timestamp, kind="stable")
+  held_out = max(1, round(schema.HELD_OUT * len(order)))
+  split = np.full(len(order), "train")
+  split[order[-2 * held_out :]] = "val"
+  split[order[-held_out:]] = "test"
+  return split
+
+
+def _cut(log: Log, size: int) -> tuple[np.ndarray, int, int]:
+  """Rows of each slate, int [S, size]; rows left over; rows that repeat."""
+  split = np.zeros(len(log.user), int) if log.split is None else log.split
+  order = np.lexsort((log.timestamp, split, log.user))  # Stable.
+  group = log.user[order].astype(np.int64) * len(SPLITS) + split[order]
+  last = np.searchsorted(group, group, side="right")
+  left = last - np.arange(len(order))  # This row and those of its group after.
+  start = np.flatnonzero(left % size == 0)
+  rows = order[start[:, None] + np.arange(size)]
+  shown = np.sort(log.item[rows], axis=1)
+  different = (shown[:, 1:] != shown[:, :-1]).all(1)
+  repeated = int((~different).sum()) * size
+  return rows[different], len(order) - rows.size, repeated
+
+
+def _gather(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  """Entries [S, K] of a column [R, 1]; [S, 0] of one that is missing."""
+  if not column.shape[1]:
+    return np.zeros((len(rows), 0), column.dtype)
+  return column[rows, 0]
+
+
+def _histories(log: Log, first: np.ndarray) -> np.ndarray:
+  """What the user liked before each of the rows `first`, int32 [S, H]."""
+  split = np.zeros(len(log.user), int) if log.split is None else log.split
+  length = schema.HISTORY_LENGTH
+  histories = np.zeros((len(log.user), length), np.int32)
+  begins = np.zeros(len(log.user), bool)
+  begins[first] = True
+  # For each user what was liked in this split or an earlier one.
+  liked: dict[int, list[list[int]]] = {}
+  for row in np.argsort(log.timestamp, kind="stable"):
+    past = liked.setdefault(int(log.user[row]), [[] for _ in SPLITS])
+    if begins[row]:
+      histories[row] = schema.left_padded(past[split[row]], length)
+    if log.response[row]:
+      for s in range(split[row], len(SPLITS)):
+        past[s].append(int(log.item[row]))
+  return histories[first]
+
+
+def _with_negatives(
+  columns: dict[str, np.ndarray],
+  sampling: np.ndarray,
+  options: options_lib.Options,
+) -> tuple[dict[str, np.ndarray], int]:
+  """Slates of one positive with negatives; how many had too few items left."""
+  user, item = columns["user_id"], columns["exposed"][:, 0]
+  train = columns["split"] == "train"
+  rng = np.random.default_rng(options.seed)
+  negatives = feedback.draw_negatives(
+    rng,
+    sampling,
+    user,
+    item,
+    (user[train], item[train]),
+    options.slate_size - 1,
+  )
+  enough = (negatives > 0).all(1)
+  exposed = np.concatenate([item[:, None], negatives], 1)
+  # The positive anywhere, so that no place tells which one it is.
+  exposed = rng.permuted(exposed, axis=1)
+  response = (exposed == item[:, None]).astype(np.float32)
+  columns = columns | {"exposed": exposed, "response": response}
+  columns = {name: column[enough] for name, column in columns.items()}
+  return columns, int((~enough).sum())
+
+
+def _told(log: Log, options: options_lib.Options, left_out: int) -> list[str]:
+  """Notes on positives and their negatives."""
+  rate = (
+    f"base rate of likes {options.base_rate:g}"
+    if options.base_rate
+    else f"rates of likes stay unknown without base_rate in {options_lib.NAME}"
+  )
+  notes = [
+    f"{log.file}: positives only; each of {len(log.user) - left_out:,} is "
+    f"shown beside {options.slate_size - 1} negatives drawn by "
+    f"{options.negatives}; {rate}"
+  ]
+  if left_out:
+    notes.append(
+      f"{log.file}: {left_out:,} of {len(log.user):,} rows are in no slate: "
+      "their users like too many items for so many negatives"
+    )
+  return notes

@@ -1,0 +1,99 @@
+"""Options of a user's logs: `logs.json` beside the files, a JSON object.
+
+All may be missing:
+  slate_size   10: items of a slate that is made of interactions
+  negatives    "uniform" or "popularity": what negatives are drawn by
+  base_rate    the share of likes among shown items, where it is known
+  like_from    the least `rating` that is a like
+  seed         0: of drawn negatives
+  normalise    true or false: whether each `feature` is brought to length one;
+               if missing, where a few are much longer than most
+"""
+
+import dataclasses
+import json
+import pathlib
+
+from hsrl_jax.data import feedback
+from hsrl_jax.errors import InputError, reading
+
+NAME = "logs.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """See the module's docstring."""
+
+  slate_size: int = 10
+  negatives: str = feedback.UNIFORM
+  base_rate: float | None = None
+  like_from: float | None = None
+  seed: int = 0
+  normalise: bool | None = None
+
+
+def read(folder: pathlib.Path) -> Options:
+  """Reads logs.json, or the defaults where there is none.
+
+  Raises:
+    InputError: the option that is unknown or out of range.
+  """
+  path = folder / NAME
+  if not path.exists():
+    return Options()
+  with reading(path, "a JSON object"):
+    given = dict(json.loads(path.read_text()))
+  known = [x.name for x in dataclasses.fields(Options)]
+  unknown = [x for x in given if x not in known]
+  if unknown:
+    raise InputError(
+      f"{path} has the option {unknown[0]!r}; expected some of "
+      f"{', '.join(known)}"
+    )
+  options = Options(**given)
+
+  def whole(value, least) -> bool:
+    return type(value) is int and value >= least
+
+  def number(value) -> bool:
+    return type(value) in (int, float) and abs(value) < float("inf")
+
+  for name, holds, expected in (
+    ("slate_size", lambda x: whole(x, 1), "a whole number from 1"),
+    ("seed", lambda x: whole(x, 0), "a whole number from 0"),
+    (
+      "negatives",
+      lambda x: x in feedback.NEGATIVES,
+      " or ".join(feedback.NEGATIVES),
+    ),
+    (
+      "base_rate",
+      lambda x: x is None or (number(x) and 0 < x < 1),
+      "a share in (0, 1)",
+    ),
+    ("like_from", lambda x: x is None or number(x), "a number"),
+    ("normalise", lambda x: x in (None, True, False), "true or false"),
+  ):
+    value = getattr(options, name)
+    if not holds(value):
+      raise InputError(f"{path}: {name} is {value!r}; expected {expected}")
+  return options
+
+
+def check_for_sessions(folder: pathlib.Path, options: Options) -> None:
+  """Refuses options that sessions with responses have no use for.
+
+  Raises:
+    InputError: such an option.
+  """
+  plain = Options(normalise=options.normalise)
+  if options != plain:
+    names = [
+      field.name
+      for field in dataclasses.fields(Options)
+      if getattr(options, field.name) != getattr(plain, field.name)
+    ]
+    raise InputError(
+      f"{folder / NAME}: {names[0]} is of no use for sessions that have "
+      "responses; expected interactions, or no such option"
+    )

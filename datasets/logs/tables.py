@@ -1,0 +1,264 @@
+"""Tables of a user's, in .csv or .parquet files: read, parsed and checked."""
+
+import csv
+import datetime
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow.parquet
+
+from hsrl_jax.data.source import SPLITS
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.shipped.datasets import schema
+
+_SUFFIXES = (".csv", ".parquet")
+
+
+class Table(NamedTuple):
+  """A file.
+
+  Attributes:
+    path: of the file.
+    columns: name to the cells of all rows, which are str in a csv file.
+    rows: number of each row in the file, for people.
+  """
+
+  path: pathlib.Path
+  columns: dict[str, list[Any]]
+  rows: list[int]
+
+
+def has(folder: pathlib.Path, name: str) -> bool:
+  """Whether name.csv or name.parquet exists."""
+  return any((folder / f"{name}{x}").exists() for x in _SUFFIXES)
+
+
+def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
+  """Reads name.csv or name.parquet.
+
+  Raises:
+    InputError: there is none, or both, or the file is damaged, empty or lacks a
+      column.
+  """
+  paths = [folder / f"{name}{x}" for x in _SUFFIXES]
+  present = [path.name for path in paths if path.exists()]
+  if len(present) != 1:
+    raise InputError(
+      f"{folder} has {' and '.join(present) or f'no {name} file'}"
+      f"; expected one of {paths[0].name} and {paths[1].name}"
+    )
+  path = folder / present[0]
+  with reading(path, f"a complete {path.suffix} file"):
+    table = _csv(path) if path.suffix == ".csv" else _parquet(path)
+  missing = [x for x in needed if x not in table.columns]
+  if missing:
+    raise InputError(
+      f"{path} has the columns {', '.join(table.columns) or 'none'}; expected "
+      f"{', '.join(missing)} too"
+    )
+  if not table.rows:
+    raise InputError(f"{path} has no rows; expected at least one")
+  return table
+
+
+def _csv(path: pathlib.Path) -> Table:
+  with path.open(newline="", encoding="utf-8-sig") as file:
+    reader = csv.reader(file)
+    header = [x.strip() for x in next(reader, [])]
+    lines, rows = [], []
+    for line in reader:
+      cells = [x.strip() for x in line]
+      if cells in ([], [""]):
+        continue  # A blank line, such as editors leave at the end.
+      if len(cells) != len(header):
+        raise ValueError(
+          f"row {reader.line_num} has {len(cells)} cells, the header "
+          f"{len(header)}"
+        )
+      lines.append(cells)
+      rows.append(reader.line_num)  # The header is row 1.
+  columns = {x: [cells[i] for cells in lines] for i, x in enumerate(header)}
+  return Table(path, columns, rows)
+
+
+def _parquet(path: pathlib.Path) -> Table:
+  table = pyarrow.parquet.read_table(path)
+  columns = {name: table[name].to_pylist() for name in table.column_names}
+  return Table(path, columns, list(range(1, len(table) + 1)))
+
+
+def unused(table: Table, known: tuple[str, ...]) -> list[str]:
+  """One line that names the columns that nobody reads, or none."""
+  names = [x for x in table.columns if x not in known]
+  if not names:
+    return []
+  return [f"{table.path.name}: columns not used: {', '.join(names)}"]
+
+
+def column(table: Table, name: str, parse: Callable[[Any], Any]) -> list:
+  """Parses a column; names file, row and column of a cell that is no good."""
+  values = []
+  for row, cell in zip(table.rows, table.columns[name], strict=True):
+    try:
+      values.append(parse(cell))
+    except ValueError as error:
+      raise InputError(
+        f"{table.path}: row {row}, column {name}: found {error}"
+      ) from error
+  return values
+
+
+def matrix(
+  table: Table,
+  name: str,
+  parse: Callable[[Any], list],
+  width: int | None = None,
+  dtype: type = np.float32,
+) -> np.ndarray:
+  """Parses lists that are all as long as the first, or `width`, [R, width]."""
+  values = column(table, name, parse)
+  expected = len(values[0]) if width is None else width
+  for row, value in zip(table.rows, values, strict=True):
+    if len(value) != expected:
+      raise InputError(
+        f"{table.path}: row {row}, column {name}: found {len(value)} entries; "
+        f"expected {expected}, as many as in "
+        + ("the first row" if width is None else "exposed")
+      )
+  return np.array(values, dtype)
+
+
+def texts(table: Table, name: str, default: list[str]) -> list[str]:
+  """A column of texts; `default` where it is missing."""
+  cells = table.columns.get(name, default)
+  return ["" if x is None else str(x) for x in cells]
+
+
+def short(cell) -> str:
+  """A cell for an error."""
+  return repr(cell)[:60]
+
+
+def id_(cell) -> str:
+  """The id of an item or a user."""
+  if cell is None or isinstance(cell, float) or str(cell) == "":
+    raise ValueError(f"{short(cell)}; expected an integer or a string")
+  return str(cell)
+
+
+def list_(cell) -> list:
+  """A list; its entries are str in a csv file."""
+  if isinstance(cell, str):
+    return [x.strip() for x in cell.split(";")] if cell else []
+  if not isinstance(cell, list):
+    raise ValueError(f"{short(cell)}; expected a list (csv: with ; between)")
+  return cell
+
+
+def number(cell) -> float:
+  """A finite number."""
+  try:
+    value = float(cell)
+  except (TypeError, ValueError, OverflowError):
+    value = np.nan
+  if not np.isfinite(value):
+    raise ValueError(f"{short(cell)}; expected a finite number")
+  return value
+
+
+def time(cell) -> float:
+  """A number, or a date (ISO 8601) in seconds since 1970.
+
+  A date without a time zone is taken as UTC.
+  """
+  try:
+    return number(cell)
+  except ValueError as error:
+    when = cell
+    if isinstance(cell, str):
+      try:
+        when = datetime.datetime.fromisoformat(cell)
+      except ValueError:
+        when = None
+    if not isinstance(when, datetime.datetime):
+      raise ValueError(f"{error}, or a date: 2025-01-31 12:00:00") from None
+  if when.tzinfo is None:
+    when = when.replace(tzinfo=datetime.UTC)
+  return when.timestamp()
+
+
+def binary(cell) -> float:
+  """A response: 0 or 1."""
+  value = number(cell)
+  if value not in (0, 1):
+    raise ValueError(f"{short(cell)}; expected 0 or 1")
+  return value
+
+
+def probability(cell) -> float:
+  """A propensity, in (0, 1]."""
+  try:
+    value = number(cell)
+  except ValueError:
+    value = 0.0
+  if not 0 < value <= 1:
+    raise ValueError(
+      f"{short(cell)}; expected a probability in (0, 1], in all rows or none"
+    )
+  return value
+
+
+def probabilities(cell) -> list[float]:
+  """Propensities of a slate."""
+  return [probability(x) for x in list_(cell)]
+
+
+def place(cell) -> int:
+  """A position: a whole number from 0."""
+  value = number(cell)
+  if value != int(value) or not 0 <= value < 2**31:
+    raise ValueError(f"{short(cell)}; expected a whole number from 0")
+  return int(value)
+
+
+def places(cell) -> list[int]:
+  """Positions of a slate's items."""
+  return [place(x) for x in list_(cell)]
+
+
+def numbers(cell) -> list[float]:
+  """A list of numbers that float32 can hold."""
+  values = list_(cell)
+  parsed = [number(x) for x in values]
+  for value, own in zip(values, parsed, strict=True):
+    if abs(own) > schema.FLOAT32_MAX:
+      raise ValueError(
+        f"{short(value)}; expected at most "
+        f"{schema.FLOAT32_MAX:.3g}, the largest float32"
+      )
+  return parsed
+
+
+def feature(cell) -> list[float]:
+  """A list of at least one number."""
+  values = numbers(cell)
+  if not values:
+    raise ValueError(f"{short(cell)}; expected at least one number")
+  return values
+
+
+def responses(cell) -> list[float]:
+  """A list of 0 and 1."""
+  values = numbers(cell)
+  if not set(values) <= {0, 1}:
+    raise ValueError(f"{short(cell)}; expected 0 or 1")
+  return values
+
+
+def split(cell) -> str:
+  """The name of a split."""
+  if cell not in SPLITS:
+    raise ValueError(f"{short(cell)}; expected {', '.join(SPLITS)}")
+  return cell

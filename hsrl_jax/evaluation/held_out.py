@@ -1,0 +1,435 @@
+"""Held-out logs: how well scores rank what users responded to later.
+
+Nothing here is simulated. A score ranks the items of each logged slate (which
+of the shown items were liked?), and all items of the catalogue (where are the
+items that were liked next?). Intervals are clustered by user.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.types import Array, Observation, Params, Sessions
+
+# (params, observation of one user) -> score of each item, [N + 1].
+ScoreFn = Callable[[Params, Observation], Array]
+
+CUTOFFS = (5, 10, 20)
+PAIRED = ("auc_within_slates", "ndcg_within_slates", "recall@10", "ndcg@10")
+_LIST = 10  # Items of a list whose coverage and novelty are measured.
+_CELLS = 2e7  # Scores held at once.
+_SMOOTHING = 10.0  # Showings that the mean of all items counts for.
+# Below this share of likes that repeat an item of the history, the items of
+# the history are left out of the ranking of all items.
+_REPEATS = 0.01
+
+
+class Rankings(NamedTuple):
+  """What scores say of S logged rows.
+
+  Attributes:
+    shown: float32 [S, K], scores of the items of the logged slate.
+    top: int32 [S, M], the best items of the catalogue, the best first; 0 where
+      fewer may be shown.
+  """
+
+  shown: np.ndarray
+  top: np.ndarray
+
+
+class Rows(NamedTuple):
+  """A measure of each logged row.
+
+  Attributes:
+    value: float64 [S], NaN where the measure is not defined.
+    user: int [S].
+  """
+
+  value: np.ndarray
+  user: np.ndarray
+
+
+def rank(
+  score_fn: ScoreFn,
+  params: Params,
+  sessions: Sessions,
+  active: Array,
+  *,
+  without_history: bool,
+) -> Rankings:
+  """Ranks the items of each logged slate, and all items, by their scores.
+
+  Args:
+    score_fn: of one user; vmapped here.
+    params: of `score_fn`.
+    sessions: S logged rows.
+    active: bool [N + 1], the items that may be shown; False for padding.
+    without_history: whether the items of a row's history are left out of the
+      ranking of all items.
+  """
+  rows, items = len(sessions.user_id), len(active)
+  size = int(max(1, min(256, rows, _CELLS // items)))
+  count = min(max(CUTOFFS), items - 1)
+  shown, top = [], []
+  for first in range(0, rows, size):
+    # The last chunk is filled up with its last row: one shape, one compilation.
+    place = np.minimum(np.arange(first, first + size), rows - 1)
+    of_slate, best = _rank(
+      score_fn,
+      params,
+      jnp.asarray(sessions.profile[place]),
+      jnp.asarray(sessions.history[place]),
+      jnp.asarray(sessions.exposed[place]),
+      jnp.asarray(active),
+      without_history=without_history,
+      count=count,
+    )
+    shown.append(np.asarray(of_slate))
+    top.append(np.asarray(best))
+  return Rankings(np.concatenate(shown)[:rows], np.concatenate(top)[:rows])
+
+
+@functools.partial(
+  jax.jit, static_argnames=("score_fn", "without_history", "count")
+)
+def _rank(
+  score_fn, params, profile, history, exposed, active, *, without_history, count
+):
+  def one(profile, history, exposed):
+    scores = score_fn(params, Observation(profile, history))
+    candidates = jnp.where(active, scores, -jnp.inf)
+    if without_history:
+      candidates = candidates.at[history].set(-jnp.inf)
+    best, items = jax.lax.top_k(candidates, count)
+    return scores[exposed], jnp.where(best > -jnp.inf, items, 0)
+
+  return jax.vmap(one)(profile, history, exposed)
+
+
+def repeats(train: Sessions) -> bool:
+  """Whether users like again what they liked before, in the training logs."""
+  liked = np.asarray(train.response) > 0
+  history = np.asarray(train.history)
+  again = (np.asarray(train.exposed)[:, :, None] == history[:, None, :]).any(
+    -1
+  ) & liked
+  return bool(again.sum() >= _REPEATS * max(liked.sum(), 1))
+
+
+# Simple lists, each a ScoreFn with its parameters.
+
+
+def popularity(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
+  """Positive responses in the training logs, of N items: [N + 1]."""
+  return _constant, jnp.asarray(_counts(train, items)[1], jnp.float32)
+
+
+def item_mean(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
+  """Share of showings that were liked, smoothed, of N items: [N + 1].
+
+  (likes + m g) / (showings + m), with the mean g of all showings and m = 10.
+  """
+  shown, liked = _counts(train, items)
+  mean = liked.sum() / max(shown.sum(), 1)
+  smoothed = (liked + _SMOOTHING * mean) / (shown + _SMOOTHING)
+  return _constant, jnp.asarray(smoothed, jnp.float32)
+
+
+def item_to_item(features: np.ndarray) -> tuple[ScoreFn, Array]:
+  """Mean cosine of an item's features, [N + 1, D], with the history's items."""
+  norm = np.linalg.norm(features, axis=1, keepdims=True)
+  return _cosine, jnp.asarray(features / np.maximum(norm, 1e-12), jnp.float32)
+
+
+def _constant(scores: Array, observation: Observation) -> Array:
+  del observation
+  return scores
+
+
+def _cosine(directions: Array, observation: Observation) -> Array:
+  past = observation.history > 0
+  mean = jnp.where(past[:, None], directions[observation.history], 0.0).sum(0)
+  return directions @ mean
+
+
+def _counts(train: Sessions, items: int) -> tuple[np.ndarray, np.ndarray]:
+  """Showings and positive responses of each item, [N + 1] each."""
+  exposed = np.asarray(train.exposed).ravel()
+  response = np.asarray(train.response, np.float64).ravel()
+  shown = np.bincount(exposed, minlength=items + 1).astype(np.float64)
+  liked = np.bincount(exposed, weights=response, minlength=items + 1)
+  return shown, liked
+
+
+# Measures of rows.
+
+
+def within_slates(
+  scores: np.ndarray, response: np.ndarray, user: np.ndarray
+) -> dict[str, Rows]:
+  """How scores order the items of a logged slate.
+
+  A slate of one item tells nothing, so slates of K = 1 are joined by user.
+  Items of equal scores count as in a random order.
+
+  Args:
+    scores: float [S, K].
+    response: [S, K], 1 for a positive response.
+    user: int [S].
+
+  Returns:
+    `auc_within_slates`, defined where there are both responses;
+    `ndcg_within_slates`, the normalised discounted cumulative gain, and
+    `liked_first`, the chance that the first item was liked, both defined where
+    there is a positive response and more than one item.
+  """
+  response = np.asarray(response) > 0
+  if scores.shape[1] > 1:
+    groups = [(user, scores, response)]
+  else:
+    order = np.argsort(user, kind="stable")
+    _, first = np.unique(user[order], return_index=True)
+    groups = [
+      (user[rows[:1]], scores[rows].T, response[rows].T)
+      for rows in np.split(order, first[1:])
+    ]
+  parts = [_of_slates(x, y) for _, x, y in groups]
+  users = np.concatenate([u for u, _, _ in groups])
+  return {
+    name: Rows(np.concatenate([part[name] for part in parts]), users)
+    for name in ("auc_within_slates", "ndcg_within_slates", "liked_first")
+  }
+
+
+def _of_slates(scores, liked) -> dict[str, np.ndarray]:
+  count = scores.shape[1]
+  positive = liked.sum(1)
+  rank = stats.rankdata(scores, axis=1)  # Ascending; ties share their mean.
+  with np.errstate(invalid="ignore", divide="ignore"):
+    auc = ((rank * liked).sum(1) - positive * (positive + 1) / 2) / (
+      positive * (count - positive)
+    )
+  # Ties: the mean discount of the places that they share.
+  total = np.concatenate([[0.0], np.cumsum(_discount(count))])
+  better = count - stats.rankdata(scores, "max", axis=1).astype(int)
+  upto = count + 1 - stats.rankdata(scores, "min", axis=1).astype(int)
+  gain = (total[upto] - total[better]) / (upto - better)
+  first = (better == 0) / upto
+  defined = (positive > 0) & (count > 1)
+  ideal = total[np.maximum(positive, 1)]
+  return {
+    "auc_within_slates": np.where(
+      (positive > 0) & (positive < count), auc, np.nan
+    ),
+    "ndcg_within_slates": np.where(
+      defined, (gain * liked).sum(1) / ideal, np.nan
+    ),
+    "liked_first": np.where(defined, (first * liked).sum(1), np.nan),
+  }
+
+
+def next_liked(
+  top: np.ndarray, sessions: Sessions, train_liked: np.ndarray
+) -> dict[str, Rows]:
+  """How the best items of the catalogue meet what users liked next.
+
+  Args:
+    top: int [S, M], see Rankings.
+    sessions: the S rows.
+    train_liked: float [N + 1], positive responses of each item in the training
+      logs, for `novelty`.
+
+  Returns:
+    `recall@k` and `ndcg@k` for k in CUTOFFS, defined where something was liked;
+    `novelty`, the mean of -log2 of the items' shares of all likes in the
+    training logs, in bits.
+  """
+  user = np.asarray(sessions.user_id)
+  liked = np.where(np.asarray(sessions.response) > 0, sessions.exposed, 0)
+  positive = (liked > 0).sum(1)
+  hit = ((top[:, :, None] == liked[:, None, :]) & (top[:, :, None] > 0)).any(-1)
+  measures = {}
+  for k in CUTOFFS:
+    discount = _discount(min(k, top.shape[1]))
+    ideal = np.concatenate([[np.nan], np.cumsum(_discount(k))])
+    with np.errstate(invalid="ignore", divide="ignore"):
+      recall = hit[:, :k].sum(1) / positive
+    gain = (hit[:, :k] * discount).sum(1) / ideal[np.minimum(positive, k)]
+    measures[f"recall@{k}"] = Rows(np.where(positive > 0, recall, np.nan), user)
+    measures[f"ndcg@{k}"] = Rows(gain, user)
+  share = (train_liked + 1.0) / (train_liked.sum() + len(train_liked) - 1)
+  first = top[:, :_LIST]
+  bits = np.where(first > 0, -np.log2(share)[first], 0.0).sum(1)
+  measures["novelty"] = Rows(bits / np.maximum((first > 0).sum(1), 1), user)
+  return measures
+
+
+def _discount(count: int) -> np.ndarray:
+  return 1.0 / np.log2(np.arange(2, count + 2))
+
+
+# Means with intervals.
+
+
+def mean(rows: Sequence[Rows]) -> dict | None:
+  """Mean and 95 % interval of a measure.
+
+  The rows of a user are one unit. With several seeds the means of the seeds
+  vary too; both variances are added, with Satterthwaite's degrees of freedom.
+
+  Args:
+    rows: of each seed, for the same logged rows.
+
+  Returns:
+    {"mean", "ci95": [low, high], "users"}, with "per_seed" where there are
+    several; None where the measure is defined nowhere.
+  """
+  values = np.stack([x.value for x in rows])
+  defined = np.isfinite(values).all(0)
+  if not defined.any():
+    return None
+  user = rows[0].user[defined]
+  count = statistics.by_group(np.ones(len(user)), user)
+  per_seed = values[:, defined].mean(1)
+  value, influence = statistics.ratio(
+    statistics.by_group(values[:, defined].mean(0), user), count
+  )
+  result = {
+    "mean": value,
+    "ci95": _interval(
+      statistics.standard_error(influence), len(count), per_seed, value
+    ),
+    "users": len(count),
+  }
+  if len(rows) > 1:
+    result["per_seed"] = per_seed.tolist()
+  return result
+
+
+def _interval(error, users: int, per_seed, value: float) -> list[float]:
+  seeds = len(per_seed)
+  of_seeds = float(stats.sem(per_seed)) if seeds > 1 else 0.0
+  variance = error**2 + of_seeds**2
+  if variance == 0:
+    return [value, value]
+  freedom = variance**2 / (
+    error**4 / max(users - 1, 1) + of_seeds**4 / max(seeds - 1, 1)
+  )
+  half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
+  return [value - half, value + half]
+
+
+def difference(ours: Sequence[Rows], theirs: Rows) -> dict | None:
+  """The same of the paired difference of two scores on the same rows."""
+  return mean([Rows(x.value - theirs.value, x.user) for x in ours])
+
+
+def coverage(top: Sequence[np.ndarray], user: np.ndarray, items: int) -> dict:
+  """Share of N items that are in anybody's first ten; interval: jackknife.
+
+  Args:
+    top: of each seed, int [S, M]; the mean over the seeds is taken.
+    user: int [S].
+    items: N.
+  """
+  estimates, errors = [], []
+  for lists in top:
+    first = lists[:, :_LIST]
+    owner = np.repeat(user, first.shape[1])[first.ravel() > 0]
+    pairs = np.unique(
+      np.stack([first.ravel()[first.ravel() > 0], owner], 1), axis=0
+    )
+    shown, owners = np.unique(pairs[:, 0], return_counts=True)
+    # A user who is left out takes along the items that nobody else was shown.
+    alone = pairs[np.isin(pairs[:, 0], shown[owners == 1]), 1]
+    users = np.unique(user)
+    without = len(shown) - np.bincount(
+      np.searchsorted(users, alone), minlength=len(users)
+    )
+    estimates.append(len(shown) / items)
+    errors.append(
+      ((len(users) - 1) * without.var()) ** 0.5 / items if len(users) > 1 else 0
+    )
+  value = float(np.mean(estimates))
+  users = len(np.unique(user))
+  return {
+    "mean": value,
+    "ci95": _interval(float(np.mean(errors)), users, estimates, value),
+  }
+
+
+def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
+  """Share of the rows whose first ten have the item that most of them have."""
+  rows = []
+  for lists in top:
+    first = lists[:, :_LIST]
+    most = np.bincount(first[first > 0]).argmax() if (first > 0).any() else 0
+    rows.append(Rows((first == most).any(1) & (most > 0), user))
+  return mean([Rows(np.asarray(x.value, np.float64), x.user) for x in rows])
+
+
+def measure(
+  rankings: Mapping[str, Sequence[Rankings]],
+  sessions: Sessions,
+  train: Sessions,
+  items: int,
+  reference: str,
+) -> dict:
+  """The `held_out` part of results.json.
+
+  Args:
+    rankings: name of a policy or list to the rankings of each of its seeds.
+    sessions: the held-out rows.
+    train: the training logs.
+    items: N.
+    reference: the name whose paired differences from the others are given.
+
+  Returns:
+    `held_out`: name to measure to {"mean", "ci95"}; `held_out_differences`: the
+    reference less each other, of the measures PAIRED; `held_out_rows`: what was
+    measured on.
+  """
+  user = np.asarray(sessions.user_id)
+  train_liked = _counts(train, items)[1]
+  rows = {
+    name: [
+      within_slates(x.shown, sessions.response, user)
+      | next_liked(x.top, sessions, train_liked)
+      for x in seeds
+    ]
+    for name, seeds in rankings.items()
+  }
+  table = {}
+  for name, seeds in rows.items():
+    lists = [x.top for x in rankings[name]]
+    measured = {x: mean([seed[x] for seed in seeds]) for x in seeds[0]}
+    measured["coverage"] = coverage(lists, user, items)
+    measured["top_item_share"] = top_item_share(lists, user)
+    table[name] = {k: v for k, v in measured.items() if v is not None}
+  differences = {
+    name: {
+      x: found
+      for x in PAIRED
+      if (found := difference([s[x] for s in rows[reference]], seeds[0][x]))
+    }
+    for name, seeds in rows.items()
+    if name != reference
+  }
+  liked = np.asarray(sessions.response) > 0
+  return {
+    "held_out": table,
+    "held_out_differences": differences,
+    "held_out_rows": {
+      "rows": len(user),
+      "users": len(np.unique(user)),
+      "rows_with_likes": int(liked.any(1).sum()),
+      "like_rate": float(liked.mean()) if liked.size else None,
+      "items": items,
+    },
+  }

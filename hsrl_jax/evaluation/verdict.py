@@ -1,0 +1,294 @@
+"""The verdict on a simulator: whether its click model knows the logs.
+
+A simulated reward is worth what the click model is worth where it is asked. So
+the model is held against held-out responses, beside predictions that know no
+user (the mean of all responses, of the item, of the user), and the slates that
+it is asked about are held against those that were logged.
+
+Levels:
+  useless  The model orders a user's items no better than chance, predicts worse
+    than one number for all, or too few users can tell. Simulated figures mean
+    nothing.
+  weak  The item's own mean orders or predicts better, probabilities are off, or
+    the policy's slates are far from the logged ones. Simulated figures may
+    compare policies; they are no forecast.
+  good  None of these.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from hsrl_jax.types import Sessions
+
+LEVELS = ("good", "weak", "useless")
+
+# A Student interval of an AUC within users is trusted from so many users with
+# both responses on; below, one lucky user decides.
+MIN_USERS = 20
+# Mean gap of predicted and observed shares of likes, over ten bins. Half of the
+# 0.2 by which a policy that is twice as good would differ at a rate of 0.2.
+MAX_CALIBRATION_ERROR = 0.1
+# Simulated likes of the policy's slates against the logs' own rate: twice the
+# rate is more than the best tenth of logged items shows in any data at hand.
+MAX_LIKE_RATIO = 2.0
+# Share of the policy's showings whose item has hardly been shown in the logs.
+MAX_UNSEEN = 0.5
+FEW_SHOWINGS = 5
+_SMOOTHING = 10.0  # Responses that the mean of all counts for.
+_BINS = 10
+
+
+class Baselines(NamedTuple):
+  """Predictions that know no user, or no item, of the training logs.
+
+  Attributes:
+    rate: share of positive responses.
+    items: float [N + 1], the item's smoothed share.
+    users: the smoothed share of each user who was seen.
+    showings: int [N + 1], how often each item was shown.
+  """
+
+  rate: float
+  items: np.ndarray
+  users: Mapping[int, float]
+  showings: np.ndarray
+
+
+def baselines(train: Sessions, items: int) -> Baselines:
+  """The means of the training logs, smoothed towards the mean of all.
+
+  Args:
+    train: the training logs.
+    items: N.
+  """
+  response = np.asarray(train.response, np.float64)
+  exposed, width = np.asarray(train.exposed), response.shape[1]
+  rate = float(response.mean())
+
+  def smoothed(place, count):
+    shown = np.bincount(place, minlength=count)
+    liked = np.bincount(place, response.ravel(), minlength=count)
+    return shown, (liked + _SMOOTHING * rate) / (shown + _SMOOTHING)
+
+  known, place = np.unique(np.asarray(train.user_id), return_inverse=True)
+  showings, of_items = smoothed(exposed.ravel(), items + 1)
+  _, of_users = smoothed(np.repeat(place, width), len(known))
+  users = dict(zip(known.tolist(), of_users.tolist(), strict=True))
+  return Baselines(rate, of_items, users, showings)
+
+
+def predictions(known: Baselines, sessions: Sessions) -> dict[str, np.ndarray]:
+  """What the baselines say of logged slates: name to [S, K]."""
+  exposed = np.asarray(sessions.exposed)
+  user = [known.users.get(int(x), known.rate) for x in sessions.user_id]
+  return {
+    "global_mean": np.full(exposed.shape, known.rate),
+    "item_mean": known.items[exposed],
+    "user_mean": np.broadcast_to(np.array(user)[:, None], exposed.shape),
+  }
+
+
+def measure(
+  probability: np.ndarray, response: np.ndarray, user_id: np.ndarray
+) -> dict:
+  """How well probabilities predict logged responses.
+
+  Args:
+    probability: float [S, K].
+    response: [S, K], 0 or 1.
+    user_id: int [S].
+
+  Returns:
+    `log_loss`; `calibration_error`, the mean gap over ten bins of equal width;
+    `like_rate`, predicted and observed; and, where users have both responses,
+    `auc_within_users`, their mean AUC, with `auc_within_users_ci95` and
+    `users`.
+  """
+  p = np.clip(np.asarray(probability, np.float64), 1e-7, 1 - 1e-7)
+  y = np.asarray(response) > 0
+  place = np.minimum((p.ravel() * _BINS).astype(int), _BINS - 1)
+  gap = np.bincount(place, p.ravel()) - np.bincount(place, y.ravel())
+  measured = {
+    "log_loss": float(-np.where(y, np.log(p), np.log1p(-p)).mean()),
+    "calibration_error": float(np.abs(gap).sum() / y.size),
+    "like_rate": {"predicted": float(p.mean()), "observed": float(y.mean())},
+  }
+  aucs = auc_by_user(p, y, user_id)
+  aucs = aucs[np.isfinite(aucs)]
+  if len(aucs):
+    mean = float(aucs.mean())
+    half = 0.0
+    if len(aucs) > 1:
+      half = float(stats.sem(aucs) * stats.t.ppf(0.975, len(aucs) - 1))
+    measured |= {
+      "auc_within_users": mean,
+      "auc_within_users_ci95": [mean - half, mean + half],
+      "users": len(aucs),
+    }
+  return measured
+
+
+def auc_by_user(
+  score: np.ndarray, liked: np.ndarray, user_id: np.ndarray
+) -> np.ndarray:
+  """AUC among each user's responses, [U]; NaN without both responses."""
+  order = np.argsort(user_id, kind="stable")
+  _, first = np.unique(np.asarray(user_id)[order], return_index=True)
+  return np.array(
+    [
+      _auc(score[rows].ravel(), liked[rows].ravel())
+      for rows in np.split(order, first[1:])
+    ]
+  )
+
+
+def _auc(score: np.ndarray, liked: np.ndarray) -> float:
+  positive = liked.sum()
+  negative = len(liked) - positive
+  if not positive or not negative:
+    return float("nan")
+  ranks = stats.rankdata(score)[liked].sum()
+  return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+
+
+def of_fit(
+  probability: Mapping[str, np.ndarray],
+  splits: Mapping[str, Sessions],
+  known: Baselines,
+  *,
+  drawn_negatives: bool = False,
+) -> dict:
+  """The verdict on a click model, before any policy is simulated.
+
+  Args:
+    probability: of `validation` and `test`, [S, K] each.
+    splits: their rows.
+    known: the baselines.
+    drawn_negatives: whether the logs hold positives alone, so that showings
+      without a like are made up and no like rate is known.
+
+  Returns:
+    `verdict`, one of LEVELS; `reasons`, sentences; and of each split the
+    measures of the click model, with those of the baselines under `lists`.
+  """
+  measured, reasons = {}, {"useless": [], "weak": []}
+  for name, sessions in splits.items():
+    rows = (sessions.response, np.asarray(sessions.user_id))
+    lists = {
+      x: measure(p, *rows) for x, p in predictions(known, sessions).items()
+    }
+    model = measure(probability[name], *rows)
+    measured[name] = model | {"lists": lists}
+    _judge_split(name, model, lists, reasons)
+  if drawn_negatives:
+    reasons["weak"].append(
+      "the logs hold positive responses alone: what was not liked was drawn, "
+      "so no rate of likes can be simulated"
+    )
+  return _level(reasons) | measured
+
+
+def _judge_split(name: str, model, lists, reasons) -> None:
+  users = model.get("users", 0)
+  if users < MIN_USERS:
+    reasons["useless"].append(
+      f"{name}: {users} users have both responses; from {MIN_USERS} on the "
+      "model can be judged"
+    )
+    return
+  low, high = model["auc_within_users_ci95"]
+  if low <= 0.5:
+    reasons["useless"].append(
+      f"{name}: the AUC within users is {model['auc_within_users']:.3f} "
+      f"[{low:.3f}, {high:.3f}]: no better than chance"
+    )
+  if model["log_loss"] >= lists["global_mean"]["log_loss"]:
+    reasons["useless"].append(
+      f"{name}: the log loss is {model['log_loss']:.3f}, that of one number "
+      f"for all {lists['global_mean']['log_loss']:.3f}"
+    )
+  item = lists["item_mean"]
+  if model["auc_within_users"] < item["auc_within_users"]:
+    reasons["weak"].append(
+      f"{name}: the item's mean orders a user's items better, AUC "
+      f"{item['auc_within_users']:.3f} against {model['auc_within_users']:.3f}"
+    )
+  for other in ("item_mean", "user_mean"):
+    if model["log_loss"] > lists[other]["log_loss"]:
+      reasons["weak"].append(
+        f"{name}: the {other.replace('_', ' ')} predicts better, log loss "
+        f"{lists[other]['log_loss']:.3f} against {model['log_loss']:.3f}"
+      )
+  if model["calibration_error"] > MAX_CALIBRATION_ERROR:
+    reasons["weak"].append(
+      f"{name}: probabilities are off by {model['calibration_error']:.2f} on "
+      "average"
+    )
+
+
+def of_slates(
+  quality: Mapping, slates: np.ndarray, like_rate: float, known: Baselines
+) -> dict:
+  """The verdict once the policy's slates are known too.
+
+  Args:
+    quality: what `of_fit` returned.
+    slates: int, item ids that the policy showed in the simulator, any shape; 0
+      is padding.
+    like_rate: share of them that were liked there.
+    known: the baselines.
+
+  Returns:
+    `quality` with the verdict and its reasons completed, and `policy_slates`:
+    `like_rate`, `logged_like_rate`, `unseen_share` (showings of items that the
+    logs show fewer than FEW_SHOWINGS times), `distance` (total variation
+    distance of the policy's showings from the logged ones, 0 to 1).
+  """
+  shown = np.asarray(slates).ravel()
+  counts = np.bincount(shown[shown > 0], minlength=len(known.showings))
+  total, logged = max(counts.sum(), 1), max(known.showings.sum(), 1)
+  unseen = counts[known.showings < FEW_SHOWINGS].sum() / total
+  distance = np.abs(counts / total - known.showings / logged).sum() / 2
+  reasons = {level: [] for level in LEVELS[1:]}
+  if like_rate > MAX_LIKE_RATIO * known.rate:
+    reasons["weak"].append(
+      f"the policy's slates are liked to {like_rate:.0%} in the simulator, "
+      f"those in the logs to {known.rate:.0%}"
+    )
+  if unseen > MAX_UNSEEN:
+    reasons["weak"].append(
+      f"{unseen:.0%} of what the policy shows was shown fewer than "
+      f"{FEW_SHOWINGS} times in the logs"
+    )
+  if quality["verdict"] != "good":
+    reasons[quality["verdict"]] = [
+      *quality["reasons"],
+      *reasons[quality["verdict"]],
+    ]
+  return {
+    **quality,
+    **_level(reasons),
+    "policy_slates": {
+      "like_rate": like_rate,
+      "logged_like_rate": known.rate,
+      "unseen_share": float(unseen),
+      "distance": float(distance),
+    },
+  }
+
+
+def _level(reasons: Mapping[str, list[str]]) -> dict:
+  for level in ("useless", "weak"):
+    if reasons[level]:
+      return {"verdict": level, "reasons": reasons[level]}
+  return {"verdict": "good", "reasons": []}
+
+
+def line(quality: Mapping) -> str:
+  """The verdict in one line, for a terminal."""
+  if quality["verdict"] == "good":
+    return "simulator: good, its click model holds on held-out responses"
+  return f"simulator: {quality['verdict']}: {quality['reasons'][0]}"

@@ -1,0 +1,170 @@
+"""What the stages of a run share: data, catalogue, simulator, folders."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+
+from hsrl_jax import config as config_lib
+from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.data import source
+from hsrl_jax.errors import InputError
+from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.sim import click_model, response_file, user_simulator
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.stages import quantize, simulator
+
+LEARN_FROM_LOGS = ("popularity", "sasrec")  # Agents that need logged slates.
+_SHARED = ("data", "quantize", "simulator")
+
+
+class Parts:
+  """Parts of one configuration in one workdir, each loaded once, when asked.
+
+  Attributes:
+    config: of the run, with the sizes of a given click model.
+    workdir: where the run writes.
+    shared: where stages write whose output several runs share, or None.
+    given: the file of a click model that was trained elsewhere, or None.
+    fingerprints: stage to the short name of what decides its output.
+  """
+
+  def __init__(
+    self,
+    config: config_lib.Config,
+    workdir: pathlib.Path,
+    shared: pathlib.Path | None = None,
+  ):
+    """Binds a configuration to the folder it writes to.
+
+    Args:
+      config: of the run.
+      workdir: where it writes.
+      shared: where the stages data, quantize and simulator write, each in a
+        folder that its configuration names, so that runs share what they have
+        in common; None: in the workdir.
+
+    Raises:
+      InputError: the file of --response_params is not as it should be.
+    """
+    self.workdir, self.shared = workdir, shared
+    self.given = None
+    if config.data.response_params is not None:
+      self.given = response_file.read(
+        self.given_path(config), final_dense=config.simulator.final_dense
+      )
+      config = dataclasses.replace(
+        config, simulator=simulator.sized(config.simulator, self.given)
+      )
+    if self.own_users:
+      _check_without_slates(config, self.given.name)
+    self.config = config
+    # Of the file its content counts, not its path.
+    c = dataclasses.replace(
+      config, data=dataclasses.replace(config.data, response_params=None)
+    )
+    given = (self.given.digest,) if self.given else ()
+    whole = config_lib.fingerprint(c, *given)
+    data = (c.data, *given) if self.own_users else (c.data,)
+    self.fingerprints = {
+      "data": config_lib.fingerprint(*data),
+      "quantize": config_lib.fingerprint(*data, c.quantizer),
+      "simulator": config_lib.fingerprint(c.data, c.simulator.of_fit(), *given),
+      "policy": whole,
+      "evaluate": whole,
+      "report": whole,
+    }
+
+  def given_path(self, config: config_lib.Config) -> pathlib.Path:
+    """The file of --response_params, or the copy that was made of it."""
+    path = pathlib.Path(config.data.response_params)
+    copy = self.workdir / simulator.FOLDER / simulator.GIVEN
+    return copy if copy.exists() and not path.exists() else path
+
+  @property
+  def own_users(self) -> bool:
+    """Whether users and items are those of the file --response_params."""
+    return self.given is not None and self.given.dataset is not None
+
+  @property
+  def name(self) -> str:
+    """What the users and items are called."""
+    return self.given.name if self.own_users else self.config.data.dataset
+
+  @functools.cached_property
+  def dataset(self) -> source.Dataset:
+    """The prepared data."""
+    if self.own_users:
+      return self.given.dataset
+    return source.load(self.folder("data") / "data")
+
+  @functools.cached_property
+  def catalogue(self) -> Catalogue:
+    """Items, SIDs and popularity."""
+    catalogue = quantize.load(
+      self.folder("quantize"), self.dataset.items, self.config.quantizer
+    )
+    logs = self.dataset.splits["train"]
+    counts = np.bincount(
+      np.asarray(logs.exposed).ravel(),
+      weights=np.asarray(logs.response).ravel(),
+      minlength=len(self.dataset.items.features),
+    )
+    return catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
+
+  @functools.cached_property
+  def env(self) -> UserSimulator:
+    """The simulator."""
+    c = self.config.simulator
+    slate_size = c.slate_size or self.dataset.splits["train"].exposed.shape[1]
+    items = len(self.dataset.items.features) - 1
+    if slate_size > items:
+      raise InputError(
+        f"--simulator_slate_size={slate_size}; expected at most {items}, the "
+        "number of items"
+      )
+    return user_simulator.make(c, slate_size)
+
+  @functools.cached_property
+  def response(self) -> click_model.ResponseParams:
+    """The fitted click model."""
+    if self.given:
+      return simulator.of_file(self.config.simulator, self.given, self.dataset)
+    return simulator.load(
+      self.config.simulator, self.folder("simulator"), self.dataset
+    )
+
+  def users(self, split: str) -> EnvParams:
+    """The simulator's parameters with the users of a split."""
+    return user_simulator.pool(self.response, self.dataset.splits[split])
+
+  def folder(self, stage: str) -> pathlib.Path:
+    """Where a stage writes."""
+    if self.shared is None or stage not in _SHARED:
+      return self.workdir
+    return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"
+
+  def require(self, stage: str) -> None:
+    """Raises InputError where a stage is not complete."""
+    folder = self.folder(stage)
+    if not workdir_lib.is_done(folder, stage, self.fingerprints[stage]):
+      raise InputError(
+        f"{folder}: stage {stage} is missing; run --mode={stage} first, or "
+        "--mode=all"
+      )
+
+
+def _check_without_slates(config: config_lib.Config, name: str) -> None:
+  """Raises InputError where a configuration asks for logged slates."""
+  if config.simulator.slate_size is None:
+    raise InputError(
+      "--simulator_slate_size is missing; expected the items of a slate, since "
+      f"{name} has no slates that would tell"
+    )
+  if config.policy.agent in LEARN_FROM_LOGS:
+    raise InputError(
+      f"--agent={config.policy.agent} learns from logged slates and {name} has "
+      "none; expected another agent, or a file on top of a --dataset"
+    )

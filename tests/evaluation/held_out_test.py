@@ -1,0 +1,230 @@
+"""Held-out measures against other libraries, brute force and hand counts."""
+
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from scipy import stats
+from sklearn import metrics as sk_metrics
+
+from hsrl_jax.evaluation import held_out
+from hsrl_jax.types import Sessions
+
+
+def _sessions(seed=0, rows=60, width=5, items=30, users=12) -> Sessions:
+  rng = np.random.default_rng(seed)
+  history = rng.integers(1, items + 1, (rows, 4)).astype(np.int32)
+  history[rng.random(history.shape) < 0.3] = 0
+  return Sessions(
+    rng.integers(1, users + 1, rows).astype(np.int32),
+    rng.normal(size=(rows, 2)).astype(np.float32),
+    history,
+    np.stack([rng.permutation(items)[:width] + 1 for _ in range(rows)]).astype(
+      np.int32
+    ),
+    (rng.random((rows, width)) < 0.4).astype(np.float32),
+  )
+
+
+class RankTest(parameterized.TestCase):
+  @parameterized.parameters(True, False)
+  def test_best_items_by_brute_force(self, without_history):
+    sessions, items = _sessions(rows=7), 30
+    table = np.random.default_rng(1).normal(size=(items + 1, 2))
+    active = np.arange(items + 1) > 0
+    active[[3, 9]] = False
+
+    def score(params, observation):
+      return params @ observation.profile
+
+    rankings = held_out.rank(
+      score,
+      jnp.asarray(table, jnp.float32),
+      sessions,
+      active,
+      without_history=without_history,
+    )
+    for row in range(7):
+      scores = (table @ sessions.profile[row]).astype(np.float32)
+      np.testing.assert_allclose(
+        rankings.shown[row], scores[sessions.exposed[row]], rtol=1e-5
+      )
+      out = set(sessions.history[row]) if without_history else set()
+      order = [i for i in np.argsort(-scores) if active[i] and i not in out]
+      np.testing.assert_array_equal(rankings.top[row], order[:20])
+
+  def test_padding_is_never_ranked(self):
+    sessions = _sessions(rows=3, items=6, width=2)
+    active = np.arange(7) > 4
+    rankings = held_out.rank(
+      held_out._constant, jnp.ones(7), sessions, active, without_history=False
+    )
+    np.testing.assert_array_equal(
+      np.sort(rankings.top, 1), np.tile([0, 0, 0, 0, 5, 6], (3, 1))
+    )
+
+
+class WithinSlatesTest(absltest.TestCase):
+  def test_auc_and_ndcg_are_those_of_scikit_learn(self):
+    sessions = _sessions()
+    rng = np.random.default_rng(2)
+    scores = rng.integers(0, 3, sessions.response.shape).astype(float)  # Ties.
+    measured = held_out.within_slates(
+      scores, sessions.response, sessions.user_id
+    )
+    for row, (y, x) in enumerate(zip(sessions.response, scores, strict=True)):
+      if 0 < y.sum() < len(y):
+        self.assertAlmostEqual(
+          measured["auc_within_slates"].value[row],
+          sk_metrics.roc_auc_score(y, x),
+        )
+      else:
+        self.assertTrue(np.isnan(measured["auc_within_slates"].value[row]))
+      if y.sum():
+        self.assertAlmostEqual(
+          measured["ndcg_within_slates"].value[row],
+          sk_metrics.ndcg_score(y[None], x[None]),
+        )
+
+  def test_first_item_by_hand(self):
+    scores = np.array([[2.0, 2.0, 1.0], [0.0, 3.0, 1.0]])
+    liked = np.array([[1, 0, 1], [1, 0, 0]])
+    measured = held_out.within_slates(scores, liked, np.array([1, 2]))
+    np.testing.assert_allclose(measured["liked_first"].value, [0.5, 0.0])
+
+  def test_slates_of_one_item_are_joined_by_user(self):
+    scores = np.array([[0.1], [0.9], [0.5], [0.7]])
+    liked = np.array([[0], [1], [1], [0]])
+    user = np.array([4, 4, 7, 7])
+    measured = held_out.within_slates(scores, liked, user)["auc_within_slates"]
+    np.testing.assert_allclose(measured.value, [1.0, 0.0])
+    np.testing.assert_array_equal(measured.user, [4, 7])
+
+
+class NextLikedTest(absltest.TestCase):
+  def test_recall_and_ndcg_by_hand(self):
+    sessions = Sessions(
+      np.array([1, 2, 3]),
+      np.zeros((3, 0)),
+      np.zeros((3, 1), np.int32),
+      np.array([[1, 2], [3, 4], [5, 6]]),
+      np.array([[1.0, 1.0], [0.0, 1.0], [0.0, 0.0]]),
+    )
+    top = np.zeros((3, 20), np.int64)
+    top[0, :3] = [9, 1, 8]  # One of two likes, second.
+    top[1, 7] = 4  # The like, eighth.
+    measured = held_out.next_liked(top, sessions, np.ones(10))
+    np.testing.assert_allclose(measured["recall@5"].value, [0.5, 0, np.nan])
+    np.testing.assert_allclose(measured["recall@10"].value, [0.5, 1, np.nan])
+    gain = 1 / np.log2(3)
+    np.testing.assert_allclose(
+      measured["ndcg@10"].value, [gain / (1 + gain), 1 / np.log2(9), np.nan]
+    )
+    # All items were liked as often: log2 of 9 of them.
+    np.testing.assert_allclose(
+      measured["novelty"].value[:2], np.log2(9.5 * 2) - 1, atol=0.2
+    )
+
+
+class ListsTest(absltest.TestCase):
+  def test_counts_by_hand(self):
+    train = Sessions(
+      np.array([1, 1]),
+      np.zeros((2, 0)),
+      np.zeros((2, 1), np.int32),
+      np.array([[1, 2], [1, 3]]),
+      np.array([[1.0, 0.0], [1.0, 0.0]]),
+    )
+    np.testing.assert_allclose(
+      held_out.popularity(train, 4)[1], [0, 2, 0, 0, 0]
+    )
+    np.testing.assert_allclose(
+      held_out.item_mean(train, 4)[1],
+      [0.5, 7 / 12, 5 / 11, 5 / 11, 0.5],
+      rtol=1e-6,
+    )
+
+  def test_repeats_are_found(self):
+    sessions = _sessions()
+    self.assertTrue(held_out.repeats(sessions))
+    fresh = sessions._replace(history=np.zeros_like(sessions.history))
+    self.assertFalse(held_out.repeats(fresh))
+
+
+class IntervalsTest(absltest.TestCase):
+  def test_one_row_a_user_is_students_interval(self):
+    values = np.random.default_rng(0).normal(size=40)
+    result = held_out.mean([held_out.Rows(values, np.arange(40))])
+    self.assertAlmostEqual(result["mean"], values.mean())
+    np.testing.assert_allclose(
+      result["ci95"],
+      stats.t.interval(0.95, 39, values.mean(), stats.sem(values)),
+    )
+
+  def test_rows_of_a_user_are_one_unit(self):
+    values = np.repeat(np.random.default_rng(0).normal(size=40), 5)
+    once = held_out.mean([held_out.Rows(values[::5], np.arange(40))])
+    five = held_out.mean([held_out.Rows(values, np.repeat(np.arange(40), 5))])
+    np.testing.assert_allclose(five["ci95"], once["ci95"])
+
+  def test_the_interval_covers_the_truth(self):
+    # Users and seeds both vary; 600 trials of 10 seeds and 50 users.
+    rng = np.random.default_rng(3)
+    inside = 0
+    for _ in range(600):
+      user = np.repeat(np.arange(50), 3)
+      rows = rng.normal(size=50)[user] + rng.normal(size=150)
+      seeds = [
+        held_out.Rows(rows + 0.3 * rng.normal(), user) for _ in range(10)
+      ]
+      low, high = held_out.mean(seeds)["ci95"]
+      inside += low <= 0 <= high
+    self.assertBetween(inside / 600, 0.93, 0.97)
+
+  def test_coverage_is_the_jackknife(self):
+    rng = np.random.default_rng(4)
+    top, user = rng.integers(0, 60, (30, 20)), rng.integers(0, 9, 30)
+    result = held_out.coverage([top], user, 60)
+
+    def share(rows):
+      return len(set(top[rows, :10].ravel()) - {0}) / 60
+
+    self.assertAlmostEqual(result["mean"], share(np.full(30, True)))
+    users = np.unique(user)
+    without = np.array([share(user != x) for x in users])
+    error = ((len(users) - 1) * without.var()) ** 0.5
+    half = stats.t.ppf(0.975, len(users) - 1) * error
+    self.assertAlmostEqual(result["ci95"][1] - result["mean"], half)
+
+  def test_the_most_shown_item(self):
+    top = np.zeros((4, 20), np.int64)
+    top[:3, 0], top[3, 0] = 5, 6
+    result = held_out.top_item_share([top], np.arange(4))
+    self.assertAlmostEqual(result["mean"], 0.75)
+
+
+class MeasureTest(absltest.TestCase):
+  def test_the_reference_is_compared_on_the_same_rows(self):
+    sessions = _sessions()
+    train = _sessions(seed=5)
+    active = np.arange(31) > 0
+    lists = {
+      "good": (held_out._constant, jnp.arange(31.0)),
+      "item_mean": held_out.item_mean(train, 30),
+    }
+    rankings = {
+      name: [held_out.rank(*x, sessions, active, without_history=True)]
+      for name, x in lists.items()
+    }
+    result = held_out.measure(rankings, sessions, train, 30, "good")
+    self.assertEqual(set(result["held_out"]), {"good", "item_mean"})
+    for name in ("auc_within_slates", "recall@10"):
+      ours, theirs = (
+        result["held_out"][x][name]["mean"] for x in ("good", "item_mean")
+      )
+      self.assertAlmostEqual(
+        result["held_out_differences"]["item_mean"][name]["mean"], ours - theirs
+      )
+
+
+if __name__ == "__main__":
+  absltest.main()
