@@ -1,68 +1,29 @@
 """One frozen dataclass per stage. Flags fill them; library code sees only them.
 
-A value out of range raises ValueError, whose one line names the field, what
-was found and what was expected.
+What only some agents read is no part of this file: each agent has a dataclass
+of its own, see `hsrl_jax/agents`. A value out of range raises ValueError, whose
+one line names the field, what was found and what was expected.
 """
 
 import dataclasses
 import hashlib
 import json
 import re
+from typing import Any
+
+from hsrl_jax.checked import Checked, seed_setting, setting
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PLATFORMS = ("cpu", "cuda", "tpu")
 PROTOCOLS = ("paper", "no_repeat")
-RESIDUAL_MODES = ("expected", "sampled")
-ITEM_LOGITS = ("features", "free")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
-AGENTS = (
-  "random",
-  "popularity",
-  "sasrec",
-  "a2c",
-  "ddpg",
-  "td3",
-  "pgra",
-  "wolpertinger",
-  "hac",
-  "hsrl",
-)
-
-
-_DROPOUT = 0.998  # The most of which draws of 8 bits keep anything.
-_DROPOUTS = f"in [0, {_DROPOUT}]"
-
-
-def _require(config, field: str, holds: bool, expected: str) -> None:
-  if not holds:
-    raise ValueError(
-      f"{field} is {getattr(config, field)!r}; expected {expected}"
-    )
-
-
-def _require_least(config, least: float, *fields: str) -> None:
-  """Raises ValueError where one of the fields is below `least`; None is not."""
-  for field in fields:
-    value = getattr(config, field)
-    _require(
-      config, field, value is None or value >= least, f"at least {least}"
-    )
-
-
-def _require_seed(config, field: str = "seed") -> None:
-  """Raises ValueError where a field, or a value in it, is no seed."""
-  value = getattr(config, field)
-  values = value if isinstance(value, tuple) else (value,)
-  _require(
-    config,
-    field,
-    all(x is None or 0 <= x < 2**32 for x in values),
-    "0 to 2^32 - 1",
-  )
+SPLITS = ("train", "val", "test")
+# The most of which draws of 8 bits keep anything.
+_DROPOUT = 0.998
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
   """Which prepared data to train on.
 
   Attributes:
@@ -81,8 +42,8 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class QuantizerConfig:
-  """The semantic action space (DESIGN, section 3).
+class QuantizerConfig(Checked):
+  """The semantic action space (docs/method.md).
 
   Attributes:
     levels: L, tokens in a SID.
@@ -98,33 +59,21 @@ class QuantizerConfig:
     seed: of the seeding, and the shuffling.
   """
 
-  levels: int = 3
-  vocab_size: int = 64
-  iterations: int = 30
-  restarts: int = 4
-  batch_size: int | None = None
-  balance: float | None = None
-  assignment: str = "unique"
-  seed: int = 0
+  levels: int = setting(3, least=1, most=62)
+  vocab_size: int = setting(64, least=2)
+  iterations: int = setting(30, least=1)
+  restarts: int = setting(4, least=1)
+  batch_size: int | None = setting(None, least=1)
+  balance: float | None = setting(None, least=1)
+  assignment: str = setting("unique", among=ASSIGNMENTS)
+  seed: int = seed_setting(0)
 
   def __post_init__(self):
-    _require_least(self, 1, "levels", "iterations", "restarts", "batch_size")
-    _require_least(self, 1, "balance")
-    _require_least(self, 2, "vocab_size")
-    _require_seed(self)
-    # With V of at least 2 more than 62 levels have no numbers below 2^63.
-    _require(self, "levels", self.levels <= 62, "at most 62")
-    _require(
-      self,
+    super().__post_init__()
+    self.require(
       "levels",
       self.vocab_size**self.levels < 2**63,
       f"fewer: {self.vocab_size}^{self.levels} SIDs are too many to number",
-    )
-    _require(
-      self,
-      "assignment",
-      self.assignment in ASSIGNMENTS,
-      f"one of {ASSIGNMENTS}",
     )
 
 
@@ -140,8 +89,8 @@ _OF_SESSIONS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class SimulatorConfig:
-  """The user response model and its simulator (DESIGN, sections 4 and 5).
+class SimulatorConfig(Checked):
+  """The user response model and its simulator (docs/method.md).
 
   Attributes:
     features: F, width in which users and items meet.
@@ -165,39 +114,30 @@ class SimulatorConfig:
       sim/click_model.py.
   """
 
-  features: int = 16
-  hidden: int = 256
-  heads: int = 2
+  features: int = setting(16, least=1)
+  hidden: int = setting(256, least=1)
+  heads: int = setting(2, least=1)
   final_dense: bool = True
-  dropout: float = 0.3
-  learning_rate: float = 1e-3
-  weight_decay: float = 0.1
-  batch_size: int = 64
-  epochs: int = 12
-  seed: int = 0
-  protocol: str = "paper"
-  patience: float = 20.0
-  max_steps: int = 20
+  dropout: float = setting(0.3, least=0, most=_DROPOUT)
+  learning_rate: float = setting(1e-3, above=0)
+  weight_decay: float = setting(0.1, least=0)
+  batch_size: int = setting(64, least=1)
+  epochs: int = setting(12, least=1)
+  seed: int = seed_setting(0)
+  protocol: str = setting("paper", among=PROTOCOLS)
+  patience: float = setting(20.0, least=1)
+  max_steps: int = setting(20, least=1)
   penalty: float = -0.1
   sweet_point: float | None = None
-  slate_size: int | None = None
+  slate_size: int | None = setting(None, least=1)
   click_model: str = "attention"
 
   def __post_init__(self):
-    _require_least(self, 1, "features", "hidden", "heads", "batch_size")
-    _require_least(self, 1, "epochs", "patience", "max_steps", "slate_size")
-    _require(
-      self,
+    super().__post_init__()
+    self.require(
       "heads",
       self.features % self.heads == 0,
       f"a divisor of features = {self.features}",
-    )
-    _require(self, "dropout", 0 <= self.dropout <= _DROPOUT, _DROPOUTS)
-    _require(self, "learning_rate", self.learning_rate > 0, "above 0")
-    _require_least(self, 0, "weight_decay")
-    _require_seed(self)
-    _require(
-      self, "protocol", self.protocol in PROTOCOLS, f"one of {PROTOCOLS}"
     )
 
   def of_fit(self) -> "SimulatorConfig":
@@ -211,50 +151,46 @@ class SimulatorConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyConfig:
-  """The agent and its training (DESIGN, sections 4, 6 and 7).
+class NetworkConfig(Checked):
+  """Sizes of the networks, the same for every agent.
 
   Attributes:
-    agent: what is trained, one of AGENTS.
-    width: d of encoder and policy.
-    layers: transformer layers.
+    width: d of the encoder's state, and of what is made of it.
+    layers: transformer layers of the encoder.
     heads: attention heads; divides `width`.
     dropout: rate in training.
-    critic_hidden: hidden widths of each level's value.
-    residual_mode: `expected` or `sampled`.
-    residual: whether each level sees what the last one left, instead of the
-      state.
-    semantic_tokens: whether tokens share what they learn by their codebook
-      vectors.
-    item_logits: what scores an item in agents without SIDs: `features`, a
-      linear map of its features, or `free`, a row of its own.
-    item_residual: whether what a SID loses of an item's features counts too
-      when items are ranked; needs semantic_tokens.
-    compose_slates: whether a slate may end in items that are hardly wanted,
-      where the reward has a sweet point that would be overshot without them.
-    critic_gradient: whether the critic's loss also trains what it looks at.
-    level_critics: whether each level has a value, instead of the state alone.
-    train_level_weights: whether the mix of these values is trained.
-    discount: gamma.
+    critic_hidden: hidden widths of each value.
+  """
+
+  width: int = setting(32, least=1)
+  layers: int = setting(1, least=1)
+  heads: int = setting(4, least=1)
+  dropout: float = setting(0.1, least=0, most=_DROPOUT)
+  critic_hidden: tuple[int, ...] = setting((256, 64), least=1)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "heads",
+      self.width % self.heads == 0,
+      f"a divisor of width = {self.width}",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(Checked):
+  """How an agent is trained, whichever it is (docs/method.md).
+
+  Attributes:
     polyak: rate of the target networks, which are also what is evaluated.
-    advantage_clip: bound of the slate's advantage.
-    item_credit: whether each item of a slate has its own advantage.
-    level_advantages: whether each level's loss uses that level's own value.
-    importance_clip: truncation of the importance weights of replayed
-      actions; 0 turns the weights off.
-    actor_weight: of the actor's loss.
-    critic_weight: of the critic's loss.
-    behaviour_weight: of the behaviour loss.
-    entropy_weight: beta at the start; 0, with the other, for none.
-    entropy_weight_end: beta at the end (geometric in between).
-    temperature: of the acting policy at the start: top-K of
-      log pi / temperature + Gumbel noise.
+    temperature: how far training strays from the best slate, at the start. An
+      agent that scores items shows the top K of log pi / temperature + Gumbel
+      noise; one with a latent action adds normal noise of this standard
+      deviation to it.
     temperature_end: the same at the end (geometric in between).
     explore_no_repeat: whether in training no item is shown twice in a session,
       even where the protocol allows it, so that more of the catalogue is
       tried.
-    beams: width of the beam search, which acts in `sampled` mode and from
-      100,000 items on.
     learning_rate: peak of a cosine decay to zero.
     max_grad_norm: global norm at which gradients are clipped.
     users: parallel simulated users.
@@ -273,47 +209,21 @@ class PolicyConfig:
       these iterations to `policy/profile`.
   """
 
-  agent: str = "hsrl"
-  width: int = 32
-  layers: int = 2
-  heads: int = 4
-  dropout: float = 0.1
-  critic_hidden: tuple[int, ...] = (256, 64)
-  residual_mode: str = "expected"
-  residual: bool = True
-  semantic_tokens: bool = True
-  item_logits: str = "features"
-  item_residual: bool = True
-  compose_slates: bool = True
-  critic_gradient: bool = False
-  level_critics: bool = True
-  train_level_weights: bool = True
-  discount: float = 0.9
-  polyak: float = 0.01
-  advantage_clip: float = 1.0
-  item_credit: bool = True
-  level_advantages: bool = False
-  importance_clip: float = 0.0
-  actor_weight: float = 0.01
-  critic_weight: float = 1.0
-  behaviour_weight: float = 1.0
-  entropy_weight: float = 0.01
-  entropy_weight_end: float = 1e-4
-  temperature: float = 0.3
-  temperature_end: float = 0.3
+  polyak: float = setting(0.01, least=0, most=1)
+  temperature: float = setting(0.2, above=0)
+  temperature_end: float = setting(0.2, above=0)
   explore_no_repeat: bool = True
-  beams: int = 50
-  learning_rate: float = 1e-3
-  max_grad_norm: float = 1.0
-  users: int = 32
+  learning_rate: float = setting(2e-3, above=0)
+  max_grad_norm: float = setting(1.0, above=0)
+  users: int = setting(32, least=1)
   batch_size: int = 64
   buffer_size: int = 102_400
   iterations: int = 6_000
-  iterations_per_call: int = 100
-  curve_every: int = 500
-  curve_episodes: int = 256
+  iterations_per_call: int = setting(100, least=1)
+  curve_every: int = 1_000
+  curve_episodes: int = setting(256, least=1)
   save_every: int = 2_000
-  seeds: tuple[int, ...] = (0,)
+  seeds: tuple[int, ...] = seed_setting((0,))
   # It decides nothing: see DataConfig.raw_data_dir.
   profile_steps: str | None = dataclasses.field(default=None, compare=False)
 
@@ -322,97 +232,37 @@ class PolicyConfig:
     """The first and the last of profile_steps."""
     if self.profile_steps is None:
       return None
-    found = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
-    return (int(found[1]), int(found[2])) if found else (1, 0)
+    bounds = re.fullmatch(r"(\d+):(\d+)", self.profile_steps)
+    return (int(bounds[1]), int(bounds[2])) if bounds else (1, 0)
 
   def __post_init__(self):
-    _require(self, "agent", self.agent in AGENTS, f"one of {AGENTS}")
-    _require_least(self, 1, "width", "layers", "heads", "beams", "users")
-    _require_least(self, 1, "iterations_per_call", "curve_episodes")
-    _require_least(self, 0, "importance_clip", "entropy_weight")
-    _require_least(self, 0, "actor_weight", "critic_weight", "behaviour_weight")
-    for name in ("advantage_clip", "learning_rate", "max_grad_norm"):
-      _require(self, name, getattr(self, name) > 0, "above 0")
-    _require(
-      self,
-      "critic_hidden",
-      min(self.critic_hidden, default=1) >= 1,
-      "widths of at least 1",
-    )
-    _require_seed(self, "seeds")
-    _require(
-      self,
-      "heads",
-      self.width % self.heads == 0,
-      f"a divisor of width = {self.width}",
-    )
-    _require(self, "dropout", 0 <= self.dropout <= _DROPOUT, _DROPOUTS)
-    _require(
-      self,
-      "residual_mode",
-      self.residual_mode in RESIDUAL_MODES,
-      f"one of {RESIDUAL_MODES}",
-    )
-    _require(
-      self,
-      "item_residual",
-      self.semantic_tokens or not self.item_residual,
-      "false without semantic_tokens",
-    )
-    _require(
-      self,
-      "item_logits",
-      self.item_logits in ITEM_LOGITS,
-      f"one of {ITEM_LOGITS}",
-    )
-    for name in ("discount", "polyak"):
-      _require(self, name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-    _require(
-      self,
-      "level_advantages",
-      not self.level_advantages or self.level_critics,
-      "false without level_critics",
-    )
-    _require(
-      self,
-      "entropy_weight_end",
-      (self.entropy_weight_end > 0) == (self.entropy_weight > 0)
-      and self.entropy_weight_end >= 0,
-      "above 0, or 0 where entropy_weight is 0",
-    )
-    for name in ("temperature", "temperature_end"):
-      _require(self, name, getattr(self, name) > 0, "above 0")
+    super().__post_init__()
     for name, unit in (
       ("batch_size", self.users),
       ("buffer_size", self.users * self.iterations_per_call),
     ):
       value = getattr(self, name)
-      _require(
-        self,
-        name,
-        value >= unit and value % unit == 0,
-        f"a multiple of {unit}",
+      self.require(
+        name, value >= unit and value % unit == 0, f"a multiple of {unit}"
       )
     for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)
-      _require(
-        self,
+      self.require(
         name,
         value >= 1 and value % self.iterations_per_call == 0,
         f"a multiple of iterations_per_call = {self.iterations_per_call}",
       )
-    _require(
-      self,
+    self.require(
       "seeds",
       len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),
       "distinct integers, at least one",
     )
     first, last = self.profile_range or (1, 1)
-    _require(self, "profile_steps", 1 <= first <= last, "such as 101:300")
+    self.require("profile_steps", 1 <= first <= last, "such as 101:300")
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(Checked):
   """The final evaluation.
 
   Attributes:
@@ -421,35 +271,42 @@ class EvaluateConfig:
     seed: of the users' responses; the same for all policies.
   """
 
-  split: str = "test"
-  episodes: int = 2_000
-  seed: int = 0
-
-  def __post_init__(self):
-    _require(
-      self, "split", self.split in ("train", "val", "test"), "train, val, test"
-    )
-    _require_least(self, 1, "episodes")
-    _require_seed(self)
+  split: str = setting("test", among=SPLITS)
+  episodes: int = setting(2_000, least=1)
+  seed: int = seed_setting(0)
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Everything that decides what a run computes."""
+  """Everything that decides what a run computes.
+
+  Attributes:
+    data: what it trains on.
+    quantizer: the semantic action space.
+    simulator: the users.
+    network: sizes of the agent's networks.
+    train: how the agent is trained.
+    evaluate: how it is measured.
+    agent: a name in `agents.AGENTS`; None where no policy is trained.
+    settings: of the agent, its own dataclass; see `agents.configure`.
+  """
 
   data: DataConfig = DataConfig()
   quantizer: QuantizerConfig = QuantizerConfig()
   simulator: SimulatorConfig = SimulatorConfig()
-  policy: PolicyConfig = PolicyConfig()
+  network: NetworkConfig = NetworkConfig()
+  train: TrainConfig = TrainConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
+  agent: str | None = None
+  settings: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(Checked):
   """What an experiment compares; each job is a Config that differs in it.
 
   Attributes:
-    agents: that the benchmark compares.
+    agents: that the benchmark compares; None: all.
     protocols: under which the jobs are run.
     variants: of the ablation, beside the full method; none named: all.
     resamples: of the paired bootstrap.
@@ -463,71 +320,43 @@ class ExperimentConfig:
     seed: of whatever an experiment draws itself.
     control: of the A/B comparison: an agent, `random`, `best_constant`,
       `greedy_oracle`, or the folder of an evaluated run.
-    treatment: what it is compared with.
+    treatment: what it is compared with; None: the method itself.
     temperatures: of the policies that the offline check estimates.
     logging_temperature: of the policy that draws its logs in the simulator.
     weight_clip: importance weights are cut there.
   """
 
-  agents: tuple[str, ...] = AGENTS
-  protocols: tuple[str, ...] = PROTOCOLS
+  agents: tuple[str, ...] | None = None
+  protocols: tuple[str, ...] = setting(PROTOCOLS, among=PROTOCOLS, length=1)
   variants: tuple[str, ...] = ()
-  resamples: int = 2_000
+  resamples: int = setting(2_000, least=100)
   workdirs: tuple[str, ...] = ()
   shares: tuple[int, ...] = (5, 20, 50)
-  sizes: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
-  memory_gb: float = 12.0
-  seconds_per_run: float = 240.0
-  seed: int = 0
+  sizes: tuple[int, ...] = setting(
+    (1_000, 10_000, 100_000, 1_000_000), least=1, length=1
+  )
+  memory_gb: float = setting(12.0, above=0)
+  seconds_per_run: float = setting(240.0, above=0)
+  seed: int = seed_setting(0)
   control: str = "best_constant"
-  treatment: str = "hsrl"
-  temperatures: tuple[float, ...] = (1.0, 0.7, 0.5, 0.3, 0.2)
-  logging_temperature: float = 1.0
-  weight_clip: float = 100.0
+  treatment: str | None = None
+  temperatures: tuple[float, ...] = setting(
+    (1.0, 0.7, 0.5, 0.3, 0.2), above=0, length=1
+  )
+  logging_temperature: float = setting(1.0, above=0)
+  weight_clip: float = setting(100.0, above=0)
 
   def __post_init__(self):
-    for name, known in (
-      ("agents", AGENTS),
-      ("protocols", PROTOCOLS),
-    ):
-      values = getattr(self, name)
-      _require(
-        self,
-        name,
-        len(values) >= 1 and set(values) <= set(known),
-        f"at least one of {known}",
-      )
-    _require(
-      self,
+    super().__post_init__()
+    self.require(
       "shares",
       len(self.shares) >= 1 and all(0 <= x <= 100 for x in self.shares),
       "percentages",
     )
-    _require(
-      self,
-      "sizes",
-      len(self.sizes) >= 1 and all(x >= 1 for x in self.sizes),
-      "at least 1 each",
-    )
-    _require(self, "resamples", self.resamples >= 100, "at least 100")
-    _require(
-      self,
-      "temperatures",
-      len(self.temperatures) >= 1 and min(self.temperatures) > 0,
-      "at least one, above 0",
-    )
-    _require_seed(self)
-    for name in (
-      "logging_temperature",
-      "weight_clip",
-      "memory_gb",
-      "seconds_per_run",
-    ):
-      _require(self, name, getattr(self, name) > 0, "above 0")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Checked):
   """What --mode=export writes.
 
   Attributes:
@@ -543,33 +372,19 @@ class ExportConfig:
   """
 
   dir: str | None = None
-  batch_sizes: tuple[int, ...] = (8, 32)
-  platforms: tuple[str, ...] = PLATFORMS
-  slate_size: int | None = None
-  seen: int | None = None
-  capacity: int | None = None
-  seed: int | None = None
-
-  def __post_init__(self):
-    _require_least(self, 1, "slate_size", "capacity")
-    _require_least(self, 0, "seen")
-    _require_seed(self)
-    _require(
-      self,
-      "batch_sizes",
-      len(self.batch_sizes) >= 1 and min(self.batch_sizes) >= 1,
-      "at least one, each at least 1",
-    )
-    _require(
-      self,
-      "platforms",
-      len(self.platforms) >= 1 and set(self.platforms) <= set(PLATFORMS),
-      f"at least one of {PLATFORMS}",
-    )
+  batch_sizes: tuple[int, ...] = setting((8, 32), least=1, length=1)
+  platforms: tuple[str, ...] = setting(PLATFORMS, among=PLATFORMS, length=1)
+  slate_size: int | None = setting(None, least=1)
+  seen: int | None = setting(None, least=0)
+  capacity: int | None = setting(None, least=1)
+  seed: int | None = seed_setting(None)
 
 
 def values(config):
-  """What decides of a config, as a dict; other values as they are."""
+  """The values that tell configurations apart, as a dict by field.
+
+  What is no dataclass is returned as it is.
+  """
   if not dataclasses.is_dataclass(config):
     return config
   fields = [x.name for x in dataclasses.fields(config) if x.compare]

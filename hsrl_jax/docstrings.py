@@ -9,14 +9,17 @@ def attribute(documented: type, name: str) -> str:
   """The text of an attribute in the `Attributes:` of a class's docstring.
 
   Args:
-    documented: the class.
+    documented: the class, or one that inherits the attribute.
     name: of one of its attributes, each of which must be there.
 
   Returns:
     The text in one line; empty where Python runs without docstrings (-OO).
   """
+  owner = next(
+    x for x in documented.__mro__ if name in inspect.get_annotations(x)
+  )
   # Before Python 3.13 __doc__ is indented as in the file.
-  _, _, text = (inspect.getdoc(documented) or "").partition("Attributes:")
+  _, _, text = (inspect.getdoc(owner) or "").partition("Attributes:")
   if not text and sys.flags.optimize >= 2:
     return ""
   found = re.search(rf"^  {name}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)

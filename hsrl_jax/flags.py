@@ -1,17 +1,20 @@
-"""Every flag. Their names, defaults and help come from the config dataclasses.
+"""Every flag. Their names, defaults and help come from dataclasses of settings.
 
-A field of a stage's config is the flag `<prefix><field>`; see PREFIXES.
+A field of a stage's config is the flag `<prefix><field>`; see PREFIXES. A field
+of an agent's settings is the flag `<field>`; agents that have a field of the
+same name share the flag.
 """
 
 import dataclasses
 import os
 import re
 import typing
+from collections.abc import Collection
 
 from absl import flags
 
+from hsrl_jax import agents, docstrings
 from hsrl_jax import config as config_lib
-from hsrl_jax import docstrings
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import EXPERIMENTS
 
@@ -28,7 +31,9 @@ PREFIXES = {
   "data": "",
   "quantizer": "sid_",
   "simulator": "simulator_",
-  "policy": "",
+  "network": "",
+  "train": "",
+  "agent": "",
   "evaluate": "evaluate_",
   "export": "export_",
   "experiment": "experiment_",
@@ -63,8 +68,11 @@ SWEEP = flags.DEFINE_list(
   "With --mode=quantize: sizes to compare instead, as V x L, such as "
   "64x3,128x3,256x3.",
 )
-
-
+AGENT = flags.DEFINE_string(
+  "agent",
+  agents.DEFAULT,
+  f"What is trained, one of {', '.join(agents.AGENTS)}.",
+)
 DISTRIBUTED = flags.DEFINE_boolean(
   "distributed",
   False,
@@ -119,14 +127,26 @@ class _Group(typing.NamedTuple):
 
 
 _STAGES = tuple(
-  _Group(x.name, x.type) for x in dataclasses.fields(config_lib.Config)
+  _Group(x.name, x.type)
+  for x in dataclasses.fields(config_lib.Config)
+  if dataclasses.is_dataclass(x.type)
 )
 _EXPORT = _Group("export", config_lib.ExportConfig)
 _EXPERIMENT = _Group("experiment", config_lib.ExperimentConfig)
 
 
-def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPORT, _EXPERIMENT)):
-  """Yields (group, field, flag's name, type) of every config field."""
+def _agent(name: str) -> _Group:
+  return _Group("agent", agents.AGENTS[name].settings)
+
+
+def _agents() -> tuple[_Group, ...]:
+  return tuple(_agent(name) for name in agents.AGENTS)
+
+
+def _fields(groups: tuple[_Group, ...] | None = None):
+  """Yields (group, field, flag's name, type) of every field; None: of all."""
+  if groups is None:
+    groups = (*_STAGES, _EXPORT, _EXPERIMENT, *_agents())
   for group in groups:
     types_ = typing.get_type_hints(group.type)
     for field in dataclasses.fields(group.type):
@@ -135,30 +155,70 @@ def _fields(groups: tuple[_Group, ...] = (*_STAGES, _EXPORT, _EXPERIMENT)):
 
 
 def _define() -> None:
+  """Defines the flag of each field; agents may share one."""
   for group, field, name, kind in _fields():
+    if name in flags.FLAGS:
+      continue
     text = docstrings.attribute(group.type, field.name)
+    default = field.default
     if kind is bool:
-      flags.DEFINE_boolean(name, field.default, text)
+      flags.DEFINE_boolean(name, default, text)
     elif kind in (int, int | None):
-      flags.DEFINE_integer(name, field.default, text)
+      flags.DEFINE_integer(name, default, text)
     elif kind in (float, float | None):
-      flags.DEFINE_float(name, field.default, text)
+      flags.DEFINE_float(name, default, text)
     elif kind in (str, str | None):
-      flags.DEFINE_string(name, field.default, text)
+      flags.DEFINE_string(name, default, text)
     else:  # A tuple; a plain list flag, for multi flags would append.
-      flags.DEFINE_list(name, [str(x) for x in field.default], text)
+      texts = None if default is None else [str(x) for x in default]
+      flags.DEFINE_list(name, texts, text)
 
 
 _define()
 
 
-def config_from_flags() -> config_lib.Config:
+def config_from_flags(
+  compared: Collection[str] | None = None,
+) -> config_lib.Config:
   """The configuration that the parsed flags describe.
 
+  Args:
+    compared: the agents that an experiment trains; None: --agent alone.
+
   Raises:
-    InputError: a value is out of range; the message names the flag.
+    InputError: a value is out of range, or a flag is given that no agent reads;
+      the message names the flag.
   """
-  return config_lib.Config(**{x.name: _from_flags(x) for x in _STAGES})
+  name = AGENT.value
+  if name not in agents.AGENTS:
+    raise InputError(
+      f"--agent is {name!r}; expected one of {tuple(agents.AGENTS)}"
+    )
+  _check_read((name,) if compared is None else compared)
+  return config_lib.Config(
+    **{x.name: _from_flags(x) for x in _STAGES},
+    agent=name,
+    settings=settings_from_flags(name),
+  )
+
+
+def settings_from_flags(agent: str) -> agents.Settings:
+  """What the parsed flags say of an agent's settings."""
+  return _from_flags(_agent(agent))
+
+
+def _check_read(trained: Collection[str]) -> None:
+  """Raises InputError where a flag is given that no trained agent reads."""
+  readers = {}
+  for agent in agents.AGENTS:
+    for flag in agents.reads(agent):
+      readers.setdefault(flag, []).append(agent)
+  for flag, names in readers.items():
+    if flags.FLAGS[flag].present and not set(names) & set(trained):
+      raise InputError(
+        f"--{flag} is given, but --agent={' or '.join(sorted(trained))} does "
+        f"not read it; expected one of {', '.join(names)}, or no such flag"
+      )
 
 
 def export_from_flags() -> config_lib.ExportConfig:
@@ -176,13 +236,14 @@ def _from_flags(group: _Group):
   values = {}
   for _, field, name, kind in _fields((group,)):
     value = flags.FLAGS[name].value
-    if typing.get_origin(kind) is tuple:
-      of = typing.get_args(kind)[0]
+    element = _element(kind)
+    if element is not None and value is not None:
       try:
-        value = tuple(of(x) for x in value)
+        value = tuple(element(x) for x in value)
       except ValueError as error:
         raise InputError(
-          f"--{name} is {','.join(value)}; expected {_NAMES[of]} with commas"
+          f"--{name} is {','.join(value)}; expected {_NAMES[element]} with "
+          "commas"
         ) from error
     for x in value if isinstance(value, tuple) else (value,):
       _check_number(name, x)
@@ -210,10 +271,13 @@ def _check_number(name: str, value) -> None:
 
 
 def resolved() -> dict[str, str]:
-  """Name to text of every flag, with a value, that decides what a run is."""
-  values = {
+  """Name to text of every flag, with a value, that decides what a run is.
+
+  Of the agents' flags those that --agent reads.
+  """
+  values = {"agent": AGENT.value} | {
     name: flags.FLAGS[name].value
-    for _, field, name, _ in _fields(_STAGES)
+    for _, field, name, _ in _fields((*_STAGES, _agent(AGENT.value)))
     if field.compare
   }
   for name in ("embeddings", "response_params"):
@@ -223,12 +287,22 @@ def resolved() -> dict[str, str]:
 
 
 def given() -> dict[str, str]:
-  """Of the config's flags those that the command line names, as resolved()."""
+  """Of the flags of a run those that the command line names, as resolved()."""
+  fields = _fields((*_STAGES, *_agents()))
+  names = {"agent", *(name for _, _, name, _ in fields)}
   return {
     name: _text(flags.FLAGS[name].value)
-    for _, _, name, _ in _fields(_STAGES)
+    for name in names
     if flags.FLAGS[name].present
   }
+
+
+def _element(kind) -> type | None:
+  """Of what a field's tuple is, such as int; None where it is no tuple."""
+  for part in (kind, *typing.get_args(kind)):
+    if typing.get_origin(part) is tuple:
+      return typing.get_args(part)[0]
+  return None
 
 
 def sweep_sizes() -> list[tuple[int, int]]:

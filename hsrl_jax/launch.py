@@ -21,18 +21,19 @@ import pathlib
 import re
 import sys
 import time
+from collections.abc import Collection
 
 import jax
 from absl import app, flags, logging
 
+from hsrl_jax import agents, files
 from hsrl_jax import config as config_lib
-from hsrl_jax import files
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import EXPERIMENTS, jobs, sweep
+from hsrl_jax.experiments import COMPARED, EXPERIMENTS, jobs, sweep
 from hsrl_jax.host import stop
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
@@ -70,7 +71,7 @@ def main(argv: list[str], command: str) -> None:
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
   _check_inputs(mode)
-  config = flags_lib.config_from_flags()
+  config = flags_lib.config_from_flags(_compared(mode))
   # A bad flag is told before anything runs, whatever the mode reads.
   flags_lib.export_from_flags()
   flags_lib.experiment_from_flags()
@@ -86,7 +87,7 @@ def main(argv: list[str], command: str) -> None:
         inside.enter_context(contextlib.redirect_stdout(nowhere))
       _run_stages(mode, config, workdir)
     return
-  _use_cores(len(config.policy.seeds))
+  _use_cores(len(config.train.seeds))
   with workdir_lib.locked(workdir):
     _run(mode, config, workdir, command)
 
@@ -106,7 +107,12 @@ def _run(
       )
     EXPERIMENTS[mode](
       jobs.Experiment(
-        mode, config, flags_lib.experiment_from_flags(), workdir, command
+        mode,
+        config,
+        flags_lib.experiment_from_flags(),
+        workdir,
+        command,
+        {name: flags_lib.settings_from_flags(name) for name in agents.AGENTS},
       )
     )
   elif flags_lib.SWEEP.value:
@@ -115,6 +121,13 @@ def _run(
     _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _compared(mode: str) -> Collection[str] | None:
+  """The agents that an experiment trains; None: --agent, if any is trained."""
+  if mode not in COMPARED:
+    return None
+  return COMPARED[mode](flags_lib.experiment_from_flags())
 
 
 def _joins_others(mode: str) -> bool:

@@ -55,7 +55,7 @@ class Transition(NamedTuple):
 
 
 class Sessions(NamedTuple):
-  """Logged slates, S rows (DESIGN: data schema).
+  """Logged slates, S rows (the columns: docs/bring_your_own.md).
 
   Attributes:
     user_id: int32 [S].

@@ -11,6 +11,8 @@ os.environ["XLA_FLAGS"] = (
 # Most of a test's time is compilation; the tests that depend on how users have
 # it say so.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Arrays of different ranks that meet are more often a mistake than a wish.
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 flags.FLAGS.mark_as_parsed()
 

@@ -21,7 +21,6 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
-from hsrl_jax import config as config_lib
 from tests import toy
 from tests.command import run
 
@@ -206,10 +205,8 @@ class CommandsTest(absltest.TestCase):
     made = {}
     exec(compile(source, "bring_your_own.md", "exec"), made)
     (command,) = [x for x in _commands() if "--agent=mine" in x]
-    self.enter_context(
-      mock.patch.object(config_lib, "AGENTS", (*config_lib.AGENTS, "mine"))
-    )
-    self.enter_context(mock.patch.dict(agents.AGENTS, mine=made["make"]))
+    mine = agents.Algorithm(agents.Settings, made["make"])
+    self.enter_context(mock.patch.dict(agents.AGENTS, mine=mine))
     self._launch_data(command)
     untrained, trained = toy.learning("mine")
     self.assertGreater(trained, untrained + 0.5)

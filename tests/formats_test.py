@@ -18,7 +18,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import files, sid
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.engine import checkpoint, loop, parallel
@@ -39,7 +39,7 @@ def _like():
   engine, layout = toy.engine(CONFIG), parallel.Layout(1, 1, by_seed=False)
   tokens = np.stack(np.divmod(np.arange(toy.ITEMS), 8), 1)
   inputs = loop.Inputs(
-    Catalogue(
+    ActionSpace(
       jnp.zeros((toy.ITEMS + 1, 7)),
       sid.build_index(tokens, 8),
       jnp.zeros((2, 8, 7)),

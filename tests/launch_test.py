@@ -204,7 +204,7 @@ class NumbersTest(parameterized.TestCase):
     status = self._status("--seeds=4294967295,0", "--simulator_penalty=1e38")
     self.assertEqual(status, 0)
     config = self.built[0]
-    self.assertEqual(config.policy.seeds, (2**32 - 1, 0))
+    self.assertEqual(config.train.seeds, (2**32 - 1, 0))
     self.assertEqual(config.simulator.penalty, 1e38)
     address = ("--coordinator=[::1]:80", "--processes=2", "--process=1")
     self.assertEqual(self._status(*address), 0)

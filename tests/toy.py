@@ -7,8 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.base import Catalogue, Spec
-from hsrl_jax.config import PolicyConfig
+from hsrl_jax.agents.base import ActionSpace
+from hsrl_jax.config import (
+  Config,
+  NetworkConfig,
+  QuantizerConfig,
+  TrainConfig,
+)
 from hsrl_jax.engine import loop
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
@@ -39,6 +44,17 @@ def env(no_repeat: bool = False) -> UserSimulator:
   )
 
 
+def users() -> EnvParams:
+  return EnvParams(
+    jnp.float32(1.0),
+    jnp.eye(GROUPS)[jnp.arange(USERS) % GROUPS],
+    # Full ones: with a single item attention has no gradient but rounding,
+    # which Adam would blow up to steps of full size.
+    (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)[None]) % ITEMS + 1,
+  )
+
+
+@functools.cache
 def inputs() -> loop.Inputs:
   groups = np.arange(ITEMS) % GROUPS
   noise = 0.3 * np.random.default_rng(0).normal(size=(ITEMS, 3))
@@ -54,25 +70,20 @@ def inputs() -> loop.Inputs:
   tokens = sid.encode_unique(np.asarray(codebooks), features)
   padded = np.concatenate([np.zeros((1, features.shape[1])), features])
   return loop.Inputs(
-    Catalogue(
+    ActionSpace(
       jnp.asarray(padded, jnp.float32), sid.build_index(tokens, 8), codebooks
     ),
-    EnvParams(
-      jnp.float32(1.0),
-      jnp.eye(GROUPS)[jnp.arange(USERS) % GROUPS],
-      # Full ones: with a single item attention has no gradient but rounding,
-      # which Adam would blow up to steps of full size.
-      (5 * jnp.arange(USERS)[:, None] + jnp.arange(HISTORY)) % ITEMS + 1,
-    ),
+    users(),
   )
 
 
-def config(**overrides) -> PolicyConfig:
-  values = dict(
-    width=8,
-    layers=1,
-    heads=2,
-    critic_hidden=(8,),
+BASE = Config(
+  quantizer=QuantizerConfig(levels=2, vocab_size=8),
+  network=NetworkConfig(width=8, layers=1, heads=2, critic_hidden=(8,)),
+  train=TrainConfig(
+    learning_rate=1e-3,
+    temperature=0.3,
+    temperature_end=0.3,
     users=8,
     batch_size=16,
     buffer_size=8 * 40,
@@ -81,25 +92,22 @@ def config(**overrides) -> PolicyConfig:
     curve_every=20,
     save_every=20,
     seeds=(0, 1),
-  )
-  return PolicyConfig(**(values | overrides))
-
-
-SPEC = Spec(
-  levels=2,
-  vocab_size=8,
-  slate_size=SLATE,
-  reward=Reward(-0.1),
-  iterations=40,
+  ),
 )
 
 
-def agent(policy_config: PolicyConfig):
-  return agents.AGENTS[policy_config.agent](policy_config, SPEC)
+def config(agent: str = agents.DEFAULT, **values) -> Config:
+  """BASE for an agent, with other values: see `agents.configure`."""
+  return agents.configure(BASE, agent, **values)
 
 
-def engine(policy_config: PolicyConfig, no_repeat: bool = False):
-  return loop.make(agent(policy_config), env(no_repeat), policy_config)
+def agent(config: Config):
+  """The agent for slates of the toy, trained on its items."""
+  return agents.make_agent(config, SLATE, ITEMS)
+
+
+def engine(config: Config, no_repeat: bool = False):
+  return loop.make(agent(config), env(no_repeat), config.train)
 
 
 def logs(rows: int = 400):
@@ -116,9 +124,9 @@ def logs(rows: int = 400):
   return loop.logged(jax.tree.map(np.asarray, sessions), env().reward)
 
 
-def train(policy_config: PolicyConfig, calls: int, seed: int = 0, data=None):
+def train(config: Config, calls: int, seed: int = 0, data=None):
   """Learner, stream and last metrics after `calls` calls of the engine."""
-  made, given = engine(policy_config), inputs()._replace(logs=data)
+  made, given = engine(config), inputs()._replace(logs=data)
   learner, stream = jax.jit(made.init)(seed, given)
   run = jax.jit(made.run)
   for _ in range(calls):
@@ -157,12 +165,13 @@ def learning(name: str, data=None, **overrides) -> tuple[float, float]:
     learning_rate=1e-2,
     seeds=(0,),
   )
-  policy_config = config(**(values | overrides))
-  act, catalogue = policy.greedy(agent(policy_config)), inputs().catalogue
-  calls = policy_config.iterations // policy_config.iterations_per_call
-  trained = train(policy_config, calls, data=data)[0].target_params
+  trained_config = config(**(values | overrides))
+  act, catalogue = policy.greedy(agent(trained_config)), inputs().catalogue
+  steps = trained_config.train
+  calls = steps.iterations // steps.iterations_per_call
+  trained = train(trained_config, calls, data=data)[0].target_params
   user = env().start(0, inputs().env_params).observation
-  untrained = agent(policy_config).init(jax.random.key(0), catalogue, user)
+  untrained = agent(trained_config).init(jax.random.key(0), catalogue, user)
   return tuple(
     normalised(_mean_reward(act, (params, catalogue)))
     for params in (untrained, trained)

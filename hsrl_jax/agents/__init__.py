@@ -1,5 +1,8 @@
 """The agents by the name that --agent gives them."""
 
+import dataclasses
+from typing import Any
+
 from hsrl_jax.agents import (
   a2c,
   ddpg,
@@ -10,33 +13,99 @@ from hsrl_jax.agents import (
   td3,
   wolpertinger,
 )
-from hsrl_jax.agents.base import Agent, Spec
+from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import Config
+from hsrl_jax.errors import InputError
 from hsrl_jax.sim import reward
 
-# Name to what builds the agent, from (PolicyConfig, Spec).
+# The registry: a new agent is a file of its own, and its line here.
 AGENTS = {
-  "random": simple.make_random,
-  "popularity": simple.make_popularity,
-  "sasrec": sasrec.make,
-  "a2c": a2c.make,
-  "pgra": pgra.make,
-  "ddpg": ddpg.make,
-  "td3": td3.make,
-  "wolpertinger": wolpertinger.make,
-  "hac": hac.make,
-  "hsrl": hsrl.make,
+  "random": Algorithm(simple.Settings, simple.make_random),
+  "popularity": Algorithm(simple.Settings, simple.make_popularity),
+  "sasrec": Algorithm(sasrec.Settings, sasrec.make),
+  "a2c": Algorithm(a2c.Settings, a2c.make),
+  "ddpg": Algorithm(ddpg.Settings, ddpg.make),
+  "td3": Algorithm(td3.Settings, td3.make),
+  "pgra": Algorithm(pgra.Settings, pgra.make),
+  "wolpertinger": Algorithm(wolpertinger.Settings, wolpertinger.make),
+  "hac": Algorithm(hac.Settings, hac.make),
+  "hsrl": Algorithm(hsrl.Settings, hsrl.make),
 }
+DEFAULT = "hsrl"
+PUBLISHED = hsrl.PUBLISHED
 
 
-def make_agent(config: Config, slate_size: int) -> Agent:
-  """The agent that a configuration names, for slates of K items."""
-  spec = Spec(
-    levels=config.quantizer.levels,
-    vocab_size=config.quantizer.vocab_size,
-    slate_size=slate_size,
-    reward=reward.of_config(config.simulator),
-    iterations=config.policy.iterations,
+def make_agent(config: Config, slate_size: int, items: int) -> Agent:
+  """Builds the agent that a configuration names.
+
+  Args:
+    config: of the run.
+    slate_size: K.
+    items: in the catalogue in training, also where another one is served.
+
+  Raises:
+    InputError: the agent searches SIDs that items share.
+  """
+  algorithm = AGENTS[config.agent]
+  agent = algorithm.make(
+    config.settings,
+    Spec(
+      levels=config.quantizer.levels,
+      vocab_size=config.quantizer.vocab_size,
+      slate_size=slate_size,
+      reward=reward.of_config(config.simulator),
+      items=items,
+      network=config.network,
+      train=config.train,
+    ),
   )
-  return AGENTS[config.policy.agent](config.policy, spec)
+  if agent.beams and config.quantizer.assignment == "plain":
+    raise InputError(
+      f"sid_assignment is 'plain' with a beam search over {items:,} items, "
+      "which finds an item by a SID of its own; expected 'unique' or 'shuffled'"
+    )
+  return agent
+
+
+def reads(agent: str) -> set[str]:
+  """The names of an agent's own settings."""
+  return {x.name for x in dataclasses.fields(AGENTS[agent].settings)}
+
+
+def configure(
+  config: Config,
+  agent: str,
+  settings: Settings | None = None,
+  **values: Any,
+) -> Config:
+  """The configuration for an agent, with other values of some fields.
+
+  Args:
+    config: which holds where nothing else is said.
+    agent: a name in AGENTS.
+    settings: of the agent; None: what it has in common with those of `config`,
+      for the rest its defaults.
+    **values: by name of a field: of TrainConfig, NetworkConfig, or of the
+      agent's settings.
+
+  Raises:
+    TypeError: there is no such field.
+    ValueError: a value is out of range.
+  """
+  own = reads(agent)
+  if settings is None:
+    known = {
+      name: getattr(config.settings, name)
+      for name in own
+      if hasattr(config.settings, name)
+    }
+    settings = AGENTS[agent].settings(**known)
+  parts = {"network": config.network, "train": config.train}
+  for name, part in parts.items():
+    fields = {x.name for x in dataclasses.fields(part)} & values.keys()
+    parts[name] = dataclasses.replace(
+      part, **{x: values.pop(x) for x in fields}
+    )
+  settings = dataclasses.replace(settings, **values)
+  return dataclasses.replace(config, agent=agent, settings=settings, **parts)

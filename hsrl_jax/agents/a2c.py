@@ -1,29 +1,34 @@
 """A2C with a flat softmax: one logit per item, one value per state.
 
 pi(i|s) = softmax_i(<s, w_i> + b_i) over the active items. The losses are those
-of HSRL with one level whose tokens are the items (DESIGN, section 6), and their
+of HSRL with one level whose tokens are the items (docs/method.md), and their
 weights mean the same: with HSRL's the agent is HSRL without its semantic action
 space; with item_credit=False, behaviour_weight=0 and a constant entropy bonus
 it is A2C as published.
 """
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.critic import Critic
-from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.heads import ItemLogits
 from hsrl_jax.ops import masking, policy_gradient, returns
 
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
-  """Builds the agent; `config.item_logits` says where w_i comes from."""
-  encoder = Encoder(config.width, config.layers, config.heads, config.dropout)
-  items = ItemLogits(config.item_logits == "free")
-  critic = Critic(config.critic_hidden)
+@dataclasses.dataclass(frozen=True)
+class Settings(base.ActorCriticSettings, base.ItemLogitsSettings):
+  """Of A2C."""
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Builds the agent; `settings.item_logits` says where w_i comes from."""
+  encoder = base.encoder(spec.network)
+  items = ItemLogits(settings.free)
+  critic = Critic(spec.network.critic_hidden)
 
   def encode(params, catalogue, observation, key=None):
     return encoder.apply(
@@ -40,7 +45,7 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
 
   def init(key, catalogue, observation):
     keys = jax.random.split(key, 3)
-    state = jnp.zeros(config.width)
+    state = jnp.zeros(spec.network.width)
     return {
       "encoder": encoder.init(keys[0], catalogue.features, *observation),
       "items": items.init(keys[1], catalogue.features, state),
@@ -62,27 +67,27 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       transition.reward,
       transition.terminated,
       value_of(target_params, next_state),
-      config.discount,
+      settings.discount,
     )
     logits, bias, log_pi = policy(params, catalogue, state)
     advantages = returns.item_advantages(
       target,
       value[None],
-      spec.reward.shares(transition.response) if config.item_credit else None,
-      clip=config.advantage_clip,
+      spec.reward.shares(transition.response) if settings.item_credit else None,
+      clip=settings.advantage_clip,
     )
     actor = policy_gradient.actor_loss(
       log_pi[transition.slate][:, None],
       advantages,
       transition.log_prob,
-      config.importance_clip,
+      settings.importance_clip,
     )
     active = catalogue.index.active
     behaviour = optax.sigmoid_binary_cross_entropy(
       logits[transition.slate] + bias, transition.response
     ).mean()
     return base.actor_critic(
-      config,
+      settings,
       progress,
       critic=(value - target) ** 2,
       actor=actor,
@@ -92,4 +97,4 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       target=target,
     )
 
-  return base.Agent(init, act, loss)
+  return base.Agent(init, act, loss, fixed_items=settings.free)

@@ -1,12 +1,15 @@
 """What the training engine asks of an agent, and what agents share."""
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.config import PolicyConfig
+from hsrl_jax.checked import Checked, setting
+from hsrl_jax.config import NetworkConfig, TrainConfig
+from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid.index import SidIndex
 from hsrl_jax.sim.reward import Reward
@@ -20,7 +23,96 @@ from hsrl_jax.types import (
 )
 
 
-class Catalogue(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Settings(Checked):
+  """What an agent reads of the flags beside TrainConfig and NetworkConfig.
+
+  Every agent has such a dataclass. Each field is a flag, with its help in the
+  docstring; agents may have fields in common, with the same default.
+  """
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueSettings(Settings):
+  """Of agents with an actor and a critic.
+
+  Attributes:
+    discount: gamma.
+    actor_weight: of the actor's loss.
+    critic_weight: of the critic's loss.
+    behaviour_weight: of the behaviour loss.
+  """
+
+  discount: float = setting(0.9, least=0, most=1)
+  actor_weight: float = setting(0.01, least=0)
+  critic_weight: float = setting(1.0, least=0)
+  behaviour_weight: float = setting(1.0, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicySettings(ValueSettings):
+  """Of agents whose actor follows a policy gradient.
+
+  Attributes:
+    advantage_clip: bound of the slate's advantage.
+    importance_clip: truncation of the importance weights of replayed
+      actions; 0 turns the weights off.
+  """
+
+  advantage_clip: float = setting(1.0, above=0)
+  importance_clip: float = setting(0.0, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemCreditSettings(Settings):
+  """Of agents that tell the items of a slate apart.
+
+  Attributes:
+    item_credit: whether each item of a slate has its own advantage.
+  """
+
+  item_credit: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class ActorCriticSettings(PolicySettings, ItemCreditSettings):
+  """Of agents with a softmax over items or tokens; see `actor_critic`.
+
+  Attributes:
+    entropy_weight: beta at the start; 0, with the other, for none.
+    entropy_weight_end: beta at the end (geometric in between).
+  """
+
+  entropy_weight: float = setting(0.01, least=0)
+  entropy_weight_end: float = setting(1e-4, least=0)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "entropy_weight_end",
+      (self.entropy_weight_end > 0) == (self.entropy_weight > 0),
+      "above 0, or 0 where entropy_weight is 0",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ItemLogitsSettings(Settings):
+  """Of agents with one logit for each item.
+
+  Attributes:
+    item_logits: what scores an item in agents without SIDs: `features`, a
+      linear map of its features, or `free`, a row of its own.
+  """
+
+  item_logits: str = setting("features", among=("features", "free"))
+
+  @property
+  def free(self) -> bool:
+    """Whether each item has a row of its own."""
+    return self.item_logits == "free"
+
+
+class ActionSpace(NamedTuple):
   """The items that an agent chooses from; an input, so that it may change.
 
   Attributes:
@@ -45,14 +137,19 @@ class Spec(NamedTuple):
     vocab_size: V.
     slate_size: K.
     reward: of slates, and of the items in them.
-    iterations: of training, for what happens every few of them.
+    items: in the catalogue in training. An agent that is exported acts as it
+      did there, whatever the served catalogue's size.
+    network: sizes of the networks.
+    train: of the training, for what changes in its course.
   """
 
   levels: int
   vocab_size: int
   slate_size: int
   reward: Reward
-  iterations: int
+  items: int
+  network: NetworkConfig
+  train: TrainConfig
 
 
 class Action(NamedTuple):
@@ -60,8 +157,9 @@ class Action(NamedTuple):
 
   Attributes:
     slate: int32 [K], distinct items.
-    log_prob: float32 [K], log pi of each item, up to a constant of the state;
-      0 where there is none.
+    log_prob: float32 [K], log-probability of each item, up to a constant of
+      the state: log pi of a greedy slate; of a sampled one that of the
+      distribution that was drawn from, see `draw`. 0 where there is none.
     latent: float32 [A], see Transition.
   """
 
@@ -74,28 +172,60 @@ class Agent(NamedTuple):
   """An algorithm. All functions are of ONE user; the engine vmaps.
 
   Attributes:
-    init: (key, catalogue, observation) -> params.
-    act: (params, catalogue, observation, excluded, key, temperature) ->
+    init: (key, catalogue, observation) -> params; `catalogue` is an
+      ActionSpace.
+    act: (params, catalogue, observation, excluded, key, exploration) ->
       Action. With key None the slate is greedy; else it is sampled without
-      replacement at the temperature, which for a latent action is the standard
-      deviation of its noise. `excluded`, int32 [T], holds ids that may not be
-      shown; 0 is ignored.
+      replacement. `exploration` says how far from the greedy slate: the
+      temperature of a softmax, or the standard deviation of a latent action's
+      noise. `excluded`, int32 [T], holds ids that may not be shown; 0 is
+      ignored.
     loss: (params, target_params, catalogue, transition, key, progress) ->
       (loss [], metrics). `progress` in [0, 1] drives schedules. None where
-      there is nothing to learn; such an agent gets a key in evaluation too.
+      there is nothing to learn.
     offline: learns from the logged slates instead of its own.
+    reads_popularity: needs `ActionSpace.popularity`.
+    draws: has no greedy slate, so it gets a key in evaluation too.
+    fixed_items: scores no items but those of its training.
+    beams: width of the beam search by which it finds items; 0: it scores each.
   """
 
-  init: Callable[[PRNGKey, Catalogue, Observation], Params]
+  init: Callable[[PRNGKey, ActionSpace, Observation], Params]
   act: Callable[..., Action]
   loss: (
     Callable[
-      [Params, Params, Catalogue, Transition, PRNGKey, Array],
+      [Params, Params, ActionSpace, Transition, PRNGKey, Array],
       tuple[Array, Metrics],
     ]
     | None
   )
   offline: bool = False
+  reads_popularity: bool = False
+  draws: bool = False
+  fixed_items: bool = False
+  beams: int = 0
+
+
+class Algorithm(NamedTuple):
+  """An entry of the registry.
+
+  Attributes:
+    settings: the dataclass of its settings.
+    make: (settings, spec) -> Agent.
+  """
+
+  settings: type[Settings]
+  make: Callable[[Any, Spec], Agent]
+
+
+def encoder(sizes: NetworkConfig) -> Encoder:
+  """The encoder of histories, the same for every agent."""
+  return Encoder(sizes.width, sizes.layers, sizes.heads, sizes.dropout)
+
+
+def exploration(train: TrainConfig, progress: Array) -> Array:
+  """What the engine passes to Agent.act in training, float32 []."""
+  return geometric(train.temperature, train.temperature_end, progress)
 
 
 def geometric(start: float, end: float, progress: Array) -> Array:
@@ -104,7 +234,7 @@ def geometric(start: float, end: float, progress: Array) -> Array:
 
 
 def actor_critic(
-  config: PolicyConfig,
+  settings: ActorCriticSettings,
   progress: Array,
   *,
   critic: Array,
@@ -114,10 +244,10 @@ def actor_critic(
   value: Array,
   target: Array,
 ) -> tuple[Array, Metrics]:
-  """The weighted sum of an actor-critic's losses (DESIGN, section 6).
+  """The weighted sum of an actor-critic's losses (docs/method.md, Losses).
 
   Args:
-    config: for the weights.
+    settings: for the weights.
     progress: float32 [], in [0, 1], of the entropy's schedule.
     critic: float32 [], the critic's loss.
     actor: float32 [], the actor's, without entropy.
@@ -130,12 +260,12 @@ def actor_critic(
     The loss, float32 [], and metrics.
   """
   entropy_weight = geometric(
-    config.entropy_weight, config.entropy_weight_end, progress
+    settings.entropy_weight, settings.entropy_weight_end, progress
   )
   loss = (
-    config.critic_weight * critic
-    + config.actor_weight * (actor - entropy_weight * entropy)
-    + config.behaviour_weight * behaviour
+    settings.critic_weight * critic
+    + settings.actor_weight * (actor - entropy_weight * entropy)
+    + settings.behaviour_weight * behaviour
   )
   return loss, {
     "loss": loss,
@@ -148,16 +278,25 @@ def actor_critic(
   }
 
 
+def permitted(active: Array, excluded: Array) -> Array:
+  """Whether each item may be shown, bool [N + 1].
+
+  Args:
+    active: bool [N + 1], of the catalogue's index; False for padding.
+    excluded: int32 [T], ids that may not be shown; 0 is ignored.
+  """
+  return active.at[excluded].set(False)
+
+
 def usable(active: Array, scores: Array, excluded: Array) -> Array:
   """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
 
   Args:
-    active: bool [N + 1], of the catalogue's index; False for padding.
+    active: see `permitted`.
     scores: float32 [N + 1].
-    excluded: int32 [T], ids that may not be shown; 0 is ignored.
+    excluded: see `permitted`.
   """
-  scores = jnp.where(active, scores, masking.NEGATIVE)
-  return scores.at[excluded].set(masking.NEGATIVE)
+  return jnp.where(permitted(active, excluded), scores, masking.NEGATIVE)
 
 
 def top(scores: Array, count: int) -> Array:
@@ -165,19 +304,40 @@ def top(scores: Array, count: int) -> Array:
   return jax.lax.top_k(scores, count)[1].astype(jnp.int32)
 
 
-def noisy(
-  log_pi: Array, key: PRNGKey | None, temperature: Array | float
-) -> Array:
-  """What the best of are a draw without replacement, [M] -> [M].
+def draw(
+  log_pi: Array,
+  allowed: Array,
+  noise: Array | None,
+  temperature: Array | float,
+) -> tuple[Array, Array]:
+  """Ranks items: the K that rank highest are the slate.
+
+  With noise they are a sample without replacement from
+  softmax(log pi / temperature): the Gumbel-top-K trick (arXiv 1903.06059).
 
   Args:
-    log_pi: float32 [M].
-    key: of the Gumbel noise; None for none.
-    temperature: of the draw.
+    log_pi: float32 [M], need not be normalised.
+    allowed: bool [M], which items may be shown.
+    noise: float32 [M], standard Gumbel; None: the largest log pi rank highest.
+    temperature: of the sample.
+
+  Returns:
+    Ranks, float32 [M], `masking.NEGATIVE` where not allowed; and the items'
+    log-probabilities, [M]. Those of a sample are less the constant that log pi
+    lacks to be normalised, so that pi / mu, as importance weights need it, is
+    the exponential of a difference. At temperature 1 they are log pi.
   """
-  if key is None:
-    return log_pi
-  return log_pi / temperature + sampling.gumbel(key, log_pi.shape)
+  ranks = log_prob = log_pi
+  if noise is not None:
+    scaled = log_pi / temperature
+    ranks = scaled + noise
+    log_prob = scaled - _log_sum(scaled, allowed) + _log_sum(log_pi, allowed)
+  return jnp.where(allowed, ranks, masking.NEGATIVE), log_prob
+
+
+def _log_sum(x: Array, allowed: Array) -> Array:
+  """log sum exp over what is allowed, []; finite where nothing is."""
+  return jax.nn.logsumexp(jnp.where(allowed, x, masking.NEGATIVE))
 
 
 def choose(
@@ -198,6 +358,9 @@ def choose(
     temperature: of the draw, which is without replacement.
     slate_size: K.
   """
-  scores = noisy(log_pi, key, temperature)
-  slate = top(usable(index.active, scores, excluded), slate_size)
-  return Action(slate, log_pi[slate], jnp.zeros(0))
+  noise = None if key is None else sampling.gumbel(key, log_pi.shape)
+  ranks, log_prob = draw(
+    log_pi, permitted(index.active, excluded), noise, temperature
+  )
+  slate = top(ranks, slate_size)
+  return Action(slate, log_prob[slate], jnp.zeros(0))

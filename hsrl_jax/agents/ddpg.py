@@ -7,27 +7,28 @@ For the rest see agents/latent.py.
 import functools
 
 from hsrl_jax.agents import base, latent
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.heads import LatentActorCritic
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
+Settings = base.ValueSettings  # All that it reads.
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
-  network = latent.network(config)
+  network = latent.network(spec.network)
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(latent.act, network, spec.slate_size),
-    loss=functools.partial(_loss, network, config),
+    loss=functools.partial(_loss, network, settings),
   )
 
 
 def _loss(
   network: LatentActorCritic,
-  config: PolicyConfig,
+  settings: Settings,
   params: Params,
   target_params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -35,13 +36,15 @@ def _loss(
   """See base.Agent.loss."""
   del progress
   step = latent.look(network, params, target_params, catalogue, transition, key)
-  target = latent.next_target(network, config, target_params, transition, step)
+  target = latent.next_target(
+    network, settings, target_params, transition, step
+  )
   (value,) = network.apply(
     params, step.state, transition.latent, method="values"
   )
   return latent.total(
     network,
-    config,
+    settings,
     params,
     catalogue,
     transition,

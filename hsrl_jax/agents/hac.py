@@ -16,29 +16,29 @@ import functools
 import jax
 
 from hsrl_jax.agents import base, latent
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 ALIGNMENT_WEIGHT = 0.1
+Settings = base.ValueSettings  # All that it reads.
 
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
-  network = latent.network(config)
+  network = latent.network(spec.network)
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(latent.act, network, spec.slate_size),
-    loss=functools.partial(_loss, network, config),
+    loss=functools.partial(_loss, network, settings),
   )
 
 
 def _loss(
   network: LatentActorCritic,
-  config: PolicyConfig,
+  settings: Settings,
   params: Params,
   target_params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -46,7 +46,9 @@ def _loss(
   """See base.Agent.loss."""
   del progress
   step = latent.look(network, params, target_params, catalogue, transition, key)
-  target = latent.next_target(network, config, target_params, transition, step)
+  target = latent.next_target(
+    network, settings, target_params, transition, step
+  )
   embedded = network.apply(
     params, catalogue.features[transition.slate], method="embed"
   )
@@ -57,7 +59,7 @@ def _loss(
     for action in (transition.latent, jax.lax.stop_gradient(inferred))
   )
   loss, metrics = latent.total(
-    network, config, params, catalogue, transition, step, target, critic
+    network, settings, params, catalogue, transition, step, target, critic
   )
   alignment = ((transition.latent - inferred) ** 2).mean()
   loss = loss + ALIGNMENT_WEIGHT * alignment

@@ -2,9 +2,9 @@
 
 The action a is a direction among item embeddings e_i = Dense(item features):
 the slate is the items of the largest <a, e_i>. Actions have a root mean square
-of 1. Exploration adds normal noise of standard deviation `temperature` to each
+of 1. Exploration adds normal noise of standard deviation `noise` to each
 coordinate and scales back, so that the angle to the actor's own choice is about
-atan(temperature), whatever the width: 17 degrees at 0.3.
+atan(noise), whatever the width: 17 degrees at 0.3.
 
 No gradient of Q reaches the embeddings, since a slate is no smooth function of
 them. They learn from the behaviour loss, BCE of the observed responses on
@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.config import PolicyConfig
+from hsrl_jax.config import NetworkConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import returns, sampling
 from hsrl_jax.types import (
@@ -49,14 +49,14 @@ class Step(NamedTuple):
   next_action: Array
 
 
-def network(config: PolicyConfig, critics: int = 1) -> LatentActorCritic:
+def network(sizes: NetworkConfig, critics: int = 1) -> LatentActorCritic:
   """Encoder, actor, item embeddings and critics."""
   return LatentActorCritic(
-    config.width,
-    config.layers,
-    config.heads,
-    config.dropout,
-    config.critic_hidden,
+    sizes.width,
+    sizes.layers,
+    sizes.heads,
+    sizes.dropout,
+    sizes.critic_hidden,
     critics,
   )
 
@@ -64,34 +64,34 @@ def network(config: PolicyConfig, critics: int = 1) -> LatentActorCritic:
 def init(
   network: LatentActorCritic,
   key: PRNGKey,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
   return network.init(key, catalogue.features, observation)
 
 
-def explore(action: Array, key: PRNGKey, scale: Array | float) -> Array:
-  """The action with noise; see the module's docstring."""
-  return normalise(action + scale * sampling.normal(key, action.shape))
+def explore(action: Array, key: PRNGKey, noise: Array | float) -> Array:
+  """Adds normal noise of standard deviation `noise`; see the module."""
+  return normalise(action + noise * sampling.normal(key, action.shape))
 
 
 def act(
   network: LatentActorCritic,
   slate_size: int,
   params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
-  temperature: Array | float,
+  noise: Array | float,
 ) -> base.Action:
   """See base.Agent.act; the slate is the items of the largest <a, e_i>."""
   features = catalogue.features
   state = network.apply(params, features, observation, method="state")
   action = network.apply(params, state, method="act")
   if key is not None:
-    action = explore(action, key, temperature)
+    action = explore(action, key, noise)
   scores = network.apply(params, features, method="embed") @ action
   scores = base.usable(catalogue.index.active, scores, excluded)
   slate = base.top(scores, slate_size)
@@ -102,7 +102,7 @@ def look(
   network: LatentActorCritic,
   params: Params,
   target_params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   transition: Transition,
   key: PRNGKey,
 ) -> Step:
@@ -124,7 +124,7 @@ def look(
 
 def next_target(
   network: LatentActorCritic,
-  config: PolicyConfig,
+  settings: base.ValueSettings,
   target_params: Params,
   transition: Transition,
   step: Step,
@@ -134,15 +134,15 @@ def next_target(
     target_params, step.next_state, step.next_action, method="values"
   )
   return returns.td_target(
-    transition.reward, transition.terminated, next_value, config.discount
+    transition.reward, transition.terminated, next_value, settings.discount
   )
 
 
 def total(
   network: LatentActorCritic,
-  config: PolicyConfig,
+  settings: base.ValueSettings,
   params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   transition: Transition,
   step: Step,
   target: Array,
@@ -156,7 +156,7 @@ def total(
 
   Args:
     network: of the agent.
-    config: for the weights.
+    settings: for the weights.
     params: of the network.
     catalogue: the items.
     transition: what happened.
@@ -180,9 +180,9 @@ def total(
     logits, transition.response
   ).mean()
   loss = (
-    config.critic_weight * critic
-    - config.actor_weight * actor_weight * value
-    + config.behaviour_weight * behaviour
+    settings.critic_weight * critic
+    - settings.actor_weight * actor_weight * value
+    + settings.behaviour_weight * behaviour
   )
   return loss, {
     "loss": loss,

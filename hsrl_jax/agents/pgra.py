@@ -1,7 +1,7 @@
 """PG-RA: policy gradient with action representations (Chandak et al., 2019).
 
 The internal policy is a Gaussian over a latent action e in R^d: its mean is
-tanh of a linear map of the state, its standard deviation the temperature. A
+tanh of a linear map of the state, its standard deviation the exploration. A
 second part f(i|e) = softmax_i(<e, w_i> + b_i) turns e into items: the slate are
 its K most likely ones. Only the internal policy follows the policy gradient,
 with log pi(e|s) and the slate's advantage (a latent action has no share for
@@ -14,25 +14,30 @@ truncation of pi / mu of the latent. Its standard deviation is taken to be
 today's, which is exact where `temperature_end` is `temperature`.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.scipy import stats
 
 from hsrl_jax.agents import base
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.critic import Critic
-from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.heads import Bounded, ItemLogits
 from hsrl_jax.ops import masking, policy_gradient, returns
 
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
-  """Builds the agent; `config.item_logits` says where w_i comes from."""
-  encoder = Encoder(config.width, config.layers, config.heads, config.dropout)
-  actor = Bounded(config.width)
-  guess = Bounded(config.width, (2 * config.width,))
-  items = ItemLogits(config.item_logits == "free")
-  critic = Critic(config.critic_hidden)
+@dataclasses.dataclass(frozen=True)
+class Settings(base.PolicySettings, base.ItemLogitsSettings):
+  """Of PG-RA."""
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Builds the agent; `settings.item_logits` says where w_i comes from."""
+  encoder = base.encoder(spec.network)
+  actor = Bounded(spec.network.width)
+  guess = Bounded(spec.network.width, (2 * spec.network.width,))
+  items = ItemLogits(settings.free)
+  critic = Critic(spec.network.critic_hidden)
 
   def encode(params, catalogue, observation, key=None):
     return encoder.apply(
@@ -52,7 +57,7 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
 
   def init(key, catalogue, observation):
     keys = jax.random.split(key, 5)
-    state = jnp.zeros(config.width)
+    state = jnp.zeros(spec.network.width)
     return {
       "encoder": encoder.init(keys[0], catalogue.features, *observation),
       "actor": actor.init(keys[1], state),
@@ -61,20 +66,20 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       "critic": critic.init(keys[4], state[None]),
     }
 
-  def act(params, catalogue, observation, excluded, key, temperature):
+  def act(params, catalogue, observation, excluded, key, std):
     state = encode(params, catalogue, observation)
     mean = latent = actor.apply(params["actor"], state)
     if key is not None:
-      latent = mean + temperature * jax.random.normal(key, mean.shape)
+      latent = mean + std * jax.random.normal(key, mean.shape)
     action = base.choose(
       log_item(params, catalogue, latent),
       catalogue.index,
       excluded,
       None,
-      temperature,
+      std,
       spec.slate_size,
     )
-    log_prob = log_density(latent, mean, temperature)
+    log_prob = log_density(latent, mean, std)
     return action._replace(
       log_prob=jnp.full(spec.slate_size, log_prob), latent=latent
     )
@@ -87,22 +92,22 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       transition.reward,
       transition.terminated,
       value_of(target_params, next_state),
-      config.discount,
+      settings.discount,
     )
     critic_loss = (value - target) ** 2
     advantage = jnp.clip(
-      target - value, -config.advantage_clip, config.advantage_clip
+      target - value, -settings.advantage_clip, settings.advantage_clip
     )
     log_prob = log_density(
       transition.latent,
       actor.apply(params["actor"], state),
-      base.geometric(config.temperature, config.temperature_end, progress),
+      base.exploration(spec.train, progress),
     )
     actor_loss = policy_gradient.actor_loss(
       log_prob[None, None],
       advantage[None, None],
       transition.log_prob[:1],
-      config.importance_clip,
+      settings.importance_clip,
     )
     before_and_after = jnp.concatenate(
       [state, jax.lax.stop_gradient(next_state)]
@@ -111,9 +116,9 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
     log_items = log_item(params, catalogue, guessed)
     behaviour_loss = -log_items[transition.slate].mean()
     loss = (
-      config.critic_weight * critic_loss
-      + config.actor_weight * actor_loss
-      + config.behaviour_weight * behaviour_loss
+      settings.critic_weight * critic_loss
+      + settings.actor_weight * actor_loss
+      + settings.behaviour_weight * behaviour_loss
     )
     return loss, {
       "loss": loss,
@@ -124,4 +129,4 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       "advantage": target - value,
     }
 
-  return base.Agent(init, act, loss)
+  return base.Agent(init, act, loss, fixed_items=settings.free)

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.config import PolicyConfig
-from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.heads import ItemLogits
 
+Settings = base.ItemLogitsSettings  # All that it reads.
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent; of the losses' weights it takes none."""
-  encoder = Encoder(config.width, config.layers, config.heads, config.dropout)
-  items = ItemLogits(config.item_logits == "free")
+  encoder = base.encoder(spec.network)
+  items = ItemLogits(settings.free)
 
   def score(params, catalogue, observation, key=None):
     features = catalogue.features
@@ -32,7 +32,9 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
     keys = jax.random.split(key)
     return {
       "encoder": encoder.init(keys[0], catalogue.features, *observation),
-      "items": items.init(keys[1], catalogue.features, jnp.zeros(config.width)),
+      "items": items.init(
+        keys[1], catalogue.features, jnp.zeros(spec.network.width)
+      ),
     }
 
   def act(params, catalogue, observation, excluded, key, temperature):
@@ -49,4 +51,4 @@ def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
     ).mean()
     return loss, {"loss": loss}
 
-  return base.Agent(init, act, loss, offline=True)
+  return base.Agent(init, act, loss, offline=True, fixed_items=settings.free)

@@ -3,15 +3,16 @@
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
-from hsrl_jax.config import PolicyConfig
+
+Settings = base.Settings  # They read none.
 
 
-def make_random(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+def make_random(settings: Settings, spec: base.Spec) -> base.Agent:
   """Every item that may be shown is as likely as any other.
 
   The agent has no parameters and learns nothing.
   """
-  del config
+  del settings
 
   def act(params, catalogue, observation, excluded, key, temperature):
     del params, observation
@@ -20,10 +21,10 @@ def make_random(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       scores, catalogue.index, excluded, key, temperature, spec.slate_size
     )
 
-  return base.Agent(init=lambda *_: {}, act=act, loss=None)
+  return base.Agent(init=lambda *_: {}, act=act, loss=None, draws=True)
 
 
-def make_popularity(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+def make_popularity(settings: Settings, spec: base.Spec) -> base.Agent:
   """The items with most positive responses in the training logs.
 
   The agent has no parameters and learns nothing.
@@ -31,7 +32,7 @@ def make_popularity(config: PolicyConfig, spec: base.Spec) -> base.Agent:
   It shows everybody the same ranking, with or without a key; new items, which
   nobody has responded to, come last.
   """
-  del config
+  del settings
 
   def act(params, catalogue, observation, excluded, key, temperature):
     del params, observation, key
@@ -44,4 +45,10 @@ def make_popularity(config: PolicyConfig, spec: base.Spec) -> base.Agent:
       spec.slate_size,
     )
 
-  return base.Agent(init=lambda *_: {}, act=act, loss=None)
+  return base.Agent(
+    init=lambda *_: {},
+    act=act,
+    loss=None,
+    offline=True,
+    reads_popularity=True,
+  )

@@ -13,32 +13,32 @@ import functools
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base, latent
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import returns, sampling
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 SMOOTHING, SMOOTHING_CLIP = 0.2, 0.5  # As published; per coordinate.
 DELAY = 2
+Settings = base.ValueSettings  # All that it reads.
 
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
-  network = latent.network(config, critics=2)
+  network = latent.network(spec.network, critics=2)
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(latent.act, network, spec.slate_size),
-    loss=functools.partial(_loss, network, config, spec.iterations),
+    loss=functools.partial(_loss, network, settings, spec.train.iterations),
   )
 
 
 def _loss(
   network: LatentActorCritic,
-  config: PolicyConfig,
+  settings: Settings,
   iterations: int,
   params: Params,
   target_params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -55,13 +55,16 @@ def _loss(
     method="values",
   )
   target = returns.td_target(
-    transition.reward, transition.terminated, next_values.min(), config.discount
+    transition.reward,
+    transition.terminated,
+    next_values.min(),
+    settings.discount,
   )
   values = network.apply(params, step.state, transition.latent, method="values")
   iteration = jnp.round(progress * iterations).astype(jnp.int32)
   return latent.total(
     network,
-    config,
+    settings,
     params,
     catalogue,
     transition,

@@ -12,13 +12,13 @@ same kind. No gradient of the critic reaches the embeddings. For the rest see
 agents/latent.py.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base, latent
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import masking, returns
 from hsrl_jax.sim.reward import Reward
@@ -34,21 +34,26 @@ from hsrl_jax.types import (
 CANDIDATES = 5  # M, in slates.
 
 
-def make(config: PolicyConfig, spec: base.Spec) -> base.Agent:
+@dataclasses.dataclass(frozen=True)
+class Settings(base.ValueSettings, base.ItemCreditSettings):
+  """Of Wolpertinger."""
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
-  network = latent.network(config)
+  network = latent.network(spec.network)
   choose = functools.partial(_choose, network, spec.slate_size)
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(_act, network, choose),
-    loss=functools.partial(_loss, network, choose, config, spec.reward),
+    loss=functools.partial(_loss, network, choose, settings, spec.reward),
   )
 
 
 def _item_values(
   network: LatentActorCritic,
   params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   state: Array,
   items: Array,
 ) -> Array:
@@ -63,7 +68,7 @@ def _choose(
   network: LatentActorCritic,
   slate_size: int,
   params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   state: Array,
   action: Array,
   excluded: Array,
@@ -85,17 +90,17 @@ def _act(
   network: LatentActorCritic,
   choose,
   params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
-  temperature: Array | float,
+  noise: Array | float,
 ) -> base.Action:
   """See base.Agent.act."""
   state = network.apply(params, catalogue.features, observation, method="state")
   action = network.apply(params, state, method="act")
   if key is not None:
-    action = latent.explore(action, key, temperature)
+    action = latent.explore(action, key, noise)
   slate, _ = choose(params, catalogue, state, action, excluded)
   return base.Action(slate, jnp.zeros(len(slate)), action)
 
@@ -103,11 +108,11 @@ def _act(
 def _loss(
   network: LatentActorCritic,
   choose,
-  config: PolicyConfig,
+  settings: Settings,
   reward: Reward,
   params: Params,
   target_params: Params,
-  catalogue: base.Catalogue,
+  catalogue: base.ActionSpace,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -123,17 +128,17 @@ def _loss(
     transition.reward,
     transition.terminated,
     next_values.mean(),
-    config.discount,
+    settings.discount,
   )
   targets = target
-  if config.item_credit:
+  if settings.item_credit:
     targets = target + reward.shares(transition.response)
   values = _item_values(
     network, params, catalogue, step.state, transition.slate
   )
   return latent.total(
     network,
-    config,
+    settings,
     params,
     catalogue,
     transition,

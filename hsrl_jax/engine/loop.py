@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from jax import flatten_util
 
-from hsrl_jax.agents.base import Agent, Catalogue, geometric
-from hsrl_jax.config import PolicyConfig
+from hsrl_jax.agents.base import ActionSpace, Agent, exploration
+from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import sampling
 from hsrl_jax.sim.reward import Reward
@@ -80,7 +80,7 @@ class Inputs(NamedTuple):
     logs: logged slates, leaves [R, ...], for an offline agent; see `logged`.
   """
 
-  catalogue: Catalogue
+  catalogue: ActionSpace
   env_params: EnvParams
   logs: Transition | None = None
 
@@ -105,7 +105,7 @@ class _Loop(NamedTuple):
 
   agent: Agent
   env: UserSimulator
-  config: PolicyConfig
+  config: TrainConfig
   optimizer: optax.GradientTransformation
 
   @property
@@ -114,7 +114,7 @@ class _Loop(NamedTuple):
     return self.config.batch_size // self.config.users
 
 
-def make(agent: Agent, env: UserSimulator, config: PolicyConfig) -> Engine:
+def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
   if config.explore_no_repeat:
     env = env.exploring()
@@ -188,7 +188,6 @@ def _interact(
   progress: Array,
 ) -> tuple[EnvState, Transition]:
   """Each user, of leading axis U in states and keys, is shown a slate."""
-  config = loop.config
 
   def of_user(state, act_key, step_key):
     action = loop.agent.act(
@@ -197,7 +196,7 @@ def _interact(
       state.observation,
       state.seen,
       act_key,
-      geometric(config.temperature, config.temperature_end, progress),
+      exploration(loop.config, progress),
     )
     next_state, result = loop.env.step_or_reset(
       step_key, state, action.slate, inputs.env_params

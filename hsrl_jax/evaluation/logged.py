@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax.agents.base import Agent, Catalogue
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.evaluation import off_policy, statistics
 from hsrl_jax.ops import sampling
 from hsrl_jax.sim.reward import Reward
@@ -46,7 +46,7 @@ def log_probs(agent: Agent, params: Params, observation: Observation) -> Array:
 
   Args:
     agent: made for slates of all items.
-    params: the agent's, and the Catalogue.
+    params: the agent's, and the ActionSpace.
     observation: of one user.
   """
   params, catalogue = params
@@ -59,7 +59,7 @@ def log_probs(agent: Agent, params: Params, observation: Observation) -> Array:
 @functools.partial(jax.jit, static_argnames=("agent", "env"))
 def collect(
   agent: Agent,
-  params: tuple[Params, Catalogue],
+  params: tuple[Params, ActionSpace],
   env: UserSimulator,
   users: EnvParams,
   user_id: Array,
@@ -99,7 +99,7 @@ def collect(
 def score(
   agent: Agent,
   env: UserSimulator,
-  params: tuple[Params, Catalogue],
+  params: tuple[Params, ActionSpace],
   users: EnvParams,
   sessions: Sessions,
   table: Array,

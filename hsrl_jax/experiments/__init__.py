@@ -1,11 +1,15 @@
 """Comparisons of many runs, and the registry of their names."""
 
+from collections.abc import Callable, Collection
+
+from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.experiments import (
   ab,
   catalogue_size,
   changing_catalogue,
   compare,
   document,
+  entrants,
   offline_check,
 )
 
@@ -18,4 +22,13 @@ EXPERIMENTS = {
   "ab": ab.run,
   "offline_check": offline_check.run,
   "results": document.run,
+}
+
+# The agents that an experiment trains, where they are others than --agent.
+COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
+  "benchmark": compare.compared,
+  "ablation": lambda _: entrants.agents(entrants.VARIANTS.values()),
+  "changing_catalogue": lambda _: entrants.agents(entrants.POLICIES.values()),
+  "catalogue_size": lambda _: entrants.agents(entrants.POLICIES.values()),
+  "ab": ab.compared,
 }

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from hsrl_jax.config import AGENTS
+from hsrl_jax.agents import AGENTS
+from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import measures as measures_lib
 from hsrl_jax.evaluation import statistics
@@ -44,7 +45,7 @@ def run(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: an arm is unknown, or the arms did not meet the same users.
   """
-  names = (experiment.config.control, experiment.config.treatment)
+  names = compared(experiment.config)
   folders = {
     name: pathlib.Path(name)
     for name in names
@@ -53,21 +54,21 @@ def run(experiment: jobs.Experiment) -> None:
   agents = [x for x in dict.fromkeys(names) if x in AGENTS and x not in BOUNDS]
   for name in set(names) - set(folders) - set(agents) - set(BOUNDS):
     raise InputError(
-      f"{name!r} is no arm; expected one of {', '.join(BOUNDS + AGENTS)}, or "
-      f"the folder of an evaluated run, which has {SESSIONS}"
+      f"{name!r} is no arm; expected one of {', '.join((*BOUNDS, *AGENTS))}, "
+      f"or the folder of an evaluated run, which has {SESSIONS}"
     )
   if not folders and not agents:
     agents = ["random"]  # Whatever is evaluated, the bounds are beside it.
   runs = jobs.run_all(
     experiment,
-    [jobs.Job(name, entrants.agent(experiment.base, name)) for name in agents],
+    [jobs.Job(name, entrants.agent(experiment, name)) for name in agents],
   )
-  folders |= {run.config.policy.agent: run.workdir for run in runs.values()}
+  folders |= {run.config.agent: run.workdir for run in runs.values()}
   check_paired(list(folders.values()))
   any_folder = next(iter(folders.values()))  # Bounds are in all of them.
   arms = [folders.get(name, any_folder) for name in names]
   policies = [
-    name if name in BOUNDS + AGENTS else _results(folder)["agent"]
+    name if name in (*BOUNDS, *AGENTS) else _results(folder)["agent"]
     for name, folder in zip(names, arms, strict=True)
   ]
   control, treatment = map(read, arms, policies)
@@ -84,6 +85,11 @@ def run(experiment: jobs.Experiment) -> None:
   }
   figure = experiment_plots.ab(results)
   jobs.finish(experiment, results, table(results), figure)
+
+
+def compared(config: ExperimentConfig) -> tuple[str, str]:
+  """The names of control and treatment."""
+  return config.control, config.treatment or entrants.REFERENCE
 
 
 def read(folder: pathlib.Path, policy: str) -> Arm:

@@ -27,7 +27,7 @@ import numpy as np
 
 from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import loop
 from hsrl_jax.evaluation import bounds as bounds_lib
@@ -99,7 +99,7 @@ class SizedWorld(NamedTuple):
   """
 
   env: UserSimulator
-  catalogue: Catalogue
+  catalogue: ActionSpace
   users: EnvParams
   held_out: EnvParams
   seconds: float
@@ -141,7 +141,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
 
   return SizedWorld(
     run.env,
-    Catalogue(features, index, codebooks),
+    ActionSpace(features, index, codebooks),
     pool("train"),
     pool(base.evaluate.split, sessions(base.evaluate, size)),
     seconds,
@@ -170,14 +170,14 @@ def measure(
     `needs` names the limit that was too low, with what would have been enough.
   """
   limits = experiment.config
-  config = entrants.vary(experiment.base, POLICIES[name])
+  config = entrants.vary(experiment, POLICIES[name])
   w = world(experiment, size)
   row = dict.fromkeys(
     ("total_reward", "iteration_ms", "decision_ms", "memory_gb", "left_out")
   )
   row |= {"needs": {}, "start_gb": _memory("VmRSS")}
-  agent = make_agent(config, w.env.slate_size)
-  engine = loop.make(agent, w.env, config.policy)
+  agent = make_agent(config, w.env.slate_size, w.catalogue.index.num_items)
+  engine = loop.make(agent, w.env, config.train)
   inputs = loop.Inputs(w.catalogue, w.users)
   start = jax.jit(engine.init)
   iterate = (
@@ -194,10 +194,10 @@ def measure(
       f"{limits.memory_gb:g}",
     }
 
-  per_call = config.policy.iterations_per_call
-  calls = config.policy.iterations // per_call
+  per_call = config.train.iterations_per_call
+  calls = config.train.iterations // per_call
   trained, seconds = [], []
-  for seed in config.policy.seeds:
+  for seed in config.train.seeds:
     learner, stream = jax.block_until_ready(start(seed, inputs))
     for _ in range(calls):
       begin = time.monotonic()
@@ -268,7 +268,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "dataset": base.data.dataset,
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
-    "iterations": base.policy.iterations,
+    "iterations": base.train.iterations,
     "episodes": {str(n): sessions(base.evaluate, n) for n in c.sizes},
   }
   jobs.finish(

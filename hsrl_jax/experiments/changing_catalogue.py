@@ -27,7 +27,7 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.evaluation import bounds as bounds_lib
@@ -71,7 +71,7 @@ def split_items(num_items: int, shares: tuple[int, ...], seed: int) -> Split:
 
 def start_catalogue(
   config: QuantizerConfig, features: np.ndarray, split: Split
-) -> Catalogue:
+) -> ActionSpace:
   """The start catalogue, with room for the newcomers.
 
   Args:
@@ -84,12 +84,12 @@ def start_catalogue(
   nobody = np.zeros((0, config.levels), np.int32)
   index = sid.build_index(nobody, config.vocab_size, capacity=len(features) - 1)
   index = sid.add_items(index, split.start, codebooks, rows)
-  return Catalogue(jnp.asarray(features), index, jnp.asarray(codebooks))
+  return ActionSpace(jnp.asarray(features), index, jnp.asarray(codebooks))
 
 
 def replace_items(
-  catalogue: Catalogue, leaving: np.ndarray, arriving: np.ndarray
-) -> Catalogue:
+  catalogue: ActionSpace, leaving: np.ndarray, arriving: np.ndarray
+) -> ActionSpace:
   """The catalogue after the change; codebooks and all other SIDs stay."""
   index = sid.remove_items(catalogue.index, leaving)
   index = sid.add_items(
@@ -133,7 +133,7 @@ class World:
     )
     self.start = start_catalogue(run.config.quantizer, features, self.split)
 
-  def changed(self, share: int) -> Catalogue:
+  def changed(self, share: int) -> ActionSpace:
     """The catalogue with `share` percent replaced."""
     return replace_items(self.start, *self.split.change(share))
 
@@ -174,13 +174,15 @@ class Learning:
       config: of the policy; the catalogue changes after half of the calls.
       folder: of the checkpoint of the change.
     """
-    self.world, self.config, self.folder = world, config.policy, folder
-    agent = make_agent(config, world.env.slate_size)
+    self.world, self.config, self.folder = world, config.train, folder
+    agent = make_agent(
+      config, world.env.slate_size, world.start.index.num_items
+    )
     self.act = policy.greedy(agent)
-    self.engine = loop.make(agent, world.env, config.policy)
-    self.layout = parallel.layout(len(config.policy.seeds))
+    self.engine = loop.make(agent, world.env, config.train)
+    self.layout = parallel.layout(len(config.train.seeds))
     self.iterate = parallel.over_devices(self.engine.run, self.layout)
-    calls = config.policy.iterations // config.policy.iterations_per_call
+    calls = config.train.iterations // config.train.iterations_per_call
     self.calls_before, self.calls_after = calls // 2, calls - calls // 2
 
   def run(self, share: int) -> dict[str, Any]:
@@ -225,7 +227,7 @@ class Learning:
         state = checkpoint.restore_latest(checkpointer, like)
       return state
 
-  def _place(self, learner, stream, catalogue: Catalogue):
+  def _place(self, learner, stream, catalogue: ActionSpace):
     learner, stream, inputs = parallel.place(
       learner, stream, loop.Inputs(catalogue, self.world.users), self.layout
     )
@@ -246,7 +248,7 @@ class Learning:
         bar.update(per_call)
     return tuple(state)
 
-  def _point(self, params, catalogue: Catalogue) -> dict[str, list[float]]:
+  def _point(self, params, catalogue: ActionSpace) -> dict[str, list[float]]:
     point = {"total_reward": [], "newcomers": []}
     for one in policy.by_seed(self.config, params):
       sessions = self.world.sessions(self.act, (one, catalogue))
@@ -272,7 +274,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     print(f"job {number} of {len(names)}: {name}/{job}", flush=True)
     make = world.bounds
     if job != "bounds":
-      config = entrants.vary(base, POLICIES[job])
+      config = entrants.vary(experiment, POLICIES[job])
       make = Learning(world, config, folder / job).run
     for share in sorted({0, *c.shares}):
       with jobs.timed(experiment, f"{name}/{job}", f"{share} %"):
@@ -290,7 +292,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "split": base.evaluate.split,
     "episodes": base.evaluate.episodes,
     "items": len(world.split.start),
-    "iterations_before": base.policy.iterations // 2,
+    "iterations_before": base.train.iterations // 2,
   }
   jobs.finish(
     experiment,

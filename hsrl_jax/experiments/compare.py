@@ -4,21 +4,20 @@
 parts, and as published. Both under each protocol.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from hsrl_jax.config import Config
+from hsrl_jax.agents import AGENTS, make_agent
+from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures, statistics
 from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.stages.evaluate import SESSIONS
-from hsrl_jax.stages.parts import LEARN_FROM_LOGS
 from hsrl_jax.stages.run import Run
-
-REFERENCE = "hsrl"
 
 
 def benchmark(experiment: jobs.Experiment) -> None:
@@ -30,22 +29,37 @@ def benchmark(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: HSRL, to which all are compared, is not among the agents.
   """
-  agents = experiment.config.agents
+  agents = compared(experiment.config)
+  if unknown := sorted(set(agents) - set(AGENTS)):
+    raise InputError(
+      f"--experiment_agents has {unknown[0]!r}; expected at least one of "
+      f"{tuple(AGENTS)}"
+    )
   if REFERENCE not in agents:
     raise InputError(
       f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
       "to which the others are compared"
     )
   base = Run(experiment.base, experiment.workdir)
-  if base.own_users and (without := set(agents) & set(LEARN_FROM_LOGS)):
+  without = {
+    name
+    for name in agents
+    if make_agent(entrants.agent(experiment, name), 1, items=1).offline
+  }
+  if base.own_users and without:
     print(
       f"left out: {', '.join(sorted(without))}, which learn from logs; "
       f"{base.name} has none"
     )
     agents = [name for name in agents if name not in without]
   compare(
-    experiment, {name: entrants.agent(experiment.base, name) for name in agents}
+    experiment, {name: entrants.agent(experiment, name) for name in agents}
   )
+
+
+def compared(config: ExperimentConfig) -> Collection[str]:
+  """The agents that the benchmark trains."""
+  return tuple(AGENTS) if config.agents is None else config.agents
 
 
 def ablation(experiment: jobs.Experiment) -> None:
@@ -61,11 +75,10 @@ def ablation(experiment: jobs.Experiment) -> None:
         f"--experiment_variants has {name!r}; expected some of "
         f"{', '.join(entrants.VARIANTS)}"
       )
-  base = experiment.base
+  changes = {REFERENCE: {}} | {name: entrants.VARIANTS[name] for name in names}
   compare(
     experiment,
-    {REFERENCE: base}
-    | {name: entrants.vary(base, entrants.VARIANTS[name]) for name in names},
+    {name: entrants.vary(experiment, x) for name, x in changes.items()},
   )
 
 
@@ -81,9 +94,7 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
   runs = jobs.run_all(
     experiment,
     [
-      jobs.Job(
-        f"{protocol}/{name}", entrants.vary(config, {"protocol": protocol})
-      )
+      jobs.Job(f"{protocol}/{name}", entrants.under(config, protocol))
       for protocol in protocols
       for name, config in configs.items()
     ],
@@ -113,8 +124,8 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
     "dataset": first["dataset"],
     "split": first["split"],
     "episodes": first["episodes"],
-    "iterations": experiment.base.policy.iterations,
-    "users": experiment.base.policy.users,
+    "iterations": experiment.base.train.iterations,
+    "users": experiment.base.train.users,
     "resamples": experiment.config.resamples,
     "reference": REFERENCE,
     "simulator": first["simulator"],
@@ -129,14 +140,14 @@ def _row(
   experiment: jobs.Experiment, reference: Run, run: Run, spent: dict[str, float]
 ) -> dict[str, Any]:
   """The row of results.json of one entrant under one protocol."""
-  config = run.config.policy
-  row = dict(run.results()["policies"][config.agent])
+  agent, train = run.config.agent, run.config.train
+  row = dict(run.results()["policies"][agent])
   row["difference"] = None
   if run is not reference:
-    row["difference"] = _difference(experiment, reference, run, config.agent)
+    row["difference"] = _difference(experiment, reference, run, agent)
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
-  iterations = config.iterations * len(config.seeds)
+  iterations = train.iterations * len(train.seeds)
   # What a killed process had spent is not known.
   known = trained and "policy" in spent
   row["iterations_per_second"] = iterations / spent["policy"] if known else None

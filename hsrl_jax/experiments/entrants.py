@@ -6,22 +6,14 @@ the validation split alone.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from hsrl_jax.config import Config
+from hsrl_jax.agents import PUBLISHED, configure, reads
+from hsrl_jax.config import Config, TrainConfig
+from hsrl_jax.experiments import jobs
 
-# What the public benchmark's A2C and HSRL have in common.
-AS_PUBLISHED = {
-  "item_credit": False,
-  "behaviour_weight": 0.0,
-  "actor_weight": 1.0,
-  "entropy_weight": 0.1,
-  "entropy_weight_end": 0.1,
-  "temperature": 1.0,
-  "temperature_end": 1.0,
-  "explore_no_repeat": False,
-}
+REFERENCE = "hsrl"  # To which all others are compared.
 # Of the benchmark, by agent.
 OVERRIDES = {
   # At HSRL's 0.01 the behaviour loss decides nearly everything, and the critic,
@@ -33,8 +25,13 @@ OVERRIDES = {
   },
   # At the flags' rate it overfits the logs after 500 iterations.
   "sasrec": {"learning_rate": 5e-4},
-  # As published; the variant "flat_features" is A2C with HSRL's losses.
-  "a2c": AS_PUBLISHED,
+  # What it has in common with HSRL as published; the variant "flat_features"
+  # is A2C with HSRL's losses.
+  "a2c": {
+    name: value
+    for name, value in PUBLISHED.items()
+    if name in reads("a2c") or hasattr(TrainConfig, name)
+  },
 }
 # Of the ablation, by variant.
 VARIANTS = {
@@ -68,19 +65,12 @@ VARIANTS = {
   "flat_free": {"agent": "a2c", "item_logits": "free"},
   # The strongest latent agent with the weights of HSRL's losses.
   "ddpg": {"agent": "ddpg"},
-  # As launch/flags/paper.flags.
-  "paper": {
-    **AS_PUBLISHED,
-    "semantic_tokens": False,
-    "item_residual": False,
-    "compose_slates": False,
-    "critic_gradient": True,
-  },
+  "paper": PUBLISHED,
 }
 # HSRL against policies with one logit for each item, where the catalogue grows
 # or changes: changes and label.
 POLICIES = {
-  "hsrl": {},
+  "hsrl": {"agent": REFERENCE},
   "features": VARIANTS["flat_features"],
   "free": VARIANTS["flat_free"],
 }
@@ -89,44 +79,62 @@ LABELS = {
   "features": "one logit per item, of its features",
   "free": "one logit per item, free",
 }
-# Fields of other stages that changes may name; the rest are of `policy`.
+# Fields of other stages that changes may name.
 _STAGES = {"quantizer": ("assignment",), "simulator": ("protocol",)}
 
 
-def vary(base: Config, changes: Mapping[str, Any]) -> Config:
-  """The configuration with some fields changed.
+def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
+  """The flags' configuration with some fields changed.
 
   Args:
-    base: what is changed.
-    changes: field to value.
+    experiment: with the configuration of the flags.
+    changes: field to value; `agent` is HSRL where none is named.
 
   Raises:
     TypeError: a configuration has no such field.
     ValueError: a value is out of range.
   """
-  changes, stages = dict(changes), {}
+  changes, stages = {"agent": REFERENCE} | dict(changes), {}
   for stage, fields in _STAGES.items():
-    stages[stage] = {k: changes.pop(k) for k in fields if k in changes}
-  stages["policy"] = changes
-  return dataclasses.replace(
-    base,
-    **{
-      stage: dataclasses.replace(getattr(base, stage), **fields)
-      for stage, fields in stages.items()
-    },
-  )
+    values = {k: changes.pop(k) for k in fields if k in changes}
+    stages[stage] = dataclasses.replace(
+      getattr(experiment.base, stage), **values
+    )
+  return dataclasses.replace(experiment.with_agent(**changes), **stages)
 
 
-def agent(base: Config, name: str) -> Config:
+def under(config: Config, protocol: str) -> Config:
+  """The configuration under another protocol."""
+  simulator = dataclasses.replace(config.simulator, protocol=protocol)
+  return dataclasses.replace(config, simulator=simulator)
+
+
+def agent(experiment: jobs.Experiment, name: str) -> Config:
   """The configuration of an agent in the benchmark."""
-  return vary(base, {"agent": name} | OVERRIDES.get(name, {}))
+  return vary(experiment, {"agent": name} | OVERRIDES.get(name, {}))
+
+
+def agents(changes: Iterable[Mapping[str, Any]]) -> set[str]:
+  """The agents that several changes train."""
+  return {x.get("agent", REFERENCE) for x in changes} | {REFERENCE}
 
 
 def changed(base: Config, config: Config) -> dict[str, Any]:
-  """The fields of quantizer and policy in which a configuration differs."""
-  differing = {}
-  for stage in ("quantizer", "policy"):
-    old = dataclasses.asdict(getattr(base, stage))
-    new = dataclasses.asdict(getattr(config, stage))
-    differing |= {f"{stage}.{k}": x for k, x in new.items() if x != old[k]}
+  """The fields of quantizer and policy in which a configuration differs.
+
+  A field that only the other agent reads counts where it is not the default.
+  """
+  old = configure(base, config.agent)
+  parts = [("quantizer", old.quantizer, config.quantizer)] + [
+    ("policy", getattr(old, name), getattr(config, name))
+    for name in ("network", "train", "settings")
+  ]
+  differing = {
+    f"{stage}.{field}": value
+    for stage, before, after in parts
+    for field, value in dataclasses.asdict(after).items()
+    if value != getattr(before, field)
+  }
+  if base.agent != config.agent:
+    differing["policy.agent"] = config.agent
   return differing

@@ -11,13 +11,14 @@ import json
 import pathlib
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 from matplotlib.figure import Figure
 
 from hsrl_jax import __version__, files
+from hsrl_jax.agents import Settings, configure
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
@@ -38,6 +39,7 @@ class Experiment(NamedTuple):
     config: what is compared.
     workdir: where everything is written.
     command: that started it, for the record.
+    settings: of each agent, as the flags say.
   """
 
   name: str
@@ -45,6 +47,11 @@ class Experiment(NamedTuple):
   config: ExperimentConfig
   workdir: pathlib.Path
   command: str
+  settings: Mapping[str, Settings] = {}
+
+  def with_agent(self, agent: str, **values: Any) -> Config:
+    """The flags' configuration for an agent; see `agents.configure`."""
+    return configure(self.base, agent, self.settings.get(agent), **values)
 
 
 class Job(NamedTuple):
@@ -164,7 +171,7 @@ def finish(
     "experiment": experiment.name,
     "command": experiment.command,
     "commit": commit(),
-    "seeds": list(experiment.base.policy.seeds),
+    "seeds": list(experiment.base.train.seeds),
     "seconds": spent,
   }
   workdir = experiment.workdir

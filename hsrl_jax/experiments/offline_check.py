@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from hsrl_jax.agents import make_agent
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import logged
 from hsrl_jax.experiments import entrants, jobs
@@ -31,10 +30,10 @@ def run(experiment: jobs.Experiment) -> None:
     InputError: the agent has no probabilities of items.
   """
   base, config = experiment.base, experiment.config
-  job = jobs.Job(base.policy.agent, entrants.agent(base, base.policy.agent))
+  job = jobs.Job(base.agent, entrants.agent(experiment, base.agent))
   (run,) = jobs.run_all(experiment, [job]).values()
   index, split = run.catalogue.index, base.evaluate.split
-  agent = make_agent(run.config, index.num_items)
+  agent = run.agent(slate_size=index.num_items)
   (_, params), *_ = run.policies()
   logs, users = run.dataset.splits[split], run.users(split)
   train = run.dataset.splits["train"]
@@ -68,8 +67,8 @@ def run(experiment: jobs.Experiment) -> None:
   results = {
     "dataset": base.data.dataset,
     "split": split,
-    "agent": base.policy.agent,
-    "seed": base.policy.seeds[0],
+    "agent": base.agent,
+    "seed": base.train.seeds[0],
     "items": index.num_items,
     "logging_temperature": config.logging_temperature,
     "weight_clip": config.weight_clip,

@@ -20,7 +20,7 @@ class _Value(nn.Module):
 
 
 class Critic(nn.Module):
-  """V(s) = sum_l softmax(w)_l V_l(c_l) with trained w (DESIGN, section 4).
+  """V(s) = sum_l softmax(w)_l V_l(c_l) with trained w (docs/method.md).
 
   Attributes:
     hidden: widths of the hidden layers of each V_l.

@@ -1,4 +1,4 @@
-"""History encoder: SASRec, of which only the last position is wanted."""
+"""History encoder: SASRec whose last position alone is computed."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ _MAX_LOGIT = 30.0
 
 
 class Encoder(nn.Module):
-  """Maps ONE user to a state vector c_0 (DESIGN, section 4); callers vmap.
+  """Maps ONE user to a state vector c_0 (docs/method.md); callers vmap.
 
   The user's profile enters by an MLP twice: at all positions, so that what is
   attended to depends on the user, and beside the last one.
@@ -56,7 +56,7 @@ class Encoder(nn.Module):
       user = nn.Dense(4 * self.width, name="profile_hidden")(profile)
       user = nn.Dense(2 * self.width, name="profile")(nn.relu(user))
       attended, added = jnp.split(user, 2)
-      x = x + attended
+      x = x + attended[None]
     x = LayerNorm(name="norm")(x)
     lengths = [len(history)] * (self.layers - 1) + [1]
     if dropout_key is None or not self.dropout:
@@ -177,6 +177,7 @@ class LayerNorm(nn.Module):
     variance = mean(centred * centred)
     scale = self.param("scale", nn.initializers.ones, (width,))
     bias = self.param("bias", nn.initializers.zeros, (width,))
+    scale, bias = (y.reshape(*[1] * (x.ndim - 1), width) for y in (scale, bias))
     return centred * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
 
 

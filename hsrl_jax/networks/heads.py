@@ -98,7 +98,7 @@ class LatentActorCritic(nn.Module):
     self.actor = nn.Dense(self.width)
     self.item = nn.Dense(self.width)
     self.critic = critic.ActionCritic(self.critic_hidden, self.critics)
-    # The bias b of the behaviour loss (DESIGN, section 6).
+    # The bias b of the behaviour loss (docs/method.md).
     self.response_bias = self.param("response_bias", nn.initializers.zeros, ())
 
   def state(

@@ -12,8 +12,8 @@ NEGATIVE = -1e9
 def log_softmax(logits: Array, mask: Array) -> Array:
   """logits - log sum exp over what `mask` marks, along the last axis.
 
-  What is masked has no part in the sum, yet a finite value that can be learned
-  from, such as that of an item that has left since it was shown.
+  A masked element has no part in the sum, yet a finite value that can be
+  learned from, such as that of an item that has left since it was shown.
   """
   norm = jax.nn.logsumexp(logits, axis=-1, where=mask, keepdims=True)
   return logits - norm

@@ -9,10 +9,11 @@ from hsrl_jax.types import Params
 
 
 def digest(tree: Params) -> int:
-  """32 bits that differ where one bit of a leaf does, and else nearly surely.
+  """32 bits of a pytree, which tell it from another one nearly surely.
 
-  Sums of integers have no order, so it does not depend on how leaves lie on
-  devices. On the host, where it costs little and compiles nothing.
+  They differ wherever a single bit does. Sums of integers have no order, so the
+  digest does not depend on how leaves lie on devices. It is computed on the
+  host, where it costs little and compiles nothing.
   """
   leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
   total = 0
@@ -24,8 +25,8 @@ def digest(tree: Params) -> int:
     for shard in x.addressable_shards:
       if shard.replica_id == 0:
         bits = np.asarray(shard.data).view(f"uint{8 * x.dtype.itemsize}")
-        found = np.sum(bits * odd[shard.index], dtype=np.uint32)
-        total += (2 * i + 1) * int(found)
+        digits = np.sum(bits * odd[shard.index], dtype=np.uint32)
+        total += (2 * i + 1) * int(digits)
   if not all(x.is_fully_addressable for x in leaves):
     own = np.uint32(total % 2**32)
     total = int(np.sum(multihost_utils.process_allgather(own), dtype=np.uint32))

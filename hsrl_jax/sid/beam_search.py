@@ -28,7 +28,10 @@ class Beams(NamedTuple):
     items: int32 [B]; 0 where invalid.
     log_probs: float32 [B], log pi of each item (no noise, no temperature); 0
       where invalid.
-    scores: float32 [B], the order of the beams.
+    scores: float32 [B], by which the beams are ordered.
+    noise: float32 [B], of a sample: the standard Gumbel noise of each item,
+      independent of all others', which is its score less its log-probability
+      in the distribution that was sampled. Without a key 0.
     valid: bool [B]; False where fewer than B items were found.
   """
 
@@ -36,6 +39,7 @@ class Beams(NamedTuple):
   items: Array
   log_probs: Array
   scores: Array
+  noise: Array
   valid: Array
 
 
@@ -95,6 +99,8 @@ def beam_search(
   log_prob = jnp.zeros(1)
   tempered = jnp.zeros(1)  # log of pi^(1/temperature), renormalised by level.
   score = jnp.zeros(1)
+  if key is not None:  # The largest of all items' perturbed scores.
+    score = sampling.gumbel(jax.random.fold_in(key, index.levels), (1,))
   context = jax.tree.map(lambda x: jnp.asarray(x)[None], context)
   closed = None if excluded is None else _closed(index, excluded)
 
@@ -138,11 +144,15 @@ def beam_search(
   items = sid_index.item_of(index, node)
   missing = (0, beams - len(items))
   items = jnp.pad(items, missing)
+  noise = jnp.zeros_like(score)
+  if key is not None:
+    noise = jnp.where(alive, score - tempered, 0.0)
   return Beams(
     tokens=sid_index.sid_of(index, items),
     items=items,
     log_probs=jnp.pad(jnp.where(alive, log_prob, 0.0), missing),
     scores=jnp.pad(score, missing, constant_values=masking.NEGATIVE),
+    noise=jnp.pad(noise, missing),
     valid=jnp.pad(alive, missing),
   )
 

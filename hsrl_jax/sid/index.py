@@ -81,7 +81,7 @@ def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
     bool [V].
   """
   words = _row(index.reachable[level], node)
-  bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+  bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1
   return (bits.reshape(-1)[: index.vocab_size] == 1) & (node >= 0)
 
 

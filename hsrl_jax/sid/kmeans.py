@@ -151,7 +151,7 @@ def nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
   best = score.max(0)
   # Three times as fast as argmax on a CPU.
   token = jnp.arange(len(codes), dtype=jnp.int32)[:, None]
-  first = jnp.where(score == best, token, len(codes) - 1).min(0)
+  first = jnp.where(score == best[None], token, len(codes) - 1).min(0)
   return first, jnp.maximum((x**2).sum(1) - 2.0 * best, 0.0)
 
 
@@ -276,7 +276,8 @@ def _step(
 @jax.jit
 def _gap(codes: Array, x: Array) -> Array:
   """Mean difference of the two least squared distances of a row, []."""
-  score = jnp.matmul(x, codes.T, precision=_EXACT) - 0.5 * (codes**2).sum(1)
+  offset = 0.5 * (codes**2).sum(1)
+  score = jnp.matmul(x, codes.T, precision=_EXACT) - offset[None]
   best = score.max(1, keepdims=True)
   second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
   # With all codes equal there is no second one.
@@ -319,13 +320,13 @@ def _seed(key: PRNGKey, x: Array, count: int, shrink: float) -> Array:
     # All vectors are seeds already: draw any.
     logits = jnp.log(jnp.where(distance.max() > 0, distance, 1.0))
     row = jax.random.categorical(jax.random.fold_in(key, i), logits)
-    closer = jnp.minimum(distance, ((x - x[row]) ** 2).sum(-1))
+    closer = jnp.minimum(distance, ((x - x[row][None]) ** 2).sum(-1))
     return closer, x[row]
 
-  distance = ((x - x[first]) ** 2).sum(-1)
+  distance = ((x - x[first][None]) ** 2).sum(-1)
   _, rest = jax.lax.scan(draw, distance, jnp.arange(1, count))
   seeds = jnp.concatenate([x[first][None], rest])
-  mean = x.mean(0)
+  mean = x.mean(0, keepdims=True)
   return mean + shrink * (seeds - mean)
 
 

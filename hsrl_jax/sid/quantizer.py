@@ -215,7 +215,9 @@ def reconstruct(codebooks: Array, tokens: Array) -> Array:
 
 def relative_error(x: Array, reconstruction: Array) -> Array:
   """||x - reconstruction||^2 / ||x - mean(x)||^2, both [N, D] -> []."""
-  return jnp.sum((x - reconstruction) ** 2) / jnp.sum((x - x.mean(0)) ** 2)
+  return jnp.sum((x - reconstruction) ** 2) / jnp.sum(
+    (x - x.mean(0, keepdims=True)) ** 2
+  )
 
 
 @jax.jit

@@ -39,7 +39,7 @@ _LEAST_USERS = 10  # Of which a tenth each is for validation and test.
 
 
 class ResponseFile(NamedTuple):
-  """What such a file holds, checked.
+  """The content of such a file, checked.
 
   Attributes:
     name: of the file, for people.

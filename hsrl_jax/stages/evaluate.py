@@ -22,7 +22,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     parts: of the run.
     trained: the policy of each seed, with its parameters.
   """
-  c, agent = parts.config.evaluate, parts.config.policy.agent
+  c, agent = parts.config.evaluate, parts.config.agent
   users = parts.users(c.split)
   active = parts.catalogue.index.active
   policies = {
@@ -40,7 +40,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "dataset": parts.name,
       "split": c.split,
       "episodes": c.episodes,
-      "seeds": list(parts.config.policy.seeds),
+      "seeds": list(parts.config.train.seeds),
       "agent": agent,
       "policies": measures.report(sessions),
       "simulator": _json(parts.folder("simulator") / "simulator/quality.json"),

@@ -19,9 +19,7 @@ import numpy as np
 
 from hsrl_jax import __version__, serving, sid
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Agent
-from hsrl_jax.agents.base import Catalogue as AgentCatalogue
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
@@ -66,7 +64,8 @@ def run(parts: Parts, export: ExportConfig) -> None:
   workdir_lib.check_replaceable(folder, KIND)
   parts.require("policy")
   config, items = parts.config, parts.dataset.items
-  sizes = _sizes(parts, export)
+  agent = parts.agent(export.slate_size)
+  sizes = _sizes(agent, parts, export)
   env = parts.env._replace(slate_size=sizes.slate)
   learned, users = parts.catalogue, parts.users("train")
   params = policy_lib.load(config, parts.workdir, parts.env, learned, users)
@@ -77,23 +76,21 @@ def run(parts: Parts, export: ExportConfig) -> None:
     items.external_ids,
     items.titles,
     capacity=sizes.capacity,
-    popularity=(
-      learned.popularity if config.policy.agent == "popularity" else None
-    ),
+    popularity=learned.popularity if agent.reads_popularity else None,
   )
-  how = policy_lib.acting(config.policy, served.index)
+  how = policy_lib.acting(agent, served.index)
   print(f"export ...\n  acting: {how}", flush=True)
   manifest = write(
     folder,
-    make_agent(config, sizes.slate),
-    params[config.policy.seeds.index(sizes.seed)],
+    agent,
+    params[config.train.seeds.index(sizes.seed)],
     served,
     env.start(0, users).observation,
     export,
     slate_size=sizes.slate,
     seen=sizes.seen,
     about={
-      "agent": config.policy.agent,
+      "agent": config.agent,
       "acting": how,
       "seed": sizes.seed,
       "dataset": parts.name,
@@ -126,14 +123,15 @@ class _Sizes(NamedTuple):
   seed: int
 
 
-def _sizes(parts: Parts, export: ExportConfig) -> _Sizes:
+def _sizes(agent: Agent, parts: Parts, export: ExportConfig) -> _Sizes:
   """The sizes of an export.
 
   Raises:
     InputError: they do not go with the run.
   """
-  room = capacity(parts.config, export, len(parts.dataset.items.titles) - 1)
-  seeds = parts.config.policy.seeds
+  items = len(parts.dataset.items.titles) - 1
+  room = capacity(agent, parts.config, export, items)
+  seeds = parts.config.train.seeds
   seed = seeds[0] if export.seed is None else export.seed
   if seed not in seeds:
     raise InputError(f"--export_seed={seed}; expected one of --seeds={seeds}")
@@ -146,23 +144,25 @@ def _sizes(parts: Parts, export: ExportConfig) -> _Sizes:
   return _Sizes(room, slate, seen, seed)
 
 
-def capacity(config: Config, export: ExportConfig, items: int) -> int:
+def capacity(
+  agent: Agent, config: Config, export: ExportConfig, items: int
+) -> int:
   """C of an export of so many items.
 
   Raises:
     InputError: there is nothing to export, or not with this capacity.
   """
-  policy = config.policy
-  if policy.agent == "random":
+  if agent.draws:
     raise InputError(
-      "--agent=random with --mode=export; expected an agent that has a policy"
+      f"--agent={config.agent} with --mode=export; expected an agent that has "
+      "a policy"
     )
   if config.quantizer.assignment == "plain":
     raise InputError(
       "--sid_assignment=plain with --mode=export; expected an assignment that "
       "gives each item a SID of its own"
     )
-  if policy.item_logits == "free" and policy.agent in ("a2c", "pgra", "sasrec"):
+  if agent.fixed_items:
     if export.capacity not in (None, items):
       raise InputError(
         f"--export_capacity={export.capacity} with --item_logits=free; "
@@ -300,7 +300,7 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     index = jax.tree_util.tree_map_with_path(
       lambda path, _: arrays[jax.tree_util.keystr(path)], places
     )
-    items = AgentCatalogue(
+    items = ActionSpace(
       arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
 

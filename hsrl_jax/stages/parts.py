@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents import make_agent
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
@@ -16,7 +17,6 @@ from hsrl_jax.sim import click_model, response_file, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
 
-LEARN_FROM_LOGS = ("popularity", "sasrec")  # Agents that need logged slates.
 _SHARED = ("data", "quantize", "simulator")
 
 
@@ -101,7 +101,7 @@ class Parts:
     return source.load(self.folder("data") / "data")
 
   @functools.cached_property
-  def catalogue(self) -> Catalogue:
+  def catalogue(self) -> ActionSpace:
     """Items, SIDs and popularity."""
     catalogue = quantize.load(
       self.folder("quantize"), self.dataset.items, self.config.quantizer
@@ -136,6 +136,17 @@ class Parts:
       self.config.simulator, self.folder("simulator"), self.dataset
     )
 
+  def agent(self, slate_size: int | None = None) -> Agent:
+    """The agent, for slates of K items; None: as many as the simulator shows.
+
+    It acts as in training, also where it is served with other items.
+    """
+    return make_agent(
+      self.config,
+      slate_size or self.env.slate_size,
+      self.catalogue.index.num_items,
+    )
+
   def users(self, split: str) -> EnvParams:
     """The simulator's parameters with the users of a split."""
     return user_simulator.pool(self.response, self.dataset.splits[split])
@@ -163,8 +174,8 @@ def _check_without_slates(config: config_lib.Config, name: str) -> None:
       "--simulator_slate_size is missing; expected the items of a slate, since "
       f"{name} has no slates that would tell"
     )
-  if config.policy.agent in LEARN_FROM_LOGS:
+  if make_agent(config, config.simulator.slate_size, items=1).offline:
     raise InputError(
-      f"--agent={config.policy.agent} learns from logged slates and {name} has "
+      f"--agent={config.agent} learns from logged slates and {name} has "
       "none; expected another agent, or a file on top of a --dataset"
     )

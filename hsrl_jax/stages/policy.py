@@ -8,9 +8,8 @@ import jax
 import numpy as np
 
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import Agent, Catalogue
-from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.config import Config, PolicyConfig
+from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.engine import checkpoint, loop, parallel, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import measures, simulate, statistics
@@ -25,26 +24,26 @@ from hsrl_jax.types import Params, Sessions
 FOLDER = "policy"
 
 
-def acting(config: PolicyConfig, index: SidIndex) -> str:
+def acting(agent: Agent, index: SidIndex) -> str:
   """How the agent finds a slate, in words."""
-  if config.agent != "hsrl" or not hsrl.searches(config, index):
+  if not agent.beams:
     return f"each of {index.num_items:,} items is scored"
-  return f"beam search, {config.beams} beams, {index.num_items:,} items"
+  return f"beam search, {agent.beams} beams, {index.num_items:,} items"
 
 
 def greedy(agent: Agent) -> simulate.Act:
-  """The agent's greedy policy; its `params` are (params, Catalogue)."""
+  """The agent's greedy policy; its `params` are (params, ActionSpace)."""
 
   def act(params, observation, excluded, key):
     params, catalogue = params
-    if agent.loss is not None:
+    if not agent.draws:
       key = None
     return agent.act(params, catalogue, observation, excluded, key, 1.0).slate
 
   return act
 
 
-def by_seed(config: PolicyConfig, params: Params) -> list[Params]:
+def by_seed(config: TrainConfig, params: Params) -> list[Params]:
   """Parameters with leading axis S as one pytree a seed."""
   return [_of_seed(params, i) for i in range(len(config.seeds))]
 
@@ -58,7 +57,7 @@ def run(
   config: Config,
   workdir: pathlib.Path,
   env: UserSimulator,
-  catalogue: Catalogue,
+  catalogue: ActionSpace,
   users: EnvParams,
   val_users: EnvParams,
   logs: Sessions,
@@ -85,8 +84,8 @@ def run(
       state is not saved.
     InputError: the users do not divide over the devices.
   """
-  train = config.policy
-  agent = make_agent(config, env.slate_size)
+  train = config.train
+  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   folder = workdir / FOLDER
   if agent.loss is None:
     folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +143,7 @@ def _train(
   iterate: Callable,
   placed: tuple,
   saved: int,
-  train: PolicyConfig,
+  train: TrainConfig,
   layout: parallel.Layout,
   curve: Callable[[Params], tuple[dict, dict]],
   checkpointer,
@@ -225,7 +224,7 @@ def load(
   config: Config,
   workdir: pathlib.Path,
   env: UserSimulator,
-  catalogue: Catalogue,
+  catalogue: ActionSpace,
   users: EnvParams,
 ) -> list[Params]:
   """The averaged parameters that `run` left, one pytree a seed.
@@ -233,13 +232,13 @@ def load(
   Raises:
     InputError: no checkpoint can be read.
   """
-  seeds = config.policy.seeds
-  agent = make_agent(config, env.slate_size)
+  seeds = config.train.seeds
+  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   inputs = loop.Inputs(catalogue, users)
   if agent.loss is None:
     user = env.start(0, users).observation
     return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
-  engine = loop.make(agent, env, config.policy)
+  engine = loop.make(agent, env, config.train)
   like = parallel.shapes(engine.init, seeds, inputs)
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:
@@ -249,14 +248,14 @@ def load(
       f"{folder}: no checkpoint can be read; delete {workdir}/.done/policy "
       "and run --mode=policy again"
     )
-  return by_seed(config.policy, restored[0].target_params)
+  return by_seed(config.train, restored[0].target_params)
 
 
 def _curve(
   agent: Agent,
   env: UserSimulator,
   config: Config,
-  catalogue: Catalogue,
+  catalogue: ActionSpace,
   users: EnvParams,
 ) -> Callable[[Params], tuple[dict, dict]]:
   """A point of the learning curve: sessions of the validation users.
@@ -274,9 +273,9 @@ def _curve(
         (p, catalogue),
         users,
         key,
-        episodes=config.policy.curve_episodes,
+        episodes=config.train.curve_episodes,
       )
-      for p in by_seed(config.policy, params)
+      for p in by_seed(config.train, params)
     ]
     counts = measures.code_usage(
       catalogue.index, [np.asarray(s.slates) for s in sessions]

@@ -18,7 +18,7 @@ import numpy as np
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import files, sid
-from hsrl_jax.agents.base import Catalogue
+from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.data.source import Items
@@ -381,7 +381,7 @@ def check_finite(rows: embeddings.Rows, ids: np.ndarray, where: str) -> None:
 
 def load(
   workdir: pathlib.Path, items: Items, config: QuantizerConfig
-) -> Catalogue:
+) -> ActionSpace:
   """The catalogue of a dataset with the SIDs that `run` wrote.
 
   Raises:
@@ -404,7 +404,7 @@ def load(
     index = dataclasses.replace(
       index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
     )
-  return Catalogue(
+  return ActionSpace(
     jnp.asarray(items.features), index, jnp.asarray(stored.codebooks)
   )
 

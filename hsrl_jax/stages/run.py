@@ -4,7 +4,6 @@ import pathlib
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
-from hsrl_jax.agents import make_agent
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
@@ -44,7 +43,7 @@ class Run(Parts):
           self.config.data.raw_data_dir,
           bar.update,
         )
-      for note in prepare.notes(self._folder("data") / "data"):
+      for note in prepare.notes(self.folder("data") / "data"):
         print(f"  {note}")
       for path, rows in malformed.items():
         print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
@@ -81,7 +80,7 @@ class Run(Parts):
 
   def policy(self) -> None:
     """Stage policy."""
-    how = policy.acting(self.config.policy, self.catalogue.index)
+    how = policy.acting(self.agent(), self.catalogue.index)
     print(f"  acting: {how}")
     policy.run(
       self.config,
@@ -107,8 +106,7 @@ class Run(Parts):
     params = policy.load(
       self.config, self.workdir, self.env, self.catalogue, self.users("train")
     )
-    agent = make_agent(self.config, self.env.slate_size)
-    act = policy.greedy(agent)
+    act = policy.greedy(self.agent())
     return [(act, (p, self.catalogue)) for p in params]
 
   def report(self) -> None:

@@ -126,19 +126,19 @@ def of_file(
   Args:
     config: `sized` by the file.
     given: the file.
-    dataset: the users and items to be answered for.
+    dataset: its users and items.
 
   Raises:
-    InputError: their profiles or features have another width.
+    InputError: the dataset's profiles or features have another width.
   """
   train, features = dataset.splits["train"], dataset.items.features
-  for what, found, expected in (
+  for what, width, expected in (
     ("profiles", given.profile_width, train.profile.shape[1]),
     ("item features", given.feature_width, features.shape[1]),
   ):
-    if found != expected:
+    if width != expected:
       raise InputError(
-        f"{given.name} takes {what} of {found} numbers; expected {expected}, "
+        f"{given.name} takes {what} of {width} numbers; expected {expected}, "
         "as the dataset has: choose the dataset that it was fitted to, or let "
         "the file bring its own users and items"
       )

@@ -1,38 +1,115 @@
-"""What holds of agents that score every item."""
+"""Agents of the toy with made-up parameters, and their scores in NumPy."""
+
+import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import sid
+from hsrl_jax import agents, sid
+from hsrl_jax.agents import base
+from hsrl_jax.config import Config
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.types import Transition
+from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
 
 KEY = jax.random.key(0)
+DRAWS = 20_000
 NOTHING = jnp.zeros(0, jnp.int32)
 
 
-def made(name, **overrides):
-  """(agent, params away from zero, catalogue, observation) of the toy."""
-  agent, inputs = toy.agent(toy.config(agent=name, **overrides)), toy.inputs()
-  observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
-  params = agent.init(jax.random.key(1), inputs.catalogue, observation)
-  params = jax.tree.map(
-    lambda x: x + 0.3 * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape),
-    params,
+class Made(NamedTuple):
+  """An agent, and what its functions take."""
+
+  config: Config
+  agent: base.Agent
+  params: Params
+  catalogue: base.ActionSpace
+  observation: Observation
+
+
+@functools.cache
+def catalogue() -> base.ActionSpace:
+  """Items at random, with SIDs at random: no k-means is compiled."""
+  rng = np.random.default_rng(0)
+  numbers = rng.permutation(64)[: toy.ITEMS]
+  tokens = np.stack([numbers // 8, numbers % 8], 1)
+  codebooks = rng.normal(size=(2, 8, 7))
+  # A SID loses something of an item's features.
+  features = codebooks[0, tokens[:, 0]] + codebooks[1, tokens[:, 1]]
+  features += 0.3 * rng.normal(size=features.shape)
+  features = np.concatenate([np.zeros((1, 7)), features])
+  # New items have no popularity; padding may not win.
+  popularity = (7 * np.arange(toy.ITEMS + 1)) % 41
+  popularity[0], popularity[-1] = 99, 0
+  return base.ActionSpace(
+    jnp.asarray(features, jnp.float32),
+    sid.build_index(tokens, 8),
+    jnp.asarray(codebooks, jnp.float32),
+    jnp.asarray(popularity, jnp.float32),
   )
-  return agent, params, inputs.catalogue, observation
+
+
+def random_params(agent, observation, seed) -> Params:
+  """Parameters of which none is where it begins; nothing is compiled."""
+  shapes = jax.eval_shape(agent.init, KEY, catalogue(), observation)
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes
+  )
+
+
+@functools.cache
+def made(name: str, items: int = toy.ITEMS, **values) -> Made:
+  """An agent of the toy without dropout; no parameter is where it begins.
+
+  Args:
+    name: of the agent.
+    items: in training, see `agents.make_agent`.
+    **values: see `toy.config`.
+  """
+  config = toy.config(name, **{"dropout": 0.0} | values)
+  agent, users = agents.make_agent(config, toy.SLATE, items), toy.users()
+  observation = Observation(users.profiles[3], users.histories[3])
+  params = random_params(agent, observation, 1)
+  return Made(config, agent, params, catalogue(), observation)
+
+
+@functools.cache
+def _sampler(agent: base.Agent):
+  """A function that is compiled once for an agent."""
+
+  def one(key, params, catalogue, observation, banned, exploration):
+    return agent.act(params, catalogue, observation, banned, key, exploration)
+
+  return jax.jit(jax.vmap(one, in_axes=(0, *[None] * 5)))
+
+
+def sample(made: Made, banned, exploration=1.0) -> base.Action:
+  """DRAWS sampled actions; `banned` are up to 40 items."""
+  return _sampler(made.agent)(
+    jax.random.split(jax.random.key(3), DRAWS),
+    made.params,
+    made.catalogue,
+    made.observation,
+    jnp.asarray(np.append(banned, np.zeros(toy.ITEMS))[: toy.ITEMS], jnp.int32),
+    exploration,
+  )
+
+
+@functools.cache
+def _encode():
+  encoder = Encoder(8, 1, 2, 0.0)
+  return jax.jit(
+    lambda params, features, user: encoder.apply(params, features, *user)
+  )
 
 
 def state(params, catalogue, observation):
-  """The encoder's state, float64 [d]."""
-  return np.asarray(
-    Encoder(8, 1, 2, 0.1).apply(
-      params["encoder"], catalogue.features, *observation
-    ),
-    np.float64,
-  )
+  """The encoder's state, float64 [d]; the encoder has tests of its own."""
+  encoded = _encode()(params["encoder"], catalogue.features, observation)
+  return np.asarray(encoded, np.float64)
 
 
 def item_logits(params, catalogue, x):
@@ -43,6 +120,20 @@ def item_logits(params, catalogue, x):
     rows = features @ own["row"]["kernel"]
     return rows @ x + features @ own["bias"]["kernel"][:, 0]
   return own["row"].astype(np.float64) @ x + own["bias"]
+
+
+def value(params, context):
+  """V of one context by a critic of one hidden layer, in plain numpy."""
+  return mlp(params["critic"]["params"]["value"], context)
+
+
+def mlp(layers, x, row=0):
+  """A critic of one hidden layer or more; `row` of those side by side."""
+  for i in range(len(layers)):
+    layer = layers[f"Dense_{i}"]
+    x = x @ np.asarray(layer["kernel"][row]) + np.asarray(layer["bias"][row])
+    x = np.maximum(x, 0.0) if i < len(layers) - 1 else x
+  return x[0]
 
 
 def transition(observation, **changes):
@@ -60,58 +151,8 @@ def transition(observation, **changes):
   return base._replace(**changes)
 
 
-def shows_the_top(agent, params, catalogue, observation, scores):
-  """Greedy slates are the best by `scores`, [N + 1], of what may be shown.
-
-  The best item of all is removed from the index first.
-
-  Returns:
-    That item, and log_prob of each item shown.
-  """
-  order = (1 + np.argsort(-np.asarray(scores)[1:], kind="stable")).tolist()
-  removed = order.pop(0)
-  fewer = catalogue._replace(index=sid.remove_items(catalogue.index, [removed]))
-  log_probs = {}
-  for banned, want in (
-    (NOTHING, order[: toy.SLATE]),
-    (
-      jnp.array([order[0], 0, order[2]]),
-      [order[1], *order[3 : toy.SLATE + 2]],
-    ),
-  ):
-    action = agent.act(params, fewer, observation, banned, None, 1.0)
-    np.testing.assert_array_equal(action.slate, want)
-    log_probs |= zip(want, np.asarray(action.log_prob).tolist(), strict=True)
-  return removed, log_probs
-
-
-def sampled_slates(agent, params, catalogue, observation, count=200):
-  """Slates [count, K] that are distinct and permitted, 5 and 12 banned."""
-  fewer = catalogue._replace(index=sid.remove_items(catalogue.index, [12]))
-  act = jax.jit(
-    jax.vmap(
-      lambda key: agent.act(
-        params, fewer, observation, jnp.array([5]), key, 1.0
-      )
-    )
+def losses(made: Made, other: Params, step: Transition, progress=0.5):
+  """The loss and the metrics, compiled as a whole."""
+  return jax.jit(made.agent.loss)(
+    made.params, other, made.catalogue, step, KEY, progress
   )
-  actions = act(jax.random.split(jax.random.key(0), count))
-  slates = np.asarray(actions.slate)
-  assert all(len(set(slate.tolist())) == toy.SLATE for slate in slates)
-  assert not np.isin(slates, [0, 5, 12]).any()
-  return actions
-
-
-def gradient_parts(agent, params, catalogue, step):
-  """Largest gradient by top-level part: of params, of the target's."""
-
-  def loss(params, target):
-    return agent.loss(params, target, catalogue, step, KEY, 0.5)[0]
-
-  def largest(tree):
-    return {
-      name: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(part))
-      for name, part in tree.items()
-    }
-
-  return map(largest, jax.grad(loss, argnums=(0, 1))(params, params))

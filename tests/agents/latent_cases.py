@@ -11,6 +11,7 @@ from hsrl_jax import sid
 from hsrl_jax.agents import base, latent
 from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
+from tests.agents import checks
 
 AGENTS = ("ddpg", "td3", "wolpertinger", "hac")
 NOTHING = jnp.zeros(0, jnp.int32)
@@ -21,28 +22,19 @@ class Case(NamedTuple):
   agent: base.Agent
   params: Params
   target_params: Params
-  catalogue: base.Catalogue
+  catalogue: base.ActionSpace
   observation: Observation
 
 
 @functools.cache
 def make(agent: str, **overrides) -> Case:
   """One item is inactive; no parameter is at its initial value."""
-  config = toy.config(agent=agent, dropout=0.0, **overrides)
-  made, inputs = toy.agent(config), toy.inputs()
-  observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
-  catalogue = inputs.catalogue._replace(
-    index=sid.remove_items(inputs.catalogue.index, np.array([INACTIVE]))
+  _, made, params, catalogue, observation = checks.made(agent, **overrides)
+  catalogue = catalogue._replace(
+    index=sid.remove_items(catalogue.index, np.array([INACTIVE]))
   )
-  params = made.init(jax.random.key(1), catalogue, observation)
-
-  def moved(phase):
-    return jax.tree.map(
-      lambda x: x + 0.3 * jnp.sin(phase + jnp.arange(x.size)).reshape(x.shape),
-      params,
-    )
-
-  return Case(made, moved(1.0), moved(2.0), catalogue, observation)
+  target_params = checks.random_params(made, observation, 2)
+  return Case(made, params, target_params, catalogue, observation)
 
 
 def transition(case: Case) -> Transition:
@@ -61,7 +53,7 @@ def transition(case: Case) -> Transition:
 
 
 def loss(case: Case, step: Transition, progress=0.0):
-  return case.agent.loss(
+  return jax.jit(case.agent.loss)(
     case.params,
     case.target_params,
     case.catalogue,
@@ -79,10 +71,16 @@ def unit(x):
   return x / np.sqrt(np.square(x).mean(-1, keepdims=True))
 
 
+@functools.cache
+def _encode():
+  apply = latent.network(toy.config().network).apply
+  return jax.jit(functools.partial(apply, method="state"))
+
+
 def state(params, catalogue, observation):
   """By the network itself; the encoder has tests of its own."""
-  encode = functools.partial(latent.network(toy.config()).apply, method="state")
-  return np.asarray(encode(params, catalogue.features, observation), np.float64)
+  encoded = _encode()(params, catalogue.features, observation)
+  return np.asarray(encoded, np.float64)
 
 
 def action(params, state):

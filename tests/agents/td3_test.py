@@ -51,8 +51,8 @@ class Td3Test(parameterized.TestCase):
         lambda p: cases.loss(case._replace(params=p), step, progress)[0]
       )(params)["params"]
 
-    for iteration in range(toy.SPEC.iterations):
-      progress = jnp.int32(iteration) / toy.SPEC.iterations
+    for iteration in range(toy.BASE.train.iterations):
+      progress = jnp.int32(iteration) / toy.BASE.train.iterations
       parts = gradient(case.params, progress)
       moves = float(jnp.abs(parts["actor"]["kernel"]).max()) > 0
       self.assertEqual(moves, iteration % 2 == 0)

@@ -2,6 +2,7 @@
 
 from unittest import mock
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -22,18 +23,17 @@ def _choose(params, catalogue, observation, candidates, excluded=()):
 
 
 class WolpertingerTest(parameterized.TestCase):
-  @parameterized.parameters(1, 2, 5, 99)
+  @parameterized.parameters(1, 5, 99)
   def test_the_best_candidates_are_shown(self, slates):
     case = cases.make("wolpertinger")
     with mock.patch.object(wolpertinger, "CANDIDATES", slates):
-      for excluded in ([], [1, 0, 5, 9, 13]):
-        got = case.agent.act(
+      act = jax.jit(lambda *x: case.agent.act(*x, None, 1.0))
+      for excluded in ([0] * 5, [1, 0, 5, 9, 13]):
+        got = act(
           case.params,
           case.catalogue,
           case.observation,
           jnp.array(excluded, jnp.int32),
-          None,
-          1.0,
         ).slate
         want, _ = _choose(
           case.params, case.catalogue, case.observation, 3 * slates, excluded

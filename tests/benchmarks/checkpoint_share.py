@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import train_throughput
 
-from hsrl_jax.config import Config, PolicyConfig, QuantizerConfig
+from hsrl_jax.config import TrainConfig
 from hsrl_jax.host import watch
 from hsrl_jax.stages import policy
 
@@ -23,11 +23,8 @@ from hsrl_jax.stages import policy
 def main(items: int, iterations: int) -> None:
   """Trains, prints what saving took."""
   env, catalogue, users, logs = train_throughput.world(items)
-  sizes = PolicyConfig(iterations=iterations)
-  config = Config(
-    quantizer=QuantizerConfig(train_throughput.LEVELS, train_throughput.VOCAB),
-    policy=sizes,
-  )
+  config = train_throughput.configure(iterations=iterations)
+  sizes = config.train
   found = watch.Watch()
   with tempfile.TemporaryDirectory() as folder:
     policy.run(
@@ -57,6 +54,6 @@ if __name__ == "__main__":
   parser = argparse.ArgumentParser()
   parser.add_argument("--items", type=int, default=9_066)
   parser.add_argument(
-    "--iterations", type=int, default=PolicyConfig().iterations
+    "--iterations", type=int, default=TrainConfig().iterations
   )
   main(**vars(parser.parse_args()))

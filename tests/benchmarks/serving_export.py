@@ -11,10 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import serving, sid
-from hsrl_jax.agents.base import Catalogue, Spec
-from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.config import ExportConfig, PolicyConfig
+from hsrl_jax import agents, serving, sid
+from hsrl_jax.agents.base import ActionSpace
+from hsrl_jax.config import Config, ExportConfig, QuantizerConfig
 from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
 
@@ -28,10 +27,12 @@ class Live(NamedTuple):
   Attributes:
     policy: its parameters by name.
     function: of parameters, catalogue and requests.
+    every_item: the same by scoring each item.
   """
 
   policy: dict[str, np.ndarray]
   function: Callable
+  every_item: Callable
 
 
 def write(
@@ -43,7 +44,7 @@ def write(
     folder: of the export.
     items: in the catalogue, which has room for one in 100 more.
     batch_sizes: of the export.
-    **overrides: of the PolicyConfig.
+    **overrides: see `agents.configure`.
   """
   rng = np.random.default_rng(0)
   numbers = rng.permutation(VOCAB**LEVELS)[:items]
@@ -60,11 +61,14 @@ def write(
     ["", *(f"Item number {i}" for i in range(1, items + 1))],
     capacity=items + items // 100,
   )
-  agent = hsrl.make(
-    PolicyConfig(**overrides), Spec(LEVELS, VOCAB, SLATE, -0.1, 100)
+  config = agents.configure(
+    Config(quantizer=QuantizerConfig(LEVELS, VOCAB)),
+    agents.DEFAULT,
+    **{"layers": 2} | overrides,
   )
+  agent = agents.make_agent(config, SLATE, items)
   user = Observation(jnp.zeros(PROFILE), jnp.ones(HISTORY, jnp.int32))
-  live = Catalogue(
+  live = ActionSpace(
     jnp.asarray(catalogue.features), catalogue.index, jnp.asarray(codebooks)
   )
   params = jax.jit(agent.init)(jax.random.key(0), live, user)
@@ -84,7 +88,9 @@ def write(
     seen=SEEN,
     about={},
   )
-  return Live(export.by_name(params), function)
+  scoring = agents.make_agent(config, SLATE, items=1)
+  every_item = export.decoder(scoring, params, catalogue)
+  return Live(export.by_name(params), function, every_item)
 
 
 def request(rng: np.random.Generator, items: int) -> dict[str, list]:

@@ -24,7 +24,6 @@ import numpy as np
 import train_throughput
 from jax.sharding import Mesh, PartitionSpec
 
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import parallel
 
 
@@ -62,8 +61,9 @@ def words(state) -> list[np.ndarray]:
 
 def main(calls: int) -> None:
   """Compiles both programs, compares their results, times them by turns."""
-  config = PolicyConfig(seeds=(0,))
-  engine, inputs, _ = train_throughput.problem(9_066, config)
+  whole = train_throughput.configure(seeds=(0,))
+  config = whole.train
+  engine, inputs, _ = train_throughput.problem(9_066, whole)
   layout = parallel.layout(1)
   programs = {
     "pmap": parallel.over_devices(engine.run, layout),

@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.base import Catalogue, Spec
-from hsrl_jax.config import AGENTS, PolicyConfig, SimulatorConfig
+from hsrl_jax.agents.base import ActionSpace
+from hsrl_jax.config import Config, QuantizerConfig, SimulatorConfig
 from hsrl_jax.engine import loop, parallel
 from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -45,7 +45,7 @@ class World(NamedTuple):
   """Made-up items, users and logs of the sizes above."""
 
   env: UserSimulator
-  catalogue: Catalogue
+  catalogue: ActionSpace
   users: EnvParams
   logs: Sessions
 
@@ -58,7 +58,7 @@ def world(items: int) -> World:
   codes = rng.permutation(VOCAB**LEVELS)[:items]
   tokens = np.stack(np.unravel_index(codes, (VOCAB,) * LEVELS), 1)
   codebooks = rng.normal(size=(LEVELS, VOCAB, FEATURES)).astype(np.float32)
-  catalogue = Catalogue(
+  catalogue = ActionSpace(
     jnp.asarray(features),
     sid.build_index(tokens, VOCAB),
     jnp.asarray(codebooks),
@@ -79,16 +79,19 @@ def world(items: int) -> World:
   )
 
 
-def problem(
-  items: int, config: PolicyConfig
-) -> tuple[loop.Engine, loop.Inputs, str]:
+def configure(agent: str = agents.DEFAULT, **values) -> Config:
+  """A configuration of the sizes above; see `agents.configure`."""
+  base = Config(quantizer=QuantizerConfig(LEVELS, VOCAB))
+  return agents.configure(base, agent, **values)
+
+
+def problem(items: int, config: Config) -> tuple[loop.Engine, loop.Inputs, str]:
   """The engine in a simulator of random items and users, and how it acts."""
   env, catalogue, users, logs = world(items)
-  spec = Spec(LEVELS, VOCAB, SLATE, env.reward, config.iterations)
-  agent = agents.AGENTS[config.agent](config, spec)
+  agent = agents.make_agent(config, SLATE, items)
   inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.reward))
-  how = policy.acting(config, catalogue.index)
-  return loop.make(agent, env, config), inputs, how
+  how = policy.acting(agent, catalogue.index)
+  return loop.make(agent, env, config.train), inputs, how
 
 
 def show(result: dict[str, Any]) -> None:
@@ -104,8 +107,9 @@ def show(result: dict[str, Any]) -> None:
 
 def main(items: int, agent: str, layers: int) -> None:
   """Compiles the step, runs it, prints what it took."""
-  config = PolicyConfig(agent=agent, layers=layers)
-  engine, inputs, how = problem(items, config)
+  whole = configure(agent, layers=layers)
+  engine, inputs, how = problem(items, whole)
+  config = whole.train
   layout = parallel.layout(len(config.seeds))
   learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
   learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
@@ -145,7 +149,7 @@ if __name__ == "__main__":
   parser.add_argument(
     "--agent",
     default="hsrl",
-    choices=[x for x in AGENTS if x not in ("random", "popularity")],
+    choices=[x for x in agents.AGENTS if x not in ("random", "popularity")],
   )
   parser.add_argument("--layers", type=int, default=2)
   main(**vars(parser.parse_args()))

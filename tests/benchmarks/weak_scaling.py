@@ -25,9 +25,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import jax
 from jax.experimental import multihost_utils
-from train_throughput import problem
+from train_throughput import configure, problem
 
-from hsrl_jax.config import PolicyConfig
 from hsrl_jax.engine import parallel
 from hsrl_jax.engine.processes import start
 
@@ -41,7 +40,8 @@ def work(coordinator: str, processes: int, process: int) -> None:
     start(coordinator, processes, process)
   layout = parallel.layout(1)
   users = USERS * layout.devices
-  config = PolicyConfig(
+  config = configure(
+    layers=2,
     users=users,
     batch_size=2 * users,
     buffer_size=100 * users,
@@ -59,7 +59,7 @@ def work(coordinator: str, processes: int, process: int) -> None:
   }
   mapped, states, seconds = {}, {}, {name: [] for name in runs}
   for name, run in runs.items():
-    state = parallel.init(engine.init, config.seeds, inputs, layout)
+    state = parallel.init(engine.init, config.train.seeds, inputs, layout)
     *states[name], placed = parallel.place(*state, inputs, layout)
     mapped[name] = parallel.over_devices(run, layout)
   for call in range(CALLS + 1):

@@ -49,7 +49,9 @@ class DevicesTest(parameterized.TestCase):
     engine, inputs = toy.engine(config), toy.inputs()
     layout = parallel.layout(2)
     self.assertFalse(layout.by_seed)
-    learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+    learner, stream = parallel.init(
+      engine.init, config.train.seeds, inputs, layout
+    )
     one = _over_seeds(engine)
     one_learner, one_stream = _on_one_device((learner, stream))
     four = parallel.over_devices(engine.run, layout)
@@ -88,11 +90,11 @@ class DevicesTest(parameterized.TestCase):
       return
     # The last call again, from the checkpoint before it: the same on as many
     # devices, and on other numbers up to summation order.
-    shapes = parallel.shapes(engine.init, config.seeds, inputs)
+    shapes = parallel.shapes(engine.init, config.train.seeds, inputs)
     found = {1: one(*self._saved(shapes), inputs)[:2]}
     for devices in (4, 2):
       layout = parallel.Layout(2, devices, by_seed=False)
-      like = parallel.init(engine.init, config.seeds, inputs, layout)
+      like = parallel.init(engine.init, config.train.seeds, inputs, layout)
       placed = parallel.place(*self._saved(like), inputs, layout)
       run = four if devices == 4 else parallel.over_devices(engine.run, layout)
       found[devices] = parallel.collect(*run(*placed)[:2], layout)
@@ -122,7 +124,7 @@ class DevicesTest(parameterized.TestCase):
     config = toy.config(agent=agent)
     engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())
     layout = parallel.layout(2)
-    start = parallel.init(engine.init, config.seeds, inputs, layout)
+    start = parallel.init(engine.init, config.train.seeds, inputs, layout)
     placed = parallel.place(*start, inputs, layout)
     text = parallel.over_devices(engine.run, layout).lower(*placed).as_text()
     self.assertEqual(_collectives(text), ["all_reduce"])
@@ -144,7 +146,9 @@ class DevicesTest(parameterized.TestCase):
     )
     engine, inputs = toy.engine(config), toy.inputs()
     layout = parallel.layout(1)
-    learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+    learner, stream = parallel.init(
+      engine.init, config.train.seeds, inputs, layout
+    )
     learner, stream, placed = parallel.place(learner, stream, inputs, layout)
     four = parallel.over_devices(engine.run, layout)
     learner, stream, _ = four(learner, stream, placed)  # Fills the ring.
@@ -303,7 +307,7 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(int(stream.replay.added), 40)
     seen = stream.replay.items
     repeats = sessions = 0
-    for user in range(config.users):
+    for user in range(config.train.users):
       shown, steps = set(), 0
       for step in range(40):
         slate = np.asarray(seen.slate[step, user]).tolist()
@@ -311,12 +315,12 @@ class LoopTest(parameterized.TestCase):
         shown, steps = shown.union(slate), steps + 1
         if seen.terminated[step, user] or steps == toy.env().max_steps:
           shown, steps, sessions = set(), 0, sessions + 1
-    self.assertGreater(sessions, config.users)
+    self.assertGreater(sessions, config.train.users)
     self.assertEqual(repeats == 0, explore)
 
   def test_target_networks_follow_at_the_rate_polyak(self):
     config = toy.config(agent="a2c", seeds=(0,), polyak=0.0)
-    start, _ = toy.engine(config).init(0, toy.inputs())
+    start, _ = jax.jit(toy.engine(config).init)(0, toy.inputs())
     learner, *_ = toy.train(config, calls=2)
     chex.assert_trees_all_equal(learner.target_params, start.params)
     moved = jax.tree.map(

@@ -69,9 +69,9 @@ def _state(workdir):
   flags.FLAGS.mark_as_parsed()
   run = run_lib.Run(config, workdir)
   agent = make_agent(config, run.env.slate_size)
-  engine = loop.make(agent, run.env, config.policy)
+  engine = loop.make(agent, run.env, config.train)
   inputs = loop.Inputs(run.catalogue, run.users("train"))
-  like = parallel.shapes(engine.init, config.policy.seeds, inputs)
+  like = parallel.shapes(engine.init, config.train.seeds, inputs)
   folder = workdir / policy.FOLDER / "checkpoints"
   with checkpoint.open_directory(folder) as checkpointer:
     return checkpoint.restore_latest(checkpointer, like)

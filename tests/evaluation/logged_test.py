@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax import agents
 from hsrl_jax.evaluation import logged
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
@@ -13,7 +13,7 @@ from tests import toy
 
 USER = np.arange(1_200) % toy.USERS
 TEMPERATURES = (0.5, 0.7, 0.3, 0.15)  # The logs are drawn at the first.
-EVERYTHING = hsrl.make(toy.config(), toy.SPEC._replace(slate_size=toy.ITEMS))
+EVERYTHING = agents.make_agent(toy.config(), toy.ITEMS, toy.ITEMS)
 
 
 class LoggedTest(absltest.TestCase):

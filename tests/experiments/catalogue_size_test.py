@@ -19,13 +19,13 @@ from tests import toy
 
 SIZES = (64, 160)
 NAMES = ("hsrl",)
-BASE = config_lib.Config(
+BASE = dataclasses.replace(
+  toy.config(
+    users=4, batch_size=4, buffer_size=4 * 40, iterations=8, save_every=8
+  ),
   data=config_lib.DataConfig(dataset="toy"),
   quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=16, restarts=1),
   simulator=config_lib.SimulatorConfig(epochs=1, dropout=0.0, hidden=8),
-  policy=toy.config(
-    users=4, batch_size=4, buffer_size=4 * 40, iterations=8, save_every=8
-  ),
   evaluate=config_lib.EvaluateConfig(episodes=30),
 )
 

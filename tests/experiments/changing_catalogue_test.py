@@ -1,6 +1,7 @@
 """Changing catalogue: what the change does, against sets counted by hand."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -22,9 +23,9 @@ from tests import toy
 
 SHARES = (50,)
 START, CHANGED = 26, 13  # Of the 40 items of the toy, 14 are held out.
-BASE = config_lib.Config(
+BASE = dataclasses.replace(
+  toy.config(learning_rate=1e-2, iterations=160, iterations_per_call=20),
   quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=8, restarts=1),
-  policy=toy.config(learning_rate=1e-2, iterations=160, iterations_per_call=20),
   evaluate=config_lib.EvaluateConfig(episodes=100),
 )
 
@@ -203,7 +204,7 @@ class WholeTest(absltest.TestCase):
     self.assertEmpty(shown & left)
     self.assertNotEmpty(shown & set(self.world.split.newcomers))
     params = changing.parallel.target_params(learner, learning.layout)
-    seeds = changing.policy.by_seed(BASE.policy, params)
+    seeds = changing.policy.by_seed(BASE.train, params)
     sessions = self.world.sessions(learning.act, (seeds[0], catalogue))
     self.assertEmpty(set(np.asarray(sessions.slates).ravel()) & left)
 

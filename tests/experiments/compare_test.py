@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds
@@ -146,51 +147,54 @@ class WholeTest(absltest.TestCase):
     self.assertIn("expected hsrl among them", err)
 
 
+def _experiment(name, **config):
+  """With all at its defaults, but for the values of ExperimentConfig."""
+  return jobs.Experiment(
+    name,
+    agents.configure(config_lib.Config(), "hsrl"),
+    config_lib.ExperimentConfig(**config),
+    pathlib.Path(),
+    "",
+  )
+
+
 class EntrantsTest(parameterized.TestCase):
   def test_without_logs_there_is_nobody_who_learns_from_them(self):
     for own_users in (True, False):
       run = types.SimpleNamespace(own_users=own_users, name="urm.npz")
-      experiment = jobs.Experiment(
-        "benchmark",
-        config_lib.Config(),
-        config_lib.ExperimentConfig(),
-        pathlib.Path(),
-        "",
-      )
       with (
         mock.patch.object(compare, "Run", return_value=run),
         mock.patch.object(compare, "compare") as compared,
         contextlib.redirect_stdout(io.StringIO()) as out,
       ):
-        compare.benchmark(experiment)
+        compare.benchmark(_experiment("benchmark"))
       absent = {"popularity", "sasrec"} if own_users else set()
       self.assertEqual(
-        set(compared.call_args.args[1]), set(config_lib.AGENTS) - absent
+        set(compared.call_args.args[1]), set(agents.AGENTS) - absent
       )
       self.assertEqual("popularity, sasrec" in out.getvalue(), own_users)
 
-  @parameterized.parameters(*config_lib.AGENTS)
+  @parameterized.parameters(*agents.AGENTS)
   def test_the_budget_is_the_same(self, agent):
-    base = config_lib.Config()
-    policy = entrants.agent(base, agent).policy
-    self.assertEqual(policy.agent, agent)
-    for name in ("iterations", "users", "batch_size", "width", "layers"):
-      self.assertEqual(getattr(policy, name), getattr(base.policy, name))
+    experiment = _experiment("benchmark")
+    base, config = experiment.base, entrants.agent(experiment, agent)
+    self.assertEqual(config.agent, agent)
+    self.assertEqual(config.network, base.network)
+    for name in ("iterations", "users", "batch_size"):
+      self.assertEqual(getattr(config.train, name), getattr(base.train, name))
 
   @parameterized.parameters(*entrants.VARIANTS)
   def test_a_variant_changes_what_it_says(self, name):
-    base, changes = config_lib.Config(), entrants.VARIANTS[name]
-    differing = entrants.changed(base, entrants.vary(base, changes))
+    experiment, changes = _experiment("ablation"), entrants.VARIANTS[name]
+    config = entrants.vary(experiment, changes)
+    differing = entrants.changed(experiment.base, config)
     self.assertNotEmpty(differing)
     for path, value in differing.items():
       self.assertEqual(value, changes[path.split(".")[1]])
 
   def test_all_variants_unless_some_are_named(self):
     for names, expected in (((), entrants.VARIANTS), (("ddpg",), ["ddpg"])):
-      config = config_lib.ExperimentConfig(variants=names)
-      experiment = jobs.Experiment(
-        "ablation", config_lib.Config(), config, pathlib.Path(), ""
-      )
+      experiment = _experiment("ablation", variants=names)
       with mock.patch.object(compare, "compare") as compared:
         compare.ablation(experiment)
       self.assertEqual(list(compared.call_args.args[1]), ["hsrl", *expected])
@@ -205,7 +209,18 @@ class EntrantsTest(parameterized.TestCase):
     )
     for name, value in entrants.VARIANTS["paper"].items():
       self.assertEqual(json.loads(given.pop(name)), value, name)
-    self.assertEqual(set(given), {"workdir", "iterations", "seeds"})
+    # The rest is the published code's, in every job alike.
+    self.assertEqual(
+      set(given),
+      {
+        "workdir",
+        "iterations",
+        "seeds",
+        "layers",
+        "learning_rate",
+        "curve_every",
+      },
+    )
 
 
 class _Evaluated(types.SimpleNamespace):
@@ -214,7 +229,7 @@ class _Evaluated(types.SimpleNamespace):
   def results(self):
     policies = {
       name: {"total_reward": _measure(1.0), "normalised": _measure(0.5)}
-      for name in (self.config.policy.agent, *bounds.BOUNDS)
+      for name in (self.config.agent, *bounds.BOUNDS)
     }
     facts = {"dataset": "toy", "split": "test", "episodes": 60}
     return facts | {"simulator": {}, "policies": policies}
@@ -233,7 +248,7 @@ class RowsTest(absltest.TestCase):
       for job in jobs_:
         folder = self.workdir / job.name
         folder.mkdir(parents=True)
-        names = (job.config.policy.agent, *bounds.BOUNDS)
+        names = (job.config.agent, *bounds.BOUNDS)
         for name in names:
           self.rewards[job.name, name] = rng.normal(size=(2, 60))
         sessions = {
@@ -245,7 +260,7 @@ class RowsTest(absltest.TestCase):
 
     experiment = jobs.Experiment(
       "ablation",
-      config_lib.Config(),
+      agents.configure(config_lib.Config(), "hsrl"),
       config_lib.ExperimentConfig(
         protocols=("no_repeat",), variants=("collided_sids", "ddpg")
       ),
@@ -293,7 +308,7 @@ def _measure(mean):
 class TableTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    names = {*config_lib.AGENTS, *entrants.VARIANTS}
+    names = {*agents.AGENTS, *entrants.VARIANTS}
     rows = {
       name: {
         "total_reward": _measure(-99.0 + i),

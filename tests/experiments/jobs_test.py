@@ -21,12 +21,12 @@ class _Run:
 
   def __init__(self, config, workdir, shared):
     self.config, self.workdir, self.shared = config, workdir, shared
-    self.fingerprints = {"data": "d", "policy": config.policy.agent}
+    self.fingerprints = {"data": "d", "policy": config.agent}
     self.dataset = object()
 
   def stage(self, name):
     self.stages.append((self.workdir.name, name))
-    if name == "policy" and self.config.policy.agent == "td3":
+    if name == "policy" and self.config.agent == "td3":
       raise InputError("no such thing")
 
 
@@ -37,7 +37,7 @@ class JobsTest(parameterized.TestCase):
     self.workdir = pathlib.Path(root)
     self.experiment = jobs.Experiment(
       "benchmark",
-      config_lib.Config(policy=toy.config()),
+      toy.config(),
       config_lib.ExperimentConfig(),
       self.workdir,
       "",
@@ -46,8 +46,7 @@ class JobsTest(parameterized.TestCase):
     self.enter_context(mock.patch.object(_Run, "stages", []))
 
   def run_all(self, *agents):
-    base = self.experiment.base
-    todo = [jobs.Job(x, entrants.agent(base, x)) for x in agents]
+    todo = [jobs.Job(x, entrants.agent(self.experiment, x)) for x in agents]
     with contextlib.redirect_stdout(io.StringIO()) as out:
       return jobs.run_all(self.experiment, todo), out.getvalue()
 

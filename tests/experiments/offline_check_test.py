@@ -1,6 +1,7 @@
 """Experiment `offline_check`: its table, and the whole of it, small."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import pathlib
@@ -17,12 +18,14 @@ from hsrl_jax.experiments import jobs, offline_check
 from hsrl_jax.report import experiment_plots
 from tests import toy
 
-BASE = config_lib.Config(
-  config_lib.DataConfig("toy"),
-  config_lib.QuantizerConfig(levels=2, vocab_size=16, iterations=2, restarts=1),
-  config_lib.SimulatorConfig(epochs=1, max_steps=2),
+BASE = dataclasses.replace(
   toy.config(iterations=4, curve_every=4, save_every=4, seeds=(0,)),
-  config_lib.EvaluateConfig(episodes=100),
+  data=config_lib.DataConfig("toy"),
+  quantizer=config_lib.QuantizerConfig(
+    levels=2, vocab_size=16, iterations=2, restarts=1
+  ),
+  simulator=config_lib.SimulatorConfig(epochs=1, max_steps=2),
+  evaluate=config_lib.EvaluateConfig(episodes=100),
 )
 
 

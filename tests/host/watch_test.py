@@ -55,13 +55,13 @@ class WatchTest(parameterized.TestCase):
   @parameterized.parameters("5", "7:3", "0:3", "a:b", "1:2:3")
   def test_bad_profile_steps(self, text):
     with self.assertRaisesRegex(ValueError, "profile_steps is .*101:300"):
-      config.PolicyConfig(profile_steps=text)
+      config.TrainConfig(profile_steps=text)
 
   def test_profile_steps_decide_nothing(self):
-    traced = config.PolicyConfig(profile_steps="10:20")
+    traced = config.TrainConfig(profile_steps="10:20")
     self.assertEqual(traced.profile_range, (10, 20))
     self.assertEqual(
-      config.fingerprint(traced), config.fingerprint(config.PolicyConfig())
+      config.fingerprint(traced), config.fingerprint(config.TrainConfig())
     )
 
 

@@ -7,9 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import agents, serving, sid
-from hsrl_jax.agents.base import Agent
-from hsrl_jax.agents.base import Catalogue as AgentCatalogue
+from hsrl_jax import serving, sid
+from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import ExportConfig
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.stages import export
@@ -57,9 +56,9 @@ class Exported(NamedTuple):
     return np.asarray(act.slate), np.asarray(act.log_prob)
 
 
-def _for_agents(catalogue: serving.Catalogue) -> AgentCatalogue:
+def _for_agents(catalogue: serving.Catalogue) -> ActionSpace:
   """The same as the training side has it."""
-  return AgentCatalogue(
+  return ActionSpace(
     jnp.asarray(catalogue.features),
     catalogue.index,
     jnp.asarray(catalogue.codebooks),
@@ -73,10 +72,11 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
   Args:
     folder: is written.
     salt: makes other parameters.
-    **overrides: of the PolicyConfig; `platforms` of the export.
+    **overrides: see `toy.config`; `platforms` of the export.
   """
   platforms = overrides.pop("platforms", ("cpu",))
-  config = toy.config(**({"beams": 64} | overrides))
+  config = toy.config(**overrides)
+  agent = toy.agent(config)
   rng = np.random.default_rng(0)
   numbers = rng.permutation(VOCAB**LEVELS)[: toy.ITEMS]
   tokens = np.stack(np.unravel_index(numbers, (VOCAB,) * LEVELS), 1)
@@ -90,9 +90,8 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     ["", *(f"id-{i}" for i in range(1, toy.ITEMS + 1))],
     ["", *(f"Título {i}" for i in range(1, toy.ITEMS + 1))],
     capacity=ROOM,
-    popularity=popularity if config.agent == "popularity" else None,
+    popularity=popularity if agent.reads_popularity else None,
   )
-  agent = agents.AGENTS[config.agent](config, toy.SPEC)
   user = Observation(
     np.zeros(toy.GROUPS, np.float32), np.ones(toy.HISTORY, np.int32)
   )

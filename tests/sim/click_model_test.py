@@ -88,7 +88,6 @@ class ClickModelTest(parameterized.TestCase):
       resumed, _ = again.epoch(resumed)
     chex.assert_trees_all_equal(resumed, straight)
     _, test = _logs(seed=2)
-    test = test._replace(profile=test.profile)
     p = fit.predict(straight.params, test)
     # The test users' items are drawn anew, with the features of the fit.
     chance = 1 / (1 + np.exp(-4 * features[test.exposed, 0] * test.profile))

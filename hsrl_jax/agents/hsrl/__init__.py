@@ -1,1 +1,1 @@
-"""HSRL: the agent, its view of a slate, and composed slates."""
+"""HSRL: its settings, networks, way of acting and losses."""

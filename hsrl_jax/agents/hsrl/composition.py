@@ -26,7 +26,7 @@ def compose_slate(
     Positions in the best items followed by the worst.
   """
   count = len(best_scores)
-  place = jnp.arange(count)
+  place = jnp.arange(count)[None]
   worst_from = count - jnp.arange(count + 1)[:, None]  # K - n.
   slates = jnp.where(place < worst_from, place, 2 * count - 1 - place)
   probabilities = jax.nn.sigmoid(jnp.concatenate([best_scores, worst_scores]))

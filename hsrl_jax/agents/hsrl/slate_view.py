@@ -1,4 +1,4 @@
-"""What the losses of HSRL need of ONE shown slate (docs/method.md)."""
+"""ONE shown slate as the losses of HSRL see it (docs/method.md, Losses)."""
 
 from typing import NamedTuple
 

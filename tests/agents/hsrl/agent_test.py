@@ -1,277 +1,248 @@
-"""The agent: what it shows, and which parameters its loss moves."""
+"""HSRL's losses by hand, and how it acts against the exact distribution."""
 
+import dataclasses
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
+from scipy import special
 
-from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax import agents, sid
+from hsrl_jax.agents.hsrl import acting
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.stages import policy
-from hsrl_jax.types import Transition
 from tests import toy
+from tests.agents import checks
+from tests.agents.hsrl import reference
 
-NOTHING = jnp.zeros(0, jnp.int32)
-
-
-def _made(sweet_point=None, **overrides):
-  config = toy.config(**overrides)
-  spec = toy.SPEC._replace(reward=Reward(-0.1, sweet_point))
-  agent, inputs = hsrl.make(config, spec), toy.inputs()
-  observation = toy.env().start(jnp.int32(3), inputs.env_params).observation
-  params = agent.init(jax.random.key(1), inputs.catalogue, observation)
-  # Away from zero-initialised parts.
-  params = jax.tree.map(
-    lambda x: x + 0.3 * jnp.sin(1.0 + jnp.arange(x.size)).reshape(x.shape),
-    params,
-  )
-  return agent, params, inputs.catalogue, observation
+SEARCHED = acting.SEARCH_FROM  # Items in training: from here on it searches.
+BANNED = [7, 19]
 
 
-def _networks():
-  """Those of the agent above that act."""
-  return hsrl._Networks(
-    hsrl.encoder_lib.Encoder(8, 1, 2, 0.1),
-    hsrl.policy_lib.PolicyNetwork(2, 8, 8),
-    None,
-    True,
-  )
+def _places(weights):
+  """Of a draw of three without replacement: who is at each place, [3, N + 1].
+
+  Every sequence of three items is enumerated.
+  """
+  p = weights / weights.sum()
+  left = 1.0 - p[:, None] - p[None]  # After two.
+  two = p[:, None] * p[None] / (1.0 - p[:, None])
+  np.fill_diagonal(two, 0.0)
+  three = two[..., None] * p / np.maximum(left, 1e-12)[..., None]
+  same = np.arange(len(p))
+  three[same, :, same] = three[:, same, same] = 0.0
+  return np.stack([p, two.sum(0), three.sum((0, 1))])
 
 
 class ActTest(parameterized.TestCase):
   @parameterized.parameters(
-    ("expected", 41), ("expected", toy.ITEMS), ("sampled", 41)
+    (toy.ITEMS, {}),
+    (SEARCHED, {}),
+    (SEARCHED, {"beams": 8}),
+    (toy.ITEMS, {"residual_mode": "sampled"}),
   )
-  def test_greedy_slate_is_the_exact_top(self, mode, search_from):
-    self.enter_context(mock.patch.object(hsrl, "SEARCH_FROM", search_from))
-    # With as many beams as prefixes the search is exhaustive.
-    agent, params, catalogue, observation = _made(residual_mode=mode, beams=64)
-    everything, log_prob = self._ranking(mode, params, catalogue, observation)
-    excluded = jnp.array([everything[0], 0, everything[2]])
-    for banned, want in (
-      (NOTHING, everything[: toy.SLATE]),
-      (excluded, [everything[1], *everything[3 : toy.SLATE + 2]]),
-    ):
-      slate, log_pi, _ = agent.act(
-        params, catalogue, observation, banned, None, 1.0
-      )
-      np.testing.assert_array_equal(slate, want)
-      np.testing.assert_allclose(log_pi, [log_prob[i] for i in want], rtol=1e-4)
+  def test_a_sample_follows_the_tempered_policy(self, items, values):
+    """A search with beams for all items draws exactly; few are near it."""
+    made = checks.made("hsrl", items, **values)
+    temperature, log_pi = 2.0, reference.log_pi(made)
+    log_pi[BANNED] = -np.inf
+    acted = checks.sample(made, BANNED, temperature)
+    slates = np.asarray(acted.slate)
+    want = _places(special.softmax(log_pi / temperature))
+    self.assertLess(want.max(), 0.5)
+    for place in range(toy.SLATE):
+      counts = np.bincount(slates[:, place], minlength=toy.ITEMS + 1)
+      distance = 0.5 * np.abs(counts / len(slates) - want[place]).sum()
+      self.assertLess(distance, 0.03)
+    # pi / mu of what was drawn, both over the items that could be.
+    shown = slates[:50]
+    pi, mu = special.softmax(log_pi), special.softmax(log_pi / temperature)
+    ratio = np.exp(log_pi[shown] - np.asarray(acted.log_prob[:50]))
+    if "beams" not in values:
+      np.testing.assert_allclose(ratio, pi[shown] / mu[shown], rtol=1e-3)
 
-  @parameterized.product(
-    search_from=[41, toy.ITEMS], case=[(0.1, None), (0.9, None), (0.9, 7)]
+  @parameterized.parameters(
+    (toy.ITEMS, 0.1, None),
+    (SEARCHED, 0.9, None),
+    (SEARCHED, 0.9, 7),
   )
-  def test_with_a_sweet_point_the_best_mix_is_shown(self, search_from, case):
-    sweet_point, key = case
-    self.enter_context(mock.patch.object(hsrl, "SEARCH_FROM", search_from))
-    agent, params, catalogue, observation = _made(sweet_point, beams=64)
-    everything, log_prob = self._ranking(
-      "expected", params, catalogue, observation
+  def test_with_a_sweet_point_the_best_mix_is_shown(
+    self, items, sweet_point, seed
+  ):
+    made = checks.made("hsrl", items)
+    simulator = dataclasses.replace(
+      made.config.simulator, sweet_point=sweet_point
     )
-    excluded = jnp.array([everything[0], everything[-1]])
-    key = None if key is None else jax.random.key(key)
-    slate = agent.act(
-      params, catalogue, observation, excluded, key, 0.5
+    config = dataclasses.replace(made.config, simulator=simulator)
+    agent = agents.make_agent(config, toy.SLATE, items)
+    log_pi = reference.log_pi(made)
+    order = (1 + np.argsort(-log_pi[1:])).tolist()
+    excluded = [order[0], order[-1]]
+    act = jax.jit(agent.act, static_argnums=4 if seed is None else ())
+    key = None if seed is None else jax.random.key(seed)
+    slate = act(
+      made.params,
+      made.catalogue,
+      made.observation,
+      jnp.array(excluded),
+      key,
+      0.5,
     ).slate.tolist()
-    self.assertLen(set(slate) - {0, *excluded.tolist()}, toy.SLATE)
-    if key is None:
-      left = everything[1:-1]
-      mixes = [
-        [*left[: toy.SLATE - n], *left[len(left) - n :]]
-        for n in range(toy.SLATE + 1)
-      ]
-      lack = self._logits_less_log_prob(params, catalogue, observation)
-      chance = {i: 1 / (1 + np.exp(-x - lack)) for i, x in log_prob.items()}
-
-      def expected(mix):
-        return Reward(-0.1, sweet_point).expected(
-          jnp.array([chance[i] for i in mix])
-        )
-
-      self.assertEqual(slate, max(mixes, key=expected))
-
-  def _logits_less_log_prob(self, params, catalogue, observation):
-    networks = _networks()
-    state = networks.state(params, catalogue, observation)
-    logits = networks.expected(params, catalogue, state).logits
-    each = np.log(np.exp(np.asarray(logits, np.float64)).sum(-1))
-    return each.sum() + float(params["policy"]["params"]["response_bias"])
-
-  def _ranking(self, mode, params, catalogue, observation):
-    """All items by log pi, each computed on its own with `taken`."""
-    networks = _networks()
-    state = networks.state(params, catalogue, observation)
-    log_prob = {}
-    for item in range(1, toy.ITEMS + 1):
-      tokens = catalogue.index.tokens[item]
-      if mode == "sampled":
-        logits = networks.policy.apply(
-          params["policy"],
-          catalogue.codebooks,
-          state,
-          tokens,
-          method="taken",
-        ).logits
-      else:
-        logits = networks.expected(params, catalogue, state).logits
-      logits = np.asarray(logits, np.float64)
-      lost = np.asarray(catalogue.features[item]) - sum(
-        np.asarray(catalogue.codebooks[l, tokens[l]]) for l in range(2)
-      )
-      maps = params["policy"]["params"]
-      log_prob[item] = sum(
-        logits[l, tokens[l]] - np.log(np.exp(logits[l]).sum()) for l in range(2)
-      ) + float(
-        lost @ maps["meaning_map"]["kernel"] @ state
-        + (lost @ maps["bias_map"]["kernel"])[0]
-      )
-    return sorted(log_prob, key=lambda i: -log_prob[i]), log_prob
-
-  @parameterized.parameters(
-    ("expected", 41), ("expected", toy.ITEMS), ("sampled", 41)
-  )
-  def test_sampled_slates_are_distinct_and_vary(self, mode, search_from):
-    self.enter_context(mock.patch.object(hsrl, "SEARCH_FROM", search_from))
-    agent, params, catalogue, observation = _made(residual_mode=mode, beams=8)
-    act = jax.jit(
-      jax.vmap(
-        lambda key: agent.act(
-          params, catalogue, observation, jnp.array([5]), key, 1.0
-        )[0]
-      )
+    self.assertLen(set(slate) - {0, *excluded}, toy.SLATE)
+    if seed is not None:
+      return
+    left = order[1:-1]
+    mixes = [
+      [*left[: toy.SLATE - n], *left[len(left) - n :]]
+      for n in range(toy.SLATE + 1)
+    ]
+    state = checks.state(made.params, made.catalogue, made.observation)
+    logits = reference.levels(made.params, made.catalogue, state).logits
+    bias = float(made.params["policy"]["params"]["response_bias"])
+    offset = special.logsumexp(logits, axis=1).sum() + bias
+    chance = special.expit(log_pi + offset)
+    self.assertEqual(
+      slate,
+      max(
+        mixes,
+        key=lambda mix: float(
+          Reward(-0.1, sweet_point).expected(jnp.asarray(chance[mix]))
+        ),
+      ),
     )
-    slates = np.asarray(act(jax.random.split(jax.random.key(0), 200)))
-    for slate in slates:
-      self.assertLen(set(slate.tolist()), toy.SLATE)
-    self.assertNotIn(5, slates)
-    self.assertGreater(slates.min(), 0)
-    self.assertGreater(len(set(map(tuple, slates.tolist()))), 50)
 
-  def test_first_item_follows_pi_at_the_temperature(self):
-    agent, params, catalogue, observation = _made()
-    _, log_prob = self._ranking("expected", params, catalogue, observation)
-    temperature = 0.5
-    log_pi = np.array([log_prob[i + 1] for i in range(toy.ITEMS)])
-    weights = np.exp(log_pi / temperature)
-    want = weights / weights.sum()
-    keys = jax.random.split(jax.random.key(3), 20_000)
-    first = jax.jit(
-      jax.vmap(
-        lambda key: agent.act(
-          params, catalogue, observation, NOTHING, key, temperature
-        )[0][0]
+  def test_with_room_for_more_items_it_acts_as_in_training(self):
+    """An export has more room; the way of acting is that of the training."""
+    made = checks.made("hsrl")
+    with mock.patch.object(acting, "SEARCH_FROM", toy.ITEMS + 1):
+      agent = agents.make_agent(made.config, toy.SLATE, toy.ITEMS)
+      index = sid.build_index(
+        np.asarray(made.catalogue.index.tokens)[1:], 8, capacity=toy.ITEMS + 8
       )
-    )(keys)
-    counts = np.bincount(np.asarray(first), minlength=toy.ITEMS + 1)
-    got = counts[1:] / len(keys)
-    self.assertLess(0.5 * np.abs(got - want).sum(), 0.03)
-
-  @parameterized.parameters(
-    ("expected", toy.ITEMS, True),
-    ("expected", toy.ITEMS + 1, False),
-    ("sampled", toy.ITEMS + 1, True),
-  )
-  def test_a_large_catalogue_is_searched(self, mode, search_from, searched):
-    agent, params, catalogue, observation = _made(residual_mode=mode)
-    with (
-      mock.patch.object(hsrl, "SEARCH_FROM", search_from),
-      mock.patch.object(
-        hsrl, "beam_search", side_effect=hsrl.beam_search
-      ) as search,
-    ):
-      agent.act(params, catalogue, observation, NOTHING, None, 1.0)
-      self.assertEqual(search.called, searched)
-      words = policy.acting(toy.config(residual_mode=mode), catalogue.index)
-    self.assertEqual("beam search" in words, searched)
-    self.assertIn("40 items", words)
+      features = jnp.pad(made.catalogue.features, ((0, 8), (0, 0)))
+      larger = made.catalogue._replace(index=index, features=features)
+      with mock.patch.object(acting, "beam_search") as search:
+        action = jax.eval_shape(
+          lambda: agent.act(
+            made.params, larger, made.observation, checks.NOTHING, None, 1.0
+          )
+        )
+    search.assert_not_called()
+    self.assertEqual(action.slate.shape, (toy.SLATE,))
+    self.assertEqual(policy.acting(agent, index), "each of 40 items is scored")
+    searching = agents.make_agent(made.config, toy.SLATE, SEARCHED)
+    self.assertEqual(
+      policy.acting(searching, index), "beam search, 50 beams, 40 items"
+    )
 
 
 class LossTest(parameterized.TestCase):
   @parameterized.parameters(
-    ({}, True),
-    (dict(behaviour_weight=0.0, actor_weight=0.0), False),
-    (dict(entropy_weight=0.0, entropy_weight_end=0.0), True),
+    dict(actor_weight=0.5, entropy_weight=0.3, entropy_weight_end=0.1),
+    dict(
+      residual_mode="sampled",
+      level_critics=False,
+      item_credit=False,
+      actor_weight=1.0,
+      behaviour_weight=0.5,
+      importance_clip=1.5,
+      entropy_weight=0.2,
+      entropy_weight_end=0.05,
+    ),
+    dict(
+      level_advantages=True,
+      semantic_tokens=False,
+      item_residual=False,
+      importance_clip=1.5,
+      actor_weight=0.3,
+      entropy_weight=0.1,
+      entropy_weight_end=0.1,
+    ),
   )
-  def test_which_parts_learn(self, overrides, policy_learns):
-    gradient, target_gradient = self._gradients(**overrides)
-    self.assertEqual(
-      max(float(jnp.abs(x).max()) for x in jax.tree.leaves(target_gradient)),
-      0.0,
+  def test_by_hand(self, **values):
+    made = checks.made("hsrl", **values)
+    config, _, params, catalogue, observation = made
+    settings = config.settings
+    other = jax.tree.map(lambda x: 0.9 * x, params)
+    step = checks.transition(observation)
+
+    state = checks.state(params, catalogue, observation)
+    levels = reference.levels(params, catalogue, state)
+    value, level_values = reference.value(params, levels.contexts)
+    next_state = checks.state(other, catalogue, step.next_observation)
+    next_value, _ = reference.value(
+      other, reference.levels(other, catalogue, next_state).contexts
     )
+    y = 0.6 + 0.9 * next_value
+    baseline = level_values[:-1] if settings.level_advantages else value
+    advantages = np.clip(y - np.resize(baseline, 2), -1, 1) * np.ones((3, 2))
+    if settings.item_credit:
+      advantages += np.array([[1.1], [-2.2], [1.1]]) / 3
+
+    log_prob, scores, entropies = np.zeros((3, 2)), np.zeros(3), []
+    for k, item in enumerate((1, 2, 3)):
+      tokens = np.asarray(catalogue.index.tokens)[item]
+      logits = levels.logits
+      if settings.residual_mode == "sampled":
+        logits = reference.levels(params, catalogue, state, tokens).logits
+      log_p = special.log_softmax(logits, axis=1)
+      log_prob[k] = [log_p[l, t] for l, t in enumerate(tokens)]
+      scores[k] = sum(logits[l, t] for l, t in enumerate(tokens))
+      entropies.append(special.entr(np.exp(log_p)).sum())
+    refined = np.zeros(3)
+    if settings.item_residual:
+      refined = np.array(
+        [reference.residual(params, catalogue, state, i) for i in (1, 2, 3)]
+      )
+    if settings.importance_clip:
+      ratio = np.array([2.7, 0.6, 1.2])
+      stored = log_prob.sum(1) + refined - np.log(ratio)
+      step = step._replace(log_prob=jnp.asarray(stored, jnp.float32))
+      advantages *= np.minimum(ratio, settings.importance_clip)[:, None]
+    actor = -(advantages * log_prob).sum(1).mean()
+    entropy = np.mean(entropies)
+    bias = float(params["policy"]["params"]["response_bias"])
+    p = special.expit(scores + refined + bias)
+    behaviour = -np.log([p[0], 1 - p[1], p[2]]).mean()
+    beta = np.sqrt(settings.entropy_weight * settings.entropy_weight_end)
+    want = (
+      (value - y) ** 2
+      + settings.actor_weight * (actor - beta * entropy)
+      + settings.behaviour_weight * behaviour
+    )
+
+    loss, metrics = checks.losses(made, other, step)
+    for name, x in (
+      ("value", value),
+      ("critic_loss", (value - y) ** 2),
+      ("actor_loss", actor),
+      ("entropy", entropy),
+      ("behaviour_loss", behaviour),
+    ):
+      np.testing.assert_allclose(metrics[name], x, rtol=1e-3, err_msg=name)
+    np.testing.assert_allclose(loss, want, rtol=1e-4)
+    # Each part counts in the sum by more than that: signs would show.
+    for part in (actor, beta * entropy):
+      self.assertGreater(abs(settings.actor_weight * part), 1e-3 * abs(want))
+
+  def test_the_value_of_levels_can_move_the_policy(self):
+    made = checks.made(
+      "hsrl", behaviour_weight=0.0, actor_weight=0.0, critic_gradient=True
+    )
+    step = checks.transition(made.observation)
+    gradient = jax.jit(
+      jax.grad(
+        lambda params: made.agent.loss(
+          params, params, made.catalogue, step, checks.KEY, 0.5
+        )[0]
+      )
+    )(made.params)
     weights = gradient["critic"]["params"]["level_weight"]
     self.assertGreater(float(jnp.abs(weights).max()), 1e-6)
-    bias = gradient["policy"]["params"]["response_bias"]
-    self.assertEqual(bool(jnp.abs(bias) > 1e-6), policy_learns)
-
-  @parameterized.parameters(True, False)
-  def test_the_value_of_levels_moves_the_policy(self, level_critics):
-    gradient, _ = self._gradients(
-      behaviour_weight=0.0,
-      actor_weight=0.0,
-      level_critics=level_critics,
-      critic_gradient=True,
-    )
-    kernel = gradient["critic"]["params"]["value"]["Dense_0"]["kernel"]
-    self.assertLen(kernel, toy.SPEC.levels + 1 if level_critics else 1)
-    moved = jnp.abs(gradient["policy"]["params"]["embedding"]).max() > 1e-6
-    self.assertEqual(bool(moved), level_critics)
-
-  def test_the_critic_only_looks(self):
-    gradient, _ = self._gradients(behaviour_weight=0.0, actor_weight=0.0)
-    for part in ("encoder", "policy"):
-      moved = max(
-        float(jnp.abs(x).max()) for x in jax.tree.leaves(gradient[part])
-      )
-      self.assertEqual(moved, 0.0)
-    moved = jax.tree.leaves(gradient["critic"])
-    self.assertGreater(max(float(jnp.abs(x).max()) for x in moved), 1e-6)
-
-  def _gradients(self, **overrides):
-    """Of the loss by parameters and by target parameters."""
-    agent, params, catalogue, observation = _made(dropout=0.0, **overrides)
-    transition = Transition(
-      observation,
-      jnp.array([1, 2, 3]),
-      jnp.full(3, -3.0),
-      jnp.array([1.0, 0.0, 1.0]),
-      jnp.float32(0.6),
-      jnp.float32(0.0),
-      jnp.zeros(0),
-      observation.history,
-    )
-
-    def loss(params, target):
-      return agent.loss(
-        params, target, catalogue, transition, jax.random.key(0), 0.5
-      )[0]
-
-    return jax.grad(loss, argnums=(0, 1))(params, params)
-
-  def test_next_value_counts_unless_the_user_left(self):
-    agent, params, catalogue, observation = _made(dropout=0.0)
-    base = Transition(
-      observation,
-      jnp.array([1, 2, 3]),
-      jnp.zeros(3),
-      jnp.array([1.0, 0.0, 1.0]),
-      jnp.float32(0.6),
-      jnp.float32(0.0),
-      jnp.zeros(0),
-      observation.history,
-    )
-
-    def advantage(transition):
-      _, metrics = agent.loss(
-        params, params, catalogue, transition, jax.random.key(0), 0.5
-      )
-      return metrics["advantage"], metrics["value"]
-
-    going_on, value = advantage(base)
-    left, _ = advantage(base._replace(terminated=jnp.float32(1.0)))
-    np.testing.assert_allclose(left, 0.6 - value, rtol=1e-4)
-    np.testing.assert_allclose(going_on, 0.6 + 0.9 * value - value, rtol=1e-4)
+    embedding = gradient["policy"]["params"]["embedding"]
+    self.assertGreater(float(jnp.abs(embedding).max()), 1e-6)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Hierarchical policy network (HPN): a state to token logits, coarse to fine.
 
-Residual state modelling (DESIGN, section 4), for l = 1..L:
+Residual state modelling (docs/method.md), for l = 1..L:
 
   logits_l = W_l c_{l-1} + b_l;  p_l = softmax(logits_l)
   c_l = LayerNorm_l(c_{l-1} - e_l)
@@ -11,8 +11,8 @@ The rows of E_l and b_l that belong to a token are sums of a free part and a
 linear map of the token's codebook vector, one map for all levels, and the
 logits are W_l c_{l-1} + (A C_l) c_0 + b_l: what is learned of a token carries
 over to tokens of like meaning, and logits begin as inner products of the state
-with quantized item features. What quantization loses of them, `refine` gives
-back when items are ranked.
+with quantized item features. `refine` scores what quantization loses of the
+features, for the ranking of items.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ class Hierarchy(NamedTuple):
 
 
 class Tokens(NamedTuple):
-  """What the network knows of each token.
+  """Parameters of all tokens.
 
   Attributes:
     kernel: float32 [L, V, d], the rows of W_l.
@@ -94,7 +94,7 @@ class PolicyNetwork(nn.Module):
       self.embedding_map = nn.Dense(self.width, use_bias=False)
       self.bias_map = nn.Dense(1, use_bias=False, kernel_init=zeros)
     self.norms = [nn.LayerNorm(name=f"norm_{l}") for l in range(self.levels)]
-    # The bias b of the behaviour loss (DESIGN, section 6).
+    # The bias b of the behaviour loss (docs/method.md).
     self.response_bias = self.param("response_bias", zeros, ())
 
   def tokens(self, codebooks: Array) -> Tokens:
@@ -114,10 +114,10 @@ class PolicyNetwork(nn.Module):
     )
 
   def refine(self, lost: Array, state: Array) -> Array:
-    """What items earn by what their SIDs lose of their features.
+    """Scores of what the SIDs of items lose of the items' features.
 
-    With it the semantic part of an item's score is an inner product of c_0 and
-    the mapped features as they are.
+    Added to the score of an item's tokens, it makes the semantic part of the
+    whole an inner product of c_0 and the mapped features themselves.
 
     Args:
       lost: float32 [M, D], features less their reconstruction.

@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import special
 
-from hsrl_jax.networks import policy
+from hsrl_jax.networks import hierarchy
 
 LEVELS, VOCAB, WIDTH, FEATURES = 3, 5, 4, 2
 CODEBOOKS = np.random.default_rng(2).normal(size=(LEVELS, VOCAB, FEATURES))
@@ -18,7 +18,7 @@ STATE = np.random.default_rng(1).normal(size=WIDTH).astype("f")
 
 @functools.cache
 def _network(semantic):
-  network = policy.PolicyNetwork(LEVELS, VOCAB, WIDTH, semantic)
+  network = hierarchy.PolicyNetwork(LEVELS, VOCAB, WIDTH, semantic)
   shapes = jax.eval_shape(network.init, jax.random.key(0), CODEBOOKS, STATE)
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), shapes)
@@ -128,7 +128,9 @@ class PolicyTest(parameterized.TestCase):
     )
 
   def test_without_residual_all_levels_see_the_state(self):
-    network = policy.PolicyNetwork(LEVELS, VOCAB, WIDTH, False, residual=False)
+    network = hierarchy.PolicyNetwork(
+      LEVELS, VOCAB, WIDTH, False, residual=False
+    )
     p = _network(False)[1]["params"]
     expected = p["kernel"] @ STATE + p["bias"]
     for method, sid in (("expected", ()), ("taken", (np.array([4, 1, 3]),))):

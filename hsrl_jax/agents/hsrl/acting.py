@@ -1,0 +1,188 @@
+"""How HSRL finds a slate: candidates with their log pi, then the best of them.
+
+Candidates are all items, or what a beam search over SIDs finds. Either way a
+sampled slate is a draw without replacement from softmax(log pi / temperature)
+over the items that may be shown, where log pi has the item residual: each item
+has ONE Gumbel noise, and the K largest sums are shown (arXiv 1903.06059).
+
+Of all items that is exact. The search draws the same noise top-down, so that it
+finds the beams that rank highest under its proposal, which knows neither the
+item residual nor how much is left below a prefix; then the item's own noise is
+added to the item's own log pi. With as many beams as items that is exact too.
+With fewer, an item that the proposal ranks below all beams is never shown, and
+log-probabilities are normalised over the beams.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl.composition import compose_slate
+from hsrl_jax.agents.hsrl.networks import Networks, response_bias
+from hsrl_jax.agents.hsrl.settings import Settings
+from hsrl_jax.ops import masking, policy_gradient, sampling
+from hsrl_jax.sid.beam_search import Beams, beam_search
+from hsrl_jax.types import Array, Observation, Params, PRNGKey
+
+SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
+
+
+class _Candidates(NamedTuple):
+  """Items of which a slate is chosen.
+
+  Attributes:
+    items: int32 [M].
+    log_pi: float32 [M], without the item residual, not normalised over items.
+    allowed: bool [M], which of them may be shown.
+    noise: float32 [M], standard Gumbel; None for a greedy slate.
+    click_offset: float32 [], what log pi is less than the logit of a positive
+      response, the same for all items of a state; None where it is unknown.
+  """
+
+  items: Array
+  log_pi: Array
+  allowed: Array
+  noise: Array | None
+  click_offset: Array | None
+
+
+def searches(settings: Settings, items: int) -> bool:
+  """Whether a policy that is trained on so many items acts by beam search.
+
+  With the sampled residual it must, since each prefix has logits of its own.
+  """
+  return settings.residual_mode == "sampled" or items >= SEARCH_FROM
+
+
+def act(
+  networks: Networks,
+  settings: Settings,
+  spec: base.Spec,
+  beams: int,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> base.Action:
+  """See base.Agent.act; `beams` is 0 where all items are scored."""
+  state = networks.state(params, catalogue, observation)
+  find = _all_items
+  if beams:
+    sampled = settings.residual_mode == "sampled"
+    find = _by_sampled_search if sampled else _by_expected_search
+  candidates = find(
+    networks, beams, params, catalogue, state, excluded, key, temperature
+  )
+  log_pi = candidates.log_pi
+  if settings.item_residual:
+    log_pi = log_pi + networks.refine(
+      params, catalogue, state, candidates.items
+    )
+  ranks, log_prob = base.draw(
+    log_pi, candidates.allowed, candidates.noise, temperature
+  )
+  compose = settings.compose_slates and not spec.reward.is_mean
+  if compose and candidates.click_offset is not None:
+    best = _composed(spec, ranks, log_pi + candidates.click_offset)
+  else:
+    best = base.top(ranks, spec.slate_size)
+  return base.Action(candidates.items[best], log_prob[best], jnp.zeros(0))
+
+
+def _all_items(
+  networks, beams, params, catalogue, state, excluded, key, temperature
+) -> _Candidates:
+  """Each item of the catalogue is scored; see `act` for the arguments."""
+  del beams, temperature
+  log_probs, click_offset = _expected(networks, params, catalogue, state)
+  log_pi = policy_gradient.token_values(
+    log_probs, catalogue.index.tokens.astype(jnp.int32)
+  ).sum(-1)
+  return _Candidates(
+    jnp.arange(len(log_pi)),
+    log_pi,
+    base.permitted(catalogue.index.active, excluded),
+    None if key is None else sampling.gumbel(key, log_pi.shape),
+    click_offset,
+  )
+
+
+def _by_expected_search(
+  networks, beams, params, catalogue, state, excluded, key, temperature
+) -> _Candidates:
+  """Beam search where all prefixes share the logits of their level."""
+  log_probs, click_offset = _expected(networks, params, catalogue, state)
+  completed = beam_search(
+    catalogue.index,
+    (),
+    lambda context, level: log_probs[level],
+    lambda context, token, level: context,
+    beams=beams,
+    excluded=excluded,
+    temperature=temperature,
+    key=key,
+  )
+  return _of_beams(completed, key, click_offset)
+
+
+def _by_sampled_search(
+  networks, beams, params, catalogue, state, excluded, key, temperature
+) -> _Candidates:
+  """Beam search where each prefix has a context, hence logits, of its own."""
+  policy = networks.policy.bind(params["policy"])
+  tokens = policy.tokens(catalogue.codebooks)
+  completed = beam_search(
+    catalogue.index,
+    state,
+    lambda context, level: jax.nn.log_softmax(
+      tokens.logits(context, state, level)
+    ),
+    lambda context, token, level: policy.advance(tokens, context, token, level),
+    beams=beams,
+    excluded=excluded,
+    temperature=temperature,
+    key=key,
+  )
+  return _of_beams(completed, key, None)
+
+
+def _of_beams(
+  beams: Beams, key: PRNGKey | None, click_offset: Array | None
+) -> _Candidates:
+  return _Candidates(
+    beams.items,
+    beams.log_probs,
+    beams.valid,
+    None if key is None else beams.noise,
+    click_offset,
+  )
+
+
+def _expected(networks, params, catalogue, state) -> tuple[Array, Array]:
+  """Log-probabilities of the tokens, [L, V], and the click offset, []."""
+  logits = networks.expected(params, catalogue, state).logits
+  click_offset = jax.nn.logsumexp(logits, -1).sum() + response_bias(params)
+  return jax.nn.log_softmax(logits), click_offset
+
+
+def _composed(spec: base.Spec, ranks: Array, response_logits: Array) -> Array:
+  """Positions of a slate for a reward with a sweet point, int32 [K].
+
+  Args:
+    spec: of the agent.
+    ranks: float32 [M]; `masking.NEGATIVE` where an item may not be shown.
+    response_logits: float32 [M], of a positive response.
+  """
+  best = base.top(ranks, spec.slate_size)
+  last = base.top(
+    jnp.where(ranks > masking.NEGATIVE, -ranks, masking.NEGATIVE)[::-1],
+    spec.slate_size,
+  )
+  # Turned round, so that among equals the last comes first and none is both.
+  both = jnp.concatenate([best, len(ranks) - 1 - last])
+  logits = response_logits[both].reshape(2, -1)
+  return both[compose_slate(*logits, spec.reward)]

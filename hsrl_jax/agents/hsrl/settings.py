@@ -1,0 +1,71 @@
+"""What HSRL alone reads of the flags, and its values as published."""
+
+import dataclasses
+
+from hsrl_jax.agents import base
+from hsrl_jax.checked import setting
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.ActorCriticSettings):
+  """Of HSRL.
+
+  Attributes:
+    residual_mode: `expected` or `sampled`.
+    residual: whether each level sees what the last one left, instead of the
+      state.
+    semantic_tokens: whether tokens share what they learn by their codebook
+      vectors.
+    item_residual: whether what a SID loses of an item's features counts too
+      when items are ranked; needs semantic_tokens.
+    compose_slates: whether a slate may end in items that are hardly wanted,
+      where the reward has a sweet point that would be overshot without them.
+    critic_gradient: whether the critic's loss also trains what it looks at.
+    level_critics: whether each level has a value, instead of the state alone.
+    train_level_weights: whether the mix of these values is trained.
+    level_advantages: whether each level's loss uses that level's own value.
+    beams: width of the beam search, which acts in `sampled` mode and from
+      100,000 items on.
+  """
+
+  residual_mode: str = setting("expected", among=("expected", "sampled"))
+  residual: bool = True
+  semantic_tokens: bool = True
+  item_residual: bool = True
+  compose_slates: bool = True
+  critic_gradient: bool = False
+  level_critics: bool = True
+  train_level_weights: bool = True
+  level_advantages: bool = False
+  beams: int = setting(50, least=1)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "item_residual",
+      self.semantic_tokens or not self.item_residual,
+      "false without semantic_tokens",
+    )
+    self.require(
+      "level_advantages",
+      not self.level_advantages or self.level_critics,
+      "false without level_critics",
+    )
+
+
+# The method as published, with the terminal mask put right: by field of
+# Settings or TrainConfig. launch/flags/paper.flags says the same.
+PUBLISHED = {
+  "item_credit": False,
+  "behaviour_weight": 0.0,
+  "actor_weight": 1.0,
+  "entropy_weight": 0.1,
+  "entropy_weight_end": 0.1,
+  "temperature": 1.0,
+  "temperature_end": 1.0,
+  "explore_no_repeat": False,
+  "semantic_tokens": False,
+  "item_residual": False,
+  "compose_slates": False,
+  "critic_gradient": True,
+}

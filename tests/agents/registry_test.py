@@ -1,0 +1,200 @@
+"""The registry and the flags: what an agent reads, and what a new one needs."""
+
+import dataclasses
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+from absl import flags
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import agents
+from hsrl_jax import flags as flags_lib
+from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.config import TrainConfig
+from hsrl_jax.errors import InputError
+from tests import toy
+
+ROOT = pathlib.Path(__file__).parents[2]
+# An agent with a setting of its own, and one that it shares.
+MINE = '''
+import dataclasses
+
+from hsrl_jax.agents import base, simple
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.ValueSettings):
+  """Of mine.
+
+  Attributes:
+    mine_rate: how much of it.
+  """
+
+  mine_rate: float = 0.5
+
+
+make = simple.make_random
+'''
+USE = """
+from absl import flags
+from hsrl_jax import agents, errors
+from hsrl_jax import flags as flags_lib
+
+flags.FLAGS(["x", "--agent=mine", "--mine_rate=3", "--discount=0.5"])
+config = flags_lib.config_from_flags()
+assert (config.settings.mine_rate, config.settings.discount) == (3.0, 0.5)
+assert flags_lib.resolved()["mine_rate"] == "3.0"
+assert agents.make_agent(config, 3, 40).draws
+assert flags.FLAGS["mine_rate"].help == "how much of it."
+flags.FLAGS["agent"].value = "hsrl"
+try:
+  flags_lib.config_from_flags()
+except errors.InputError as error:
+  print(error)
+"""
+
+
+def _config(*arguments, compared=None):
+  for name in flags.FLAGS:
+    flags.FLAGS[name].unparse()
+  flags.FLAGS(["hsrl", *arguments])
+  try:
+    return flags_lib.config_from_flags(compared)
+  finally:
+    flags.FLAGS.mark_as_parsed()
+
+
+class NewAgentTest(absltest.TestCase):
+  def test_two_files_are_touched(self):
+    with tempfile.TemporaryDirectory() as root:
+      package = pathlib.Path(root) / "hsrl_jax"
+      shutil.copytree(
+        ROOT / "hsrl_jax",
+        package,
+        ignore=shutil.ignore_patterns("__pycache__"),
+      )
+      (package / "agents" / "mine.py").write_text(MINE)
+      registry = package / "agents" / "__init__.py"
+      text = registry.read_text()
+      text = text.replace("  hac,\n", "  hac,\n  mine,\n", 1)
+      text = text.replace(
+        "AGENTS = {\n",
+        'AGENTS = {\n  "mine": Algorithm(mine.Settings, mine.make),\n',
+        1,
+      )
+      registry.write_text(text)
+      ran = subprocess.run(
+        [sys.executable, "-c", USE],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+      )
+    self.assertEqual(ran.returncode, 0, ran.stderr)
+    self.assertIn("--mine_rate is given", ran.stdout)
+    self.assertIn("expected one of mine", ran.stdout)
+
+
+class FlagsTest(parameterized.TestCase):
+  def test_a_flag_means_the_same_to_all_agents(self):
+    first = {}
+    for name, algorithm in agents.AGENTS.items():
+      for field in dataclasses.fields(algorithm.settings):
+        other = first.setdefault(field.name, field)
+        self.assertEqual(
+          (other.default, other.type, other.metadata),
+          (field.default, field.type, field.metadata),
+          f"{field.name} of {name}",
+        )
+
+  @parameterized.parameters(
+    ("hsrl", "--item_logits=free", "sasrec, a2c, pgra"),
+    ("random", "--discount=0.5", "hsrl"),
+    ("ddpg", "--beams=5", "expected one of hsrl"),
+    ("hac", "--noitem_credit", "wolpertinger"),
+  )
+  def test_a_flag_that_the_agent_does_not_read_is_refused(
+    self, agent, flag, others
+  ):
+    with self.assertRaises(InputError) as caught:
+      _config(f"--agent={agent}", flag)
+    message = str(caught.exception)
+    name = flag.split("=")[0].replace("--no", "--")
+    for part in (f"{name} is given", f"--agent={agent} does not", others):
+      self.assertIn(part, message)
+    self.assertNotIn("\n", message)
+
+  def test_in_an_experiment_one_of_the_agents_must_read_it(self):
+    flag = "--item_logits=free"
+    config = _config(flag, compared=("hsrl", "a2c"))
+    self.assertEqual(config.agent, "hsrl")
+    self.assertTrue(flags_lib.settings_from_flags("a2c").free)
+    with self.assertRaisesRegex(InputError, "--agent=ddpg or hsrl does not"):
+      _config(flag, compared=("hsrl", "ddpg"))
+
+  def test_what_a_run_keeps_is_what_its_agent_reads(self):
+    _config("--agent=td3")
+    kept = flags_lib.resolved()
+    self.assertEqual(kept["agent"], "td3")
+    self.assertContainsSubset({"discount", "layers", "temperature"}, kept)
+    self.assertNoCommonElements({"beams", "item_logits", "item_credit"}, kept)
+
+  @parameterized.parameters(
+    ("discount", 1.5, r"in \[0, 1\]"),
+    ("beams", 0, "at least 1"),
+    ("importance_clip", float("nan"), "at least 0"),
+    ("residual_mode", "some", "one of"),
+    ("temperature", float("inf"), "above 0"),
+    ("critic_hidden", (8, 0), "each at least 1"),
+  )
+  def test_bounds_name_field_value_and_expectation(self, name, value, expected):
+    with self.assertRaisesRegex(
+      ValueError, rf"^{name} is .*; expected {expected}"
+    ):
+      toy.config("hsrl", **{name: value})
+
+
+class ConfigureTest(absltest.TestCase):
+  def test_what_two_agents_read_is_carried_over(self):
+    first = toy.config("hsrl", discount=0.5, beams=7, polyak=0.5)
+    second = agents.configure(first, "a2c", item_logits="free")
+    self.assertEqual(second.settings.discount, 0.5)
+    self.assertEqual(second.settings.item_logits, "free")
+    self.assertEqual(second.train.polyak, 0.5)
+    with self.assertRaises(TypeError):
+      agents.configure(first, "a2c", beams=3)
+
+  def test_the_published_settings_are_fields(self):
+    config = toy.config("hsrl", **agents.PUBLISHED)
+    for name, value in agents.PUBLISHED.items():
+      holder = config.train if hasattr(TrainConfig, name) else config.settings
+      self.assertEqual(getattr(holder, name), value)
+
+
+class SearchTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("expected", acting.SEARCH_FROM - 1, False),
+    ("expected", acting.SEARCH_FROM, True),
+    ("sampled", 40, True),
+  )
+  def test_shared_sids_are_not_searched(self, mode, items, searched):
+    config = toy.config("hsrl", residual_mode=mode)
+    self.assertEqual(agents.make_agent(config, 3, items).beams > 0, searched)
+    plain = dataclasses.replace(
+      config,
+      quantizer=dataclasses.replace(config.quantizer, assignment="plain"),
+    )
+    if not searched:
+      agents.make_agent(plain, 3, items)
+      return
+    with self.assertRaisesRegex(
+      InputError, "sid_assignment is 'plain'.*expect"
+    ):
+      agents.make_agent(plain, 3, items)
+
+
+if __name__ == "__main__":
+  absltest.main()
