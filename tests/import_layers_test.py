@@ -61,7 +61,6 @@ EXCEPTIONS = {
   "hsrl_jax.serving.catalogue names flags": _ADVICE,
   "hsrl_jax.serving.folder names flags": _ADVICE,
   "hsrl_jax.serving.recommender names flags": _ADVICE,
-  "hsrl_jax.sid.store names flags": _ADVICE,
   "hsrl_jax.sim.click_model names flags": _ADVICE,
   "hsrl_jax.sim.response_file names flags": _ADVICE,
 }
@@ -285,6 +284,15 @@ class SizesAndNamesTest(parameterized.TestCase):
     )
     # Folders inside are rooms of their own.
     self.assertEmpty(broken_rooms(files | {"hsrl_jax/ops/deep/0.py": ""}))
+
+
+class SlowTest(absltest.TestCase):
+  def test_every_mark_takes_effect(self):
+    """Above a decorator of `parameterized` a mark would be lost."""
+    lost = re.compile(r"@pytest\.mark\.\w+\n\s*@parameterized")
+    self.assertRegex("@pytest.mark.slow\n  @parameterized.parameters(1)", lost)
+    for path in (ROOT / "tests").rglob("*_test.py"):
+      self.assertNotRegex(path.read_text(), lost, path.name)
 
 
 class LayersTest(parameterized.TestCase):

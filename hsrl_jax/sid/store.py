@@ -83,7 +83,7 @@ def read(workdir: pathlib.Path) -> Sids:
   if not folder.exists():
     raise InputError(
       f"{folder} is missing; expected the SIDs of a catalogue: run "
-      "--mode=quantize first"
+      "the stage quantize first"
     )
   path = folder / "sids.npz"
   saved = _guard(read_npz, path)
@@ -105,8 +105,8 @@ def read(workdir: pathlib.Path) -> Sids:
     )
   except KeyError as error:
     raise InputError(
-      f"{path} lacks {error}; expected what --mode=quantize wrote: restore "
-      "it, or run that in a new --workdir"
+      f"{path} lacks {error}; expected what the stage quantize wrote: "
+      "restore it, or run that stage in a new workdir"
     ) from error
   ids = np.arange(1, len(tokens) + 1)
   same = (
@@ -119,7 +119,7 @@ def read(workdir: pathlib.Path) -> Sids:
     raise InputError(
       f"{path} is of other codebooks than those beside it, or index.npz is of "
       f"other SIDs (codebooks {named}, beside it {beside}); expected files "
-      "of one run: restore them, or run --mode=quantize in a new --workdir"
+      "of one run: restore them, or run quantize in a new workdir"
     )
   return result
 
@@ -170,6 +170,6 @@ def _guard(reader: Callable[[pathlib.Path], Any], path: pathlib.Path) -> Any:
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
-      f"{path} cannot be read ({what}); expected what --mode=quantize "
-      "wrote: restore it, or run that in a new --workdir"
+      f"{path} cannot be read ({what}); expected what the stage "
+      "quantize wrote: restore it, or run that stage in a new workdir"
     ) from error

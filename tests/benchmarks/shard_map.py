@@ -99,6 +99,7 @@ def main(calls: int) -> None:
     result[f"{name}_iterations_per_second"] = round(
       statistics.median(rates[name]), 1
     )
+    result[f"{name}_iterations_per_second_max"] = round(max(rates[name]), 1)
     result[f"{name}_first_call_seconds"] = round(first[name], 1)
   train_throughput.show(result)
 

@@ -41,8 +41,8 @@ def _collectives(text):
 
 
 class DevicesTest(parameterized.TestCase):
-  @pytest.mark.slow
   @parameterized.parameters("expected", "sampled")
+  @pytest.mark.slow
   def test_four_devices_do_what_one_does(self, mode):
     self.assertEqual(jax.local_device_count(), 4)
     config = toy.config(residual_mode=mode, beams=8)
@@ -130,8 +130,19 @@ class DevicesTest(parameterized.TestCase):
     self.assertEqual(_collectives(text), ["all_reduce"])
 
   def test_gradients_of_four_devices_are_the_gradient_of_all(self):
+    self._gradients_are_equal("a2c")
+
+  @pytest.mark.slow
+  def test_so_are_those_of_hsrl(self):
+    self._gradients_are_equal("hsrl")
+
+  def _gradients_are_equal(self, agent):
     config = toy.config(
-      seeds=(0,), iterations_per_call=1, curve_every=1, save_every=1
+      agent=agent,
+      seeds=(0,),
+      iterations_per_call=1,
+      curve_every=1,
+      save_every=1,
     )
     engine, inputs = toy.engine(config), toy.inputs()
     layout = parallel.layout(1)
