@@ -58,9 +58,8 @@ def train(seed, model, catalogue, split, config, limit, test):
   def judge(params, history, target):
     return ranking.measures(rank(params, history, target)[1])["ndcg@10"].mean()
 
-  state = trainer.init(seed)
   begun = time.perf_counter()
-  for state in trainer.run(state, seed, split.validation, judge):
+  for state in trainer.run(trainer.init(seed), seed, split.validation, judge):
     now = time.perf_counter()
     print(
       f"seed {seed} epoch {int(state.epoch)} loss {float(state.loss):.4f} "
