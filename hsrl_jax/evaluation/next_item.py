@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.evaluation import ranking
@@ -32,6 +31,16 @@ def search_ranker(model: Model, catalogue: Catalogue) -> Ranker:
   return functools.partial(_ranked, search, ranking.list_ranks, catalogue)
 
 
+def same_ranker(scores: np.ndarray) -> Ranker:
+  """Ranks by scores [N + 1] that are the same for all, such as popularity."""
+
+  def compute(params, catalogue, history):
+    del params, catalogue
+    return np.broadcast_to(scores, (len(history), len(scores)))
+
+  return functools.partial(_ranked, compute, ranking.ranks, None)
+
+
 def _ranked(compute, rank, catalogue, params, history, target):
   ranks, unseen = [], []
   for start in range(0, len(target), _CHUNK):
@@ -39,8 +48,7 @@ def _ranked(compute, rank, catalogue, params, history, target):
     past, wanted = history[rows], target[rows]
     missing = _CHUNK - len(past)
     padded = np.pad(past, ((0, missing), (0, 0)))
-    result = compute(params, catalogue, jnp.asarray(padded))
-    result = np.asarray(result)[: len(past)]
+    result = np.asarray(compute(params, catalogue, padded))[: len(past)]
     ranks.append(rank(result, wanted))
     unseen.append(rank(result, wanted, past))
   return np.concatenate(ranks), np.concatenate(unseen)
