@@ -100,4 +100,5 @@ class SequenceEncoder(encoder.Encoder):
       x = encoder.Layer(self.heads, name=f"layer_{layer}")(
         x, usable, scales[1 + layer], scales[1 + self.layers + layer]
       )
+    x = jnp.where((segment > 0)[:, None], x, 0.0)  # As the Encoder has it.
     return encoder.LayerNorm(name="state_norm")(x)

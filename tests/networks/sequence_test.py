@@ -66,6 +66,10 @@ class SequenceEncoderTest(absltest.TestCase):
         np.testing.assert_allclose(states[row, at], expected, atol=1e-4)
         checked += 1
     self.assertEqual(checked, sum(len(x) - 1 for x in LISTS))
+    nothing = np.zeros((1, LENGTH), np.int32)
+    states = _run()(params, vectors[nothing], nothing, nothing)
+    expected = single(params, vectors, jnp.zeros(0), nothing[0])
+    np.testing.assert_allclose(states[0, -1], expected, atol=1e-5)
 
   def test_neighbours_in_a_row_do_not_matter(self):
     _, params, vectors, packed = _setting()
