@@ -126,6 +126,10 @@ class Layer(nn.Module):
     return LayerNorm(name="feed_forward_norm")(x + out * feed_forward_scale)
 
 
+# By hand, since tests/benchmarks/train_throughput.py, by turns, does 54.9
+# iterations a second of CPU time with it (median of five), 51.8 with
+# jax.nn.softmax(where=) and its gradient (of three), and 43.6 with
+# jax.nn.dot_product_attention (of two).
 @jax.custom_vjp
 def _attend(q: Array, k: Array, v: Array, usable: Array) -> Array:
   """Attention of one head, [Q, s], [H, s], [H, s], bool [Q, H] -> [Q, s].
