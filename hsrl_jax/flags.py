@@ -156,9 +156,12 @@ def _fields(groups: tuple[_Group, ...] | None = None):
 
 def _define() -> None:
   """Defines the flag of each field; agents may share one."""
+  shared = set()
   for group, field, name, kind in _fields():
-    if name in flags.FLAGS:
+    if name in shared:
       continue
+    if group.name == "agent":
+      shared.add(name)
     text = docstrings.attribute(group.type, field.name)
     default = field.default
     if kind is bool:

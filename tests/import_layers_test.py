@@ -50,7 +50,7 @@ NAMES_FLAGS = {"launch", "flags", "stages"}
 # Rules that are broken, each as `broken_rules` says it, with the reason.
 _ADVICE = "its errors say which command to run"
 EXCEPTIONS = {
-  "hsrl_jax.agents.pgra.make is too long": "its closures are an agent",
+  "hsrl_jax.agents.pgra.make is too long": "an agent in its order",
   "hsrl_jax.data.manifest names flags": _ADVICE,
   "hsrl_jax.data.prepare names flags": _ADVICE,
   "hsrl_jax.experiments.changing_catalogue names flags": _ADVICE,

@@ -56,7 +56,13 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     state = encode(params, catalogue, observation)
     _, _, log_pi = policy(params, catalogue, state)
     return base.choose(
-      log_pi, catalogue.index, excluded, key, temperature, spec.slate_size
+      log_pi,
+      catalogue.index,
+      excluded,
+      key,
+      temperature,
+      spec.slate_size,
+      weighed=settings.importance_clip > 0,
     )
 
   def loss(params, target_params, catalogue, transition, key, progress):

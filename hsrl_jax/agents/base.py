@@ -309,6 +309,7 @@ def draw(
   allowed: Array,
   noise: Array | None,
   temperature: Array | float,
+  weighed: bool = True,
 ) -> tuple[Array, Array]:
   """Ranks items: the K that rank highest are the slate.
 
@@ -320,6 +321,8 @@ def draw(
     allowed: bool [M], which items may be shown.
     noise: float32 [M], standard Gumbel; None: the largest log pi rank highest.
     temperature: of the sample.
+    weighed: whether anybody weighs what is sampled, by its log-probabilities;
+      they take a pass over all items, and are 0 without.
 
   Returns:
     Ranks, float32 [M], `masking.NEGATIVE` where not allowed; and the items'
@@ -330,8 +333,9 @@ def draw(
   ranks = log_prob = log_pi
   if noise is not None:
     scaled = log_pi / temperature
-    ranks = scaled + noise
-    log_prob = scaled - _log_sum(scaled, allowed) + _log_sum(log_pi, allowed)
+    ranks, log_prob = scaled + noise, jnp.zeros_like(log_pi)
+    if weighed:
+      log_prob = scaled - _log_sum(scaled, allowed) + _log_sum(log_pi, allowed)
   return jnp.where(allowed, ranks, masking.NEGATIVE), log_prob
 
 
@@ -347,6 +351,7 @@ def choose(
   key: PRNGKey | None,
   temperature: Array | float,
   slate_size: int,
+  weighed: bool = True,
 ) -> Action:
   """A slate out of all items, exactly: top-K, or with a key Gumbel-top-K.
 
@@ -357,10 +362,15 @@ def choose(
     key: the same.
     temperature: of the draw, which is without replacement.
     slate_size: K.
+    weighed: see `draw`.
   """
   noise = None if key is None else sampling.gumbel(key, log_pi.shape)
   ranks, log_prob = draw(
-    log_pi, permitted(index.active, excluded), noise, temperature
+    log_pi,
+    permitted(index.active, excluded),
+    noise,
+    temperature,
+    weighed,
   )
   slate = top(ranks, slate_size)
   return Action(slate, log_prob[slate], jnp.zeros(0))

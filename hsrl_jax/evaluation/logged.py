@@ -86,7 +86,7 @@ def collect(
     observation = env.start(row % len(users.profiles), users).observation
     log_pi = log_probs(agent, params, observation) / temperature
     noise = sampling.gumbel(item_key, (env.slate_size, len(log_pi)))
-    shown = jnp.argmax(log_pi + noise, -1).astype(jnp.int32)
+    shown = jnp.argmax(log_pi[None] + noise, -1).astype(jnp.int32)
     chance = env.probabilities(observation, shown, users)
     draws = sampling.uniform(response_key, chance.shape)
     return *observation, shown, (draws < chance).astype(jnp.float32)

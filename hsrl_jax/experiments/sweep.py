@@ -76,7 +76,20 @@ def run(
 def table(sizes: list[dict[str, Any]]) -> str:
   """The rows of `run` for a terminal, at most 80 columns wide."""
   head = ("V x L", *(title for title, _, _ in _COLUMNS))
-  return "\n".join(tables.aligned([head, *map(_cells, sizes)], left=0))
+  lines = tables.aligned([head, *map(_cells, sizes)], left=0)
+  advice = sid_quality.recommend(
+    sid_quality.Size(
+      row["vocab_size"],
+      row["levels"],
+      row["relative_error"],
+      row["relative_error_unique"],
+    )
+    for row in sizes
+    if row["fits"]
+  )
+  if advice.size is not None:
+    lines += ["", f"recommended: {advice.size.name}, which loses least"]
+  return "\n".join([*lines, *map(tables.filled, advice.warnings)])
 
 
 def _measure(config: QuantizerConfig, rows: embeddings.Rows) -> dict[str, Any]:

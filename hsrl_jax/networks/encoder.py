@@ -58,6 +58,7 @@ class Encoder(nn.Module):
       attended, added = jnp.split(user, 2)
       x = x + attended[None]
     x = LayerNorm(name="norm")(x)
+    causal = jnp.tri(len(history), dtype=bool)
     lengths = [len(history)] * (self.layers - 1) + [1]
     if dropout_key is None or not self.dropout:
       scales = [1.0] * (1 + 2 * self.layers)
@@ -69,11 +70,13 @@ class Encoder(nn.Module):
       )
     x = x * scales[0]
     for layer in range(self.layers):
-      x = _Layer(
-        self.heads,
-        last_only=layer == self.layers - 1,
-        name=f"layer_{layer}",
-      )(x, mask, scales[1 + layer], scales[1 + self.layers + layer])
+      last = layer == self.layers - 1
+      x = Layer(self.heads, name=f"layer_{layer}")(
+        x,
+        mask[None] if last else mask[None] & causal,
+        scales[1 + layer],
+        scales[1 + self.layers + layer],
+      )
     # With no history at all, what is left is a constant and the profile.
     state = jnp.where(mask[-1], x[-1], 0.0)
     if profile.shape[-1]:
@@ -81,36 +84,37 @@ class Encoder(nn.Module):
     return LayerNorm(name="state_norm")(state)
 
 
-class _Layer(nn.Module):
-  """Causal self-attention and feed-forward, each with residual and norm.
+class Layer(nn.Module):
+  """Self-attention and feed-forward, each with residual and norm.
 
   Attributes:
     heads: attention heads.
-    last_only: computes the last position alone, [1, d].
   """
 
   heads: int
-  last_only: bool
 
   @nn.compact
   def __call__(
     self,
     x: Array,
-    mask: Array,
+    usable: Array,
     attention_scale: Array | float,
     feed_forward_scale: Array | float,
   ) -> Array:
-    """[H, d], bool [H], dropout's scales of the two outputs -> [H or 1, d]."""
+    """The last Q of H positions, float32 [Q, d].
+
+    Args:
+      x: float32 [H, d].
+      usable: bool [Q, H], which positions each of the last Q may attend to.
+      attention_scale: dropout's scale of the attention's output, [Q, d].
+      feed_forward_scale: the same of the feed-forward's output.
+    """
     length, width = x.shape
-    query = x[-1:] if self.last_only else x
+    query = x[length - len(usable) :]
     size = width // self.heads
     q = nn.Dense(width, name="query")(query) * size**-0.5
     k = nn.Dense(width, use_bias=False, name="key")(x)  # It would cancel.
     v = nn.Dense(width, name="value")(x)
-    usable = mask[None]
-    if not self.last_only:
-      usable = usable & jnp.tri(length, dtype=bool)
-
     heads = [y.reshape(-1, self.heads, size).swapaxes(0, 1) for y in (q, k, v)]
     attend = jax.vmap(_attend, in_axes=(0, 0, 0, None))
     mixed = attend(*heads, usable).swapaxes(0, 1).reshape(-1, width)

@@ -10,6 +10,21 @@ from hsrl_jax import sid
 from tests.agents import checks
 
 
+class ActTest(absltest.TestCase):
+  def test_what_is_stored_is_of_the_tempered_softmax(self):
+    made = checks.made("a2c", importance_clip=1.0)
+    acted = checks.sample(made, [12], 0.5)
+    state = checks.state(made.params, made.catalogue, made.observation)
+    logits = checks.item_logits(made.params, made.catalogue, state)
+    logits[0] = -np.inf
+    log_pi = special.log_softmax(logits)
+    logits[12] = -np.inf  # What is banned is no part of what was drawn from.
+    pi, mu = special.softmax(logits), special.softmax(logits / 0.5)
+    slates = np.asarray(acted.slate)[:50]
+    ratio = np.exp(log_pi[slates] - np.asarray(acted.log_prob)[:50])
+    np.testing.assert_allclose(ratio, pi[slates] / mu[slates], rtol=1e-3)
+
+
 class LossTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(item_logits="free"),

@@ -2,7 +2,7 @@
 
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.evaluation.sid_advice import Size, recommend
+from hsrl_jax.evaluation.sid_quality import Size, recommend
 
 
 class RecommendTest(parameterized.TestCase):

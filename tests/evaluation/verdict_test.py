@@ -90,7 +90,7 @@ class VerdictTest(parameterized.TestCase):
 
   def test_two_slates_are_useless(self):
     few = {
-      name: type(x)(*(y[:2] for y in x))
+      name: type(x)(*(y if y is None else y[:2] for y in x))
       for name, x in (("val", self.val), ("test", self.test))
     }
     quality = self.judge(self.truth, **few)

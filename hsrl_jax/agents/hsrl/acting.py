@@ -13,7 +13,7 @@ With fewer, an item that the proposal ranks below all beams is never shown, and
 log-probabilities are normalised over the beams.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,31 @@ from hsrl_jax.sid.beam_search import Beams, beam_search
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
+
+
+class _Policy(NamedTuple):
+  """The policy in one state.
+
+  Attributes:
+    networks: of the agent.
+    params: of the networks.
+    catalogue: the items.
+    state: float32 [d], c_0.
+  """
+
+  networks: Networks
+  params: Params
+  catalogue: base.ActionSpace
+  state: Array
+
+  def expected(self) -> tuple[Array, Array]:
+    """Log-probabilities of the tokens, [L, V], and the click offset, []."""
+    logits = self.networks.expected(
+      self.params, self.catalogue, self.state
+    ).logits
+    normalisers = jax.nn.logsumexp(logits, -1)
+    offset = normalisers.sum() + response_bias(self.params)
+    return jax.nn.log_softmax(logits), offset
 
 
 class _Candidates(NamedTuple):
@@ -70,20 +95,26 @@ def act(
 ) -> base.Action:
   """See base.Agent.act; `beams` is 0 where all items are scored."""
   state = networks.state(params, catalogue, observation)
-  find = _all_items
-  if beams:
+  policy = _Policy(networks, params, catalogue, state)
+  if not beams:
+    candidates = _all_items(policy, excluded, key)
+  else:
     sampled = settings.residual_mode == "sampled"
-    find = _by_sampled_search if sampled else _by_expected_search
-  candidates = find(
-    networks, beams, params, catalogue, state, excluded, key, temperature
-  )
+    search = _sampled_search if sampled else _expected_search
+    candidates = search(
+      policy, beams=beams, excluded=excluded, key=key, temperature=temperature
+    )
   log_pi = candidates.log_pi
   if settings.item_residual:
     log_pi = log_pi + networks.refine(
       params, catalogue, state, candidates.items
     )
   ranks, log_prob = base.draw(
-    log_pi, candidates.allowed, candidates.noise, temperature
+    log_pi,
+    candidates.allowed,
+    candidates.noise,
+    temperature,
+    weighed=settings.importance_clip > 0,
   )
   compose = settings.compose_slates and not spec.reward.is_mean
   if compose and candidates.click_offset is not None:
@@ -94,60 +125,62 @@ def act(
 
 
 def _all_items(
-  networks, beams, params, catalogue, state, excluded, key, temperature
+  policy: _Policy, excluded: Array, key: PRNGKey | None
 ) -> _Candidates:
-  """Each item of the catalogue is scored; see `act` for the arguments."""
-  del beams, temperature
-  log_probs, click_offset = _expected(networks, params, catalogue, state)
+  """Each item of the catalogue, scored."""
+  log_probs, click_offset = policy.expected()
+  index = policy.catalogue.index
   log_pi = policy_gradient.token_values(
-    log_probs, catalogue.index.tokens.astype(jnp.int32)
+    log_probs, index.tokens.astype(jnp.int32)
   ).sum(-1)
   return _Candidates(
     jnp.arange(len(log_pi)),
     log_pi,
-    base.permitted(catalogue.index.active, excluded),
+    base.permitted(index.active, excluded),
     None if key is None else sampling.gumbel(key, log_pi.shape),
     click_offset,
   )
 
 
-def _by_expected_search(
-  networks, beams, params, catalogue, state, excluded, key, temperature
-) -> _Candidates:
-  """Beam search where all prefixes share the logits of their level."""
-  log_probs, click_offset = _expected(networks, params, catalogue, state)
+def _expected_search(policy: _Policy, **how: Any) -> _Candidates:
+  """A search where all prefixes share the logits of their level.
+
+  Args:
+    policy: the policy in the user's state.
+    **how: keywords of `beam_search`.
+  """
+  log_probs, click_offset = policy.expected()
   completed = beam_search(
-    catalogue.index,
+    policy.catalogue.index,
     (),
     lambda context, level: log_probs[level],
     lambda context, token, level: context,
-    beams=beams,
-    excluded=excluded,
-    temperature=temperature,
-    key=key,
+    **how,
   )
-  return _of_beams(completed, key, click_offset)
+  return _of_beams(completed, how["key"], click_offset)
 
 
-def _by_sampled_search(
-  networks, beams, params, catalogue, state, excluded, key, temperature
-) -> _Candidates:
-  """Beam search where each prefix has a context, hence logits, of its own."""
-  policy = networks.policy.bind(params["policy"])
-  tokens = policy.tokens(catalogue.codebooks)
+def _sampled_search(policy: _Policy, **how: Any) -> _Candidates:
+  """A search where each prefix has a context, hence logits, of its own.
+
+  Args:
+    policy: the policy in the user's state.
+    **how: keywords of `beam_search`.
+  """
+  network = policy.networks.policy.bind(policy.params["policy"])
+  tokens = network.tokens(policy.catalogue.codebooks)
   completed = beam_search(
-    catalogue.index,
-    state,
+    policy.catalogue.index,
+    policy.state,
     lambda context, level: jax.nn.log_softmax(
-      tokens.logits(context, state, level)
+      tokens.logits(context, policy.state, level)
     ),
-    lambda context, token, level: policy.advance(tokens, context, token, level),
-    beams=beams,
-    excluded=excluded,
-    temperature=temperature,
-    key=key,
+    lambda context, token, level: network.advance(
+      tokens, context, token, level
+    ),
+    **how,
   )
-  return _of_beams(completed, key, None)
+  return _of_beams(completed, how["key"], None)
 
 
 def _of_beams(
@@ -160,13 +193,6 @@ def _of_beams(
     None if key is None else beams.noise,
     click_offset,
   )
-
-
-def _expected(networks, params, catalogue, state) -> tuple[Array, Array]:
-  """Log-probabilities of the tokens, [L, V], and the click offset, []."""
-  logits = networks.expected(params, catalogue, state).logits
-  click_offset = jax.nn.logsumexp(logits, -1).sum() + response_bias(params)
-  return jax.nn.log_softmax(logits), click_offset
 
 
 def _composed(spec: base.Spec, ranks: Array, response_logits: Array) -> Array:

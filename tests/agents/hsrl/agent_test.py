@@ -45,7 +45,7 @@ class ActTest(parameterized.TestCase):
   )
   def test_a_sample_follows_the_tempered_policy(self, items, values):
     """A search with beams for all items draws exactly; few are near it."""
-    made = checks.made("hsrl", items, **values)
+    made = checks.made("hsrl", items, importance_clip=1.0, **values)
     temperature, log_pi = 2.0, reference.log_pi(made)
     log_pi[BANNED] = -np.inf
     acted = checks.sample(made, BANNED, temperature)

@@ -1,0 +1,243 @@
+"""Models of the next item: SASRec, and HSRL's policy on the same encoder."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.data.sequences import Packed
+from hsrl_jax.networks.sequence import ItemRows, SequenceEncoder
+from hsrl_jax.networks.token_decoder import TokenDecoder
+from hsrl_jax.ops import masking, sampling, softmax
+from hsrl_jax.sid import index as sid_index
+from hsrl_jax.types import Array, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """Settings of a model of the next item.
+
+  Attributes:
+    length: T, items of a history that are looked at.
+    width: d of all layers.
+    layers: transformer layers.
+    heads: attention heads; divides `width`.
+    dropout: rate of the encoder's dropout.
+    token_weight: weight of the cross-entropy over tokens; 0 for no decoder.
+    item_weight: weight of the cross-entropy over all items, whose rows are
+      the encoder's item vectors; 0 for none. SASRec has this alone. Where both
+      are above 0, items found by their tokens are ranked by the sum of both
+      log-probabilities (the item residual).
+    token_inputs: whether an item's vector has embeddings of its tokens.
+    id_inputs: whether it has an embedding of its id.
+    hidden: width of the blocks of the token decoder.
+    token_dropout: rate of the token decoder's dropout.
+    smoothing: label smoothing of the tokens' cross-entropy.
+    constrained: see TokenDecoder.
+    beams: B, items found by the beam search, before items seen are left out.
+  """
+
+  length: int = 20
+  width: int = 64
+  layers: int = 2
+  heads: int = 2
+  dropout: float = 0.5
+  token_weight: float = 0.0
+  item_weight: float = 1.0
+  token_inputs: bool = False
+  id_inputs: bool = True
+  hidden: int = 256
+  token_dropout: float = 0.2
+  smoothing: float = 0.0
+  constrained: bool = True
+  beams: int = 50
+
+
+SASREC = ModelConfig()
+HSRL = ModelConfig(token_weight=1.0, item_weight=0.0, token_inputs=True)
+
+
+class Catalogue(NamedTuple):
+  """The items to choose from.
+
+  Attributes:
+    index: of the SIDs of items 1..N; None where no model uses tokens.
+    features: float32 [N + 1, D], or None.
+  """
+
+  index: sid_index.SidIndex | None = None
+  features: Array | None = None
+
+
+class Found(NamedTuple):
+  """Recommendations, best first.
+
+  Attributes:
+    items: int32 [..., K]; 0 where fewer were found.
+    scores: float32 [..., K].
+  """
+
+  items: Array
+  scores: Array
+
+
+class Model:
+  """Pure functions of the parameters for one catalogue's sizes.
+
+  Attributes:
+    config: the settings.
+    num_items: N.
+  """
+
+  def __init__(self, config: ModelConfig, num_items: int, catalogue: Catalogue):
+    """Builds the networks for N items; holds none of the catalogue's arrays."""
+    self.config = config
+    self.num_items = num_items
+    index = catalogue.index
+    levels, vocab = (index.levels, index.vocab_size) if index else (0, 0)
+    if not index and (config.token_weight or config.token_inputs):
+      raise ValueError(
+        "the model uses tokens, and the catalogue has no index; expected one"
+      )
+    self._rows = ItemRows(
+      config.width,
+      num_items,
+      levels if config.token_inputs else 0,
+      vocab,
+      config.id_inputs,
+    )
+    self._encoder = SequenceEncoder(
+      config.width, config.layers, config.heads, config.dropout
+    )
+    self._decoder = TokenDecoder(
+      levels,
+      vocab,
+      config.width,
+      config.hidden,
+      config.token_dropout,
+      config.constrained,
+    )
+
+  def init(self, key: PRNGKey, catalogue: Catalogue) -> Params:
+    """Initial parameters: rows, encoder and, where there is one, decoder."""
+    keys = jax.random.split(key, 3)
+    config = self.config
+    zeros = jnp.zeros(config.length, jnp.int32)
+    row = jnp.zeros((config.length, config.width))
+    tokens = catalogue.index.tokens if catalogue.index else None
+    params = {
+      "rows": self._rows.init(keys[0], zeros, tokens, catalogue.features),
+      "encoder": self._encoder.init(keys[1], row, zeros, zeros),
+    }
+    if config.token_weight:
+      params["decoder"] = self._decoder.init(keys[2], catalogue.index, row[0])
+    return params
+
+  def rows(self, params: Params, catalogue: Catalogue) -> Array:
+    """Vectors of all items, float32 [N + 1, d]; a policy's item features."""
+    return self._vectors(params, catalogue, jnp.arange(self.num_items + 1))
+
+  def loss(
+    self,
+    params: Params,
+    catalogue: Catalogue,
+    batch: Packed,
+    key: PRNGKey,
+  ) -> Array:
+    """Mean over the targets of a batch of rows; the key is consumed."""
+    config = self.config
+    encoder_key, decoder_key = jax.random.split(key)
+    states = jax.vmap(
+      lambda *row: self._encoder.apply(params["encoder"], *row)
+    )(
+      self._vectors(params, catalogue, batch.item),
+      batch.position,
+      batch.segment,
+      sampling.split(encoder_key, len(batch.item)),
+    ).reshape(-1, config.width)
+    target = batch.target.reshape(-1)
+    total = jnp.zeros(())
+    if config.item_weight:
+      rows = self.rows(params, catalogue)
+      loss = softmax.catalogue_loss(states, rows, target)
+      total += config.item_weight * loss
+    if config.token_weight:
+      index = catalogue.index
+      sid = jnp.maximum(sid_index.sid_of(index, target), 0)
+      log_probs = self._decoder.apply(
+        params["decoder"], index, states, sid, decoder_key, method="taken"
+      )
+      own = jnp.take_along_axis(log_probs, sid[..., None], -1)[..., 0]
+      if config.smoothing:
+        usable = log_probs > masking.NEGATIVE / 2
+        mean = jnp.where(usable, log_probs, 0.0).sum(-1) / usable.sum(-1)
+        own = (1 - config.smoothing) * own + config.smoothing * mean
+      loss = -jnp.where(target > 0, own.sum(-1), 0.0).sum()
+      total += config.token_weight * loss
+    return total / jnp.maximum((target > 0).sum(), 1)
+
+  def states(
+    self, params: Params, catalogue: Catalogue, history: Array
+  ) -> Array:
+    """The state after each history, int32 [E, any] -> float32 [E, d].
+
+    Histories are left-padded; their last `length` items are looked at.
+    """
+    length = self.config.length
+    history = history[:, -length:]
+    missing = length - history.shape[1]
+    history = jnp.pad(history, ((0, 0), (missing, 0)))
+    vectors = self._vectors(params, catalogue, history)
+    place = jnp.arange(length)
+    states = jax.vmap(
+      lambda row, seen: self._encoder.apply(
+        params["encoder"], row, place, seen.astype(jnp.int32)
+      )
+    )(vectors, history > 0)
+    return states[:, -1]
+
+  def scores(
+    self, params: Params, catalogue: Catalogue, history: Array
+  ) -> Array:
+    """Exact scores of all items, float32 [E, N + 1]; -inf for padding."""
+    states = self.states(params, catalogue, history)
+    total = jnp.zeros((len(states), self.num_items + 1))
+    if self.config.item_weight:
+      total += states @ self.rows(params, catalogue).T
+    if self.config.token_weight:
+      total += jax.lax.map(
+        lambda state: self._decoder.apply(
+          params["decoder"], catalogue.index, state, method="score_all"
+        ),
+        states,
+      )
+    return total.at[:, 0].set(-jnp.inf)
+
+  def search(
+    self, params: Params, catalogue: Catalogue, history: Array
+  ) -> Found:
+    """The items that constrained beam search finds, [E, any] -> [E, beams]."""
+    states = self.states(params, catalogue, history)
+    beams = jax.vmap(
+      lambda state: self._decoder.apply(
+        params["decoder"],
+        catalogue.index,
+        state,
+        self.config.beams,
+        method="search",
+      )
+    )(states)
+    scores = jnp.where(beams.valid, beams.log_probs, -jnp.inf)
+    items = beams.items
+    if self.config.item_weight:
+      vectors = self._vectors(params, catalogue, items)
+      scores += jnp.einsum("ebd,ed->eb", vectors, states)
+      order = jnp.argsort(-scores, 1)
+      items = jnp.take_along_axis(items, order, 1)
+      scores = jnp.take_along_axis(scores, order, 1)
+    return Found(items, scores)
+
+  def _vectors(self, params, catalogue, item):
+    tokens = catalogue.index.tokens if catalogue.index else None
+    return self._rows.apply(params["rows"], item, tokens, catalogue.features)

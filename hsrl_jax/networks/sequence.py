@@ -1,0 +1,104 @@
+"""All positions of packed sequences by the parameters of the Encoder."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from hsrl_jax.networks import encoder
+from hsrl_jax.types import Array, PRNGKey
+
+
+class ItemRows(nn.Module):
+  """Vectors of items out of what is there of each: id, tokens, features.
+
+  The sum of an embedding of the item's id, an embedding of each of its tokens
+  and a linear map of its features. Computed once, the rows can be put where an
+  Encoder or a policy expects item features.
+
+  Attributes:
+    width: of the rows.
+    num_items: N.
+    levels: L, 0 where tokens are not used.
+    vocab_size: V.
+    ids: whether items have an embedding of their own. Where they do not, items
+      without tokens and features are all alike.
+  """
+
+  width: int
+  num_items: int
+  levels: int = 0
+  vocab_size: int = 0
+  ids: bool = True
+
+  @nn.compact
+  def __call__(
+    self,
+    item: Array,
+    tokens: Array | None = None,
+    features: Array | None = None,
+  ) -> Array:
+    """Returns float32 [..., width]; 0 for padding.
+
+    Args:
+      item: int32 [...], ids; 0 for padding.
+      tokens: int32 [N + 1, L] of all items; used where L is above 0.
+      features: float32 [N + 1, D] of all items, or None.
+    """
+    small = nn.initializers.normal(0.02)
+    rows = jnp.zeros((*item.shape, self.width))
+    if self.ids:
+      table = self.param("id", small, (self.num_items + 1, self.width))
+      rows = rows + table[item]
+    if self.levels:
+      shape = (self.levels, self.vocab_size, self.width)
+      table = self.param("token", small, shape)
+      for level in range(self.levels):
+        rows = rows + table[level, tokens[item, level]]
+    if features is not None:
+      rows = rows + nn.Dense(self.width, name="feature")(features[item])
+    return jnp.where((item > 0)[..., None], rows, 0.0)
+
+
+class SequenceEncoder(encoder.Encoder):
+  """The Encoder of users without a profile, at every position of a row.
+
+  The parameters are those of the Encoder, so that what is learned here starts
+  a policy: the state at the last position of a sequence, placed at the end of
+  a row, is the Encoder's c_0 of the same history.
+  """
+
+  @nn.compact
+  def __call__(
+    self,
+    vectors: Array,
+    position: Array,
+    segment: Array,
+    dropout_key: PRNGKey | None = None,
+  ) -> Array:
+    """Returns the states after each item of ONE row, float32 [T, d].
+
+    Args:
+      vectors: float32 [T, D], of each item: its features, or by ItemRows.
+      position: int32 [T], 0..T-1, T - 1 for the newest of a sequence.
+      segment: int32 [T], attention stays within a segment; 0 for padding.
+      dropout_key: None for no dropout.
+    """
+    length = len(vectors)
+    usable = (segment[:, None] == segment) & jnp.tri(length, dtype=bool)
+    usable &= segment > 0
+    table = self.param(
+      "position", nn.initializers.normal(0.02), (length, self.width)
+    )
+    x = nn.Dense(self.width, name="item")(vectors) + table[position]
+    x = encoder.LayerNorm(name="norm")(x)
+    scales = [1.0] * (1 + 2 * self.layers)
+    if dropout_key is not None and self.dropout:
+      scales = encoder.dropout_scales(
+        dropout_key, self.dropout, [x.shape] * len(scales)
+      )
+    x = x * scales[0]
+    for layer in range(self.layers):
+      x = encoder.Layer(self.heads, name=f"layer_{layer}")(
+        x, usable, scales[1 + layer], scales[1 + self.layers + layer]
+      )
+    x = jnp.where((segment > 0)[:, None], x, 0.0)  # As the Encoder has it.
+    return encoder.LayerNorm(name="state_norm")(x)

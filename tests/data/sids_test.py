@@ -1,0 +1,134 @@
+"""SIDs that are brought: formats, faults and collisions."""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.data import sids
+from hsrl_jax.errors import InputError
+from hsrl_jax.sid import index as sid_index
+
+NAMES = ["b", "a", "7"]
+TOKENS = [[0, 2], [1, 0], [0, 9]]
+
+
+class SidsTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = tempfile.TemporaryDirectory()
+    self.addCleanup(folder.cleanup)
+    self.folder = pathlib.Path(folder.name)
+
+  def _json(self, value) -> pathlib.Path:
+    path = self.folder / "sids.json"
+    path.write_text(value if isinstance(value, str) else json.dumps(value))
+    return path
+
+  def _refused(self, path, what, names=NAMES):
+    with self.assertRaisesRegex(InputError, what) as caught:
+      sids.read_sids(path, names)
+    self.assertIn(str(path), str(caught.exception))
+    self.assertNotIn("\n", str(caught.exception))
+
+  def test_all_formats_give_the_same(self):
+    rows = dict(zip(NAMES, TOKENS, strict=True)) | {"other": [5, 5]}
+    paths = [self._json(rows)]
+    paths.append(self.folder / "sids.npz")
+    np.savez(paths[1], item_id=list(rows), tokens=list(rows.values()))
+    paths.append(self.folder / "sids.csv")
+    lines = [f"{k},{a},{b}" for k, (a, b) in rows.items()]
+    paths[2].write_text("\n".join(["item,one,two", *lines]) + "\n")
+    for path in paths:
+      brought = sids.read_sids(path, NAMES)
+      np.testing.assert_array_equal(brought.tokens, TOKENS)
+      self.assertEqual(brought.vocab_size, 10)
+      self.assertEmpty(brought.moved)
+      np.testing.assert_array_equal(
+        sid_index.sid_of(brought.index, np.arange(1, 4)), TOKENS
+      )
+
+  def test_ids_may_be_numbers(self):
+    path = self._json({"1": [0], "0": [1]})
+    np.testing.assert_array_equal(
+      sids.read_sids(path, [0, 1]).tokens, [[1], [0]]
+    )
+
+  @parameterized.parameters(
+    ({"b": [0, 1], "7": [1, 1]}, "item a has no SID .1 such items of 3"),
+    ({"b": [0, 1], "a": [], "7": [1, 1]}, "item a has no tokens"),
+    ({"b": [0, 1], "a": [1], "7": [1, 1]}, "item a has 1 tokens .*expected 2"),
+    ({"b": [0, 1], "a": [1, -1], "7": [1, 1]}, "item a has the token -1"),
+    ({"b": [0, 1], "a": [1, 0.5], "7": [1, 1]}, "item a has the token 0.5"),
+    ({"b": [0, 1], "a": [1, True], "7": [1, 1]}, "item a has the token True"),
+    ({"b": [0, 1], "a": [1, "x"], "7": [1, 1]}, "item a has the token 'x'"),
+    ({"b": [0, 1], "a": [1, ""], "7": [1, 1]}, "item a has an empty token"),
+    ({"b": [0, 1], "a": [1, 1 << 20], "7": [1, 1]}, "item a has the .*1048576"),
+    ({"b": [0, 1], "a": 3, "7": [1, 1]}, "item a has 3; expected a list"),
+    ([[0, 1]], "cannot be read .a list at the top"),
+    ("{", "cannot be read"),
+    ('{"a": [0, 1], "a": [1, 1]}', "item a is there 2 times"),
+  )
+  def test_faults_of_json_are_named(self, value, what):
+    self._refused(self._json(value), what)
+
+  def test_faults_of_other_files_are_named(self):
+    self._refused(self.folder / "none.json", "is no file")
+    text = self.folder / "sids.txt"
+    text.write_text("")
+    self._refused(text, "expected .json, .npz, .csv")
+    damaged = self.folder / "sids.npz"
+    damaged.write_bytes(b"PK\x03\x04 and no more")
+    self._refused(damaged, "cannot be read")
+    np.savez(damaged, item_id=NAMES, tokens=np.ones((3, 2)))
+    self._refused(damaged, "tokens are float64")
+    np.savez(damaged, item_id=NAMES[:2], tokens=np.ones((3, 2), int))
+    self._refused(damaged, "item_id .2., 3 tokens")
+    np.savez(damaged, tokens=np.ones((3, 2), int))
+    self._refused(damaged, "item_id")
+    table = self.folder / "sids.csv"
+    table.write_text("item,one,two\nb,0,1\na,1,\n7,1,1\n")
+    self._refused(table, "item a has an empty token")
+    table.write_text("item,one,two\nb,0,1\nb,1,1\n")
+    self._refused(table, "item b is there 2 times")
+
+  def test_more_items_than_sids(self):
+    path = self._json({"b": [0, 1], "a": [0, 1], "7": [0, 1], "x": [0, 1]})
+    sids.read_sids(path, ["b", "a", "7", "x"])
+    path = self._json({"b": [0], "a": [1], "7": [1]})
+    self._refused(path, "2 SIDs for 3 items")
+
+
+class UniqueTest(absltest.TestCase):
+  def test_only_collisions_move_and_stay_close(self):
+    tokens = np.asarray([[0, 4], [0, 5], [0, 4], [0, 4], [1, 4], [9, 9]])
+    brought = sids.unique_sids(tokens)
+    np.testing.assert_array_equal(brought.moved, [3, 4])
+    kept = [0, 1, 4, 5]
+    np.testing.assert_array_equal(brought.tokens[kept], tokens[kept])
+    # 3 is free beside 4, and 5 is taken; the other goes to 2 or 6.
+    np.testing.assert_array_equal(brought.tokens[2:4, 0], 0)
+    self.assertIn(set(brought.tokens[2:4, 1].tolist()), ({3, 2}, {3, 6}))
+
+  def test_a_full_prefix_overflows_into_another(self):
+    tokens = np.asarray([[0, 0], [0, 1], [0, 2], [0, 1], [2, 2]])
+    brought = sids.unique_sids(tokens)
+    np.testing.assert_array_equal(brought.moved, [4])
+    self.assertEqual(brought.tokens[3].tolist(), [1, 1])
+
+  def test_many_collisions(self):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, [3, 5, 7], (300, 3))
+    brought, again = (sids.unique_sids(tokens) for _ in range(2))
+    np.testing.assert_array_equal(brought.tokens, again.tokens)
+    self.assertLen(np.unique(brought.tokens, axis=0), 300)
+    self.assertLess(brought.tokens.max(), brought.vocab_size)
+    self.assertEqual(brought.vocab_size, 7)
+    distinct = len(np.unique(tokens, axis=0))
+    self.assertLen(brought.moved, 300 - distinct)
+
+
+if __name__ == "__main__":
+  absltest.main()

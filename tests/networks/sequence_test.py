@@ -1,0 +1,114 @@
+"""Packed rows against the Encoder, one history at a time."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest
+
+from hsrl_jax.data import sequences
+from hsrl_jax.networks import encoder, sequence
+
+LENGTH, WIDTH, ITEMS = 5, 8, 9
+LISTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 1], [4, 2], [5, 5, 3, 1]]
+
+
+def _random_like(tree, seed=0):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda x: (0.5 * rng.normal(size=x.shape)).astype("f"), tree
+  )
+
+
+@functools.cache
+def _setting():
+  """Network, parameters, item vectors and the packed rows of LISTS."""
+  network = sequence.SequenceEncoder(WIDTH, 2, 2, 0.5)
+  packed = sequences.pack(sequences.from_lists(LISTS, ITEMS), LENGTH)
+  vectors = np.random.default_rng(1).normal(size=(ITEMS + 1, 3)).astype("f")
+  shapes = jax.eval_shape(
+    network.init,
+    jax.random.key(0),
+    vectors[packed.item[0]],
+    packed.position[0],
+    packed.segment[0],
+  )
+  return network, _random_like(shapes), vectors, packed
+
+
+@functools.cache
+def _run():
+  network, *_ = _setting()
+  return jax.jit(jax.vmap(network.apply, (None, 0, 0, 0)))
+
+
+class SequenceEncoderTest(absltest.TestCase):
+  def test_states_are_those_of_the_encoder(self):
+    """A row's states, each from the Encoder given the history alone."""
+    _, params, vectors, packed = _setting()
+    states = _run()(
+      params, vectors[packed.item], packed.position, packed.segment
+    )
+    single = jax.jit(encoder.Encoder(WIDTH, 2, 2, 0.5).apply)
+    checked = 0
+    for row in range(len(packed.item)):
+      for at in np.flatnonzero(packed.segment[row]):
+        own = packed.segment[row] == packed.segment[row, at]
+        own &= np.arange(LENGTH) <= at
+        end = packed.position[row, at]
+        history = np.zeros(LENGTH, np.int32)
+        history[LENGTH - own.sum() :] = packed.item[row, own]
+        # The Encoder ends at the last position; here that is `end`.
+        tree = dict(params["params"])
+        tree["position"] = np.roll(tree["position"], LENGTH - 1 - end, 0)
+        expected = single({"params": tree}, vectors, jnp.zeros(0), history)
+        np.testing.assert_allclose(states[row, at], expected, atol=1e-4)
+        checked += 1
+    self.assertEqual(checked, sum(len(x) - 1 for x in LISTS))
+    nothing = np.zeros((1, LENGTH), np.int32)
+    states = _run()(params, vectors[nothing], nothing, nothing)
+    expected = single(params, vectors, jnp.zeros(0), nothing[0])
+    np.testing.assert_allclose(states[0, -1], expected, atol=1e-5)
+
+  def test_neighbours_in_a_row_do_not_matter(self):
+    _, params, vectors, packed = _setting()
+    row = int(packed.segment.max(1).argmax())
+    self.assertGreater(packed.segment[row].max(), 1)
+    other = packed.item[row].copy()
+    other[packed.segment[row] == 1] = 7
+    arguments = packed.position[row][None], packed.segment[row][None]
+    before = _run()(params, vectors[packed.item[row]][None], *arguments)
+    after = _run()(params, vectors[other][None], *arguments)
+    same = packed.segment[row] == 2
+    np.testing.assert_allclose(before[0, same], after[0, same], atol=1e-6)
+    first = packed.segment[row] == 1
+    self.assertGreater(np.abs(before - after)[0, first].max(), 1e-2)
+
+
+class ItemRowsTest(absltest.TestCase):
+  def test_rows_are_sums(self):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4, (ITEMS + 1, 2))
+    features = rng.normal(size=(ITEMS + 1, 3)).astype("f")
+    network = sequence.ItemRows(WIDTH, ITEMS, 2, 4)
+    item = np.asarray([[3, 0], [9, 3]])
+    params = jax.jit(network.init)(jax.random.key(0), item, tokens, features)
+    params = _random_like(params)
+    found = network.apply(params, item, tokens, features)
+    p = params["params"]
+    for at in ((0, 0), (1, 0), (1, 1)):
+      i = item[at]
+      expected = p["id"][i] + p["token"][0, tokens[i, 0]]
+      expected = expected + p["token"][1, tokens[i, 1]]
+      expected += features[i] @ p["feature"]["kernel"] + p["feature"]["bias"]
+      np.testing.assert_allclose(found[at], expected, atol=1e-5)
+    np.testing.assert_array_equal(found[0, 1], 0.0)
+
+  def test_without_ids_nothing_is_known_of_an_item_alone(self):
+    network = sequence.ItemRows(WIDTH, ITEMS, ids=False)
+    self.assertEmpty(network.init(jax.random.key(0), np.asarray([1])))
+
+
+if __name__ == "__main__":
+  absltest.main()
