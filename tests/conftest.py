@@ -20,11 +20,12 @@ flags.FLAGS.mark_as_parsed()
 # at the end while the others have nothing to do.
 _LONGEST = (
   "faults_test.py",
-  "hosts_test.py",
+  "processes_test.py",
   "docs_test.py",
   "launch_test.py",
   "compare_test.py",
   "loop_test.py",
+  "learning_test.py",
   "catalogue_size_test.py",
   "offline_check_test.py",
   "changing_catalogue_test.py",
