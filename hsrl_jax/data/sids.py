@@ -12,7 +12,7 @@ import numpy as np
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
-from hsrl_jax.sid import resolve
+from hsrl_jax.sid import resolve, trie
 
 _MAX_TOKEN = 2**20
 
@@ -119,7 +119,7 @@ def unique_sids(tokens: np.ndarray, where: str = "SIDs") -> BroughtSids:
       tokens[moved] = resolve.encode_unique(
         codebooks, tokens[moved].astype(np.float32), taken=taken
       )
-    index = sid_index.build_index(tokens, vocab_size)
+    index = trie.build_index(tokens, vocab_size)
   except ValueError as error:
     raise InputError(f"{where}: {error}") from error
   return BroughtSids(tokens, vocab_size, moved + 1, index)

@@ -1,4 +1,4 @@
-"""Quality of semantic ids: errors, neighbours kept, use of codes, drift, size."""
+"""Quality of semantic ids: errors, neighbours, use of codes, drift, size."""
 
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple

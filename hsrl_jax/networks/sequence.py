@@ -83,8 +83,8 @@ class SequenceEncoder(encoder.Encoder):
       dropout_key: None for no dropout.
     """
     length = len(vectors)
-    usable = (segment[:, None] == segment) & jnp.tri(length, dtype=bool)
-    usable &= segment > 0
+    usable = (segment[:, None] == segment[None]) & jnp.tri(length, dtype=bool)
+    usable &= (segment > 0)[None]
     table = self.param(
       "position", nn.initializers.normal(0.02), (length, self.width)
     )

@@ -93,7 +93,8 @@ class TokenDecoder(nn.Module):
         (scale,) = encoder.dropout_scales(key, self.dropout, [wide.shape])
         wide = wide * scale
       x = x + self.narrow[level](wide)
-    logits = x @ self.kernel[level].T + self.bias[level]
+    logits = x @ self.kernel[level].T
+    logits += jnp.broadcast_to(self.bias[level], logits.shape)
     if self.constrained:
       valid = jnp.vectorize(
         lambda node: sid_index.valid_tokens(index, node, level),

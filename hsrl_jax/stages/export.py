@@ -311,7 +311,7 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
       slate = action.slate
       # Agents fill a slate that is not full with items that are not to be
       # shown; an id of 0 is not active.
-      valid = index.active[slate] & ~(slate[:, None] == seen).any(1)
+      valid = index.active[slate] & ~(slate[:, None] == seen[None]).any(1)
       slate = jnp.where(valid, slate, 0)
       log_probs = jnp.where(valid, action.log_prob, -jnp.inf)
       return slate, sid.sid_of(index, slate), log_probs, valid

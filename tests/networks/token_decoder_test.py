@@ -94,7 +94,7 @@ class TokenDecoderTest(parameterized.TestCase):
       scores = decoder.apply(params, index, state, method="score_all")
       found = decoder.apply(params, index, state, 20, method="search")
       sids = sid_index.sid_of(index, np.arange(1, 21))
-      states = np.ones((20, 1), "f") * state
+      states = np.ones((20, 1), "f") * state[None]
       return (
         scores,
         found,

@@ -12,7 +12,7 @@ from sklearn import metrics
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.types import Sessions
 
@@ -152,7 +152,7 @@ class AnotherClickModelTest(absltest.TestCase):
       name: simulate.simulate(
         act, env, params, users, jax.random.key(0), episodes=64
       ).total_reward.mean()
-      for name, (act, params) in simulate.bounds(env, users, active).items()
+      for name, (act, params) in bounds.bounds(env, users, active).items()
     }
     self.assertGreater(rewards["greedy_oracle"], rewards["random"] + 1)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim.leave import Patience
 from tests import toy
 
@@ -44,7 +44,7 @@ class LeaveTest(absltest.TestCase):
     env = toy.env()._replace(leave=ByChance(0.3, 4), max_steps=10)
     active = toy.inputs().catalogue.index.active
     sessions = simulate.simulate(
-      simulate.random_policy(toy.SLATE),
+      bounds.random_policy(toy.SLATE),
       env,
       active,
       toy.inputs().env_params,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import user_simulator
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
@@ -278,7 +278,7 @@ class SmallCatalogueTest(parameterized.TestCase):
   def _shown(self, items, env):
     """Slates of random sessions, 0 after the end, and the sessions."""
     sessions = simulate.simulate(
-      simulate.random_policy(SLATE),
+      bounds.random_policy(SLATE),
       env,
       jnp.arange(items + 1) > 0,
       _params(1.0)._replace(num_items=jnp.int32(items)),
