@@ -204,7 +204,7 @@ class NewerTest(absltest.TestCase):
 
   def _refused(self):
     return self.assertRaisesRegex(
-      InputError, r"has format 9; expected at most 1: .* update this one$"
+      InputError, r"has format 9; expected at most \d: .* update this one$"
     )
 
   def test_checkpoint(self):

@@ -295,11 +295,39 @@ class WholePathTest(parameterized.TestCase):
       set(results["policies"]),
       {"random", "best_constant", "greedy_oracle", "hsrl"},
     )
+    # The toy may be too small for a scale.
+    verdict = results["simulator"]["verdict"]
+    self.assertIn(verdict, ("good", "weak", "useless"))
+    kept = json.loads((self.workdir / "simulator/quality.json").read_text())
+    self.assertIn(kept["verdict"], ("good", "weak", "useless"))
+    for split in ("validation", "test"):
+      self.assertIn("item_mean", kept[split]["lists"])
     for measures in results["policies"].values():
-      for name in ("total_reward", "depth", "normalised"):
+      self.assertEqual(
+        "withheld" in measures["normalised"], verdict == "useless"
+      )
+      for name in ("total_reward", "depth"):
         low, high = measures[name]["ci95"]
         self.assertLessEqual(low, measures[name]["mean"])
         self.assertLessEqual(measures[name]["mean"], high)
+    self.assertEqual(
+      list(results["held_out"]),
+      ["hsrl", "popularity", "item_mean", "item_to_item", "click_model"],
+    )
+    for measures in results["held_out"].values():
+      for name in (
+        "auc_within_slates",
+        "ndcg_within_slates",
+        "recall@10",
+        "ndcg@10",
+        "coverage",
+        "top_item_share",
+      ):
+        low, high = measures[name]["ci95"]
+        self.assertLessEqual(low, measures[name]["mean"])
+        self.assertLessEqual(measures[name]["mean"], high)
+    out = self.first.stdout
+    self.assertLess(out.index("held-out logs"), out.index("total reward"))
     self.assertIn("hsrl", self.first.stdout)
     self.assertIn(str(self.workdir / "results.json"), self.first.stdout)
     self.assertIn("report.html", self.first.stdout)

@@ -35,6 +35,16 @@ def bounds(
   }
 
 
+def withheld(seeds: int, why: str) -> dict[str, Any]:
+  """A normalised reward that is not shown, of so many seeds, and why."""
+  return {
+    "mean": None,
+    "ci95": [None, None],
+    "per_seed": [None] * seeds,
+    "withheld": why,
+  }
+
+
 def normalised(
   per_seed: Sequence[np.ndarray], low: float, high: float
 ) -> dict[str, Any]:
@@ -50,12 +60,7 @@ def normalised(
     scale: the numbers are None, and `withheld` says why.
   """
   if low == high:
-    return {
-      "mean": None,
-      "ci95": [None, None],
-      "per_seed": [None] * len(per_seed),
-      "withheld": "random and greedy_oracle earn the same",
-    }
+    return withheld(len(per_seed), "random and greedy_oracle earn the same")
   return statistics.summarise(
     [(np.asarray(x, np.float64) - low) / (high - low) for x in per_seed]
   )

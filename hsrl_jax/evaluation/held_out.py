@@ -433,3 +433,26 @@ def measure(
       "items": items,
     },
   }
+
+
+def sentences(results: Mapping) -> list[str]:
+  """What held-out logs say of the trained policy, for people.
+
+  Args:
+    results: of a run, with the keys of `measure` and `agent`.
+  """
+  differences = results.get("held_out_differences", {})
+  if results["agent"] not in results.get("held_out", {}):
+    return []
+  labels = {"auc_within_slates": "AUC within slates", "recall@10": "recall@10"}
+  said = []
+  for measure_name, label in labels.items():
+    sides = {"above": [], "not above": []}
+    for name, of_list in differences.items():
+      if measure_name in of_list:
+        low, _ = of_list[measure_name]["ci95"]
+        sides["above" if low > 0 else "not above"].append(name)
+    parts = [f"{side} {', '.join(x)}" for side, x in sides.items() if x]
+    if parts:
+      said.append(f"{results['agent']}, {label}: {'; '.join(parts)}.")
+  return said

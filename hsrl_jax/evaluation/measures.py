@@ -15,7 +15,7 @@ from hsrl_jax.evaluation import bounds, statistics
 from hsrl_jax.evaluation.simulate import Sessions
 from hsrl_jax.sid import SidIndex
 
-RESULTS_FORMAT = 1  # Of a run's results.json.
+RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.
 SESSIONS_FORMAT = 1  # Of sessions.npz.
 
 

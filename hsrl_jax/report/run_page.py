@@ -8,13 +8,21 @@ from zipfile import BadZipFile
 from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import measures
+from hsrl_jax.evaluation import held_out, measures, verdict
 from hsrl_jax.host import metrics
 from hsrl_jax.report import page, plots, sid_page, tables
 from hsrl_jax.sid import store
 
 _HISTORY = 8  # Latest titles shown at once; the others fold.
 _STEPS = 3  # First steps shown at once; the others fold.
+# Label, measure and form of the columns that held-out logs get.
+_HELD_OUT = (
+  ("AUC", "auc_within_slates", "{:.3f}"),
+  ("recall@10", "recall@10", "{:.4f}"),
+  ("ndcg@10", "ndcg@10", "{:.4f}"),
+  ("coverage", "coverage", "{:.1%}"),
+  ("top item", "top_item_share", "{:.0%}"),
+)
 _QUALITY = (
   ("AUC", "auc"),
   ("AUC within users", "auc_within_users"),
@@ -110,10 +118,28 @@ def table(results: dict[str, Any]) -> str:
         tables.mean(policy.get("normalised")),
       )
     )
-  lines = [tables.filled(", ".join(head)), "", *tables.aligned(rows)]
+  lines = [tables.filled(", ".join(head)), ""]
+  if "held_out" in results:
+    lines += [*tables.aligned(_held_out_rows(results)), ""]
+    lines += [tables.filled(x) for x in held_out.sentences(results)] + [""]
+  lines += tables.aligned(rows)
+  if "verdict" in results.get("simulator", {}):
+    lines += ["", tables.filled(verdict.line(results["simulator"]))]
   if why := _withheld(results):
     lines.append(f"normalised is withheld: {why}")
   return "\n".join(lines)
+
+
+def _held_out_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+  """Rows of the held-out table, the head first; a dash where undefined."""
+  rows = [("held-out logs", *(label for label, _, _ in _HELD_OUT))]
+  for name, measured in results["held_out"].items():
+    cells = [
+      form.format(measured[key]["mean"]) if key in measured else "-"
+      for _, key, form in _HELD_OUT
+    ]
+    rows.append((name, *cells))
+  return rows
 
 
 def _page(
@@ -134,6 +160,8 @@ def _page(
     "run.html",
     title=f"{results['agent']} on {results['dataset']}",
     results=results,
+    held_out=_HELD_OUT,
+    sentences=held_out.sentences(results),
     columns=columns(),
     withheld=_withheld(results),
     policies=[

@@ -1,11 +1,21 @@
-"""Stage `evaluate`: sessions of the trained policies, and of the bounds."""
+"""Stage `evaluate`: held-out logs first, then simulated sessions.
 
+Held-out logs tell how the trained policy, the click model and simple lists rank
+what users liked later. Sessions in the simulator follow, of the policy and of
+the bounds, with the verdict on the simulator.
+"""
+
+import dataclasses
 import json
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax.evaluation import bounds, measures, simulate
+from hsrl_jax.agents import make_agent
+from hsrl_jax.evaluation import bounds, held_out, measures, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
@@ -13,6 +23,7 @@ from hsrl_jax.types import Params
 RESULTS = "results.json"
 SESSIONS = "sessions.npz"  # Measures of each evaluated session, by policy.
 _EXAMPLES = 4
+_RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
 
 
 def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
@@ -23,6 +34,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     trained: the policy of each seed, with its parameters.
   """
   c, agent = parts.config.evaluate, parts.config.agent
+  on_logs = _on_logs(parts, [params for _, params in trained])
   users = parts.users(c.split)
   active = parts.catalogue.index.active
   policies = {
@@ -31,6 +43,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   }
   sessions = _simulate(parts, policies | {agent: trained})
   logged = parts.dataset.splits[c.split]
+  quality = _quality(parts, sessions[agent])
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id)
   files.write_json(
     parts.workdir / RESULTS,
@@ -42,8 +55,9 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
-      "policies": measures.report(sessions),
-      "simulator": _json(parts.folder("simulator") / "simulator/quality.json"),
+      **on_logs,
+      "policies": _policies(sessions, quality),
+      "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
   )
@@ -51,6 +65,109 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     sessions[agent][0], logged.history, parts.dataset.items.titles, _EXAMPLES
   )
   files.write_json(parts.workdir / "report" / "examples.json", shown)
+
+
+def _on_logs(parts: Parts, params: list[Params]) -> dict[str, Any]:
+  """Held-out measures of results.json; empty where there is nothing to rank.
+
+  Args:
+    parts: of the run.
+    params: of the agent, of each seed, with its ActionSpace.
+  """
+  logs = parts.dataset.splits[parts.config.evaluate.split]
+  train, active = parts.dataset.splits["train"], parts.catalogue.index.active
+  items = len(parts.dataset.items.features) - 1
+  if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
+    return {}
+  scores = {
+    "popularity": [held_out.popularity(train, items)],
+    "item_mean": [held_out.item_mean(train, items)],
+    "item_to_item": [held_out.item_to_item(parts.dataset.items.features)],
+    "click_model": [(_click_model(parts), parts.response)],
+  }
+  agent = _ranking(parts)
+  if agent is not None:
+    scores = {parts.config.agent: [(agent, x) for x in params]} | scores
+  rankings = {}
+  without_history = not held_out.repeats(train)
+  with watch.bar(sum(map(len, scores.values())), "held out", "policy") as bar:
+    for name, seeds in scores.items():
+      rankings[name] = []
+      for score_fn, own in seeds:
+        rankings[name].append(
+          held_out.rank(
+            score_fn, own, logs, active, without_history=without_history
+          )
+        )
+        bar.update()
+  reference = next(iter(rankings))
+  measured = held_out.measure(rankings, logs, train, items, reference)
+  measured["held_out_rows"]["without_history"] = without_history
+  return measured
+
+
+def _click_model(parts: Parts) -> held_out.ScoreFn:
+  """The click model's probabilities as scores."""
+
+  def score(response, observation):
+    items = jnp.arange(1, len(parts.dataset.items.features))
+    probability = parts.env.response_fn(
+      response, observation.profile, observation.history, items
+    )
+    return jnp.concatenate([jnp.full(1, -jnp.inf), probability])
+
+  return score
+
+
+def _ranking(parts: Parts) -> held_out.ScoreFn | None:
+  """The agent's order of all items as scores; None where it has none.
+
+  It is the greedy slate of all items. A slate that is composed for a sweet
+  point is no order, so the agent is made for a reward without one.
+  """
+  simulator = dataclasses.replace(parts.config.simulator, sweet_point=None)
+  config = dataclasses.replace(parts.config, simulator=simulator)
+  items = parts.catalogue.index.num_items
+  agent = make_agent(config, items, items)
+  if agent.draws:
+    return None
+
+  def score(params, observation):
+    params, catalogue = params
+    nothing = jnp.zeros(0, jnp.int32)
+    slate = agent.act(params, catalogue, observation, nothing, None, 1.0).slate
+    places = jnp.arange(items, 0, -1, dtype=jnp.float32)
+    return jnp.zeros(len(catalogue.features)).at[slate].set(places)
+
+  return score
+
+
+def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
+  """quality.json of the simulator, with the verdict on the policy's slates."""
+  path = parts.folder("simulator") / "simulator" / "quality.json"
+  quality = _json(path)
+  if "verdict" not in quality:
+    return quality
+  known = verdict.baselines(
+    parts.dataset.splits["train"], len(parts.dataset.items.features) - 1
+  )
+  slates = np.stack([x.slates for x in sessions])
+  liked = sum(float(x.positives.sum()) for x in sessions)
+  rate = liked / max(int((slates > 0).sum()), 1)
+  return verdict.of_slates(quality, slates, rate, known)
+
+
+def _policies(
+  sessions: dict[str, list[simulate.Sessions]], quality: dict[str, Any]
+) -> dict[str, Any]:
+  """`policies` of results.json; a useless simulator normalises nothing."""
+  policies = measures.report(sessions)
+  if quality.get("verdict") == "useless":
+    for name, seeds in sessions.items():
+      policies[name]["normalised"] = bounds.withheld(
+        len(seeds), f"the simulator is useless: {quality['reasons'][0]}"
+      )
+  return policies
 
 
 def _simulate(

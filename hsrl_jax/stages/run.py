@@ -7,7 +7,7 @@ from hsrl_jax import files
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
-from hsrl_jax.evaluation import measures, simulate
+from hsrl_jax.evaluation import measures, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
@@ -75,8 +75,12 @@ class Run(Parts):
       print(f"  weights of {self.given.name}, nothing is fitted")
     else:
       quality = simulator.run(*where)
-    measured = ", ".join(f"{k} {v:.4f}" for k, v in quality.items())
+    measured = ", ".join(
+      f"{k} {v:.4f}" for k, v in quality.items() if isinstance(v, float)
+    )
     print(f"  validation: {measured or 'no slates are logged'}")
+    if quality:
+      print(f"  {verdict.line(quality)}")
 
   def policy(self) -> None:
     """Stage policy."""

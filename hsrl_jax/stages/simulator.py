@@ -2,36 +2,42 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import verdict
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import stop, watch
 from hsrl_jax.ops import tree
 from hsrl_jax.sim import click_model
 from hsrl_jax.sim.click_model import ResponseParams
 from hsrl_jax.sim.response_file import ResponseFile
+from hsrl_jax.types import Array, Sessions
 
 FOLDER = "simulator"
 GIVEN = "response.npz"  # The copy of a file with weights.
+QUALITY_FORMAT = 2  # Of quality.json; format 1 had no verdict and no number.
 
 
 def run(
   config: SimulatorConfig, workdir: pathlib.Path, dataset: Dataset
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Fits the click model.
 
   Writes `simulator/`: checkpoints, metrics, quality.json. Resumes after the
   last complete epoch.
 
   Returns:
-    The click model's `quality` on the validation split.
+    What quality.json holds, see `_judged`.
 
   Raises:
     FloatingPointError: a parameter became NaN or infinite.
@@ -70,11 +76,37 @@ def run(
         bar.set_postfix(val_log_loss=f"{measured['log_loss']:.4f}")
         if signals.due():
           break
-  measured = click_model.quality(
-    fit.predict(state.best_params, val), val.response, val.user_id
+  quality = _judged(
+    lambda sessions: fit.predict(state.best_params, sessions), dataset
   )
-  files.write_json(folder / "quality.json", measured)
-  return measured
+  files.write_json(folder / "quality.json", quality)
+  return quality
+
+
+def _judged(
+  predict: Callable[[Sessions], Array], dataset: Dataset
+) -> dict[str, Any]:
+  """Measures of a click model on held-out slates, and the verdict on it.
+
+  Args:
+    predict: logged slates -> probabilities, [S, K].
+    dataset: with its logs.
+
+  Returns:
+    `format`; `click_model.quality` on the validation split; and what
+    `verdict.of_fit` says, where responses are logged.
+  """
+  splits = {"validation": dataset.splits["val"], "test": dataset.splits["test"]}
+  predicted = {name: np.asarray(predict(x)) for name, x in splits.items()}
+  val = splits["validation"]
+  known = verdict.baselines(
+    dataset.splits["train"], len(dataset.items.features) - 1
+  )
+  return {
+    "format": QUALITY_FORMAT,
+    **click_model.quality(predicted["validation"], val.response, val.user_id),
+    **verdict.of_fit(predicted, splits, known),
+  }
 
 
 def load(
@@ -163,7 +195,7 @@ def adopt(
   dataset: Dataset,
   given: ResponseFile,
   path: pathlib.Path,
-) -> dict[str, float]:
+) -> dict[str, Any]:
   """Takes the click model of a file in place of `run`.
 
   Writes `simulator/`: a copy of the file, and quality.json, which names it.
@@ -176,21 +208,22 @@ def adopt(
     path: where it lies.
 
   Returns:
-    Its `quality` on the validation split; empty where no slates are logged.
+    The rest of quality.json, see `_judged`; empty where no slates are logged.
 
   Raises:
     InputError: see `of_file`.
   """
   params = of_file(config, given, dataset)
-  val, measured = dataset.splits["val"], {}
-  if val.exposed.shape[1]:
-    predict = click_model.response_fn(config)
-    probability = jax.jit(jax.vmap(predict, in_axes=(None, 0, 0, 0)))(
-      params, val.profile, val.history, val.exposed
+  quality = {}
+  if dataset.splits["val"].exposed.shape[1]:
+    respond = jax.jit(
+      jax.vmap(click_model.response_fn(config), in_axes=(None, 0, 0, 0))
     )
-    measured = click_model.quality(probability, val.response, val.user_id)
+    quality = _judged(
+      lambda x: respond(params, x.profile, x.history, x.exposed), dataset
+    )
   folder = workdir / FOLDER
   files.write_atomic(folder / GIVEN, path.read_bytes())
   source = {"file": given.name, "sha256": given.digest}
-  files.write_json(folder / "quality.json", {"source": source, **measured})
-  return measured
+  files.write_json(folder / "quality.json", {"source": source, **quality})
+  return quality

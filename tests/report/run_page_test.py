@@ -154,8 +154,54 @@ class ReportTest(parameterized.TestCase):
     heads = re.findall("<h2>(.*?)</h2>", page)
     self.assertEqual(
       heads,
-      ["Results", "Learning", "Semantic space", "User simulator", "Sessions"],
+      [
+        "In the simulator",
+        "Learning",
+        "Semantic space",
+        "User simulator",
+        "Sessions",
+      ],
     )
+
+  def test_held_out_logs_lead_and_a_useless_simulator_is_grey(self):
+    root = _workdir(self.root)
+    measured = {
+      "auc_within_slates": {"mean": 0.61, "ci95": [0.6, 0.62]},
+      "recall@10": {"mean": 0.0125, "ci95": [0.011, 0.014]},
+    }
+    results = _results()
+    results["simulator"] |= {"verdict": "useless", "reasons": ["2 <users>"]}
+    results |= {
+      "held_out": {"hsrl": measured, "popularity": measured},
+      "held_out_rows": {"rows": 1196, "users": 669},
+      "held_out_differences": {
+        "popularity": {
+          "auc_within_slates": {"mean": 0.1, "ci95": [0.05, 0.15]},
+          "recall@10": {"mean": 0.1, "ci95": [-0.05, 0.15]},
+        }
+      },
+    }
+    (root / "results.json").write_text(json.dumps(results))
+    page = run_page.write(root, _catalogue()).read_text()
+    heads = re.findall("<h2>(.*?)</h2>", page)
+    self.assertEqual(
+      heads[:3],
+      [
+        "Held-out logs",
+        "Verdict on the simulator: useless",
+        "In the simulator",
+      ],
+    )
+    self.assertIn("1,196 slates", " ".join(page.split()))
+    self.assertIn('0.0125 <span class="ci">[0.0110, 0.0140]</span>', page)
+    self.assertIn("hsrl, AUC within slates: above popularity.", page)
+    self.assertIn("hsrl, recall@10: not above popularity.", page)
+    self.assertIn("<li>2 &lt;users&gt;</li>", page)
+    self.assertIn('<div class="soft">', page)
+    text = run_page.table(results)
+    self.assertLess(text.index("held-out logs"), text.index("total reward"))
+    self.assertIn("simulator: useless: 2 <users>", text)
+    self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
   def test_is_self_contained(self):
     page = self._page()
