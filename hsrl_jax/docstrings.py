@@ -22,5 +22,5 @@ def attribute(documented: type, name: str) -> str:
   _, _, text = (inspect.getdoc(owner) or "").partition("Attributes:")
   if not text and sys.flags.optimize >= 2:
     return ""
-  found = re.search(rf"^  {name}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
-  return " ".join(found[1].split())
+  lines = re.search(rf"^  {name}: (.*?)(?=^  \w+: |\Z)", text, re.M | re.S)
+  return " ".join(lines[1].split())
