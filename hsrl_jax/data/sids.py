@@ -40,9 +40,11 @@ def read_sids(
   """Reads the SIDs of a catalogue from a file.
 
   The file is one of
-    .json: {item: [token, ...]};
-    .npz: item_id [M] and tokens int [M, L];
-    .csv: a header, then rows of an item and its L tokens.
+
+  - .json: {item: [token, ...]};
+  - .npz: item_id [M] and tokens int [M, L];
+  - .csv: a header, then rows of an item and its L tokens.
+
   All items have as many tokens. Levels may have vocabularies of their own; V
   is the largest. Items of the file that are not in the catalogue are ignored.
 

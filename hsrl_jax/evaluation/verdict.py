@@ -6,13 +6,14 @@ user (the mean of all responses, of the item, of the user), and the slates that
 it is asked about are held against those that were logged.
 
 Levels:
-  useless  The model orders a user's items no better than chance, predicts worse
-    than one number for all, or too few users can tell. Simulated figures mean
-    nothing.
-  weak  The item's own mean orders or predicts better, probabilities are off, or
-    the policy's slates are far from the logged ones. Simulated figures may
-    compare policies; they are no forecast.
-  good  None of these.
+
+- useless: the model orders a user's items no better than chance, predicts worse
+  than one number for all, or too few users can tell. Simulated figures mean
+  nothing.
+- weak: the item's own mean orders or predicts better, probabilities are off, or
+  the policy's slates are far from the logged ones. Simulated figures may
+  compare policies; they are no forecast.
+- good: none of these.
 """
 
 from collections.abc import Mapping

@@ -68,7 +68,8 @@ def _state(workdir):
   config = flags_lib.config_from_flags()
   flags.FLAGS.mark_as_parsed()
   run = run_lib.Run(config, workdir)
-  agent = make_agent(config, run.env.slate_size)
+  items = run.catalogue.index.num_items
+  agent = make_agent(config, run.env.slate_size, items)
   engine = loop.make(agent, run.env, config.train)
   inputs = loop.Inputs(run.catalogue, run.users("train"))
   like = parallel.shapes(engine.init, config.train.seeds, inputs)
