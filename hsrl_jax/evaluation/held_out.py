@@ -127,7 +127,7 @@ def repeats(train: Sessions) -> bool:
 
 def popularity(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
   """Positive responses in the training logs, of N items: [N + 1]."""
-  return _constant, jnp.asarray(_counts(train, items)[1], jnp.float32)
+  return _constant, jnp.asarray(counts(train, items)[1], jnp.float32)
 
 
 def item_mean(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
@@ -135,10 +135,7 @@ def item_mean(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
 
   (likes + m g) / (showings + m), with the mean g of all showings and m = 10.
   """
-  shown, liked = _counts(train, items)
-  mean = liked.sum() / max(shown.sum(), 1)
-  smoothed = (liked + _SMOOTHING * mean) / (shown + _SMOOTHING)
-  return _constant, jnp.asarray(smoothed, jnp.float32)
+  return _constant, jnp.asarray(smoothed(*counts(train, items)), jnp.float32)
 
 
 def item_to_item(features: np.ndarray) -> tuple[ScoreFn, Array]:
@@ -158,13 +155,19 @@ def _cosine(directions: Array, observation: Observation) -> Array:
   return directions @ mean
 
 
-def _counts(train: Sessions, items: int) -> tuple[np.ndarray, np.ndarray]:
+def counts(train: Sessions, items: int) -> tuple[np.ndarray, np.ndarray]:
   """Showings and positive responses of each item, [N + 1] each."""
   exposed = np.asarray(train.exposed).ravel()
   response = np.asarray(train.response, np.float64).ravel()
   shown = np.bincount(exposed, minlength=items + 1).astype(np.float64)
   liked = np.bincount(exposed, weights=response, minlength=items + 1)
   return shown, liked
+
+
+def smoothed(shown: np.ndarray, liked: np.ndarray) -> np.ndarray:
+  """Shares of showings that were liked, drawn to the mean of all, [G]."""
+  mean = liked.sum() / max(shown.sum(), 1)
+  return (liked + _SMOOTHING * mean) / (shown + _SMOOTHING)
 
 
 # Measures of rows.
@@ -396,7 +399,7 @@ def measure(
     measured on.
   """
   user = np.asarray(sessions.user_id)
-  train_liked = _counts(train, items)[1]
+  train_liked = counts(train, items)[1]
   rows = {
     name: [
       within_slates(x.shown, sessions.response, user)

@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from hsrl_jax.evaluation import held_out
 from hsrl_jax.types import Sessions
 
 LEVELS = ("good", "weak", "useless")
@@ -38,7 +39,6 @@ MAX_LIKE_RATIO = 2.0
 # Share of the policy's showings whose item has hardly been shown in the logs.
 MAX_UNSEEN = 0.5
 FEW_SHOWINGS = 5
-_SMOOTHING = 10.0  # Responses that the mean of all counts for.
 _BINS = 10
 
 
@@ -49,7 +49,7 @@ class Baselines(NamedTuple):
     rate: share of positive responses.
     items: float [N + 1], the item's smoothed share.
     users: the smoothed share of each user who was seen.
-    showings: int [N + 1], how often each item was shown.
+    showings: float [N + 1], how often each item was shown.
   """
 
   rate: float
@@ -66,19 +66,15 @@ def baselines(train: Sessions, items: int) -> Baselines:
     items: N.
   """
   response = np.asarray(train.response, np.float64)
-  exposed, width = np.asarray(train.exposed), response.shape[1]
-  rate = float(response.mean())
-
-  def smoothed(place, count):
-    shown = np.bincount(place, minlength=count)
-    liked = np.bincount(place, response.ravel(), minlength=count)
-    return shown, (liked + _SMOOTHING * rate) / (shown + _SMOOTHING)
-
+  showings, liked = held_out.counts(train, items)
   known, place = np.unique(np.asarray(train.user_id), return_inverse=True)
-  showings, of_items = smoothed(exposed.ravel(), items + 1)
-  _, of_users = smoothed(np.repeat(place, width), len(known))
+  of_users = held_out.smoothed(
+    np.bincount(place) * float(response.shape[1]),
+    np.bincount(place, response.sum(1)),
+  )
   users = dict(zip(known.tolist(), of_users.tolist(), strict=True))
-  return Baselines(rate, of_items, users, showings)
+  of_items = held_out.smoothed(showings, liked)
+  return Baselines(float(response.mean()), of_items, users, showings)
 
 
 def predictions(known: Baselines, sessions: Sessions) -> dict[str, np.ndarray]:
