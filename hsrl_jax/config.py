@@ -18,6 +18,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 PROTOCOLS = ("paper", "no_repeat")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
+TASKS = ("rl", "next_item")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
 
@@ -262,6 +263,60 @@ class TrainConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class NextItemConfig(Checked):
+  """Training on the next item that a user likes, `--task=next_item`.
+
+  Sizes of the encoder are those of NetworkConfig. An item's vector is the sum
+  of what is switched on: an embedding of its own, embeddings of its tokens (in
+  hsrl), a linear map of its features.
+
+  Attributes:
+    history: T, liked items that are looked at.
+    id_inputs: whether each item has an embedding of its own.
+    feature_inputs: whether its features count.
+    hidden: width of the block before each level's token logits, in hsrl.
+    token_dropout: rate on that block.
+    smoothing: of the labels of the tokens' cross-entropy, in hsrl.
+    item_weight: in hsrl, the weight of a cross-entropy over all items beside
+      the tokens'; above 0, items that are found by their tokens are ranked by
+      both.
+    beams: width of the beam search by which hsrl finds items.
+    response_weight: items are ranked by log pi and this times the click model's
+      logit; 0, or logs whose negatives were drawn: by log pi alone.
+    learning_rate: peak, after a warm-up, of a cosine decay.
+    weight_decay: of AdamW.
+    average: decay of the parameters' moving average, which is what is kept; 0:
+      the parameters themselves.
+    batch_rows: rows of `history` inputs in an update; short sequences share a
+      row.
+    epochs: at most.
+    patience: epochs without a better NDCG@10 of the validation split after
+      which training ends.
+    eval_every: epochs between validations.
+    eval_rows: rows of the validation split that are looked at, drawn once; 0:
+      all.
+  """
+
+  history: int = setting(50, least=1)
+  id_inputs: bool = True
+  feature_inputs: bool = True
+  hidden: int = setting(256, least=0)
+  token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
+  smoothing: float = setting(0.0, least=0, most=_DROPOUT)
+  item_weight: float = setting(0.0, least=0)
+  beams: int = setting(50, least=1)
+  response_weight: float = setting(1.5, least=0)
+  learning_rate: float = setting(2e-3, above=0)
+  weight_decay: float = setting(0.01, least=0)
+  average: float = setting(0.0, least=0, most=_DROPOUT)
+  batch_rows: int = setting(64, least=1)
+  epochs: int = setting(20, least=1)
+  patience: int = setting(6, least=1)
+  eval_every: int = setting(1, least=1)
+  eval_rows: int = setting(2_000, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Checked):
   """The final evaluation.
 
@@ -287,6 +342,9 @@ class Config:
     network: sizes of the agent's networks.
     train: how the agent is trained.
     evaluate: how it is measured.
+    next_item: how it is trained on the next item.
+    task: what the policy is trained on: `rl`, reward in the simulator, or
+      `next_item`, what users liked next in the logs.
     agent: a name in `agents.AGENTS`; None where no policy is trained.
     settings: of the agent, its own dataclass; see `agents.configure`.
   """
@@ -297,6 +355,8 @@ class Config:
   network: NetworkConfig = NetworkConfig()
   train: TrainConfig = TrainConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
+  next_item: NextItemConfig = NextItemConfig()
+  task: str = "rl"
   agent: str | None = None
   settings: Any = None
 

@@ -1,7 +1,7 @@
 """Models of the next item: SASRec, and HSRL's policy on the same encoder."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +10,7 @@ from hsrl_jax.data.sequences import Packed
 from hsrl_jax.networks.sequence import ItemRows, SequenceEncoder
 from hsrl_jax.networks.token_decoder import TokenDecoder
 from hsrl_jax.ops import masking, sampling, softmax
+from hsrl_jax.sid import beam_search
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.types import Array, Params, PRNGKey
 
@@ -35,7 +36,6 @@ class ModelConfig:
     token_dropout: rate of the token decoder's dropout.
     smoothing: label smoothing of the tokens' cross-entropy.
     constrained: see TokenDecoder.
-    beams: B, items found by the beam search, before items seen are left out.
   """
 
   length: int = 20
@@ -51,7 +51,6 @@ class ModelConfig:
   token_dropout: float = 0.2
   smoothing: float = 0.0
   constrained: bool = True
-  beams: int = 50
 
 
 SASREC = ModelConfig()
@@ -68,18 +67,6 @@ class Catalogue(NamedTuple):
 
   index: sid_index.SidIndex | None = None
   features: Array | None = None
-
-
-class Found(NamedTuple):
-  """Recommendations, best first.
-
-  Attributes:
-    items: int32 [..., K]; 0 where fewer were found.
-    scores: float32 [..., K].
-  """
-
-  items: Array
-  scores: Array
 
 
 class Model:
@@ -214,29 +201,57 @@ class Model:
       )
     return total.at[:, 0].set(-jnp.inf)
 
-  def search(
-    self, params: Params, catalogue: Catalogue, history: Array
-  ) -> Found:
-    """The items that constrained beam search finds, [E, any] -> [E, beams]."""
-    states = self.states(params, catalogue, history)
-    beams = jax.vmap(
-      lambda state: self._decoder.apply(
-        params["decoder"],
-        catalogue.index,
-        state,
-        self.config.beams,
-        method="search",
-      )
-    )(states)
-    scores = jnp.where(beams.valid, beams.log_probs, -jnp.inf)
-    items = beams.items
+  def score(
+    self, params: Params, catalogue: Catalogue, state: Array, items: Array
+  ) -> Array:
+    """Scores of some items in ONE state, [d] and int32 [M] -> float32 [M].
+
+    Log-probabilities of the items' tokens, with those of the items themselves
+    up to a constant; where there are no tokens, the latter alone.
+    """
+    total = jnp.zeros(len(items))
     if self.config.item_weight:
-      vectors = self._vectors(params, catalogue, items)
-      scores += jnp.einsum("ebd,ed->eb", vectors, states)
-      order = jnp.argsort(-scores, 1)
-      items = jnp.take_along_axis(items, order, 1)
-      scores = jnp.take_along_axis(scores, order, 1)
-    return Found(items, scores)
+      total += self._vectors(params, catalogue, items) @ state
+    if self.config.token_weight:
+      sid = jnp.maximum(sid_index.sid_of(catalogue.index, items), 0)
+      log_probs = self.taken(params, catalogue, state, sid)
+      own = jnp.take_along_axis(log_probs, sid[..., None], -1)[..., 0]
+      total += own.sum(-1)
+    return total
+
+  def taken(
+    self,
+    params: Params,
+    catalogue: Catalogue,
+    state: Array,
+    sid: Array,
+    key: PRNGKey | None = None,
+  ) -> Array:
+    """TokenDecoder.taken of ONE state [d] along SIDs [M, L]: [M, L, V]."""
+    states = jnp.broadcast_to(state, (len(sid), len(state)))
+    return self._decoder.apply(
+      params["decoder"], catalogue.index, states, sid, key, method="taken"
+    )
+
+  def contexts(self, params: Params, state: Array) -> Array:
+    """TokenDecoder.expected of ONE state: c_0 .. c_{L-1}, [L, d]."""
+    return self._decoder.apply(params["decoder"], state, method="expected")
+
+  def search(
+    self,
+    params: Params,
+    catalogue: Catalogue,
+    state: Array,
+    beams: int,
+    **how: Any,
+  ) -> beam_search.Beams:
+    """What constrained beam search finds in ONE state [d].
+
+    Log-probabilities are those of the tokens. `how`: keywords of `beam_search`.
+    """
+    return self._decoder.apply(
+      params["decoder"], catalogue.index, state, beams, method="search", **how
+    )
 
   def _vectors(self, params, catalogue, item):
     tokens = catalogue.index.tokens if catalogue.index else None

@@ -1,6 +1,7 @@
 """All positions of packed sequences by the parameters of the Encoder."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks import encoder
@@ -19,8 +20,9 @@ class ItemRows(nn.Module):
     num_items: N.
     levels: L, 0 where tokens are not used.
     vocab_size: V.
-    ids: whether items have an embedding of their own. Where they do not, items
-      without tokens and features are all alike.
+    ids: whether items have an embedding of their own; zeros for an item above
+      N, which came later. Without, items without tokens and features are all
+      alike.
   """
 
   width: int
@@ -47,15 +49,24 @@ class ItemRows(nn.Module):
     rows = jnp.zeros((*item.shape, self.width))
     if self.ids:
       table = self.param("id", small, (self.num_items + 1, self.width))
-      rows = rows + table[item]
+      known = (item <= self.num_items)[..., None]
+      rows = rows + jnp.where(known, table[item], 0.0)
     if self.levels:
       shape = (self.levels, self.vocab_size, self.width)
       table = self.param("token", small, shape)
       for level in range(self.levels):
         rows = rows + table[level, tokens[item, level]]
     if features is not None:
-      rows = rows + nn.Dense(self.width, name="feature")(features[item])
+      scale = self.param("feature_scale", lambda key: _unit_scale(features))
+      scaled = jnp.broadcast_to(scale, features[item].shape) * features[item]
+      rows = rows + nn.Dense(self.width, name="feature")(scaled)
     return jnp.where((item > 0)[..., None], rows, 0.0)
+
+
+def _unit_scale(features: Array) -> Array:
+  """What brings rows to a mean square length of one; row 0 is padding."""
+  square = (features**2).sum() / max(len(features) - 1, 1)
+  return jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
 class SequenceEncoder(encoder.Encoder):

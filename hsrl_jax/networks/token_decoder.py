@@ -9,7 +9,7 @@ It is PolicyNetwork's recursion with a small block before each level's logits,
 and without codebooks: SIDs that are brought have none.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -85,6 +85,16 @@ class TokenDecoder(nn.Module):
     key: PRNGKey | None = None,
   ) -> Array:
     """log pi of the next tokens, float32 [..., V]; `key` is of the dropout."""
+    logits = self._logits(context, level, key)
+    if self.constrained:
+      valid = jnp.vectorize(
+        lambda node: sid_index.valid_tokens(index, node, level),
+        signature="()->(v)",
+      )(context.node)
+      logits = jnp.where(valid, logits, masking.NEGATIVE)
+    return jax.nn.log_softmax(logits)
+
+  def _logits(self, context: Context, level: int, key: PRNGKey | None) -> Array:
     x = context.residual
     if self.hidden:
       wide = jnp.concatenate([x, context.state], -1)
@@ -94,14 +104,7 @@ class TokenDecoder(nn.Module):
         wide = wide * scale
       x = x + self.narrow[level](wide)
     logits = x @ self.kernel[level].T
-    logits += jnp.broadcast_to(self.bias[level], logits.shape)
-    if self.constrained:
-      valid = jnp.vectorize(
-        lambda node: sid_index.valid_tokens(index, node, level),
-        signature="()->(v)",
-      )(context.node)
-      logits = jnp.where(valid, logits, masking.NEGATIVE)
-    return jax.nn.log_softmax(logits)
+    return logits + jnp.broadcast_to(self.bias[level], logits.shape)
 
   def advance(
     self,
@@ -148,17 +151,41 @@ class TokenDecoder(nn.Module):
     index: sid_index.SidIndex,
     state: Array,
     beams: int,
-    excluded: Array | None = None,
+    **how: Any,
   ) -> Beams:
-    """The most probable items of ONE state [d]; see `beam_search`."""
+    """The most probable items of ONE state [d].
+
+    Args:
+      index: the catalogue.
+      state: float32 [d], c_0.
+      beams: B.
+      **how: further keywords of `beam_search`.
+    """
     return beam_search(
       index,
       self.start(state),
       lambda context, level: self.log_probs(index, context, level),
       lambda context, token, level: self.advance(index, context, token, level),
       beams=beams,
-      excluded=excluded,
+      **how,
     )
+
+  def expected(self, state: Array) -> Array:
+    """Contexts c_0 .. c_{L-1} of ONE state [d], [L, d].
+
+    Each level takes away the mean embedding of all its tokens, since there is
+    no prefix that would say which of them lead to an item.
+    """
+    context = self.start(state)
+    contexts = [state]
+    for level in range(self.levels - 1):
+      mean = jax.nn.softmax(self._logits(context, level, None))
+      residual = self.norms[level](
+        context.residual - mean @ self.embedding[level]
+      )
+      context = context._replace(residual=residual)
+      contexts.append(residual)
+    return jnp.stack(contexts)
 
   def score_all(self, index: sid_index.SidIndex, state: Array) -> Array:
     """Exact log pi of all items, float32 [C + 1]; -inf where not active.
