@@ -15,6 +15,7 @@ from hsrl_jax.report import page, plots, sid_page, tables
 from hsrl_jax.sid import store
 
 _HISTORY = 8  # Latest titles shown at once; the others fold.
+_USERS = 2  # Examples shown at once; the others fold.
 _LATER = 12  # Titles liked later that are shown at once.
 _STEPS = 3  # First steps shown at once; the others fold.
 # Label, measure and form of the columns that held-out logs get.
@@ -190,6 +191,7 @@ def _page(
     sessions=[x for x in examples if "steps" in x],
     history_shown=_HISTORY,
     later_shown=_LATER,
+    users_shown=_USERS,
     steps_shown=_STEPS,
   )
 

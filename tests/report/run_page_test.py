@@ -239,11 +239,17 @@ class ReportTest(parameterized.TestCase):
     }
     unknown = example | {"user": 18, "history": [], "later": []}
     (root / "report" / "examples.json").write_text(
+      json.dumps([example, unknown, unknown])
+    )
+    folded = run_page.write(root, _catalogue()).read_text()
+    self.assertIn("<summary>… 1 more user", folded)
+    (root / "report" / "examples.json").write_text(
       json.dumps([example, unknown])
     )
     page = " ".join(run_page.write(root, _catalogue()).read_text().split())
     heads = re.findall("<h2>(.*?)</h2>", page)
-    self.assertEqual(heads[-1], "Examples")
+    self.assertEqual(heads[:2], ["Examples", "In the simulator"])
+    self.assertNotIn("more user", page)
     self.assertIn("some of the 669 users of the test split", page)
     self.assertIn(
       f'<tr class="liked"><td><span role="img" aria-label="liked later">✓'
