@@ -1,19 +1,15 @@
 """Every flag. Their names, defaults and help come from dataclasses of settings.
 
-A field of a stage's config is the flag `<prefix><field>`; see PREFIXES. A field
-of an agent's settings is the flag `<field>`; agents that have a field of the
-same name share the flag.
+Each setting is the flag of its name; see settings.py. Agents may share one.
 """
 
-import dataclasses
 import os
 import re
-import typing
 from collections.abc import Collection
 
 from absl import flags
 
-from hsrl_jax import agents, docstrings
+from hsrl_jax import agents, docstrings, settings
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import EXPERIMENTS
@@ -26,18 +22,6 @@ MODES = (
   "export",
   *EXPERIMENTS,
 )
-
-PREFIXES = {
-  "data": "",
-  "quantizer": "sid_",
-  "simulator": "simulator_",
-  "network": "",
-  "train": "",
-  "agent": "",
-  "evaluate": "evaluate_",
-  "export": "export_",
-  "experiment": "experiment_",
-}
 
 MODE = flags.DEFINE_enum(
   "mode",
@@ -115,49 +99,10 @@ def _is_one_of_them(values: dict[str, int | None]) -> bool:
   return count is None or own is None or own < count
 
 
-_NAMES = {int: "integers", float: "numbers", str: "names"}
-_LARGEST_FLOAT = 3.4e38  # Of float32.
-
-
-class _Group(typing.NamedTuple):
-  """A config class and the key of PREFIXES that its flags have."""
-
-  name: str
-  type: type
-
-
-_STAGES = tuple(
-  _Group(x.name, x.type)
-  for x in dataclasses.fields(config_lib.Config)
-  if dataclasses.is_dataclass(x.type)
-)
-_EXPORT = _Group("export", config_lib.ExportConfig)
-_EXPERIMENT = _Group("experiment", config_lib.ExperimentConfig)
-
-
-def _agent(name: str) -> _Group:
-  return _Group("agent", agents.AGENTS[name].settings)
-
-
-def _agents() -> tuple[_Group, ...]:
-  return tuple(_agent(name) for name in agents.AGENTS)
-
-
-def _fields(groups: tuple[_Group, ...] | None = None):
-  """Yields (group, field, flag's name, type) of every field; None: of all."""
-  if groups is None:
-    groups = (*_STAGES, _EXPORT, _EXPERIMENT, *_agents())
-  for group in groups:
-    types_ = typing.get_type_hints(group.type)
-    for field in dataclasses.fields(group.type):
-      name = PREFIXES[group.name] + field.name
-      yield group, field, name, types_[field.name]
-
-
 def _define() -> None:
   """Defines the flag of each field; agents may share one."""
   shared = set()
-  for group, field, name, kind in _fields():
+  for group, field, name, kind in settings.fields():
     if name in shared:
       continue
     if group.name == "agent":
@@ -193,13 +138,10 @@ def config_from_flags(
       the message names the flag.
   """
   name = AGENT.value
-  if name not in agents.AGENTS:
-    raise InputError(
-      f"--agent is {name!r}; expected one of {tuple(agents.AGENTS)}"
-    )
+  settings.check_agent("--agent", name)
   _check_read((name,) if compared is None else compared)
   return config_lib.Config(
-    **{x.name: _from_flags(x) for x in _STAGES},
+    **{x.name: _from_flags(x) for x in settings.STAGES},
     agent=name,
     settings=settings_from_flags(name),
   )
@@ -207,7 +149,7 @@ def config_from_flags(
 
 def settings_from_flags(agent: str) -> agents.Settings:
   """What the parsed flags say of an agent's settings."""
-  return _from_flags(_agent(agent))
+  return _from_flags(settings.of_agent(agent))
 
 
 def _check_read(trained: Collection[str]) -> None:
@@ -226,51 +168,18 @@ def _check_read(trained: Collection[str]) -> None:
 
 def export_from_flags() -> config_lib.ExportConfig:
   """What the parsed flags say of an export; see `config_from_flags`."""
-  return _from_flags(_EXPORT)
+  return _from_flags(settings.EXPORT)
 
 
 def experiment_from_flags() -> config_lib.ExperimentConfig:
   """What the parsed flags say of an experiment; see `config_from_flags`."""
-  return _from_flags(_EXPERIMENT)
+  return _from_flags(settings.EXPERIMENT)
 
 
-def _from_flags(group: _Group):
+def _from_flags(group: settings.Group):
   """An instance of the group's class."""
-  values = {}
-  for _, field, name, kind in _fields((group,)):
-    value = flags.FLAGS[name].value
-    element = _element(kind)
-    if element is not None and value is not None:
-      try:
-        value = tuple(element(x) for x in value)
-      except ValueError as error:
-        raise InputError(
-          f"--{name} is {','.join(value)}; expected {_NAMES[element]} with "
-          "commas"
-        ) from error
-    for x in value if isinstance(value, tuple) else (value,):
-      _check_number(name, x)
-    values[field.name] = value
-  try:
-    return group.type(**values)
-  except ValueError as error:
-    raise InputError(f"--{PREFIXES[group.name]}{error}") from error
-
-
-def _check_number(name: str, value) -> None:
-  """Raises InputError where no array could hold a number; see the config's own.
-
-  Integers are int32 or, for seeds, uint32; floats are finite float32.
-  """
-  if isinstance(value, float) and not abs(value) <= _LARGEST_FLOAT:
-    expected = "a finite number"
-  elif isinstance(value, int) and not -(2**31) <= value < 2**32:
-    expected = "an integer below 2^31, or a seed below 2^32"
-  elif isinstance(value, int) and value >= 2**31 and "seed" not in name:
-    expected = "an integer below 2^31"
-  else:
-    return
-  raise InputError(f"--{name} is {value}; expected {expected}")
+  names = [name for _, _, name, _ in settings.fields((group,))]
+  return settings.make(group, {x: flags.FLAGS[x].value for x in names}, "--")
 
 
 def resolved() -> dict[str, str]:
@@ -278,34 +187,27 @@ def resolved() -> dict[str, str]:
 
   Of the agents' flags those that --agent reads.
   """
+  groups = (*settings.STAGES, settings.of_agent(AGENT.value))
   values = {"agent": AGENT.value} | {
     name: flags.FLAGS[name].value
-    for _, field, name, _ in _fields((*_STAGES, _agent(AGENT.value)))
+    for _, field, name, _ in settings.fields(groups)
     if field.compare
   }
   for name in ("embeddings", "response_params"):
     if flags.FLAGS[name].value is not None:
       values[name] = os.path.abspath(flags.FLAGS[name].value)
-  return {k: _text(v) for k, v in values.items() if v is not None}
+  return {k: settings.text(v) for k, v in values.items() if v is not None}
 
 
 def given() -> dict[str, str]:
   """Of the flags of a run those that the command line names, as resolved()."""
-  fields = _fields((*_STAGES, *_agents()))
+  fields = settings.fields((*settings.STAGES, *settings.of_agents()))
   names = {"agent", *(name for _, _, name, _ in fields)}
   return {
-    name: _text(flags.FLAGS[name].value)
+    name: settings.text(flags.FLAGS[name].value)
     for name in names
     if flags.FLAGS[name].present
   }
-
-
-def _element(kind) -> type | None:
-  """Of what a field's tuple is, such as int; None where it is no tuple."""
-  for part in (kind, *typing.get_args(kind)):
-    if typing.get_origin(part) is tuple:
-      return typing.get_args(part)[0]
-  return None
 
 
 def sweep_sizes() -> list[tuple[int, int]]:
@@ -325,11 +227,3 @@ def sweep_sizes() -> list[tuple[int, int]]:
       )
     sizes.append((vocab_size, levels))
   return sizes
-
-
-def _text(value) -> str:
-  if isinstance(value, list):
-    return ",".join(value)
-  if isinstance(value, bool):
-    return str(value).lower()
-  return str(value)

@@ -30,7 +30,7 @@ from hsrl_jax import agents, files
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
-from hsrl_jax.data import embeddings, prepare
+from hsrl_jax.data import embeddings
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import COMPARED, EXPERIMENTS, jobs, sweep
@@ -176,14 +176,12 @@ def _check_inputs(mode: str) -> None:
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
-  if not run.own_users:
-    prepare.builder_folder(config.data.dataset)
-  processes.on_first(lambda: workdir_lib.claim(workdir, flags_lib.resolved()))
+  run.claim(flags_lib.resolved())
   if mode == "export":
     run.export(flags_lib.export_from_flags())
     return
-  ran = [run.stage(name) for name in (STAGES if mode == "all" else [mode])]
-  if not any(ran):
+  ran = run.complete(STAGES if mode == "all" else [mode])
+  if not ran:
     what = "all stages" if mode == "all" else f"stage {mode}"
     print(f"{what} of this configuration found in {workdir}; nothing to do")
   if mode in ("all", "evaluate", "report") and processes.is_first():
@@ -191,7 +189,7 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
     print(f"results: {workdir / 'results.json'}")
     page = workdir / "report" / "report.html"
     print(f"report:  {page if page.exists() else 'run --mode=report'}")
-  if any(ran) and processes.is_first():
+  if ran and processes.is_first():
     print("\n".join(run.summarise()))
 
 

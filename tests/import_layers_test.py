@@ -23,11 +23,13 @@ LAYERS = (
   ("networks",),
   ("sim",),
   ("agents",),
+  ("settings",),
   ("engine",),
   ("evaluation",),
   ("host",),
   ("report",),
   ("stages",),
+  ("api",),
   ("experiments",),
   ("flags",),  # Only what starts a run may see flags.
   ("launch",),
@@ -36,7 +38,14 @@ LAYERS = (
 SHARED = (["base"], ["latent"])
 # Groups that see less than what is below them.
 ONLY = {
-  "flags": {"agents", "config", "errors", "docstrings", "experiments"},
+  "flags": {
+    "agents",
+    "config",
+    "errors",
+    "docstrings",
+    "experiments",
+    "settings",
+  },
   # What is served needs jax and numpy alone.
   "serving": {"types", "errors", "files", "docstrings", "sid", "serving"},
 }

@@ -44,6 +44,7 @@ class Log(NamedTuple):
     optional: `profile` [R, P], `propensity` and `position` [R, 1], each with no
       columns where it is missing.
     notes: for people.
+    users: name of user 1, 2, ...
   """
 
   file: str
@@ -55,6 +56,7 @@ class Log(NamedTuple):
   split: np.ndarray | None
   optional: dict[str, np.ndarray]
   notes: list[str]
+  users: list[str]
 
 
 class Slates(NamedTuple):
@@ -138,6 +140,7 @@ def read(
     split=split,
     optional=optional,
     notes=tables.unused(table, known),
+    users=list(user_number),
   )
 
 

@@ -82,13 +82,15 @@ class Builder(schema.SlateBuilder):
     log = _interactions(folder, ids, chosen)
     if log is None:
       options.check_for_sessions(folder, chosen)
-      columns, notes = read_sessions(folder, ids)
+      columns, notes, users = read_sessions(folder, ids)
       about = feedback.Feedback()
     else:
       cut = interactions.slates(log, len(ids), chosen)
       columns, notes, about = cut.columns, cut.notes, cut.about
+      users = log.users
     self.info.metadata["feedback"] = about._asdict()
     self.info.metadata["notes"] = notes
+    self.info.metadata["users"] = users
     return columns
 
 
@@ -157,7 +159,7 @@ def read_items(
 
 def read_sessions(
   folder: pathlib.Path, item_ids: list[str]
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
   """Reads and checks the slates.
 
   Args:
@@ -165,7 +167,8 @@ def read_sessions(
     item_ids: of item 1, 2, ...
 
   Returns:
-    Columns of `sessions` (see schema.py) by time, and notes.
+    Columns of `sessions` (see schema.py) by time, notes, and the name of user
+    1, 2, ...
 
   Raises:
     InputError: the file, row and column that is no good.
@@ -224,7 +227,7 @@ def read_sessions(
     **optional,
   }
   columns = {name: column[order] for name, column in columns.items()}
-  return columns, tables.unused(table, _SESSIONS)
+  return columns, tables.unused(table, _SESSIONS), list(user_number)
 
 
 def _liked_before(

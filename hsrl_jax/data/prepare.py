@@ -1,7 +1,9 @@
 """Runs a TFDS builder of `datasets/` into a data directory."""
 
+import contextlib
 import csv
 import importlib.util
+import io
 import pathlib
 import re
 import shutil
@@ -97,9 +99,12 @@ def prepare(
       config=config, data_dir=data_dir, file_format="array_record"
     )
     try:
-      builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(manual_dir=raw_data_dir)
-      )
+      with contextlib.redirect_stdout(
+        io.StringIO()
+      ):  # TFDS tells of downloads.
+        builder.download_and_prepare(
+          download_config=tfds.download.DownloadConfig(manual_dir=raw_data_dir)
+        )
     except AssertionError as error:
       empty = re.search(r'split ("\w+"): No examples', str(error))
       if empty is None:

@@ -1,5 +1,6 @@
 """Reads a prepared dataset: items and the sessions of each split, checked."""
 
+import json
 import pathlib
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -68,6 +69,13 @@ def load(data_dir: pathlib.Path) -> Dataset:
   ids = np.arange(1, len(dataset.items.features))
   check_items(ids, dataset.items.features[1:], data_dir)
   return dataset
+
+
+def user_names(data_dir: pathlib.Path) -> list[str] | None:
+  """Names in the source of user 1, 2, ...; None where a number is the name."""
+  for path in pathlib.Path(data_dir).glob("*/sessions/*/metadata.json"):
+    return json.loads(path.read_text()).get("users")
+  return None
 
 
 def read(data_dir: pathlib.Path) -> Dataset:

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
@@ -85,29 +84,3 @@ def simulate(
     )
 
   return jax.lax.map(session, jnp.arange(episodes), batch_size=CHUNK)
-
-
-def examples(
-  sessions: Sessions, histories: np.ndarray, titles: list[str], count: int
-) -> list[dict]:
-  """The first sessions for people: titles shown, and what was liked."""
-  chosen = []
-  for e in range(min(count, len(sessions.depth))):
-    depth = int(sessions.depth[e])
-    history = histories[e % len(histories)]
-    steps = zip(sessions.slates[e], sessions.responses[e], strict=True)
-    chosen.append(
-      {
-        "history": [titles[i] for i in history[history > 0]],
-        "steps": [
-          {
-            "titles": [titles[i] for i in slate],
-            "liked": [bool(r) for r in response],
-          }
-          for slate, response in list(steps)[:depth]
-        ],
-        "total_reward": float(sessions.total_reward[e]),
-        "depth": depth,
-      }
-    )
-  return chosen

@@ -10,10 +10,13 @@ from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import held_out, measures, verdict
 from hsrl_jax.host import metrics
+from hsrl_jax.report import examples as examples_lib
 from hsrl_jax.report import page, plots, sid_page, tables
 from hsrl_jax.sid import store
 
 _HISTORY = 8  # Latest titles shown at once; the others fold.
+_USERS = 2  # Examples shown at once; the others fold.
+_LATER = 12  # Titles liked later that are shown at once.
 _STEPS = 3  # First steps shown at once; the others fold.
 # Label, measure and form of the columns that held-out logs get.
 _HELD_OUT = (
@@ -84,7 +87,7 @@ def write(
     )
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   prefixes = sid_page.prefixes(
-    tokens, lambda row: _title(items, item_id[row]), genres
+    tokens, lambda row: examples_lib.title(items, item_id[row]), genres
   )
   html = _page(results, facts, examples, pictures, prefixes)
   for name, picture in pictures.items():
@@ -126,7 +129,7 @@ def table(results: dict[str, Any]) -> str:
   if "verdict" in results.get("simulator", {}):
     lines += ["", tables.filled(verdict.line(results["simulator"]))]
   if why := _withheld(results):
-    lines.append(f"normalised is withheld: {why}")
+    lines.append(tables.filled(f"normalised is withheld: {why}"))
   return "\n".join(lines)
 
 
@@ -183,8 +186,12 @@ def _page(
     prefixes=prefixes,
     simulator=results["simulator"],
     quality=_QUALITY,
-    sessions=examples,
+    # Runs of older versions have simulated sessions alone.
+    lists=[x for x in examples if "recommended" in x],
+    sessions=[x for x in examples if "steps" in x],
     history_shown=_HISTORY,
+    later_shown=_LATER,
+    users_shown=_USERS,
     steps_shown=_STEPS,
   )
 
@@ -211,10 +218,6 @@ def _by_reward(results):
   return sorted(
     results["policies"].items(), key=lambda x: x[1]["total_reward"]["mean"]
   )
-
-
-def _title(items: Items, item: int) -> str:
-  return items.titles[item] or f"item {items.external_ids[item] or item}"
 
 
 def _json(path: pathlib.Path) -> Any:

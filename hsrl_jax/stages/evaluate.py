@@ -17,6 +17,7 @@ from hsrl_jax import files
 from hsrl_jax.agents import make_agent
 from hsrl_jax.evaluation import bounds, held_out, measures, simulate, verdict
 from hsrl_jax.host import watch
+from hsrl_jax.report import examples
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
 
@@ -34,7 +35,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     trained: the policy of each seed, with its parameters.
   """
   c, agent = parts.config.evaluate, parts.config.agent
-  on_logs = _on_logs(parts, [params for _, params in trained])
+  on_logs, lists = _on_logs(parts, [params for _, params in trained])
   users = parts.users(c.split)
   active = parts.catalogue.index.active
   policies = {
@@ -61,14 +62,24 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
   )
-  shown = simulate.examples(
-    sessions[agent][0], logged.history, parts.dataset.items.titles, _EXAMPLES
-  )
+  items = parts.dataset.items
+  if lists is None:
+    shown = examples.of_sessions(
+      sessions[agent][0], logged.history, items, _EXAMPLES
+    )
+  else:
+    _, likes = held_out.counts(parts.dataset.splits["train"], len(active) - 1)
+    shown = examples.of_lists(lists, logged, items, likes, _EXAMPLES)
   files.write_json(parts.workdir / "report" / "examples.json", shown)
 
 
-def _on_logs(parts: Parts, params: list[Params]) -> dict[str, Any]:
+def _on_logs(
+  parts: Parts, params: list[Params]
+) -> tuple[dict[str, Any], np.ndarray | None]:
   """Held-out measures of results.json; empty where there is nothing to rank.
+
+  Beside them the best items of the first seed's policy for each row, int [S,
+  M], without items of the row's history; None where it ranks nothing.
 
   Args:
     parts: of the run.
@@ -78,7 +89,7 @@ def _on_logs(parts: Parts, params: list[Params]) -> dict[str, Any]:
   train, active = parts.dataset.splits["train"], parts.catalogue.index.active
   items = len(parts.dataset.items.features) - 1
   if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
-    return {}
+    return {}, None
   scores = {
     "popularity": [held_out.popularity(train, items)],
     "item_mean": [held_out.item_mean(train, items)],
@@ -103,7 +114,14 @@ def _on_logs(parts: Parts, params: list[Params]) -> dict[str, Any]:
   reference = next(iter(rankings))
   measured = held_out.measure(rankings, logs, train, items, reference)
   measured["held_out_rows"]["without_history"] = without_history
-  return measured
+  if agent is None:
+    return measured, None
+  ranking = rankings[parts.config.agent][0]
+  if not without_history:
+    ranking = held_out.rank(
+      agent, params[0], logs, active, without_history=True
+    )
+  return measured, ranking.top
 
 
 def _click_model(parts: Parts) -> held_out.ScoreFn:

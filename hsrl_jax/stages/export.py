@@ -305,15 +305,9 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     )
 
     def one(profile, history, seen):
-      action = agent.act(
-        params, items, Observation(profile, history), seen, None, 1.0
+      slate, log_probs, valid = policy_lib.shown(
+        agent, params, items, Observation(profile, history), seen
       )
-      slate = action.slate
-      # Agents fill a slate that is not full with items that are not to be
-      # shown; an id of 0 is not active.
-      valid = index.active[slate] & ~(slate[:, None] == seen[None]).any(1)
-      slate = jnp.where(valid, slate, 0)
-      log_probs = jnp.where(valid, action.log_prob, -jnp.inf)
       return slate, sid.sid_of(index, slate), log_probs, valid
 
     return jax.vmap(one)(profile, history, seen)

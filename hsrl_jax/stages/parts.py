@@ -157,13 +157,18 @@ class Parts:
       return self.workdir
     return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"
 
+  def is_done(self, stage: str) -> bool:
+    """Whether a stage is complete; see workdir.is_done."""
+    return workdir_lib.is_done(
+      self.folder(stage), stage, self.fingerprints[stage]
+    )
+
   def require(self, stage: str) -> None:
     """Raises InputError where a stage is not complete."""
-    folder = self.folder(stage)
-    if not workdir_lib.is_done(folder, stage, self.fingerprints[stage]):
+    if not self.is_done(stage):
       raise InputError(
-        f"{folder}: stage {stage} is missing; run --mode={stage} first, or "
-        "--mode=all"
+        f"{self.folder(stage)}: stage {stage} is missing; run --mode={stage} "
+        "first, or --mode=all"
       )
 
 

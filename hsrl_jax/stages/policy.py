@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.agents import make_agent
@@ -19,7 +20,7 @@ from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.types import Params, Sessions
+from hsrl_jax.types import Array, Observation, Params, Sessions
 
 FOLDER = "policy"
 
@@ -41,6 +42,40 @@ def greedy(agent: Agent) -> simulate.Act:
     return agent.act(params, catalogue, observation, excluded, key, 1.0).slate
 
   return act
+
+
+def shown(
+  agent: Agent,
+  params: Params,
+  catalogue: ActionSpace,
+  observation: Observation,
+  excluded: Array,
+) -> tuple[Array, Array, Array]:
+  """The greedy slate of one user: items, log probabilities, which are valid.
+
+  Agents fill a slate that is not full with items that are not to be shown;
+  here these are 0, with -inf.
+
+  Args:
+    agent: made for slates of K.
+    params: of the agent.
+    catalogue: the items.
+    observation: of the user.
+    excluded: int32 [T], ids that may not be shown; 0 is ignored.
+
+  Returns:
+    int32 [K], float32 [K] and bool [K].
+  """
+  action = agent.act(params, catalogue, observation, excluded, None, 1.0)
+  slate = action.slate
+  # An id of 0 is not active.
+  valid = catalogue.index.active[slate]
+  valid &= ~(slate[:, None] == excluded[None]).any(1)
+  return (
+    jnp.where(valid, slate, 0),
+    jnp.where(valid, action.log_prob, -jnp.inf),
+    valid,
+  )
 
 
 def by_seed(config: TrainConfig, params: Params) -> list[Params]:

@@ -1,6 +1,7 @@
 """A run: one configuration's stages, each skipped where it is complete."""
 
 import pathlib
+from collections.abc import Mapping, Sequence
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
@@ -122,6 +123,23 @@ class Run(Parts):
       self.folder("simulator"),
     )
 
+  def claim(self, texts: Mapping[str, str]) -> None:
+    """Keeps the settings of a new workdir; an old one must have the same.
+
+    Args:
+      texts: of the settings; see workdir.claim.
+
+    Raises:
+      InputError: there is no such dataset, or the workdir has other settings.
+    """
+    if not self.own_users:
+      prepare.builder_folder(self.config.data.dataset)
+    processes.on_first(lambda: workdir_lib.claim(self.workdir, texts))
+
+  def complete(self, names: Sequence[str] = STAGES) -> bool:
+    """Runs those of the stages that are not done; True if there were any."""
+    return any([self.stage(name) for name in names])
+
   def stage(self, name: str) -> bool:
     """Runs a stage, unless it is done; says which. True if it ran."""
     # Of many processes the first decides, and runs all but the training alone.
@@ -141,8 +159,7 @@ class Run(Parts):
 
   def _is_due(self, name: str) -> bool:
     """Whether a stage is yet to run; raises where one before it is missing."""
-    folder, fingerprint = self.folder(name), self.fingerprints[name]
-    if workdir_lib.is_done(folder, name, fingerprint):
+    if self.is_done(name):
       return False
     for before in STAGES[: STAGES.index(name)]:
       self.require(before)

@@ -218,6 +218,52 @@ class ReportTest(parameterized.TestCase):
     rest = re.sub(r'src="data:.*?"', "", page)
     self.assertNotRegex(rest, r"(?i)//|url\(|@import|<script|<link|href=|src=")
 
+  def test_lists_of_users_say_why(self):
+    root = _workdir(self.root)
+    item = {
+      "title": _TITLE,
+      "liked": True,
+      "like": "Old & gold",
+      "similarity": 0.876,
+      "popularity": 1234,
+      "shown_to": 0.618,
+    }
+    plain = {"title": "B", "liked": False, "like": None, "similarity": None}
+    example = {
+      "user": 17,
+      "users": 669,
+      "items": 9066,
+      "history": [f"Old {i}" for i in range(12)],
+      "later": [f"New {i}" for i in range(14)],
+      "recommended": [item, item | plain],
+    }
+    unknown = example | {"user": 18, "history": [], "later": []}
+    (root / "report" / "examples.json").write_text(
+      json.dumps([example, unknown, unknown])
+    )
+    folded = run_page.write(root, _catalogue()).read_text()
+    self.assertIn("<summary>… 1 more user", folded)
+    (root / "report" / "examples.json").write_text(
+      json.dumps([example, unknown])
+    )
+    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
+    heads = re.findall("<h2>(.*?)</h2>", page)
+    self.assertEqual(heads[:2], ["Examples", "In the simulator"])
+    self.assertNotIn("more user", page)
+    self.assertIn("some of the 669 users of the test split", page)
+    self.assertIn(
+      f'<tr class="liked"><td><span role="img" aria-label="liked later">✓'
+      f"</span> {_ESCAPED}</td> <td>Old &amp; gold</td>"
+      '<td class="number">0.88</td> <td class="number">1,234</td>'
+      '<td class="number">62%</td></tr>',
+      page,
+    )
+    self.assertIn('<tr><td>B</td> <td>–</td><td class="number">–</td>', page)
+    self.assertEqual(page.count("<summary>… 4 earlier</summary>"), 1)
+    self.assertEqual(page.count("<summary>… 2 more</summary>"), 1)
+    self.assertEqual(page.count("Nothing is known of what the user"), 1)
+    self.assertEqual(page.count("Nothing was liked later."), 1)
+
   def test_escapes_titles(self):
     page = self._page()
     self.assertNotIn(_TITLE, page)

@@ -1,0 +1,450 @@
+"""The whole path in Python: logs in, a recommender out.
+
+  from hsrl_jax import api
+
+  recommender = api.fit(logs, items, workdir="runs/mine", iterations=2000)
+  print(recommender.evaluate())
+  recommender.recommend(["tea", "cake"], k=5)
+  recommender.export("runs/mine/export")
+
+`fit` runs the stages of the command in a workdir that the command knows too: it
+skips what is done and goes on where it was stopped. No flags are parsed. Bad
+input raises errors.InputError, whose one line says what was expected.
+"""
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hsrl_jax import agents, files
+from hsrl_jax import settings as settings_lib
+from hsrl_jax.data import frames, prepare, source
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.report import run_page
+from hsrl_jax.sid import store
+from hsrl_jax.stages import export as export_lib
+from hsrl_jax.stages import policy, quantize
+from hsrl_jax.stages import run as run_lib
+from hsrl_jax.types import Observation
+
+SOURCE = "source.json"  # Digests of the tables of which a workdir was made.
+_TABLES = ".logs"  # Folder for tables, until they are prepared.
+_LOGS = "logs"  # The dataset that reads a user's tables.
+_LEAST_SEEN = 64  # Excluded items of a call; more in powers of two.
+
+
+class Item(NamedTuple):
+  """A recommended item.
+
+  Attributes:
+    item_id: in the source.
+    score: log pi of the item, up to a constant of the user; 0 for agents that
+      have none.
+    title: for people.
+  """
+
+  item_id: str | int
+  score: float
+  title: str
+
+
+class Results(dict):
+  """results.json of a run; its str is the table of the terminal."""
+
+  def __str__(self) -> str:
+    return run_page.table(self)
+
+
+class Recommender:
+  """What `fit` made; see there, and `load`.
+
+  Attributes:
+    workdir: folder of the run, with `report/report.html` for people.
+  """
+
+  def __init__(self, run: run_lib.Run):
+    """Binds a run whose stage `policy` is done."""
+    self._run = run
+    self._decoders: dict[int, Any] = {}
+    self.workdir = run.workdir
+
+  def evaluate(self) -> Results:
+    """Returns what held-out logs and the simulator say.
+
+    `held_out` has the measures of the policy and of simple lists, `simulator`
+    the `verdict`; print(...) shows both. docs/tour.md explains all of it.
+
+    Raises:
+      InputError: the stage `evaluate` is missing.
+    """
+    self._run.require("evaluate")
+    return Results(self._run.results())
+
+  def recommend(
+    self,
+    history: Sequence[Any] | None = None,
+    *,
+    user_id: Any = None,
+    profile: Sequence[float] | None = None,
+    k: int = 10,
+    exclude: Sequence[Any] = (),
+    repeat: bool = False,
+    seed: int | None = None,
+  ) -> list[Item] | list[list[Item]]:
+    """Recommends the policy's best items to one user, or to several at once.
+
+    Args:
+      history: ids of items that the user liked, in the source's own naming, the
+        newest last; of several users a list of such lists. None: what the
+        user `user_id` liked in the logs.
+      user_id: a user of the logs, or a list of them.
+      profile: numbers about the user, or a list of such lists; None: those of
+        the latest logged slate of `user_id`.
+      k: items for each user.
+      exclude: ids of items that nobody gets.
+      repeat: whether items that the user liked before are recommended again.
+      seed: which of the run's seeds; None: the first.
+
+    Returns:
+      At most k items, the best first; of several users a list for each. Ids
+      are integers where all ids of the source are written as integers.
+
+    Raises:
+      InputError: an item or a user is not known, a profile is missing, or the
+        policy draws at random.
+    """
+    if history is None and user_id is None:
+      raise InputError("no user is given; expected a history or a user_id")
+    several = _is_list(user_id) or (
+      history is not None and any(_is_list(x) for x in history)
+    )
+    given = [history, user_id, profile]
+    columns = [x if several else [x] for x in given if x is not None]
+    if len({len(x) for x in columns}) > 1:
+      raise InputError(
+        f"history, user_id and profile are of {[len(x) for x in columns]} "
+        "users; expected as many each"
+      )
+    rows = zip(
+      *(
+        [None] * len(columns[0]) if x is None else x if several else [x]
+        for x in given
+      ),
+      strict=True,
+    )
+    outside = self._numbers("exclude", exclude)
+    states = [self._state(*row) for row in rows]
+    seen = [outside + ([] if repeat else known) for _, known in states]
+    observations = [observation for observation, _ in states]
+    recommended = self._best(observations, seen, k, seed)
+    return recommended if several else recommended[0]
+
+  def export(
+    self, folder: str | pathlib.Path | None = None, **settings: Any
+  ) -> pathlib.Path:
+    """Writes the policy for `hsrl_jax.serving`; see docs/serving.md.
+
+    Args:
+      folder: where to; None: `export` in the workdir.
+      **settings: fields of config.ExportConfig, such as `batch_sizes`.
+
+    Returns:
+      The folder.
+
+    Raises:
+      InputError: a setting is unknown or does not go with the run, or
+        something else is in the folder.
+    """
+    group = settings_lib.EXPORT
+    known = {name for _, _, name, _ in settings_lib.fields((group,))}
+    values = {f"{group.name}_{name}": x for name, x in settings.items()}
+    if unknown := sorted(values.keys() - known):
+      raise InputError(
+        f"{unknown[0]} is no setting; expected some of {sorted(known)}, each "
+        f"without {group.name}_"
+      )
+    folder = pathlib.Path(folder or self.workdir / export_lib.FOLDER)
+    values[f"{group.name}_dir"] = str(folder)
+    with workdir_lib.locked(self.workdir):
+      self._run.export(settings_lib.make(group, values))
+    return folder
+
+  def _best(
+    self,
+    observations: list[Observation],
+    seen: list[list[int]],
+    k: int,
+    seed: int | None,
+  ) -> list[list[Item]]:
+    """The k best items of each user but those that it has seen."""
+    count, items = len(observations), self._run.dataset.items
+    most = len(items.titles) - 1
+    if type(k) is not int or not 1 <= k <= most:
+      raise InputError(f"k is {k!r}; expected an integer from 1 to {most}")
+    if not count:
+      return []
+    width = _power_of_two(max(_LEAST_SEEN, *map(len, seen), 1))
+    excluded = np.zeros((_power_of_two(count), width), np.int32)
+    for row, ids in zip(excluded, seen, strict=False):
+      row[: len(ids)] = ids
+    # Whole powers of two, so that few sizes are compiled.
+    filled = observations + [observations[-1]] * (len(excluded) - count)
+    batch = Observation(*map(np.stack, zip(*filled, strict=True)))
+    params, catalogue = self._params(seed)
+    slates, scores, valid = jax.device_get(
+      self._decoder(k)(params, catalogue, batch, excluded)
+    )
+    return [
+      [
+        Item(self._names[i], float(score), items.titles[i])
+        for i, score in zip(slate[shown], own[shown], strict=True)
+      ]
+      for slate, own, shown in zip(
+        slates[:count], scores[:count], valid[:count], strict=True
+      )
+    ]
+
+  def _decoder(self, k: int):
+    """The compiled greedy policy of many users, for slates of k."""
+    if k not in self._decoders:
+      agent = self._run.agent(k)
+      if agent.draws:
+        raise InputError(
+          f"the agent {self._run.config.agent} draws at random; expected one "
+          "that has a policy"
+        )
+
+      def of_user(params, catalogue, observation, excluded):
+        return policy.shown(agent, params, catalogue, observation, excluded)
+
+      self._decoders[k] = jax.jit(jax.vmap(of_user, (None, None, 0, 0)))
+    return self._decoders[k]
+
+  def _params(self, seed: int | None):
+    """The parameters of a seed, with the catalogue."""
+    seeds = self._run.config.train.seeds
+    if seed is not None and seed not in seeds:
+      raise InputError(f"seed is {seed!r}; expected one of {seeds}")
+    return self._policies[0 if seed is None else seeds.index(seed)][1]
+
+  def _state(
+    self, history: Any, user_id: Any, profile: Any
+  ) -> tuple[Observation, list[int]]:
+    """What the policy sees of a user, and all items that the user liked."""
+    train = self._run.dataset.splits["train"]
+    size, width = train.history.shape[1], train.profile.shape[1]
+    liked, known, own = [], [], None
+    if user_id is not None:
+      own, liked, known = self._logged(user_id)
+    if history is not None:
+      known = liked = self._numbers("history", history)
+    if profile is not None:
+      with reading("profile", "numbers"):
+        own = np.asarray(profile, np.float32).reshape(-1)
+    if own is None:
+      own = np.zeros(0, np.float32)
+    if len(own) != width or not np.isfinite(own).all():
+      raise InputError(
+        f"profile is {own.tolist()}; expected {width} finite numbers, or a "
+        "user_id of the logs"
+      )
+    padded = np.zeros(size, np.int32)
+    latest = liked[-size:] if size else []
+    padded[size - len(latest) :] = latest
+    return Observation(own, padded), known
+
+  def _logged(self, user_id: Any) -> tuple[np.ndarray, list[int], list[int]]:
+    """A logged user's latest profile, last liked items, and all liked items."""
+    number = self._users.get(str(user_id))
+    rows = []
+    for split in source.SPLITS if number is not None else ():
+      logs = self._run.dataset.splits[split]
+      rows += [(logs, i) for i in np.flatnonzero(logs.user_id == number)]
+    if not rows:
+      raise InputError(
+        f"user_id is {user_id!r}, of whom the logs have no slate; expected a "
+        "user of the logs, or a history"
+      )
+    likes = [logs.exposed[i][logs.response[i] > 0] for logs, i in rows]
+    pasts = [logs.history[i][logs.history[i] > 0] for logs, i in rows]
+    latest, last = rows[-1]
+    liked = [*pasts[-1].tolist(), *likes[-1].tolist()]
+    everything = np.unique(np.concatenate(pasts + likes))
+    return latest.profile[last], liked, everything.tolist()
+
+  def _numbers(self, name: str, ids: Sequence[Any]) -> list[int]:
+    """Numbers of items by their ids in the source."""
+    if not _is_list(ids):
+      raise InputError(f"{name} is {ids!r}; expected a list of item ids")
+    unknown = [x for x in ids if str(x) not in self._items]
+    if unknown:
+      raise InputError(
+        f"{name} has {unknown[0]!r}; expected item ids of the logs, such as "
+        f"{self._names[1]!r}"
+      )
+    return [self._items[str(x)] for x in ids]
+
+  @cached_property
+  def _policies(self):
+    return self._run.policies()
+
+  @cached_property
+  def _names(self) -> list[str | int]:
+    """Ids in the source of item 0 (padding), 1, ..."""
+    names = self._run.dataset.items.external_ids
+    if all(x.isdecimal() and x == str(int(x)) for x in names[1:]):
+      return [0] + [int(x) for x in names[1:]]
+    return names
+
+  @cached_property
+  def _items(self) -> dict[str, int]:
+    names = self._run.dataset.items.external_ids
+    return {x: i for i, x in enumerate(names) if i}
+
+  @cached_property
+  def _users(self) -> dict[str, int]:
+    """Numbers of users by their ids in the source."""
+    names = None
+    if not self._run.own_users:
+      names = source.user_names(self._run.folder("data") / "data")
+    if names is not None:
+      return {x: i for i, x in enumerate(names, 1)}
+    splits = self._run.dataset.splits.values()
+    numbers = np.unique(np.concatenate([x.user_id for x in splits]))
+    return {str(x): int(x) for x in numbers}
+
+
+def fit(
+  logs: Any,
+  items: Any = None,
+  *,
+  workdir: str | pathlib.Path,
+  agent: str = agents.DEFAULT,
+  log_options: Mapping[str, Any] | None = None,
+  **settings: Any,
+) -> Recommender:
+  """Trains a recommender, and measures it on held-out logs.
+
+  All stages run whose output is not in the workdir yet. Another call with the
+  same arguments goes on where the last one was stopped.
+
+  Args:
+    logs: a pandas DataFrame with the columns of `interactions` or `sessions`
+      (docs/bring_your_own.md); the path of such a table, .csv or .parquet; a
+      folder with tables; or the name of a dataset that is there, such as
+      movielens_latest_small.
+    items: a DataFrame or a path with the columns of `items`; None: what the
+      logs tell.
+    workdir: folder of the run.
+    agent: what is trained, a name in agents.AGENTS.
+    log_options: what logs.json may hold, such as {"like_from": 4}, for tables.
+    **settings: by the names of the command's flags, such as `iterations`,
+      `sid_vocab_size`, `simulator_epochs`, `seeds`.
+
+  Raises:
+    InputError: a table, an option or a setting is not as it should be, or the
+      workdir belongs to other ones.
+    FloatingPointError: training diverged; lower `learning_rate`.
+  """
+  workdir = pathlib.Path(workdir)
+  tables, named = _given(logs, items, log_options)
+  if tables:
+    named["raw_data_dir"] = str(workdir / _TABLES)
+  if doubled := sorted(named.keys() & settings.keys()):
+    raise InputError(
+      f"{doubled[0]} is given, and logs tells it; expected no such setting"
+    )
+  run = run_lib.Run(settings_lib.config(agent, named | settings), workdir)
+  with workdir_lib.locked(workdir):
+    workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
+    run.claim(settings_lib.texts(run.config))
+    ran = False
+    if tables:
+      ran = _prepare(run, tables, log_options or {})
+    if run.complete() or ran:
+      run.summarise()
+  return Recommender(run)
+
+
+def load(workdir: str | pathlib.Path) -> Recommender:
+  """Returns the recommender that `fit` or the command left in a workdir.
+
+  Raises:
+    InputError: there is none.
+  """
+  workdir = pathlib.Path(workdir)
+  kept = workdir_lib.kept_flags(workdir)
+  if not kept:
+    raise InputError(
+      f"{workdir / workdir_lib.FLAGS} is missing; expected the workdir of a run"
+    )
+  config = settings_lib.of_texts(workdir / workdir_lib.FLAGS, kept)
+  run = run_lib.Run(config, workdir)
+  run.require("policy")
+  return Recommender(run)
+
+
+def _given(
+  logs: Any, items: Any, options: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+  """The tables by name, DataFrames or paths, and the settings of the data."""
+  path = pathlib.Path(logs) if isinstance(logs, str | pathlib.Path) else None
+  if path is None or path.suffix in frames.SUFFIXES:
+    return frames.tables(logs, items), {"dataset": _LOGS}
+  if items is not None or options is not None:
+    raise InputError(
+      f"logs is {str(logs)!r} and `items` or `log_options` are given too; "
+      "expected them with a table alone: folders and datasets bring their own"
+    )
+  if frames.in_folder(path):
+    return {}, {"dataset": _LOGS, "raw_data_dir": str(path)}
+  try:
+    prepare.builder_folder(str(logs))
+  except InputError as error:
+    _, _, known = str(error).partition("expected ")
+    raise InputError(
+      f"logs is {str(logs)!r}; expected a DataFrame, a .csv or .parquet file, "
+      f"a folder with interactions or sessions, {known}"
+    ) from error
+  return {}, {"dataset": str(logs)}
+
+
+def _prepare(
+  run: run_lib.Run, tables: Mapping[str, Any], options: Mapping[str, Any]
+) -> bool:
+  """Stage data, of tables; True if it ran.
+
+  Raises:
+    InputError: they are not those of which the workdir was made, or no good.
+  """
+  path = run.workdir / SOURCE
+  digests = {name: frames.digest(table) for name, table in tables.items()}
+  made_of = {"format": 1, "tables": digests, "options": dict(options)}
+  if run.is_done("data"):
+    kept = json.loads(path.read_text()) if path.exists() else made_of
+    if kept != made_of:
+      raise InputError(
+        f"{run.workdir} was made of other logs, items or log_options; expected "
+        "the same: use a new workdir"
+      )
+    return False
+  with reading("log_options", "what logs.json may hold"):
+    files.write_json(path, made_of)
+  with frames.written(run.workdir / _TABLES, tables, options):
+    return run.stage("data")
+
+
+def _is_list(value: Any) -> bool:
+  """Whether a value is a sequence, but no text."""
+  return not isinstance(value, str) and hasattr(value, "__len__")
+
+
+def _power_of_two(count: int) -> int:
+  """The least power of two that is not below `count`."""
+  return 1 << (count - 1).bit_length()

@@ -1,0 +1,254 @@
+"""Settings by name: one namespace for the fields of all configurations.
+
+A field of a stage's config is the setting `<prefix><field>`; see PREFIXES. A
+field of an agent's settings is the setting `<field>`; agents that have a field
+of the same name share the setting. The command has a flag for each, Python
+takes them as arguments, and a workdir keeps them as texts.
+"""
+
+import dataclasses
+import difflib
+import numbers
+import os
+import typing
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from hsrl_jax import agents
+from hsrl_jax import config as config_lib
+from hsrl_jax.errors import InputError
+
+PREFIXES = {
+  "data": "",
+  "quantizer": "sid_",
+  "simulator": "simulator_",
+  "network": "",
+  "train": "",
+  "agent": "",
+  "evaluate": "evaluate_",
+  "export": "export_",
+  "experiment": "experiment_",
+}
+
+_NAMES = {
+  bool: ("True or False", ""),
+  int: ("an integer", "integers"),
+  float: ("a number", "numbers"),
+  str: ("a text", "names"),
+}
+_LARGEST_FLOAT = 3.4e38  # Of float32.
+
+
+class Group(NamedTuple):
+  """A config class and the key of PREFIXES that its settings have."""
+
+  name: str
+  type: type
+
+
+STAGES = tuple(
+  Group(x.name, x.type)
+  for x in dataclasses.fields(config_lib.Config)
+  if dataclasses.is_dataclass(x.type)
+)
+EXPORT = Group("export", config_lib.ExportConfig)
+EXPERIMENT = Group("experiment", config_lib.ExperimentConfig)
+
+
+def of_agent(name: str) -> Group:
+  """The group of an agent's own settings."""
+  return Group("agent", agents.AGENTS[name].settings)
+
+
+def of_agents() -> tuple[Group, ...]:
+  """The groups of all agents."""
+  return tuple(of_agent(name) for name in agents.AGENTS)
+
+
+def fields(
+  groups: tuple[Group, ...] | None = None,
+) -> Iterator[tuple[Group, dataclasses.Field, str, Any]]:
+  """Yields (group, field, setting's name, type) of each field; None: of all."""
+  if groups is None:
+    groups = (*STAGES, EXPORT, EXPERIMENT, *of_agents())
+  for group in groups:
+    types_ = typing.get_type_hints(group.type)
+    for field in dataclasses.fields(group.type):
+      name = PREFIXES[group.name] + field.name
+      yield group, field, name, types_[field.name]
+
+
+def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
+  """An instance of a group's class.
+
+  Args:
+    group: whose class it is.
+    values: by setting's name; what is missing has its default. Elements of a
+      tuple may be texts.
+    dashes: what precedes a setting's name in errors.
+
+  Raises:
+    InputError: a value is out of range, or of another type.
+  """
+  chosen = {
+    field.name: _value(dashes + name, values[name], kind)
+    for _, field, name, kind in fields((group,))
+    if name in values
+  }
+  try:
+    return group.type(**chosen)
+  except ValueError as error:
+    raise InputError(f"{dashes}{PREFIXES[group.name]}{error}") from error
+
+
+def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
+  """The configuration that settings describe.
+
+  Args:
+    agent: a name in agents.AGENTS.
+    values: by setting's name; what is missing has its default.
+
+  Raises:
+    InputError: there is no such agent or setting, the agent does not read it,
+      or its value is out of range.
+  """
+  check_agent("agent", agent)
+  groups = (*STAGES, of_agent(agent))
+  known = [name for _, _, name, _ in fields(groups)]
+  for name in values:
+    if name in known:
+      continue
+    readers = [x for x in agents.AGENTS if name in agents.reads(x)]
+    if readers:
+      raise InputError(
+        f"{name} is given, but the agent {agent} does not read it; expected "
+        f"one of {', '.join(readers)}, or no such setting"
+      )
+    near = difflib.get_close_matches(name, known, 3)
+    raise InputError(
+      f"{name} is no setting; expected "
+      + (f"such as {' or '.join(near)}" if near else f"one of {known}")
+    )
+  return config_lib.Config(
+    **{x.name: make(x, values) for x in STAGES},
+    agent=agent,
+    settings=make(of_agent(agent), values),
+  )
+
+
+def check_agent(name: str, agent: str) -> None:
+  """Raises InputError unless the setting `name` names an agent."""
+  if agent not in agents.AGENTS:
+    raise InputError(
+      f"{name} is {agent!r}; expected one of {tuple(agents.AGENTS)}"
+    )
+
+
+def texts(config: config_lib.Config) -> dict[str, str]:
+  """Name to text of every setting with a value that decides what a run is."""
+  values: dict[str, Any] = {"agent": config.agent}
+  parts = {x.name: getattr(config, x.name) for x in STAGES}
+  parts["agent"] = config.settings
+  for group, field, name, _ in fields((*STAGES, of_agent(config.agent))):
+    if field.compare:
+      values[name] = getattr(parts[group.name], field.name)
+  if config.data.response_params is not None:
+    values["response_params"] = os.path.abspath(config.data.response_params)
+  return {k: text(v) for k, v in values.items() if v is not None}
+
+
+def text(value: Any) -> str:
+  """A value as its flag takes it."""
+  if isinstance(value, list | tuple):
+    return ",".join(map(str, value))
+  if isinstance(value, bool):
+    return str(value).lower()
+  return str(value)
+
+
+def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
+  """The configuration of which `texts` wrote the settings.
+
+  Args:
+    where: names the file in errors.
+    kept: name to text.
+
+  Raises:
+    InputError: a text is no value of its setting.
+  """
+  kept = dict(kept)
+  agent = kept.pop("agent", agents.DEFAULT)
+  values = {}
+  for _, _, name, kind in fields((*STAGES, *of_agents())):
+    if name not in kept:
+      continue
+    try:
+      values[name] = _parsed(kept[name], kind)
+    except (ValueError, KeyError) as error:
+      expected = _NAMES[_element(kind)[0]][0]
+      raise InputError(
+        f"{where} has {name} {kept[name]!r}; expected {expected}"
+      ) from error
+  unknown = {name: kept[name] for name in kept if name not in values}
+  try:
+    return config(agent, unknown | values)
+  except InputError as error:
+    raise InputError(f"{where}: {error}") from error
+
+
+def _parsed(text: str, kind: Any) -> Any:
+  """What `text` made a text of; elements of a tuple stay texts."""
+  own, several = _element(kind)
+  if several:
+    return text.split(",") if text else ()
+  return {"true": True, "false": False}[text] if own is bool else own(text)
+
+
+def _element(kind: Any) -> tuple[type, bool]:
+  """The type of a field's values, or of its tuple's; whether it is a tuple."""
+  for part in (kind, *typing.get_args(kind)):
+    if typing.get_origin(part) is tuple:
+      return typing.get_args(part)[0], True
+  own = [x for x in typing.get_args(kind) if x is not type(None)]
+  return (own[0] if own else kind), False
+
+
+def _value(name: str, value: Any, kind: Any) -> Any:
+  """A value as its field has it.
+
+  Raises:
+    InputError: it is of another type, or a number that no array could hold.
+  """
+  own, several = _element(kind)
+  if value is None and type(None) in typing.get_args(kind):
+    return None
+  if not several:
+    return _scalar(name, value, own)
+  given = value if isinstance(value, list | tuple) else (value,)
+  try:
+    elements = tuple(own(x) if isinstance(x, str) else x for x in given)
+  except ValueError as error:
+    raise InputError(
+      f"{name} is {text(value)}; expected {_NAMES[own][1]} with commas"
+    ) from error
+  return tuple(_scalar(name, x, own) for x in elements)
+
+
+def _scalar(name: str, value: Any, own: type) -> Any:
+  """A value as Python's own type.
+
+  Integers must be int32 or, for seeds, uint32; floats finite in float32.
+  """
+  kinds = {int: numbers.Integral, float: numbers.Real}
+  truth = isinstance(value, bool)
+  if truth != (own is bool) or not isinstance(value, kinds.get(own, own)):
+    raise InputError(f"{name} is {value!r}; expected {_NAMES[own][0]}")
+  if own is float and not abs(value) <= _LARGEST_FLOAT:
+    expected = "a finite number"
+  elif own is int and not -(2**31) <= value < 2**32:
+    expected = "an integer below 2^31, or a seed below 2^32"
+  elif own is int and value >= 2**31 and "seed" not in name:
+    expected = "an integer below 2^31"
+  else:
+    return own(value)
+  raise InputError(f"{name} is {value}; expected {expected}")

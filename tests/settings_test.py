@@ -1,0 +1,72 @@
+"""Settings by name, as Python gives them and as a workdir keeps them."""
+
+import dataclasses
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import agents, settings
+from hsrl_jax.config import Config
+from hsrl_jax.errors import InputError
+
+
+class SettingsTest(parameterized.TestCase):
+  def test_values_reach_their_fields(self):
+    config = settings.config(
+      "a2c",
+      {
+        "sid_vocab_size": np.int64(32),
+        "simulator_dropout": 0,
+        "critic_hidden": [8, 4],
+        "seeds": 3,
+        "item_logits": "free",
+      },
+    )
+    self.assertEqual(config.quantizer.vocab_size, 32)
+    self.assertIs(type(config.quantizer.vocab_size), int)
+    self.assertIs(type(config.simulator.dropout), float)
+    self.assertEqual(config.network.critic_hidden, (8, 4))
+    self.assertEqual(config.train.seeds, (3,))
+    self.assertTrue(config.settings.free)
+
+  def test_nothing_given_is_the_default_configuration(self):
+    config = settings.config(agents.DEFAULT, {})
+    self.assertEqual(
+      dataclasses.replace(config, agent=None, settings=None), Config()
+    )
+
+  @parameterized.parameters(
+    ({"iterations": "20"}, "^iterations is '20'; expected an integer$"),
+    ({"iterations": True}, "^iterations is True; expected an integer$"),
+    ({"iterations": 250}, "^iterations is 250; expected .*a multiple of"),
+    ({"iterations": None}, "^iterations is None; expected an integer$"),
+    ({"learning_rate": float("nan")}, "^learning_rate is nan; expected a fi"),
+    ({"learning_rate": 10**400}, "^learning_rate is 1000.*; expected a finit"),
+    ({"learning_rate": 0}, "^learning_rate is 0.0; expected above 0$"),
+    ({"sid_seed": 2**32}, "^sid_seed is 4294967296; expected an integer belo"),
+    ({"seeds": (1, "x")}, "^seeds is 1,x; expected integers with commas$"),
+    ({"explore_no_repeat": 1}, "^explore_no_repeat is 1; expected True or F"),
+    ({"iteration": 20}, "^iteration is no setting; expected such as iterati"),
+    ({"item_logits": "free"}, "the agent hsrl does not read it; .* a2c"),
+    ({"agent": "hrsl"}, "^agent is 'hrsl'; expected one of"),
+  )
+  def test_one_line_names_setting_value_and_what_is_expected(
+    self, values, message
+  ):
+    values = dict(values)
+    with self.assertRaisesRegex(InputError, message) as caught:
+      settings.config(values.pop("agent", "hsrl"), values)
+    self.assertLen(str(caught.exception).splitlines(), 1)
+
+  @parameterized.parameters(
+    ({"iterations": "many"}, "^flags.txt has iterations 'many'; expected an i"),
+    ({"explore_no_repeat": "yes"}, "expected True or False"),
+    ({"unheard": "1"}, "^flags.txt: unheard is no setting"),
+  )
+  def test_texts_that_are_no_values(self, texts, message):
+    with self.assertRaisesRegex(InputError, message):
+      settings.of_texts("flags.txt", texts)
+
+
+if __name__ == "__main__":
+  absltest.main()
