@@ -111,8 +111,13 @@ class SimulatorConfig(Checked):
     penalty: reward of an item without a positive response.
     sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
     slate_size: K, items shown at once; None: as many as in the logs.
-    click_model: by which users respond, a name of CLICK_MODELS in
-      sim/click_model.py.
+    click_model: by which users respond: `attention`, the published one, knows
+      items by their features; `blended` has also what the logs say of single
+      items and users. None: `blended` for the dataset `logs`, else `attention`.
+    ensemble: click models that are fitted, each with a seed of its own; users
+      respond by their mean probability.
+    pessimism: standard deviations among the models of the ensemble by which a
+      probability is lowered, so that what was never logged earns less.
   """
 
   features: int = setting(16, least=1)
@@ -131,10 +136,17 @@ class SimulatorConfig(Checked):
   penalty: float = -0.1
   sweet_point: float | None = None
   slate_size: int | None = setting(None, least=1)
-  click_model: str = "attention"
+  click_model: str | None = None
+  ensemble: int = setting(1, least=1)
+  pessimism: float = setting(0.0, least=0)
 
   def __post_init__(self):
     super().__post_init__()
+    self.require(
+      "pessimism",
+      self.pessimism == 0 or self.ensemble > 1,
+      f"0 where ensemble = {self.ensemble}: one model agrees with itself",
+    )
     self.require(
       "heads",
       self.features % self.heads == 0,

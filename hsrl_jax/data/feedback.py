@@ -164,6 +164,24 @@ def log_q_offset(sampling: np.ndarray) -> np.ndarray:
   return offset
 
 
+def shift(per_positive: float, base_rate: float) -> float:
+  """What `probability` adds to a logit: log(n) + log(b / (1 - b)).
+
+  Args:
+    per_positive: n, negatives for each positive.
+    base_rate: b, in (0, 1).
+
+  Raises:
+    ValueError: n or b is out of range.
+  """
+  if not per_positive > 0 or not 0 < base_rate < 1:
+    raise ValueError(
+      f"per_positive is {per_positive} and base_rate {base_rate}; expected a "
+      "number above 0 and one in (0, 1)"
+    )
+  return float(np.log(base_rate / (1 - base_rate) * per_positive))
+
+
 def probability(logit, per_positive: float, base_rate: float):
   """Probability of a like, of a logit fitted on sampled negatives.
 
@@ -184,10 +202,4 @@ def probability(logit, per_positive: float, base_rate: float):
   Raises:
     ValueError: n or b is out of range.
   """
-  if not per_positive > 0 or not 0 < base_rate < 1:
-    raise ValueError(
-      f"per_positive is {per_positive} and base_rate {base_rate}; expected a "
-      "number above 0 and one in (0, 1)"
-    )
-  odds = base_rate / (1 - base_rate) * per_positive
-  return 1 / (1 + np.e ** -(logit + float(np.log(odds))))  # Of any array.
+  return 1 / (1 + np.e ** -(logit + shift(per_positive, base_rate)))

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from hsrl_jax.data import feedback as feedback_lib
 from hsrl_jax.data import manifest
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
@@ -45,10 +46,12 @@ class Dataset(NamedTuple):
   Attributes:
     items: the catalogue.
     splits: sessions by split, with the keys of SPLITS.
+    feedback: what the responses are, and which of them were drawn.
   """
 
   items: Items
   splits: dict[str, Sessions]
+  feedback: feedback_lib.Feedback = feedback_lib.Feedback()
 
 
 def load(data_dir: pathlib.Path) -> Dataset:
@@ -114,7 +117,7 @@ def read(data_dir: pathlib.Path) -> Dataset:
       propensity=_optional(rows, "propensity"),
       position=_optional(rows, "position"),
     )
-  return Dataset(catalogue, splits)
+  return Dataset(catalogue, splits, feedback_lib.read(data_dir))
 
 
 def _optional(rows: dict[str, np.ndarray], name: str) -> np.ndarray | None:

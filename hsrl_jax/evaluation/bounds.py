@@ -119,9 +119,7 @@ def mean_probabilities(
   items = jnp.arange(1, num_items + 1)
 
   def of_user(row):
-    return env.probabilities(
-      env.start(row, env_params).observation, items, env_params
-    )
+    return env.chances(env.start(row, env_params), items, env_params)
 
   users = jnp.arange(env_params.profiles.shape[0])
   total = jax.lax.map(of_user, users, batch_size=CHUNK).mean(0)

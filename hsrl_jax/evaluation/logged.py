@@ -83,11 +83,12 @@ def collect(
 
   def slate(row):
     item_key, response_key = jax.random.split(jax.random.fold_in(key, row))
-    observation = env.start(row % len(users.profiles), users).observation
+    state = env.start(row % len(users.profiles), users)
+    observation = state.observation
     log_pi = log_probs(agent, params, observation) / temperature
     noise = sampling.gumbel(item_key, (env.slate_size, len(log_pi)))
     shown = jnp.argmax(log_pi[None] + noise, -1).astype(jnp.int32)
-    chance = env.probabilities(observation, shown, users)
+    chance = env.chances(state, shown, users)
     draws = sampling.uniform(response_key, chance.shape)
     return *observation, shown, (draws < chance).astype(jnp.float32)
 

@@ -100,9 +100,9 @@ def measure(
 
   Returns:
     `log_loss`; `calibration_error`, the mean gap over ten bins of equal width;
-    `like_rate`, predicted and observed; and, where users have both responses,
-    `auc_within_users`, their mean AUC, with `auc_within_users_ci95` and
-    `users`.
+    `like_rate`, predicted and observed; `auc`, where there are both responses;
+    and, where users have both, `auc_within_users`, their mean AUC, with
+    `auc_within_users_ci95` and `users`.
   """
   p = np.clip(np.asarray(probability, np.float64), 1e-7, 1 - 1e-7)
   y = np.asarray(response) > 0
@@ -113,6 +113,9 @@ def measure(
     "calibration_error": float(np.abs(gap).sum() / y.size),
     "like_rate": {"predicted": float(p.mean()), "observed": float(y.mean())},
   }
+  auc = _auc(p.ravel(), y.ravel())
+  if np.isfinite(auc):
+    measured["auc"] = auc
   aucs = auc_by_user(p, y, user_id)
   aucs = aucs[np.isfinite(aucs)]
   if len(aucs):
@@ -156,7 +159,7 @@ def of_fit(
   splits: Mapping[str, Sessions],
   known: Baselines,
   *,
-  drawn_negatives: bool = False,
+  claims_rates: bool = True,
 ) -> dict:
   """The verdict on a click model, before any policy is simulated.
 
@@ -164,14 +167,24 @@ def of_fit(
     probability: of `validation` and `test`, [S, K] each.
     splits: their rows.
     known: the baselines.
-    drawn_negatives: whether the logs hold positives alone, so that showings
-      without a like are made up and no like rate is known.
+    claims_rates: whether a rate of likes is known. It is not where the logs
+      hold positives alone and nobody gave a base rate: showings without a like
+      are made up then (`feedback.Feedback.claims_rates`).
 
   Returns:
-    `verdict`, one of LEVELS; `reasons`, sentences; and of each split the
-    measures of the click model, with those of the baselines under `lists`.
+    `verdict`, one of LEVELS; `reasons`, sentences; `claims_rates`; and of each
+    split the measures of the click model, with those of the baselines under
+    `lists`.
   """
-  measured, reasons = {}, {"useless": [], "weak": []}
+  measured, reasons = (
+    {"claims_rates": claims_rates},
+    {"useless": [], "weak": []},
+  )
+  if not claims_rates:
+    reasons["weak"].append(
+      "the logs hold positive responses alone: what was not liked was drawn, "
+      "so no rate of likes can be simulated"
+    )
   for name, sessions in splits.items():
     rows = (sessions.response, np.asarray(sessions.user_id))
     lists = {
@@ -180,11 +193,6 @@ def of_fit(
     model = measure(probability[name], *rows)
     measured[name] = model | {"lists": lists}
     _judge_split(name, model, lists, reasons)
-  if drawn_negatives:
-    reasons["weak"].append(
-      "the logs hold positive responses alone: what was not liked was drawn, "
-      "so no rate of likes can be simulated"
-    )
   return _level(reasons) | measured
 
 
@@ -236,11 +244,13 @@ def of_slates(
     slates: int, item ids that the policy showed in the simulator, any shape; 0
       is padding.
     like_rate: share of them that were liked there.
-    known: the baselines.
+    known: the baselines; `rate` is that of what is shown, so a base rate where
+      negatives were drawn.
 
   Returns:
     `quality` with the verdict and its reasons completed, and `policy_slates`:
-    `like_rate`, `logged_like_rate`, `unseen_share` (showings of items that the
+    `like_rate`, `logged_like_rate` (both None where `quality` claims no rates),
+    `unseen_share` (showings of items that the
     logs show fewer than FEW_SHOWINGS times), `distance` (total variation
     distance of the policy's showings from the logged ones, 0 to 1).
   """
@@ -250,7 +260,8 @@ def of_slates(
   unseen = counts[known.showings < FEW_SHOWINGS].sum() / total
   distance = np.abs(counts / total - known.showings / logged).sum() / 2
   reasons = {level: [] for level in LEVELS[1:]}
-  if like_rate > MAX_LIKE_RATIO * known.rate:
+  claims_rates = quality.get("claims_rates", True)
+  if claims_rates and like_rate > MAX_LIKE_RATIO * known.rate:
     reasons["weak"].append(
       f"the policy's slates are liked to {like_rate:.0%} in the simulator, "
       f"those in the logs to {known.rate:.0%}"
@@ -269,8 +280,8 @@ def of_slates(
     **quality,
     **_level(reasons),
     "policy_slates": {
-      "like_rate": like_rate,
-      "logged_like_rate": known.rate,
+      "like_rate": like_rate if claims_rates else None,
+      "logged_like_rate": known.rate if claims_rates else None,
       "unseen_share": float(unseen),
       "distance": float(distance),
     },

@@ -5,6 +5,8 @@ history, then cross-attention with the user as the only query. It returns
 LOGITS; the sigmoid is applied exactly once, by the loss or by the simulator.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -22,6 +24,9 @@ class UserResponseModel(nn.Module):
     final_dense: True for the MovieLens variant, which mixes interest and user
       vector by a last Dense; False for the RL4RS variant.
     dropout: rate on the history's items and on the hidden layer, in training.
+    id_dropout: rate at which, in training, an item is known by its features
+      alone, which is how newcomers are known; None: items have no embedding of
+      their ids at all, as in the public benchmark.
   """
 
   features: int = 16
@@ -29,6 +34,7 @@ class UserResponseModel(nn.Module):
   heads: int = 2
   final_dense: bool = True
   dropout: float = 0.0
+  id_dropout: float | None = None
 
   @nn.compact
   def __call__(
@@ -55,8 +61,14 @@ class UserResponseModel(nn.Module):
     hidden = drop(nn.relu(nn.Dense(self.hidden, name="user_hidden")(profile)))
     user = nn.Dense(self.features, name="user_out")(hidden)
     project = nn.Dense(self.features, name="item")
-    past = drop(project(item_features[history]))
+    past = project(item_features[history])
     shown = project(item_features[slate])
+    if self.id_dropout is not None:
+      embed = functools.partial(self._embedding, len(item_features))
+      lose = nn.Dropout(self.id_dropout, (-1,), deterministic=deterministic)
+      past += lose(embed("past_ids", history))
+      shown += lose(embed("shown_ids", slate))
+    past = drop(past)
 
     mask = history > 0
     past = _Attention(self.heads, name="self_attention")(past, past, mask)
@@ -68,6 +80,18 @@ class UserResponseModel(nn.Module):
         jnp.concatenate([interest, user])
       )
     return shown @ interest
+
+  def _embedding(self, count: int, name: str, items: Array) -> Array:
+    """Embeddings of ids, [M] -> [M, F]; zero for items that never occurred.
+
+    They start at zero, so an item without gradients stays there. The table is
+    as large as the catalogue of the fit; items that came later have no row.
+    """
+    if self.has_variable("params", name):
+      table = self.get_variable("params", name)
+    else:
+      table = self.param(name, nn.initializers.zeros, (count, self.features))
+    return table.at[items].get(mode="fill", fill_value=0.0)
 
 
 class _Attention(nn.Module):

@@ -1,4 +1,4 @@
-"""Click models: what makes users respond; their fit and quality.
+"""Click models: what makes users respond, and their fit.
 
 A click model is a flax module in `networks/` and a line in `CLICK_MODELS`.
 """
@@ -9,44 +9,58 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks.user_response import UserResponseModel
+from hsrl_jax.sim import blend as blend_lib
 from hsrl_jax.types import Array, Params, PRNGKey, Sessions
 
 # (response params, profile [P], history [H], slate [K]) -> probabilities [K].
-ResponseFn = Callable[[Any, Array, Array, Array], Array]
+# Where a user's bias is known (see blend.py), it is a fifth argument.
+ResponseFn = Callable[..., Array]
 
 
-def _attention(config: SimulatorConfig) -> UserResponseModel:
+def _attention(
+  config: SimulatorConfig, id_dropout: float | None = None
+) -> UserResponseModel:
   return UserResponseModel(
     config.features,
     config.hidden,
     config.heads,
     config.final_dense,
     config.dropout,
+    id_dropout,
   )
 
 
 # Name to what builds the flax module, from a SimulatorConfig. The module is
 # called as UserResponseModel is, and returns logits, [K].
-CLICK_MODELS = {"attention": _attention}
+CLICK_MODELS = {
+  "attention": _attention,
+  "blended": functools.partial(_attention, id_dropout=0.5),
+}
 OF_FILES = "attention"  # Whose weights a `response_file` holds.
+BLENDED = ("blended",)  # Whose logits are blended, see blend.py.
 
 
 class ResponseParams(NamedTuple):
   """What a click model needs to answer.
 
   Attributes:
-    network: parameters of the flax module.
+    network: parameters of the flax module; with an axis of members before all
+      others where the config asks for an ensemble.
     item_features: float32 [N + 1, D], row 0 for padding.
+    blend: statistics of the logs and their weights; None: the network alone.
+    shift: float32 [], added to each logit, which brings probabilities that were
+      fitted to drawn negatives to a known base rate; None: nothing is added.
   """
 
   network: Params
   item_features: Array
+  blend: blend_lib.Blend | None = None
+  shift: Array | None = None
 
 
 def make_network(config: SimulatorConfig):
@@ -55,34 +69,61 @@ def make_network(config: SimulatorConfig):
   Raises:
     InputError: no click model has that name.
   """
-  if config.click_model not in CLICK_MODELS:
+  name = config.click_model or OF_FILES
+  if name not in CLICK_MODELS:
     raise InputError(
-      f"--simulator_click_model is {config.click_model!r}; expected one of "
+      f"--simulator_click_model is {name!r}; expected one of "
       f"{', '.join(CLICK_MODELS)}"
     )
-  return CLICK_MODELS[config.click_model](config)
+  return CLICK_MODELS[name](config)
 
 
 def response_fn(config: SimulatorConfig) -> ResponseFn:
   """How users respond by `config`; its params are ResponseParams."""
-  return functools.partial(_probabilities, make_network(config))
+  return functools.partial(
+    _probabilities, make_network(config), config.ensemble, config.pessimism
+  )
 
 
 def _probabilities(
   network,
+  members: int,
+  pessimism: float,
   params: ResponseParams,
   profile: Array,
   history: Array,
   slate: Array,
+  user: Array | float = 0.0,
 ) -> Array:
-  logits = network.apply(
-    params.network, params.item_features, profile, history, slate
+  def of_member(own: Params) -> Array:
+    return network.apply(own, params.item_features, profile, history, slate)
+
+  one = members == 1
+  logits = (
+    of_member(params.network) if one else jax.vmap(of_member)(params.network)
   )
-  return jax.nn.sigmoid(logits)
+  if params.blend is not None:
+    logits = blend_lib.logits(
+      params.blend, logits, params.item_features, history, slate, user
+    )
+  if params.shift is not None:
+    logits = logits + params.shift
+  probability = jax.nn.sigmoid(logits)
+  return probability if one else lowered(probability, pessimism)
+
+
+def lowered(probability: Array, pessimism: float) -> Array:
+  """The mean over an ensemble less its disagreement, [M, ...] -> [...].
+
+  The mean less `pessimism` standard deviations, as in MOPO (Yu et al. 2020),
+  where the members' disagreement lowers the reward; at least 0.
+  """
+  deviation = probability.std(0)
+  return jnp.maximum(probability.mean(0) - pessimism * deviation, 0.0)
 
 
 class FitState(NamedTuple):
-  """The whole state of fitting.
+  """The whole state of fitting; of an ensemble, each with an axis of members.
 
   Attributes:
     params: of the network.
@@ -105,8 +146,9 @@ class Fit(NamedTuple):
   Attributes:
     init: () -> FitState.
     epoch: FitState -> (FitState, mean training loss).
-    predict: (params, Sessions) -> probabilities [S, K].
-    keep_best: (FitState, validation loss) -> FitState.
+    predict: (params, Sessions) -> probabilities [S, K]; of an ensemble
+      [M, S, K].
+    keep_best: (FitState, validation loss) -> FitState; a loss of each member.
   """
 
   init: Callable[[], FitState]
@@ -125,6 +167,8 @@ class _Problem(NamedTuple):
     key: of initialisation, order and dropout.
     item_features: float32 [N + 1, D].
     train: the slates.
+    offset: float32 [N + 1], what the logit of an item owes to the drawing of
+      negatives; None for nothing.
   """
 
   network: Any
@@ -133,6 +177,7 @@ class _Problem(NamedTuple):
   key: PRNGKey
   item_features: Array
   train: Sessions
+  offset: Array | None
 
   @property
   def steps(self) -> int:
@@ -141,7 +186,10 @@ class _Problem(NamedTuple):
 
 
 def make_fit(
-  config: SimulatorConfig, item_features: Array, train: Sessions
+  config: SimulatorConfig,
+  item_features: Array,
+  train: Sessions,
+  offset: Array | None = None,
 ) -> Fit:
   """Prepares the fit of a click model by BCE on logits.
 
@@ -149,6 +197,9 @@ def make_fit(
     config: names the click model; of the sizes and of the fit.
     item_features: float32 [N + 1, D], row 0 for padding.
     train: the slates to fit to.
+    offset: float32 [N + 1], what the logit of an item owes to the drawing of
+      negatives (`feedback.log_q_offset`): added in the loss and in `predict`,
+      whose slates were drawn alike; None for nothing.
   """
   rows = len(train.exposed)
   batch_size = min(config.batch_size, rows)
@@ -162,12 +213,27 @@ def make_fit(
     jax.random.key(config.seed),
     jnp.asarray(item_features),
     jax.tree.map(jnp.asarray, train),
+    None if offset is None else jnp.asarray(offset, jnp.float32),
   )
+  if config.ensemble == 1:
+    return Fit(
+      functools.partial(_init, problem),
+      jax.jit(functools.partial(_epoch, problem)),
+      jax.jit(functools.partial(_predict, problem)),
+      jax.jit(_keep_best),
+    )
+  keys = jax.vmap(jax.random.key)(
+    jnp.uint32(config.seed) + jnp.arange(config.ensemble, dtype=jnp.uint32)
+  )
+
+  def of_member(function):
+    return lambda key, *args: function(problem._replace(key=key), *args)
+
   return Fit(
-    functools.partial(_init, problem),
-    jax.jit(functools.partial(_epoch, problem)),
-    jax.jit(functools.partial(_predict, problem)),
-    jax.jit(_keep_best),
+    functools.partial(jax.vmap(of_member(_init)), keys),
+    jax.jit(functools.partial(jax.vmap(of_member(_epoch)), keys)),
+    jax.jit(jax.vmap(functools.partial(_predict, problem), (0, None))),
+    jax.jit(jax.vmap(_keep_best)),
   )
 
 
@@ -175,7 +241,7 @@ def _logits(
   problem: _Problem, params: Params, row: Sessions, key: PRNGKey | None = None
 ) -> Array:
   """Logits of ONE logged slate, [K]; `key` of the dropout, None for none."""
-  return problem.network.apply(
+  logits = problem.network.apply(
     params,
     problem.item_features,
     row.profile,
@@ -183,6 +249,9 @@ def _logits(
     row.exposed,
     deterministic=key is None,
     rngs=None if key is None else {"dropout": key},
+  )
+  return (
+    logits if problem.offset is None else (logits + problem.offset[row.exposed])
   )
 
 
@@ -262,46 +331,3 @@ def _keep_best(state: FitState, loss: Array) -> FitState:
   return state._replace(
     best_params=best, best_loss=jnp.minimum(loss, state.best_loss)
   )
-
-
-def quality(
-  probability: np.ndarray, response: np.ndarray, user_id: np.ndarray
-) -> dict[str, float]:
-  """Measures a click model by logged slates.
-
-  Args:
-    probability: float [S, K].
-    response: [S, K], 0 or 1.
-    user_id: [S].
-
-  Returns:
-    `log_loss`; `calibration_error`, the expected calibration error over ten
-    bins of equal width; `auc`; `auc_within_users`, the mean over users with
-    both responses. The last two only where there are both.
-  """
-  # Here, since it takes 100 MiB that training a policy has no use for.
-  from sklearn import metrics as sk_metrics
-
-  p = np.asarray(probability, np.float64).ravel()
-  y = np.asarray(response).ravel()
-  users = np.repeat(np.asarray(user_id), response.shape[1])
-  within = [
-    sk_metrics.roc_auc_score(y[rows], p[rows])
-    for rows in (users == user for user in np.unique(users))
-    if 0 < y[rows].mean() < 1
-  ]
-  bins = np.minimum((p * 10).astype(int), 9)
-  count = np.bincount(bins, minlength=10)
-  gap = np.abs(
-    np.bincount(bins, weights=p, minlength=10)
-    - np.bincount(bins, weights=y, minlength=10)
-  )
-  measured = {
-    "log_loss": sk_metrics.log_loss(y, p, labels=[0, 1]),
-    "calibration_error": gap.sum() / max(count.sum(), 1),
-  }
-  if 0 < y.mean() < 1:
-    measured["auc"] = sk_metrics.roc_auc_score(y, p)
-  if within:
-    measured["auc_within_users"] = np.mean(within)
-  return {name: float(value) for name, value in measured.items()}

@@ -25,12 +25,15 @@ class EnvParams(NamedTuple):
     histories: int32 [S, H], theirs.
     num_items: int32 [], the items that may be shown; None: more than a session
       can show.
+    biases: float32 [S], what the click model knows of each user beside profile
+      and history; None: nothing.
   """
 
   response: Any
   profiles: Array
   histories: Array
   num_items: Array | None = None
+  biases: Array | None = None
 
 
 class EnvState(NamedTuple):
@@ -48,6 +51,19 @@ class EnvState(NamedTuple):
   patience: Any  # Called so in checkpoints.
   steps: Array
   seen: Array
+
+
+class KnownUserState(NamedTuple):
+  """The same of a user whose bias is known, float32 []; see EnvParams.
+
+  A class of its own, so that checkpoints of an EnvState stay as they were.
+  """
+
+  observation: Observation
+  patience: Any
+  steps: Array
+  seen: Array
+  bias: Array
 
 
 class StepResult(NamedTuple):
@@ -110,7 +126,7 @@ class UserSimulator(NamedTuple):
 
   def start(self, row: Array, params: EnvParams) -> EnvState:
     """Starts a session of the pool's user `row`, int32 []."""
-    return EnvState(
+    state = EnvState(
       Observation(params.profiles[row], params.histories[row]),
       self.leave.start(),
       jnp.int32(0),
@@ -118,13 +134,29 @@ class UserSimulator(NamedTuple):
         self.max_steps * self.slate_size if self.no_repeat else 0, jnp.int32
       ),
     )
+    if params.biases is None:
+      return state
+    return KnownUserState(*state, params.biases[row])
 
   def probabilities(
     self, observation: Observation, items: Array, params: EnvParams
   ) -> Array:
-    """Probability of a positive response to each of `items`, [M] -> [M]."""
+    """Probability of a positive response to each of `items`, [M] -> [M].
+
+    The user is one of whom no more is known than the observation. A bias of
+    the user (see `chances`) adds to all logits alike.
+    """
     return self.response_fn(
       params.response, observation.profile, observation.history, items
+    )
+
+  def chances(self, state: EnvState, items: Array, params: EnvParams) -> Array:
+    """`probabilities` of the user of a session, [M] -> [M]."""
+    if not isinstance(state, KnownUserState):
+      return self.probabilities(state.observation, items, params)
+    profile, history = state.observation
+    return self.response_fn(
+      params.response, profile, history, items, state.bias
     )
 
   def step(
@@ -146,7 +178,7 @@ class UserSimulator(NamedTuple):
     self, draws: Array, state: EnvState, action: Array, params: EnvParams
   ) -> tuple[EnvState, StepResult]:
     observation = state.observation
-    probability = self.probabilities(observation, action, params)
+    probability = self.chances(state, action, params)
     there = action > 0
     liked = (draws[: self.slate_size] < probability) & there
     response = liked.astype(jnp.float32)
@@ -163,7 +195,9 @@ class UserSimulator(NamedTuple):
     )
     truncated = ((steps >= self.max_steps) | used_up) & ~terminated
     return (
-      EnvState(observation, patience, steps, seen),
+      state._replace(
+        observation=observation, patience=patience, steps=steps, seen=seen
+      ),
       StepResult(observation, slate_reward, terminated, truncated, response),
     )
 
@@ -233,9 +267,12 @@ def make(config: SimulatorConfig, slate_size: int) -> UserSimulator:
 
 def pool(params: click_model.ResponseParams, sessions: Sessions) -> EnvParams:
   """The simulator's parameters: users are those of `sessions`, all items."""
+  blend = params.blend
+  biases = None if blend is None else blend.of_users(sessions.user_id)
   return EnvParams(
     params,
     jnp.asarray(sessions.profile),
     jnp.asarray(sessions.history),
     jnp.int32(len(params.item_features) - 1),
+    None if biases is None else jnp.asarray(biases, jnp.float32),
   )

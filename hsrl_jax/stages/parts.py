@@ -51,6 +51,7 @@ class Parts:
     """
     self.workdir, self.shared = workdir, shared
     self.given = None
+    config = dataclasses.replace(config, simulator=simulator.chosen(config))
     if config.data.response_params is not None:
       self.given = response_file.read(
         self.given_path(config), final_dense=config.simulator.final_dense

@@ -1,31 +1,48 @@
 """Stage `simulator`: fits or loads the click model that users respond by."""
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import special
 
 from hsrl_jax import files
-from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.config import Config, SimulatorConfig
+from hsrl_jax.data import feedback
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.engine import checkpoint
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.evaluation import verdict
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import stop, watch
 from hsrl_jax.ops import tree
+from hsrl_jax.sim import blend as blend_lib
 from hsrl_jax.sim import click_model
 from hsrl_jax.sim.click_model import ResponseParams
 from hsrl_jax.sim.response_file import ResponseFile
-from hsrl_jax.types import Array, Sessions
+from hsrl_jax.types import Params, Sessions
 
 FOLDER = "simulator"
 GIVEN = "response.npz"  # The copy of a file with weights.
 QUALITY_FORMAT = 2  # Of quality.json; format 1 had no verdict and no number.
+_LEAST = 1e-7  # Of a probability, so that its logit is finite.
+
+
+def chosen(config: Config) -> SimulatorConfig:
+  """`config.simulator` with a click model, where none is named.
+
+  One's own logs get `blended`. What was published is compared by `attention`.
+  """
+  simulator = config.simulator
+  if simulator.click_model is not None:
+    return simulator
+  own = config.data.dataset == "logs" and config.data.response_params is None
+  name = "blended" if own else click_model.OF_FILES
+  return dataclasses.replace(simulator, click_model=name)
 
 
 def run(
@@ -44,16 +61,14 @@ def run(
   """
   folder = workdir / FOLDER
   val = dataset.splits["val"]
-  fit = click_model.make_fit(
-    config, dataset.items.features, dataset.splits["train"]
-  )
+  fit = _make_fit(config, dataset)
   state = fit.init()
   with (
     stop.deferred() as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
   ):
     state = checkpoint.restore_latest(checkpointer, state) or state
-    done = int(state.epoch)
+    done = int(state.epoch.max())
     with (
       metrics_lib.MetricsWriter(folder, done, axis="epoch") as writer,
       watch.bar(config.epochs, "simulator", "epoch", done) as bar,
@@ -66,47 +81,139 @@ def run(
             f"the click model's {bad} is not finite by epoch {epoch}: lower "
             "--simulator_learning_rate"
           )
-        measured = click_model.quality(
-          fit.predict(state.params, val), val.response, val.user_id
-        )
-        state = fit.keep_best(state, measured["log_loss"])
-        writer.write(epoch, {"train_loss": float(loss), **measured})
+        losses, measured = _measured(fit.predict(state.params, val), val)
+        state = fit.keep_best(state, losses)
+        writer.write(epoch, {"train_loss": float(loss.mean()), **measured})
         checkpoint.save(checkpointer, epoch, state)
         bar.update()
         bar.set_postfix(val_log_loss=f"{measured['log_loss']:.4f}")
         if signals.due():
           break
-  quality = _judged(
-    lambda sessions: fit.predict(state.best_params, sessions), dataset
-  )
+  blend = _blended(config, dataset, fit, state.best_params)
+  params = _params(dataset, state.best_params, blend)
+  quality = _judged(config, params, dataset)
+  if blend is not None:
+    names = blend_lib.TERMS, np.asarray(blend.weights).tolist()
+    quality["blend"] = dict(zip(*names, strict=True))
   files.write_json(folder / "quality.json", quality)
   return quality
 
 
+def _make_fit(config: SimulatorConfig, dataset: Dataset) -> click_model.Fit:
+  return click_model.make_fit(
+    config, dataset.items.features, dataset.splits["train"], _offset(dataset)
+  )
+
+
+def _offset(dataset: Dataset) -> np.ndarray | None:
+  """What logits owe to drawn negatives, [N + 1]; None: nothing."""
+  sampling = dataset.items.sampling
+  if sampling is None or dataset.feedback.negatives != feedback.POPULARITY:
+    return None  # Uniform negatives owe nothing.
+  return feedback.log_q_offset(sampling)
+
+
+def _measured(
+  predicted, sessions: Sessions
+) -> tuple[np.ndarray, dict[str, float]]:
+  """Log loss of each member, [] or [M], and the measures of their mean."""
+  predicted = np.asarray(predicted)
+  members = predicted.reshape(-1, *sessions.response.shape)
+  rows = sessions.response, np.asarray(sessions.user_id)
+  p = np.clip(members.astype(np.float64), _LEAST, 1 - _LEAST)
+  log_loss = -np.where(rows[0] > 0, np.log(p), np.log1p(-p)).mean((1, 2))
+  measured = _scalars(verdict.measure(members.mean(0), *rows))
+  return log_loss.reshape(predicted.shape[:-2]), measured
+
+
+def _scalars(measured: dict[str, Any]) -> dict[str, float]:
+  return {k: v for k, v in measured.items() if isinstance(v, float)}
+
+
+def _blended(
+  config: SimulatorConfig,
+  dataset: Dataset,
+  fit: click_model.Fit,
+  network: Params,
+) -> blend_lib.Blend | None:
+  """The blend of a fitted network; None where the click model has none."""
+  if config.click_model not in click_model.BLENDED:
+    return None
+  val, offset = dataset.splits["val"], _offset(dataset)
+  blend, positions = blend_lib.of_logs(
+    dataset.splits["train"], dataset.items.features, offset
+  )
+  drawn = np.zeros(val.exposed.shape) if offset is None else offset[val.exposed]
+  members = np.asarray(fit.predict(network, val), np.float64)
+  logits = special.logit(np.clip(members, _LEAST, 1 - _LEAST)) - drawn
+  known = drawn
+  if positions is not None and val.position is not None:
+    known = known + positions(val.position)
+  return blend_lib.fit(
+    blend,
+    logits.reshape(-1, *val.exposed.shape).mean(0),
+    dataset.items.features,
+    val,
+    known,
+  )
+
+
+def _params(
+  dataset: Dataset, network: Params, blend: blend_lib.Blend | None
+) -> ResponseParams:
+  """What the simulator answers by."""
+  about, shift = dataset.feedback, None
+  if about.per_positive and about.base_rate is not None:
+    shift = jnp.float32(feedback.shift(about.per_positive, about.base_rate))
+  features = jnp.asarray(dataset.items.features)
+  return ResponseParams(network, features, blend, shift)
+
+
 def _judged(
-  predict: Callable[[Sessions], Array], dataset: Dataset
+  config: SimulatorConfig, params: ResponseParams, dataset: Dataset
 ) -> dict[str, Any]:
   """Measures of a click model on held-out slates, and the verdict on it.
 
+  Where negatives were drawn, the slates are not what would have been shown: the
+  model is asked as it was fitted, with what its logits owe to the drawing and
+  without the base rate.
+
   Args:
-    predict: logged slates -> probabilities, [S, K].
+    config: of the click model.
+    params: what the simulator answers by.
     dataset: with its logs.
 
   Returns:
-    `format`; `click_model.quality` on the validation split; and what
-    `verdict.of_fit` says, where responses are logged.
+    `format`; `verdict.measure` on the validation split; and what
+    `verdict.of_fit` says.
   """
+  respond = jax.jit(
+    jax.vmap(click_model.response_fn(config), in_axes=(None, 0, 0, 0, 0))
+  )
+  params, offset = params._replace(shift=None), _offset(dataset)
+
+  def predict(logs: Sessions) -> np.ndarray:
+    users = np.zeros(len(logs.user_id), np.float32)
+    if params.blend is not None:
+      users = np.float32(params.blend.of_users(logs.user_id))
+    p = respond(params, logs.profile, logs.history, logs.exposed, users)
+    p = np.asarray(p)
+    if offset is None:
+      return p
+    p = np.clip(p.astype(np.float64), _LEAST, 1 - _LEAST)
+    return special.expit(special.logit(p) + offset[logs.exposed])
+
   splits = {"validation": dataset.splits["val"], "test": dataset.splits["test"]}
-  predicted = {name: np.asarray(predict(x)) for name, x in splits.items()}
-  val = splits["validation"]
   known = verdict.baselines(
     dataset.splits["train"], len(dataset.items.features) - 1
   )
-  return {
-    "format": QUALITY_FORMAT,
-    **click_model.quality(predicted["validation"], val.response, val.user_id),
-    **verdict.of_fit(predicted, splits, known),
-  }
+  judged = verdict.of_fit(
+    {name: predict(logs) for name, logs in splits.items()},
+    splits,
+    known,
+    claims_rates=dataset.feedback.claims_rates,
+  )
+  return {"format": QUALITY_FORMAT, **_scalars(judged["validation"]), **judged}
 
 
 def load(
@@ -115,20 +222,26 @@ def load(
   """The click model that `run` fitted.
 
   Raises:
-    InputError: no checkpoint can be read.
+    InputError: no checkpoint can be read, or quality.json has no weights of the
+      blend.
   """
-  fit = click_model.make_fit(
-    config, dataset.items.features, dataset.splits["train"]
-  )
   folder = workdir / FOLDER / "checkpoints"
+  again = f"delete {workdir}/.done/simulator and run --mode=simulator again"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:
-    state = checkpoint.restore_latest(checkpointer, jax.eval_shape(fit.init))
+    like = jax.eval_shape(_make_fit(config, dataset).init)
+    state = checkpoint.restore_latest(checkpointer, like)
   if state is None:
-    raise InputError(
-      f"{folder}: no checkpoint can be read; delete {workdir}/.done/simulator "
-      "and run --mode=simulator again"
-    )
-  return ResponseParams(state.best_params, jnp.asarray(dataset.items.features))
+    raise InputError(f"{folder}: no checkpoint can be read; {again}")
+  if config.click_model not in click_model.BLENDED:
+    return _params(dataset, state.best_params, None)
+  path = workdir / FOLDER / "quality.json"
+  with reading(path, f"the weights of the blend: {again}"):
+    weights = json.loads(path.read_text())["blend"]
+    weights = jnp.float32([weights[name] for name in blend_lib.TERMS])
+  blend, _ = blend_lib.of_logs(
+    dataset.splits["train"], dataset.items.features, _offset(dataset)
+  )
+  return _params(dataset, state.best_params, blend._replace(weights=weights))
 
 
 def sized(config: SimulatorConfig, given: ResponseFile) -> SimulatorConfig:
@@ -137,7 +250,7 @@ def sized(config: SimulatorConfig, given: ResponseFile) -> SimulatorConfig:
   Raises:
     InputError: the heads do not divide F, or another click model is asked for.
   """
-  if config.click_model != click_model.OF_FILES:
+  if (config.click_model or click_model.OF_FILES) != click_model.OF_FILES:
     raise InputError(
       f"--simulator_click_model is {config.click_model!r}; expected "
       f"{click_model.OF_FILES!r}, whose weights {given.name} holds"
@@ -216,12 +329,7 @@ def adopt(
   params = of_file(config, given, dataset)
   quality = {}
   if dataset.splits["val"].exposed.shape[1]:
-    respond = jax.jit(
-      jax.vmap(click_model.response_fn(config), in_axes=(None, 0, 0, 0))
-    )
-    quality = _judged(
-      lambda x: respond(params, x.profile, x.history, x.exposed), dataset
-    )
+    quality = _judged(config, params, dataset)
   folder = workdir / FOLDER
   files.write_atomic(folder / GIVEN, path.read_bytes())
   source = {"file": given.name, "sha256": given.digest}

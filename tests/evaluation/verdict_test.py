@@ -120,9 +120,15 @@ class VerdictTest(parameterized.TestCase):
       {k: self.truth(x.user_id, x.exposed) for k, x in splits.items()},
       splits,
       verdict.baselines(self.train, ITEMS),
-      drawn_negatives=True,
+      claims_rates=False,
     )
     self.assertEqual(quality["verdict"], "weak")
+    self.assertIn("no rate of likes", verdict.line(quality))
+    # However much the simulated users like: there is nothing to hold it to.
+    known = verdict.baselines(self.train, ITEMS)
+    after = verdict.of_slates(quality, self.train.exposed, 1.0, known)
+    self.assertEqual(after["reasons"], quality["reasons"])
+    self.assertIsNone(after["policy_slates"]["like_rate"])
 
   def test_slates_that_are_liked_too_much_are_weak(self):
     good = self.judge(self.truth)

@@ -1,0 +1,219 @@
+"""A click model's logit blended with statistics of the training logs.
+
+A network that knows items by their features cannot tell the quality of items
+whose features are alike, nor users who like little from users who like much. So
+its logit z is one of five terms, each with a weight of its own:
+
+  w_1 z + w_2 b[item] + w_3 b[user] + w_4 similarity(history, item) + w_5
+
+`b` is an empirical-Bayes bias, the smoothed logit of what was liked less that
+of what was expected; it is 0 where nothing was logged, so for newcomers. The
+similarity is that of the item's features to those of the history. The weights,
+of which w_1 to w_4 are at least 0, are fitted to the VALIDATION split, whose
+responses neither the network nor `b` has seen: on the training split both would
+look better than they are (stacking, Wolpert 1992).
+
+What moves responses but is unknown of a simulated user, the position of an item
+and the drawing of negatives, is accounted for in the fit and left out after it.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import optimize, special
+
+from hsrl_jax.types import Array, Sessions
+
+TERMS = ("network", "item", "user", "similarity", "constant")
+_ALONE = (1.0, 0.0, 0.0, 0.0, 0.0)  # The network's logit as it is.
+_SMOOTHING = 10.0  # Showings that the mean of all counts for in a bias.
+_RIDGE = 1.0  # Half of it times the squared distance of weights from _ALONE.
+_PAST = 3.0  # Items of history at which a similarity has half its variance.
+_LEAST = 1e-6  # Of a probability, so that its logit is finite.
+
+
+class Table(NamedTuple):
+  """Biases by key; that of any other key is 0.
+
+  Attributes:
+    keys: int [G], ascending.
+    biases: float [G].
+  """
+
+  keys: np.ndarray
+  biases: np.ndarray
+
+  def __call__(self, keys: np.ndarray) -> np.ndarray:
+    """The biases of `keys`, of any shape."""
+    place = np.searchsorted(self.keys, keys).clip(max=len(self.keys) - 1)
+    return np.where(self.keys[place] == keys, self.biases[place], 0.0)
+
+
+class Blend(NamedTuple):
+  """What is blended, a pytree of arrays.
+
+  Attributes:
+    weights: float32 [5], in the order of TERMS.
+    items: float32 [N + 1], b of each item; 0 for padding.
+    user_ids: int32 [U], the users of the training logs, ascending.
+    users: float32 [U], b of each of them.
+    centre: float32 [D], the mean features of the catalogue.
+  """
+
+  weights: Array
+  items: Array
+  user_ids: Array
+  users: Array
+  centre: Array
+
+  def of_users(self, user_id: np.ndarray) -> np.ndarray:
+    """b of users, float32 [S]; 0 for whom the training logs do not have."""
+    return Table(np.asarray(self.user_ids), np.asarray(self.users))(user_id)
+
+
+def of_logs(
+  train: Sessions, features: np.ndarray, drawn: np.ndarray | None = None
+) -> tuple[Blend, Table | None]:
+  """Biases of the training logs, with the weights of the network alone.
+
+  Args:
+    train: the training logs, S slates.
+    features: float32 [N + 1, D], row 0 for padding.
+    drawn: float [N + 1], what the logit of an item owes to the drawing of
+      negatives (`feedback.log_q_offset`); None where none was drawn.
+
+  Returns:
+    The Blend; and the biases of positions, None where they are not logged.
+  """
+  exposed, liked = np.asarray(train.exposed), np.asarray(train.response)
+  offset = np.zeros(exposed.shape) if drawn is None else drawn[exposed]
+  positions = None
+  if train.position is not None:
+    positions = _biases(np.asarray(train.position), liked, offset)
+    offset = offset + positions(train.position)
+  of_users = np.broadcast_to(np.asarray(train.user_id)[:, None], exposed.shape)
+  users = _biases(of_users, liked, offset)
+  items = _biases(exposed, liked, offset)(np.arange(len(features)))
+  blend = Blend(
+    jnp.array(_ALONE),
+    jnp.asarray(items, jnp.float32).at[0].set(0.0),
+    jnp.asarray(users.keys, jnp.int32),
+    jnp.asarray(users.biases, jnp.float32),
+    jnp.asarray(features[1:].mean(0), jnp.float32),
+  )
+  return blend, positions
+
+
+def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Table:
+  """Smoothed logit of likes less that of expected likes, by key.
+
+  Without offsets it is the logit of (likes + m r) / (showings + m) less that of
+  r, the mean of all responses, with m = 10.
+
+  Args:
+    key: int [S, K], of what is shown: its item, user or position.
+    liked: [S, K], 0 or 1.
+    offset: float [S, K], what else is known of the showing's logit.
+  """
+  rate = float(np.clip(liked.mean(), _LEAST, 1 - _LEAST))
+  level = special.logit(rate)
+  if offset.any():  # So that as much is expected as was liked.
+    wide = 1.0 + np.abs(offset).max()
+    level = optimize.brentq(
+      lambda x: special.expit(x + offset).mean() - rate,
+      level - wide,
+      level + wide,
+    )
+  expected = special.expit(level + offset)
+  keys, group, shown = np.unique(
+    key.ravel(), return_inverse=True, return_counts=True
+  )
+
+  def smoothed(likes):
+    total = np.bincount(group, likes.ravel())
+    share = (total + _SMOOTHING * rate) / (shown + _SMOOTHING)
+    return special.logit(share.clip(_LEAST, 1 - _LEAST))
+
+  return Table(keys, smoothed(liked) - smoothed(expected))
+
+
+def logits(
+  blend: Blend,
+  network: Array,
+  item_features: Array,
+  history: Array,
+  slate: Array,
+  user: Array | float = 0.0,
+) -> Array:
+  """The blended logits of ONE user, float32 [..., K].
+
+  Args:
+    blend: weights and biases.
+    network: float32 [..., K], the network's logits.
+    item_features: float32 [N + 1, D].
+    history: int32 [H], left-padded with 0.
+    slate: int32 [K].
+    user: float32 [], b of the user.
+  """
+  rest = _terms(blend, item_features, history, slate, user)
+  return network * blend.weights[0] + rest @ blend.weights[1:]
+
+
+def _terms(blend, item_features, history, slate, user) -> Array:
+  """All terms but the network's, float32 [K, 4]."""
+  # An item that came after the fit has no entry: its bias is 0.
+  item = blend.items.at[slate].get(mode="fill", fill_value=0.0)
+  past = _directions(blend, item_features, history)
+  mask = (history > 0)[:, None]
+  interest = jnp.where(mask, past, 0.0).sum(0) / jnp.sqrt(mask.sum() + _PAST)
+  similarity = _directions(blend, item_features, slate) @ interest
+  ones = jnp.ones_like(item)
+  return jnp.stack([item, user * ones, similarity, ones], -1)
+
+
+def _directions(blend, item_features, items) -> Array:
+  """Features of items less their mean, at length one, [M, D]."""
+  x = item_features[items] - blend.centre
+  return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
+
+
+def fit(
+  blend: Blend,
+  network: np.ndarray,
+  item_features: np.ndarray,
+  sessions: Sessions,
+  offset: np.ndarray,
+) -> Blend:
+  """`blend` with the weights of least penalised log loss.
+
+  Args:
+    blend: with the biases.
+    network: float [S, K], the network's logits.
+    item_features: float32 [N + 1, D].
+    sessions: S slates that neither the network nor the biases have seen.
+    offset: float [S, K], what else is known of the logits, such as what the
+      position adds.
+  """
+  rest = jax.jit(jax.vmap(_terms, in_axes=(None, None, 0, 0, 0)))(
+    blend,
+    jnp.asarray(item_features),
+    sessions.history,
+    sessions.exposed,
+    blend.of_users(sessions.user_id),
+  )
+  x = np.concatenate([network[..., None], rest], -1).reshape(-1, len(TERMS))
+  x = x.astype(np.float64)
+  liked = np.asarray(sessions.response, np.float64).ravel()
+  start = np.array(_ALONE)
+
+  def loss(weights):
+    z = x @ weights + offset.ravel()
+    away = weights - start
+    value = (np.logaddexp(0, z) - liked * z).sum() + _RIDGE * away @ away / 2
+    return value, x.T @ (special.expit(z) - liked) + _RIDGE * away
+
+  bounds = [(0, None)] * (len(TERMS) - 1) + [(None, None)]
+  found = optimize.minimize(loss, start, jac=True, bounds=bounds)
+  return blend._replace(weights=jnp.asarray(found.x, jnp.float32))
