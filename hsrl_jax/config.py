@@ -195,6 +195,8 @@ class TrainConfig(Checked):
   """How an agent is trained, whichever it is (docs/method.md).
 
   Attributes:
+    task: what a policy learns: `rl`, to earn reward in the simulator;
+      `next_item`, what users liked next in the logs (agents hsrl and sasrec).
     polyak: rate of the target networks, which are also what is evaluated.
     temperature: how far training strays from the best slate, at the start. An
       agent that scores items shows the top K of log pi / temperature + Gumbel
@@ -222,6 +224,7 @@ class TrainConfig(Checked):
       these iterations to `policy/profile`.
   """
 
+  task: str = setting("rl", among=TASKS)
   polyak: float = setting(0.01, least=0, most=1)
   temperature: float = setting(0.2, above=0)
   temperature_end: float = setting(0.2, above=0)
@@ -355,8 +358,6 @@ class Config:
     train: how the agent is trained.
     evaluate: how it is measured.
     next_item: how it is trained on the next item.
-    task: what the policy is trained on: `rl`, reward in the simulator, or
-      `next_item`, what users liked next in the logs.
     agent: a name in `agents.AGENTS`; None where no policy is trained.
     settings: of the agent, its own dataclass; see `agents.configure`.
   """
@@ -368,7 +369,6 @@ class Config:
   train: TrainConfig = TrainConfig()
   evaluate: EvaluateConfig = EvaluateConfig()
   next_item: NextItemConfig = NextItemConfig()
-  task: str = "rl"
   agent: str | None = None
   settings: Any = None
 

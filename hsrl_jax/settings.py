@@ -25,6 +25,7 @@ PREFIXES = {
   "network": "",
   "train": "",
   "agent": "",
+  "next_item": "next_item_",
   "evaluate": "evaluate_",
   "export": "export_",
   "experiment": "experiment_",

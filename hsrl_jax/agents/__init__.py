@@ -7,6 +7,7 @@ from hsrl_jax.agents import (
   a2c,
   ddpg,
   hac,
+  next_item,
   pgra,
   sasrec,
   simple,
@@ -47,6 +48,8 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
   Raises:
     InputError: the agent searches SIDs that items share.
   """
+  if config.train.task == "next_item":
+    return next_item.make(config, slate_size, items)
   algorithm = AGENTS[config.agent]
   agent = algorithm.make(
     config.settings,

@@ -1,12 +1,12 @@
-"""Sequences of items by user, for next-item training and its evaluation."""
+"""Sequences of items by user, for training on the next item."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
+from hsrl_jax.types import Sessions
 
 
 class Sequences(NamedTuple):
@@ -21,34 +21,6 @@ class Sequences(NamedTuple):
   user_id: np.ndarray
   items: np.ndarray
   lengths: np.ndarray
-
-
-class Held(NamedTuple):
-  """One held-out item for each of E users.
-
-  Attributes:
-    user: int32 [E], rows of the Sequences that were split.
-    history: int32 [E, T], all that came before, left-padded with 0.
-    target: int32 [E], the item that came next.
-  """
-
-  user: np.ndarray
-  history: np.ndarray
-  target: np.ndarray
-
-
-class Split(NamedTuple):
-  """Sequences split by `leave_one_out`.
-
-  Attributes:
-    train: what is left for training.
-    validation: the items before the last ones.
-    test: the last items; their histories end with the validation items.
-  """
-
-  train: Sequences
-  validation: Held
-  test: Held
 
 
 class Packed(NamedTuple):
@@ -110,53 +82,26 @@ def from_lists(
   return Sequences(np.asarray(users), items, lengths)
 
 
-def from_dataset(dataset: source.Dataset) -> Sequences:
-  """What each user of a prepared dataset liked, over all splits, by time.
+def from_sessions(sessions: Sessions, num_items: int) -> Sequences:
+  """What each user of logged slates liked, in order of time.
 
-  A user's sequence begins with the history of the user's first session, and
-  goes on with the positive responses of all sessions, in the order of splits,
-  rows and slates.
+  A user's sequence begins with the history of the user's first row, and goes on
+  with the positive responses of all rows, in the order of rows and slates.
+
+  Args:
+    sessions: S rows, those of a user in order of time.
+    num_items: N.
   """
-  splits = [dataset.splits[name] for name in source.SPLITS]
-  user = np.concatenate([np.asarray(x.user_id) for x in splits])
-  exposed = np.concatenate([np.asarray(x.exposed) for x in splits])
-  response = np.concatenate([np.asarray(x.response) for x in splits])
-  history = np.concatenate([np.asarray(x.history) for x in splits])
+  user, history = np.asarray(sessions.user_id), np.asarray(sessions.history)
+  liked = np.asarray(sessions.response) > 0
   ids, first = np.unique(user, return_index=True)
   rows: dict[int, list[int]] = {
     int(u): history[f][history[f] > 0].tolist()
     for u, f in zip(ids, first, strict=True)
   }
-  for row, place in zip(*np.nonzero(response > 0), strict=True):
-    rows[int(user[row])].append(int(exposed[row, place]))
-  num_items = len(dataset.items.features) - 1
+  for row, place in zip(*np.nonzero(liked), strict=True):
+    rows[int(user[row])].append(int(sessions.exposed[row, place]))
   return from_lists(rows, num_items, "prepared sessions")
-
-
-def leave_one_out(sequences: Sequences) -> Split:
-  """Each user's last item for test, the one before for validation.
-
-  Users with fewer than three items stay in training with all they have.
-
-  >>> split = leave_one_out(from_lists([[1, 2, 3, 4], [5, 6]], num_items=6))
-  >>> split.train.items.tolist(), split.validation.history.tolist()
-  ([[0, 0, 1, 2], [0, 0, 5, 6]], [[0, 0, 1, 2]])
-  >>> split.test.history.tolist(), split.test.target.tolist()
-  ([[0, 1, 2, 3]], [4])
-  """
-  items, lengths = sequences.items, sequences.lengths
-  held = np.flatnonzero(lengths >= 3).astype(np.int32)
-  width = items.shape[1]
-  # Two columns of padding, so that moving by two loses nothing.
-  padded = np.pad(items, ((0, 0), (2, 0)))
-  train, kept = items.copy(), lengths.copy()
-  train[held] = padded[held, :width]
-  kept[held] -= 2
-  return Split(
-    sequences._replace(items=train, lengths=kept),
-    Held(held, padded[held, :width], items[held, -2:-1].ravel()),
-    Held(held, padded[held, 1 : width + 1], items[held, -1]),
-  )
 
 
 def pack(sequences: Sequences, length: int, windows: bool = True) -> Packed:

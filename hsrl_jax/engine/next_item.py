@@ -1,51 +1,21 @@
 """Training on the next item of sequences, with early stopping."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from hsrl_jax.data.sequences import Held, Packed
+from hsrl_jax.config import NextItemConfig
+from hsrl_jax.data.sequences import Packed
 from hsrl_jax.networks.next_item import Catalogue, Model
 from hsrl_jax.types import Array, Params
 
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-  """Settings of the training on the next item.
-
-  Attributes:
-    learning_rate: of AdamW, after the warm-up.
-    weight_decay: of AdamW, on parameters with two axes or more.
-    warmup: steps in which the learning rate rises from 0.
-    final_rate: the learning rate's share that is left after `epochs`; it falls
-      by a cosine.
-    clip: global norm of the gradient.
-    average: decay of the parameters' moving average, which is evaluated and
-      kept; 0 for none.
-    batch_rows: packed rows in a step.
-    epochs: at most.
-    patience: epochs without a better validation after which training ends.
-    eval_every: epochs between validations.
-    eval_users: validation users that are looked at, drawn once; 0 for all.
-  """
-
-  learning_rate: float = 1e-3
-  weight_decay: float = 0.01
-  warmup: int = 100
-  final_rate: float = 0.1
-  clip: float = 5.0
-  average: float = 0.0
-  batch_rows: int = 75
-  epochs: int = 40
-  patience: int = 6
-  eval_every: int = 1
-  eval_users: int = 0
+_CLIP = 5.0  # Global norm of the gradient.
+_FINAL_RATE = 0.1  # What is left of the learning rate at the end.
+_WARMUP = 100  # Updates in which it rises, at most a tenth of all.
 
 
 class TrainState(NamedTuple):
@@ -72,9 +42,8 @@ class TrainState(NamedTuple):
   loss: Array
 
 
-# (parameters, histories int32 [E, T], targets int32 [E]) -> measure; the
-# larger, the better.
-Judge = Callable[[Params, np.ndarray, np.ndarray], float]
+# Parameters to a measure of what is held out; the larger, the better.
+Judge = Callable[[Params], float]
 
 
 class Trainer:
@@ -89,7 +58,7 @@ class Trainer:
     model: Model,
     catalogue: Catalogue,
     packed: Packed,
-    config: TrainConfig,
+    config: NextItemConfig,
   ):
     """Puts the rows on the device; compiles nothing yet."""
     self.config = config
@@ -118,7 +87,7 @@ class Trainer:
     )
 
   def run(
-    self, state: TrainState, seed: int, validation: Held, judge: Judge
+    self, state: TrainState, seed: int, judge: Judge
   ) -> Iterator[TrainState]:
     """Trains from `state` on; yields the state after each epoch.
 
@@ -129,15 +98,9 @@ class Trainer:
     Args:
       state: of `init`, or one that was yielded.
       seed: that of `init`.
-      validation: what is held out to stop early.
-      judge: measures parameters on it.
+      judge: measures parameters, to keep the best and to stop early.
     """
     config = self.config
-    chosen = np.arange(len(validation.target))
-    if 0 < config.eval_users < len(chosen):
-      rng = np.random.default_rng(0)
-      chosen = np.sort(rng.choice(chosen, config.eval_users, replace=False))
-    history, target = validation.history[chosen], validation.target[chosen]
     while not self.finished(state):
       epoch = int(state.epoch) + 1
       key = jax.random.fold_in(jax.random.key(seed), epoch)
@@ -158,7 +121,7 @@ class Trainer:
       )
       if epoch % config.eval_every == 0 or epoch == config.epochs:
         evaluated = averaged if config.average else params
-        measure = judge(evaluated, history, target)
+        measure = judge(evaluated)
         if measure > float(state.best):
           state = state._replace(
             best=jnp.float32(measure),
@@ -197,16 +160,19 @@ class Trainer:
     return params, averaged, opt_state, losses.mean()
 
 
-def _optimizer(config: TrainConfig, steps: int) -> optax.GradientTransformation:
+def _optimizer(
+  config: NextItemConfig, steps: int
+) -> optax.GradientTransformation:
+  total = config.epochs * steps
   rate = optax.warmup_cosine_decay_schedule(
     0.0,
     config.learning_rate,
-    config.warmup,
-    max(config.epochs * steps, config.warmup + 1),
-    config.final_rate * config.learning_rate,
+    min(_WARMUP, total // 10),
+    total,
+    _FINAL_RATE * config.learning_rate,
   )
   return optax.chain(
-    optax.clip_by_global_norm(config.clip),
+    optax.clip_by_global_norm(_CLIP),
     optax.adamw(
       rate,
       weight_decay=config.weight_decay,

@@ -21,6 +21,7 @@ from hsrl_jax.types import Array, Observation, Params, Sessions
 ScoreFn = Callable[[Params, Observation], Array]
 
 CUTOFFS = (5, 10, 20)
+LISTED = max(CUTOFFS)  # Items of a ranking of all that are looked at.
 PAIRED = ("auc_within_slates", "ndcg_within_slates", "recall@10", "ndcg@10")
 _LIST = 10  # Items of a list whose coverage and novelty are measured.
 _CELLS = 2e7  # Scores held at once.
@@ -30,17 +31,34 @@ _SMOOTHING = 10.0  # Showings that the mean of all items counts for.
 _REPEATS = 0.01
 
 
+class Ranker(NamedTuple):
+  """How a policy ranks the items for ONE user; see `of_scores`.
+
+  Attributes:
+    shown: (params, observation, items int32 [K]) -> scores, [K].
+    best: (params, observation, excluded int32 [T]) -> int32 [M], the best items
+      of the catalogue without the excluded ones, the best first; 0 where there
+      are no more.
+  """
+
+  shown: Callable[[Params, Observation, Array], Array]
+  best: Callable[[Params, Observation, Array], Array]
+
+
 class Rankings(NamedTuple):
-  """What scores say of S logged rows.
+  """What a policy says of S logged rows.
 
   Attributes:
     shown: float32 [S, K], scores of the items of the logged slate.
     top: int32 [S, M], the best items of the catalogue, the best first; 0 where
       fewer may be shown.
+    top_of_all: the same with the items of the row's history; None where `top`
+      has them.
   """
 
   shown: np.ndarray
   top: np.ndarray
+  top_of_all: np.ndarray | None = None
 
 
 class Rows(NamedTuple):
@@ -55,61 +73,102 @@ class Rows(NamedTuple):
   user: np.ndarray
 
 
+def of_scores(score_fn: ScoreFn, active: Array) -> Ranker:
+  """Ranks by scores of all items.
+
+  Args:
+    score_fn: of one user.
+    active: bool [N + 1], the items that may be shown; False for padding.
+  """
+  count = min(LISTED, len(active) - 1)
+
+  def shown(params, observation, items):
+    return score_fn(params, observation)[items]
+
+  def best(params, observation, excluded):
+    scores = score_fn(params, observation)
+    candidates = jnp.where(active, scores, -jnp.inf).at[excluded].set(-jnp.inf)
+    values, items = jax.lax.top_k(candidates, count)
+    return jnp.where(values > -jnp.inf, items, 0)
+
+  return Ranker(shown, best)
+
+
 def rank(
-  score_fn: ScoreFn,
+  ranker: Ranker,
   params: Params,
   sessions: Sessions,
-  active: Array,
+  items: int,
   *,
   without_history: bool,
 ) -> Rankings:
-  """Ranks the items of each logged slate, and all items, by their scores.
+  """Ranks the items of each logged slate, and all items.
 
   Args:
-    score_fn: of one user; vmapped here.
-    params: of `score_fn`.
+    ranker: of one user; vmapped here.
+    params: of the ranker.
     sessions: S logged rows.
-    active: bool [N + 1], the items that may be shown; False for padding.
+    items: N.
     without_history: whether the items of a row's history are left out of the
-      ranking of all items.
+      ranking of all items; then `top_of_all` has them.
   """
-  rows, items = len(sessions.user_id), len(active)
-  size = int(max(1, min(256, rows, _CELLS // items)))
-  count = min(max(CUTOFFS), items - 1)
-  shown, top = [], []
+  where = (params, sessions, items)
+  shown = _by_rows(_shown, ranker, *where)
+  top = best(ranker, *where, without_history=without_history)
+  if not without_history:
+    return Rankings(shown, top)
+  return Rankings(shown, top, best(ranker, *where, without_history=False))
+
+
+def best(
+  ranker: Ranker,
+  params: Params,
+  sessions: Sessions,
+  items: int,
+  *,
+  without_history: bool,
+) -> np.ndarray:
+  """The best items for each row, int32 [S, M]; see `rank`."""
+  compute = _best_unseen if without_history else _best
+  return _by_rows(compute, ranker, params, sessions, items)
+
+
+def _by_rows(compute, ranker, params, sessions, items) -> np.ndarray:
+  """What `compute` says of each logged row, some rows at a time."""
+  rows = len(sessions.user_id)
+  size = int(max(1, min(256, rows, _CELLS // (items + 1))))
+  parts = []
   for first in range(0, rows, size):
     # The last chunk is filled up with its last row: one shape, one compilation.
     place = np.minimum(np.arange(first, first + size), rows - 1)
-    of_slate, best = _rank(
-      score_fn,
-      params,
-      jnp.asarray(sessions.profile[place]),
-      jnp.asarray(sessions.history[place]),
-      jnp.asarray(sessions.exposed[place]),
-      jnp.asarray(active),
-      without_history=without_history,
-      count=count,
-    )
-    shown.append(np.asarray(of_slate))
-    top.append(np.asarray(best))
-  return Rankings(np.concatenate(shown)[:rows], np.concatenate(top)[:rows])
+    columns = (sessions.profile, sessions.history, sessions.exposed)
+    row = [jnp.asarray(x[place]) for x in columns]
+    parts.append(np.asarray(compute(ranker, params, *row)))
+  return np.concatenate(parts)[:rows]
 
 
-@functools.partial(
-  jax.jit, static_argnames=("score_fn", "without_history", "count")
-)
-def _rank(
-  score_fn, params, profile, history, exposed, active, *, without_history, count
-):
-  def one(profile, history, exposed):
-    scores = score_fn(params, Observation(profile, history))
-    candidates = jnp.where(active, scores, -jnp.inf)
-    if without_history:
-      candidates = candidates.at[history].set(-jnp.inf)
-    best, items = jax.lax.top_k(candidates, count)
-    return scores[exposed], jnp.where(best > -jnp.inf, items, 0)
+@functools.partial(jax.jit, static_argnames="ranker")
+def _shown(ranker, params, profile, history, exposed):
+  return jax.vmap(lambda p, h, e: ranker.shown(params, Observation(p, h), e))(
+    profile, history, exposed
+  )
 
-  return jax.vmap(one)(profile, history, exposed)
+
+@functools.partial(jax.jit, static_argnames="ranker")
+def _best(ranker, params, profile, history, exposed):
+  del exposed
+  nothing = jnp.zeros(0, jnp.int32)
+  return jax.vmap(lambda p, h: ranker.best(params, Observation(p, h), nothing))(
+    profile, history
+  )
+
+
+@functools.partial(jax.jit, static_argnames="ranker")
+def _best_unseen(ranker, params, profile, history, exposed):
+  del exposed
+  return jax.vmap(lambda p, h: ranker.best(params, Observation(p, h), h))(
+    profile, history
+  )
 
 
 def repeats(train: Sessions) -> bool:
@@ -273,6 +332,16 @@ def next_liked(
   return measures
 
 
+def _with_history(
+  rankings: Rankings, sessions: Sessions, train_liked: np.ndarray
+) -> dict[str, Rows]:
+  """`recall@k_with_history` and the same of NDCG; empty where they say both."""
+  if rankings.top_of_all is None:
+    return {}
+  measured = next_liked(rankings.top_of_all, sessions, train_liked)
+  return {f"{k}_with_history": v for k, v in measured.items() if "@" in k}
+
+
 def _discount(count: int) -> np.ndarray:
   return 1.0 / np.log2(np.arange(2, count + 2))
 
@@ -404,6 +473,7 @@ def measure(
     name: [
       within_slates(x.shown, sessions.response, user)
       | next_liked(x.top, sessions, train_liked)
+      | _with_history(x, sessions, train_liked)
       for x in seeds
     ]
     for name, seeds in rankings.items()

@@ -10,8 +10,8 @@ from hsrl_jax.data.sequences import Packed
 from hsrl_jax.networks.sequence import ItemRows, SequenceEncoder
 from hsrl_jax.networks.token_decoder import TokenDecoder
 from hsrl_jax.ops import masking, sampling, softmax
-from hsrl_jax.sid import beam_search
 from hsrl_jax.sid import index as sid_index
+from hsrl_jax.sid.beam_search import Beams
 from hsrl_jax.types import Array, Params, PRNGKey
 
 
@@ -32,6 +32,7 @@ class ModelConfig:
       log-probabilities (the item residual).
     token_inputs: whether an item's vector has embeddings of its tokens.
     id_inputs: whether it has an embedding of its id.
+    feature_inputs: whether it has a linear map of its features.
     hidden: width of the blocks of the token decoder.
     token_dropout: rate of the token decoder's dropout.
     smoothing: label smoothing of the tokens' cross-entropy.
@@ -47,26 +48,23 @@ class ModelConfig:
   item_weight: float = 1.0
   token_inputs: bool = False
   id_inputs: bool = True
+  feature_inputs: bool = True
   hidden: int = 256
   token_dropout: float = 0.2
   smoothing: float = 0.0
   constrained: bool = True
 
 
-SASREC = ModelConfig()
-HSRL = ModelConfig(token_weight=1.0, item_weight=0.0, token_inputs=True)
-
-
 class Catalogue(NamedTuple):
   """The items to choose from.
 
   Attributes:
-    index: of the SIDs of items 1..N; None where no model uses tokens.
-    features: float32 [N + 1, D], or None.
+    index: of the SIDs of items 1..N.
+    features: float32 [N + 1, D].
   """
 
-  index: sid_index.SidIndex | None = None
-  features: Array | None = None
+  index: sid_index.SidIndex
+  features: Array
 
 
 class Model:
@@ -77,21 +75,17 @@ class Model:
     num_items: N.
   """
 
-  def __init__(self, config: ModelConfig, num_items: int, catalogue: Catalogue):
-    """Builds the networks for N items; holds none of the catalogue's arrays."""
+  def __init__(
+    self, config: ModelConfig, num_items: int, levels: int, vocab_size: int
+  ):
+    """Builds the networks for N items with SIDs of L tokens, V of each."""
     self.config = config
     self.num_items = num_items
-    index = catalogue.index
-    levels, vocab = (index.levels, index.vocab_size) if index else (0, 0)
-    if not index and (config.token_weight or config.token_inputs):
-      raise ValueError(
-        "the model uses tokens, and the catalogue has no index; expected one"
-      )
     self._rows = ItemRows(
       config.width,
       num_items,
       levels if config.token_inputs else 0,
-      vocab,
+      vocab_size,
       config.id_inputs,
     )
     self._encoder = SequenceEncoder(
@@ -99,7 +93,7 @@ class Model:
     )
     self._decoder = TokenDecoder(
       levels,
-      vocab,
+      vocab_size,
       config.width,
       config.hidden,
       config.token_dropout,
@@ -112,9 +106,8 @@ class Model:
     config = self.config
     zeros = jnp.zeros(config.length, jnp.int32)
     row = jnp.zeros((config.length, config.width))
-    tokens = catalogue.index.tokens if catalogue.index else None
     params = {
-      "rows": self._rows.init(keys[0], zeros, tokens, catalogue.features),
+      "rows": self._rows.init(keys[0], zeros, *self._inputs(catalogue)),
       "encoder": self._encoder.init(keys[1], row, zeros, zeros),
     }
     if config.token_weight:
@@ -165,11 +158,16 @@ class Model:
     return total / jnp.maximum((target > 0).sum(), 1)
 
   def states(
-    self, params: Params, catalogue: Catalogue, history: Array
+    self,
+    params: Params,
+    catalogue: Catalogue,
+    history: Array,
+    key: PRNGKey | None = None,
   ) -> Array:
     """The state after each history, int32 [E, any] -> float32 [E, d].
 
-    Histories are left-padded; their last `length` items are looked at.
+    Histories are left-padded; their last `length` items are looked at. `key` is
+    of the dropout, the same for all histories.
     """
     length = self.config.length
     history = history[:, -length:]
@@ -179,27 +177,10 @@ class Model:
     place = jnp.arange(length)
     states = jax.vmap(
       lambda row, seen: self._encoder.apply(
-        params["encoder"], row, place, seen.astype(jnp.int32)
+        params["encoder"], row, place, seen.astype(jnp.int32), key
       )
     )(vectors, history > 0)
     return states[:, -1]
-
-  def scores(
-    self, params: Params, catalogue: Catalogue, history: Array
-  ) -> Array:
-    """Exact scores of all items, float32 [E, N + 1]; -inf for padding."""
-    states = self.states(params, catalogue, history)
-    total = jnp.zeros((len(states), self.num_items + 1))
-    if self.config.item_weight:
-      total += states @ self.rows(params, catalogue).T
-    if self.config.token_weight:
-      total += jax.lax.map(
-        lambda state: self._decoder.apply(
-          params["decoder"], catalogue.index, state, method="score_all"
-        ),
-        states,
-      )
-    return total.at[:, 0].set(-jnp.inf)
 
   def score(
     self, params: Params, catalogue: Catalogue, state: Array, items: Array
@@ -209,15 +190,21 @@ class Model:
     Log-probabilities of the items' tokens, with those of the items themselves
     up to a constant; where there are no tokens, the latter alone.
     """
-    total = jnp.zeros(len(items))
-    if self.config.item_weight:
-      total += self._vectors(params, catalogue, items) @ state
+    total = self.item_score(params, catalogue, state, items)
     if self.config.token_weight:
       sid = jnp.maximum(sid_index.sid_of(catalogue.index, items), 0)
       log_probs = self.taken(params, catalogue, state, sid)
       own = jnp.take_along_axis(log_probs, sid[..., None], -1)[..., 0]
       total += own.sum(-1)
     return total
+
+  def item_score(
+    self, params: Params, catalogue: Catalogue, state: Array, items: Array
+  ) -> Array:
+    """The part of `score` that is no token's, float32 [M]."""
+    if not self.config.item_weight:
+      return jnp.zeros(len(items))
+    return self._vectors(params, catalogue, items) @ state
 
   def taken(
     self,
@@ -244,7 +231,7 @@ class Model:
     state: Array,
     beams: int,
     **how: Any,
-  ) -> beam_search.Beams:
+  ) -> Beams:
     """What constrained beam search finds in ONE state [d].
 
     Log-probabilities are those of the tokens. `how`: keywords of `beam_search`.
@@ -254,5 +241,9 @@ class Model:
     )
 
   def _vectors(self, params, catalogue, item):
-    tokens = catalogue.index.tokens if catalogue.index else None
-    return self._rows.apply(params["rows"], item, tokens, catalogue.features)
+    return self._rows.apply(params["rows"], item, *self._inputs(catalogue))
+
+  def _inputs(self, catalogue):
+    features = catalogue.features if self.config.feature_inputs else None
+    tokens = catalogue.index.tokens if self.config.token_inputs else None
+    return tokens, features

@@ -187,45 +187,6 @@ class TokenDecoder(nn.Module):
       contexts.append(residual)
     return jnp.stack(contexts)
 
-  def score_all(self, index: sid_index.SidIndex, state: Array) -> Array:
-    """Exact log pi of all items, float32 [C + 1]; -inf where not active.
-
-    Expands every prefix once, so it costs what the trie has nodes: a check of
-    the beam search on small catalogues.
-
-    Args:
-      index: the catalogue, of capacity C.
-      state: float32 [d].
-    """
-    tokens = jnp.maximum(
-      sid_index.sid_of(index, jnp.arange(index.capacity + 1)), 0
-    )
-    total = jnp.zeros(index.capacity + 1)
-    items_node = jnp.zeros(index.capacity + 1, jnp.int32)
-    context = jax.tree.map(lambda x: x[None], self.start(state))
-    for level in range(self.levels):
-      step = self.log_probs(index, context, level)
-      total += step[items_node, tokens[:, level]]
-      if level == self.levels - 1:
-        break
-      count = index.present[level + 1].shape[0]
-      below = jax.vmap(sid_index.child, (None, 0, 0, None))(
-        index, items_node, tokens[:, level], level
-      )
-      # A node's prefix is that of any item below it.
-      below = jnp.where(index.known, below, count)
-      parent = (
-        jnp.zeros(count, jnp.int32).at[below].set(items_node, mode="drop")
-      )
-      token = (
-        jnp.zeros(count, jnp.int32).at[below].set(tokens[:, level], mode="drop")
-      )
-      context = self.advance(
-        index, jax.tree.map(lambda x, p=parent: x[p], context), token, level
-      )
-      items_node = jnp.where(index.known, below, 0)
-    return jnp.where(index.active, total, -jnp.inf)
-
   def __call__(self, index: sid_index.SidIndex, state: Array) -> Array:
     """For initialisation: touches every parameter."""
     return self.taken(index, state, jnp.zeros(self.levels, jnp.int32))

@@ -15,7 +15,7 @@ from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks.user_response import UserResponseModel
 from hsrl_jax.sim import blend as blend_lib
-from hsrl_jax.types import Array, Params, PRNGKey, Sessions
+from hsrl_jax.types import Array, Observation, Params, PRNGKey, Sessions
 
 # (response params, profile [P], history [H], slate [K]) -> probabilities [K].
 # Where a user's bias is known (see blend.py), it is a fifth argument.
@@ -76,6 +76,30 @@ def make_network(config: SimulatorConfig):
       f"{', '.join(CLICK_MODELS)}"
     )
   return CLICK_MODELS[name](config)
+
+
+def with_items(params: ResponseParams, features: Array) -> ResponseParams:
+  """The same for a catalogue [C + 1, D]; what came later has no statistics."""
+  blend = params.blend
+  if blend is not None:
+    missing = max(len(features) - len(blend.items), 0)
+    blend = blend._replace(items=jnp.pad(blend.items, (0, missing)))
+  return params._replace(item_features=features, blend=blend)
+
+
+def init(
+  config: SimulatorConfig,
+  key: PRNGKey,
+  item_features: Array,
+  observation: Observation,
+) -> ResponseParams:
+  """Parameters before any fit, of the network alone."""
+  network = make_network(config)
+  history = observation.history
+  params = network.init(
+    key, item_features, observation.profile, history, history
+  )
+  return ResponseParams(params, item_features)
 
 
 def response_fn(config: SimulatorConfig) -> ResponseFn:

@@ -18,6 +18,7 @@ from hsrl_jax.agents import make_agent
 from hsrl_jax.evaluation import bounds, held_out, measures, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.report import examples
+from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
 
@@ -90,24 +91,28 @@ def _on_logs(
   items = len(parts.dataset.items.features) - 1
   if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
     return {}, None
-  scores = {
-    "popularity": [held_out.popularity(train, items)],
-    "item_mean": [held_out.item_mean(train, items)],
-    "item_to_item": [held_out.item_to_item(parts.dataset.items.features)],
-    "click_model": [(_click_model(parts), parts.response)],
+  scored = {
+    "popularity": held_out.popularity(train, items),
+    "item_mean": held_out.item_mean(train, items),
+    "item_to_item": held_out.item_to_item(parts.dataset.items.features),
+    "click_model": (_click_model(parts), parts.response),
   }
-  agent = _ranking(parts)
+  rankers = {
+    name: [(held_out.of_scores(score_fn, active), own)]
+    for name, (score_fn, own) in scored.items()
+  }
+  agent = _ranker(parts)
   if agent is not None:
-    scores = {parts.config.agent: [(agent, x) for x in params]} | scores
+    rankers = {parts.config.agent: [(agent, x) for x in params]} | rankers
   rankings = {}
   without_history = not held_out.repeats(train)
-  with watch.bar(sum(map(len, scores.values())), "held out", "policy") as bar:
-    for name, seeds in scores.items():
+  with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
+    for name, seeds in rankers.items():
       rankings[name] = []
-      for score_fn, own in seeds:
+      for ranker, own in seeds:
         rankings[name].append(
           held_out.rank(
-            score_fn, own, logs, active, without_history=without_history
+            ranker, own, logs, items, without_history=without_history
           )
         )
         bar.update()
@@ -118,9 +123,7 @@ def _on_logs(
     return measured, None
   ranking = rankings[parts.config.agent][0]
   if not without_history:
-    ranking = held_out.rank(
-      agent, params[0], logs, active, without_history=True
-    )
+    ranking = held_out.rank(agent, params[0], logs, items, without_history=True)
   return measured, ranking.top
 
 
@@ -137,11 +140,18 @@ def _click_model(parts: Parts) -> held_out.ScoreFn:
   return score
 
 
-def _ranking(parts: Parts) -> held_out.ScoreFn | None:
-  """The agent's order of all items as scores; None where it has none.
+def _ranker(parts: Parts) -> held_out.Ranker | None:
+  """How the agent ranks items; None where it has no order of them."""
+  if parts.config.train.task == "next_item":
+    return next_item.ranker(parts.config, parts.catalogue.index.num_items)
+  return _by_greedy_slates(parts)
 
-  It is the greedy slate of all items. A slate that is composed for a sweet
-  point is no order, so the agent is made for a reward without one.
+
+def _by_greedy_slates(parts: Parts) -> held_out.Ranker | None:
+  """Ranks by the greedy slate of all items.
+
+  A slate that is composed for a sweet point is no order, so the agent is made
+  for a reward without one.
   """
   simulator = dataclasses.replace(parts.config.simulator, sweet_point=None)
   config = dataclasses.replace(parts.config, simulator=simulator)
@@ -157,7 +167,7 @@ def _ranking(parts: Parts) -> held_out.ScoreFn | None:
     places = jnp.arange(items, 0, -1, dtype=jnp.float32)
     return jnp.zeros(len(catalogue.features)).at[slate].set(places)
 
-  return score
+  return held_out.of_scores(score, parts.catalogue.index.active)
 
 
 def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:

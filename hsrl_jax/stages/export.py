@@ -68,7 +68,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
   sizes = _sizes(agent, parts, export)
   env = parts.env._replace(slate_size=sizes.slate)
   learned, users = parts.catalogue, parts.users("train")
-  params = policy_lib.load(config, parts.workdir, parts.env, learned, users)
+  params = policy_lib.trained(parts)
   served = serving.make_catalogue(
     learned.index,
     learned.codebooks,

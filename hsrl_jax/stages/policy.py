@@ -20,6 +20,8 @@ from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.stages import next_item
+from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
 FOLDER = "policy"
@@ -252,6 +254,23 @@ def _not_finite(bad: str, step: int, saved: int, folder) -> FloatingPointError:
   return FloatingPointError(
     f"{bad} is not finite by iteration {step}; of the checkpoints in {folder} "
     f"{kept}: lower --learning_rate, in a new --workdir"
+  )
+
+
+def trained(parts: Parts) -> list[Params]:
+  """What the stage left, whatever the task: one pytree a seed.
+
+  Raises:
+    InputError: no checkpoint can be read.
+  """
+  if parts.config.train.task == "next_item":
+    return next_item.load(parts)
+  return load(
+    parts.config,
+    parts.workdir,
+    parts.env,
+    parts.catalogue,
+    parts.users("train"),
   )
 
 

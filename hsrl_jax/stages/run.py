@@ -13,7 +13,14 @@ from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
 from hsrl_jax.sid import store
-from hsrl_jax.stages import evaluate, export, policy, quantize, simulator
+from hsrl_jax.stages import (
+  evaluate,
+  export,
+  next_item,
+  policy,
+  quantize,
+  simulator,
+)
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
 
@@ -87,6 +94,9 @@ class Run(Parts):
     """Stage policy."""
     how = policy.acting(self.agent(), self.catalogue.index)
     print(f"  acting: {how}")
+    if self.config.train.task == "next_item":
+      next_item.run(self)
+      return
     policy.run(
       self.config,
       self.workdir,
@@ -108,9 +118,7 @@ class Run(Parts):
 
   def policies(self) -> list[tuple[simulate.Act, Params]]:
     """The trained greedy policy of each seed, with its parameters."""
-    params = policy.load(
-      self.config, self.workdir, self.env, self.catalogue, self.users("train")
-    )
+    params = policy.trained(self)
     act = policy.greedy(self.agent())
     return [(act, (p, self.catalogue)) for p in params]
 

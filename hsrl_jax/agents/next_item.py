@@ -1,0 +1,218 @@
+"""Policies of the next liked item (--task=next_item): SASRec and HSRL's tokens.
+
+An item ranks by log pi(item | history) + w logit(item), with the logit of a
+positive response by the click model: what is chosen next, and what is liked of
+what is shown. Both are trained on logs, apart from each other; w is 0 where the
+logs do not say what was shown (docs/method.md, Next item).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
+from hsrl_jax.config import Config, NextItemConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.networks import next_item
+from hsrl_jax.networks.next_item import Catalogue, Model
+from hsrl_jax.sim import click_model
+from hsrl_jax.types import Array, Observation, Params, PRNGKey
+
+AGENTS = ("hsrl", "sasrec")
+_LEAST = 1e-6  # Of a probability whose logit is taken.
+
+
+class Policy(NamedTuple):
+  """The policy of a configuration; a user's functions, of ONE history.
+
+  Parameters are a dict: `model`; `response`, the click model's; and
+  `response_weight`, w.
+
+  Attributes:
+    model: of the next item.
+    respond: how users respond to what they are shown.
+    responses: whether a response counts at all.
+    beams: width of the beam search; 0: each item is scored.
+    slate_size: K.
+  """
+
+  model: Model
+  respond: click_model.ResponseFn
+  responses: bool
+  beams: int
+  slate_size: int
+
+  def state(
+    self,
+    params: Params,
+    catalogue: base.ActionSpace,
+    observation: Observation,
+    key: PRNGKey | None = None,
+  ) -> Array:
+    """c_0, float32 [d]; `key` is of the dropout."""
+    known = self.catalogue(catalogue)
+    history = observation.history[None]
+    return self.model.states(params["model"], known, history, key)[0]
+
+  def catalogue(self, catalogue: base.ActionSpace) -> Catalogue:
+    """What the model sees of the items."""
+    return Catalogue(catalogue.index, catalogue.features)
+
+  def response(
+    self,
+    params: Params,
+    catalogue: base.ActionSpace,
+    observation: Observation,
+    items: Array,
+  ) -> Array:
+    """w logit(item) of items, int32 [M] -> float32 [M]."""
+    if not self.responses:
+      return jnp.zeros(len(items))
+    response = click_model.with_items(params["response"], catalogue.features)
+    chance = self.respond(response, *observation, items)
+    chance = jnp.clip(chance, _LEAST, 1 - _LEAST)
+    return params["response_weight"] * (jnp.log(chance) - jnp.log1p(-chance))
+
+  def score(
+    self,
+    params: Params,
+    catalogue: base.ActionSpace,
+    observation: Observation,
+    items: Array,
+  ) -> Array:
+    """What items rank by, int32 [M] -> float32 [M], up to a constant."""
+    known = self.catalogue(catalogue)
+    state = self.state(params, catalogue, observation)
+    of_model = self.model.score(params["model"], known, state, items)
+    return of_model + self.response(params, catalogue, observation, items)
+
+  def act(
+    self,
+    params: Params,
+    catalogue: base.ActionSpace,
+    observation: Observation,
+    excluded: Array,
+    key: PRNGKey | None,
+    temperature: Array | float,
+  ) -> base.Action:
+    """See base.Agent.act."""
+    if not self.beams:
+      everything = jnp.arange(len(catalogue.features))
+      return base.choose(
+        self.score(params, catalogue, observation, everything),
+        catalogue.index,
+        excluded,
+        key,
+        temperature,
+        self.slate_size,
+      )
+    known = self.catalogue(catalogue)
+    state = self.state(params, catalogue, observation)
+    search = self.model.search(
+      params["model"],
+      known,
+      state,
+      max(self.beams, self.slate_size),
+      excluded=excluded,
+      key=key,
+      temperature=temperature,
+    )
+    items = search.items
+    log_pi = search.log_probs + self.model.item_score(
+      params["model"], known, state, items
+    )
+    log_pi += self.response(params, catalogue, observation, items)
+    noise = None if key is None else search.noise
+    ranks, log_prob = base.draw(log_pi, search.valid, noise, temperature)
+    best = base.top(ranks, self.slate_size)
+    slate = jnp.where(search.valid[best], items[best], 0)
+    return base.Action(slate, log_prob[best], jnp.zeros(0))
+
+
+def without_items(response: click_model.ResponseParams):
+  """A click model that takes its items from the catalogue; see `response`."""
+  return response._replace(item_features=jnp.zeros((0, 0)))
+
+
+def policy(config: Config, slate_size: int, items: int) -> Policy:
+  """The policy that a configuration describes.
+
+  Args:
+    config: of the task next_item.
+    slate_size: K.
+    items: N in training.
+  """
+  c = config.next_item
+  return Policy(
+    Model(
+      model_config(config),
+      items,
+      config.quantizer.levels,
+      config.quantizer.vocab_size,
+    ),
+    click_model.response_fn(config.simulator),
+    c.response_weight > 0,
+    c.beams if config.agent == "hsrl" else 0,
+    slate_size,
+  )
+
+
+def model_config(config: Config) -> next_item.ModelConfig:
+  """Sizes of the agent's model."""
+  c: NextItemConfig = config.next_item
+  tokens = config.agent == "hsrl"
+  return next_item.ModelConfig(
+    length=c.history,
+    width=config.network.width,
+    layers=config.network.layers,
+    heads=config.network.heads,
+    dropout=config.network.dropout,
+    token_weight=float(tokens),
+    item_weight=c.item_weight if tokens else 1.0,
+    token_inputs=tokens,
+    id_inputs=c.id_inputs,
+    feature_inputs=c.feature_inputs,
+    hidden=c.hidden,
+    token_dropout=c.token_dropout,
+    smoothing=c.smoothing,
+  )
+
+
+def make(config: Config, slate_size: int, items: int) -> base.Agent:
+  """The policy as an agent that the engine does not train.
+
+  Raises:
+    InputError: the agent has no such task.
+  """
+  if config.agent not in AGENTS:
+    raise InputError(
+      f"agent is {config.agent!r} and task next_item; expected one of "
+      f"{', '.join(AGENTS)}"
+    )
+  own = policy(config, slate_size, items)
+  return base.Agent(
+    init=_init(own, config),
+    act=own.act,
+    loss=None,
+    fixed_items=config.agent == "sasrec",
+    beams=own.beams,
+  )
+
+
+def _init(own: Policy, config: Config):
+  def init(
+    key: PRNGKey, catalogue: base.ActionSpace, observation: Observation
+  ) -> Params:
+    keys = [jax.random.fold_in(key, i) for i in range(2)]
+    return {
+      "model": own.model.init(keys[0], own.catalogue(catalogue)),
+      "response": without_items(
+        click_model.init(
+          config.simulator, keys[1], catalogue.features, observation
+        )
+      ),
+      "response_weight": jnp.float32(config.next_item.response_weight),
+    }
+
+  return init
