@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import io
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import agents
+from hsrl_jax import agents, api
 from tests import toy
 from tests.command import run
 
@@ -197,6 +198,43 @@ class CommandsTest(absltest.TestCase):
       status, out, err = run(*_arguments(command))
     self.assertEqual(status, 0, err)
     return out
+
+  @pytest.mark.slow
+  def test_the_path_in_python(self):
+    """The tour's blocks; README's, with the recommender that these made."""
+    small = {
+      name[2:]: value for name, _, value in (x.partition("=") for x in SMALL)
+    }
+    small = {k: int(v) for k, v in small.items()} | {"sid_vocab_size": 8}
+    fit, calls = api.fit, []
+
+    def quick(*arguments, **settings):
+      calls.append(settings["workdir"])
+      if len(calls) > 1:
+        return api.load(calls[0])
+      return fit(*arguments, **(settings | small))
+
+    self.enter_context(mock.patch.object(api, "fit", quick))
+    rng = np.random.default_rng(0)
+    names = ["tea", "coffee", "cake", *(f"item {i}" for i in range(17))]
+    rows = [
+      f"{user},{names[i]},{time},{rng.integers(2)}"
+      for user in ("ann", "bob", *range(30))
+      for time, i in enumerate(rng.permutation(20))
+    ]
+    lines = ["user_id,item_id,timestamp,response", *rows]
+    with (
+      contextlib.chdir(self.folder),
+      contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+      pathlib.Path("my_logs.csv").write_text("\n".join(lines))
+      for page in (DOCS / "tour.md", ROOT / "README.md"):
+        namespace = {}
+        for block in _blocks("py", page):
+          exec(compile(block, page.name, "exec"), namespace)
+    self.assertEqual(calls, ["runs/mine", "runs/python"])
+    self.assertEqual(out.getvalue().count("held-out logs"), 2)
+    self.assertTrue((self.folder / "runs/mine/export/manifest.json").exists())
 
   def test_an_agent_of_ones_own(self):
     """The command that the page shows takes it, and it learns."""
