@@ -41,6 +41,8 @@ from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
 from hsrl_jax.stages import run as run_lib
 
+_OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
+
 flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
 flags.declare_key_flag("dataset")
@@ -67,15 +69,15 @@ def main(argv: list[str], command: str) -> None:
     raise InputError(
       f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
     )
-  mode = flags_lib.MODE.value
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
+  workdir = pathlib.Path(flags_lib.WORKDIR.value)
+  mode = _adopt_flags(workdir)
   _check_inputs(mode)
   config = flags_lib.config_from_flags(_compared(mode))
   # A bad flag is told before anything runs, whatever the mode reads.
   flags_lib.export_from_flags()
   flags_lib.experiment_from_flags()
-  workdir = pathlib.Path(flags_lib.WORKDIR.value)
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
     with contextlib.ExitStack() as inside:
@@ -100,27 +102,41 @@ def _run(
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
   elif mode in EXPERIMENTS:
-    if workdir_lib.kept_flags(workdir):
-      raise InputError(
-        f"{workdir} belongs to a single run; expected another --workdir for "
-        f"--mode={mode}"
-      )
-    EXPERIMENTS[mode](
-      jobs.Experiment(
-        mode,
-        config,
-        flags_lib.experiment_from_flags(),
-        workdir,
-        command,
-        {name: flags_lib.settings_from_flags(name) for name in agents.AGENTS},
-      )
-    )
+    _run_experiment(mode, config, workdir, command)
   elif flags_lib.SWEEP.value:
     _sweep(config, workdir)
   elif flags_lib.EMBEDDINGS.value:
-    _quantize_embeddings(config, workdir)
+    with workdir_lib.unclaimed_on_error(workdir):
+      _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _adopt_flags(workdir: pathlib.Path) -> str:
+  """The mode, once the flags that nobody gave are those the workdir kept."""
+  kept, mode = workdir_lib.kept_flags(workdir), flags_lib.MODE.value
+  experiment = kept.get("mode")
+  if experiment and not flags_lib.MODE.present:
+    mode = experiment
+  if kept and (experiment is None) == (mode in EXPERIMENTS):
+    whose = "an experiment" if experiment else "a single run"
+    raise InputError(
+      f"{workdir} belongs to {whose}; expected another --workdir for "
+      f"--mode={mode}, which may have the same flags: "
+      f"--flagfile={workdir / workdir_lib.FLAGS} --workdir=..."
+    )
+  if "embeddings" in kept and mode not in _OF_EMBEDDINGS:
+    raise InputError(
+      f"{workdir} has SIDs of --embeddings and no run; expected another "
+      f"--workdir for --mode={mode}, or one of {', '.join(_OF_EMBEDDINGS)}"
+    )
+  if mode != "quantize":
+    kept.pop("embeddings", None)
+  if mode != experiment:
+    kept = {k: x for k, x in kept.items() if not k.startswith("experiment_")}
+  if mode != "results":
+    flags_lib.adopt(kept, str(workdir / workdir_lib.FLAGS))
+  return mode
 
 
 def _compared(mode: str) -> Collection[str] | None:
@@ -128,6 +144,21 @@ def _compared(mode: str) -> Collection[str] | None:
   if mode not in COMPARED:
     return None
   return COMPARED[mode](flags_lib.experiment_from_flags())
+
+
+def _run_experiment(
+  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
+) -> None:
+  """Runs an experiment, whose workdir keeps its flags too."""
+  settings = {x: flags_lib.settings_from_flags(x) for x in agents.AGENTS}
+  compare = flags_lib.experiment_from_flags()
+  kept = flags_lib.resolved(mode, _compared(mode) or ())
+  with workdir_lib.unclaimed_on_error(workdir):
+    if mode != "results":  # It reads the folders of others.
+      workdir_lib.claim(workdir, kept, flags_lib.given(mode))
+    EXPERIMENTS[mode](
+      jobs.Experiment(mode, config, compare, workdir, command, settings)
+    )
 
 
 def _joins_others(mode: str) -> bool:
@@ -178,7 +209,18 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
   if not run.own_users:
     prepare.builder_folder(config.data.dataset)
-  processes.on_first(lambda: workdir_lib.claim(workdir, flags_lib.resolved()))
+  with workdir_lib.unclaimed_on_error(workdir):
+    processes.on_first(lambda: _claim(workdir, mode))
+    _run_claimed(mode, run, workdir)
+
+
+def _claim(workdir: pathlib.Path, mode: str) -> None:
+  workdir_lib.claim(
+    workdir, flags_lib.resolved(), flags_lib.given(mode), flags_lib.of_data()
+  )
+
+
+def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
   if mode == "export":
     run.export(flags_lib.export_from_flags())
     return
@@ -199,7 +241,7 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
   """Stage quantize of a file, which needs no dataset."""
   path = pathlib.Path(flags_lib.EMBEDDINGS.value)
   source = quantize.source_of(path)
-  workdir_lib.claim(workdir, flags_lib.resolved())
+  _claim(workdir, "quantize")
   if (workdir / store.FOLDER).exists():  # Complete, since it is replaced.
     made_of = store.read(workdir).facts["source"]
     if made_of["digest"] != source.digest:
@@ -220,7 +262,7 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
 
 def _change_items(mode: str, workdir: pathlib.Path) -> None:
   """Adds items to SIDs made of embeddings, or removes them."""
-  workdir_lib.agree(workdir, flags_lib.given())
+  workdir_lib.agree(workdir, flags_lib.resolved(), flags_lib.given(mode))
   if "embeddings" not in workdir_lib.kept_flags(workdir):
     raise InputError(
       f"--mode={mode}: {workdir} has no SIDs of --embeddings; expected the "
@@ -265,9 +307,30 @@ def _shipped(argument: str) -> str:
   return f"{parts[1]}{files.shipped('launch') / parts[2]}"
 
 
+def _of_flagfile(argument: str) -> list[str]:
+  """The --workdir that a --flagfile names: its folder, if that kept it."""
+  name = argument.partition("flagfile=")[2]
+  folder = pathlib.Path(os.path.expanduser(name)).parent
+  is_kept = re.fullmatch(f"--?flagfile=(.*/)?{workdir_lib.FLAGS}", argument)
+  if is_kept and {"agent", "dataset"} <= workdir_lib.kept_flags(folder).keys():
+    return [f"--workdir={folder}"]
+  return []
+
+
+def _arguments(argv: list[str]) -> list[str]:
+  """The arguments, with flagfiles where they are and the workdir they name."""
+  joined = []
+  for argument in argv[1:]:
+    if joined and joined[-1] in ("-flagfile", "--flagfile"):
+      argument = f"{joined.pop()}={argument}"
+    joined.append(_shipped(argument))
+  workdirs = [x for argument in joined for x in _of_flagfile(argument)]
+  return [argv[0], *workdirs, *joined]  # What comes later counts.
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS([_shipped(x) for x in argv])
+    return flags.FLAGS(_arguments(argv))
   except UnicodeDecodeError as error:
     _fail(f"a --flagfile is no text ({error}); expected flags, one a line")
   except (flags.Error, OSError) as error:

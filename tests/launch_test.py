@@ -675,7 +675,7 @@ class EmbeddingsTest(parameterized.TestCase):
     path = self.folder / "bad.npz"
     np.savez(path, **arrays)
     self._refused(self._quantize(path), message)
-    self.assertEqual([x.name for x in self.workdir.iterdir()], ["flags.txt"])
+    self.assertFalse(self.workdir.exists())
 
   @parameterized.parameters("items.npy", "items.npz", "items.parquet")
   def test_missing_and_damaged_files(self, name):
