@@ -237,7 +237,7 @@ class CommandsTest(absltest.TestCase):
     paths = re.findall(
       r"(?:datasets|tests|launch|hsrl_jax)[\w./]+\.(?:py|sh)", command
     )
-    modules = re.findall(r"-m (hsrl_jax[\w.]+)", command)
+    modules = re.findall(r"-m (?:hsrl_jax\.shipped\.)?(\w+\.[\w.]+)", command)
     paths += [x.replace(".", "/") + ".py" for x in modules]
     self.assertNotEmpty(paths, command)
     for path in paths:

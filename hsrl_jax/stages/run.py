@@ -37,11 +37,14 @@ class Run(Parts):
     """Stage data."""
     if not self.own_users:
       with watch.bar(len(prepare.CONFIGS), "data", "table") as bar:
+        c = self.config.data
         malformed = prepare.prepare(
-          self.config.data.dataset,
+          c.dataset,
           self.folder("data") / "data",
-          self.config.data.raw_data_dir,
+          c.raw_data_dir,
           bar.update,
+          c.item_vectors,
+          c.item_vectors_dimensions,
         )
       for note in prepare.notes(self.folder("data") / "data"):
         print(f"  {note}")
