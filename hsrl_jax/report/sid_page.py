@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.report import page, plots
 
 _PREFIXES = 6
@@ -34,6 +35,7 @@ def render(
     room=facts["vocab_size"] ** facts["levels"],
     drift=_drift(facts) if facts["drift"] else [],
     drift_line=drift_line(facts),
+    warnings=sid_quality.dear(sid_quality.of_facts(facts)),
     levels=_levels(facts),
     picture=plots.png(plots.sid_space(codebooks, tokens)),
     followers=[

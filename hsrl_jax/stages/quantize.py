@@ -100,8 +100,8 @@ def run(
     What report.json holds.
 
   Raises:
-    InputError: V^L is too small for the catalogue, a row is not finite, or
-      `sids/` holds something else.
+    InputError: V^L is too small for the catalogue, a row is not finite, SIDs
+      lose more than the mean vector would, or `sids/` holds something else.
   """
   workdir_lib.check_replaceable(workdir / store.FOLDER, KIND)
   rows = catalogue.rows
@@ -151,9 +151,15 @@ def run(
     title=catalogue.titles,
     facts=facts,
   )
-  facts = _write(workdir, sids, genres)
   _forget_fits(workdir / _FITS)
-  return facts
+  size = sid_quality.of_facts(facts)
+  # Shuffled SIDs are as bad as they are meant to be.
+  if config.assignment != "shuffled" and size.error_unique > 1:
+    raise InputError(
+      f"--sid_vocab_size, --sid_levels, --sid_balance: "
+      f"{sid_quality.refusal(size)}"
+    )
+  return _write(workdir, sids, genres)
 
 
 def _forget_fits(folder: pathlib.Path) -> None:

@@ -7,7 +7,7 @@ from hsrl_jax import files
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
-from hsrl_jax.evaluation import measures, simulate, verdict
+from hsrl_jax.evaluation import measures, sid_quality, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
@@ -175,6 +175,8 @@ def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
     f"({facts['relative_error'][-1]:.3f} before {facts['collided_items']:,} "
     "items that shared a SID got their own)"
   )
+  for line in sid_quality.dear(sid_quality.of_facts(facts)):
+    print(f"  warning: {line}")
   show_sids(workdir)
 
 

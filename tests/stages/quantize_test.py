@@ -1,8 +1,11 @@
 """SIDs in a workdir: made, resumed, changed, damaged."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from unittest import mock
@@ -20,6 +23,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
+from hsrl_jax.stages import run as run_lib
 
 _CONFIG = QuantizerConfig(vocab_size=6, levels=3, iterations=5, restarts=1)
 _SOURCE = quantize.Source("items.npz", "0123")
@@ -51,6 +55,55 @@ def _sids(workdir):
         strict=True,
       )
     }
+
+
+class LossTest(absltest.TestCase):
+  """Four items on a line, 0, 0, 0 and 3, of variance 27 / 16; SIDs of a token.
+
+  Two of the zeros get the codes of others, whatever these are.
+  """
+
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(folder)
+
+  def _run(self, *codes):
+    codebooks = np.array(codes, np.float32).reshape(1, 4, 1)
+    rows = np.array([[0], [0], [0], [3]], np.float32)
+    with mock.patch.object(quantize, "fit_or_resume", lambda *_: codebooks):
+      return run_lib.quantize_catalogue(
+        QuantizerConfig(levels=1, vocab_size=4),
+        self.workdir,
+        Embeddings(rows, None, None),
+        _SOURCE,
+      )
+
+  def test_dear_sids_are_warned_of(self):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      self._run(0, 0.5, 1, 3)  # Loses (1/4 + 1) / 4, all of it unique SIDs.
+    told = "4x1: unique SIDs cost 19% of the variance, more than half of the 19"
+    self.assertLen(re.findall("warning: .*", out.getvalue()), 1)
+    self.assertIn(f"  warning: {told}%", out.getvalue())
+    self.assertIn(told, (self.workdir / "sids" / "report.html").read_text())
+
+  def test_others_are_not(self):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      self._run(0, 0, 0, 3)
+    self.assertNotIn("warning", out.getvalue())
+    page = (self.workdir / "sids" / "report.html").read_text()
+    self.assertNotIn("unique SIDs cost", page)
+
+  def test_worse_than_the_mean_is_refused(self):
+    # Loses (2.25 + 4) / 4, less than 27 / 16; then (4 + 3.24) / 4, more.
+    with contextlib.redirect_stdout(io.StringIO()):
+      self._run(0, 1.5, 2, 3)
+    shutil.rmtree(self.workdir / "sids")
+    with self.assertRaisesRegex(InputError, "4x1 loses 107% of the variance"):
+      self._run(0, -2, 1.8, 3)
+    self.assertEmpty(list(self.workdir.iterdir()))
 
 
 class QuantizeTest(parameterized.TestCase):
