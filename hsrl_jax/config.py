@@ -34,6 +34,8 @@ class DataConfig(Checked):
     response_params: .npz file of a user response model trained elsewhere, to
       take in place of fitting one; with users and items of its own it stands
       for the dataset too.
+    sids: file with the SIDs of all items (.json, .npz or .csv), to take in
+      place of fitting some; it brings the sizes of the SIDs.
     item_vectors: what SIDs and networks see of an item: `given`, its features;
       `logs`, vectors made of the training likes, joined with features, numbers
       and words of the items; `auto`: the latter where items of your own logs
@@ -46,6 +48,7 @@ class DataConfig(Checked):
   # No part of equality, hence of fingerprints and of the flags that are kept.
   raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
   response_params: str | None = None
+  sids: str | None = None
   item_vectors: str = setting("auto", among=ITEM_VECTORS)
   item_vectors_dimensions: int = setting(64, least=1)
 

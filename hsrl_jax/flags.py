@@ -115,7 +115,7 @@ def _is_one_of_them(values: dict[str, int | None]) -> bool:
   return count is None or own is None or own < count
 
 
-_PATHS = ("embeddings", "response_params")  # Files, each kept by its full path.
+_PATHS = ("embeddings", "response_params", "sids")  # Kept as full paths.
 _NAMES = {int: "integers", float: "numbers", str: "names"}
 _LARGEST_FLOAT = 3.4e38  # Of float32.
 

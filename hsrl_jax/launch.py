@@ -24,13 +24,14 @@ import time
 from collections.abc import Collection
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from hsrl_jax import agents, files
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
-from hsrl_jax.data import embeddings, prepare
+from hsrl_jax.data import embeddings, prepare, sids
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import COMPARED, EXPERIMENTS, jobs, sweep
@@ -41,6 +42,7 @@ from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
 from hsrl_jax.stages import run as run_lib
 
+_FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
 _OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
 
 flags.declare_key_flag("mode")
@@ -203,21 +205,39 @@ def _check_inputs(mode: str) -> None:
       )
     if not flag.value and mode in needed:
       raise InputError(f"--mode={mode} needs --{flag.name}; expected a file")
+  fits = "--sweep" if flags_lib.SWEEP.value else f"--mode={mode}"
+  if flags.FLAGS.sids and fits in _FIT_SIDS:
+    raise InputError(
+      f"--sids with {fits}, which fits SIDs of its own; expected one of them"
+    )
 
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
   if not run.own_users:
     prepare.builder_folder(config.data.dataset)
+  sizes = run.config.quantizer
   with workdir_lib.unclaimed_on_error(workdir):
-    processes.on_first(lambda: _claim(workdir, mode))
+    processes.on_first(lambda: _claim(workdir, mode, sizes))
     _run_claimed(mode, run, workdir)
 
 
-def _claim(workdir: pathlib.Path, mode: str) -> None:
-  workdir_lib.claim(
-    workdir, flags_lib.resolved(), flags_lib.given(mode), flags_lib.of_data()
-  )
+def _claim(
+  workdir: pathlib.Path, mode: str, sizes: config_lib.QuantizerConfig
+) -> None:
+  """Keeps a run's flags, with the sizes of SIDs that --sids brings."""
+  kept, given = flags_lib.resolved(), flags_lib.given(mode)
+  for name, value in (
+    ("sid_levels", sizes.levels),
+    ("sid_vocab_size", sizes.vocab_size),
+  ):
+    if name in given and kept[name] != str(value):
+      raise InputError(
+        f"--{name} is {kept[name]}, but the SIDs of --sids={kept['sids']} have "
+        f"{value}; expected the same, or no --{name}"
+      )
+    kept[name] = str(value)
+  workdir_lib.claim(workdir, kept, given, flags_lib.of_data())
 
 
 def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
@@ -241,10 +261,19 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
   """Stage quantize of a file, which needs no dataset."""
   path = pathlib.Path(flags_lib.EMBEDDINGS.value)
   source = quantize.source_of(path)
-  _claim(workdir, "quantize")
+  sizes, file = config.quantizer, None
+  if config.data.sids is not None:
+    file = sids.taken_file(config.data.sids, workdir)
+    sizes = sids.sized(sizes, file)
+  _claim(workdir, "quantize", sizes)
   if (workdir / store.FOLDER).exists():  # Complete, since it is replaced.
-    made_of = store.read(workdir).facts["source"]
-    if made_of["digest"] != source.digest:
+    facts = store.read(workdir).facts
+    if file and facts.get("brought", {}).get("sha256") != file.digest:
+      raise InputError(
+        f"{file.path} has changed since {workdir} took its SIDs; expected the "
+        "same content: use a new --workdir"
+      )
+    if facts["source"]["digest"] != source.digest:
       raise InputError(
         f"{path} has changed since its SIDs in {workdir} were made; expected "
         "the same content: use a new --workdir, or --mode=add_items for new "
@@ -254,9 +283,12 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
     return
   start = time.monotonic()
   print("quantize ...", flush=True)
-  run_lib.quantize_catalogue(
-    config.quantizer, workdir, embeddings.read(path), source
-  )
+  items, brought = embeddings.read(path), None
+  if file is not None:
+    ids = items.item_ids
+    ids = np.arange(1, items.rows.shape[0] + 1) if ids is None else ids
+    brought = sids.of_items(file, ids)
+  run_lib.quantize_catalogue(sizes, workdir, items, source, None, brought)
   print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import json
 import pathlib
 import zipfile
@@ -11,10 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hsrl_jax import files
+from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
-from hsrl_jax.sid import resolve, trie
+from hsrl_jax.sid import resolve, store, trie
 
 _MAX_TOKEN = 2**20
 _DIGITS = 20  # Of a token that is looked at.
@@ -28,7 +30,7 @@ class SidFile(NamedTuple):
     digest: SHA-256 of its content.
     levels: L, the tokens that most of its items have.
     vocab_size: V, above the largest token of these items.
-    rows: item to its tokens, unchecked.
+    rows: item to its tokens, unchecked; empty where the file is gone.
   """
 
   path: pathlib.Path
@@ -36,11 +38,6 @@ class SidFile(NamedTuple):
   levels: int
   vocab_size: int
   rows: Mapping[str, Sequence[Any]]
-
-  @property
-  def name(self) -> str:
-    """What people call the file."""
-    return self.path.name
 
 
 class BroughtSids(NamedTuple):
@@ -53,6 +50,7 @@ class BroughtSids(NamedTuple):
     moved: int64 [M], ids of items whose last tokens were replaced, since they
       shared a SID with another item.
     index: the SidIndex of the tokens.
+    file: that they are of; None: an array.
   """
 
   given: np.ndarray
@@ -60,6 +58,16 @@ class BroughtSids(NamedTuple):
   vocab_size: int
   moved: np.ndarray
   index: sid_index.SidIndex
+  file: SidFile | None = None
+
+  @property
+  def origin(self) -> dict[str, Any]:
+    """What report.json says of the file; see `sid_page.brought_line`."""
+    return {
+      "file": self.file.path.name,
+      "sha256": self.file.digest,
+      "moved": len(self.moved),
+    }
 
 
 def read_file(path: str | pathlib.Path) -> SidFile:
@@ -114,6 +122,35 @@ def read_file(path: str | pathlib.Path) -> SidFile:
   return SidFile(path, files.digest(path), usual, max(known) + 1, rows)
 
 
+def taken_file(path: str, workdir: pathlib.Path) -> SidFile:
+  """As `read_file`, also where the file is gone and `workdir` has its SIDs.
+
+  Raises:
+    InputError: see there.
+  """
+  file = pathlib.Path(path)
+  if not file.exists() and (workdir / store.FOLDER).exists():
+    facts = store.read(workdir).facts
+    origin = facts.get("brought", {})
+    if origin.get("file") == file.name:
+      sizes = facts["levels"], facts["vocab_size"]
+      return SidFile(file, origin["sha256"], *sizes, {})
+  return read_file(file)
+
+
+def sized(config: QuantizerConfig, file: SidFile) -> QuantizerConfig:
+  """`config` with the sizes of a file's SIDs.
+
+  Raises:
+    InputError: they are out of range.
+  """
+  sizes = {"levels": file.levels, "vocab_size": file.vocab_size}
+  try:
+    return dataclasses.replace(config, **sizes)
+  except ValueError as error:
+    raise InputError(f"{file.path}: {error}") from error
+
+
 def of_items(file: SidFile, item_ids: Sequence[str | int]) -> BroughtSids:
   """The SIDs that a file gives the items of a catalogue.
 
@@ -126,12 +163,15 @@ def of_items(file: SidFile, item_ids: Sequence[str | int]) -> BroughtSids:
       is item_ids[i].
 
   Raises:
-    InputError: an item without SID, without tokens, with another number of
-      tokens than the others, or with a token that is no integer from 0; or more
-      items than SIDs.
+    InputError: the file is gone; an item without SID, without tokens, with
+      another number of tokens than the others, or with a token that is no
+      integer from 0; or more items than SIDs.
   """
+  if not file.rows:
+    file = read_file(file.path)
   table = _table(file, item_ids)
-  return unique_sids(table, str(file.path), file.vocab_size)
+  brought = unique_sids(table, str(file.path), file.vocab_size)
+  return brought._replace(file=file)
 
 
 def read_sids(

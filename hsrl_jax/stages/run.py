@@ -10,7 +10,7 @@ from hsrl_jax.engine import processes
 from hsrl_jax.evaluation import measures, sid_quality, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
-from hsrl_jax.report import run_page
+from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.sid import store
 from hsrl_jax.stages import evaluate, export, policy, quantize, simulator
 from hsrl_jax.stages.parts import Parts
@@ -66,6 +66,7 @@ class Run(Parts):
       quantize.of_dataset(items),
       quantize.Source(self.name),
       items.genres[1:],
+      self.brought,
     )
 
   def simulator(self) -> None:
@@ -169,6 +170,8 @@ class Run(Parts):
 def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
   """quantize.run, and its outcome in words."""
   facts = quantize.run(config, workdir, *catalogue)
+  if "brought" in facts:
+    print(f"  {sid_page.brought_line(facts)}")
   print(
     f"  {facts['items']:,} items, {facts['items']:,} SIDs; relative error "
     f"{facts['relative_error_unique']:.3f} "

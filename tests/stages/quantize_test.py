@@ -17,6 +17,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import rows as rows_lib
+from hsrl_jax.data import sids as sids_lib
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
@@ -140,6 +141,53 @@ class QuantizeTest(parameterized.TestCase):
     facts = json.loads((self.made / "sids" / "report.json").read_text())
     self.assertEqual(facts, self.facts)
     self.assertEqual((facts["items"], facts["sids"]), (90, 90))
+
+  def test_own_sids_brought_back(self):
+    saved = store.read(self.made)
+    file = self.workdir.with_name("own.npz")
+    np.savez(file, item_id=saved.item_id, tokens=saved.tokens)
+    taken = sids_lib.of_items(sids_lib.read_file(file), self.items.item_ids)
+    workdir = self.workdir.with_name("brought")
+    facts = quantize.run(
+      sids_lib.sized(_CONFIG, taken.file),
+      workdir,
+      self.items,
+      _SOURCE,
+      brought=taken,
+    )
+    self.assertEqual(_sids(workdir), _sids(self.made))
+    self.assertEqual(facts["brought"]["moved"], 0)
+    # Means over the items that have a token are at least as good as they were.
+    lost, before = (x["relative_error_unique"] for x in (facts, self.facts))
+    self.assertBetween(lost, 0.5 * before, before + 1e-6)
+    self.assertEqual(facts["relative_error"][-1], lost)
+    page = (workdir / "sids" / "report.html").read_text()
+    self.assertIn("SIDs of own.npz: 3 tokens of 6 values, no two equal", page)
+    self.assertNotIn("Plain residual k-means", page)
+    # Newcomers are encoded with these codebooks.
+    added = quantize.add_items(workdir, _items(90, 4), "new")
+    self.assertEqual(added["items"], 94)
+
+  def test_brought_sids_that_collide(self):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 6, (90, 3))
+    tokens[7] = tokens[3]
+    rows = {str(i): x.tolist() for i, x in enumerate(tokens)}
+    file = self.workdir.with_name("other.json")
+    file.write_text(json.dumps(rows))
+    taken = sids_lib.of_items(sids_lib.read_file(file), range(90))
+    workdir = self.workdir.with_name("collided")
+    facts = quantize.run(_CONFIG, workdir, self.items, _SOURCE, None, taken)
+    moved = 90 - len(np.unique(tokens, axis=0))
+    self.assertEqual(facts["brought"]["moved"], moved)
+    self.assertIn("8", map(str, taken.moved))
+    # Even tokens that mean nothing lose less than the mean vector.
+    self.assertLess(facts["relative_error_unique"], 1)
+    x = self.items.rows
+    items = Items(np.concatenate([0 * x[:1], x]), *[[""] * 91] * 3)
+    plain = dataclasses.replace(_CONFIG, assignment="plain")
+    found = quantize.load(workdir, items, plain, taken.given)
+    np.testing.assert_array_equal(found.index.tokens[1:], tokens)
 
   def test_what_others_have_in_sids_stays(self):
     letter = self.workdir / "sids" / "letter"
