@@ -326,7 +326,7 @@ def _check_same(workdir: pathlib.Path, old, new, names) -> None:
   if changed:
     raise InputError(
       f"{workdir} belongs to another configuration: {'; '.join(changed)}; "
-      "expected the same flags: restore them or use a new workdir"
+      "expected the same flags: leave them out, or use a new workdir"
     )
 
 
