@@ -19,6 +19,7 @@ PROTOCOLS = ("paper", "no_repeat")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 TASKS = ("rl", "next_item")
+ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
 
@@ -34,12 +35,23 @@ class DataConfig(Checked):
     response_params: .npz file of a user response model trained elsewhere, to
       take in place of fitting one; with users and items of its own it stands
       for the dataset too.
+    sids: file with the SIDs of all items (.json, .npz or .csv), to take in
+      place of fitting some; it brings the sizes of the SIDs.
+    item_vectors: what SIDs and networks see of an item: `given`, its features;
+      `logs`, vectors made of the training likes, joined with features, numbers
+      and words of the items; `auto`: the latter where items of your own logs
+      have no features.
+    item_vectors_dimensions: numbers of a vector that are made of the likes, and
+      as many that are made of the words.
   """
 
   dataset: str = "movielens_latest_small"
   # No part of equality, hence of fingerprints and of the flags that are kept.
   raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
   response_params: str | None = None
+  sids: str | None = None
+  item_vectors: str = setting("auto", among=ITEM_VECTORS)
+  item_vectors_dimensions: int = setting(64, least=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ Each setting is the flag of its name; see settings.py. Agents may share one.
 
 import os
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 
 from absl import flags
 
@@ -99,6 +99,9 @@ def _is_one_of_them(values: dict[str, int | None]) -> bool:
   return count is None or own is None or own < count
 
 
+_PATHS = ("embeddings", "response_params", "sids")  # Kept as full paths.
+
+
 def _define() -> None:
   """Defines the flag of each field; agents may share one."""
   shared = set()
@@ -182,32 +185,73 @@ def _from_flags(group: settings.Group):
   return settings.make(group, {x: flags.FLAGS[x].value for x in names}, "--")
 
 
-def resolved() -> dict[str, str]:
+def resolved(
+  experiment: str | None = None, compared: Collection[str] = ()
+) -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what a run is.
 
-  Of the agents' flags those that --agent reads.
+  Args:
+    experiment: the mode of the experiment, whose flags count too; None: a
+      single run.
+    compared: the agents whose flags count; none: that of --agent.
   """
-  groups = (*settings.STAGES, settings.of_agent(AGENT.value))
-  values = {"agent": AGENT.value} | {
-    name: flags.FLAGS[name].value
-    for _, field, name, _ in settings.fields(groups)
-    if field.compare
-  }
-  for name in ("embeddings", "response_params"):
-    if flags.FLAGS[name].value is not None:
-      values[name] = os.path.abspath(flags.FLAGS[name].value)
-  return {k: settings.text(v) for k, v in values.items() if v is not None}
+  groups = [
+    *settings.STAGES,
+    *map(settings.of_agent, compared or [AGENT.value]),
+  ]
+  names = ["agent", "embeddings"]
+  if experiment is not None:
+    groups.append(settings.EXPERIMENT)
+    names.append("mode")
+  names += _deciding(groups)
+  return {x: _text(x) for x in names if flags.FLAGS[x].value is not None}
 
 
-def given() -> dict[str, str]:
-  """Of the flags of a run those that the command line names, as resolved()."""
-  fields = settings.fields((*settings.STAGES, *settings.of_agents()))
-  names = {"agent", *(name for _, _, name, _ in fields)}
-  return {
-    name: settings.text(flags.FLAGS[name].value)
-    for name in names
-    if flags.FLAGS[name].present
-  }
+def given(mode: str) -> set[str]:
+  """Names of the flags of a run that the command line or a --flagfile has.
+
+  Args:
+    mode: that they are for; items to add are no flag of a run.
+  """
+  names = {"agent", *_deciding((*settings.STAGES, *settings.of_agents()))}
+  if mode == "quantize":
+    names.add("embeddings")
+  return {name for name in names if flags.FLAGS[name].present}
+
+
+def of_data() -> set[str]:
+  """Names of the flags that decide what stage `data` prepares."""
+  groups = [x for x in settings.STAGES if x.name == "data"]
+  return {*_deciding(groups)} - {*_PATHS}
+
+
+def adopt(kept: Mapping[str, str], where: str) -> None:
+  """Sets the flags that nobody gave to the values that a workdir kept.
+
+  Args:
+    kept: name to text.
+    where: names the file in errors.
+
+  Raises:
+    InputError: a flag is unknown, or its value is none.
+  """
+  for name, text in kept.items():
+    try:
+      flag = flags.FLAGS[name]
+      if not flag.present:
+        flag.parse(text)
+        flag.present = 0  # Nobody gave it.
+    except (KeyError, flags.Error) as error:
+      raise InputError(
+        f"{where}: --{name}={text} is no flag of this version of hsrl_jax; "
+        "expected the flags of a run: use the version that made it, or a new "
+        "--workdir"
+      ) from error
+
+
+def _deciding(groups: Iterable[settings.Group]) -> list[str]:
+  """Names of the groups' flags that decide what is computed."""
+  return [name for _, x, name, _ in settings.fields(tuple(groups)) if x.compare]
 
 
 def sweep_sizes() -> list[tuple[int, int]]:
@@ -227,3 +271,9 @@ def sweep_sizes() -> list[tuple[int, int]]:
       )
     sizes.append((vocab_size, levels))
   return sizes
+
+
+def _text(name: str) -> str:
+  """The value of a flag as a flagfile has it; files by their full path."""
+  value = flags.FLAGS[name].value
+  return settings.text(os.path.abspath(value) if name in _PATHS else value)

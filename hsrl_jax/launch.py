@@ -24,13 +24,14 @@ import time
 from collections.abc import Collection
 
 import jax
+import numpy as np
 from absl import app, flags, logging
 
 from hsrl_jax import agents, files
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
-from hsrl_jax.data import embeddings
+from hsrl_jax.data import embeddings, sids
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import COMPARED, EXPERIMENTS, jobs, sweep
@@ -40,6 +41,9 @@ from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
 from hsrl_jax.stages import run as run_lib
+
+_FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
+_OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
 
 flags.declare_key_flag("mode")
 flags.declare_key_flag("workdir")
@@ -67,15 +71,15 @@ def main(argv: list[str], command: str) -> None:
     raise InputError(
       f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
     )
-  mode = flags_lib.MODE.value
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
+  workdir = pathlib.Path(flags_lib.WORKDIR.value)
+  mode = _adopt_flags(workdir)
   _check_inputs(mode)
   config = flags_lib.config_from_flags(_compared(mode))
   # A bad flag is told before anything runs, whatever the mode reads.
   flags_lib.export_from_flags()
   flags_lib.experiment_from_flags()
-  workdir = pathlib.Path(flags_lib.WORKDIR.value)
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
     with contextlib.ExitStack() as inside:
@@ -100,27 +104,41 @@ def _run(
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
   elif mode in EXPERIMENTS:
-    if workdir_lib.kept_flags(workdir):
-      raise InputError(
-        f"{workdir} belongs to a single run; expected another --workdir for "
-        f"--mode={mode}"
-      )
-    EXPERIMENTS[mode](
-      jobs.Experiment(
-        mode,
-        config,
-        flags_lib.experiment_from_flags(),
-        workdir,
-        command,
-        {name: flags_lib.settings_from_flags(name) for name in agents.AGENTS},
-      )
-    )
+    _run_experiment(mode, config, workdir, command)
   elif flags_lib.SWEEP.value:
     _sweep(config, workdir)
   elif flags_lib.EMBEDDINGS.value:
-    _quantize_embeddings(config, workdir)
+    with workdir_lib.unclaimed_on_error(workdir):
+      _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _adopt_flags(workdir: pathlib.Path) -> str:
+  """The mode, once the flags that nobody gave are those the workdir kept."""
+  kept, mode = workdir_lib.kept_flags(workdir), flags_lib.MODE.value
+  experiment = kept.get("mode")
+  if experiment and not flags_lib.MODE.present:
+    mode = experiment
+  if kept and (experiment is None) == (mode in EXPERIMENTS):
+    whose = "an experiment" if experiment else "a single run"
+    raise InputError(
+      f"{workdir} belongs to {whose}; expected another --workdir for "
+      f"--mode={mode}, which may have the same flags: "
+      f"--flagfile={workdir / workdir_lib.FLAGS} --workdir=..."
+    )
+  if "embeddings" in kept and mode not in _OF_EMBEDDINGS:
+    raise InputError(
+      f"{workdir} has SIDs of --embeddings and no run; expected another "
+      f"--workdir for --mode={mode}, or one of {', '.join(_OF_EMBEDDINGS)}"
+    )
+  if mode != "quantize":
+    kept.pop("embeddings", None)
+  if mode != experiment:
+    kept = {k: x for k, x in kept.items() if not k.startswith("experiment_")}
+  if mode != "results":
+    flags_lib.adopt(kept, str(workdir / workdir_lib.FLAGS))
+  return mode
 
 
 def _compared(mode: str) -> Collection[str] | None:
@@ -128,6 +146,21 @@ def _compared(mode: str) -> Collection[str] | None:
   if mode not in COMPARED:
     return None
   return COMPARED[mode](flags_lib.experiment_from_flags())
+
+
+def _run_experiment(
+  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
+) -> None:
+  """Runs an experiment, whose workdir keeps its flags too."""
+  settings = {x: flags_lib.settings_from_flags(x) for x in agents.AGENTS}
+  compare = flags_lib.experiment_from_flags()
+  kept = flags_lib.resolved(mode, _compared(mode) or ())
+  with workdir_lib.unclaimed_on_error(workdir):
+    if mode != "results":  # It reads the folders of others.
+      workdir_lib.claim(workdir, kept, flags_lib.given(mode))
+    EXPERIMENTS[mode](
+      jobs.Experiment(mode, config, compare, workdir, command, settings)
+    )
 
 
 def _joins_others(mode: str) -> bool:
@@ -172,11 +205,21 @@ def _check_inputs(mode: str) -> None:
       )
     if not flag.value and mode in needed:
       raise InputError(f"--mode={mode} needs --{flag.name}; expected a file")
+  fits = "--sweep" if flags_lib.SWEEP.value else f"--mode={mode}"
+  if flags.FLAGS.sids and fits in _FIT_SIDS:
+    raise InputError(
+      f"--sids with {fits}, which fits SIDs of its own; expected one of them"
+    )
 
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
-  run.claim(flags_lib.resolved())
+  with workdir_lib.unclaimed_on_error(workdir):
+    run.claim(flags_lib.resolved(), flags_lib.given(mode), flags_lib.of_data())
+    _run_claimed(mode, run, workdir)
+
+
+def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
   if mode == "export":
     run.export(flags_lib.export_from_flags())
     return
@@ -197,10 +240,21 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
   """Stage quantize of a file, which needs no dataset."""
   path = pathlib.Path(flags_lib.EMBEDDINGS.value)
   source = quantize.source_of(path)
-  workdir_lib.claim(workdir, flags_lib.resolved())
+  sizes, file = config.quantizer, None
+  if config.data.sids is not None:
+    file = sids.taken_file(config.data.sids, workdir)
+    sizes = sids.sized(sizes, file)
+  given = flags_lib.given("quantize")
+  kept = run_lib.with_sizes(flags_lib.resolved(), given, sizes)
+  workdir_lib.claim(workdir, kept, given, flags_lib.of_data())
   if (workdir / store.FOLDER).exists():  # Complete, since it is replaced.
-    made_of = store.read(workdir).facts["source"]
-    if made_of["digest"] != source.digest:
+    facts = store.read(workdir).facts
+    if file and facts.get("brought", {}).get("sha256") != file.digest:
+      raise InputError(
+        f"{file.path} has changed since {workdir} took its SIDs; expected the "
+        "same content: use a new --workdir"
+      )
+    if facts["source"]["digest"] != source.digest:
       raise InputError(
         f"{path} has changed since its SIDs in {workdir} were made; expected "
         "the same content: use a new --workdir, or --mode=add_items for new "
@@ -210,15 +264,18 @@ def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
     return
   start = time.monotonic()
   print("quantize ...", flush=True)
-  run_lib.quantize_catalogue(
-    config.quantizer, workdir, embeddings.read(path), source
-  )
+  items, brought = embeddings.read(path), None
+  if file is not None:
+    ids = items.item_ids
+    ids = np.arange(1, items.rows.shape[0] + 1) if ids is None else ids
+    brought = sids.of_items(file, ids)
+  run_lib.quantize_catalogue(sizes, workdir, items, source, None, brought)
   print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
 
 
 def _change_items(mode: str, workdir: pathlib.Path) -> None:
   """Adds items to SIDs made of embeddings, or removes them."""
-  workdir_lib.agree(workdir, flags_lib.given())
+  workdir_lib.agree(workdir, flags_lib.resolved(), flags_lib.given(mode))
   if "embeddings" not in workdir_lib.kept_flags(workdir):
     raise InputError(
       f"--mode={mode}: {workdir} has no SIDs of --embeddings; expected the "
@@ -263,9 +320,30 @@ def _shipped(argument: str) -> str:
   return f"{parts[1]}{files.shipped('launch') / parts[2]}"
 
 
+def _of_flagfile(argument: str) -> list[str]:
+  """The --workdir that a --flagfile names: its folder, if that kept it."""
+  name = argument.partition("flagfile=")[2]
+  folder = pathlib.Path(os.path.expanduser(name)).parent
+  is_kept = re.fullmatch(f"--?flagfile=(.*/)?{workdir_lib.FLAGS}", argument)
+  if is_kept and {"agent", "dataset"} <= workdir_lib.kept_flags(folder).keys():
+    return [f"--workdir={folder}"]
+  return []
+
+
+def _arguments(argv: list[str]) -> list[str]:
+  """The arguments, with flagfiles where they are and the workdir they name."""
+  joined = []
+  for argument in argv[1:]:
+    if joined and joined[-1] in ("-flagfile", "--flagfile"):
+      argument = f"{joined.pop()}={argument}"
+    joined.append(_shipped(argument))
+  workdirs = [x for argument in joined for x in _of_flagfile(argument)]
+  return [argv[0], *workdirs, *joined]  # What comes later counts.
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
-    return flags.FLAGS([_shipped(x) for x in argv])
+    return flags.FLAGS(_arguments(argv))
   except UnicodeDecodeError as error:
     _fail(f"a --flagfile is no text ({error}); expected flags, one a line")
   except (flags.Error, OSError) as error:

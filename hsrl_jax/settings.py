@@ -153,8 +153,9 @@ def texts(config: config_lib.Config) -> dict[str, str]:
   for group, field, name, _ in fields((*STAGES, of_agent(config.agent))):
     if field.compare:
       values[name] = getattr(parts[group.name], field.name)
-  if config.data.response_params is not None:
-    values["response_params"] = os.path.abspath(config.data.response_params)
+  for name in ("response_params", "sids"):
+    if values[name] is not None:
+      values[name] = os.path.abspath(values[name])
   return {k: text(v) for k, v in values.items() if v is not None}
 
 

@@ -185,6 +185,8 @@ class CommandsTest(absltest.TestCase):
     out = self._data_of("my_beauty")
     self.assertIn("16 items; slates: train 21, val 7, test 7", out)
     self.assertIn("positives only; each of 35 is shown", out)
+    out = self._data_of("my_beauty", "quantize")
+    self.assertIn("SIDs of index_rqkmeans.json: 2 tokens of 4 values, no", out)
     out = self._data_of("my_films")
     self.assertIn("12 from words of title, genres", out)
     self.assertIn("12 items; slates: train 8, val 1, test 1", out)
@@ -192,8 +194,10 @@ class CommandsTest(absltest.TestCase):
     self.assertIn("columns not used: user_feature_0, user_feature_1, ", out)
     self.assertIn("4 items; slates: train 16, val 2, test 2", out)
 
-  def _data_of(self, name):
-    (command,) = [x for x in _commands() if f"runs/{name} " in x]
+  def _data_of(self, name, mode="data"):
+    (command,) = [
+      x for x in _commands() if f"runs/{name} " in x and f"--mode={mode}" in x
+    ]
     with contextlib.chdir(self.folder):
       status, out, err = run(*_arguments(command))
     self.assertEqual(status, 0, err)
@@ -275,7 +279,7 @@ class CommandsTest(absltest.TestCase):
     paths = re.findall(
       r"(?:datasets|tests|launch|hsrl_jax)[\w./]+\.(?:py|sh)", command
     )
-    modules = re.findall(r"-m (hsrl_jax[\w.]+)", command)
+    modules = re.findall(r"-m (?:hsrl_jax\.shipped\.)?(\w+\.[\w.]+)", command)
     paths += [x.replace(".", "/") + ".py" for x in modules]
     self.assertNotEmpty(paths, command)
     for path in paths:
@@ -286,6 +290,8 @@ def _public_data():
   """Files such as those of three public data sets, below `data`."""
   bought = {u: [(3 * u + 2 * t) % 16 for t in range(5)] for u in range(7)}
   pathlib.Path("data/beauty/inter.json").write_text(json.dumps(bought))
+  sids = {i: [i // 4, i % 4] for i in range(16)}
+  pathlib.Path("data/beauty/index_rqkmeans.json").write_text(json.dumps(sids))
   films = [f"{i}::Film {i} (1999)::Drama|{i % 2}" for i in range(1, 13)]
   ratings = [
     f"{u}::{1 + i}::{1 + (u + i) % 5}::{60 * i + u}"

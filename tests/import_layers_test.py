@@ -60,6 +60,7 @@ NAMES_FLAGS = {"launch", "flags", "stages"}
 _ADVICE = "its errors say which command to run"
 EXCEPTIONS = {
   "hsrl_jax.agents.pgra.make is too long": "an agent in its order",
+  "hsrl_jax.data.item_vectors names flags": _ADVICE,
   "hsrl_jax.data.manifest names flags": _ADVICE,
   "hsrl_jax.data.prepare names flags": _ADVICE,
   "hsrl_jax.experiments.changing_catalogue names flags": _ADVICE,

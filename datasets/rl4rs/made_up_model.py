@@ -1,6 +1,7 @@
 """Makes up a click model on RL4RS's items, for those without its logs.
 
-  python datasets/rl4rs/made_up_model.py --item_info=item_info.csv --out=urm.npz
+  python -m hsrl_jax.shipped.datasets.rl4rs.made_up_model \
+    --item_info=item_info.csv --out=urm.npz
 
 The items are those of the official `item_info.csv`; users, their histories and
 all weights are drawn at random, so nothing here is about real users. The file

@@ -18,14 +18,13 @@ import scipy.sparse
 from sklearn import feature_extraction
 from sklearn.utils import extmath
 
-from hsrl_jax import files
+from hsrl_jax import config, files
 from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
-AUTO, GIVEN, LOGS = "auto", "given", "logs"
-KINDS = (AUTO, GIVEN, LOGS)
-DIMENSIONS = 64  # Of the interactions' and of the words' block.
+AUTO, GIVEN, LOGS = config.ITEM_VECTORS
+DIMENSIONS = config.DataConfig.item_vectors_dimensions
 HEAVY_TAIL = 3.0  # Ratio of lengths from which they are taken for heavy-tailed.
 _ENOUGH = 100  # Rows from which a 99th percentile says anything.
 _HASHES = 2**18
@@ -61,10 +60,8 @@ def write(
     Notes for people.
 
   Raises:
-    InputError: the kind is unknown, or "given" and items have no features.
+    InputError: the kind is "given" and items have no features.
   """
-  if kind not in KINDS:
-    raise InputError(f"--item_vectors={kind}; expected one of {KINDS}")
   dataset = source.read(data_dir)
   items = dataset.items
   width = items.features.shape[1]

@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import json
 import pathlib
 import zipfile
@@ -10,34 +11,67 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hsrl_jax import files
+from hsrl_jax.config import QuantizerConfig
+from hsrl_jax.data import embeddings
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
-from hsrl_jax.sid import resolve, trie
+from hsrl_jax.sid import resolve, store, trie
 
 _MAX_TOKEN = 2**20
+_DIGITS = 20  # Of a token that is looked at.
+
+
+class SidFile(NamedTuple):
+  """A file of SIDs, of items that may be in the catalogue or not.
+
+  Attributes:
+    path: where it lies.
+    digest: SHA-256 of its content.
+    levels: L, the tokens that most of its items have.
+    vocab_size: V, above the largest token of these items.
+    rows: item to its tokens, unchecked; empty where the file is gone.
+  """
+
+  path: pathlib.Path
+  digest: str
+  levels: int
+  vocab_size: int
+  rows: Mapping[str, Sequence[Any]]
 
 
 class BroughtSids(NamedTuple):
   """SIDs of a catalogue, no two equal.
 
   Attributes:
+    given: int32 [N, L], row i has the tokens that the file gives item i + 1.
     tokens: int32 [N, L], row i is the SID of item i + 1.
     vocab_size: V, above the largest token of any level.
     moved: int64 [M], ids of items whose last tokens were replaced, since they
       shared a SID with another item.
     index: the SidIndex of the tokens.
+    file: that they are of; None: an array.
   """
 
+  given: np.ndarray
   tokens: np.ndarray
   vocab_size: int
   moved: np.ndarray
   index: sid_index.SidIndex
+  file: SidFile | None = None
+
+  @property
+  def origin(self) -> dict[str, Any]:
+    """What report.json says of the file; see `sid_page.brought_line`."""
+    return {
+      "file": self.file.path.name,
+      "sha256": self.file.digest,
+      "moved": len(self.moved),
+    }
 
 
-def read_sids(
-  path: str | pathlib.Path, item_ids: Sequence[str | int]
-) -> BroughtSids:
-  """Reads the SIDs of a catalogue from a file.
+def read_file(path: str | pathlib.Path) -> SidFile:
+  """Reads a file of SIDs; `of_items` checks them.
 
   The file is one of
 
@@ -45,18 +79,10 @@ def read_sids(
   - .npz: item_id [M] and tokens int [M, L];
   - .csv: a header, then rows of an item and its L tokens.
 
-  All items have as many tokens. Levels may have vocabularies of their own; V
-  is the largest. Items of the file that are not in the catalogue are ignored.
-
-  Args:
-    path: of the file.
-    item_ids: the catalogue's N ids as the file spells them; item i + 1 of ours
-      is item_ids[i].
+  Levels may have vocabularies of their own; V is the largest.
 
   Raises:
-    InputError: the file is missing or malformed; an item without SID, listed
-      twice, without tokens, with another number of tokens than the others, or
-      with a token that is no integer from 0; or more items than SIDs.
+    InputError: the file is missing or malformed, or no item has tokens.
   """
   path = pathlib.Path(path)
   readers = {".json": _read_json, ".npz": _read_npz, ".csv": _read_csv}
@@ -85,10 +111,114 @@ def read_sids(
       "tokens}, .npz with item_id and tokens, or .csv with a header and rows "
       "of an item and its tokens"
     ) from error
-  return unique_sids(_table(rows, item_ids, path), str(path))
+  levels = collections.Counter(len(x) for x in rows.values() if len(x))
+  usual = levels.most_common(1)[0][0] if levels else 0
+  whole = [row for row in rows.values() if len(row) == usual]
+  known = [int(str(x)) for row in whole for x in row if _fault(x) is None]
+  if not known:
+    raise InputError(
+      f"{path}: no item has a token; expected the SIDs of all items"
+    )
+  return SidFile(path, files.digest(path), usual, max(known) + 1, rows)
 
 
-def unique_sids(tokens: np.ndarray, where: str = "SIDs") -> BroughtSids:
+def taken_file(path: str, workdir: pathlib.Path) -> SidFile:
+  """As `read_file`, also where the file is gone and `workdir` has its SIDs.
+
+  Raises:
+    InputError: see there.
+  """
+  file = pathlib.Path(path)
+  if not file.exists() and (workdir / store.FOLDER).exists():
+    facts = store.read(workdir).facts
+    origin = facts.get("brought", {})
+    if origin.get("file") == file.name:
+      sizes = facts["levels"], facts["vocab_size"]
+      return SidFile(file, origin["sha256"], *sizes, {})
+  return read_file(file)
+
+
+def sized(config: QuantizerConfig, file: SidFile) -> QuantizerConfig:
+  """`config` with the sizes of a file's SIDs.
+
+  Raises:
+    InputError: they are out of range.
+  """
+  sizes = {"levels": file.levels, "vocab_size": file.vocab_size}
+  try:
+    return dataclasses.replace(config, **sizes)
+  except ValueError as error:
+    raise InputError(f"{file.path}: {error}") from error
+
+
+def of_items(file: SidFile, item_ids: Sequence[str | int]) -> BroughtSids:
+  """The SIDs that a file gives the items of a catalogue.
+
+  All items have as many tokens. Items of the file that are not in the catalogue
+  are ignored.
+
+  Args:
+    file: see `read_file`.
+    item_ids: the catalogue's N ids as the file spells them; item i + 1 of ours
+      is item_ids[i].
+
+  Raises:
+    InputError: the file is gone; an item without SID, without tokens, with
+      another number of tokens than the others, or with a token that is no
+      integer from 0; or more items than SIDs.
+  """
+  if not file.rows:
+    file = read_file(file.path)
+  table = _table(file, item_ids)
+  brought = unique_sids(table, str(file.path), file.vocab_size)
+  return brought._replace(file=file)
+
+
+def read_sids(
+  path: str | pathlib.Path, item_ids: Sequence[str | int]
+) -> BroughtSids:
+  """The SIDs that the file at `path` gives items; see the two functions above.
+
+  Raises:
+    InputError: see there.
+  """
+  return of_items(read_file(path), item_ids)
+
+
+def codebooks(
+  rows: embeddings.Rows, tokens: np.ndarray, vocab_size: int
+) -> np.ndarray:
+  """Codebooks that go with given tokens, level by level.
+
+  A token's vector is the mean, over the items that have it, of what the levels
+  before leave of their features: the least-squares codebook of that level for
+  this assignment. A token without items has zeros.
+
+  Args:
+    rows: [N, D], the features.
+    tokens: int [N, L].
+    vocab_size: V.
+
+  Returns:
+    float32 [L, V, D].
+  """
+  levels, width = tokens.shape[1], rows.shape[1]
+  made = np.zeros((levels, vocab_size, width), np.float32)
+  for level in range(levels):
+    total = np.zeros((vocab_size, width))
+    for start, block in embeddings.blocks(rows):
+      own, rest = tokens[start : start + len(block)], block
+      for before in range(level):
+        rest = rest - made[before, own[:, before]]
+      np.add.at(total, own[:, level], rest)
+    count = np.bincount(tokens[:, level], minlength=vocab_size)
+    made[level] = total / np.maximum(count, 1)[:, None]
+  return made
+
+
+def unique_sids(
+  tokens: np.ndarray, where: str = "SIDs", vocab_size: int | None = None
+) -> BroughtSids:
   """Makes SIDs unique and builds their index.
 
   Of items that share a SID the first keeps it. Each of the others gets the
@@ -101,13 +231,14 @@ def unique_sids(tokens: np.ndarray, where: str = "SIDs") -> BroughtSids:
   Args:
     tokens: int [N, L], row i of item i + 1; 0 or more.
     where: names the source in errors.
+    vocab_size: V; None: just above the largest token.
 
   Raises:
     InputError: more items than SIDs of V^L, or V^L is not below 2^63.
   """
-  tokens = np.array(tokens, np.int32)
+  given, tokens = (np.array(tokens, np.int32) for _ in range(2))
   count, levels = tokens.shape
-  vocab_size = int(tokens.max()) + 1
+  vocab_size = vocab_size or int(tokens.max()) + 1
   try:
     resolve.check_capacity(count, levels, vocab_size)
     _, first = np.unique(tokens, axis=0, return_index=True)
@@ -124,15 +255,12 @@ def unique_sids(tokens: np.ndarray, where: str = "SIDs") -> BroughtSids:
     index = trie.build_index(tokens, vocab_size)
   except ValueError as error:
     raise InputError(f"{where}: {error}") from error
-  return BroughtSids(tokens, vocab_size, moved + 1, index)
+  return BroughtSids(given, tokens, vocab_size, moved + 1, index)
 
 
-def _table(
-  rows: Mapping[str, Sequence[Any]],
-  item_ids: Sequence[str | int],
-  path: pathlib.Path,
-) -> np.ndarray:
+def _table(file: SidFile, item_ids: Sequence[str | int]) -> np.ndarray:
   """Tokens of the catalogue's items, int32 [N, L], all checked."""
+  rows, path, levels = file.rows, file.path, file.levels
   names = [str(x) for x in item_ids]
   missing = [name for name in names if name not in rows]
   if missing:
@@ -148,7 +276,6 @@ def _table(
       f"{path}: item {empty[0]} has no tokens ({len(empty)} such items); "
       "expected at least one: give these items tokens"
     )
-  levels = collections.Counter(sizes).most_common(1)[0][0]
   odd = [n for n, s in zip(names, sizes, strict=True) if s != levels]
   if odd:
     raise InputError(
@@ -163,18 +290,23 @@ def _table(
 
 
 def _token(token: Any, name: str, path: pathlib.Path) -> int:
+  if fault := _fault(token):
+    raise InputError(f"{path}: item {name} has {fault}")
+  return int(str(token))
+
+
+def _fault(token: Any) -> str | None:
+  """What is wrong with a token, and what was expected; None: nothing."""
   text = str(token).strip()
   if isinstance(token, bool) or not (text.isascii() and text.isdigit()):
     what = "an empty token" if not text else f"the token {token!r}"
-    raise InputError(
-      f"{path}: item {name} has {what}; expected integers from 0"
+    return f"{what}; expected integers from 0"
+  if len(text) > _DIGITS or int(text) >= _MAX_TOKEN:
+    return (
+      f"the token {text[:_DIGITS]}; expected integers below {_MAX_TOKEN}: "
+      "number the tokens of each level from 0"
     )
-  if int(text) >= _MAX_TOKEN:
-    raise InputError(
-      f"{path}: item {name} has the token {text}; expected integers below "
-      f"{_MAX_TOKEN}: number the tokens of each level from 0"
-    )
-  return int(text)
+  return None
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Sequence[Any]]:

@@ -228,6 +228,16 @@ class Size(NamedTuple):
     return f"{self.vocab_size}x{self.levels}"
 
 
+def of_facts(facts: dict[str, Any]) -> Size:
+  """The size that the facts of report.json describe."""
+  return Size(
+    facts["vocab_size"],
+    facts["levels"],
+    facts["relative_error"][-1],
+    facts["relative_error_unique"],
+  )
+
+
 class Advice(NamedTuple):
   """What a sweep says.
 
@@ -266,7 +276,7 @@ def refusal(size: Size) -> str:
   """One line that says why a size is not to be used."""
   return (
     f"{size.name} loses {size.error_unique:.0%} of the variance, more than the "
-    "mean vector would: not usable; expected less balance, or a larger V or L"
+    "mean vector would: not usable; expected a larger balance, V or L"
   )
 
 

@@ -9,7 +9,7 @@ import pathlib
 import shutil
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import NamedTuple
 
 from hsrl_jax import files
@@ -227,8 +227,13 @@ def mark_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
   files.write_atomic(_marker(workdir, stage), fingerprint + "\n")
 
 
-def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
-  """Keeps the flags of a new workdir; an old one must have the same.
+def claim(
+  workdir: pathlib.Path,
+  flags: dict[str, str],
+  given: Collection[str] | None = None,
+  of_data: Collection[str] = (),
+) -> None:
+  """Keeps the flags of a new workdir; in an old one those given must be equal.
 
   A workdir counts as new until a stage beyond `data` has left something, so
   that a mistyped size can be put right.
@@ -236,19 +241,23 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
   Args:
     workdir: where the run writes.
     flags: name to value, of all flags that decide what is computed.
+    given: the names of those that are compared; None: all.
+    of_data: the names of those that hold once stage `data` is complete.
 
   Raises:
     InputError: the workdir was made with other flags, or cannot be written.
   """
   path = workdir / FLAGS
-  outputs = ("sids", "simulator", "policy", "results.json")
-  if path.exists() and any((workdir / name).exists() for name in outputs):
-    old = kept_flags(workdir)
-    _check_same(workdir, old, flags, old.keys() | flags.keys())
-    return
-  text = "".join(f"--{name}={flags[name]}\n" for name in sorted(flags))
+  old = kept_flags(workdir)
+  compared = old.keys() | flags.keys() if given is None else {*given}
+  if old and _has_outputs(workdir):
+    _check_same(workdir, old, flags, compared)
+    if "mode" not in flags or flags == old:
+      return  # What an experiment compares may change.
+  elif old and _marker(workdir, "data").exists():
+    _check_same(workdir, old, flags, compared & {*of_data})
   try:
-    files.write_atomic(path, text)
+    files.write_atomic(path, flag_lines(flags))
   except OSError as error:
     if error.errno not in _FORBIDDEN:
       raise
@@ -258,17 +267,54 @@ def claim(workdir: pathlib.Path, flags: dict[str, str]) -> None:
     ) from error
 
 
-def agree(workdir: pathlib.Path, flags: dict[str, str]) -> None:
-  """Raises InputError where one of `flags` differs from what claim kept."""
-  _check_same(workdir, kept_flags(workdir), flags, flags.keys())
+@contextlib.contextmanager
+def unclaimed_on_error(workdir: pathlib.Path) -> Iterator[None]:
+  """Takes back what `claim` wrote inside where bad input ended the run.
+
+  Flags that were refused are none to go on with. They stay where a stage has
+  left something that was made with them.
+  """
+
+  def state():
+    return _has_outputs(workdir), _marker(workdir, "data").exists()
+
+  path, started = workdir / FLAGS, state()
+  before = path.read_text() if path.is_file() else None
+  try:
+    yield
+  except InputError:
+    if state() == started:
+      if before is None and path.exists():
+        path.unlink()
+      elif before is not None and path.read_text() != before:
+        files.write_atomic(path, before)
+    raise
+
+
+def agree(
+  workdir: pathlib.Path, flags: dict[str, str], given: Collection[str]
+) -> None:
+  """Raises InputError where a flag in `given` differs from what claim kept."""
+  _check_same(workdir, kept_flags(workdir), flags, given)
+
+
+def flag_lines(flags: dict[str, str]) -> str:
+  """The text of a flagfile: name to value, in the order of the names."""
+  return "".join(f"--{name}={flags[name]}\n" for name in sorted(flags))
 
 
 def kept_flags(workdir: pathlib.Path) -> dict[str, str]:
   """Name to value of the flags that claim kept; none for a new workdir."""
   path = workdir / FLAGS
-  text = path.read_text() if path.exists() else ""
+  text = path.read_text(errors="replace") if path.is_file() else ""
   lines = [line.split("=", 1) for line in text.splitlines()]
   return {x[0].removeprefix("--"): x[1] for x in lines if len(x) == 2}
+
+
+def _has_outputs(workdir: pathlib.Path) -> bool:
+  """Whether a stage beyond `data` has left something."""
+  outputs = ("sids", "simulator", "policy", "shared", "results.json")
+  return any((workdir / name).exists() for name in outputs)
 
 
 def _check_same(workdir: pathlib.Path, old, new, names) -> None:
@@ -280,7 +326,7 @@ def _check_same(workdir: pathlib.Path, old, new, names) -> None:
   if changed:
     raise InputError(
       f"{workdir} belongs to another configuration: {'; '.join(changed)}; "
-      "expected the same flags: restore them or use a new workdir"
+      "expected the same flags: leave them out, or use a new workdir"
     )
 
 

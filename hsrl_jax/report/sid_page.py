@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.report import page, plots
 
 _PREFIXES = 6
@@ -34,6 +35,8 @@ def render(
     room=facts["vocab_size"] ** facts["levels"],
     drift=_drift(facts) if facts["drift"] else [],
     drift_line=drift_line(facts),
+    brought_line=brought_line(facts),
+    warnings=sid_quality.dear(sid_quality.of_facts(facts)),
     levels=_levels(facts),
     picture=plots.png(plots.sid_space(codebooks, tokens)),
     followers=[
@@ -118,6 +121,24 @@ def drift_line(facts: dict[str, Any]) -> str:
       "(--mode=quantize in a new --workdir)"
     )
   return f"{text}; a refit is due beyond {drift['margin']:g} times as much"
+
+
+def brought_line(facts: dict[str, Any]) -> str:
+  """One sentence on the file that SIDs are of; empty where they were fitted."""
+  if "brought" not in facts:
+    return ""
+  origin = facts["brought"]
+  text = (
+    f"SIDs of {origin['file']}: {facts['levels']} tokens of "
+    f"{facts['vocab_size']} values"
+  )
+  moved = origin["moved"]
+  if not moved:
+    return f"{text}, no two equal"
+  return (
+    f"{text}; {moved:,} item{'s' if moved > 1 else ''} that had the SID of "
+    "another got the nearest free one"
+  )
 
 
 def _drift(facts: dict[str, Any]) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import numpy as np
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace, Agent
-from hsrl_jax.data import source
+from hsrl_jax.data import sids, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sim import click_model, response_file, user_simulator
@@ -24,10 +24,11 @@ class Parts:
   """Parts of one configuration in one workdir, each loaded once, when asked.
 
   Attributes:
-    config: of the run, with the sizes of a given click model.
+    config: of the run, with the sizes of a given click model and given SIDs.
     workdir: where the run writes.
     shared: where stages write whose output several runs share, or None.
     given: the file of a click model that was trained elsewhere, or None.
+    sid_file: the file of SIDs that were made elsewhere, or None.
     fingerprints: stage to the short name of what decides its output.
   """
 
@@ -47,7 +48,8 @@ class Parts:
         in common; None: in the workdir.
 
     Raises:
-      InputError: the file of --response_params is not as it should be.
+      InputError: the file of --response_params or --sids is not as it should
+        be.
     """
     self.workdir, self.shared = workdir, shared
     self.given = None
@@ -61,17 +63,23 @@ class Parts:
       )
     if self.own_users:
       _check_without_slates(config, self.given.name)
+    self.sid_file = None
+    if config.data.sids is not None:
+      self.sid_file = sids.taken_file(config.data.sids, workdir)
+      config = dataclasses.replace(
+        config, quantizer=sids.sized(config.quantizer, self.sid_file)
+      )
     self.config = config
-    # Of the file its content counts, not its path.
-    c = dataclasses.replace(
-      config, data=dataclasses.replace(config.data, response_params=None)
-    )
+    # Of the files their content counts, not their paths.
+    plain = dataclasses.replace(config.data, response_params=None, sids=None)
+    c = dataclasses.replace(config, data=plain)
     given = (self.given.digest,) if self.given else ()
-    whole = config_lib.fingerprint(c, *given)
+    brought = (f"SIDs {self.sid_file.digest}",) if self.sid_file else ()
+    whole = config_lib.fingerprint(c, *given, *brought)
     data = (c.data, *given) if self.own_users else (c.data,)
     self.fingerprints = {
       "data": config_lib.fingerprint(*data),
-      "quantize": config_lib.fingerprint(*data, c.quantizer),
+      "quantize": config_lib.fingerprint(*data, c.quantizer, *brought),
       "simulator": config_lib.fingerprint(c.data, c.simulator.of_fit(), *given),
       "policy": whole,
       "evaluate": whole,
@@ -102,10 +110,22 @@ class Parts:
     return source.load(self.folder("data") / "data")
 
   @functools.cached_property
+  def brought(self) -> sids.BroughtSids | None:
+    """The SIDs of --sids; None where they are fitted."""
+    if self.sid_file is None:
+      return None
+    names = self.dataset.items.external_ids[1:]
+    names = [name or str(item) for item, name in enumerate(names, start=1)]
+    return sids.of_items(self.sid_file, names)
+
+  @functools.cached_property
   def catalogue(self) -> ActionSpace:
     """Items, SIDs and popularity."""
+    c, given = self.config.quantizer, None
+    if c.assignment == "plain" and self.brought:
+      given = self.brought.given
     catalogue = quantize.load(
-      self.folder("quantize"), self.dataset.items, self.config.quantizer
+      self.folder("quantize"), self.dataset.items, c, given
     )
     logs = self.dataset.splits["train"]
     counts = np.bincount(

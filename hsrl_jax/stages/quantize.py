@@ -21,6 +21,7 @@ from hsrl_jax import files, sid
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
+from hsrl_jax.data import sids as sids_lib
 from hsrl_jax.data.source import Items
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
@@ -84,6 +85,7 @@ def run(
   catalogue: embeddings.Embeddings,
   source: Source,
   genres: list[str] | None = None,
+  brought: sids_lib.BroughtSids | None = None,
 ) -> dict[str, Any]:
   """Writes `sids/`: codebooks, SIDs, index and report, all or nothing.
 
@@ -95,13 +97,14 @@ def run(
     catalogue: the items.
     source: where they are from.
     genres: [N] for the report, where known.
+    brought: the SIDs of the items, where they are not to be fitted.
 
   Returns:
     What report.json holds.
 
   Raises:
-    InputError: V^L is too small for the catalogue, a row is not finite, or
-      `sids/` holds something else.
+    InputError: V^L is too small for the catalogue, a row is not finite, SIDs
+      lose more than the mean vector would, or `sids/` holds something else.
   """
   workdir_lib.check_replaceable(workdir / store.FOLDER, KIND)
   rows = catalogue.rows
@@ -112,9 +115,16 @@ def run(
   check_size(count, config.levels, config.vocab_size)
   check_finite(rows, item_id, source.name)
   start = time.monotonic()
-  codebooks = fit_or_resume(config, workdir, rows, source)
+  if brought is None:
+    codebooks = fit_or_resume(config, workdir, rows, source)
+  else:
+    codebooks = sids_lib.codebooks(rows, brought.tokens, config.vocab_size)
   fitted = time.monotonic()
-  encoded = encode(codebooks, rows, config)
+  encoded = (
+    encode(codebooks, rows, config)
+    if brought is None
+    else Encoded(brought.given, brought.tokens, {"plain": 0.0, "unique": 0.0})
+  )
   if config.assignment == "shuffled":
     order = np.random.default_rng(config.seed).permutation(count)
     encoded = encoded._replace(unique=encoded.unique[order])
@@ -141,6 +151,7 @@ def run(
     ),
     "seconds": {"fit": fitted - start, **encoded.seconds},
     "drift": None,
+    **({} if brought is None else {"brought": brought.origin}),
   }
   sids = store.Sids(
     codebooks=codebooks,
@@ -151,9 +162,15 @@ def run(
     title=catalogue.titles,
     facts=facts,
   )
-  facts = _write(workdir, sids, genres)
   _forget_fits(workdir / _FITS)
-  return facts
+  size = sid_quality.of_facts(facts)
+  # Shuffled SIDs are as bad as they are meant to be.
+  if config.assignment != "shuffled" and size.error_unique > 1:
+    raise InputError(
+      f"--sid_vocab_size, --sid_levels, --sid_balance: "
+      f"{sid_quality.refusal(size)}"
+    )
+  return _write(workdir, sids, genres)
 
 
 def _forget_fits(folder: pathlib.Path) -> None:
@@ -380,9 +397,19 @@ def check_finite(rows: embeddings.Rows, ids: np.ndarray, where: str) -> None:
 
 
 def load(
-  workdir: pathlib.Path, items: Items, config: QuantizerConfig
+  workdir: pathlib.Path,
+  items: Items,
+  config: QuantizerConfig,
+  given: np.ndarray | None = None,
 ) -> ActionSpace:
   """The catalogue of a dataset with the SIDs that `run` wrote.
+
+  Args:
+    workdir: with `sids/`.
+    items: of the dataset.
+    config: of the quantizer.
+    given: int [N, L], tokens as a file has them, which may collide; None: those
+      of residual k-means.
 
   Raises:
     InputError: `sids/` is missing, damaged or of another catalogue.
@@ -400,7 +427,9 @@ def load(
   index = stored.index
   if config.assignment == "plain":
     # The trie stays that of the unique SIDs, which find the items.
-    plain = sid.encode(stored.codebooks, items.features[1:])
+    plain = given
+    if plain is None:
+      plain = np.asarray(sid.encode(stored.codebooks, items.features[1:]))
     index = dataclasses.replace(
       index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
     )

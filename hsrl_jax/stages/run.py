@@ -1,17 +1,18 @@
 """A run: one configuration's stages, each skipped where it is complete."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
-from hsrl_jax.evaluation import measures, simulate, verdict
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import measures, sid_quality, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
-from hsrl_jax.report import run_page
+from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.sid import store
 from hsrl_jax.stages import (
   evaluate,
@@ -45,11 +46,14 @@ class Run(Parts):
     """Stage data."""
     if not self.own_users:
       with watch.bar(len(prepare.CONFIGS), "data", "table") as bar:
+        c = self.config.data
         malformed = prepare.prepare(
-          self.config.data.dataset,
+          c.dataset,
           self.folder("data") / "data",
-          self.config.data.raw_data_dir,
+          c.raw_data_dir,
           bar.update,
+          c.item_vectors,
+          c.item_vectors_dimensions,
         )
       for note in prepare.notes(self.folder("data") / "data"):
         print(f"  {note}")
@@ -71,6 +75,7 @@ class Run(Parts):
       quantize.of_dataset(items),
       quantize.Source(self.name),
       items.genres[1:],
+      self.brought,
     )
 
   def simulator(self) -> None:
@@ -131,18 +136,31 @@ class Run(Parts):
       self.folder("simulator"),
     )
 
-  def claim(self, texts: Mapping[str, str]) -> None:
+  def claim(
+    self,
+    texts: Mapping[str, str],
+    given: Collection[str] | None = None,
+    of_data: Collection[str] = (),
+  ) -> None:
     """Keeps the settings of a new workdir; an old one must have the same.
+
+    Sizes of SIDs that a file brings are kept too.
 
     Args:
       texts: of the settings; see workdir.claim.
+      given: names of those that the user gave; None: all.
+      of_data: see workdir.claim.
 
     Raises:
-      InputError: there is no such dataset, or the workdir has other settings.
+      InputError: there is no such dataset, the workdir has other settings, or a
+        size is not that of the file.
     """
     if not self.own_users:
       prepare.builder_folder(self.config.data.dataset)
-    processes.on_first(lambda: workdir_lib.claim(self.workdir, texts))
+    kept = with_sizes(texts, given or (), self.config.quantizer)
+    processes.on_first(
+      lambda: workdir_lib.claim(self.workdir, kept, given, of_data)
+    )
 
   def complete(self, names: Sequence[str] = STAGES) -> bool:
     """Runs those of the stages that are not done; True if there were any."""
@@ -188,15 +206,48 @@ class Run(Parts):
     return measures.read_results(self.workdir / evaluate.RESULTS)
 
 
+def with_sizes(
+  texts: Mapping[str, str],
+  given: Collection[str],
+  config: config_lib.QuantizerConfig,
+) -> dict[str, str]:
+  """Settings with the sizes of SIDs, which may be those of a file.
+
+  Args:
+    texts: of the settings.
+    given: names of those that the user gave.
+    config: with the sizes that count.
+
+  Raises:
+    InputError: a size that is given is not that of the file.
+  """
+  kept = dict(texts)
+  for name, value in (
+    ("sid_levels", config.levels),
+    ("sid_vocab_size", config.vocab_size),
+  ):
+    if name in given and kept[name] != str(value):
+      raise InputError(
+        f"--{name} is {kept[name]}, but the SIDs of --sids={kept['sids']} have "
+        f"{value}; expected the same, or no --{name}"
+      )
+    kept[name] = str(value)
+  return kept
+
+
 def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
   """quantize.run, and its outcome in words."""
   facts = quantize.run(config, workdir, *catalogue)
+  if "brought" in facts:
+    print(f"  {sid_page.brought_line(facts)}")
   print(
     f"  {facts['items']:,} items, {facts['items']:,} SIDs; relative error "
     f"{facts['relative_error_unique']:.3f} "
     f"({facts['relative_error'][-1]:.3f} before {facts['collided_items']:,} "
     "items that shared a SID got their own)"
   )
+  for line in sid_quality.dear(sid_quality.of_facts(facts)):
+    print(f"  warning: {line}")
   show_sids(workdir)
 
 

@@ -157,6 +157,14 @@ class RawDataTest(parameterized.TestCase):
     self.assertEqual(names[0], names[1])
     self.assertNotEqual(names[0], names[2])
 
+  @parameterized.parameters(
+    {"item_vectors": "logs"}, {"item_vectors_dimensions": 8}
+  )
+  def test_what_vectors_are_made_of_decides(self, **choice):
+    one, other = config_lib.DataConfig(), config_lib.DataConfig(**choice)
+    names = {config_lib.fingerprint(x) for x in (one, other)}
+    self.assertLen(names, 2)
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -7,6 +7,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import sids
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
@@ -99,6 +100,60 @@ class SidsTest(parameterized.TestCase):
     sids.read_sids(path, ["b", "a", "7", "x"])
     path = self._json({"b": [0], "a": [1], "7": [1]})
     self._refused(path, "2 SIDs for 3 items")
+
+  def test_the_sizes_are_those_of_the_file(self):
+    rows = {"b": [0, 2], "a": [0, 2], "other": [7, 3], "odd": [99], "no": ["x"]}
+    file = sids.read_file(self._json(rows))
+    self.assertEqual((file.levels, file.vocab_size), (2, 8))
+    brought = sids.of_items(file, ["b", "a"])
+    self.assertEqual(brought.vocab_size, 8)
+    np.testing.assert_array_equal(brought.given, [[0, 2], [0, 2]])
+    np.testing.assert_array_equal(brought.moved, [2])
+    self.assertEqual(brought.origin["moved"], 1)
+    config = sids.sized(QuantizerConfig(iterations=7), file)
+    self.assertEqual(
+      config, QuantizerConfig(levels=2, vocab_size=8, iterations=7)
+    )
+    long = sids.read_file(self._json({"a": [1] * 70}))
+    with self.assertRaisesRegex(InputError, "sids.json: levels is 70; exp"):
+      sids.sized(config, long)
+    self._refused(self._json({"a": [], "b": []}), "no item has a token")
+
+  def test_a_file_that_is_gone(self):
+    path = self._json({"b": [0, 1], "a": [1, 1]})
+    file = sids.read_file(path)._replace(rows={})
+    self.assertLen(sids.of_items(file, ["a"]).tokens, 1)
+    path.unlink()
+    with self.assertRaisesRegex(InputError, "sids.json is no file"):
+      sids.of_items(file, ["a"])
+    with self.assertRaisesRegex(InputError, "sids.json is no file"):
+      sids.taken_file(str(path), self.folder)
+
+
+class CodebooksTest(absltest.TestCase):
+  def test_least_squares_level_by_level(self):
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(50, 3)).astype(np.float32) + 5
+    tokens = rng.integers(0, [4, 6], (50, 2))
+    made = sids.codebooks(rows, tokens, 7)
+    self.assertEqual(made.shape, (2, 7, 3))
+    rest = np.float64(rows)
+    for level in range(2):
+      design = np.eye(7)[tokens[:, level]]
+      codes = np.linalg.lstsq(design, rest, rcond=None)[0]
+      np.testing.assert_allclose(made[level], codes, atol=1e-5)
+      rest = rest - design @ codes
+    np.testing.assert_array_equal(made[0, 4:], 0)
+    np.testing.assert_array_equal(made[1, 6], 0)
+
+  def test_by_hand(self):
+    made = sids.codebooks(
+      np.array([[1], [3], [8]], np.float32),
+      np.array([[0, 0], [0, 1], [1, 1]]),
+      2,
+    )
+    # The means 2 and 8 leave -1, 1 and 0.
+    np.testing.assert_allclose(made[..., 0], [[2, 8], [-1, 0.5]])
 
 
 class UniqueTest(absltest.TestCase):

@@ -270,10 +270,11 @@ class FlagsTest(absltest.TestCase):
       self.assertEqual(workdir.kept_flags(root), {})
       workdir.claim(root, {"a": "1", "b": "x=y"})
       self.assertEqual(workdir.kept_flags(root), {"a": "1", "b": "x=y"})
-      workdir.agree(root, {})
-      workdir.agree(root, {"b": "x=y"})
+      flags = {"a": "2", "b": "x=y"}
+      workdir.agree(root, flags, ())
+      workdir.agree(root, flags, {"b"})
       with self.assertRaisesRegex(InputError, "--a was 1, now 2"):
-        workdir.agree(root, {"a": "2"})
+        workdir.agree(root, flags, {"a"})
 
 
 if __name__ == "__main__":

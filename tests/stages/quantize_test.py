@@ -1,8 +1,11 @@
 """SIDs in a workdir: made, resumed, changed, damaged."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import pathlib
+import re
 import shutil
 import tempfile
 from unittest import mock
@@ -14,12 +17,14 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import rows as rows_lib
+from hsrl_jax.data import sids as sids_lib
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
+from hsrl_jax.stages import run as run_lib
 
 _CONFIG = QuantizerConfig(vocab_size=6, levels=3, iterations=5, restarts=1)
 _SOURCE = quantize.Source("items.npz", "0123")
@@ -51,6 +56,55 @@ def _sids(workdir):
         strict=True,
       )
     }
+
+
+class LossTest(absltest.TestCase):
+  """Four items on a line, 0, 0, 0 and 3, of variance 27 / 16; SIDs of a token.
+
+  Two of the zeros get the codes of others, whatever these are.
+  """
+
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(folder)
+
+  def _run(self, *codes):
+    codebooks = np.array(codes, np.float32).reshape(1, 4, 1)
+    rows = np.array([[0], [0], [0], [3]], np.float32)
+    with mock.patch.object(quantize, "fit_or_resume", lambda *_: codebooks):
+      return run_lib.quantize_catalogue(
+        QuantizerConfig(levels=1, vocab_size=4),
+        self.workdir,
+        Embeddings(rows, None, None),
+        _SOURCE,
+      )
+
+  def test_dear_sids_are_warned_of(self):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      self._run(0, 0.5, 1, 3)  # Loses (1/4 + 1) / 4, all of it unique SIDs.
+    told = "4x1: unique SIDs cost 19% of the variance, more than half of the 19"
+    self.assertLen(re.findall("warning: .*", out.getvalue()), 1)
+    self.assertIn(f"  warning: {told}%", out.getvalue())
+    self.assertIn(told, (self.workdir / "sids" / "report.html").read_text())
+
+  def test_others_are_not(self):
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+      self._run(0, 0, 0, 3)
+    self.assertNotIn("warning", out.getvalue())
+    page = (self.workdir / "sids" / "report.html").read_text()
+    self.assertNotIn("unique SIDs cost", page)
+
+  def test_worse_than_the_mean_is_refused(self):
+    # Loses (2.25 + 4) / 4, less than 27 / 16; then (4 + 3.24) / 4, more.
+    with contextlib.redirect_stdout(io.StringIO()):
+      self._run(0, 1.5, 2, 3)
+    shutil.rmtree(self.workdir / "sids")
+    with self.assertRaisesRegex(InputError, "4x1 loses 107% of the variance"):
+      self._run(0, -2, 1.8, 3)
+    self.assertEmpty(list(self.workdir.iterdir()))
 
 
 class QuantizeTest(parameterized.TestCase):
@@ -87,6 +141,53 @@ class QuantizeTest(parameterized.TestCase):
     facts = json.loads((self.made / "sids" / "report.json").read_text())
     self.assertEqual(facts, self.facts)
     self.assertEqual((facts["items"], facts["sids"]), (90, 90))
+
+  def test_own_sids_brought_back(self):
+    saved = store.read(self.made)
+    file = self.workdir.with_name("own.npz")
+    np.savez(file, item_id=saved.item_id, tokens=saved.tokens)
+    taken = sids_lib.of_items(sids_lib.read_file(file), self.items.item_ids)
+    workdir = self.workdir.with_name("brought")
+    facts = quantize.run(
+      sids_lib.sized(_CONFIG, taken.file),
+      workdir,
+      self.items,
+      _SOURCE,
+      brought=taken,
+    )
+    self.assertEqual(_sids(workdir), _sids(self.made))
+    self.assertEqual(facts["brought"]["moved"], 0)
+    # Means over the items that have a token are at least as good as they were.
+    lost, before = (x["relative_error_unique"] for x in (facts, self.facts))
+    self.assertBetween(lost, 0.5 * before, before + 1e-6)
+    self.assertEqual(facts["relative_error"][-1], lost)
+    page = (workdir / "sids" / "report.html").read_text()
+    self.assertIn("SIDs of own.npz: 3 tokens of 6 values, no two equal", page)
+    self.assertNotIn("Plain residual k-means", page)
+    # Newcomers are encoded with these codebooks.
+    added = quantize.add_items(workdir, _items(90, 4), "new")
+    self.assertEqual(added["items"], 94)
+
+  def test_brought_sids_that_collide(self):
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 6, (90, 3))
+    tokens[7] = tokens[3]
+    rows = {str(i): x.tolist() for i, x in enumerate(tokens)}
+    file = self.workdir.with_name("other.json")
+    file.write_text(json.dumps(rows))
+    taken = sids_lib.of_items(sids_lib.read_file(file), range(90))
+    workdir = self.workdir.with_name("collided")
+    facts = quantize.run(_CONFIG, workdir, self.items, _SOURCE, None, taken)
+    moved = 90 - len(np.unique(tokens, axis=0))
+    self.assertEqual(facts["brought"]["moved"], moved)
+    self.assertIn("8", map(str, taken.moved))
+    # Even tokens that mean nothing lose less than the mean vector.
+    self.assertLess(facts["relative_error_unique"], 1)
+    x = self.items.rows
+    items = Items(np.concatenate([0 * x[:1], x]), *[[""] * 91] * 3)
+    plain = dataclasses.replace(_CONFIG, assignment="plain")
+    found = quantize.load(workdir, items, plain, taken.given)
+    np.testing.assert_array_equal(found.index.tokens[1:], tokens)
 
   def test_what_others_have_in_sids_stays(self):
     letter = self.workdir / "sids" / "letter"

@@ -1,0 +1,101 @@
+"""SIDs that are brought, by command: of a dataset's items, of embeddings."""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+from absl.testing import absltest
+
+from tests.command import run
+
+DATASET = ("--dataset=toy", "--mode=quantize")
+
+
+class SidsFlagTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(folder)
+    self.workdir = self.folder / "run"
+    self.file = self.folder / "sids.json"
+
+  def _write(self, first, name="toy-{}", ids=range(1, 97)):
+    """SIDs of 3 x 40; the second item has that of the first."""
+    rows = {name.format(i): [first, i % 40, i // 40] for i in ids}
+    rows[name.format(ids[1])] = rows[name.format(ids[0])]
+    self.file.write_text(json.dumps(rows))
+
+  def _ok(self, *arguments):
+    status, out, err = run(f"--workdir={self.workdir}", *arguments)
+    self.assertEqual(status, 0, err)
+    return out
+
+  def _refused(self, message, *arguments):
+    status, _, err = run(f"--workdir={self.workdir}", *arguments)
+    self.assertEqual(status, 2, err)
+    self.assertLen(err.splitlines(), 1)
+    self.assertIn(message, err)
+
+  def _sids(self):
+    with np.load(self.workdir / "sids" / "sids.npz") as saved:
+      return saved["tokens"]
+
+  def test_of_a_dataset(self):
+    self._write(1)
+    brings = f"--sids={self.file}"
+    self._ok("--dataset=toy", "--mode=data")
+    self._refused(
+      "--sid_levels is 4, but the", *DATASET, brings, "--sid_levels=4"
+    )
+    out = self._ok(*DATASET, brings, "--sid_levels=3")
+    self.assertIn("SIDs of sids.json: 3 tokens of 40 values; 1 item that", out)
+    tokens = self._sids()
+    self.assertEqual(tokens[41].tolist(), [1, 2, 1])  # Item 42.
+    self.assertNotEqual(tokens[0].tolist(), tokens[1].tolist())
+    kept = (self.workdir / "flags.txt").read_text()
+    self.assertIn("--sid_vocab_size=40\n", kept)
+
+    # Once they are taken the file may go.
+    content = self.file.read_text()
+    self.file.unlink()
+    self.assertIn("nothing to do", self._ok("--mode=quantize"))
+    flagfile = f"--flagfile={self.workdir}/flags.txt"
+    status, out, err = run(flagfile, "--mode=quantize")
+    self.assertEqual(status, 0, err)
+    self.assertIn("nothing to do", out)
+    # It may not change.
+    self._write(0)
+    self._refused("stage quantize was made with another", "--mode=quantize")
+    self.file.write_text(content)
+    self.assertIn("nothing to do", self._ok("--mode=quantize"))
+
+  def test_of_embeddings(self):
+    items, new = self.folder / "items.npz", self.folder / "new.npz"
+    rng = np.random.default_rng(0)
+    for path, ids in ((items, range(7, 67)), (new, range(90, 93))):
+      x = rng.normal(size=(len(ids), 4)).astype(np.float32)
+      np.savez(path, embeddings=x, item_id=np.array(ids))
+    given = (f"--embeddings={items}", f"--sids={self.file}", "--mode=quantize")
+    self._refused("sids.json is no file", *given)
+    self._write(0, "{}", range(8, 67))
+    self._refused("item 7 has no SID (1 such items of 60)", *given)
+    self.assertFalse(self.workdir.exists())
+    self._write(0, "{}", range(7, 67))
+    self._refused("--sids with --sweep", *given, "--sweep=8x2")
+    self.assertIn("3 tokens of 40 values; 1 item that", self._ok(*given))
+    self.assertEqual(self._sids()[2].tolist(), [0, 9, 0])
+    added = self._ok("--mode=add_items", f"--embeddings={new}")
+    self.assertIn("3 items added; 63 now", added)
+    self.assertIn("nothing to do", self._ok("--mode=quantize"))
+    self._write(1, "{}", range(7, 67))
+    self._refused("sids.json has changed since", "--mode=quantize")
+
+  def test_experiments_that_fit_their_own(self):
+    self._write(1)
+    for mode in ("--mode=catalogue_size", "--mode=changing_catalogue"):
+      self._refused(f"--sids with {mode}", mode, f"--sids={self.file}")
+
+
+if __name__ == "__main__":
+  absltest.main()
