@@ -99,7 +99,7 @@ def _is_one_of_them(values: dict[str, int | None]) -> bool:
   return count is None or own is None or own < count
 
 
-_PATHS = ("embeddings", "response_params", "sids")  # Kept as full paths.
+_PATHS = ("embeddings", *settings.PATHS)  # Kept as full paths.
 
 
 def _define() -> None:

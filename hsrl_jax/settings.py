@@ -31,6 +31,7 @@ PREFIXES = {
   "experiment": "experiment_",
 }
 
+PATHS = ("response_params", "sids")  # Kept as full paths.
 _NAMES = {
   bool: ("True or False", ""),
   int: ("an integer", "integers"),
@@ -151,11 +152,10 @@ def texts(config: config_lib.Config) -> dict[str, str]:
   parts = {x.name: getattr(config, x.name) for x in STAGES}
   parts["agent"] = config.settings
   for group, field, name, _ in fields((*STAGES, of_agent(config.agent))):
+    value = getattr(parts[group.name], field.name)
     if field.compare:
-      values[name] = getattr(parts[group.name], field.name)
-  for name in ("response_params", "sids"):
-    if values[name] is not None:
-      values[name] = os.path.abspath(values[name])
+      path = name in PATHS and value is not None
+      values[name] = os.path.abspath(value) if path else value
   return {k: text(v) for k, v in values.items() if v is not None}
 
 

@@ -1,6 +1,7 @@
 """Settings by name, as Python gives them and as a workdir keeps them."""
 
 import dataclasses
+import os
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -57,6 +58,13 @@ class SettingsTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, message) as caught:
       settings.config(values.pop("agent", "hsrl"), values)
     self.assertLen(str(caught.exception).splitlines(), 1)
+
+  def test_a_file_is_kept_by_its_full_path(self):
+    config = settings.config("hsrl", {"response_params": "urm.npz"})
+    kept = settings.texts(config)
+    self.assertEqual(kept["response_params"], os.path.abspath("urm.npz"))
+    again = settings.of_texts("flags.txt", kept)
+    self.assertEqual(settings.texts(again), kept)
 
   @parameterized.parameters(
     ({"iterations": "many"}, "^flags.txt has iterations 'many'; expected an i"),

@@ -5,60 +5,23 @@ of the shown items were liked?), and all items of the catalogue (where are the
 items that were liked next?). Intervals are clustered by user.
 """
 
-import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
 from hsrl_jax.evaluation import statistics
-from hsrl_jax.types import Array, Observation, Params, Sessions
-
-# (params, observation of one user) -> score of each item, [N + 1].
-ScoreFn = Callable[[Params, Observation], Array]
+from hsrl_jax.evaluation.ranking import Rankings, counts
+from hsrl_jax.types import Sessions
 
 CUTOFFS = (5, 10, 20)
-LISTED = max(CUTOFFS)  # Items of a ranking of all that are looked at.
+
+
 PAIRED = ("auc_within_slates", "ndcg_within_slates", "recall@10", "ndcg@10")
+
+
 _LIST = 10  # Items of a list whose coverage and novelty are measured.
-_CELLS = 2e7  # Scores held at once.
-_SMOOTHING = 10.0  # Showings that the mean of all items counts for.
-# Below this share of likes that repeat an item of the history, the items of
-# the history are left out of the ranking of all items.
-_REPEATS = 0.01
-
-
-class Ranker(NamedTuple):
-  """How a policy ranks the items for ONE user; see `of_scores`.
-
-  Attributes:
-    shown: (params, observation, items int32 [K]) -> scores, [K].
-    best: (params, observation, excluded int32 [T]) -> int32 [M], the best items
-      of the catalogue without the excluded ones, the best first; 0 where there
-      are no more.
-  """
-
-  shown: Callable[[Params, Observation, Array], Array]
-  best: Callable[[Params, Observation, Array], Array]
-
-
-class Rankings(NamedTuple):
-  """What a policy says of S logged rows.
-
-  Attributes:
-    shown: float32 [S, K], scores of the items of the logged slate.
-    top: int32 [S, M], the best items of the catalogue, the best first; 0 where
-      fewer may be shown.
-    top_of_all: the same with the items of the row's history; None where `top`
-      has them.
-  """
-
-  shown: np.ndarray
-  top: np.ndarray
-  top_of_all: np.ndarray | None = None
 
 
 class Rows(NamedTuple):
@@ -71,165 +34,6 @@ class Rows(NamedTuple):
 
   value: np.ndarray
   user: np.ndarray
-
-
-def of_scores(score_fn: ScoreFn, active: Array) -> Ranker:
-  """Ranks by scores of all items.
-
-  Args:
-    score_fn: of one user.
-    active: bool [N + 1], the items that may be shown; False for padding.
-  """
-  count = min(LISTED, len(active) - 1)
-
-  def shown(params, observation, items):
-    return score_fn(params, observation)[items]
-
-  def best(params, observation, excluded):
-    scores = score_fn(params, observation)
-    candidates = jnp.where(active, scores, -jnp.inf).at[excluded].set(-jnp.inf)
-    values, items = jax.lax.top_k(candidates, count)
-    return jnp.where(values > -jnp.inf, items, 0)
-
-  return Ranker(shown, best)
-
-
-def rank(
-  ranker: Ranker,
-  params: Params,
-  sessions: Sessions,
-  items: int,
-  *,
-  without_history: bool,
-) -> Rankings:
-  """Ranks the items of each logged slate, and all items.
-
-  Args:
-    ranker: of one user; vmapped here.
-    params: of the ranker.
-    sessions: S logged rows.
-    items: N.
-    without_history: whether the items of a row's history are left out of the
-      ranking of all items; then `top_of_all` has them.
-  """
-  where = (params, sessions, items)
-  shown = _by_rows(_shown, ranker, *where)
-  top = best(ranker, *where, without_history=without_history)
-  if not without_history:
-    return Rankings(shown, top)
-  return Rankings(shown, top, best(ranker, *where, without_history=False))
-
-
-def best(
-  ranker: Ranker,
-  params: Params,
-  sessions: Sessions,
-  items: int,
-  *,
-  without_history: bool,
-) -> np.ndarray:
-  """The best items for each row, int32 [S, M]; see `rank`."""
-  compute = _best_unseen if without_history else _best
-  return _by_rows(compute, ranker, params, sessions, items)
-
-
-def _by_rows(compute, ranker, params, sessions, items) -> np.ndarray:
-  """What `compute` says of each logged row, some rows at a time."""
-  rows = len(sessions.user_id)
-  size = int(max(1, min(256, rows, _CELLS // (items + 1))))
-  parts = []
-  for first in range(0, rows, size):
-    # The last chunk is filled up with its last row: one shape, one compilation.
-    place = np.minimum(np.arange(first, first + size), rows - 1)
-    columns = (sessions.profile, sessions.history, sessions.exposed)
-    row = [jnp.asarray(x[place]) for x in columns]
-    parts.append(np.asarray(compute(ranker, params, *row)))
-  return np.concatenate(parts)[:rows]
-
-
-@functools.partial(jax.jit, static_argnames="ranker")
-def _shown(ranker, params, profile, history, exposed):
-  return jax.vmap(lambda p, h, e: ranker.shown(params, Observation(p, h), e))(
-    profile, history, exposed
-  )
-
-
-@functools.partial(jax.jit, static_argnames="ranker")
-def _best(ranker, params, profile, history, exposed):
-  del exposed
-  nothing = jnp.zeros(0, jnp.int32)
-  return jax.vmap(lambda p, h: ranker.best(params, Observation(p, h), nothing))(
-    profile, history
-  )
-
-
-@functools.partial(jax.jit, static_argnames="ranker")
-def _best_unseen(ranker, params, profile, history, exposed):
-  del exposed
-  return jax.vmap(lambda p, h: ranker.best(params, Observation(p, h), h))(
-    profile, history
-  )
-
-
-def repeats(train: Sessions) -> bool:
-  """Whether users like again what they liked before, in the training logs."""
-  liked = np.asarray(train.response) > 0
-  history = np.asarray(train.history)
-  again = (np.asarray(train.exposed)[:, :, None] == history[:, None, :]).any(
-    -1
-  ) & liked
-  return bool(again.sum() >= _REPEATS * max(liked.sum(), 1))
-
-
-# Simple lists, each a ScoreFn with its parameters.
-
-
-def popularity(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
-  """Positive responses in the training logs, of N items: [N + 1]."""
-  return _constant, jnp.asarray(counts(train, items)[1], jnp.float32)
-
-
-def item_mean(train: Sessions, items: int) -> tuple[ScoreFn, Array]:
-  """Share of showings that were liked, smoothed, of N items: [N + 1].
-
-  (likes + m g) / (showings + m), with the mean g of all showings and m = 10.
-  """
-  return _constant, jnp.asarray(smoothed(*counts(train, items)), jnp.float32)
-
-
-def item_to_item(features: np.ndarray) -> tuple[ScoreFn, Array]:
-  """Mean cosine of an item's features, [N + 1, D], with the history's items."""
-  norm = np.linalg.norm(features, axis=1, keepdims=True)
-  return _cosine, jnp.asarray(features / np.maximum(norm, 1e-12), jnp.float32)
-
-
-def _constant(scores: Array, observation: Observation) -> Array:
-  del observation
-  return scores
-
-
-def _cosine(directions: Array, observation: Observation) -> Array:
-  past = observation.history > 0
-  mean = jnp.where(past[:, None], directions[observation.history], 0.0).sum(0)
-  return directions @ mean
-
-
-def counts(train: Sessions, items: int) -> tuple[np.ndarray, np.ndarray]:
-  """Showings and positive responses of each item, [N + 1] each."""
-  exposed = np.asarray(train.exposed).ravel()
-  response = np.asarray(train.response, np.float64).ravel()
-  shown = np.bincount(exposed, minlength=items + 1).astype(np.float64)
-  liked = np.bincount(exposed, weights=response, minlength=items + 1)
-  return shown, liked
-
-
-def smoothed(shown: np.ndarray, liked: np.ndarray) -> np.ndarray:
-  """Shares of showings that were liked, drawn to the mean of all, [G]."""
-  mean = liked.sum() / max(shown.sum(), 1)
-  return (liked + _SMOOTHING * mean) / (shown + _SMOOTHING)
-
-
-# Measures of rows.
 
 
 def within_slates(
@@ -344,9 +148,6 @@ def _with_history(
 
 def _discount(count: int) -> np.ndarray:
   return 1.0 / np.log2(np.arange(2, count + 2))
-
-
-# Means with intervals.
 
 
 def mean(rows: Sequence[Rows]) -> dict | None:

@@ -22,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from hsrl_jax.evaluation import held_out
+from hsrl_jax.evaluation import ranking
 from hsrl_jax.types import Sessions
 
 LEVELS = ("good", "weak", "useless")
@@ -66,14 +66,14 @@ def baselines(train: Sessions, items: int) -> Baselines:
     items: N.
   """
   response = np.asarray(train.response, np.float64)
-  showings, liked = held_out.counts(train, items)
+  showings, liked = ranking.counts(train, items)
   known, place = np.unique(np.asarray(train.user_id), return_inverse=True)
-  of_users = held_out.smoothed(
+  of_users = ranking.smoothed(
     np.bincount(place) * float(response.shape[1]),
     np.bincount(place, response.sum(1)),
   )
   users = dict(zip(known.tolist(), of_users.tolist(), strict=True))
-  of_items = held_out.smoothed(showings, liked)
+  of_items = ranking.smoothed(showings, liked)
   return Baselines(float(response.mean()), of_items, users, showings)
 
 

@@ -15,7 +15,14 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.agents import make_agent
-from hsrl_jax.evaluation import bounds, held_out, measures, simulate, verdict
+from hsrl_jax.evaluation import (
+  bounds,
+  held_out,
+  measures,
+  ranking,
+  simulate,
+  verdict,
+)
 from hsrl_jax.host import watch
 from hsrl_jax.report import examples
 from hsrl_jax.stages import next_item
@@ -69,7 +76,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       sessions[agent][0], logged.history, items, _EXAMPLES
     )
   else:
-    _, likes = held_out.counts(parts.dataset.splits["train"], len(active) - 1)
+    _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
     shown = examples.of_lists(lists, logged, items, likes, _EXAMPLES)
   files.write_json(parts.workdir / "report" / "examples.json", shown)
 
@@ -92,26 +99,26 @@ def _on_logs(
   if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
     return {}, None
   scored = {
-    "popularity": held_out.popularity(train, items),
-    "item_mean": held_out.item_mean(train, items),
-    "item_to_item": held_out.item_to_item(parts.dataset.items.features),
+    "popularity": ranking.popularity(train, items),
+    "item_mean": ranking.item_mean(train, items),
+    "item_to_item": ranking.item_to_item(parts.dataset.items.features),
     "click_model": (_click_model(parts), parts.response),
   }
   rankers = {
-    name: [(held_out.of_scores(score_fn, active), own)]
+    name: [(ranking.of_scores(score_fn, active), own)]
     for name, (score_fn, own) in scored.items()
   }
   agent = _ranker(parts)
   if agent is not None:
     rankers = {parts.config.agent: [(agent, x) for x in params]} | rankers
   rankings = {}
-  without_history = not held_out.repeats(train)
+  without_history = not ranking.repeats(train)
   with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
     for name, seeds in rankers.items():
       rankings[name] = []
       for ranker, own in seeds:
         rankings[name].append(
-          held_out.rank(
+          ranking.rank(
             ranker, own, logs, items, without_history=without_history
           )
         )
@@ -121,13 +128,13 @@ def _on_logs(
   measured["held_out_rows"]["without_history"] = without_history
   if agent is None:
     return measured, None
-  ranking = rankings[parts.config.agent][0]
+  own = rankings[parts.config.agent][0]
   if not without_history:
-    ranking = held_out.rank(agent, params[0], logs, items, without_history=True)
-  return measured, ranking.top
+    own = ranking.rank(agent, params[0], logs, items, without_history=True)
+  return measured, own.top
 
 
-def _click_model(parts: Parts) -> held_out.ScoreFn:
+def _click_model(parts: Parts) -> ranking.ScoreFn:
   """The click model's probabilities as scores."""
 
   def score(response, observation):
@@ -140,14 +147,14 @@ def _click_model(parts: Parts) -> held_out.ScoreFn:
   return score
 
 
-def _ranker(parts: Parts) -> held_out.Ranker | None:
+def _ranker(parts: Parts) -> ranking.Ranker | None:
   """How the agent ranks items; None where it has no order of them."""
   if parts.config.train.task == "next_item":
     return next_item.ranker(parts.config, parts.catalogue.index.num_items)
   return _by_greedy_slates(parts)
 
 
-def _by_greedy_slates(parts: Parts) -> held_out.Ranker | None:
+def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
   """Ranks by the greedy slate of all items.
 
   A slate that is composed for a sweet point is no order, so the agent is made
@@ -167,7 +174,7 @@ def _by_greedy_slates(parts: Parts) -> held_out.Ranker | None:
     places = jnp.arange(items, 0, -1, dtype=jnp.float32)
     return jnp.zeros(len(catalogue.features)).at[slate].set(places)
 
-  return held_out.of_scores(score, parts.catalogue.index.active)
+  return ranking.of_scores(score, parts.catalogue.index.active)
 
 
 def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from hsrl_jax.data import sequences
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.engine import next_item as engine
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out
+from hsrl_jax.evaluation import held_out, ranking
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import stop, watch
 from hsrl_jax.ops import tree
@@ -107,7 +107,7 @@ def _trainer(parts: Parts) -> engine.Trainer:
       f"{parts.name}: no user of the training logs liked two items; expected "
       "some, whose second is predicted from the first"
     )
-  policy = next_item.policy(parts.config, held_out.LISTED, items)
+  policy = next_item.policy(parts.config, ranking.LISTED, items)
   return engine.Trainer(
     policy.model, policy.catalogue(parts.catalogue), packed, c
   )
@@ -118,12 +118,12 @@ def _judge(parts: Parts) -> engine.Judge:
   logs = _some(parts.dataset.splits["val"], parts.config.next_item.eval_rows)
   train, items = parts.dataset.splits["train"], parts.catalogue.index.num_items
   own = ranker(parts.config, items)
-  _, liked = held_out.counts(train, items)
-  without_history = not held_out.repeats(train)
+  _, liked = ranking.counts(train, items)
+  without_history = not ranking.repeats(train)
   response = _response(parts)
 
   def judge(params: Params) -> float:
-    top = held_out.best(
+    top = ranking.best(
       own,
       ({"model": params} | response, parts.catalogue),
       logs,
@@ -145,14 +145,14 @@ def _some(sessions: Sessions, count: int) -> Sessions:
   return jax.tree.map(lambda x: np.asarray(x)[rows], sessions)
 
 
-def ranker(config: Config, items: int) -> held_out.Ranker:
+def ranker(config: Config, items: int) -> ranking.Ranker:
   """How the policy ranks items; its parameters come with their ActionSpace.
 
   Args:
     config: of the run.
     items: N.
   """
-  policy = next_item.policy(config, min(held_out.LISTED, items), items)
+  policy = next_item.policy(config, min(ranking.LISTED, items), items)
 
   def shown(params, observation, items):
     return policy.score(*params, observation, items)
@@ -160,7 +160,7 @@ def ranker(config: Config, items: int) -> held_out.Ranker:
   def best(params, observation, excluded):
     return policy.act(*params, observation, excluded, None, 1.0).slate
 
-  return held_out.Ranker(shown, best)
+  return ranking.Ranker(shown, best)
 
 
 def load(parts: Parts) -> list[Params]:

@@ -6,7 +6,7 @@ from absl.testing import absltest, parameterized
 from scipy import stats
 from sklearn import metrics as sk_metrics
 
-from hsrl_jax.evaluation import held_out
+from hsrl_jax.evaluation import held_out, ranking
 from hsrl_jax.types import Sessions
 
 
@@ -36,7 +36,7 @@ class RankTest(parameterized.TestCase):
     def score(params, observation):
       return params @ observation.profile
 
-    rankings = held_out.rank(
+    rankings = ranking.rank(
       score,
       jnp.asarray(table, jnp.float32),
       sessions,
@@ -55,7 +55,7 @@ class RankTest(parameterized.TestCase):
   def test_padding_is_never_ranked(self):
     sessions = _sessions(rows=3, items=6, width=2)
     active = np.arange(7) > 4
-    rankings = held_out.rank(
+    rankings = ranking.rank(
       held_out._constant, jnp.ones(7), sessions, active, without_history=False
     )
     np.testing.assert_array_equal(
@@ -134,20 +134,18 @@ class ListsTest(absltest.TestCase):
       np.array([[1, 2], [1, 3]]),
       np.array([[1.0, 0.0], [1.0, 0.0]]),
     )
+    np.testing.assert_allclose(ranking.popularity(train, 4)[1], [0, 2, 0, 0, 0])
     np.testing.assert_allclose(
-      held_out.popularity(train, 4)[1], [0, 2, 0, 0, 0]
-    )
-    np.testing.assert_allclose(
-      held_out.item_mean(train, 4)[1],
+      ranking.item_mean(train, 4)[1],
       [0.5, 7 / 12, 5 / 11, 5 / 11, 0.5],
       rtol=1e-6,
     )
 
   def test_repeats_are_found(self):
     sessions = _sessions()
-    self.assertTrue(held_out.repeats(sessions))
+    self.assertTrue(ranking.repeats(sessions))
     fresh = sessions._replace(history=np.zeros_like(sessions.history))
-    self.assertFalse(held_out.repeats(fresh))
+    self.assertFalse(ranking.repeats(fresh))
 
 
 class IntervalsTest(absltest.TestCase):
@@ -209,10 +207,10 @@ class MeasureTest(absltest.TestCase):
     active = np.arange(31) > 0
     lists = {
       "good": (held_out._constant, jnp.arange(31.0)),
-      "item_mean": held_out.item_mean(train, 30),
+      "item_mean": ranking.item_mean(train, 30),
     }
     rankings = {
-      name: [held_out.rank(*x, sessions, active, without_history=True)]
+      name: [ranking.rank(*x, sessions, active, without_history=True)]
       for name, x in lists.items()
     }
     result = held_out.measure(rankings, sessions, train, 30, "good")

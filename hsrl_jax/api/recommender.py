@@ -1,41 +1,23 @@
-"""The whole path in Python: logs in, a recommender out.
+"""A trained recommender: its results, its recommendations, its export."""
 
-  from hsrl_jax import api
-
-  recommender = api.fit(logs, items, workdir="runs/mine", iterations=2000)
-  print(recommender.evaluate())
-  recommender.recommend(["tea", "cake"], k=5)
-  recommender.export("runs/mine/export")
-
-`fit` runs the stages of the command in a workdir that the command knows too: it
-skips what is done and goes on where it was stopped. No flags are parsed. Bad
-input raises errors.InputError, whose one line says what was expected.
-"""
-
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from hsrl_jax import agents, files
 from hsrl_jax import settings as settings_lib
-from hsrl_jax.data import frames, prepare, source
+from hsrl_jax.data import source
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page
-from hsrl_jax.sid import store
 from hsrl_jax.stages import export as export_lib
-from hsrl_jax.stages import policy, quantize
+from hsrl_jax.stages import policy
 from hsrl_jax.stages import run as run_lib
 from hsrl_jax.types import Observation
 
-SOURCE = "source.json"  # Digests of the tables of which a workdir was made.
-_TABLES = ".logs"  # Folder for tables, until they are prepared.
-_LOGS = "logs"  # The dataset that reads a user's tables.
 _LEAST_SEEN = 64  # Excluded items of a call; more in powers of two.
 
 
@@ -318,126 +300,6 @@ class Recommender:
     splits = self._run.dataset.splits.values()
     numbers = np.unique(np.concatenate([x.user_id for x in splits]))
     return {str(x): int(x) for x in numbers}
-
-
-def fit(
-  logs: Any,
-  items: Any = None,
-  *,
-  workdir: str | pathlib.Path,
-  agent: str = agents.DEFAULT,
-  log_options: Mapping[str, Any] | None = None,
-  **settings: Any,
-) -> Recommender:
-  """Trains a recommender, and measures it on held-out logs.
-
-  All stages run whose output is not in the workdir yet. Another call with the
-  same arguments goes on where the last one was stopped.
-
-  Args:
-    logs: a pandas DataFrame with the columns of `interactions` or `sessions`
-      (docs/bring_your_own.md); the path of such a table, .csv or .parquet; a
-      folder with tables; or the name of a dataset that is there, such as
-      movielens_latest_small.
-    items: a DataFrame or a path with the columns of `items`; None: what the
-      logs tell.
-    workdir: folder of the run.
-    agent: what is trained, a name in agents.AGENTS.
-    log_options: what logs.json may hold, such as {"like_from": 4}, for tables.
-    **settings: by the names of the command's flags, such as `iterations`,
-      `sid_vocab_size`, `simulator_epochs`, `seeds`.
-
-  Raises:
-    InputError: a table, an option or a setting is not as it should be, or the
-      workdir belongs to other ones.
-    FloatingPointError: training diverged; lower `learning_rate`.
-  """
-  workdir = pathlib.Path(workdir)
-  tables, named = _given(logs, items, log_options)
-  if tables:
-    named["raw_data_dir"] = str(workdir / _TABLES)
-  if doubled := sorted(named.keys() & settings.keys()):
-    raise InputError(
-      f"{doubled[0]} is given, and logs tells it; expected no such setting"
-    )
-  run = run_lib.Run(settings_lib.config(agent, named | settings), workdir)
-  with workdir_lib.locked(workdir):
-    workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
-    run.claim(settings_lib.texts(run.config))
-    ran = False
-    if tables:
-      ran = _prepare(run, tables, log_options or {})
-    if run.complete() or ran:
-      run.summarise()
-  return Recommender(run)
-
-
-def load(workdir: str | pathlib.Path) -> Recommender:
-  """Returns the recommender that `fit` or the command left in a workdir.
-
-  Raises:
-    InputError: there is none.
-  """
-  workdir = pathlib.Path(workdir)
-  kept = workdir_lib.kept_flags(workdir)
-  if not kept:
-    raise InputError(
-      f"{workdir / workdir_lib.FLAGS} is missing; expected the workdir of a run"
-    )
-  config = settings_lib.of_texts(workdir / workdir_lib.FLAGS, kept)
-  run = run_lib.Run(config, workdir)
-  run.require("policy")
-  return Recommender(run)
-
-
-def _given(
-  logs: Any, items: Any, options: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], dict[str, str]]:
-  """The tables by name, DataFrames or paths, and the settings of the data."""
-  path = pathlib.Path(logs) if isinstance(logs, str | pathlib.Path) else None
-  if path is None or path.suffix in frames.SUFFIXES:
-    return frames.tables(logs, items), {"dataset": _LOGS}
-  if items is not None or options is not None:
-    raise InputError(
-      f"logs is {str(logs)!r} and `items` or `log_options` are given too; "
-      "expected them with a table alone: folders and datasets bring their own"
-    )
-  if frames.in_folder(path):
-    return {}, {"dataset": _LOGS, "raw_data_dir": str(path)}
-  try:
-    prepare.builder_folder(str(logs))
-  except InputError as error:
-    _, _, known = str(error).partition("expected ")
-    raise InputError(
-      f"logs is {str(logs)!r}; expected a DataFrame, a .csv or .parquet file, "
-      f"a folder with interactions or sessions, {known}"
-    ) from error
-  return {}, {"dataset": str(logs)}
-
-
-def _prepare(
-  run: run_lib.Run, tables: Mapping[str, Any], options: Mapping[str, Any]
-) -> bool:
-  """Stage data, of tables; True if it ran.
-
-  Raises:
-    InputError: they are not those of which the workdir was made, or no good.
-  """
-  path = run.workdir / SOURCE
-  digests = {name: frames.digest(table) for name, table in tables.items()}
-  made_of = {"format": 1, "tables": digests, "options": dict(options)}
-  if run.is_done("data"):
-    kept = json.loads(path.read_text()) if path.exists() else made_of
-    if kept != made_of:
-      raise InputError(
-        f"{run.workdir} was made of other logs, items or log_options; expected "
-        "the same: use a new workdir"
-      )
-    return False
-  with reading("log_options", "what logs.json may hold"):
-    files.write_json(path, made_of)
-  with frames.written(run.workdir / _TABLES, tables, options):
-    return run.stage("data")
 
 
 def _is_list(value: Any) -> bool:
