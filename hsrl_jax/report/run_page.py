@@ -125,6 +125,8 @@ def table(results: dict[str, Any]) -> str:
   lines += tables.aligned(rows)
   if "verdict" in results.get("simulator", {}):
     lines += ["", tables.filled(verdict.line(results["simulator"]))]
+  if not results["simulator"].get("claims_rates", True):
+    lines.append(tables.filled(verdict.NO_RATES))
   if why := _withheld(results):
     lines.append(f"normalised is withheld: {why}")
   return "\n".join(lines)
@@ -182,6 +184,7 @@ def _page(
     ],
     prefixes=prefixes,
     simulator=results["simulator"],
+    no_rates=verdict.NO_RATES,
     quality=_QUALITY,
     sessions=examples,
     history_shown=_HISTORY,

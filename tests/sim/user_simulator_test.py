@@ -391,7 +391,7 @@ class KnownUserTest(absltest.TestCase):
       del params, profile, history
       return jax.nn.sigmoid(jnp.full(len(slate), user))
 
-    env = _simulator(respond)
+    env = _simulator(respond, slate_size=2)
     slate = jnp.array([1, 2])
     for row, expected in ((0, 1.0), (2, 0.0)):
       state = env.start(row, users)

@@ -290,10 +290,13 @@ class FittedTest(absltest.TestCase):
       click_model.CLICK_MODELS, {"mocked": lambda config: network}
     ):
       params = simulator._params(world, {}, None)
+      self.assertIsNone(params.shift)
       quality = simulator._judged(config, params, world)
-    self.assertIsNone(params.shift)
-    self.assertFalse(quality["claims_rates"])
-    self.assertIn("no rate of likes", " ".join(quality["reasons"]))
+      self.assertFalse(quality["claims_rates"])
+      known = about._replace(base_rate=0.2)
+      world = world._replace(items=world.items._replace(feedback=known))
+      quality = simulator._judged(config, params, world)
+      self.assertTrue(quality["claims_rates"])
 
 
 if __name__ == "__main__":
