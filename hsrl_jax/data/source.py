@@ -19,7 +19,7 @@ _ROWS = 8_192  # Read at once.
 
 
 class Items(NamedTuple):
-  """The catalogue; row 0 of each field is padding, item i is row i.
+  """The catalogue; row 0 of each list and array is padding, item i is row i.
 
   Attributes:
     features: float32 [N + 1, D].
@@ -30,6 +30,7 @@ class Items(NamedTuple):
       items have; None where there is nothing else.
     sampling: float32 [N + 1], the distribution of drawn negatives (see
       feedback.py); None where none was drawn.
+    feedback: what the responses to the items are, and which were drawn.
   """
 
   features: np.ndarray
@@ -38,6 +39,7 @@ class Items(NamedTuple):
   genres: list[str]
   attributes: list[str] | None = None
   sampling: np.ndarray | None = None
+  feedback: feedback_lib.Feedback = feedback_lib.Feedback()
 
 
 class Dataset(NamedTuple):
@@ -46,12 +48,10 @@ class Dataset(NamedTuple):
   Attributes:
     items: the catalogue.
     splits: sessions by split, with the keys of SPLITS.
-    feedback: what the responses are, and which of them were drawn.
   """
 
   items: Items
   splits: dict[str, Sessions]
-  feedback: feedback_lib.Feedback = feedback_lib.Feedback()
 
 
 def load(data_dir: pathlib.Path) -> Dataset:
@@ -95,6 +95,7 @@ def read(data_dir: pathlib.Path) -> Dataset:
     titles=_text(items["title"]),
     genres=_text(items["genres"]),
     attributes=_text(items["attributes"]) if "attributes" in items else None,
+    feedback=feedback_lib.read(data_dir),
   )
   if "sampling" in items and items["sampling"].shape[1]:
     catalogue = catalogue._replace(sampling=_padded(items["sampling"])[:, 0])
@@ -117,7 +118,7 @@ def read(data_dir: pathlib.Path) -> Dataset:
       propensity=_optional(rows, "propensity"),
       position=_optional(rows, "position"),
     )
-  return Dataset(catalogue, splits, feedback_lib.read(data_dir))
+  return Dataset(catalogue, splits)
 
 
 def _optional(rows: dict[str, np.ndarray], name: str) -> np.ndarray | None:

@@ -41,6 +41,12 @@ MAX_UNSEEN = 0.5
 FEW_SHOWINGS = 5
 _BINS = 10
 
+# Beside simulated figures where no rate of likes is known.
+NO_RATES = (
+  "Negatives were drawn and no base rate is given: simulated likes, rewards "
+  "and depths compare policies; they are no rates of likes."
+)
+
 
 class Baselines(NamedTuple):
   """Predictions that know no user, or no item, of the training logs.

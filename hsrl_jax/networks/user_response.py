@@ -91,7 +91,7 @@ class UserResponseModel(nn.Module):
       table = self.get_variable("params", name)
     else:
       table = self.param(name, nn.initializers.zeros, (count, self.features))
-    return table.at[items].get(mode="fill", fill_value=0.0)
+    return jnp.asarray(table).at[items].get(mode="fill", fill_value=0.0)
 
 
 class _Attention(nn.Module):

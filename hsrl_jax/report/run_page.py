@@ -128,6 +128,8 @@ def table(results: dict[str, Any]) -> str:
   lines += tables.aligned(rows)
   if "verdict" in results.get("simulator", {}):
     lines += ["", tables.filled(verdict.line(results["simulator"]))]
+  if not results["simulator"].get("claims_rates", True):
+    lines.append(tables.filled(verdict.NO_RATES))
   if why := _withheld(results):
     lines.append(tables.filled(f"normalised is withheld: {why}"))
   return "\n".join(lines)
@@ -185,6 +187,7 @@ def _page(
     ],
     prefixes=prefixes,
     simulator=results["simulator"],
+    no_rates=verdict.NO_RATES,
     quality=_QUALITY,
     # Runs of older versions have simulated sessions alone.
     lists=[x for x in examples if "recommended" in x],

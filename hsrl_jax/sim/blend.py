@@ -147,11 +147,11 @@ def logits(
   slate: Array,
   user: Array | float = 0.0,
 ) -> Array:
-  """The blended logits of ONE user, float32 [..., K].
+  """The blended logits of ONE user, float32 [K].
 
   Args:
     blend: weights and biases.
-    network: float32 [..., K], the network's logits.
+    network: float32 [K], the network's logits.
     item_features: float32 [N + 1, D].
     history: int32 [H], left-padded with 0.
     slate: int32 [K].
@@ -164,7 +164,8 @@ def logits(
 def _terms(blend, item_features, history, slate, user) -> Array:
   """All terms but the network's, float32 [K, 4]."""
   # An item that came after the fit has no entry: its bias is 0.
-  item = blend.items.at[slate].get(mode="fill", fill_value=0.0)
+  biases = jnp.asarray(blend.items)
+  item = biases.at[slate].get(mode="fill", fill_value=0.0)
   past = _directions(blend, item_features, history)
   mask = (history > 0)[:, None]
   interest = jnp.where(mask, past, 0.0).sum(0) / jnp.sqrt(mask.sum() + _PAST)
@@ -175,7 +176,7 @@ def _terms(blend, item_features, history, slate, user) -> Array:
 
 def _directions(blend, item_features, items) -> Array:
   """Features of items less their mean, at length one, [M, D]."""
-  x = item_features[items] - blend.centre
+  x = jnp.asarray(item_features)[items] - blend.centre[None]
   return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6)
 
 

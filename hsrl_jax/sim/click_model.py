@@ -120,20 +120,18 @@ def _probabilities(
   user: Array | float = 0.0,
 ) -> Array:
   def of_member(own: Params) -> Array:
-    return network.apply(own, params.item_features, profile, history, slate)
+    logits = network.apply(own, params.item_features, profile, history, slate)
+    if params.blend is not None:
+      logits = blend_lib.logits(
+        params.blend, logits, params.item_features, history, slate, user
+      )
+    if params.shift is not None:
+      logits = logits + params.shift
+    return jax.nn.sigmoid(logits)
 
-  one = members == 1
-  logits = (
-    of_member(params.network) if one else jax.vmap(of_member)(params.network)
-  )
-  if params.blend is not None:
-    logits = blend_lib.logits(
-      params.blend, logits, params.item_features, history, slate, user
-    )
-  if params.shift is not None:
-    logits = logits + params.shift
-  probability = jax.nn.sigmoid(logits)
-  return probability if one else lowered(probability, pessimism)
+  if members == 1:
+    return of_member(params.network)
+  return lowered(jax.vmap(of_member)(params.network), pessimism)
 
 
 def lowered(probability: Array, pessimism: float) -> Array:

@@ -186,8 +186,9 @@ def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
   known = verdict.baselines(
     parts.dataset.splits["train"], len(parts.dataset.items.features) - 1
   )
-  if parts.dataset.feedback.base_rate is not None:
-    known = known._replace(rate=parts.dataset.feedback.base_rate)
+  base_rate = parts.dataset.items.feedback.base_rate
+  if base_rate is not None:
+    known = known._replace(rate=base_rate)
   slates = np.stack([x.slates for x in sessions])
   liked = sum(float(x.positives.sum()) for x in sessions)
   rate = liked / max(int((slates > 0).sum()), 1)

@@ -61,7 +61,7 @@ class Run(Parts):
         print(f"  {len(rows):,} malformed rows left out, all listed in {path}:")
         for file, row, why in rows[:_MALFORMED]:
           print(f"    {file} row {row}: {why}")
-    items, splits = self.dataset.items, self.dataset.splits
+    items, splits = self.dataset
     sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
     what = "users" if self.own_users else "slates"
     print(f"  {len(items.titles) - 1:,} items; {what}: {sizes}")

@@ -107,10 +107,10 @@ def _make_fit(config: SimulatorConfig, dataset: Dataset) -> click_model.Fit:
 
 def _offset(dataset: Dataset) -> np.ndarray | None:
   """What logits owe to drawn negatives, [N + 1]; None: nothing."""
-  sampling = dataset.items.sampling
-  if sampling is None or dataset.feedback.negatives != feedback.POPULARITY:
+  items = dataset.items
+  if items.feedback.negatives != feedback.POPULARITY:
     return None  # Uniform negatives owe nothing.
-  return feedback.log_q_offset(sampling)
+  return feedback.log_q_offset(items.sampling)
 
 
 def _measured(
@@ -162,7 +162,7 @@ def _params(
   dataset: Dataset, network: Params, blend: blend_lib.Blend | None
 ) -> ResponseParams:
   """What the simulator answers by."""
-  about, shift = dataset.feedback, None
+  about, shift = dataset.items.feedback, None
   if about.per_positive and about.base_rate is not None:
     shift = jnp.float32(feedback.shift(about.per_positive, about.base_rate))
   features = jnp.asarray(dataset.items.features)
@@ -211,7 +211,7 @@ def _judged(
     {name: predict(logs) for name, logs in splits.items()},
     splits,
     known,
-    claims_rates=dataset.feedback.claims_rates,
+    claims_rates=dataset.items.feedback.claims_rates,
   )
   return {"format": QUALITY_FORMAT, **_scalars(judged["validation"]), **judged}
 

@@ -160,6 +160,32 @@ class VerdictTest(parameterized.TestCase):
         self.assertAlmostEqual(
           aucs[place], sk_metrics.roc_auc_score(y, score[rows].ravel())
         )
+    p = _sigmoid(score)
+    measured = verdict.measure(p, self.test.response, self.test.user_id)
+    y = self.test.response.ravel()
+    self.assertAlmostEqual(
+      measured["auc"], sk_metrics.roc_auc_score(y, p.ravel())
+    )
+    self.assertAlmostEqual(
+      measured["log_loss"], sk_metrics.log_loss(y, p.ravel())
+    )
+
+  def test_calibration_error_by_hand(self):
+    # Bin 0.2: said 0.25, was 0.5. Bin 0.9: said 0.95, was 1. Half each.
+    p = np.array([[0.25, 0.25, 0.95, 0.95]])
+    y = np.array([[1.0, 0, 1, 1]])
+    measured = verdict.measure(p, y, np.zeros(1))
+    self.assertAlmostEqual(
+      measured["calibration_error"], 0.5 * 0.25 + 0.5 * 0.05
+    )
+
+  def test_no_auc_where_all_responses_are_alike(self):
+    measured = verdict.measure(
+      np.full((2, 3), 0.9), np.ones((2, 3)), np.arange(2)
+    )
+    self.assertSetEqual(
+      set(measured), {"log_loss", "calibration_error", "like_rate"}
+    )
 
   def test_measures_by_hand(self):
     measured = verdict.measure(

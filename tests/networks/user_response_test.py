@@ -121,6 +121,43 @@ class UserResponseTest(parameterized.TestCase):
         atol=1e-4,
       )
 
+  def test_ids_add_to_the_features_of_those_who_were_there(self):
+    network = user_response.UserResponseModel(
+      WIDTH, HIDDEN, HEADS, id_dropout=0.5
+    )
+    _, params, _ = _network(True)
+    features, profile = _inputs()
+    # Ids start at zero: nothing is known but the features.
+    fresh = network.init(
+      jax.random.key(0), features, profile, HISTORIES[0], SLATE
+    )["params"]
+    tables = {x: fresh[x] for x in ("past_ids", "shown_ids")}
+    self.assertEqual(max(float(jnp.abs(x).max()) for x in tables.values()), 0)
+    rng = np.random.default_rng(3)
+    tables = jax.tree.map(lambda x: rng.normal(size=x.shape), tables)
+    known = {"params": params["params"] | tables}
+    plain = jax.tree.map(np.float64, params)["params"]
+    item = _dense(plain["item"], features)
+    shown, history = item + tables["shown_ids"], HISTORIES[0]
+    past, usable = (item + tables["past_ids"])[history], history > 0
+    hidden = np.maximum(_dense(plain["user_hidden"], profile), 0.0)
+    user = _dense(plain["user_out"], hidden)
+    past = _attention(plain["self_attention"], past, past, usable)
+    (interest,) = _attention(plain["cross_attention"], user[None], past, usable)
+    interest = _dense(plain["mix"], np.concatenate([interest, user]))
+    np.testing.assert_allclose(
+      network.apply(known, features, profile, history, SLATE),
+      shown[SLATE] @ interest,
+      rtol=1e-4,
+      atol=1e-4,
+    )
+    # A newcomer, beyond the tables, is known by its features alone.
+    more = np.concatenate([features, features[5:6]])
+    (newcomer,) = network.apply(
+      known, more, profile, history, np.array([ITEMS + 1])
+    )
+    self.assertAlmostEqual(float(newcomer), item[5] @ interest, places=3)
+
   def test_catalogue_equals_slates_piecewise(self):
     _, params, apply = _network(True)
     everything = jnp.arange(1, ITEMS + 1)

@@ -1,5 +1,6 @@
-"""Click models: fit and quality against scikit-learn and by hand; another."""
+"""Click models: their fit, ensembles, offsets; another one."""
 
+import dataclasses
 from unittest import mock
 
 import chex
@@ -8,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from sklearn import metrics
+from scipy import special
 
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.data import feedback
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import click_model, user_simulator
@@ -35,37 +37,6 @@ def _logs(rows=256, seed=0):
 
 
 class ClickModelTest(parameterized.TestCase):
-  def test_quality_is_that_of_scikit_learn(self):
-    rng = np.random.default_rng(1)
-    p = rng.random((30, 5))
-    y = (rng.random((30, 5)) < p).astype(float)
-    users = np.repeat(np.arange(6), 5)
-    got = click_model.quality(p, y, users)
-    self.assertAlmostEqual(
-      got["auc"], metrics.roc_auc_score(y.ravel(), p.ravel())
-    )
-    self.assertAlmostEqual(
-      got["log_loss"], -np.mean(y * np.log(p) + (1 - y) * np.log(1 - p))
-    )
-    within = [
-      metrics.roc_auc_score(y[users == u].ravel(), p[users == u].ravel())
-      for u in range(6)
-    ]
-    self.assertAlmostEqual(got["auc_within_users"], np.mean(within))
-
-  def test_calibration_error_by_hand(self):
-    # Bin 0.2: said 0.25, was 0.5. Bin 0.9: said 0.95, was 1. Half each.
-    p = np.array([[0.25, 0.25, 0.95, 0.95]])
-    y = np.array([[1.0, 0, 1, 1]])
-    got = click_model.quality(p, y, np.zeros(1))
-    self.assertAlmostEqual(got["calibration_error"], 0.5 * 0.25 + 0.5 * 0.05)
-
-  def test_no_auc_where_all_responses_are_alike(self):
-    got = click_model.quality(
-      np.full((2, 3), 0.9), np.ones((2, 3)), np.arange(2)
-    )
-    self.assertSetEqual(set(got), {"log_loss", "calibration_error"})
-
   def test_fit_learns_and_resumes_to_the_same_bits(self):
     features, train = _logs()
     config = SimulatorConfig(
@@ -156,10 +127,80 @@ class AnotherClickModelTest(absltest.TestCase):
     }
     self.assertGreater(rewards["greedy_oracle"], rewards["random"] + 1)
 
+  def test_members_of_an_ensemble_are_fits_with_their_seeds(self):
+    features, train = _logs(rows=64)
+
+    def fitted(**changes):
+      config = dataclasses.replace(self.config, **changes)
+      fit = click_model.make_fit(config, features, train)
+      state, _ = fit.epoch(fit.init())
+      return fit, fit.keep_best(state, jnp.full(state.epoch.shape, 0.5))
+
+    fit, both = fitted(seed=4, ensemble=2)
+    predicted = fit.predict(both.best_params, train)
+    for member in (0, 1):
+      alone, state = fitted(seed=4 + member)
+      chex.assert_trees_all_close(
+        jax.tree.map(lambda x, m=member: x[m], both), state, rtol=1e-5
+      )
+      np.testing.assert_allclose(
+        predicted[member], alone.predict(state.params, train), rtol=1e-5
+      )
+    self.assertGreater(float(jnp.abs(predicted[0] - predicted[1]).max()), 1e-3)
+    # Users respond by the mean, less what the members disagree.
+    params = click_model.ResponseParams(both.params, jnp.asarray(features))
+    row = train.profile[0], train.history[0], train.exposed[0]
+    p = np.stack(predicted)[:, 0]
+    for pessimism in (0.0, 1.5, 1000.0):
+      config = dataclasses.replace(self.config, ensemble=2, pessimism=pessimism)
+      np.testing.assert_allclose(
+        click_model.response_fn(config)(params, *row),
+        np.maximum(p.mean(0) - pessimism * p.std(0), 0),
+        rtol=1e-4,
+        atol=1e-6,
+      )
+
+  def test_what_is_owed_to_drawn_negatives_is_not_fitted(self):
+    """An offset that explains all responses leaves nothing to learn."""
+    features, train = _logs()
+    offset = np.linspace(-4, 4, 21)
+    liked = np.random.default_rng(0).random(train.exposed.shape)
+    liked = liked < 1 / (1 + np.exp(-offset[train.exposed]))
+    train = train._replace(response=liked.astype(np.float32))
+    features[1:, 2] = offset[1:] / 2  # All that is to be known of an item.
+    slopes = {}
+    config = dataclasses.replace(self.config, learning_rate=0.1)
+    for name, owed in (("with", offset), ("without", np.zeros(21))):
+      fit = click_model.make_fit(config, features, train, owed)
+      state = fit.init()
+      for _ in range(config.epochs):
+        state, _ = fit.epoch(state)
+      logits = special.logit(np.float64(fit.predict(state.params, train)))
+      own = (logits - owed[train.exposed]).ravel()
+      slopes[name] = np.polyfit(offset[train.exposed].ravel(), own, 1)[0]
+    self.assertAlmostEqual(slopes["without"], 1, delta=0.3)
+    self.assertAlmostEqual(slopes["with"], 0, delta=0.15)
+
+  def test_a_base_rate_shifts_all_logits(self):
+    network = mock.Mock()
+    network.apply.return_value = jnp.zeros(3)
+    config = dataclasses.replace(self.config, click_model="mocked")
+    with mock.patch.dict(
+      click_model.CLICK_MODELS, {"mocked": lambda config: network}
+    ):
+      respond = click_model.response_fn(config)
+    # One positive beside 4 negatives, and a tenth of what is shown is liked.
+    shift = feedback.shift(4, 0.1)
+    params = click_model.ResponseParams(None, None, shift=jnp.float32(shift))
+    np.testing.assert_allclose(
+      respond(params, None, None, None), 4 / (4 + 9), rtol=1e-6
+    )
+
   def test_an_unknown_name_is_refused(self):
     with self.assertRaisesRegex(
       InputError,
-      "--simulator_click_model is 'no'; expected one of attention, linear",
+      "--simulator_click_model is 'no'; expected one of attention, blended, "
+      "linear",
     ):
       user_simulator.make(SimulatorConfig(click_model="no"), 4)
 

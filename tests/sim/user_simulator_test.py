@@ -8,9 +8,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation import bounds, simulate
-from hsrl_jax.sim import user_simulator
+from hsrl_jax.sim import blend as blend_lib
+from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
+from hsrl_jax.types import Sessions
 
 SLATE, HISTORY, USERS = 3, 5, 4
 PROFILES = np.arange(USERS, dtype="f")[:, None] + 100.0
@@ -366,6 +368,48 @@ class AppendPositivesTest(parameterized.TestCase):
       history, slates, response
     )
     np.testing.assert_array_equal(found, expected)
+
+
+class KnownUserTest(absltest.TestCase):
+  def test_a_user_of_the_training_logs_responds_by_a_bias(self):
+    """Users 5 and 8 were there, user 6 was not; the bias decides all."""
+    logs = Sessions(
+      np.array([8, 6, 5]),
+      np.zeros((3, 1), np.float32),
+      np.zeros((3, 4), np.int32),
+      np.ones((3, 2), np.int32),
+      np.ones((3, 2), np.float32),
+    )
+    blend = blend_lib.Blend(
+      None, None, np.array([5, 8]), np.float32([-30, 30]), None
+    )
+    params = click_model.ResponseParams(None, np.zeros((9, 1)), blend)
+    users = user_simulator.pool(params, logs)
+    np.testing.assert_array_equal(users.biases, [30, 0, -30])
+
+    def respond(params, profile, history, slate, user=0.0):
+      del params, profile, history
+      return jax.nn.sigmoid(jnp.full(len(slate), user))
+
+    env = _simulator(respond, slate_size=2)
+    slate = jnp.array([1, 2])
+    for row, expected in ((0, 1.0), (2, 0.0)):
+      state = env.start(row, users)
+      state, result = env.step(jax.random.key(row), state, slate, users)
+      np.testing.assert_array_equal(result.response, expected)
+      # The bias lasts, and the next user brings another one.
+      np.testing.assert_allclose(
+        env.chances(state, slate, users), expected, atol=1e-6
+      )
+    np.testing.assert_allclose(
+      env.probabilities(state.observation, slate, users), 0.5
+    )
+    ended = state._replace(patience=jnp.float32(1))
+    biases = {
+      float(env.step_or_reset(jax.random.key(i), ended, slate, users)[0].bias)
+      for i in range(12)
+    }
+    self.assertEqual(biases, {-30.0, 0.0, 30.0})
 
 
 if __name__ == "__main__":

@@ -4,19 +4,23 @@ import dataclasses
 import json
 import pathlib
 import tempfile
+from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
+from scipy import special
 from sklearn import metrics
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.config import SimulatorConfig
-from hsrl_jax.data import source
+from hsrl_jax.data import feedback, source
 from hsrl_jax.errors import InputError
-from hsrl_jax.sim import response_file, user_simulator
+from hsrl_jax.sim import click_model, response_file, user_simulator
 from hsrl_jax.stages import simulator
 from hsrl_jax.types import Sessions
+from tests.sim import self_selected
 
 
 class ConfigTest(parameterized.TestCase):
@@ -35,17 +39,36 @@ class ConfigTest(parameterized.TestCase):
       "sweet_point": 0.5,
       "slate_size": 7,
       "click_model": "another",
+      "ensemble": 3,
     }.get(field.name)
     if other is None:
       other = field.default + (0.1 if field.type is float else 2)
-    changed = dataclasses.replace(SimulatorConfig(), **{field.name: other})
+    config = SimulatorConfig(ensemble=2)  # Without one there is no pessimism.
+    changed = dataclasses.replace(config, **{field.name: other})
     same = config_lib.fingerprint(changed.of_fit()) == config_lib.fingerprint(
-      SimulatorConfig().of_fit()
+      config.of_fit()
     )
     of_sessions = {"protocol", "patience", "max_steps", "slate_size"}
     self.assertEqual(
       same, field.name in of_sessions | {"penalty", "sweet_point"}
     )
+
+  def test_ones_own_logs_get_the_blended_click_model(self):
+    for dataset, file, expected in (
+      ("logs", None, "blended"),
+      ("logs", "urm.npz", "attention"),
+      ("movielens_1m", None, "attention"),
+    ):
+      data = config_lib.DataConfig(dataset, response_params=file)
+      config = config_lib.Config(data)
+      self.assertEqual(simulator.chosen(config).click_model, expected)
+      named = SimulatorConfig(click_model="another")
+      config = config_lib.Config(data, simulator=named)
+      self.assertEqual(simulator.chosen(config).click_model, "another")
+
+  def test_one_model_is_no_pessimist(self):
+    with self.assertRaisesRegex(ValueError, "pessimism is 1.0; expected 0"):
+      SimulatorConfig(pessimism=1.0)
 
 
 def _matrices(final_dense, seed=0):
@@ -199,6 +222,81 @@ class ModelOfAFileTest(parameterized.TestCase):
       InputError, "--simulator_heads is 4; expected a divisor of features = 6"
     ):
       self._given(True, heads=4)
+
+
+class FittedTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.workdir = pathlib.Path(folder)
+
+  def _run(self, dataset, **changes):
+    config = SimulatorConfig(**changes)
+    quality = simulator.run(config, self.workdir / config.click_model, dataset)
+    params = simulator.load(config, self.workdir / config.click_model, dataset)
+    return quality, config, params
+
+  @pytest.mark.slow
+  def test_blended_beats_the_items_mean_and_attention_does_not(self):
+    dataset = self_selected.world()
+    measured = {
+      name: self._run(dataset, click_model=name)[0]["test"]
+      for name in ("attention", "blended")
+    }
+    of_items = measured["blended"]["lists"]["item_mean"]
+    auc = {k: x["auc_within_users"] for k, x in measured.items()}
+    self.assertGreater(auc["blended"], of_items["auc_within_users"])
+    self.assertLess(auc["attention"], of_items["auc_within_users"])
+    self.assertLess(measured["blended"]["log_loss"], of_items["log_loss"])
+
+  @pytest.mark.slow
+  def test_what_is_loaded_answers_as_it_was_judged(self):
+    """Also with drawn negatives, an ensemble and a base rate."""
+    world = self_selected.world()
+    sampling = np.arange(301.0) / np.arange(301.0).sum()
+    about = feedback.Feedback("implicit", "popularity", 3, 0.1, 0)
+    items = world.items._replace(sampling=sampling, feedback=about)
+    world = world._replace(items=items)
+    quality, config, params = self._run(
+      world, click_model="blended", ensemble=2, pessimism=0.5, epochs=2
+    )
+    self.assertTrue(quality["claims_rates"])
+    self.assertAlmostEqual(float(params.shift), np.log(3 / 9), places=5)
+    test = world.splits["test"]
+    p = jax.vmap(click_model.response_fn(config), (None, 0, 0, 0, 0))(
+      params,
+      test.profile,
+      test.history,
+      test.exposed,
+      np.float32(params.blend.of_users(test.user_id)),
+    )
+    offset = feedback.log_q_offset(sampling)[test.exposed]
+    self.assertGreater(np.ptp(offset), 2)
+    # The mean over members is not linear in logits, so this is near only.
+    logits = special.logit(np.float64(p)) - np.log(3 / 9) + offset
+    loss = metrics.log_loss(
+      test.response.ravel(), special.expit(logits).ravel()
+    )
+    self.assertAlmostEqual(loss, quality["test"]["log_loss"], delta=0.01)
+
+  def test_a_rate_of_likes_that_nobody_knows_is_not_claimed(self):
+    world = self_selected.world()
+    about = feedback.Feedback("implicit", "uniform", 3, None, 0)
+    world = world._replace(items=world.items._replace(feedback=about))
+    network = mock.Mock()
+    network.apply.return_value = np.zeros(4, np.float32)
+    config = SimulatorConfig(click_model="mocked")
+    with mock.patch.dict(
+      click_model.CLICK_MODELS, {"mocked": lambda config: network}
+    ):
+      params = simulator._params(world, {}, None)
+      self.assertIsNone(params.shift)
+      quality = simulator._judged(config, params, world)
+      self.assertFalse(quality["claims_rates"])
+      known = about._replace(base_rate=0.2)
+      world = world._replace(items=world.items._replace(feedback=known))
+      quality = simulator._judged(config, params, world)
+      self.assertTrue(quality["claims_rates"])
 
 
 if __name__ == "__main__":
