@@ -56,7 +56,6 @@ flags.declare_key_flag("sweep")
 flags.declare_key_flag("sid_levels")
 flags.declare_key_flag("sid_vocab_size")
 flags.declare_key_flag("simulator_protocol")
-flags.declare_key_flag("task")
 flags.declare_key_flag("iterations")
 flags.declare_key_flag("seeds")
 

@@ -274,11 +274,11 @@ class CommandsTest(absltest.TestCase):
     flagfile = re.search(r"--flagfile=(\S+)", command)
     text = (ROOT / flagfile[1]).read_text() if flagfile else ""
     dataset = re.search(r"--dataset=(\S+)", text)
-    small = SMALL
+    # One folder for each dataset: it is prepared once.
+    workdir, small = self.folder / (dataset[1] if dataset else "default"), SMALL
     if "--task=next_item" in text + command:
       small = [x for x in SMALL if not x[2:].startswith(OF_RL)]
-    # One folder for each dataset: it is prepared once.
-    workdir = self.folder / (dataset[1] if dataset else "default")
+      workdir = workdir / "next_item"  # A workdir keeps its task.
     with contextlib.chdir(ROOT):
       status, _, err = run(
         *arguments, *small, f"--workdir={workdir}", "--mode=data"

@@ -181,9 +181,9 @@ def leave_one_out(log: Log, slate_size: int) -> Log:
   _, first, count = np.unique(user, return_index=True, return_counts=True)
   first = first[count >= 3]
   if not len(first):
-    what = (
-      "likes" if rows.shape[1] == 1 else f"slates of {slate_size} with a like"
-    )
+    what = "likes"
+    if rows.shape[1] > 1:
+      what = f"slates of {slate_size} with a like"
     raise InputError(
       f"{log.file}: no user has three {what}, which leave_one_out needs for "
       f"train, val and test; expected some, or split_by time in "
@@ -193,11 +193,9 @@ def leave_one_out(log: Log, slate_size: int) -> Log:
   split[liked[first]] = SPLITS.index("test")
   split[liked[first + 1]] = SPLITS.index("val")
   users = len(np.unique(log.user))
-  note = (
-    f"{log.file}: split by leave_one_out, {len(first):,} users are held out"
-  )
+  note = f"{log.file}: leave_one_out holds out likes of {len(first):,} users"
   if len(first) < users:
-    note += f"; {users - len(first):,} with less stay in train"
+    note += f"; {users - len(first):,} with too few likes stay in train"
   return log._replace(split=split, notes=[*log.notes, note])
 
 

@@ -197,9 +197,7 @@ class LeaveOneOutTest(parameterized.TestCase):
         ("train", 1, [1, 3], 6),
       ],
     )
-    self.assertIn(
-      "1 users are held out; 1 with less stay in train", log.notes[-1]
-    )
+    self.assertIn("likes of 1 users; 1 with too few likes", log.notes[-1])
 
   def test_positives_only(self):
     rows = [(u, str(i)) for i in range(1, 5) for u in "ab"]
