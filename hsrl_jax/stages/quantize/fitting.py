@@ -158,4 +158,5 @@ def check_finite(rows: embeddings.Rows, ids: np.ndarray, where: str) -> None:
 
 
 def bar_after(total: int, title: str, unit: str):
+  """Returns a watch.bar of the stage that shows only where work takes long."""
   return watch.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)
