@@ -301,6 +301,9 @@ class NextItemConfig(Checked):
     history: T, liked items that are looked at.
     id_inputs: whether each item has an embedding of its own.
     feature_inputs: whether its features count.
+    interactions: numbers of a vector by who liked the item in the training
+      logs (a truncated SVD) that stands beside its features; 0 for none. Not
+      where the features are made of the logs already.
     hidden: width of the block before each level's token logits, in hsrl.
     token_dropout: rate on that block.
     smoothing: of the labels of the tokens' cross-entropy, in hsrl.
@@ -327,6 +330,7 @@ class NextItemConfig(Checked):
   history: int = setting(50, least=1)
   id_inputs: bool = True
   feature_inputs: bool = True
+  interactions: int = setting(64, least=0)
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
   smoothing: float = setting(0.0, least=0, most=_DROPOUT)
