@@ -209,11 +209,11 @@ class StageTest(absltest.TestCase):
 
   def test_drawn_negatives_switch_the_response_off(self):
     parts = _parts("sasrec")
-    self.assertEqual(next_item.response(parts)["response_weight"], 1.5)
+    self.assertEqual(next_item.untrained(parts)["response_weight"], 1.5)
     items = _dataset().items
     drawn = items._replace(sampling=np.ones(toy.ITEMS + 1) / toy.ITEMS)
     parts.dataset = _dataset()._replace(items=drawn)
-    self.assertEqual(next_item.response(parts)["response_weight"], 0.0)
+    self.assertEqual(next_item.untrained(parts)["response_weight"], 0.0)
 
   def test_a_list_ends_where_nothing_may_be_shown(self):
     """A slate that is not full ends in zeros, not in excluded items."""
