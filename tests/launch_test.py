@@ -155,6 +155,7 @@ class NumbersTest(parameterized.TestCase):
         "next_item_average",
         "next_item_eval_rows",
         "next_item_hidden",
+        "next_item_interactions",
         "next_item_item_weight",
         "next_item_response_weight",
         "next_item_smoothing",

@@ -26,7 +26,10 @@ def _config(name, **values):
     train=dataclasses.replace(base.train, task="next_item"),
     simulator=SimulatorConfig(features=4, hidden=4),
     next_item=NextItemConfig(
-      history=6, hidden=8, beams=toy.ITEMS, **{"item_weight": 0.5} | values
+      history=6,
+      hidden=8,
+      beams=toy.ITEMS,
+      **{"item_weight": 0.5, "response_weight": 1.5} | values,
     ),
   )
 
@@ -151,6 +154,16 @@ class PolicyTest(parameterized.TestCase):
       self.assertAlmostEqual(
         float(without_ids[0]), float(without_ids[1]), places=4
       )
+
+  def test_vectors_of_likes_stand_beside_the_features(self):
+    policy, params, _ = _setting("sasrec")
+    catalogue = checks.catalogue()
+    liked = jnp.arange(2.0 * toy.ITEMS).reshape(toy.ITEMS, 2)  # Of one less.
+    known = policy.catalogue(params | {"interactions": liked}, catalogue)
+    np.testing.assert_array_equal(known.features[:, :7], catalogue.features)
+    np.testing.assert_array_equal(known.features[:-1, 7:], liked)
+    # An item that came later was liked by nobody.
+    np.testing.assert_array_equal(known.features[-1, 7:], 0)
 
 
 class MakeTest(absltest.TestCase):

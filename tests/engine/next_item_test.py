@@ -32,7 +32,7 @@ MODELS = {
   ),
 }
 TRAIN = NextItemConfig(
-  learning_rate=2e-2, batch_rows=16, epochs=6, patience=3, average=0.5
+  learning_rate=2e-2, batch_rows=16, epochs=12, patience=3, average=0.5
 )
 
 

@@ -1,4 +1,4 @@
-"""Packed rows against the Encoder, one history at a time."""
+"""Packed rows against plain NumPy, one history at a time."""
 
 import functools
 
@@ -8,9 +8,9 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.data import sequences
-from hsrl_jax.networks import encoder, sequence
+from hsrl_jax.networks import sequence
 
-LENGTH, WIDTH, ITEMS = 5, 8, 9
+LENGTH, WIDTH, HEADS, ITEMS = 5, 8, 2, 9
 LISTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9, 1], [4, 2], [5, 5, 3, 1]]
 
 
@@ -24,9 +24,10 @@ def _random_like(tree, seed=0):
 @functools.cache
 def _setting():
   """Network, parameters, item vectors and the packed rows of LISTS."""
-  network = sequence.SequenceEncoder(WIDTH, 2, 2, 0.5)
+  network = sequence.SequenceEncoder(WIDTH, 2, HEADS, 0.5)
   packed = sequences.pack(sequences.from_lists(LISTS, ITEMS), LENGTH)
-  vectors = np.random.default_rng(1).normal(size=(ITEMS + 1, 3)).astype("f")
+  vectors = np.random.default_rng(1).normal(size=(ITEMS + 1, WIDTH))
+  vectors = vectors.astype("f")
   shapes = jax.eval_shape(
     network.init,
     jax.random.key(0),
@@ -43,32 +44,55 @@ def _run():
   return jax.jit(jax.vmap(network.apply, (None, 0, 0, 0)))
 
 
+def _norm(p, x):
+  spread = np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+  return (x - x.mean(-1, keepdims=True)) / spread * p["scale"] + p["bias"]
+
+
+def _dense(p, x):
+  return x @ p["kernel"] + p.get("bias", 0.0)
+
+
+def _plain(params, vectors, position):
+  """The state after the last of a sequence's items, in float64."""
+  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["params"]
+  x = vectors * WIDTH**0.5 + p["position"][position]
+  for layer in range(2):
+    own = p[f"layer_{layer}"]
+    y = _norm(own["attention_norm"], x)
+    q, k, v = (_dense(own[name], y) for name in ("query", "key", "value"))
+    mixed = []
+    for at in np.split(np.arange(WIDTH), HEADS):
+      logits = q[:, at] @ k[:, at].T / np.sqrt(len(at))
+      weights = np.tril(np.exp(logits))
+      mixed.append(weights / weights.sum(1, keepdims=True) @ v[:, at])
+    x = x + _dense(own["out"], np.concatenate(mixed, 1))
+    y = np.maximum(_dense(own["wide"], _norm(own["feed_forward_norm"], x)), 0)
+    x = x + _dense(own["narrow"], y)
+  return _norm(p["state_norm"], x[-1])
+
+
 class SequenceEncoderTest(absltest.TestCase):
-  def test_states_are_those_of_the_encoder(self):
-    """A row's states, each from the Encoder given the history alone."""
+  def test_states_are_those_of_plain_numpy(self):
+    """A row's states, each out of the sequence's own items alone."""
     _, params, vectors, packed = _setting()
     states = _run()(
       params, vectors[packed.item], packed.position, packed.segment
     )
-    single = jax.jit(encoder.Encoder(WIDTH, 2, 2, 0.5).apply)
     checked = 0
     for row in range(len(packed.item)):
       for at in np.flatnonzero(packed.segment[row]):
         own = packed.segment[row] == packed.segment[row, at]
         own &= np.arange(LENGTH) <= at
-        end = packed.position[row, at]
-        history = np.zeros(LENGTH, np.int32)
-        history[LENGTH - own.sum() :] = packed.item[row, own]
-        # The Encoder ends at the last position; here that is `end`.
-        tree = dict(params["params"])
-        tree["position"] = np.roll(tree["position"], LENGTH - 1 - end, 0)
-        expected = single({"params": tree}, vectors, jnp.zeros(0), history)
+        expected = _plain(
+          params, vectors[packed.item[row, own]], packed.position[row, own]
+        )
         np.testing.assert_allclose(states[row, at], expected, atol=1e-4)
         checked += 1
     self.assertEqual(checked, sum(len(x) - 1 for x in LISTS))
     nothing = np.zeros((1, LENGTH), np.int32)
     states = _run()(params, vectors[nothing], nothing, nothing)
-    expected = single(params, vectors, jnp.zeros(0), nothing[0])
+    expected = params["params"]["state_norm"]["bias"]
     np.testing.assert_allclose(states[0, -1], expected, atol=1e-5)
 
   def test_neighbours_in_a_row_do_not_matter(self):

@@ -75,11 +75,14 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
         "epochs": 3,
         "learning_rate": 1e-2,
         "average": 0.5,
+        "interactions": 2,
+        "response_weight": 1.5,
       }
       | values
     ),
   )
   dataset = dataset or _dataset()
+  nowhere = pathlib.Path("nowhere")
   catalogue, logs = checks.catalogue(), dataset.splits["val"]
   user = Observation(*(jnp.asarray(x[0]) for x in (logs.profile, logs.history)))
   shapes = jax.eval_shape(
@@ -102,6 +105,7 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
       response_fn=click_model.response_fn(config.simulator)
     ),
     name="toy",
+    folder=lambda stage: nowhere,
   )
 
 
@@ -215,6 +219,24 @@ class StageTest(absltest.TestCase):
     parts.dataset = _dataset()._replace(items=drawn)
     self.assertEqual(next_item.untrained(parts)["response_weight"], 0.0)
 
+  def test_vectors_of_likes(self):
+    """As long as features are; none where the features have them."""
+    parts = _parts("sasrec")
+    rows = np.asarray(next_item.untrained(parts)["interactions"])
+    self.assertEqual(rows.shape, (toy.ITEMS + 1, 2))
+    np.testing.assert_array_equal(rows[0], 0)
+    features = np.asarray(_dataset().items.features, np.float64)[1:]
+    length = np.sqrt((features**2).sum(1).mean())
+    known = np.linalg.norm(rows, axis=1)
+    np.testing.assert_allclose(known[known > 0], length, rtol=1e-4)
+    with tempfile.TemporaryDirectory() as folder:
+      made = pathlib.Path(folder) / "data"
+      made.mkdir()
+      (made / source.ITEM_VECTORS).touch()
+      parts.folder = lambda stage: made.parent
+      rows = next_item.untrained(parts)["interactions"]
+    self.assertEqual(rows.shape, (toy.ITEMS + 1, 0))
+
   def test_a_list_ends_where_nothing_may_be_shown(self):
     """A slate that is not full ends in zeros, not in excluded items."""
     parts = _parts("sasrec", response_weight=0.0)
@@ -222,7 +244,7 @@ class StageTest(absltest.TestCase):
     params = jax.tree.map(jnp.asarray, next_item._trainer(parts).init(0).params)
     excluded = jnp.arange(4, toy.ITEMS + 1)
     top = jax.jit(ranker.best)(
-      ({"model": params}, parts.catalogue),
+      ({"model": params} | next_item.untrained(parts), parts.catalogue),
       Observation(jnp.zeros(4), jnp.asarray([5, 6])),
       excluded,
     )
