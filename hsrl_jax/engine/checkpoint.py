@@ -116,6 +116,19 @@ def restore_latest(
   return None
 
 
+def latest_digest(directory: pathlib.Path) -> int | None:
+  """The digest that the newest checkpoint was saved with.
+
+  None where there is no checkpoint, or it is of a version without digests.
+  """
+  with open_directory(directory, read_only=True) as checkpointer:
+    saved = checkpointer.checkpoints
+    if not saved:
+      return None
+    kept = checkpointer.metadata(saved[-1].step).custom_metadata or {}
+  return kept.get("digest")
+
+
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
   """Within it Orbax does not wait for other processes; it asks how many.

@@ -120,12 +120,12 @@ def _judge(parts: Parts) -> engine.Judge:
   own = ranker(parts.config, items)
   _, liked = ranking.counts(train, items)
   without_history = not ranking.repeats(train)
-  response = _response(parts)
+  clicks = response(parts)
 
   def judge(params: Params) -> float:
     top = ranking.best(
       own,
-      ({"model": params} | response, parts.catalogue),
+      ({"model": params} | clicks, parts.catalogue),
       logs,
       items,
       without_history=without_history,
@@ -169,9 +169,9 @@ def load(parts: Parts) -> list[Params]:
   Raises:
     InputError: no checkpoint can be read.
   """
-  trainer, response = _trainer(parts), _response(parts)
+  trainer, clicks = _trainer(parts), response(parts)
   return [
-    {"model": _best(parts.workdir, seed, trainer)} | response
+    {"model": _best(parts.workdir, seed, trainer)} | clicks
     for seed in parts.config.train.seeds
   ]
 
@@ -189,7 +189,7 @@ def _best(workdir: pathlib.Path, seed: int, trainer: engine.Trainer) -> Params:
   return state.best_params
 
 
-def _response(parts: Parts) -> Params:
+def response(parts: Parts) -> Params:
   """The click model's part of the parameters.
 
   Its weight is 0 where the logs do not say what was shown.
