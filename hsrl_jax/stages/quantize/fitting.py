@@ -81,7 +81,7 @@ def fit(
 ) -> np.ndarray:
   """Codebooks, float32 [L, V, D], as the configuration has it; see sid.fit."""
   title = f"quantize: fit {config.vocab_size}x{config.levels}"
-  with watch.bar_after(config.levels, title, "level") as bar:
+  with watch.bar(config.levels, title, "level") as bar:
 
     def done(codebooks):
       bar.update(len(codebooks) - bar.n)
@@ -158,4 +158,4 @@ def check_finite(rows: embeddings.Rows, ids: np.ndarray, where: str) -> None:
 
 
 def bar_after(total: int, title: str, unit: str):
-  return watch.bar_after(total, f"quantize: {title}", unit, delay=_BAR_AFTER)
+  return watch.bar(total, f"quantize: {title}", unit, delay=_BAR_AFTER)
