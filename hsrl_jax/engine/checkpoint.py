@@ -109,10 +109,7 @@ def restore_latest(
         first_line[:200],
       )
     else:
-      # Orbax refuses arrays without elements.
-      return jax.tree.map(
-        lambda x, y: y if x.size else _empty(x), like, loaded, is_leaf=_is_none
-      )
+      return jax.tree.map(_whole, like, loaded, is_leaf=_is_none)
   return None
 
 
@@ -174,8 +171,13 @@ def _is_none(x: Any) -> bool:
   return x is None
 
 
-def _empty(x: Any) -> jax.Array:
-  return x if isinstance(x, jax.Array) else jnp.zeros(x.shape, x.dtype)
+def _whole(like: Any, loaded: Any) -> Any:
+  """A leaf as it was saved; Orbax refuses arrays without elements."""
+  if like is None or like.size:
+    return loaded
+  if isinstance(like, jax.Array):
+    return like
+  return jnp.zeros(like.shape, like.dtype)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:
