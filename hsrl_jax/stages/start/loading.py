@@ -49,7 +49,7 @@ def load(parts: Parts, like: Params) -> Params:
     theirs = Parts(settings.of_texts(flags, kept), workdir)
     theirs.require("policy")
     if parts.config.supervised:
-      _check_items(where, theirs, parts)
+      check_items(where, theirs, parts)
     elif _other_meaning(theirs.catalogue, parts.catalogue):
       print(
         f"  warning: the codebooks of {workdir} are others, so that its tokens "
@@ -76,13 +76,18 @@ def load(parts: Parts, like: Params) -> Params:
   return params
 
 
-def _check_items(where: str, theirs: Parts, ours: Parts) -> None:
+def check_items(where: str, theirs: Parts, ours: Parts) -> None:
   """Raises InputError unless items and their SIDs are the same."""
   names = [_names(x.dataset.items) for x in (theirs, ours)]
+  if len(names[0]) != len(names[1]):
+    raise InputError(
+      f"{where} has {len(names[0]) - 1:,} items, this run {len(names[1]) - 1:,}"
+      "; expected the same items, which its policy was trained on"
+    )
   if names[0] != names[1]:
     raise InputError(
-      f"{where} has {len(names[0]):,} items, this run {len(names[1]):,}; "
-      "expected the same ones, whose SIDs its policy was trained on"
+      f"{where} has other items than this run; expected the same items in the "
+      "same order, which its policy was trained on"
     )
   tokens = [np.asarray(x.catalogue.index.tokens) for x in (theirs, ours)]
   if not np.array_equal(*tokens):

@@ -157,7 +157,7 @@ def with_sizes(
       "--task=next_item: see --continue_from"
     )
     raise InputError(
-      f"--{unread[0]} is given, but no loss reads it; {expected}"
+      f"--{unread[0]} is given, but nothing reads it; {expected}"
     )
   if not config.supervised:
     return dict(texts)
