@@ -136,7 +136,7 @@ def with_sizes(
   given: Collection[str],
   config: Config,
 ) -> dict[str, str]:
-  """Settings with the sizes of the networks, which may be those of `source`.
+  """Settings that count, with the sizes of networks that `source` brings.
 
   Args:
     source: that the run continues from; None: it starts afresh.
@@ -148,7 +148,8 @@ def with_sizes(
     InputError: a size that is given is not that of the source, or a setting
       is given that the agent does not read as it starts.
   """
-  if unread := sorted(agents.unread(config) & {*given}):
+  unread = agents.unread(config)
+  for name in sorted(unread & {*given}):
     expected = (
       "a run that continues from a policy of --task=next_item has the networks "
       "of that policy: leave it out"
@@ -156,12 +157,10 @@ def with_sizes(
       else "it counts in a run that continues from a policy of "
       "--task=next_item: see --continue_from"
     )
-    raise InputError(
-      f"--{unread[0]} is given, but nothing reads it; {expected}"
-    )
+    raise InputError(f"--{name} is given, but nothing reads it; {expected}")
+  kept = {name: text for name, text in texts.items() if name not in unread}
   if not config.supervised:
-    return dict(texts)
-  kept = dict(texts)
+    return kept
   sizes = settings.texts(config)
   own = [f"{settings.PREFIXES['network']}{name}" for name in _SIZES]
   prefix = settings.PREFIXES["next_item"]
