@@ -123,7 +123,9 @@ class RunsTest(absltest.TestCase):
     self.assertIn("recall@10", results["held_out"]["hsrl"])
     small = ("--export_batch_sizes=2", "--export_platforms=cpu")
     self._ok(f"--workdir={self.folder / 'R'}", "--mode=export", *small)
-    recommended = api.load(self.folder / "R").recommend(["toy-1"], k=3)
+    recommended = api.load(self.folder / "R").recommend(
+      ["toy-1"], profile=[0.0] * 4, k=3
+    )
     self.assertLen(recommended, 3)
 
     # RL goes on from RL, near what it starts from now.
@@ -184,7 +186,7 @@ class RunsTest(absltest.TestCase):
     status, _, err = self._new("N", "--agent=a2c", goes_on)
     self.assertEqual(status, 2, err)
     self.assertLen(err.splitlines(), 1)
-    self.assertRegex(err, r"has critic/\S+ \[8.*\]; expected \[32.*\], as the")
+    self.assertIn("kernel [1, 8, 8]; expected [1, 32, 8], as the flags", err)
 
 
 class RefusalsTest(parameterized.TestCase):
