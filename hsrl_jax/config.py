@@ -305,13 +305,17 @@ class NextItemConfig(Checked):
     history: T, liked items that are looked at.
     id_inputs: whether each item has an embedding of its own.
     feature_inputs: whether its features count.
+    interactions: numbers of a vector by who liked the item in the training
+      logs (a truncated SVD) that stands beside its features; 0 for none. Not
+      where the features are made of the logs already.
     hidden: width of the block before each level's token logits, in hsrl.
     token_dropout: rate on that block.
     smoothing: of the labels of the tokens' cross-entropy, in hsrl.
     item_weight: in hsrl, the weight of a cross-entropy over all items beside
       the tokens'; above 0, items that are found by their tokens are ranked by
       both.
-    beams: width of the beam search by which hsrl finds items.
+    beams: width of the beam search by which hsrl finds items, of which the
+      response then has its say: more beams, more weight to the response.
     response_weight: items are ranked by log pi and this times the click model's
       logit; 0, or logs whose negatives were drawn: by log pi alone.
     learning_rate: peak, after a warm-up, of a cosine decay.
@@ -331,12 +335,13 @@ class NextItemConfig(Checked):
   history: int = setting(50, least=1)
   id_inputs: bool = True
   feature_inputs: bool = True
+  interactions: int = setting(64, least=0)
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
   smoothing: float = setting(0.0, least=0, most=_DROPOUT)
-  item_weight: float = setting(0.0, least=0)
-  beams: int = setting(50, least=1)
-  response_weight: float = setting(1.5, least=0)
+  item_weight: float = setting(1.0, least=0)
+  beams: int = setting(30, least=1)
+  response_weight: float = setting(5.0, least=0)
   learning_rate: float = setting(2e-3, above=0)
   weight_decay: float = setting(0.01, least=0)
   average: float = setting(0.0, least=0, most=_DROPOUT)

@@ -26,8 +26,9 @@ _LEAST = 1e-6  # Of a probability whose logit is taken.
 class Policy(NamedTuple):
   """The policy of a configuration; a user's functions, of ONE history.
 
-  Parameters are a dict: `model`; `response`, the click model's; and
-  `response_weight`, w.
+  Parameters are a dict: `model`; `interactions`, float32 [N + 1, X], vectors of
+  items by who liked them, which stand beside their features; `response`, the
+  click model's; and `response_weight`, w.
 
   Attributes:
     model: of the next item.
@@ -51,13 +52,18 @@ class Policy(NamedTuple):
     key: PRNGKey | None = None,
   ) -> Array:
     """c_0, float32 [d]; `key` is of the dropout."""
-    known = self.catalogue(catalogue)
+    known = self.catalogue(params, catalogue)
     history = observation.history[None]
     return self.model.states(params["model"], known, history, key)[0]
 
-  def catalogue(self, catalogue: base.ActionSpace) -> Catalogue:
-    """What the model sees of the items."""
-    return Catalogue(catalogue.index, catalogue.features)
+  def catalogue(self, params: Params, catalogue: base.ActionSpace) -> Catalogue:
+    """What the model sees of the items; of later ones nobody's likes."""
+    features, liked = catalogue.features, params["interactions"]
+    if liked.shape[1]:
+      missing = max(len(features) - len(liked), 0)
+      liked = jnp.pad(liked, ((0, missing), (0, 0)))
+      features = jnp.concatenate([features, liked], 1)
+    return Catalogue(catalogue.index, features)
 
   def response(
     self,
@@ -82,7 +88,7 @@ class Policy(NamedTuple):
     items: Array,
   ) -> Array:
     """What items rank by, int32 [M] -> float32 [M], up to a constant."""
-    known = self.catalogue(catalogue)
+    known = self.catalogue(params, catalogue)
     state = self.state(params, catalogue, observation)
     of_model = self.model.score(params["model"], known, state, items)
     return of_model + self.response(params, catalogue, observation, items)
@@ -107,7 +113,7 @@ class Policy(NamedTuple):
         temperature,
         self.slate_size,
       )
-    known = self.catalogue(catalogue)
+    known = self.catalogue(params, catalogue)
     state = self.state(params, catalogue, observation)
     search = self.model.search(
       params["model"],
@@ -205,8 +211,9 @@ def _init(own: Policy, config: Config):
     key: PRNGKey, catalogue: base.ActionSpace, observation: Observation
   ) -> Params:
     keys = [jax.random.fold_in(key, i) for i in range(2)]
-    return {
-      "model": own.model.init(keys[0], own.catalogue(catalogue)),
+    nothing = {"interactions": jnp.zeros((len(catalogue.features), 0))}
+    return nothing | {
+      "model": own.model.init(keys[0], own.catalogue(nothing, catalogue)),
       "response": without_items(
         click_model.init(
           config.simulator, keys[1], catalogue.features, observation

@@ -128,7 +128,7 @@ def table(results: dict[str, Any]) -> str:
   lines += tables.aligned(rows)
   if "verdict" in results.get("simulator", {}):
     lines += ["", tables.filled(verdict.line(results["simulator"]))]
-  if not results["simulator"].get("claims_rates", True):
+  if not results.get("simulator", {}).get("claims_rates", True):
     lines.append(tables.filled(verdict.NO_RATES))
   if why := _withheld(results):
     lines.append(tables.filled(f"normalised is withheld: {why}"))

@@ -10,7 +10,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.agents import next_item
 from hsrl_jax.config import Config
-from hsrl_jax.data import sequences
+from hsrl_jax.data import item_vectors, sequences, source
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.engine import next_item as engine
 from hsrl_jax.errors import InputError
@@ -44,15 +44,24 @@ def run(parts: Parts) -> None:
   with stop.deferred(by_all=True) as signals:
     for seed in parts.config.train.seeds:
       _train(parts, folder / f"seed_{seed}", seed, signals)
-  files.write_json(folder / MODEL, about(parts.config))
+  files.write_json(
+    folder / MODEL, about(parts.config, _interactions(parts).shape[1])
+  )
 
 
-def about(config: Config) -> dict:
-  """What decides the shapes and the meaning of a policy's parameters."""
+def about(config: Config, interactions: int) -> dict:
+  """What decides the shapes and the meaning of a policy's parameters.
+
+  Args:
+    config: of the run.
+    interactions: numbers of a vector by who liked an item, which may be fewer
+      than the configuration asks for.
+  """
+  sizes = config_lib.values(config.next_item)
   return {
     "format": 1,
     "agent": config.agent,
-    "next_item": config_lib.values(config.next_item),
+    "next_item": sizes | {"interactions": interactions},
     "network": config_lib.values(config.network),
   }
 
@@ -108,9 +117,8 @@ def _trainer(parts: Parts) -> engine.Trainer:
       "some, whose second is predicted from the first"
     )
   policy = next_item.policy(parts.config, ranking.LISTED, items)
-  return engine.Trainer(
-    policy.model, policy.catalogue(parts.catalogue), packed, c
-  )
+  catalogue = policy.catalogue(_given(parts), parts.catalogue)
+  return engine.Trainer(policy.model, catalogue, packed, c)
 
 
 def _judge(parts: Parts) -> engine.Judge:
@@ -120,12 +128,12 @@ def _judge(parts: Parts) -> engine.Judge:
   own = ranker(parts.config, items)
   _, liked = ranking.counts(train, items)
   without_history = not ranking.repeats(train)
-  clicks = response(parts)
+  given = _given(parts)
 
   def judge(params: Params) -> float:
     top = ranking.best(
       own,
-      ({"model": params} | clicks, parts.catalogue),
+      ({"model": params} | given, parts.catalogue),
       logs,
       items,
       without_history=without_history,
@@ -169,9 +177,9 @@ def load(parts: Parts) -> list[Params]:
   Raises:
     InputError: no checkpoint can be read.
   """
-  trainer, clicks = _trainer(parts), response(parts)
+  trainer, given = _trainer(parts), _given(parts)
   return [
-    {"model": _best(parts.workdir, seed, trainer)} | clicks
+    {"model": _best(parts.workdir, seed, trainer)} | given
     for seed in parts.config.train.seeds
   ]
 
@@ -189,7 +197,12 @@ def _best(workdir: pathlib.Path, seed: int, trainer: engine.Trainer) -> Params:
   return state.best_params
 
 
-def response(parts: Parts) -> Params:
+def _given(parts: Parts) -> Params:
+  """The part of the parameters that is not trained here."""
+  return {"interactions": jnp.asarray(_interactions(parts))} | clicks(parts)
+
+
+def clicks(parts: Parts) -> Params:
   """The click model's part of the parameters.
 
   Its weight is 0 where the logs do not say what was shown.
@@ -201,3 +214,16 @@ def response(parts: Parts) -> Params:
     "response": next_item.without_items(parts.response),
     "response_weight": jnp.float32(weight),
   }
+
+
+def _interactions(parts: Parts) -> np.ndarray:
+  """Vectors of items by who liked them, [N + 1, X], as long as features are."""
+  features = parts.dataset.items.features
+  size = parts.config.next_item.interactions
+  of_logs = (parts.folder("data") / "data" / source.ITEM_VECTORS).exists()
+  if not size or of_logs:
+    return np.zeros((len(features), 0), np.float32)
+  user, item = item_vectors.positives(parts.dataset.splits["train"])
+  rows = item_vectors.of_interactions(user, item, len(features) - 1, size)
+  length = np.sqrt((features**2).sum() / max((features**2).any(1).sum(), 1))
+  return np.concatenate([np.zeros_like(rows[:1]), rows * np.float32(length)])

@@ -25,9 +25,9 @@ from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 __all__ = ["FROZEN", "ContinuedSettings", "make"]
 
-# Parameters that no loss changes: the model that training started from, and
-# the click model, with its weight, by which the policy ranks items too.
-FROZEN = ("start", "response", "response_weight")
+# Parameters that are not trained: the model that training started from, and
+# what `next_item.Policy` has beside its model.
+FROZEN = ("start", "interactions", "response", "response_weight")
 
 
 class _Parts(NamedTuple):
@@ -52,6 +52,28 @@ class _Parts(NamedTuple):
     return self.critic.apply(params["critic"], contexts)[0]
 
 
+class _Seen(NamedTuple):
+  """What a model says of a user and of the slate that was shown.
+
+  Attributes:
+    state: float32 [d], c_0.
+    tokens: of the slate, with log-probabilities as logits.
+    items: float32 [N + 1], log softmax of the items' scores; None where items
+      rank by their tokens alone.
+  """
+
+  state: Array
+  tokens: SlateView
+  items: Array | None
+
+  def log_probs(self, slate: Array) -> Array:
+    """Log-probabilities of the parts of each choice, [K, L] or [K, L + 1]."""
+    parts = self.tokens.log_probs()
+    if self.items is None:
+      return parts
+    return jnp.concatenate([parts, self.items[slate][:, None]], -1)
+
+
 def make(config: Config, spec: base.Spec) -> base.Agent:
   """Builds the agent.
 
@@ -72,9 +94,15 @@ def make(config: Config, spec: base.Spec) -> base.Agent:
 
   def init(key, catalogue, observation):
     params = supervised.init(key, catalogue, observation)
+    # As many numbers as the policy was trained on.
+    size = (len(catalogue.features), config.next_item.interactions)
+    liked = {"interactions": jnp.zeros(size)}
+    known = parts.policy.catalogue(liked, catalogue)
+    model = parts.policy.model.init(jax.random.fold_in(key, 0), known)
     contexts = jnp.zeros((spec.levels, spec.network.width))
     critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
-    return params | {"critic": critic, "start": params["model"]}
+    own = {"model": model, "critic": critic, "start": model}
+    return params | liked | own
 
   return supervised._replace(
     init=init, loss=functools.partial(_loss, parts), frozen=FROZEN
@@ -91,11 +119,10 @@ def _loss(
   progress: Array,
 ) -> tuple[Array, Metrics]:
   """See base.Agent.loss."""
-  settings, policy = parts.settings, parts.policy
-  tokens = sid_of(catalogue.index, transition.slate)
+  settings, policy, slate = parts.settings, parts.policy, transition.slate
   keys = sampling.split(key, 2)
-  state, view = _seen(parts, params["model"], catalogue, transition, keys)
-  value = parts.value(params, state)
+  seen = _seen(parts, params, catalogue, transition, keys)
+  value = parts.value(params, seen.state)
   next_state = policy.state(
     target_params, catalogue, transition.next_observation
   )
@@ -112,30 +139,26 @@ def _loss(
     shares if settings.item_credit else None,
     clip=settings.advantage_clip,
   )
-  drawn = transition.log_prob
+  log_probs, drawn = seen.log_probs(slate), transition.log_prob
   if settings.importance_clip:
-    # What was drawn has more than the tokens, with which it is compared.
-    drawn = drawn - jax.lax.stop_gradient(
-      _beside_tokens(policy, params, catalogue, transition, state)
-    )
+    drawn = drawn - _beside(policy, params, catalogue, transition, seen)
   loss, metrics = base.actor_critic(
     settings,
     progress,
     critic=(value - target) ** 2,
     actor=policy_gradient.actor_loss(
-      view.log_probs(), advantages, drawn, settings.importance_clip
+      log_probs, advantages, drawn, settings.importance_clip
     ),
-    entropy=view.entropy(),
-    behaviour=_cross_entropy(
-      policy, params, catalogue, transition, state, view
-    ),
+    entropy=seen.tokens.entropy(),
+    behaviour=_cross_entropy(policy, log_probs, transition.response),
     value=value,
     target=target,
   )
   if settings.kl_weight:
     # By the same dropout, so that equal parameters are no distance apart.
-    _, start = _seen(parts, params["start"], catalogue, transition, keys)
-    kl = divergence(view.logits, jax.lax.stop_gradient(start.logits), tokens)
+    start = params | {"model": params["start"]}
+    start = _seen(parts, start, catalogue, transition, keys)
+    kl = _distance(seen, start, catalogue.index.active)
     loss = loss + settings.kl_weight * kl
     metrics = metrics | {"loss": loss, "kl": kl}
   return loss, metrics
@@ -143,57 +166,64 @@ def _loss(
 
 def _seen(
   parts: _Parts,
-  model: Params,
+  params: Params,
   catalogue: base.ActionSpace,
   transition: Transition,
   keys: PRNGKey,
-) -> tuple[Array, SlateView]:
-  """The state, [d], and what a model says of the slate; keys of the dropout."""
-  policy = parts.policy
-  state = policy.state(
-    {"model": model}, catalogue, transition.observation, keys[0]
-  )
+) -> _Seen:
+  """See _Seen; the two keys are of the dropout."""
+  policy, model = parts.policy, parts.policy.model
+  known = policy.catalogue(params, catalogue)
+  state = policy.state(params, catalogue, transition.observation, keys[0])
   tokens = sid_of(catalogue.index, transition.slate)
-  log_probs = policy.model.taken(
-    model,
-    policy.catalogue(catalogue),
-    state,
-    jnp.maximum(tokens, 0),
-    keys[1],
+  log_probs = model.taken(
+    params["model"], known, state, jnp.maximum(tokens, 0), keys[1]
   )
-  return state, SlateView(log_probs, tokens)
+  items = None
+  if model.config.item_weight:
+    scores = model.rows(params["model"], known) @ state
+    items = masking.log_softmax(scores, catalogue.index.active)
+  return _Seen(state, SlateView(log_probs, tokens), items)
 
 
 def _cross_entropy(
+  policy: next_item.Policy, log_probs: Array, response: Array
+) -> Array:
+  """-log pi of the liked items, weighed as before RL; mean over the slate."""
+  weights = jnp.ones(log_probs.shape[1])
+  if policy.model.config.item_weight:
+    weights = weights.at[-1].set(policy.model.config.item_weight)
+  return -(response * (log_probs @ weights)).mean()
+
+
+def _beside(
   policy: next_item.Policy,
   params: Params,
   catalogue: base.ActionSpace,
   transition: Transition,
-  state: Array,
-  view: SlateView,
+  seen: _Seen,
 ) -> Array:
-  """-log pi of the liked items, as in training before; mean over the slate."""
-  model, log_pi = policy.model, view.log_probs().sum(-1)
-  if model.config.item_weight:
-    rows = model.rows(params["model"], policy.catalogue(catalogue))
-    of_items = masking.log_softmax(rows @ state, catalogue.index.active)
-    log_pi += model.config.item_weight * of_items[transition.slate]
-  return -(transition.response * log_pi).mean()
+  """What the slate was drawn by beside `_Seen.log_probs`, [K], no gradient.
+
+  It is the click model's part, and the constant of the items' softmax.
+  """
+  slate = transition.slate
+  beside = policy.response(params, catalogue, transition.observation, slate)
+  if seen.items is not None:
+    known = policy.catalogue(params, catalogue)
+    beside += policy.model.item_score(params["model"], known, seen.state, slate)
+    beside -= seen.items[slate]
+  return jax.lax.stop_gradient(beside)
 
 
-def _beside_tokens(
-  policy: next_item.Policy,
-  params: Params,
-  catalogue: base.ActionSpace,
-  transition: Transition,
-  state: Array,
-) -> Array:
-  """What items rank by beside log pi of their tokens, float32 [K]."""
-  return policy.model.item_score(
-    params["model"], policy.catalogue(catalogue), state, transition.slate
-  ) + policy.response(
-    params, catalogue, transition.observation, transition.slate
-  )
+def _distance(seen: _Seen, start: _Seen, active: Array) -> Array:
+  """KL divergence from what the policy started from, which gets no gradient."""
+  start = jax.lax.stop_gradient(start)
+  kl = divergence(seen.tokens.logits, start.tokens.logits, seen.tokens.tokens)
+  if seen.items is not None:
+    of_each = jnp.exp(seen.items) * (seen.items - start.items)
+    kl += jnp.where(active, of_each, 0.0).sum()
+  return kl
 
 
 def divergence(log_probs: Array, start: Array, tokens: Array) -> Array:

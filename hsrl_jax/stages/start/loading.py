@@ -62,7 +62,7 @@ def load(parts: Parts, like: Params) -> Params:
     for seed in parts.config.train.seeds
   ]
   if parts.config.supervised:
-    own = next_item.response(parts)
+    own = next_item.clicks(parts)
     chosen = [x | {"start": x["model"]} | own for x in chosen]
     fresh = [
       jax.tree.map(lambda x, i=i: x[i], like["critic"])
