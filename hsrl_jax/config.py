@@ -351,6 +351,14 @@ class NextItemConfig(Checked):
   eval_every: int = setting(1, least=1)
   eval_rows: int = setting(2_000, least=0)
 
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "patience",
+      self.patience >= self.eval_every,
+      f"at least eval_every = {self.eval_every}",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class EvaluateConfig(Checked):

@@ -137,8 +137,8 @@ def config_from_flags(
     compared: the agents that an experiment trains; None: --agent alone.
 
   Raises:
-    InputError: a value is out of range, or a flag is given that no agent reads;
-      the message names the flag.
+    InputError: a value is out of range, or a flag is given that agent and task
+      do not read; the message names the flag.
   """
   name = AGENT.value
   settings.check_agent("--agent", name)
@@ -157,16 +157,10 @@ def settings_from_flags(agent: str) -> agents.Settings:
 
 def _check_read(trained: Collection[str]) -> None:
   """Raises InputError where a flag is given that no trained agent reads."""
-  readers = {}
-  for agent in agents.AGENTS:
-    for flag in agents.reads(agent):
-      readers.setdefault(flag, []).append(agent)
-  for flag, names in readers.items():
-    if flags.FLAGS[flag].present and not set(names) & set(trained):
-      raise InputError(
-        f"--{flag} is given, but --agent={' or '.join(sorted(trained))} does "
-        f"not read it; expected one of {', '.join(names)}, or no such flag"
-      )
+  groups = (*settings.STAGES, *settings.of_agents())
+  names = [name for _, _, name, _ in settings.fields(groups)]
+  present = [name for name in names if flags.FLAGS[name].present]
+  settings.check_read(present, trained, flags.FLAGS.task, "--")
 
 
 def export_from_flags() -> config_lib.ExportConfig:
@@ -195,15 +189,13 @@ def resolved(
       single run.
     compared: the agents whose flags count; none: that of --agent.
   """
-  groups = [
-    *settings.STAGES,
-    *map(settings.of_agent, compared or [AGENT.value]),
-  ]
-  names = ["agent", "embeddings"]
+  trained = compared or [AGENT.value]
+  groups = (*settings.STAGES, *map(settings.of_agent, trained))
+  task = flags.FLAGS.task
+  read = set().union(*(settings.reads(x, task) for x in trained))
+  names = ["agent", "embeddings", *(x for x in _deciding(groups) if x in read)]
   if experiment is not None:
-    groups.append(settings.EXPERIMENT)
-    names.append("mode")
-  names += _deciding(groups)
+    names += ["mode", *_deciding([settings.EXPERIMENT])]
   return {x: _text(x) for x in names if flags.FLAGS[x].value is not None}
 
 

@@ -175,6 +175,10 @@ def _joins_others(mode: str) -> bool:
       f"--mode={mode} with many processes; expected a single one: only the "
       "stages of a dataset know what to do with more"
     )
+  if flags.FLAGS.task == "next_item":
+    raise InputError(
+      "--task=next_item with many processes; expected a single one"
+    )
   try:
     processes.start(*given)
   except InputError as error:
@@ -205,6 +209,11 @@ def _check_inputs(mode: str) -> None:
       )
     if not flag.value and mode in needed:
       raise InputError(f"--mode={mode} needs --{flag.name}; expected a file")
+  if flags.FLAGS.task == "next_item" and mode in EXPERIMENTS:
+    raise InputError(
+      f"--task=next_item with --mode={mode}; expected --task=rl: experiments "
+      "train in the simulator"
+    )
   fits = "--sweep" if flags_lib.SWEEP.value else f"--mode={mode}"
   if flags.FLAGS.sids and fits in _FIT_SIDS:
     raise InputError(

@@ -11,11 +11,12 @@ import difflib
 import numbers
 import os
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hsrl_jax import agents
 from hsrl_jax import config as config_lib
+from hsrl_jax.agents import next_item
 from hsrl_jax.errors import InputError
 
 PREFIXES = {
@@ -80,6 +81,52 @@ def fields(
       yield group, field, name, types_[field.name]
 
 
+def reads(agent: str, task: str) -> set[str]:
+  """The names of the settings that a run of an agent and a task reads."""
+  if task == "next_item":
+    return {
+      name
+      for group, field, name, _ in fields(STAGES)
+      if next_item.reads(agent, group.name, field.name)
+    }
+  groups = [x for x in STAGES if x.name != "next_item"]
+  return {name for _, _, name, _ in fields((*groups, of_agent(agent)))}
+
+
+def check_read(
+  given: Collection[str], trained: Collection[str], task: str, dashes: str = ""
+) -> None:
+  """Raises InputError unless a trained agent reads each setting.
+
+  Args:
+    given: names of settings that exist.
+    trained: names of agents.
+    task: what they are trained on.
+    dashes: what precedes a setting's name in errors.
+  """
+  if task not in config_lib.TASKS:
+    return  # TrainConfig says so.
+  able = next_item.AGENTS if task == "next_item" else tuple(agents.AGENTS)
+  for agent in trained:
+    if agent not in able:
+      raise InputError(
+        f"{dashes}agent={agent} with {dashes}task={task}; expected "
+        f"{dashes}agent={' or '.join(able)}, or {dashes}task=rl"
+      )
+  read = set().union(*(reads(x, task) for x in trained))
+  for name in sorted(set(given) - read):
+    who, expected = ("task", task), f"another {dashes}task"
+    if others := [x for x in able if name in reads(x, task)]:
+      who = ("agent", " or ".join(sorted(trained)))
+      expected = f"one of {', '.join(others)}"
+    raise InputError(
+      f"{dashes}{name} is given, but "
+      + (f"{dashes}{'='.join(who)}" if dashes else f"the {' '.join(who)}")
+      + f" does not read it; expected {expected}, or no such "
+      + ("flag" if dashes else "setting")
+    )
+
+
 def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
   """An instance of a group's class.
 
@@ -111,26 +158,19 @@ def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
     values: by setting's name; what is missing has its default.
 
   Raises:
-    InputError: there is no such agent or setting, the agent does not read it,
-      or its value is out of range.
+    InputError: there is no such agent or setting, agent and task do not read
+      it, or its value is out of range.
   """
   check_agent("agent", agent)
-  groups = (*STAGES, of_agent(agent))
-  known = [name for _, _, name, _ in fields(groups)]
+  known = [name for _, _, name, _ in fields((*STAGES, *of_agents()))]
   for name in values:
-    if name in known:
-      continue
-    readers = [x for x in agents.AGENTS if name in agents.reads(x)]
-    if readers:
+    if name not in known:
+      near = difflib.get_close_matches(name, known, 3)
       raise InputError(
-        f"{name} is given, but the agent {agent} does not read it; expected "
-        f"one of {', '.join(readers)}, or no such setting"
+        f"{name} is no setting; expected "
+        + (f"such as {' or '.join(near)}" if near else f"one of {known}")
       )
-    near = difflib.get_close_matches(name, known, 3)
-    raise InputError(
-      f"{name} is no setting; expected "
-      + (f"such as {' or '.join(near)}" if near else f"one of {known}")
-    )
+  check_read(values, [agent], values.get("task", config_lib.TASKS[0]))
   return config_lib.Config(
     **{x.name: make(x, values) for x in STAGES},
     agent=agent,
@@ -148,12 +188,13 @@ def check_agent(name: str, agent: str) -> None:
 
 def texts(config: config_lib.Config) -> dict[str, str]:
   """Name to text of every setting with a value that decides what a run is."""
+  read = reads(config.agent, config.train.task)
   values: dict[str, Any] = {"agent": config.agent}
   parts = {x.name: getattr(config, x.name) for x in STAGES}
   parts["agent"] = config.settings
   for group, field, name, _ in fields((*STAGES, of_agent(config.agent))):
     value = getattr(parts[group.name], field.name)
-    if field.compare:
+    if field.compare and name in read:
       path = name in PATHS and value is not None
       values[name] = os.path.abspath(value) if path else value
   return {k: text(v) for k, v in values.items() if v is not None}
@@ -192,6 +233,10 @@ def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
         f"{where} has {name} {kept[name]!r}; expected {expected}"
       ) from error
   unknown = {name: kept[name] for name in kept if name not in values}
+  # What the task does not read decides nothing, and may be kept all the same.
+  task = values.get("task", config_lib.TASKS[0])
+  read = set().union(*(reads(x, task) for x in agents.AGENTS))
+  values = {name: value for name, value in values.items() if name in read}
   try:
     return config(agent, unknown | values)
   except InputError as error:

@@ -56,6 +56,7 @@ SMALL = (
   "--evaluate_episodes=8",
   "--seeds=0",
 )
+OF_RL = ("iterations", "curve", "save")  # What --task=next_item refuses.
 
 
 def _blocks(language: str, page: pathlib.Path) -> list[str]:
@@ -189,6 +190,13 @@ class CommandsTest(absltest.TestCase):
     self.assertIn("positives only; each of 35 is shown", out)
     out = self._data_of("my_beauty", "quantize")
     self.assertIn("SIDs of index_rqkmeans.json: 2 tokens of 4 values, no", out)
+    commands = [x for x in _commands() if "flags/next_item/beauty" in x]
+    self.assertLen(commands, 2)
+    for command in commands:
+      with contextlib.chdir(self.folder):
+        status, out, err = run(*_arguments(command), "--mode=data")
+      self.assertEqual(status, 0, err)
+      self.assertIn("leave_one_out holds out likes of 7 users", out)
     out = self._data_of("my_films")
     self.assertIn("12 from words of title, genres", out)
     self.assertIn("12 items; slates: train 8, val 1, test 1", out)
@@ -269,10 +277,13 @@ class CommandsTest(absltest.TestCase):
     text = (ROOT / flagfile[1]).read_text() if flagfile else ""
     dataset = re.search(r"--dataset=(\S+)", text)
     # One folder for each dataset: it is prepared once.
-    workdir = self.folder / (dataset[1] if dataset else "default")
+    workdir, small = self.folder / (dataset[1] if dataset else "default"), SMALL
+    if "--task=next_item" in text + command:
+      small = [x for x in SMALL if not x[2:].startswith(OF_RL)]
+      workdir = workdir / "next_item"  # A workdir keeps its task.
     with contextlib.chdir(ROOT):
       status, _, err = run(
-        *arguments, *SMALL, f"--workdir={workdir}", "--mode=data"
+        *arguments, *small, f"--workdir={workdir}", "--mode=data"
       )
     self.assertEqual(status, 0, err)
 

@@ -50,6 +50,23 @@ class SettingsTest(parameterized.TestCase):
     ({"iteration": 20}, "^iteration is no setting; expected such as iterati"),
     ({"item_logits": "free"}, "the agent hsrl does not read it; .* a2c"),
     ({"agent": "hrsl"}, "^agent is 'hrsl'; expected one of"),
+    ({"next_item_epochs": 3}, "the task rl does not read it; expected another"),
+    (
+      {"task": "next_item", "iterations": 100},
+      "^iterations is given, but the task next_item does not read it; expected "
+      "another task, or no such setting$",
+    ),
+    ({"task": "next_item", "beams": 9}, "^beams is given, but the task next_i"),
+    ({"task": "next_item", "critic_hidden": 9}, "^critic_hidden is given, but"),
+    (
+      {"agent": "sasrec", "task": "next_item", "next_item_beams": 9},
+      "the agent sasrec does not read it; expected one of hsrl, or no such set",
+    ),
+    (
+      {"agent": "ddpg", "task": "next_item"},
+      "^agent=ddpg with task=next_item; expected agent=hsrl or sasrec, or task",
+    ),
+    ({"task": "fly"}, "^task is 'fly'; expected one of"),
   )
   def test_one_line_names_setting_value_and_what_is_expected(
     self, values, message
@@ -65,6 +82,18 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(kept["response_params"], os.path.abspath("urm.npz"))
     again = settings.of_texts("flags.txt", kept)
     self.assertEqual(settings.texts(again), kept)
+
+  def test_what_the_task_does_not_read_is_not_kept(self):
+    given = {"task": "next_item", "next_item_epochs": 3, "width": 8}
+    kept = settings.texts(settings.config("hsrl", given))
+    self.assertContainsSubset({"next_item_epochs", "width", "seeds"}, kept)
+    self.assertNoCommonElements({"iterations", "beams", "discount"}, kept)
+    self.assertNoCommonElements(
+      {"next_item_epochs"}, settings.texts(settings.config("hsrl", {}))
+    )
+    # A file of which more was kept is read.
+    config = settings.of_texts("flags.txt", kept | {"iterations": "100"})
+    self.assertEqual(config, settings.config("hsrl", given))
 
   @parameterized.parameters(
     ({"iterations": "many"}, "^flags.txt has iterations 'many'; expected an i"),

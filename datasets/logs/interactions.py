@@ -10,6 +10,12 @@ what the user likes in the train split nor the slate's own positive is drawn.
 
 The history of a slate is what its user liked before it. Where `split` is given,
 likes of a later split are in no history of an earlier one.
+
+The option `"split_by": "leave_one_out"` takes the place of `split`: each user's
+last slate with a like is for the test, the one before for validation, and all
+else for training; so is all of a user with fewer than three such slates.
+Slates of positives only, and those of `slate_size` 1, are single likes, which
+is the usual leave-one-out.
 """
 
 from typing import NamedTuple
@@ -94,10 +100,10 @@ def read(
   Args:
     table: of the user.
     item_ids: of item 1, 2, ...
-    options: `like_from`.
+    options: `like_from`, `split_by`, `slate_size`.
 
   Raises:
-    InputError: the row and column that is no good.
+    InputError: the row and column that is no good, or a split that cannot be.
   """
   number = {item: i for i, item in enumerate(item_ids, 1)}
 
@@ -130,7 +136,7 @@ def read(
     split = np.array(
       [SPLITS.index(x) for x in tables.column(table, "split", tables.split)]
     )
-  return Log(
+  log = Log(
     file=table.path.name,
     user=np.array([user_number[x] for x in users], np.int32),
     item=np.array(tables.column(table, "item_id", item), np.int32),
@@ -142,6 +148,55 @@ def read(
     notes=tables.unused(table, known),
     users=list(user_number),
   )
+  if options.split_by is None:
+    return log
+  if split is not None:
+    raise InputError(
+      f"{table.path} has a column split, and {options_lib.NAME} has split_by "
+      f"{options.split_by!r}; expected one of them"
+    )
+  if options.split_by == options_lib.LEAVE_ONE_OUT:
+    return leave_one_out(log, options.slate_size)
+  return log
+
+
+def leave_one_out(log: Log, slate_size: int) -> Log:
+  """The log with a split by user: see the module's docstring.
+
+  Args:
+    log: without a split.
+    slate_size: K.
+
+  Raises:
+    InputError: no user has three slates with a like.
+  """
+  rows = np.arange(len(log.user))[:, None]
+  if not log.positives_only:
+    rows = _cut(log, slate_size)[0]
+  liked = rows[(log.response[rows] > 0).any(1)]
+  # Newest first, by user; of equal times the later row is the newer one.
+  liked = liked[np.lexsort((liked[:, 0], log.timestamp[liked[:, 0]]))[::-1]]
+  liked = liked[np.argsort(log.user[liked[:, 0]], kind="stable")]
+  user = log.user[liked[:, 0]]
+  _, first, count = np.unique(user, return_index=True, return_counts=True)
+  first = first[count >= 3]
+  if not len(first):
+    what = "likes"
+    if rows.shape[1] > 1:
+      what = f"slates of {slate_size} with a like"
+    raise InputError(
+      f"{log.file}: no user has three {what}, which leave_one_out needs for "
+      f"train, val and test; expected some, or split_by time in "
+      f"{options_lib.NAME}"
+    )
+  split = np.zeros(len(log.user), int)
+  split[liked[first]] = SPLITS.index("test")
+  split[liked[first + 1]] = SPLITS.index("val")
+  users = len(np.unique(log.user))
+  note = f"{log.file}: leave_one_out holds out likes of {len(first):,} users"
+  if len(first) < users:
+    note += f"; {users - len(first):,} with too few likes stay in train"
+  return log._replace(split=split, notes=[*log.notes, note])
 
 
 def _response(

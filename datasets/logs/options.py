@@ -8,6 +8,10 @@ All may be missing:
   seed         0: of drawn negatives
   normalise    true or false: whether each `feature` is brought to length one;
                if missing, where a few are much longer than most
+  split_by     "time": the last tenth of all slates is for the test, the tenth
+               before for validation; "leave_one_out": each user's last slate
+               with a like is for the test, the one before for validation. If
+               missing: the column `split`, or by time where there is none
 """
 
 import dataclasses
@@ -18,6 +22,8 @@ from hsrl_jax.data import feedback
 from hsrl_jax.errors import InputError, reading
 
 NAME = "logs.json"
+LEAVE_ONE_OUT = "leave_one_out"
+SPLITS_BY = ("time", LEAVE_ONE_OUT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +36,7 @@ class Options:
   like_from: float | None = None
   seed: int = 0
   normalise: bool | None = None
+  split_by: str | None = None
 
 
 def read(folder: pathlib.Path) -> Options:
@@ -73,6 +80,11 @@ def read(folder: pathlib.Path) -> Options:
     ),
     ("like_from", lambda x: x is None or number(x), "a number"),
     ("normalise", lambda x: x in (None, True, False), "true or false"),
+    (
+      "split_by",
+      lambda x: x is None or x in SPLITS_BY,
+      " or ".join(SPLITS_BY),
+    ),
   ):
     value = getattr(options, name)
     if not holds(value):

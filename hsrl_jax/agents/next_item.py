@@ -20,6 +20,13 @@ from hsrl_jax.sim import click_model
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 AGENTS = ("hsrl", "sasrec")
+# What the task reads of a part of Config; of the others all.
+_READ = {
+  "network": ("width", "layers", "heads", "dropout"),
+  "train": ("task", "seeds"),
+}
+# Fields of NextItemConfig that only an agent with tokens reads.
+_OF_TOKENS = ("hidden", "token_dropout", "smoothing", "item_weight", "beams")
 _LEAST = 1e-6  # Of a probability whose logit is taken.
 
 
@@ -134,6 +141,19 @@ class Policy(NamedTuple):
     best = base.top(ranks, self.slate_size)
     slate = jnp.where(search.valid[best], items[best], 0)
     return base.Action(slate, log_prob[best], jnp.zeros(0))
+
+
+def reads(agent: str, part: str, field: str) -> bool:
+  """Whether training an agent on the next item reads a field.
+
+  Args:
+    agent: one of AGENTS; its own settings are not read.
+    part: name of a part of Config.
+    field: of that part.
+  """
+  if part == "next_item" and field in _OF_TOKENS:
+    return agent == "hsrl"
+  return field in _READ.get(part, (field,))
 
 
 def without_items(response: click_model.ResponseParams):

@@ -88,10 +88,11 @@ class Trainer:
 
   def run(
     self, state: TrainState, seed: int, judge: Judge
-  ) -> Iterator[TrainState]:
+  ) -> Iterator[tuple[TrainState, float | None]]:
     """Trains from `state` on; yields the state after each epoch.
 
-    What was yielded may be saved and gone on from: the epochs that follow are
+    Beside it is the epoch's measure, None where it was not validated. A state
+    that was yielded may be saved and gone on from: the epochs that follow are
     the same ones, since random numbers depend on seed and epoch alone. A state
     is yielded once; its buffers are reused unless it was the last.
 
@@ -119,6 +120,7 @@ class Trainer:
         opt_state=opt_state,
         loss=loss,
       )
+      measure = None
       if epoch % config.eval_every == 0 or epoch == config.epochs:
         evaluated = averaged if config.average else params
         measure = judge(evaluated)
@@ -128,7 +130,7 @@ class Trainer:
             best_epoch=jnp.int32(epoch),
             best_params=jax.tree.map(jnp.copy, evaluated),
           )
-      yield state
+      yield state, measure
 
   def finished(self, state: TrainState) -> bool:
     """Whether all epochs are done, or validation has not improved for long."""

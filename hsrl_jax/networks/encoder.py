@@ -111,19 +111,35 @@ class Layer(nn.Module):
     """
     length, width = x.shape
     query = x[length - len(usable) :]
-    size = width // self.heads
-    q = nn.Dense(width, name="query")(query) * size**-0.5
-    k = nn.Dense(width, use_bias=False, name="key")(x)  # It would cancel.
-    v = nn.Dense(width, name="value")(x)
-    heads = [y.reshape(-1, self.heads, size).swapaxes(0, 1) for y in (q, k, v)]
-    attend = jax.vmap(_attend, in_axes=(0, 0, 0, None))
-    mixed = attend(*heads, usable).swapaxes(0, 1).reshape(-1, width)
-    out = nn.Dense(width, name="out")(mixed) * attention_scale
+    out = attention(self.heads, query, x, usable) * attention_scale
     x = LayerNorm(name="attention_norm")(query + out)
     out = nn.Dense(width, name="narrow")(
       nn.relu(nn.Dense(2 * width, name="wide")(x))
     )
     return LayerNorm(name="feed_forward_norm")(x + out * feed_forward_scale)
+
+
+def attention(heads: int, query: Array, x: Array, usable: Array) -> Array:
+  """Multi-head attention, called within a module that gets its four maps.
+
+  Args:
+    heads: divides d.
+    query: float32 [Q, d].
+    x: float32 [H, d], what is attended to.
+    usable: bool [Q, H].
+
+  Returns:
+    float32 [Q, d].
+  """
+  width = x.shape[-1]
+  size = width // heads
+  q = nn.Dense(width, name="query")(query) * size**-0.5
+  k = nn.Dense(width, use_bias=False, name="key")(x)  # It would cancel.
+  v = nn.Dense(width, name="value")(x)
+  split = [y.reshape(-1, heads, size).swapaxes(0, 1) for y in (q, k, v)]
+  attend = jax.vmap(_attend, in_axes=(0, 0, 0, None))
+  mixed = attend(*split, usable).swapaxes(0, 1).reshape(-1, width)
+  return nn.Dense(width, name="out")(mixed)
 
 
 # By hand, since tests/benchmarks/train_throughput.py, by turns, does 54.9

@@ -1,4 +1,4 @@
-"""All positions of packed sequences by the parameters of the Encoder."""
+"""Rows of items, and the states after each item of packed sequences."""
 
 import flax.linen as nn
 import jax
@@ -69,13 +69,24 @@ def _unit_scale(features: Array) -> Array:
   return jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 
 
-class SequenceEncoder(encoder.Encoder):
-  """The Encoder of users without a profile, at every position of a row.
+class SequenceEncoder(nn.Module):
+  """SASRec (arXiv 1808.09781) at every position of a row of sequences.
 
-  The parameters are those of the Encoder, so that what is learned here starts
-  a policy: the state at the last position of a sequence, placed at the end of
-  a row, is the Encoder's c_0 of the same history.
+  Layers are pre-norm: with the post-norm layers of the Encoder, and with a map
+  and a norm between an item's row and the first layer, NDCG@10 of the next item
+  of Amazon Beauty was a sixth less.
+
+  Attributes:
+    width: d of all layers, and of the items' rows.
+    layers: transformer layers, feed-forward of 2 d.
+    heads: attention heads; divides `width`.
+    dropout: rate on the embeddings and on the output of each sub-layer.
   """
+
+  width: int
+  layers: int
+  heads: int
+  dropout: float
 
   @nn.compact
   def __call__(
@@ -88,7 +99,7 @@ class SequenceEncoder(encoder.Encoder):
     """Returns the states after each item of ONE row, float32 [T, d].
 
     Args:
-      vectors: float32 [T, D], of each item: its features, or by ItemRows.
+      vectors: float32 [T, d], of each item, by ItemRows.
       position: int32 [T], 0..T-1, T - 1 for the newest of a sequence.
       segment: int32 [T], attention stays within a segment; 0 for padding.
       dropout_key: None for no dropout.
@@ -99,8 +110,7 @@ class SequenceEncoder(encoder.Encoder):
     table = self.param(
       "position", nn.initializers.normal(0.02), (length, self.width)
     )
-    x = nn.Dense(self.width, name="item")(vectors) + table[position]
-    x = encoder.LayerNorm(name="norm")(x)
+    x = vectors * self.width**0.5 + table[position]
     scales = [1.0] * (1 + 2 * self.layers)
     if dropout_key is not None and self.dropout:
       scales = encoder.dropout_scales(
@@ -108,8 +118,23 @@ class SequenceEncoder(encoder.Encoder):
       )
     x = x * scales[0]
     for layer in range(self.layers):
-      x = encoder.Layer(self.heads, name=f"layer_{layer}")(
-        x, usable, scales[1 + layer], scales[1 + self.layers + layer]
+      x = _Layer(self.heads, name=f"layer_{layer}")(
+        x, usable, *scales[1 + 2 * layer : 3 + 2 * layer]
       )
-    x = jnp.where((segment > 0)[:, None], x, 0.0)  # As the Encoder has it.
+    x = jnp.where((segment > 0)[:, None], x, 0.0)
     return encoder.LayerNorm(name="state_norm")(x)
+
+
+class _Layer(nn.Module):
+  """Self-attention and feed-forward, each of what a norm leaves of [T, d]."""
+
+  heads: int
+
+  @nn.compact
+  def __call__(self, x, usable, attention_scale, feed_forward_scale):
+    y = encoder.LayerNorm(name="attention_norm")(x)
+    out = encoder.attention(self.heads, y, y, usable)
+    x = x + out * attention_scale
+    y = encoder.LayerNorm(name="feed_forward_norm")(x)
+    y = nn.relu(nn.Dense(2 * x.shape[-1], name="wide")(y))
+    return x + nn.Dense(x.shape[-1], name="narrow")(y) * feed_forward_scale

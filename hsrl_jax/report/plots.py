@@ -255,6 +255,39 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
   return figure
 
 
+def next_item(seeds: dict[int, list[dict[str, Any]]]) -> Figure:
+  """Training on the next item: loss and validation by epoch.
+
+  Args:
+    seeds: seed to its lines of metrics.jsonl.
+  """
+  figure = Figure(figsize=(10, 3.5), layout="constrained")
+  left, right = figure.subplots(1, 2)
+  style(left, "Training loss", "epoch")
+  style(right, "NDCG@10 on the validation split", "epoch")
+  for i, (seed, lines) in enumerate(seeds.items()):
+    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    look = {"color": colour, "linestyle": _DASHES[i % len(_DASHES)]}
+    for axes, name in ((left, "train_loss"), (right, "val_ndcg@10")):
+      measured = [x for x in lines if name in x]
+      axes.plot(
+        [x["epoch"] for x in measured],
+        [x[name] for x in measured],
+        marker=marker,
+        markersize=3,
+        label=f"seed {seed}",
+        **look,
+      )
+    if "best_epoch" in lines[-1]:
+      best = (lines[-1]["best_epoch"], lines[-1]["best_val_ndcg@10"])
+      right.plot(*best, color=colour, marker=marker, markersize=9)
+  for axes in (left, right):
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.margins(y=0.08)
+  left.legend(frameon=False, fontsize=8, ncols=1 + len(seeds) // 6)
+  return figure
+
+
 def style(axes, title: str, xlabel: str) -> None:
   """Sets the look of all plots: title, label, light grid and no box."""
   axes.set_title(title, fontsize=10.5, loc="left")

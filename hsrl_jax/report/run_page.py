@@ -18,10 +18,12 @@ _HISTORY = 8  # Latest titles shown at once; the others fold.
 _USERS = 2  # Examples shown at once; the others fold.
 _LATER = 12  # Titles liked later that are shown at once.
 _STEPS = 3  # First steps shown at once; the others fold.
+_WITH_HISTORY = "recall@10_with_history"
 # Label, measure and form of the columns that held-out logs get.
 _HELD_OUT = (
   ("AUC", "auc_within_slates", "{:.3f}"),
   ("recall@10", "recall@10", "{:.4f}"),
+  ("with history", _WITH_HISTORY, "{:.4f}"),
   ("ndcg@10", "ndcg@10", "{:.4f}"),
   ("coverage", "coverage", "{:.1%}"),
   ("top item", "top_item_share", "{:.0%}"),
@@ -60,6 +62,7 @@ def write(
   facts = _json(sids / "report.json")
   learned = (workdir / "policy" / metrics.METRICS).exists()
   training = _read(metrics.read, workdir / "policy") if learned else []
+  epochs = _of_seeds(workdir / "policy", results["seeds"])
   fit = []
   if "source" not in results["simulator"]:  # Fitted here.
     fit = _read(metrics.read, (simulator or workdir) / "simulator")
@@ -85,11 +88,13 @@ def write(
         if name != results["agent"]
       },
     )
+  if epochs:
+    figures["next_item"] = plots.next_item(epochs)
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   prefixes = sid_page.prefixes(
     tokens, lambda row: examples_lib.title(items, item_id[row]), genres
   )
-  html = _page(results, facts, examples, pictures, prefixes)
+  html = _page(results, facts, examples, pictures, prefixes, epochs)
   for name, picture in pictures.items():
     files.write_atomic(folder / f"{name}.png", picture)
   path = folder / "report.html"
@@ -137,14 +142,46 @@ def table(results: dict[str, Any]) -> str:
 
 def _held_out_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
   """Rows of the held-out table, the head first; a dash where undefined."""
-  rows = [("held-out logs", *(label for label, _, _ in _HELD_OUT))]
+  shown = _held_out_columns(results)
+  rows = [("held-out logs", *(label for label, _, _ in shown))]
   for name, measured in results["held_out"].items():
     cells = [
       form.format(measured[key]["mean"]) if key in measured else "-"
-      for _, key, form in _HELD_OUT
+      for _, key, form in shown
     ]
     rows.append((name, *cells))
   return rows
+
+
+def _held_out_columns(results: dict[str, Any]) -> list[tuple[str, str, str]]:
+  """_HELD_OUT, with the history only where lists without it were measured."""
+  measured = set().union(*results.get("held_out", {}).values())
+  return [x for x in _HELD_OUT if x[1] in measured or x[1] != _WITH_HISTORY]
+
+
+def _of_seeds(
+  folder: pathlib.Path, seeds: list[int]
+) -> dict[int, list[dict[str, Any]]]:
+  """Lines of training on the next item, by seed; those with any."""
+  folders = {seed: folder / f"seed_{seed}" for seed in seeds}
+  lines = {
+    seed: _read(metrics.read, path)
+    for seed, path in folders.items()
+    if (path / metrics.METRICS).exists()
+  }
+  return {seed: own for seed, own in lines.items() if own}
+
+
+def _last_epoch(seed: int, line: dict[str, Any]) -> tuple[str, ...]:
+  """What the last line of a seed says, for a table; a dash where nothing."""
+  best = line.get("best_val_ndcg@10")
+  return (
+    str(seed),
+    str(line["epoch"]),
+    str(line.get("best_epoch", "–")),
+    "–" if best is None else f"{best:.4f}",
+    f"{line['train_loss']:.3f}",
+  )
 
 
 def _page(
@@ -153,6 +190,7 @@ def _page(
   examples: list[dict[str, Any]],
   pictures: dict[str, bytes],
   prefixes: dict[str, Any],
+  epochs: dict[int, list[dict[str, Any]]],
 ) -> str:
   measured = results["policies"].get(results["agent"], {})
   levels = zip(
@@ -165,7 +203,7 @@ def _page(
     "run.html",
     title=f"{results['agent']} on {results['dataset']}",
     results=results,
-    held_out=_HELD_OUT,
+    held_out=_held_out_columns(results),
     sentences=held_out.sentences(results),
     columns=columns(),
     withheld=_withheld(results),
@@ -174,7 +212,9 @@ def _page(
       for name, policy in _by_reward(results)
     ],
     by_seed=measured.get("total_reward", {}).get("per_seed", []),
-    pictures={"learning_curve": None, "simulator": None} | pictures,
+    pictures={"learning_curve": None, "next_item": None, "simulator": None}
+    | pictures,
+    epochs=[_last_epoch(seed, lines[-1]) for seed, lines in epochs.items()],
     sids=facts,
     levels=[
       (

@@ -8,7 +8,7 @@ import numpy as np
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
-from hsrl_jax.agents import next_item
+from hsrl_jax.agents import base, next_item
 from hsrl_jax.config import Config
 from hsrl_jax.data import item_vectors, sequences, source
 from hsrl_jax.engine import checkpoint
@@ -38,12 +38,15 @@ def run(parts: Parts) -> None:
   Raises:
     FloatingPointError: a parameter became NaN or infinite; such a state is not
       saved.
-    InputError: the training logs have no user who liked two items.
+    InputError: the training logs have no user who liked two items, or the
+      validation split has no like.
   """
   folder = parts.workdir / FOLDER
+  trainer, judge = _trainer(parts), _judge(parts)
   with stop.deferred(by_all=True) as signals:
     for seed in parts.config.train.seeds:
-      _train(parts, folder / f"seed_{seed}", seed, signals)
+      if not signals.due():
+        _train(trainer, judge, folder / f"seed_{seed}", seed, signals)
   files.write_json(
     folder / MODEL, about(parts.config, _interactions(parts).shape[1])
   )
@@ -67,22 +70,23 @@ def about(config: Config, interactions: int) -> dict:
 
 
 def _train(
-  parts: Parts, folder: pathlib.Path, seed: int, signals: stop.Deferral
+  trainer: engine.Trainer,
+  judge: engine.Judge,
+  folder: pathlib.Path,
+  seed: int,
+  signals: stop.Deferral,
 ) -> None:
-  config = parts.config
-  trainer = _trainer(parts)
-  judge = _judge(parts)
   folder.mkdir(parents=True, exist_ok=True)
   with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
     state = trainer.init(seed)
     state = checkpoint.restore_latest(checkpointer, state) or state
     done = int(state.epoch)
-    epochs = config.next_item.epochs
+    epochs = trainer.config.epochs
     with (
       metrics_lib.MetricsWriter(folder, done, "epoch") as writer,
       watch.bar(epochs, f"policy, seed {seed}", "epoch", done) as bar,
     ):
-      for after in trainer.run(state, seed, judge):
+      for after, measure in trainer.run(state, seed, judge):
         bad = tree.first_not_finite((after.loss, after.params))
         if bad:
           raise FloatingPointError(
@@ -91,16 +95,20 @@ def _train(
           )
         epoch = int(after.epoch)
         checkpoint.save(checkpointer, epoch, after)
-        writer.write(epoch, _measured(after))
+        writer.write(epoch, _measured(after, measure))
         bar.update()
         bar.set_postfix(val_ndcg=f"{float(after.best):.4f}")
         if signals.due():
           break
 
 
-def _measured(state: engine.TrainState) -> dict[str, float]:
-  """What is written of an epoch."""
+def _measured(
+  state: engine.TrainState, measure: float | None
+) -> dict[str, float]:
+  """A line of metrics.jsonl: of the epoch, and of the best one so far."""
   measured = {"train_loss": float(state.loss)}
+  if measure is not None:
+    measured["val_ndcg@10"] = measure
   if int(state.best_epoch):
     measured["best_val_ndcg@10"] = float(state.best)
     measured["best_epoch"] = int(state.best_epoch)
@@ -117,18 +125,23 @@ def _trainer(parts: Parts) -> engine.Trainer:
       "some, whose second is predicted from the first"
     )
   policy = next_item.policy(parts.config, ranking.LISTED, items)
-  catalogue = policy.catalogue(_given(parts), parts.catalogue)
+  catalogue = policy.catalogue(untrained(parts), parts.catalogue)
   return engine.Trainer(policy.model, catalogue, packed, c)
 
 
 def _judge(parts: Parts) -> engine.Judge:
   """NDCG@10 of what was liked next in the validation split, as it will act."""
   logs = _some(parts.dataset.splits["val"], parts.config.next_item.eval_rows)
+  if not len(logs.user_id):
+    raise InputError(
+      f"{parts.name}: nothing is liked in the validation split; expected a "
+      "like, by which the best epoch is chosen"
+    )
   train, items = parts.dataset.splits["train"], parts.catalogue.index.num_items
   own = ranker(parts.config, items)
   _, liked = ranking.counts(train, items)
   without_history = not ranking.repeats(train)
-  given = _given(parts)
+  given = untrained(parts)
 
   def judge(params: Params) -> float:
     top = ranking.best(
@@ -166,7 +179,10 @@ def ranker(config: Config, items: int) -> ranking.Ranker:
     return policy.score(*params, observation, items)
 
   def best(params, observation, excluded):
-    return policy.act(*params, observation, excluded, None, 1.0).slate
+    slate = policy.act(*params, observation, excluded, None, 1.0).slate
+    # A slate that is not full ends in items that may not be shown.
+    allowed = base.permitted(params[1].index.active, excluded)
+    return jnp.where(allowed[slate], slate, 0)
 
   return ranking.Ranker(shown, best)
 
@@ -177,7 +193,7 @@ def load(parts: Parts) -> list[Params]:
   Raises:
     InputError: no checkpoint can be read.
   """
-  trainer, given = _trainer(parts), _given(parts)
+  trainer, given = _trainer(parts), untrained(parts)
   return [
     {"model": _best(parts.workdir, seed, trainer)} | given
     for seed in parts.config.train.seeds
@@ -197,7 +213,7 @@ def _best(workdir: pathlib.Path, seed: int, trainer: engine.Trainer) -> Params:
   return state.best_params
 
 
-def _given(parts: Parts) -> Params:
+def untrained(parts: Parts) -> Params:
   """The part of the parameters that is not trained here."""
   return {"interactions": jnp.asarray(_interactions(parts))} | clicks(parts)
 

@@ -127,6 +127,38 @@ class FlagsTest(parameterized.TestCase):
       self.assertIn(part, message)
     self.assertNotIn("\n", message)
 
+  @parameterized.parameters(
+    (
+      ("--next_item_epochs=3",),
+      "--next_item_epochs is given, but --task=rl does not read it; expected "
+      "another --task, or no such flag",
+    ),
+    (
+      ("--task=next_item", "--iterations=100"),
+      "--iterations is given, but --task=next_item does not read it; expected "
+      "another --task, or no such flag",
+    ),
+    (
+      ("--task=next_item", "--noitem_credit"),
+      "--item_credit is given, but --task=next_item does not read it; expected "
+      "another --task, or no such flag",
+    ),
+    (
+      ("--task=next_item", "--agent=sasrec", "--next_item_hidden=3"),
+      "--next_item_hidden is given, but --agent=sasrec does not read it; "
+      "expected one of hsrl, or no such flag",
+    ),
+    (
+      ("--task=next_item", "--agent=ddpg"),
+      "--agent=ddpg with --task=next_item; expected --agent=hsrl or sasrec, or "
+      "--task=rl",
+    ),
+  )
+  def test_a_flag_that_the_task_does_not_read_is_refused(self, given, message):
+    with self.assertRaises(InputError) as caught:
+      _config(*given)
+    self.assertEqual(str(caught.exception), message)
+
   def test_in_an_experiment_one_of_the_agents_must_read_it(self):
     flag = "--item_logits=free"
     config = _config(flag, compared=("hsrl", "a2c"))

@@ -137,6 +137,118 @@ class PositivesOnlyTest(parameterized.TestCase):
       interactions.slates(log, num_items, chosen)
 
 
+class LeaveOneOutTest(parameterized.TestCase):
+  """By hand: what each user met in order of time, liked or not."""
+
+  def _read(self, rows, size, **columns):
+    """Of rows (user, item, response); without responses, positives only."""
+    given = {
+      "user_id": [x[0] for x in rows],
+      "item_id": [x[1] for x in rows],
+      "timestamp": list(range(len(rows))),
+    }
+    if len(rows[0]) > 2:
+      given["response"] = [x[2] for x in rows]
+    table = tables.Table(
+      pathlib.Path("x.csv"), given | columns, list(range(2, len(rows) + 2))
+    )
+    ids = sorted({x[1] for x in rows})
+    chosen = options.Options(slate_size=size, split_by="leave_one_out")
+    log = interactions.read(table, ids, chosen)
+    return log, interactions.slates(log, len(ids), chosen)
+
+  def _rows(self, cut):
+    """(split, user, history, the item) of slates of one item."""
+    c = cut.columns
+    history = [[int(i) for i in x if i] for x in c["history"]]
+    return list(
+      zip(
+        c["split"].tolist(),
+        c["user_id"].tolist(),
+        history,
+        c["exposed"][:, 0].tolist(),
+        strict=True,
+      )
+    )
+
+  def test_single_likes_by_hand(self):
+    rows = [
+      ("a", "1", 1),
+      ("b", "2", 1),
+      ("a", "2", 0),
+      ("a", "3", 1),
+      ("b", "1", 1),
+      ("a", "4", 1),
+      ("a", "5", 1),
+      ("a", "6", 0),
+    ]
+    log, cut = self._read(rows, 1)
+    self.assertEqual(
+      self._rows(cut),
+      [
+        ("train", 1, [], 1),
+        ("train", 2, [], 2),
+        ("train", 1, [1], 2),
+        ("train", 1, [1], 3),
+        ("train", 2, [2], 1),
+        ("val", 1, [1, 3], 4),
+        ("test", 1, [1, 3, 4], 5),
+        # Of what was held out nothing is in a history of training.
+        ("train", 1, [1, 3], 6),
+      ],
+    )
+    self.assertIn("likes of 1 users; 1 with too few likes", log.notes[-1])
+
+  def test_positives_only(self):
+    rows = [(u, str(i)) for i in range(1, 5) for u in "ab"]
+    _, cut = self._read(rows + [("c", "9"), ("c", "8"), ("d", "7")], 2)
+    split = np.array(cut.columns["split"])
+    user = cut.columns["user_id"]
+    for held in (1, 2):
+      self.assertEqual(
+        split[user == held].tolist(), ["train", "train", "val", "test"]
+      )
+    self.assertEqual(set(split[user > 2]), {"train"})
+
+  def test_slates_of_several_rows(self):
+    """Cut as ever; a slate without a like is for training."""
+    likes = [0, 1, 0, 0, 1, 0, 0, 0, 1, 0, 0]  # The first is left over.
+    rows = [("a", str(i), x) for i, x in enumerate(likes, 1)]
+    _, cut = self._read(rows, 2)
+    self.assertEqual(
+      list(
+        zip(
+          cut.columns["split"].tolist(),
+          cut.columns["exposed"].tolist(),
+          strict=True,
+        )
+      ),
+      [
+        ("train", [4, 5]),  # Items sort as texts: 1, 10, 11, 2, ...
+        ("val", [6, 7]),
+        ("train", [8, 9]),
+        ("test", [10, 11]),
+        ("train", [2, 3]),
+      ],
+    )
+
+  def test_of_equal_times_the_later_row_is_newer(self):
+    rows = [("a", str(i), 1) for i in range(1, 5)] + [("a", "5", 0)]
+    log, _ = self._read(rows, 1, timestamp=[7] * 5)
+    self.assertEqual(log.split.tolist(), [0, 0, 1, 2, 0])
+
+  def test_what_cannot_be(self):
+    few = [("a", "1", 1), ("a", "2", 1), ("a", "3", 0)]
+    with self.assertRaisesRegex(InputError, "no user has three likes, which"):
+      self._read(few, 1)
+    with self.assertRaisesRegex(InputError, "three slates of 3 with a like"):
+      self._read(few, 3)
+    with self.assertRaisesRegex(
+      InputError, "column split, and logs.json has split_by 'leave_one_out'"
+    ):
+      self._read(few, 1, split=["train", "val", "test"])
+
+
 class FilesTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -310,6 +422,10 @@ class FilesTest(parameterized.TestCase):
     ({"base_rate": True}, "base_rate is True; expected a share"),
     ({"like_from": "4"}, "like_from is '4'; expected a number"),
     ({"normalise": "yes"}, "normalise is 'yes'; expected true or false"),
+    (
+      {"split_by": "user"},
+      "split_by is 'user'; expected time or leave_one_out",
+    ),
     ([1], "logs.json cannot be read"),
   )
   def test_a_bad_option_is_named(self, given, message):

@@ -1,9 +1,9 @@
-"""Sequences, their split and their packing, against plain Python."""
+"""Sequences and their packing, against plain Python."""
 
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import sequences, source
+from hsrl_jax.data import sequences
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
@@ -41,56 +41,21 @@ class SequencesTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "there is no user"):
       sequences.from_lists([], 3)
 
-  def test_prepared_sessions(self):
-    def rows(user, history, exposed, response):
-      return Sessions(
-        np.asarray(user),
-        np.zeros((len(user), 0), "f"),
-        np.asarray(history),
-        np.asarray(exposed),
-        np.asarray(response, "f"),
-      )
-
-    dataset = source.Dataset(
-      source.Items(np.zeros((8, 1), "f"), [""] * 8, [""] * 8, [""] * 8),
-      {
-        "train": rows(
-          [4, 2, 4],
-          [[0, 6], [0, 0], [1, 3]],
-          [[1, 2, 3], [4, 5, 6], [7, 2, 5]],
-          [[1, 0, 1], [0, 0, 0], [0, 1, 0]],
-        ),
-        "val": rows([2], [[0, 0]], [[3, 1, 2]], [[0, 1, 1]]),
-        "test": rows([4], [[3, 2]], [[7, 5, 4]], [[1, 0, 0]]),
-      },
+  def test_what_users_of_prepared_sessions_liked(self):
+    sessions = Sessions(
+      np.asarray([4, 2, 4, 9]),
+      np.zeros((4, 0), "f"),
+      np.asarray([[0, 6], [0, 0], [1, 3], [0, 0]]),
+      np.asarray([[1, 2, 3], [4, 5, 6], [7, 2, 5], [1, 2, 3]]),
+      np.asarray([[1, 0, 1], [0, 1, 0], [0, 1, 0], [0, 0, 0]], "f"),
     )
-    found = sequences.from_dataset(dataset)
-    self.assertEqual(found.user_id.tolist(), [2, 4])
+    made = sequences.from_sessions(sessions, 7)
+    self.assertEqual(made.user_id.tolist(), [2, 4, 9])
+    # User 4: the history of the first row, then the likes of both rows; what
+    # the second row's history repeats counts once.
     self.assertEqual(
-      [_strip(row) for row in found.items], [[1, 2], [6, 1, 3, 2, 7]]
+      [_strip(row) for row in made.items], [[5], [6, 1, 3, 2], []]
     )
-
-  def test_leave_one_out(self):
-    lists = _lists()
-    split = sequences.leave_one_out(sequences.from_lists(lists, 30))
-    held = [u for u, row in enumerate(lists) if len(row) >= 3]
-    self.assertBetween(len(held), 1, len(lists) - 1)
-    for u, row in enumerate(lists):
-      expected = row[:-2] if u in held else row
-      self.assertEqual(_strip(split.train.items[u]), expected)
-      self.assertEqual(split.train.lengths[u], len(expected))
-    for part, last in ((split.validation, 2), (split.test, 1)):
-      np.testing.assert_array_equal(part.user, held)
-      for u, history, target in zip(*part, strict=True):
-        self.assertEqual(_strip(history), lists[u][:-last])
-        self.assertEqual(_strip(history[-1:]), lists[u][-last - 1 :][:1])
-        self.assertEqual(target, lists[u][-last])
-
-  def test_short_sequences_only(self):
-    split = sequences.leave_one_out(sequences.from_lists([[1, 2], [3]], 3))
-    self.assertEqual([_strip(x) for x in split.train.items], [[1, 2], [3]])
-    self.assertEmpty(split.test.target)
-    self.assertEmpty(split.validation.target)
 
   @parameterized.parameters((5, True), (5, False), (40, True))
   def test_packed_rows_hold_each_sequence_once(self, length, windows):

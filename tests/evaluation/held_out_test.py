@@ -1,5 +1,7 @@
 """Held-out measures against other libraries, brute force and hand counts."""
 
+from unittest import mock
+
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -26,6 +28,10 @@ def _sessions(seed=0, rows=60, width=5, items=30, users=12) -> Sessions:
 
 
 class RankTest(parameterized.TestCase):
+  def _check(self, top, scores, active, out):
+    order = [i for i in np.argsort(-scores) if active[i] and i not in out]
+    np.testing.assert_array_equal(top, order[:20])
+
   @parameterized.parameters(True, False)
   def test_best_items_by_brute_force(self, without_history):
     sessions, items = _sessions(rows=7), 30
@@ -37,30 +43,50 @@ class RankTest(parameterized.TestCase):
       return params @ observation.profile
 
     rankings = ranking.rank(
-      score,
+      ranking.of_scores(score, active),
       jnp.asarray(table, jnp.float32),
       sessions,
-      active,
+      items,
       without_history=without_history,
     )
+    self.assertEqual(rankings.top_of_all is None, not without_history)
     for row in range(7):
       scores = (table @ sessions.profile[row]).astype(np.float32)
       np.testing.assert_allclose(
         rankings.shown[row], scores[sessions.exposed[row]], rtol=1e-5
       )
-      out = set(sessions.history[row]) if without_history else set()
-      order = [i for i in np.argsort(-scores) if active[i] and i not in out]
-      np.testing.assert_array_equal(rankings.top[row], order[:20])
+      if without_history:
+        history = set(sessions.history[row])
+        self._check(rankings.top[row], scores, active, history)
+        self._check(rankings.top_of_all[row], scores, active, set())
+      else:
+        self._check(rankings.top[row], scores, active, set())
 
   def test_padding_is_never_ranked(self):
     sessions = _sessions(rows=3, items=6, width=2)
-    active = np.arange(7) > 4
-    rankings = ranking.rank(
-      held_out._constant, jnp.ones(7), sessions, active, without_history=False
-    )
+    ranker = ranking.of_scores(ranking._constant, np.arange(7) > 4)
+    top = ranking.best(ranker, jnp.ones(7), sessions, 6, without_history=False)
     np.testing.assert_array_equal(
-      np.sort(rankings.top, 1), np.tile([0, 0, 0, 0, 5, 6], (3, 1))
+      np.sort(top, 1), np.tile([0, 0, 0, 0, 5, 6], (3, 1))
     )
+
+  def test_rows_that_fill_no_chunk(self):
+    """The last chunk is filled up; each row is still its own."""
+    sessions = _sessions(rows=7)
+
+    def shown(params, observation, items):
+      del observation
+      return params * items
+
+    ranker = ranking.Ranker(
+      shown, lambda params, observation, excluded: observation.history[-2:]
+    )
+    with mock.patch.object(ranking, "_CELLS", 3 * 31):  # Chunks of 3 rows.
+      rankings = ranking.rank(
+        ranker, jnp.float32(2), sessions, 30, without_history=False
+      )
+    np.testing.assert_array_equal(rankings.shown, 2 * sessions.exposed)
+    np.testing.assert_array_equal(rankings.top, sessions.history[:, -2:])
 
 
 class WithinSlatesTest(absltest.TestCase):
@@ -204,14 +230,21 @@ class MeasureTest(absltest.TestCase):
   def test_the_reference_is_compared_on_the_same_rows(self):
     sessions = _sessions()
     train = _sessions(seed=5)
-    active = np.arange(31) > 0
     lists = {
-      "good": (held_out._constant, jnp.arange(31.0)),
+      "good": (ranking._constant, jnp.arange(31.0)),
       "item_mean": ranking.item_mean(train, 30),
     }
     rankings = {
-      name: [ranking.rank(*x, sessions, active, without_history=True)]
-      for name, x in lists.items()
+      name: [
+        ranking.rank(
+          ranking.of_scores(score, np.arange(31) > 0),
+          params,
+          sessions,
+          30,
+          without_history=True,
+        )
+      ]
+      for name, (score, params) in lists.items()
     }
     result = held_out.measure(rankings, sessions, train, 30, "good")
     self.assertEqual(set(result["held_out"]), {"good", "item_mean"})
@@ -222,6 +255,29 @@ class MeasureTest(absltest.TestCase):
       self.assertAlmostEqual(
         result["held_out_differences"]["item_mean"][name]["mean"], ours - theirs
       )
+
+  def test_recall_with_the_history_stands_beside_recall_without(self):
+    sessions = Sessions(
+      np.array([1, 2]),
+      np.zeros((2, 0)),
+      np.array([[3], [4]]),
+      np.array([[3, 1], [2, 1]]),
+      np.array([[1.0, 0.0], [1.0, 0.0]]),
+    )
+    # Item 3 was liked again: only a ranking with the history can find it.
+    own = ranking.Rankings(
+      np.zeros((2, 2)), np.array([[1, 2], [2, 3]]), np.array([[3, 1], [4, 2]])
+    )
+    measured = held_out.measure({"own": [own]}, sessions, sessions, 4, "own")
+    measured = measured["held_out"]["own"]
+    self.assertEqual(measured["recall@10"]["mean"], 0.5)
+    self.assertEqual(measured["recall@10_with_history"]["mean"], 1.0)
+    gain = (1 + 1 / np.log2(3)) / 2
+    self.assertAlmostEqual(measured["ndcg@10_with_history"]["mean"], gain)
+    plain = own._replace(top_of_all=None)
+    measured = held_out.measure({"own": [plain]}, sessions, sessions, 4, "own")
+    names = [x for x in measured["held_out"]["own"] if "with_history" in x]
+    self.assertEmpty(names)
 
 
 if __name__ == "__main__":

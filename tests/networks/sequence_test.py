@@ -88,22 +88,38 @@ class SequenceEncoderTest(absltest.TestCase):
 
 class ItemRowsTest(absltest.TestCase):
   def test_rows_are_sums(self):
+    """Of id, tokens and scaled features; item 10 came after training."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 4, (ITEMS + 1, 2))
-    features = rng.normal(size=(ITEMS + 1, 3)).astype("f")
+    tokens = rng.integers(0, 4, (ITEMS + 2, 2))
+    features = rng.normal(size=(ITEMS + 2, 3)).astype("f")
     network = sequence.ItemRows(WIDTH, ITEMS, 2, 4)
-    item = np.asarray([[3, 0], [9, 3]])
-    params = jax.jit(network.init)(jax.random.key(0), item, tokens, features)
-    params = _random_like(params)
-    found = network.apply(params, item, tokens, features)
+    item = np.asarray([[3, 0], [9, ITEMS + 1]])
+    shapes = jax.eval_shape(
+      network.init, jax.random.key(0), item, tokens, features
+    )
+    params = jax.tree.map(jnp.asarray, _random_like(shapes))
+    rows = network.apply(params, item, tokens, features)
     p = params["params"]
     for at in ((0, 0), (1, 0), (1, 1)):
       i = item[at]
-      expected = p["id"][i] + p["token"][0, tokens[i, 0]]
-      expected = expected + p["token"][1, tokens[i, 1]]
-      expected += features[i] @ p["feature"]["kernel"] + p["feature"]["bias"]
-      np.testing.assert_allclose(found[at], expected, atol=1e-5)
-    np.testing.assert_array_equal(found[0, 1], 0.0)
+      expected = p["token"][0, tokens[i, 0]] + p["token"][1, tokens[i, 1]]
+      scaled = p["feature_scale"] * features[i]
+      expected = expected + scaled @ p["feature"]["kernel"]
+      expected = expected + p["feature"]["bias"]
+      if i <= ITEMS:
+        expected = expected + p["id"][i]
+      np.testing.assert_allclose(rows[at], expected, atol=1e-5)
+    np.testing.assert_array_equal(rows[0, 1], 0.0)
+
+  def test_features_begin_at_a_mean_square_length_of_one(self):
+    features = 50 * np.random.default_rng(0).normal(size=(ITEMS + 1, 3))
+    features[0] = 0
+    network = sequence.ItemRows(WIDTH, ITEMS, ids=False)
+    params = network.init(
+      jax.random.key(0), np.asarray([1]), None, features.astype("f")
+    )
+    scaled = params["params"]["feature_scale"] * features[1:]
+    self.assertAlmostEqual((scaled**2).sum(1).mean(), 1.0, places=4)
 
   def test_without_ids_nothing_is_known_of_an_item_alone(self):
     network = sequence.ItemRows(WIDTH, ITEMS, ids=False)

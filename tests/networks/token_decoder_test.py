@@ -3,12 +3,12 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
 from hsrl_jax.networks import token_decoder
-from hsrl_jax.sid import index as sid_index
 
 LEVELS, VOCAB, WIDTH = 3, 4, 6
 
@@ -37,22 +37,31 @@ def _norm(p, x):
   return (x - x.mean()) / spread * p["scale"] + p["bias"]
 
 
+def _float64(params):
+  return jax.tree.map(lambda x: np.asarray(x, np.float64), params)["params"]
+
+
+def _logits(p, context, state, level, hidden):
+  """All tokens' logits of a level, [V], in float64."""
+  x = context
+  if hidden:
+    wide = np.concatenate([context, state])
+    wide = wide @ p[f"wide_{level}"]["kernel"] + p[f"wide_{level}"]["bias"]
+    # The tanh form of GELU, as in its paper.
+    inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
+    wide = 0.5 * wide * (1 + np.tanh(inner))
+    narrow = p[f"narrow_{level}"]
+    x = context + wide @ narrow["kernel"] + narrow["bias"]
+  return p["kernel"][level] @ x + p["bias"][level]
+
+
 def _plain(params, tokens, state, item, constrained, hidden):
-  """log pi of an item, token by token, in float64."""
-  p = jax.tree.map(lambda x: np.asarray(x, np.float64), params)["params"]
+  """log pi of an item, token by token."""
+  p = _float64(params)
   active = np.delete(tokens, [3, 8], 0)
   total, context = 0.0, state.astype(np.float64)
   for level, token in enumerate(tokens[item - 1]):
-    x = context
-    if hidden:
-      wide = np.concatenate([context, state])
-      wide = wide @ p[f"wide_{level}"]["kernel"] + p[f"wide_{level}"]["bias"]
-      # The tanh form of GELU, as in its paper.
-      inner = np.sqrt(2 / np.pi) * (wide + 0.044715 * wide**3)
-      wide = 0.5 * wide * (1 + np.tanh(inner))
-      narrow = p[f"narrow_{level}"]
-      x = context + wide @ narrow["kernel"] + narrow["bias"]
-    logits = p["kernel"][level] @ x + p["bias"][level]
+    logits = _logits(p, context, state, level, hidden)
     if constrained:
       prefix = (active[:, :level] == tokens[item - 1, :level]).all(1)
       allowed = np.isin(np.arange(VOCAB), active[prefix, level])
@@ -65,51 +74,61 @@ def _plain(params, tokens, state, item, constrained, hidden):
   return total
 
 
+def _own(decoder, params, index, tokens, state):
+  """log pi of items 1..20 by teacher forcing."""
+  states = jnp.broadcast_to(state, (len(tokens), WIDTH))
+  taken = decoder.apply(params, index, states, tokens, method="taken")
+  return jnp.take_along_axis(taken, tokens[..., None], 2)[..., 0].sum(1)
+
+
 class TokenDecoderTest(parameterized.TestCase):
   @parameterized.parameters((True, 5), (False, 5), (True, 0))
-  def test_scores_are_those_of_plain_numpy(self, constrained, hidden):
+  def test_probabilities_are_those_of_plain_numpy(self, constrained, hidden):
     decoder, params, index, tokens, state = _setting(constrained, hidden)
-    scores = jax.jit(
-      lambda p, s: decoder.apply(p, index, s, method="score_all")
-    )(params, state)
-    items = [i for i in range(1, 21) if i not in (4, 9)]
+    own = jax.jit(lambda p, s: _own(decoder, p, index, jnp.asarray(tokens), s))
+    log_pi = np.asarray(own(params, state))
+    active = np.delete(np.arange(20), [3, 8])
     expected = [
-      _plain(params, tokens, state, item, constrained, hidden) for item in items
+      _plain(params, tokens, state, i + 1, constrained, hidden) for i in active
     ]
-    np.testing.assert_allclose(scores[np.asarray(items)], expected, atol=1e-4)
-    others = np.setdiff1d(np.arange(23), items)
-    self.assertTrue(np.isneginf(scores[others]).all())
-    total = np.exp(np.asarray(scores)[items]).sum()
+    np.testing.assert_allclose(log_pi[active], expected, atol=1e-4)
+    total = np.exp(log_pi[active]).sum()
     if constrained:
       self.assertAlmostEqual(total, 1.0, places=4)
+      self.assertLess(log_pi[[3, 8]].max(), -1e6)
     else:
       self.assertLess(total, 0.99)
 
   @parameterized.parameters(True, False)
-  def test_teacher_forcing_and_search_agree_with_scores(self, constrained):
+  def test_search_with_a_beam_for_each_item_loses_none(self, constrained):
     decoder, params, index, tokens, state = _setting(constrained)
 
     @jax.jit
     def run(params, state):
-      scores = decoder.apply(params, index, state, method="score_all")
-      found = decoder.apply(params, index, state, 20, method="search")
-      sids = sid_index.sid_of(index, np.arange(1, 21))
-      states = np.ones((20, 1), "f") * state[None]
-      return (
-        scores,
-        found,
-        decoder.apply(params, index, states, sids, method="taken"),
-      )
+      beams = decoder.apply(params, index, state, 20, method="search")
+      return _own(decoder, params, index, jnp.asarray(tokens), state), beams
 
-    scores, found, taken = jax.tree.map(np.asarray, run(params, state))
-    own = np.take_along_axis(taken, tokens[..., None], 2)[..., 0].sum(1)
-    active = np.isfinite(scores[1:21])
-    np.testing.assert_allclose(own[active], scores[1:21][active], atol=1e-4)
-    # Beams for all items lose none.
-    order = np.argsort(-scores, kind="stable")[:18]
-    np.testing.assert_array_equal(found.items[:18], order)
-    np.testing.assert_allclose(found.log_probs[:18], scores[order], atol=1e-4)
-    self.assertFalse(found.valid[18:].any())
+    log_pi, beams = jax.tree.map(np.array, run(params, state))
+    log_pi[[3, 8]] = -np.inf
+    order = np.argsort(-log_pi, kind="stable")[:18]
+    np.testing.assert_array_equal(beams.items[:18], order + 1)
+    np.testing.assert_allclose(beams.log_probs[:18], log_pi[order], atol=1e-4)
+    self.assertFalse(beams.valid[18:].any())
+
+  @parameterized.parameters(5, 0)
+  def test_expected_contexts_are_those_of_plain_numpy(self, hidden):
+    decoder, params, _, _, state = _setting(hidden=hidden)
+    contexts = jax.jit(lambda p, s: decoder.apply(p, s, method="expected"))(
+      params, state
+    )
+    p = _float64(params)
+    context, expected = state.astype(np.float64), [state]
+    for level in range(LEVELS - 1):
+      chance = np.exp(_logits(p, context, state, level, hidden))
+      mean = chance / chance.sum() @ p["embedding"][level]
+      context = _norm(p[f"norm_{level}"], context - mean)
+      expected.append(context)
+    np.testing.assert_allclose(contexts, expected, atol=1e-4)
 
   def test_dropout_depends_on_the_key(self):
     decoder, params, index, _, state = _setting()

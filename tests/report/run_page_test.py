@@ -320,6 +320,75 @@ class ReportTest(parameterized.TestCase):
       run_page.write(workdir, _catalogue())
     self.assertEqual(drawn.call_args.args[0], "random")
 
+  def test_training_on_the_next_item_is_shown_by_seed(self):
+    root = _workdir(self.root)
+    (root / "policy" / "metrics.jsonl").unlink()
+    line = {"train_loss": 3.25, "val_ndcg@10": 0.125}
+    best = {"best_val_ndcg@10": 0.25, "best_epoch": 2}
+    for seed in (0, 2):  # Seed 1 was stopped before its first epoch.
+      folder = root / "policy" / f"seed_{seed}"
+      folder.mkdir()
+      _jsonl(
+        folder / "metrics.jsonl",
+        [{"epoch": 1, **line}, {"epoch": 2, **line, **best, "train_loss": 3.0}],
+      )
+    (root / "policy" / "seed_1").mkdir()
+    (root / "policy" / "seed_1" / "metrics.jsonl").write_text("")
+    with mock.patch.object(
+      plots, "next_item", side_effect=plots.next_item
+    ) as drawn:
+      page = run_page.write(root, _catalogue()).read_text()
+    self.assertEqual(list(drawn.call_args.args[0]), [0, 2])
+    self.assertIn("<h2>Training on the next item</h2>", page)
+    self.assertNotIn("<h2>Learning</h2>", page)
+    for seed in (0, 2):
+      cells = "".join(
+        f'<td class="number">{x}</td>' for x in ("2", "2", "0.2500", "3.000")
+      )
+      self.assertIn(f"<tr><td>{seed}</td>{cells}</tr>", page)
+    self.assertTrue((root / "report" / "next_item.png").exists())
+
+  def test_curves_of_the_next_item_by_seed(self):
+    lines = [
+      {"epoch": 1, "train_loss": 3.0, "val_ndcg@10": 0.2},
+      {"epoch": 2, "train_loss": 2.0},
+      {"epoch": 3, "train_loss": 1.0, "val_ndcg@10": 0.1},
+    ]
+    kept = {"best_epoch": 1, "best_val_ndcg@10": 0.2}
+    lines[-1] |= kept
+    left, right = plots.next_item({5: lines, 9: lines[:1]}).axes
+    first, second = left.lines
+    self.assertEqual(first.get_xydata().tolist(), [[1, 3], [2, 2], [3, 1]])
+    self.assertEqual(second.get_xydata().tolist(), [[1, 3]])
+    self.assertEqual(
+      [x.get_text() for x in left.get_legend().get_texts()],
+      ["seed 5", "seed 9"],
+    )
+    validated, best, _ = right.lines
+    self.assertEqual(validated.get_xydata().tolist(), [[1, 0.2], [3, 0.1]])
+    self.assertEqual(best.get_xydata().tolist(), [[1, 0.2]])
+
+  def test_recall_with_and_without_the_history(self):
+    root = _workdir(self.root)
+    measured = {
+      "recall@10": {"mean": 0.0125, "ci95": [0.011, 0.014]},
+      "recall@10_with_history": {"mean": 0.0045, "ci95": [0.004, 0.005]},
+    }
+    results = _results() | {
+      "held_out": {"hsrl": measured, "popularity": measured},
+      "held_out_rows": {"rows": 1196, "users": 669},
+    }
+    (root / "results.json").write_text(json.dumps(results))
+    page = run_page.write(root, _catalogue()).read_text()
+    self.assertIn('0.0045 <span class="ci">[0.0040, 0.0050]</span>', page)
+    self.assertIn("<b>with history</b>: recall@10 where these stay", page)
+    lines = run_page.table(results).splitlines()
+    head = next(x for x in lines if "held-out logs" in x)
+    self.assertIn("recall@10  with history", head)
+    self.assertLessEqual(max(map(len, lines)), 80)
+    del measured["recall@10_with_history"]
+    self.assertNotIn("with history", run_page.table(results))
+
   def test_a_click_model_without_epochs_has_no_picture(self):
     root = _workdir(self.root)
     (root / "simulator" / "metrics.jsonl").write_text("")

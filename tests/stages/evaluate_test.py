@@ -11,50 +11,48 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.stages import evaluate
 from tests import toy
+from tests.agents import checks
+
+NOTHING = jnp.zeros(0, jnp.int32)
+
+
+def _ranker(made, config=None):
+  return evaluate._ranker(
+    types.SimpleNamespace(
+      config=config or made.config, catalogue=made.catalogue
+    )
+  )
 
 
 class RankingTest(parameterized.TestCase):
   @parameterized.parameters("hsrl", "a2c", "ddpg", "popularity")
   def test_the_order_is_that_of_the_agents_slates(self, name):
-    config = toy.config(name)
-    catalogue = toy.inputs().catalogue
-    if name == "popularity":
-      rng = np.random.default_rng(0)
-      counts = rng.permutation(toy.ITEMS + 1).astype(np.float32)
-      catalogue = catalogue._replace(popularity=jnp.asarray(counts))
-    parts = types.SimpleNamespace(config=config, catalogue=catalogue)
-    agent = toy.agent(config)
-    user = toy.env().start(3, toy.inputs().env_params).observation
-    params = agent.init(jax.random.key(1), catalogue, user)
-    score = evaluate._ranking(parts)
-    scores = np.asarray(score((params, catalogue), user))
+    made = checks.made(name)
+    own, user = (made.params, made.catalogue), made.observation
+    ranker, everything = _ranker(made), jnp.arange(toy.ITEMS + 1)
+    scores = np.asarray(jax.jit(ranker.shown)(own, user, everything))
     self.assertEqual(scores[0], 0)  # Padding comes last.
     self.assertLen(set(scores), toy.ITEMS + 1)
-    best = agent.act(
-      params, catalogue, user, jnp.zeros(0, jnp.int32), None, 1.0
-    ).slate
-    np.testing.assert_array_equal(np.argsort(-scores)[: toy.SLATE], best)
+    order = np.argsort(-scores)
+    slate = made.agent.act(*own, user, NOTHING, None, 1.0).slate
+    np.testing.assert_array_equal(order[: toy.SLATE], slate)
+    top = jax.jit(ranker.best)(own, user, slate[:1])
+    np.testing.assert_array_equal(top, order[1:21])
 
   def test_a_sweet_point_does_not_change_the_order(self):
-    config = toy.config()
-    simulator = dataclasses.replace(config.simulator, sweet_point=0.2)
-    composed = dataclasses.replace(config, simulator=simulator)
-    catalogue = toy.inputs().catalogue
-    user = toy.env().start(3, toy.inputs().env_params).observation
-    params = toy.agent(config).init(jax.random.key(1), catalogue, user)
+    made = checks.made("hsrl")
+    simulator = dataclasses.replace(made.config.simulator, sweet_point=0.2)
+    composed = dataclasses.replace(made.config, simulator=simulator)
     orders = [
-      evaluate._ranking(types.SimpleNamespace(config=x, catalogue=catalogue))(
-        (params, catalogue), user
+      jax.jit(_ranker(made, config).best)(
+        (made.params, made.catalogue), made.observation, NOTHING
       )
-      for x in (config, composed)
+      for config in (made.config, composed)
     ]
     np.testing.assert_array_equal(*orders)
 
   def test_random_has_no_order(self):
-    parts = types.SimpleNamespace(
-      config=toy.config("random"), catalogue=toy.inputs().catalogue
-    )
-    self.assertIsNone(evaluate._ranking(parts))
+    self.assertIsNone(_ranker(checks.made("random")))
 
 
 class PoliciesTest(absltest.TestCase):

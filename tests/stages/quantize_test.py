@@ -25,6 +25,7 @@ from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.sid import store
 from hsrl_jax.stages import quantize
 from hsrl_jax.stages import run as run_lib
+from hsrl_jax.stages.quantize import fitting, stage
 
 _CONFIG = QuantizerConfig(vocab_size=6, levels=3, iterations=5, restarts=1)
 _SOURCE = quantize.Source("items.npz", "0123")
@@ -72,7 +73,7 @@ class LossTest(absltest.TestCase):
   def _run(self, *codes):
     codebooks = np.array(codes, np.float32).reshape(1, 4, 1)
     rows = np.array([[0], [0], [0], [3]], np.float32)
-    with mock.patch.object(quantize, "fit_or_resume", lambda *_: codebooks):
+    with mock.patch.object(stage, "fit_or_resume", lambda *_: codebooks):
       return run_lib.quantize_catalogue(
         QuantizerConfig(levels=1, vocab_size=4),
         self.workdir,
@@ -424,7 +425,7 @@ class QuantizeTest(parameterized.TestCase):
       return fit(*arguments, initial=initial, **options)
 
     other = self.workdir.parent / "killed"
-    with mock.patch.object(quantize, "_WORTH_SAVING", 0.0):
+    with mock.patch.object(fitting, "_WORTH_SAVING", 0.0):
       with (
         mock.patch.object(sid, "fit", dying),
         self.assertRaises(KeyboardInterrupt),

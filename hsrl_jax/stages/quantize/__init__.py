@@ -3,6 +3,7 @@
 from hsrl_jax.stages.quantize.fitting import (
   Encoded,
   Source,
+  check_finite,
   encode,
   fit,
   fit_or_resume,
@@ -21,6 +22,7 @@ __all__ = [
   "Encoded",
   "Source",
   "add_items",
+  "check_finite",
   "encode",
   "fit",
   "fit_or_resume",

@@ -1,0 +1,165 @@
+"""Policies of the next item: exact orders, and what the click model adds."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import agents, sid
+from hsrl_jax.agents import next_item
+from hsrl_jax.config import NextItemConfig, SimulatorConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.types import Observation
+from tests import toy
+from tests.agents import checks
+
+CHANCE = jnp.linspace(0.02, 0.9, toy.ITEMS + 1)[::-1]
+
+
+def _config(name, **values):
+  base = toy.config(name)
+  return dataclasses.replace(
+    base,
+    train=dataclasses.replace(base.train, task="next_item"),
+    simulator=SimulatorConfig(features=4, hidden=4),
+    next_item=NextItemConfig(
+      history=6, hidden=8, beams=toy.ITEMS, **{"item_weight": 0.5} | values
+    ),
+  )
+
+
+@functools.cache
+def _setting(name, **values):
+  """Policy, random parameters and a user.
+
+  Users like item i with the chance CHANCE[i], whoever they are.
+  """
+  config = _config(name, **values)
+  agent = agents.make_agent(config, toy.SLATE, toy.ITEMS)
+  users = toy.users()
+  user = Observation(users.profiles[3], users.histories[3])
+  params = checks.random_params(agent, user, 1)
+  params["response_weight"] = jnp.float32(config.next_item.response_weight)
+  policy = next_item.policy(config, toy.SLATE, toy.ITEMS)
+  policy = policy._replace(respond=lambda *arguments: CHANCE[arguments[-1]])
+  return policy, params, user
+
+
+class PolicyTest(parameterized.TestCase):
+  @parameterized.parameters(*next_item.AGENTS)
+  def test_slates_are_the_exact_top_of_what_may_be_shown(self, name):
+    """Of hsrl too, whose beams are as many as the items."""
+    policy, params, user = _setting(name)
+    catalogue = checks.catalogue()
+    everything = jnp.arange(toy.ITEMS + 1)
+    scores = jax.jit(policy.score)(params, catalogue, user, everything)
+    order = (1 + np.argsort(-np.asarray(scores)[1:])).tolist()
+    removed = order.pop(0)
+    catalogue = catalogue._replace(
+      index=sid.remove_items(catalogue.index, [removed])
+    )
+    if name == "hsrl":  # Probabilities are of the items that are left.
+      scores = jax.jit(policy.score)(params, catalogue, user, everything)
+      order = (1 + np.argsort(-np.asarray(scores)[1:])).tolist()
+      self.assertEqual(order.pop(), removed)
+    act = jax.jit(
+      lambda banned: policy.act(params, catalogue, user, banned, None, 1.0)
+    )
+    for banned, want in (
+      ([0, 0, 0], order[: toy.SLATE]),
+      ([order[0], 0, order[2]], [order[1], *order[3 : toy.SLATE + 2]]),
+    ):
+      action = act(jnp.asarray(banned))
+      self.assertEqual(action.slate.tolist(), want)
+      np.testing.assert_allclose(
+        action.log_prob, np.asarray(scores)[np.asarray(want)], rtol=1e-4
+      )
+
+  @parameterized.parameters(*next_item.AGENTS)
+  def test_sampled_slates_are_distinct_and_permitted(self, name):
+    policy, params, user = _setting(name)
+    left = np.array([9, 20, 21, 30, 40])
+    banned = jnp.asarray(np.setdiff1d(np.arange(toy.ITEMS + 1), left))
+    slates = jax.jit(
+      jax.vmap(
+        lambda key: (
+          policy.act(params, checks.catalogue(), user, banned, key, 9.0).slate
+        )
+      )
+    )(jax.random.split(checks.KEY, 200))
+    self.assertTrue(np.isin(slates, left).all())
+    self.assertTrue(all(len(set(x)) == toy.SLATE for x in slates.tolist()))
+    self.assertGreater(len(set(map(tuple, slates.tolist()))), 10)
+
+  def test_the_logit_of_a_response_is_added(self):
+    policy, params, user = _setting("sasrec")
+    items = jnp.arange(1, toy.ITEMS + 1)
+    arguments = (checks.catalogue(), user, items)
+    both = policy.score(params, *arguments)
+    silent = policy.score(params | {"response_weight": 0.0}, *arguments)
+    alone = policy._replace(responses=False).score(params, *arguments)
+    np.testing.assert_allclose(silent, alone, rtol=1e-6)
+    chance = np.asarray(CHANCE, np.float64)[1:]
+    np.testing.assert_allclose(
+      both - alone, 1.5 * np.log(chance / (1 - chance)), atol=1e-4
+    )
+    self.assertFalse(np.argmax(both) == np.argmax(alone))
+
+  @parameterized.parameters((0.0, False), (1.5, True))
+  def test_without_weight_no_click_model_is_asked(self, weight, responses):
+    policy = _setting("sasrec", response_weight=weight)[0]
+    self.assertEqual(policy.responses, responses)
+
+  def test_a_certain_response_is_finite(self):
+    policy, params, user = _setting("sasrec")
+    policy = policy._replace(respond=lambda *arguments: jnp.asarray([0.0, 1.0]))
+    found = policy.response(
+      params, checks.catalogue(), user, jnp.asarray([1, 2])
+    )
+    self.assertTrue(np.isfinite(found).all())
+    self.assertAlmostEqual(float(found.sum()), 0.0, delta=1.0)
+
+  @parameterized.parameters(*next_item.AGENTS)
+  def test_later_items_are_known_by_features_and_tokens(self, name):
+    policy, params, user = _setting(name)
+    catalogue = checks.catalogue()
+    index = catalogue.index
+    later = toy.ITEMS + 1
+    tokens = np.concatenate([index.tokens[1:], [[7, 7]]])
+    known = next_item.Catalogue(
+      sid.build_index(tokens, 8),
+      jnp.concatenate([catalogue.features, catalogue.features[5:6]]),
+    )
+    del user
+    rows = params["model"]["rows"]["params"]
+    without = {"params": rows | {"id": jnp.zeros_like(rows["id"])}}
+    score = jax.jit(
+      lambda rows: policy.model.item_score(
+        params["model"] | {"rows": rows},
+        known,
+        jnp.ones(8),
+        jnp.asarray([later, 5]),
+      )
+    )
+    with_ids, without_ids = score({"params": rows}), score(without)
+    self.assertEqual(float(with_ids[0]), float(without_ids[0]))
+    self.assertNotEqual(float(with_ids[1]), float(without_ids[1]))
+    if name == "sasrec":  # The same features, and no tokens.
+      self.assertAlmostEqual(
+        float(without_ids[0]), float(without_ids[1]), places=4
+      )
+
+
+class MakeTest(absltest.TestCase):
+  def test_an_agent_without_the_task(self):
+    with self.assertRaisesRegex(
+      InputError, "^agent is 'ddpg' and task next_item; expected one of hsrl"
+    ):
+      agents.make_agent(_config("ddpg"), toy.SLATE, toy.ITEMS)
+
+
+if __name__ == "__main__":
+  absltest.main()

@@ -1,0 +1,311 @@
+"""Stage policy of --task=next_item on a toy: training, what it leaves, how it
+ranks, and its end by a signal."""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import signal
+import tempfile
+import types
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.config import NextItemConfig, SimulatorConfig
+from hsrl_jax.data import source
+from hsrl_jax.engine import next_item as engine
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import ranking
+from hsrl_jax.host import metrics
+from hsrl_jax.sim import click_model
+from hsrl_jax.stages import evaluate, next_item
+from hsrl_jax.types import Observation, Sessions
+from tests import command, toy
+from tests.agents import checks
+
+HISTORY, SLATE = 6, 2
+
+
+def _sessions(rows, seed) -> Sessions:
+  """Users who like what comes 7 after what they liked last."""
+  rng = np.random.default_rng(seed)
+  history = rng.integers(1, toy.ITEMS + 1, (rows, 1)) + 7 * np.arange(HISTORY)
+  following = (history[:, -1:] + 6) % toy.ITEMS + 1
+  other = (following + rng.integers(1, toy.ITEMS, (rows, 1)) - 1) % toy.ITEMS
+  return Sessions(
+    np.arange(rows, dtype=np.int32),
+    np.zeros((rows, 4), np.float32),
+    ((history - 1) % toy.ITEMS + 1).astype(np.int32),
+    np.concatenate([following, other + 1], 1).astype(np.int32),
+    np.tile(np.float32([1, 0]), (rows, 1)),
+  )
+
+
+@functools.cache
+def _dataset() -> source.Dataset:
+  names = [str(i) for i in range(toy.ITEMS + 1)]
+  items = source.Items(
+    np.asarray(checks.catalogue().features), names, names, names
+  )
+  return source.Dataset(
+    items,
+    {x: _sessions(n, n) for x, n in (("train", 60), ("val", 20), ("test", 9))},
+  )
+
+
+def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
+  """What the stage takes of a run."""
+  base = toy.config(agent)
+  config = dataclasses.replace(
+    base,
+    train=dataclasses.replace(base.train, task="next_item", seeds=seeds),
+    simulator=SimulatorConfig(features=4, hidden=4),
+    next_item=NextItemConfig(
+      **{
+        "history": HISTORY,
+        "hidden": 8,
+        "beams": 20,
+        "batch_rows": 8,
+        "epochs": 3,
+        "learning_rate": 1e-2,
+        "average": 0.5,
+      }
+      | values
+    ),
+  )
+  dataset = dataset or _dataset()
+  catalogue, logs = checks.catalogue(), dataset.splits["val"]
+  user = Observation(*(jnp.asarray(x[0]) for x in (logs.profile, logs.history)))
+  shapes = jax.eval_shape(
+    lambda key: click_model.init(
+      config.simulator, key, catalogue.features, user
+    ),
+    checks.KEY,
+  )
+  rng = np.random.default_rng(0)
+  response = jax.tree.map(
+    lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes
+  )
+  return types.SimpleNamespace(
+    config=config,
+    workdir=workdir,
+    catalogue=catalogue,
+    dataset=dataset,
+    response=response,
+    env=types.SimpleNamespace(
+      response_fn=click_model.response_fn(config.simulator)
+    ),
+    name="toy",
+  )
+
+
+class StageTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(
+      self.enter_context(tempfile.TemporaryDirectory())
+    )
+
+  judge = staticmethod(next_item._judge)  # Also where it is patched.
+
+  def test_what_training_leaves(self):
+    self._trains(_parts("hsrl", self.folder))
+
+  @pytest.mark.slow
+  def test_rankings_of_both_agents(self):
+    for agent in ("sasrec", "hsrl"):
+      parts = _parts(agent, self.folder / agent)
+      params = self._trains(parts)
+      held_out, lists = evaluate._on_logs(parts, [(params, parts.catalogue)])
+      self.assertEqual(next(iter(held_out["held_out"])), agent)
+      self.assertIn("recall@10_with_history", held_out["held_out"][agent])
+      logs = parts.dataset.splits["test"]
+      for row, items in enumerate(lists):
+        self.assertNoCommonElements(set(items) - {0}, logs.history[row])
+        self.assertLen(set(items), len(items))
+
+  def _trains(self, parts):
+    """The parameters that the stage leaves, once all else was looked at."""
+    next_item.run(parts)
+    lines = metrics.read(parts.workdir / "policy" / "seed_3")
+    self.assertEqual([x["epoch"] for x in lines], [1, 2, 3])
+    self.assertLess(lines[2]["train_loss"], lines[0]["train_loss"])
+    measured = [x["val_ndcg@10"] for x in lines]
+    best = int(np.argmax(measured))
+    self.assertEqual(lines[-1]["best_epoch"], best + 1)
+    self.assertAlmostEqual(lines[-1]["best_val_ndcg@10"], measured[best], 5)
+    about = json.loads((parts.workdir / "policy/next_item.json").read_text())
+    self.assertEqual(about["agent"], parts.config.agent)
+    (params,) = next_item.load(parts)
+    # What is kept is the best epoch's, which validation measures again.
+    judged = self.judge(parts)(params["model"])
+    self.assertAlmostEqual(judged, measured[best], places=5)
+    return params
+
+  def test_goes_on_after_an_interrupt(self):
+    """Here an epoch is a sum with random numbers: nothing is compiled."""
+    parts = _parts("sasrec", seeds=(3, 4))
+    trainer = next_item._trainer(parts)
+    shapes = jax.eval_shape(trainer.init, 0)
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    trainer.init = lambda seed: start
+
+    def epoch(params, averaged, opt_state, key, *data):
+      del data
+      noise = jax.random.normal(key)
+      after = jax.tree.map(lambda x: x + noise, params)
+      return after, averaged, opt_state, noise
+
+    trainer._epoch = epoch
+    self._goes_on(
+      parts, trainer, lambda params: float(jax.tree.leaves(params)[0].sum())
+    )
+
+  @pytest.mark.slow
+  def test_real_epochs_after_an_interrupt(self):
+    parts = _parts("sasrec", seeds=(3, 4))
+    self._goes_on(parts, next_item._trainer(parts), self.judge(parts))
+
+  def _goes_on(self, parts, trainer, judge):
+    whole = parts.workdir = self.folder / "whole"
+    judged = []
+
+    def stops(params):
+      judged.append(judge(params))
+      if len(judged) == 2:
+        signal.raise_signal(signal.SIGINT)  # Deferred to the epoch's end.
+      return judged[-1]
+
+    self.enter_context(
+      mock.patch.object(next_item, "_trainer", lambda parts: trainer)
+    )
+    chosen = self.enter_context(
+      mock.patch.object(next_item, "_judge", return_value=judge)
+    )
+    next_item.run(parts)
+    parts.workdir = self.folder / "stopped"
+    chosen.return_value = stops
+    with self.assertRaises(KeyboardInterrupt):
+      next_item.run(parts)
+    self.assertLen(judged, 2)
+    self.assertFalse((parts.workdir / "policy/next_item.json").exists())
+    self.assertFalse((parts.workdir / "policy/seed_4").exists())
+    next_item.run(parts)
+    self.assertLen(judged, 2 + 1 + 3)  # Epoch 3, and those of the other seed.
+    logged = [
+      (x / "policy" / "seed_3" / metrics.METRICS).read_text()
+      for x in (whole, parts.workdir)
+    ]
+    self.assertEqual(*logged)
+    resumed = next_item.load(parts)
+    parts.workdir = whole
+    chex.assert_trees_all_equal(resumed, next_item.load(parts))
+
+  def test_drawn_negatives_switch_the_response_off(self):
+    parts = _parts("sasrec")
+    self.assertEqual(next_item.untrained(parts)["response_weight"], 1.5)
+    items = _dataset().items
+    drawn = items._replace(sampling=np.ones(toy.ITEMS + 1) / toy.ITEMS)
+    parts.dataset = _dataset()._replace(items=drawn)
+    self.assertEqual(next_item.untrained(parts)["response_weight"], 0.0)
+
+  def test_a_list_ends_where_nothing_may_be_shown(self):
+    """A slate that is not full ends in zeros, not in excluded items."""
+    parts = _parts("sasrec", response_weight=0.0)
+    ranker = next_item.ranker(parts.config, toy.ITEMS)
+    params = jax.tree.map(jnp.asarray, next_item._trainer(parts).init(0).params)
+    excluded = jnp.arange(4, toy.ITEMS + 1)
+    top = jax.jit(ranker.best)(
+      ({"model": params}, parts.catalogue),
+      Observation(jnp.zeros(4), jnp.asarray([5, 6])),
+      excluded,
+    )
+    self.assertLen(top, ranking.LISTED)
+    self.assertEqual(sorted(top[:3].tolist()), [1, 2, 3])
+    self.assertEqual(top[3:].tolist(), [0] * (ranking.LISTED - 3))
+
+  def test_logs_that_say_too_little(self):
+    def without_likes(split):
+      splits = dict(_dataset().splits)
+      splits[split] = splits[split]._replace(
+        history=np.zeros_like(splits[split].history),
+        response=np.zeros_like(splits[split].response),
+      )
+      return _dataset()._replace(splits=splits)
+
+    for split, message in (
+      ("train", "toy: no user of the training logs liked two items; expected"),
+      ("val", "toy: nothing is liked in the validation split; expected"),
+    ):
+      parts = _parts("sasrec", self.folder, dataset=without_likes(split))
+      with self.assertRaisesRegex(InputError, message):
+        next_item.run(parts)
+
+  def test_what_diverges_is_not_saved(self):
+    parts = _parts("sasrec", self.folder)
+    state = engine.TrainState(
+      epoch=jnp.int32(1),
+      params={"x": jnp.zeros(1)},
+      averaged={},
+      opt_state=(),
+      best_params={"x": jnp.zeros(1)},
+      best=jnp.float32(0),
+      best_epoch=jnp.int32(0),
+      loss=jnp.float32(jnp.nan),
+    )
+    trainer = mock.Mock(config=parts.config.next_item)
+    trainer.init.return_value = state._replace(epoch=jnp.int32(0))
+    trainer.run.return_value = iter([(state, 0.1)])
+    with (
+      mock.patch.object(next_item, "_trainer", return_value=trainer),
+      self.assertRaisesRegex(FloatingPointError, "lower --next_item_learning"),
+    ):
+      next_item.run(parts)
+    left = (self.folder / "policy" / "seed_3" / "checkpoints").iterdir()
+    self.assertEmpty([x for x in left if x.name.isdigit()])
+
+
+class CommandTest(parameterized.TestCase):
+  @parameterized.parameters("sasrec", "hsrl")
+  @pytest.mark.slow
+  def test_all_stages_and_an_export(self, agent):
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    workdir = pathlib.Path(folder) / "run"
+    arguments = (
+      f"--workdir={workdir}",
+      "--task=next_item",
+      f"--agent={agent}",
+      "--dataset=toy",
+      "--sid_vocab_size=8",
+      "--sid_restarts=1",
+      "--simulator_epochs=1",
+      "--width=8",
+      "--next_item_epochs=2",
+      "--evaluate_episodes=8",
+      "--seeds=0,1",
+    )
+    status, out, err = command.run(*arguments)
+    self.assertEqual(status, 0, err)
+    self.assertIn("held-out logs", out)
+    results = json.loads((workdir / "results.json").read_text())
+    self.assertEqual(results["agent"], agent)
+    self.assertLen(results["held_out"][agent]["recall@10"]["per_seed"], 2)
+    page = (workdir / "report" / "report.html").read_text()
+    self.assertIn("Training on the next item", page)
+    self.assertIn("nothing to do", command.run(*arguments)[1])
+    # The workdir alone goes on; its flags are also a flagfile.
+    self.assertEqual(command.run(f"--flagfile={workdir}/flags.txt")[0], 0)
+    status, out, err = command.run(
+      f"--workdir={workdir}", "--mode=export", "--export_platforms=cpu"
+    )
+    self.assertEqual(status, 0, err)
+
+
+if __name__ == "__main__":
+  absltest.main()
