@@ -209,9 +209,8 @@ class TrainConfig(Checked):
   Attributes:
     task: what a policy learns: `rl`, to earn reward in the simulator;
       `next_item`, what users liked next in the logs (agents hsrl and sasrec).
-    continue_from: workdir of a finished run whose parameters training starts
-      from. It is a run of the same agent: of the task `rl`, or in hsrl of
-      `next_item`, which brings the networks and their sizes.
+    continue_from: workdir of a finished run of the same agent, from whose
+      parameters `rl` starts; one of `next_item` (hsrl) brings its networks.
     polyak: rate of the target networks, which are also what is evaluated.
     temperature: how far training strays from the best slate, at the start. An
       agent that scores items shows the top K of log pi / temperature + Gumbel
@@ -389,8 +388,7 @@ class Config:
     next_item: how it is trained on the next item.
     agent: a name in `agents.AGENTS`; None where no policy is trained.
     supervised: whether the agent has the networks of a policy of the next item,
-      whose sizes `network` and `next_item` are. `stages.parts` sets it where
-      `train.continue_from` is such a policy.
+      with the sizes in `network` and `next_item`; set by `stages.parts`.
     settings: of the agent, its own dataclass; see `agents.configure`.
   """
 
