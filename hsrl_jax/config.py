@@ -209,6 +209,8 @@ class TrainConfig(Checked):
   Attributes:
     task: what a policy learns: `rl`, to earn reward in the simulator;
       `next_item`, what users liked next in the logs (agents hsrl and sasrec).
+    continue_from: workdir of a finished run of the same agent, from whose
+      parameters `rl` starts; one of `next_item` (hsrl) brings its networks.
     polyak: rate of the target networks, which are also what is evaluated.
     temperature: how far training strays from the best slate, at the start. An
       agent that scores items shows the top K of log pi / temperature + Gumbel
@@ -237,6 +239,7 @@ class TrainConfig(Checked):
   """
 
   task: str = setting("rl", among=TASKS)
+  continue_from: str | None = None
   polyak: float = setting(0.01, least=0, most=1)
   temperature: float = setting(0.2, above=0)
   temperature_end: float = setting(0.2, above=0)
@@ -384,6 +387,8 @@ class Config:
     evaluate: how it is measured.
     next_item: how it is trained on the next item.
     agent: a name in `agents.AGENTS`; None where no policy is trained.
+    supervised: whether the agent has the networks of a policy of the next item,
+      with the sizes in `network` and `next_item`; set by `stages.parts`.
     settings: of the agent, its own dataclass; see `agents.configure`.
   """
 
@@ -395,6 +400,7 @@ class Config:
   evaluate: EvaluateConfig = EvaluateConfig()
   next_item: NextItemConfig = NextItemConfig()
   agent: str | None = None
+  supervised: bool = False
   settings: Any = None
 
 

@@ -219,6 +219,10 @@ def _check_inputs(mode: str) -> None:
     raise InputError(
       f"--sids with {fits}, which fits SIDs of its own; expected one of them"
     )
+  if flags.FLAGS.continue_from and mode in EXPERIMENTS:
+    raise InputError(
+      f"--continue_from with --mode={mode}; expected a single run"
+    )
 
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:

@@ -38,10 +38,12 @@ PROGRAMS = (
 )
 # Flags of absl and of programs that are not ours.
 OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir", "outdated"}
-# Commands that have tests of their own: the last two in launch_test.
+# Commands that have tests of their own: the last ones in launch_test and
+# continue_from_test.
 ELSEWHERE = re.compile(
   "hsrl_jax.launch.*"
-  "(runs/items|runs/my_|agent=mine|quickstart|response_params|--help)"
+  "(runs/items|runs/my_|agent=mine|quickstart|response_params|continue_from|"
+  "--help)"
 )
 SMALL = (
   "--sid_restarts=1",

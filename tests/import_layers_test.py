@@ -35,7 +35,7 @@ LAYERS = (
   ("launch",),
 )
 # Modules of `agents` that are no agent.
-SHARED = (["base"], ["latent"])
+SHARED = (["base"], ["latent"], ["next_item"])
 # Groups that see less than what is below them.
 ONLY = {
   "flags": {

@@ -16,6 +16,7 @@ from hsrl_jax.agents import (
 )
 from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
+from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import reward
@@ -32,6 +33,11 @@ AGENTS = {
   "wolpertinger": Algorithm(wolpertinger.Settings, wolpertinger.make),
   "hac": Algorithm(hac.Settings, hac.make),
   "hsrl": Algorithm(hsrl.Settings, hsrl.make),
+}
+# By agent, what RL makes of its policy of the next item; `make` takes a Config
+# in place of the settings.
+CONTINUED = {
+  "hsrl": Algorithm(pretrained.ContinuedSettings, pretrained.make),
 }
 DEFAULT = "hsrl"
 PUBLISHED = hsrl.PUBLISHED
@@ -50,19 +56,19 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
   """
   if config.train.task == "next_item":
     return next_item.make(config, slate_size, items)
-  algorithm = AGENTS[config.agent]
-  agent = algorithm.make(
-    config.settings,
-    Spec(
-      levels=config.quantizer.levels,
-      vocab_size=config.quantizer.vocab_size,
-      slate_size=slate_size,
-      reward=reward.of_config(config.simulator),
-      items=items,
-      network=config.network,
-      train=config.train,
-    ),
+  spec = Spec(
+    levels=config.quantizer.levels,
+    vocab_size=config.quantizer.vocab_size,
+    slate_size=slate_size,
+    reward=reward.of_config(config.simulator),
+    items=items,
+    network=config.network,
+    train=config.train,
   )
+  if config.supervised:
+    agent = CONTINUED[config.agent].make(config, spec)
+  else:
+    agent = AGENTS[config.agent].make(config.settings, spec)
   if agent.beams and config.quantizer.assignment == "plain":
     raise InputError(
       f"sid_assignment is 'plain' with a beam search over {items:,} items, "
@@ -74,6 +80,20 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
 def reads(agent: str) -> set[str]:
   """The names of an agent's own settings."""
   return {x.name for x in dataclasses.fields(AGENTS[agent].settings)}
+
+
+def unread(config: Config) -> set[str]:
+  """The names of settings that the agent reads in other configurations only.
+
+  One that continues from its policy of the next item has the networks of that
+  policy; others have nothing to stay near.
+  """
+  if config.agent not in CONTINUED:
+    return set()
+  continued = dataclasses.fields(CONTINUED[config.agent].settings)
+  if config.supervised:
+    return reads(config.agent) - {x.name for x in continued}
+  return {"kl_weight"}
 
 
 def configure(

@@ -188,6 +188,8 @@ class Agent(NamedTuple):
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
     beams: width of the beam search by which it finds items; 0: it scores each.
+    frozen: keys of the parameters, a dict, that are neither trained nor
+      averaged.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -204,6 +206,7 @@ class Agent(NamedTuple):
   draws: bool = False
   fixed_items: bool = False
   beams: int = 0
+  frozen: tuple[str, ...] = ()
 
 
 class Algorithm(NamedTuple):

@@ -109,11 +109,21 @@ def restore_latest(
         first_line[:200],
       )
     else:
-      # Orbax refuses arrays without elements.
-      return jax.tree.map(
-        lambda x, y: y if x.size else _empty(x), like, loaded, is_leaf=_is_none
-      )
+      return jax.tree.map(_whole, like, loaded, is_leaf=_is_none)
   return None
+
+
+def latest_digest(directory: pathlib.Path) -> int | None:
+  """The digest that the newest checkpoint was saved with.
+
+  None where there is no checkpoint, or it is of a version without digests.
+  """
+  with open_directory(directory, read_only=True) as checkpointer:
+    saved = checkpointer.checkpoints
+    if not saved:
+      return None
+    kept = checkpointer.metadata(saved[-1].step).custom_metadata or {}
+  return kept.get("digest")
 
 
 @contextlib.contextmanager
@@ -161,8 +171,13 @@ def _is_none(x: Any) -> bool:
   return x is None
 
 
-def _empty(x: Any) -> jax.Array:
-  return x if isinstance(x, jax.Array) else jnp.zeros(x.shape, x.dtype)
+def _whole(like: Any, loaded: Any) -> Any:
+  """A leaf as it was saved; Orbax refuses arrays without elements."""
+  if like is None or like.size:
+    return loaded
+  if isinstance(like, jax.Array):
+    return like
+  return jnp.zeros(like.shape, like.dtype)
 
 
 def _abstract(x: Any) -> jax.ShapeDtypeStruct:

@@ -150,7 +150,7 @@ def _init(
   learner = Learner(
     params,
     jax.tree.map(jnp.copy, params),
-    loop.optimizer.init(params),
+    loop.optimizer.init(_trained(loop.agent, params)),
     key,
     jnp.int32(0),
   )
@@ -240,10 +240,15 @@ def _update(
     axis_name: of the devices, over which gradients and metrics are averaged.
   """
 
-  def loss(params):
+  frozen = {x: learner.params[x] for x in loop.agent.frozen}
+
+  def whole(trained):
+    return trained | frozen if frozen else trained
+
+  def loss(trained):
     def of_transition(transition, key):
       return loop.agent.loss(
-        params,
+        whole(trained),
         learner.target_params,
         inputs.catalogue,
         transition,
@@ -254,7 +259,8 @@ def _update(
     losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
     return losses.mean() * weight, jax.tree.map(jnp.mean, metrics)
 
-  grads, metrics = jax.grad(loss, has_aux=True)(learner.params)
+  trained = _trained(loop.agent, learner.params)
+  grads, metrics = jax.grad(loss, has_aux=True)(trained)
   if axis_name is not None:
     # As one vector: devices meet once an iteration.
     local, unravel = flatten_util.ravel_pytree((grads, metrics, shown))
@@ -262,14 +268,23 @@ def _update(
   metrics = jax.tree.map(lambda m: m * weight, metrics) | shown
   metrics["grad_norm"] = optax.tree.norm(grads)
   updates, opt_state = loop.optimizer.update(grads, learner.opt_state)
-  params = optax.apply_updates(learner.params, updates)
-  target_params = optax.incremental_update(
-    params, learner.target_params, loop.config.polyak
+  trained = optax.apply_updates(trained, updates)
+  averaged = optax.incremental_update(
+    trained,
+    _trained(loop.agent, learner.target_params),
+    loop.config.polyak,
   )
   learner = Learner(
-    params, target_params, opt_state, learner.key, learner.step + 1
+    whole(trained), whole(averaged), opt_state, learner.key, learner.step + 1
   )
   return learner, metrics
+
+
+def _trained(agent: Agent, params: Params) -> Params:
+  """The parameters without those that the agent keeps frozen."""
+  if not agent.frozen:
+    return params
+  return {x: own for x, own in params.items() if x not in agent.frozen}
 
 
 def _iterate(

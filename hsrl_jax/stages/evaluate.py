@@ -149,7 +149,7 @@ def _click_model(parts: Parts) -> ranking.ScoreFn:
 
 def _ranker(parts: Parts) -> ranking.Ranker | None:
   """How the agent ranks items; None where it has no order of them."""
-  if parts.config.train.task == "next_item":
+  if parts.config.train.task == "next_item" or parts.config.supervised:
     return next_item.ranker(parts.config, parts.catalogue.index.num_items)
   return _by_greedy_slates(parts)
 

@@ -47,15 +47,24 @@ def run(parts: Parts) -> None:
     for seed in parts.config.train.seeds:
       if not signals.due():
         _train(trainer, judge, folder / f"seed_{seed}", seed, signals)
-  files.write_json(folder / MODEL, about(parts.config))
+  files.write_json(
+    folder / MODEL, about(parts.config, _interactions(parts).shape[1])
+  )
 
 
-def about(config: Config) -> dict:
-  """What decides the shapes and the meaning of a policy's parameters."""
+def about(config: Config, interactions: int) -> dict:
+  """What decides the shapes and the meaning of a policy's parameters.
+
+  Args:
+    config: of the run.
+    interactions: numbers of a vector by who liked an item, which may be fewer
+      than the configuration asks for.
+  """
+  sizes = config_lib.values(config.next_item)
   return {
     "format": 1,
     "agent": config.agent,
-    "next_item": config_lib.values(config.next_item),
+    "next_item": sizes | {"interactions": interactions},
     "network": config_lib.values(config.network),
   }
 
@@ -205,15 +214,19 @@ def _best(workdir: pathlib.Path, seed: int, trainer: engine.Trainer) -> Params:
 
 
 def untrained(parts: Parts) -> Params:
-  """The part of the parameters that is not trained here.
+  """The part of the parameters that is not trained here."""
+  return {"interactions": jnp.asarray(_interactions(parts))} | clicks(parts)
 
-  The click model's weight is 0 where the logs do not say what was shown.
+
+def clicks(parts: Parts) -> Params:
+  """The click model's part of the parameters.
+
+  Its weight is 0 where the logs do not say what was shown.
   """
   weight = parts.config.next_item.response_weight
   if parts.dataset.items.sampling is not None:
     weight = 0.0
   return {
-    "interactions": jnp.asarray(_interactions(parts)),
     "response": next_item.without_items(parts.response),
     "response_weight": jnp.float32(weight),
   }

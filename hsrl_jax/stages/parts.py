@@ -16,6 +16,7 @@ from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sim import click_model, response_file, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
+from hsrl_jax.stages.start import source as start_lib
 
 _SHARED = ("data", "quantize", "simulator")
 
@@ -24,11 +25,13 @@ class Parts:
   """Parts of one configuration in one workdir, each loaded once, when asked.
 
   Attributes:
-    config: of the run, with the sizes of a given click model and given SIDs.
+    config: of the run, with the sizes of a given click model, given SIDs and
+      the networks that it continues with.
     workdir: where the run writes.
     shared: where stages write whose output several runs share, or None.
     given: the file of a click model that was trained elsewhere, or None.
     sid_file: the file of SIDs that were made elsewhere, or None.
+    start: the run that this one continues from, or None.
     fingerprints: stage to the short name of what decides its output.
   """
 
@@ -48,8 +51,8 @@ class Parts:
         in common; None: in the workdir.
 
     Raises:
-      InputError: the file of --response_params or --sids is not as it should
-        be.
+      InputError: the file of --response_params or --sids, or the run of
+        --continue_from, is not as it should be.
     """
     self.workdir, self.shared = workdir, shared
     self.given = None
@@ -69,13 +72,18 @@ class Parts:
       config = dataclasses.replace(
         config, quantizer=sids.sized(config.quantizer, self.sid_file)
       )
+    self.start = start_lib.of_config(config, workdir)
+    if self.start is not None:
+      config = self.start.sized(config)
     self.config = config
     # Of the files their content counts, not their paths.
     plain = dataclasses.replace(config.data, response_params=None, sids=None)
-    c = dataclasses.replace(config, data=plain)
+    train = dataclasses.replace(config.train, continue_from=None)
+    c = dataclasses.replace(config, data=plain, train=train)
     given = (self.given.digest,) if self.given else ()
     brought = (f"SIDs {self.sid_file.digest}",) if self.sid_file else ()
-    whole = config_lib.fingerprint(c, *given, *brought)
+    begun = (f"start {self.start.digest}",) if self.start else ()
+    whole = config_lib.fingerprint(c, *given, *brought, *begun)
     data = (c.data, *given) if self.own_users else (c.data,)
     self.fingerprints = {
       "data": config_lib.fingerprint(*data),

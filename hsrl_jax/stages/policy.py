@@ -99,6 +99,7 @@ def run(
   val_users: EnvParams,
   logs: Sessions,
   watch: watch_lib.Watch,
+  start: Callable[[Params], Params] | None = None,
 ) -> None:
   """Trains; writes `policy/`: checkpoints, metrics.jsonl, TensorBoard events.
 
@@ -115,11 +116,13 @@ def run(
     val_users: the pool of the learning curve.
     logs: the training slates, for an agent that learns from them.
     watch: counts the time of the phases.
+    start: makes of fresh parameters, [S, ...], those that training starts from;
+      None: the fresh ones are.
 
   Raises:
     FloatingPointError: a metric or parameter became NaN or infinite; such a
       state is not saved.
-    InputError: the users do not divide over the devices.
+    InputError: the users do not divide over the devices, or `start` raises it.
   """
   train = config.train
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
@@ -140,7 +143,9 @@ def run(
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
   ):
     with watch.phase("start"):
-      placed, saved = _start(engine, inputs, layout, train.seeds, checkpointer)
+      placed, saved = _start(
+        engine, inputs, layout, train.seeds, checkpointer, start
+      )
     learner = _train(
       parallel.over_devices(engine.run, layout),
       placed,
@@ -162,18 +167,37 @@ def _start(
   layout: parallel.Layout,
   seeds: tuple[int, ...],
   checkpointer,
+  start: Callable[[Params], Params] | None,
 ) -> tuple[tuple, int]:
   """Learner, stream and inputs, placed, and the step to go on from.
 
-  The state is that of the latest checkpoint, or a fresh one.
+  The state is that of the latest checkpoint, or a fresh one. A fresh one with
+  parameters of `start` is saved, so that what they came from is needed no more.
   """
   try:
     state = parallel.init(engine.init, seeds, inputs, layout)
   except ValueError as error:
     raise InputError(str(error)) from error
-  state = checkpoint.restore_latest(checkpointer, state) or state
+  restored = checkpoint.restore_latest(checkpointer, state)
+  if restored is None and start is not None:
+    params = start(parallel.one_copy(state[0].params))
+    state = (_with_params(state[0], params), state[1])
+    checkpoint.save(checkpointer, 0, state)
+  state = restored or state
   saved = int(parallel.one_copy(state[0].step)[0])
   return parallel.place(*state, inputs, layout), saved
+
+
+def _with_params(learner: loop.Learner, params: Params) -> loop.Learner:
+  """A fresh learner that starts from other parameters."""
+
+  def put(x, old):
+    return jax.device_put(np.asarray(x), old.sharding)
+
+  return learner._replace(
+    params=jax.tree.map(put, params, learner.params),
+    target_params=jax.tree.map(put, params, learner.target_params),
+  )
 
 
 def _train(

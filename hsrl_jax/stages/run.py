@@ -1,5 +1,6 @@
 """A run: one configuration's stages, each skipped where it is complete."""
 
+import functools
 import pathlib
 from collections.abc import Collection, Mapping, Sequence
 
@@ -23,6 +24,8 @@ from hsrl_jax.stages import (
   simulator,
 )
 from hsrl_jax.stages.parts import Parts
+from hsrl_jax.stages.start import loading
+from hsrl_jax.stages.start import source as start_lib
 from hsrl_jax.types import Params
 
 SUMMARY = "summary.json"  # Time by phase, and memory.
@@ -111,6 +114,7 @@ class Run(Parts):
       self.users("val"),
       self.dataset.splits["train"],
       self._phases,
+      functools.partial(loading.load, self) if self.start else None,
     )
 
   def evaluate(self) -> None:
@@ -144,7 +148,8 @@ class Run(Parts):
   ) -> None:
     """Keeps the settings of a new workdir; an old one must have the same.
 
-    Sizes of SIDs that a file brings are kept too.
+    Sizes of SIDs that a file brings are kept too, and sizes of networks that
+    another run brings.
 
     Args:
       texts: of the settings; see workdir.claim.
@@ -158,6 +163,7 @@ class Run(Parts):
     if not self.own_users:
       prepare.builder_folder(self.config.data.dataset)
     kept = with_sizes(texts, given or (), self.config.quantizer)
+    kept = start_lib.with_sizes(self.start, kept, given or (), self.config)
     processes.on_first(
       lambda: workdir_lib.claim(self.workdir, kept, given, of_data)
     )

@@ -7,7 +7,19 @@ from hsrl_jax.checked import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.ActorCriticSettings):
+class ContinuedSettings(base.ActorCriticSettings):
+  """Of HSRL that goes on from a policy of the next item, see `pretrained`.
+
+  Attributes:
+    kl_weight: of the KL divergence from the policy of the next item that a run
+      continues from; 0: none.
+  """
+
+  kl_weight: float = setting(0.0, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(ContinuedSettings):
   """Of HSRL.
 
   Attributes:

@@ -1,0 +1,241 @@
+"""HSRL that goes on by RL from its policy of the next item (--continue_from).
+
+It has the networks of that policy, acts as it does (`agents.next_item`), and
+learns as HSRL does (docs/method.md, RL after supervised training): the critic
+looks at the decoder's expected contexts, the actor follows the gradient of the
+log-probabilities of the tokens that were taken, and the behaviour loss is what
+the policy was trained on before, the cross-entropy of what was liked. A KL
+divergence holds the policy near the one it started from.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base, next_item
+from hsrl_jax.agents.hsrl.settings import ContinuedSettings
+from hsrl_jax.agents.hsrl.slate_view import SlateView
+from hsrl_jax.config import Config
+from hsrl_jax.networks.critic import Critic
+from hsrl_jax.ops import masking, policy_gradient, returns, sampling
+from hsrl_jax.sid.index import sid_of
+from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
+
+__all__ = ["FROZEN", "ContinuedSettings", "make"]
+
+# Parameters that are not trained: the model that training started from, and
+# what `next_item.Policy` has beside its model.
+FROZEN = ("start", "interactions", "response", "response_weight")
+
+
+class _Parts(NamedTuple):
+  """What the losses are made of; all of it is static.
+
+  Attributes:
+    policy: of the next item.
+    critic: contexts c_0 .. c_{L-1} to values.
+    settings: of the agent.
+    spec: of the agent.
+  """
+
+  policy: next_item.Policy
+  critic: Critic
+  settings: ContinuedSettings
+  spec: base.Spec
+
+  def value(self, params: Params, state: Array) -> Array:
+    """V(s), float32 []; its gradient trains the critic alone."""
+    contexts = self.policy.model.contexts(params["model"], state)
+    contexts = jax.lax.stop_gradient(contexts)
+    return self.critic.apply(params["critic"], contexts)[0]
+
+
+class _Seen(NamedTuple):
+  """What a model says of a user and of the slate that was shown.
+
+  Attributes:
+    state: float32 [d], c_0.
+    tokens: of the slate, with log-probabilities as logits.
+    items: float32 [N + 1], log softmax of the items' scores; None where items
+      rank by their tokens alone.
+  """
+
+  state: Array
+  tokens: SlateView
+  items: Array | None
+
+  def log_probs(self, slate: Array) -> Array:
+    """Log-probabilities of the parts of each choice, [K, L] or [K, L + 1]."""
+    parts = self.tokens.log_probs()
+    if self.items is None:
+      return parts
+    return jnp.concatenate([parts, self.items[slate][:, None]], -1)
+
+
+def make(config: Config, spec: base.Spec) -> base.Agent:
+  """Builds the agent.
+
+  Its parameters are a dict: those of `next_item.Policy`; `critic`; and `start`,
+  the policy's `model` before any RL.
+
+  Args:
+    config: with the sizes of the policy of the next item.
+    spec: of the agent.
+  """
+  supervised = next_item.make(config, spec.slate_size, spec.items)
+  parts = _Parts(
+    next_item.policy(config, spec.slate_size, spec.items),
+    Critic(spec.network.critic_hidden),
+    config.settings,
+    spec,
+  )
+
+  def init(key, catalogue, observation):
+    params = supervised.init(key, catalogue, observation)
+    # As many numbers as the policy was trained on.
+    size = (len(catalogue.features), config.next_item.interactions)
+    liked = {"interactions": jnp.zeros(size)}
+    known = parts.policy.catalogue(liked, catalogue)
+    model = parts.policy.model.init(jax.random.fold_in(key, 0), known)
+    contexts = jnp.zeros((spec.levels, spec.network.width))
+    critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
+    own = {"model": model, "critic": critic, "start": model}
+    return params | liked | own
+
+  return supervised._replace(
+    init=init, loss=functools.partial(_loss, parts), frozen=FROZEN
+  )
+
+
+def _loss(
+  parts: _Parts,
+  params: Params,
+  target_params: Params,
+  catalogue: base.ActionSpace,
+  transition: Transition,
+  key: PRNGKey,
+  progress: Array,
+) -> tuple[Array, Metrics]:
+  """See base.Agent.loss."""
+  settings, policy, slate = parts.settings, parts.policy, transition.slate
+  keys = sampling.split(key, 2)
+  seen = _seen(parts, params, catalogue, transition, keys)
+  value = parts.value(params, seen.state)
+  next_state = policy.state(
+    target_params, catalogue, transition.next_observation
+  )
+  target = returns.td_target(
+    transition.reward,
+    transition.terminated,
+    parts.value(target_params, next_state),
+    settings.discount,
+  )
+  shares = parts.spec.reward.shares(transition.response)
+  advantages = returns.item_advantages(
+    target,
+    value[None],
+    shares if settings.item_credit else None,
+    clip=settings.advantage_clip,
+  )
+  log_probs, drawn = seen.log_probs(slate), transition.log_prob
+  if settings.importance_clip:
+    drawn = drawn - _beside(policy, params, catalogue, transition, seen)
+  loss, metrics = base.actor_critic(
+    settings,
+    progress,
+    critic=(value - target) ** 2,
+    actor=policy_gradient.actor_loss(
+      log_probs, advantages, drawn, settings.importance_clip
+    ),
+    entropy=seen.tokens.entropy(),
+    behaviour=_cross_entropy(policy, log_probs, transition.response),
+    value=value,
+    target=target,
+  )
+  if settings.kl_weight:
+    # By the same dropout, so that equal parameters are no distance apart.
+    start = params | {"model": params["start"]}
+    start = _seen(parts, start, catalogue, transition, keys)
+    kl = _distance(seen, start, catalogue.index.active)
+    loss = loss + settings.kl_weight * kl
+    metrics = metrics | {"loss": loss, "kl": kl}
+  return loss, metrics
+
+
+def _seen(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  transition: Transition,
+  keys: PRNGKey,
+) -> _Seen:
+  """See _Seen; the two keys are of the dropout."""
+  policy, model = parts.policy, parts.policy.model
+  known = policy.catalogue(params, catalogue)
+  state = policy.state(params, catalogue, transition.observation, keys[0])
+  tokens = sid_of(catalogue.index, transition.slate)
+  log_probs = model.taken(
+    params["model"], known, state, jnp.maximum(tokens, 0), keys[1]
+  )
+  items = None
+  if model.config.item_weight:
+    scores = model.rows(params["model"], known) @ state
+    items = masking.log_softmax(scores, catalogue.index.active)
+  return _Seen(state, SlateView(log_probs, tokens), items)
+
+
+def _cross_entropy(
+  policy: next_item.Policy, log_probs: Array, response: Array
+) -> Array:
+  """-log pi of the liked items, weighed as before RL; mean over the slate."""
+  weights = jnp.ones(log_probs.shape[1])
+  if policy.model.config.item_weight:
+    weights = weights.at[-1].set(policy.model.config.item_weight)
+  return -(response * (log_probs @ weights)).mean()
+
+
+def _beside(
+  policy: next_item.Policy,
+  params: Params,
+  catalogue: base.ActionSpace,
+  transition: Transition,
+  seen: _Seen,
+) -> Array:
+  """What the slate was drawn by beside `_Seen.log_probs`, [K], no gradient.
+
+  It is the click model's part, and the constant of the items' softmax.
+  """
+  slate = transition.slate
+  beside = policy.response(params, catalogue, transition.observation, slate)
+  if seen.items is not None:
+    known = policy.catalogue(params, catalogue)
+    beside += policy.model.item_score(params["model"], known, seen.state, slate)
+    beside -= seen.items[slate]
+  return jax.lax.stop_gradient(beside)
+
+
+def _distance(seen: _Seen, start: _Seen, active: Array) -> Array:
+  """KL divergence from what the policy started from, which gets no gradient."""
+  start = jax.lax.stop_gradient(start)
+  kl = divergence(seen.tokens.logits, start.tokens.logits, seen.tokens.tokens)
+  if seen.items is not None:
+    of_each = jnp.exp(seen.items) * (seen.items - start.items)
+    kl += jnp.where(active, of_each, 0.0).sum()
+  return kl
+
+
+def divergence(log_probs: Array, start: Array, tokens: Array) -> Array:
+  """KL(p || start) of the tokens' distributions, summed over the levels.
+
+  Args:
+    log_probs: float32 [K, L, V], of p along K SIDs.
+    start: float32 [K, L, V], of the other.
+    tokens: int32 [K, L], the SIDs; -1 where an item has none.
+
+  Returns:
+    float32 [], nats; the mean over K.
+  """
+  kl = (jnp.exp(log_probs) * (log_probs - start)).sum(-1)
+  return jnp.where(tokens < 0, 0.0, kl).sum(-1).mean()

@@ -1,0 +1,1 @@
+"""Another run's parameters, which training starts from (--continue_from)."""

@@ -1,0 +1,175 @@
+"""The run that another one continues from: what it is, before it is loaded."""
+
+import dataclasses
+import pathlib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from hsrl_jax import agents, files, settings
+from hsrl_jax import config as config_lib
+from hsrl_jax.config import Config
+from hsrl_jax.engine import checkpoint
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.host import workdir as workdir_lib
+
+KEPT = "policy/start.json"  # What a run keeps of the one it continues from.
+MODEL = "policy/next_item.json"  # See stages/next_item.py.
+FORMAT = 1
+_SIZES = ("width", "layers", "heads")  # Of NetworkConfig.
+
+
+class Source(NamedTuple):
+  """A finished run whose parameters another run starts from.
+
+  Attributes:
+    workdir: of the finished run.
+    digest: of its parameters.
+    about: what next_item.json says of its networks, those of a policy of the
+      next item; None: they are the agent's own.
+  """
+
+  workdir: pathlib.Path
+  digest: str
+  about: dict[str, Any] | None
+
+  def sized(self, config: Config) -> Config:
+    """`config` with the networks' sizes.
+
+    Raises:
+      InputError: next_item.json has other fields than a configuration.
+    """
+    if self.about is None:
+      return config
+    with reading(self.workdir / MODEL, "what this version of hsrl_jax wrote"):
+      network = self.about["network"]
+      return dataclasses.replace(
+        config,
+        supervised=True,
+        next_item=config_lib.NextItemConfig(**self.about["next_item"]),
+        network=dataclasses.replace(
+          config.network, **{name: network[name] for name in _SIZES}
+        ),
+      )
+
+  def keep(self, workdir: pathlib.Path) -> None:
+    """Writes what a run keeps, so that it can do without this one."""
+    kept = {"format": FORMAT, "digest": self.digest, "next_item": self.about}
+    files.write_json(workdir / KEPT, kept)
+
+
+def of_config(config: Config, workdir: pathlib.Path) -> Source | None:
+  """The run that a configuration continues from; None: it starts afresh.
+
+  Args:
+    config: of the run.
+    workdir: where the run writes. Once it has started, what it kept counts.
+
+  Raises:
+    InputError: there is no such run, or it is none to continue from.
+  """
+  if config.train.continue_from is None:
+    return None
+  path = pathlib.Path(config.train.continue_from)
+  if (workdir / KEPT).exists():
+    with reading(workdir / KEPT, "what a run keeps of where it started"):
+      kept = files.read_json(workdir / KEPT, FORMAT)
+      return Source(path, kept["digest"], kept["next_item"])
+  return Source(path, *_read(path, config))
+
+
+def _read(path: pathlib.Path, config: Config) -> tuple[str, dict | None]:
+  """Digest and networks of the run in a folder; see `of_config`."""
+  where, kept = f"--continue_from={path}", workdir_lib.kept_flags(path)
+  task, agent = kept.get("task", config_lib.TASKS[0]), kept.get("agent")
+  if not kept:
+    raise InputError(f"{where} is no workdir; expected that of a finished run")
+  if config.train.task != config_lib.TASKS[0]:
+    raise InputError(
+      f"{where} with --task={config.train.task}; expected "
+      f"--task={config_lib.TASKS[0]}, or no --continue_from"
+    )
+  if not (path / ".done" / "policy").exists():
+    raise InputError(
+      f"{where} has no trained policy; expected a finished run: "
+      f"--workdir={path} --mode=policy finishes it"
+    )
+  if agent != config.agent:
+    raise InputError(
+      f"{where} trained --agent={agent}; expected --agent={config.agent}, as "
+      "this run trains"
+    )
+  found = digest(path)
+  if not found:
+    raise InputError(
+      f"{where}: --agent={agent} has no checkpoints, for it learns nothing; "
+      "expected an agent that does, or no --continue_from"
+    )
+  about = None
+  if task != config_lib.TASKS[0]:
+    if agent not in agents.CONTINUED:
+      raise InputError(
+        f"{where} trained --agent={agent} with --task={task}, which has no "
+        f"actor and critic to go on with; expected {list(agents.CONTINUED)}"
+      )
+    with reading(path / MODEL, "what --mode=policy wrote"):
+      about = files.read_json(path / MODEL, FORMAT)
+  elif (path / KEPT).exists():
+    with reading(path / KEPT, "what --mode=policy wrote"):
+      about = files.read_json(path / KEPT, FORMAT)["next_item"]
+  return found, about
+
+
+def digest(workdir: pathlib.Path) -> str:
+  """Tells a run's newest checkpoints from others; empty: there are none."""
+  folders = sorted((workdir / "policy").glob("**/checkpoints"))
+  digests = [
+    f"{folder.parent.name} {own}"
+    for folder in folders
+    if (own := checkpoint.latest_digest(folder)) is not None
+  ]
+  return config_lib.fingerprint(*digests) if digests else ""
+
+
+def with_sizes(
+  source: Source | None,
+  texts: Mapping[str, str],
+  given: Collection[str],
+  config: Config,
+) -> dict[str, str]:
+  """Settings that count, with the sizes of networks that `source` brings.
+
+  Args:
+    source: that the run continues from; None: it starts afresh.
+    texts: of the settings.
+    given: names of those that the user gave.
+    config: with the sizes that count.
+
+  Raises:
+    InputError: a size that is given is not that of the source, or a setting
+      is given that the agent does not read as it starts.
+  """
+  unread = agents.unread(config)
+  for name in sorted(unread & {*given}):
+    expected = (
+      "a run that continues from a policy of --task=next_item has the networks "
+      "of that policy: leave it out"
+      if config.supervised
+      else "it counts in a run that continues from a policy of "
+      "--task=next_item: see --continue_from"
+    )
+    raise InputError(f"--{name} is given, but nothing reads it; {expected}")
+  kept = {name: text for name, text in texts.items() if name not in unread}
+  if not config.supervised:
+    return kept
+  sizes = settings.texts(config)
+  own = [f"{settings.PREFIXES['network']}{name}" for name in _SIZES]
+  prefix = settings.PREFIXES["next_item"]
+  for name in (*own, *(x for x in sizes if x.startswith(prefix))):
+    if name in given and texts[name] != sizes[name]:
+      raise InputError(
+        f"--{name} is {texts[name]}, but the policy of "
+        f"--continue_from={source.workdir} has {sizes[name]}; expected the "
+        f"same, or no --{name}"
+      )
+    kept[name] = sizes[name]
+  return kept

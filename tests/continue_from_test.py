@@ -1,0 +1,289 @@
+"""--continue_from: RL goes on from a supervised policy, or from RL."""
+
+import json
+import pathlib
+import re
+import shutil
+import tempfile
+from unittest import mock
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import api, sid
+from hsrl_jax import config as config_lib
+from hsrl_jax.agents.base import ActionSpace
+from hsrl_jax.engine import checkpoint
+from hsrl_jax.errors import InputError
+from hsrl_jax.stages import policy
+from hsrl_jax.stages.start import loading
+from tests.command import run
+
+TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"
+# Of all runs: as small as it gets.
+TOY = (
+  "--dataset=toy",
+  "--sid_levels=2",
+  "--sid_vocab_size=16",
+  "--sid_restarts=1",
+  "--simulator_epochs=1",
+  "--evaluate_episodes=4",
+)
+SUPERVISED = (
+  "--width=8",
+  "--layers=1",
+  "--heads=2",
+  "--next_item_epochs=2",
+  "--next_item_hidden=8",
+  "--next_item_history=8",
+  "--next_item_beams=20",
+)
+RL = (
+  "--critic_hidden=8",
+  "--users=8",
+  "--batch_size=16",
+  "--buffer_size=800",
+  "--iterations=20",
+  "--iterations_per_call=10",
+  "--curve_every=20",
+  "--curve_episodes=4",
+  "--save_every=20",
+)
+
+
+def _tour():
+  """The tour's two commands; nothing of them but paths is left out."""
+  commands = re.findall(
+    r"^python -m hsrl_jax.launch (.*runs/supervised.*)$", TOUR.read_text(), re.M
+  )
+  return [command.split() for command in commands]
+
+
+class RunsTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(folder)
+
+  def _ok(self, *arguments):
+    status, out, err = run(*arguments)
+    self.assertEqual(status, 0, err)
+    return out
+
+  def _new(self, name, *arguments, like="W"):
+    """The policy of a run that shares what comes before with another one."""
+    old, new = self.folder / like, self.folder / name
+    for part in ("data", "sids", "simulator"):
+      shutil.copytree(old / part, new / part)
+      mark = new / ".done" / {"sids": "quantize"}.get(part, part)
+      mark.parent.mkdir(exist_ok=True)
+      shutil.copy(old / ".done" / mark.name, mark)
+    mode = ("--mode=policy", f"--workdir={new}")
+    return run(*arguments, *TOY, *RL, *mode)
+
+  def _params(self, name):
+    """What a run acts by; of an RL run the averaged parameters."""
+    (params,) = policy.trained(api.load(self.folder / name)._run)
+    return jax.tree.map(np.asarray, params)
+
+  @pytest.mark.slow
+  def test_the_tour_and_what_comes_of_it(self):
+    supervised, continued = (
+      [x.replace("runs/supervised", str(self.folder / "W")) for x in command]
+      for command in _tour()
+    )
+    self._ok(*supervised, *TOY, *SUPERVISED)
+    goes_on = [x for x in continued if not x.startswith("--workdir")]
+    status, _, err = self._new("R", *goes_on, "--kl_weight=0.5")
+    self.assertEqual(status, 0, err)
+    self.assertIn("--width=8\n", (self.folder / "R/flags.txt").read_text())
+    own = self._params("W")
+    trained = self._params("R")
+    chex.assert_trees_all_equal(trained["start"], own["model"])
+    for name in ("response", "response_weight"):
+      chex.assert_trees_all_equal(trained[name], own[name])
+    moved = jax.tree.map(
+      lambda x, y: np.abs(x - y).max(), trained["model"], own["model"]
+    )
+    self.assertGreater(max(jax.tree.leaves(moved)), 1e-5)
+
+    # Other sizes, or settings of other networks, go with nothing.
+    self._refused("--width is 64, but the policy of", "--width=64")
+    self._refused("--beams is given, but nothing reads it", "--beams=9")
+
+    # It is complete: the run that it came from is gone.
+    (self.folder / "W").rename(self.folder / "gone")
+    self._as_it_was(own)
+    self._ok(f"--workdir={self.folder / 'R'}", "--mode=evaluate")
+    results = json.loads((self.folder / "R" / "results.json").read_text())
+    self.assertIn("recall@10", results["held_out"]["hsrl"])
+    small = ("--export_batch_sizes=2", "--export_platforms=cpu")
+    self._ok(f"--workdir={self.folder / 'R'}", "--mode=export", *small)
+    recommended = api.load(self.folder / "R").recommend(
+      ["toy-1"], profile=[0.0] * 4, k=3
+    )
+    self.assertLen(recommended, 3)
+
+    # RL goes on from RL, near what it starts from now.
+    path = self.folder / "R"
+    status, _, err = self._new("S", f"--continue_from={path}", like="R")
+    self.assertEqual(status, 0, err)
+    self._only_first_checkpoint("S")
+    again = self._params("S")
+    for name in ("model", "critic"):
+      chex.assert_trees_all_equal(again[name], trained[name])
+    chex.assert_trees_all_equal(again["start"], trained["model"])
+
+  def _refused(self, message, *arguments):
+    status, _, err = run(
+      f"--workdir={self.folder / 'N'}",
+      f"--continue_from={self.folder / 'W'}",
+      *TOY,
+      *arguments,
+    )
+    self.assertEqual(status, 2, err)
+    self.assertLen(err.splitlines(), 1)
+    self.assertIn(message, err)
+
+  def _only_first_checkpoint(self, name):
+    shutil.rmtree(self.folder / name / "policy" / "checkpoints" / "20")
+
+  def _as_it_was(self, own):
+    """The first checkpoint acts as the policy before; training resumes."""
+    end = checkpoint.latest_digest(self.folder / "R/policy/checkpoints")
+    shutil.copytree(self.folder / "R", self.folder / "first")
+    self._only_first_checkpoint("first")
+    chex.assert_trees_all_equal(self._params("first")["model"], own["model"])
+    self._ok(f"--workdir={self.folder / 'first'}", "--mode=evaluate")
+    before, after = (
+      json.loads((self.folder / name / "results.json").read_text())
+      for name in ("gone", "first")
+    )
+    self.assertEqual(before["held_out"]["hsrl"], after["held_out"]["hsrl"])
+    (self.folder / "first/.done/policy").unlink()
+    (self.folder / "first/.done/evaluate").unlink()
+    self._ok(f"--workdir={self.folder / 'first'}", "--mode=policy")
+    folder = self.folder / "first/policy/checkpoints"
+    self.assertEqual(checkpoint.latest_digest(folder), end)
+
+  @pytest.mark.slow
+  def test_rl_goes_on_from_rl(self):
+    self._ok(*TOY, f"--workdir={self.folder / 'W'}", "--mode=data")
+    for mode in ("quantize", "simulator"):
+      self._ok(f"--workdir={self.folder / 'W'}", f"--mode={mode}")
+    sizes = ("--agent=a2c", "--width=8", "--heads=2")
+    status, _, err = self._new("P", *sizes)
+    self.assertEqual(status, 0, err)
+    goes_on = f"--continue_from={self.folder / 'P'}"
+    status, _, err = self._new("Q", *sizes, goes_on, "--learning_rate=0.001")
+    self.assertEqual(status, 0, err)
+    shutil.rmtree(self.folder / "Q" / "policy" / "checkpoints" / "20")
+    chex.assert_trees_all_equal(self._params("Q"), self._params("P"))
+    status, _, err = self._new("N", "--agent=a2c", goes_on)
+    self.assertEqual(status, 2, err)
+    self.assertLen(err.splitlines(), 1)
+    self.assertIn("kernel [1, 8, 8]; expected [1, 32, 8], as the flags", err)
+
+
+class RefusalsTest(parameterized.TestCase):
+  """What is told before anything runs."""
+
+  def setUp(self):
+    super().setUp()
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(folder)
+
+  def _finished(self, done=True, **kept):
+    """A folder that looks like a finished run."""
+    folder = self.folder / "W"
+    (folder / ".done").mkdir(parents=True)
+    flags = {"agent": "hsrl", "dataset": "toy", "width": 32} | kept
+    lines = [f"--{name}={value}\n" for name, value in flags.items()]
+    (folder / "flags.txt").write_text("".join(lines))
+    if done:
+      (folder / ".done" / "policy").write_text("0\n")
+    return folder
+
+  def _refused(self, message, *arguments):
+    new = self.folder / "new"
+    source = f"--continue_from={self.folder / 'W'}"
+    status, _, err = run(f"--workdir={new}", source, *TOY, *arguments)
+    self.assertEqual(status, 2, err)
+    self.assertLen(err.splitlines(), 1)
+    self.assertIn(message, err)
+    self.assertFalse(new.exists())
+
+  def test_no_workdir(self):
+    self._refused("is no workdir; expected that of a finished run")
+
+  @parameterized.parameters(
+    ({"done": False}, "has no trained policy; expected a finished run"),
+    ({"agent": "a2c"}, "trained --agent=a2c; expected --agent=hsrl"),
+    ({}, "--agent=hsrl has no checkpoints"),
+  )
+  def test_a_run_that_is_no_start(self, kept, message):
+    self._finished(**kept)
+    self._refused(message)
+
+  def test_tasks_and_modes(self):
+    self._finished()
+    self._refused("--task=next_item", "--task=next_item")
+    self._refused("with --mode=ablation; expected a single", "--mode=ablation")
+
+  def test_sasrec_has_no_actor(self):
+    folder = self._finished(agent="sasrec", task="next_item")
+    where = folder / "policy" / "seed_0" / "checkpoints"
+    with checkpoint.open_directory(where) as checkpointer:
+      checkpoint.save(checkpointer, 1, {"x": jnp.ones(2)})
+    self._refused("has no actor and critic to go on with", "--agent=sasrec")
+
+  def test_kl_weight_needs_a_start(self):
+    workdir = f"--workdir={self.folder / 'new'}"
+    status, _, err = run(workdir, *TOY, "--kl_weight=0.1", "--mode=data")
+    self.assertEqual(status, 2, err)
+    self.assertIn(
+      "--kl_weight is given, but nothing reads it; it counts in a run", err
+    )
+
+  @parameterized.parameters(
+    ({"names": ["", "a", "b"]}, "has 2 items, this run 3"),
+    ({"names": ["", "a", "b", "x"]}, "has other items than this run"),
+    ({"tokens": [[0, 0], [1, 0], [0, 1]]}, "has other SIDs than this run"),
+    ({}, None),
+  )
+  def test_items_must_be_the_same(self, changes, message):
+    ours = {"names": ["", "a", "b", "c"], "tokens": [[0, 0], [0, 1], [1, 0]]}
+    parts = [_parts(**ours | changes), _parts(**ours)]
+    if message is None:
+      loading.check_items("--continue_from=W", *parts)
+      return
+    with self.assertRaisesRegex(InputError, message):
+      loading.check_items("--continue_from=W", *parts)
+
+  def test_digests_tell_parameters_apart(self):
+    seen = []
+    for value in (1.0, 1.0, 2.0):
+      folder = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
+      with checkpoint.open_directory(folder) as checkpointer:
+        self.assertIsNone(checkpoint.latest_digest(folder))
+        checkpoint.save(checkpointer, 1, {"x": jnp.full(2, value)})
+      seen.append(checkpoint.latest_digest(folder))
+    self.assertEqual(seen[0], seen[1])
+    self.assertNotEqual(seen[0], seen[2])
+
+
+def _parts(names, tokens):
+  index = sid.build_index(np.array(tokens[: len(names) - 1]), 2)
+  items = mock.Mock(external_ids=names)
+  catalogue = ActionSpace(None, index, None)
+  return mock.Mock(
+    dataset=mock.Mock(items=items), catalogue=catalogue, config=config_lib
+  )
+
+
+if __name__ == "__main__":
+  absltest.main()
