@@ -136,14 +136,21 @@ def next_liked(
   return measures
 
 
-def _with_history(
+def _of_all(
   rankings: Rankings, sessions: Sessions, train_liked: np.ndarray
 ) -> dict[str, Rows]:
-  """`recall@k_with_history` and the same of NDCG; empty where they say both."""
-  if rankings.top_of_all is None:
+  """`next_liked`, with `recall@k_with_history` and the same of NDCG.
+
+  The latter where the history's items are left out otherwise; empty where
+  nothing ranks all items.
+  """
+  if rankings.top is None:
     return {}
-  measured = next_liked(rankings.top_of_all, sessions, train_liked)
-  return {f"{k}_with_history": v for k, v in measured.items() if "@" in k}
+  measured = next_liked(rankings.top, sessions, train_liked)
+  if rankings.top_of_all is not None:
+    whole = next_liked(rankings.top_of_all, sessions, train_liked)
+    measured |= {f"{k}_with_history": v for k, v in whole.items() if "@" in k}
+  return measured
 
 
 def _discount(count: int) -> np.ndarray:
@@ -273,24 +280,25 @@ def measure(
   rows = {
     name: [
       within_slates(x.shown, sessions.response, user)
-      | next_liked(x.top, sessions, train_liked)
-      | _with_history(x, sessions, train_liked)
+      | _of_all(x, sessions, train_liked)
       for x in seeds
     ]
     for name, seeds in rankings.items()
   }
   table = {}
   for name, seeds in rows.items():
-    lists = [x.top for x in rankings[name]]
     measured = {x: mean([seed[x] for seed in seeds]) for x in seeds[0]}
-    measured["coverage"] = coverage(lists, user, items)
-    measured["top_item_share"] = top_item_share(lists, user)
+    lists = [x.top for x in rankings[name]]
+    if lists[0] is not None:
+      measured["coverage"] = coverage(lists, user, items)
+      measured["top_item_share"] = top_item_share(lists, user)
     table[name] = {k: v for k, v in measured.items() if v is not None}
   differences = {
     name: {
       x: found
       for x in PAIRED
-      if (found := difference([s[x] for s in rows[reference]], seeds[0][x]))
+      if x in seeds[0]
+      and (found := difference([s[x] for s in rows[reference]], seeds[0][x]))
     }
     for name, seeds in rows.items()
     if name != reference

@@ -51,13 +51,13 @@ class Rankings(NamedTuple):
   Attributes:
     shown: float32 [S, K], scores of the items of the logged slate.
     top: int32 [S, M], the best items of the catalogue, the best first; 0 where
-      fewer may be shown.
+      fewer may be shown. None: not all items are ranked.
     top_of_all: the same with the items of the row's history; None where `top`
       has them.
   """
 
   shown: np.ndarray
-  top: np.ndarray
+  top: np.ndarray | None
   top_of_all: np.ndarray | None = None
 
 
@@ -186,6 +186,18 @@ def item_to_item(features: np.ndarray) -> tuple[ScoreFn, Array]:
   """Mean cosine of an item's features, [N + 1, D], with the history's items."""
   norm = np.linalg.norm(features, axis=1, keepdims=True)
   return _cosine, jnp.asarray(features / np.maximum(norm, 1e-12), jnp.float32)
+
+
+def logging_policy(logs: Sessions) -> Rankings | None:
+  """How the policy that logged ranks what it showed; None where nothing tells.
+
+  By the propensities of the items, or else by their positions.
+  """
+  if logs.propensity is not None:
+    return Rankings(np.asarray(logs.propensity, np.float64), None)
+  if logs.position is not None:
+    return Rankings(-np.asarray(logs.position, np.float64), None)
+  return None
 
 
 def _constant(scores: Array, observation: Observation) -> Array:

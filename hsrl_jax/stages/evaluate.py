@@ -124,6 +124,9 @@ def _on_logs(
         )
         bar.update()
   reference = next(iter(rankings))
+  logging = ranking.logging_policy(logs)
+  if logging is not None:
+    rankings["logging_policy"] = [logging]
   measured = held_out.measure(rankings, logs, train, items, reference)
   measured["held_out_rows"]["without_history"] = without_history
   if agent is None:

@@ -256,6 +256,26 @@ class MeasureTest(absltest.TestCase):
         result["held_out_differences"]["item_mean"][name]["mean"], ours - theirs
       )
 
+  def test_the_logging_policy_ranks_what_it_showed_alone(self):
+    sessions = _sessions()
+    self.assertIsNone(ranking.logging_policy(sessions))
+    place = np.tile(np.arange(5), (60, 1))
+    by_place = ranking.logging_policy(sessions._replace(position=place))
+    drawn = np.random.default_rng(2).random((60, 5))
+    by_chance = ranking.logging_policy(
+      sessions._replace(position=place, propensity=drawn)
+    )
+    for rankings, scores in ((by_place, -place), (by_chance, drawn)):
+      measured = held_out.measure(
+        {"logging_policy": [rankings]}, sessions, sessions, 30, "logging_policy"
+      )["held_out"]["logging_policy"]
+      user = sessions.user_id
+      rows = held_out.within_slates(scores, sessions.response, user)
+      for name in ("auc_within_slates", "ndcg_within_slates"):
+        self.assertEqual(measured[name], held_out.mean([rows[name]]))
+      self.assertNotIn("recall@10", measured)
+      self.assertNotIn("coverage", measured)
+
   def test_recall_with_the_history_stands_beside_recall_without(self):
     sessions = Sessions(
       np.array([1, 2]),
