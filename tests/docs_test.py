@@ -189,7 +189,7 @@ class CommandsTest(absltest.TestCase):
     self.assertIn("16 items; slates: train 21, val 7, test 7", out)
     self.assertIn("positives only; each of 35 is shown", out)
     out = self._data_of("my_beauty", "quantize")
-    self.assertIn("SIDs of index_rqkmeans.json: 2 tokens of 4 values, no", out)
+    self.assertIn("SIDs of index_rqvae.json: 2 tokens of 4 values, no", out)
     commands = [x for x in _commands() if "flags/next_item/beauty" in x]
     self.assertLen(commands, 2)
     for command in commands:
@@ -304,7 +304,7 @@ def _public_data():
   bought = {u: [(3 * u + 2 * t) % 16 for t in range(5)] for u in range(7)}
   pathlib.Path("data/beauty/inter.json").write_text(json.dumps(bought))
   sids = {i: [i // 4, i % 4] for i in range(16)}
-  pathlib.Path("data/beauty/index_rqkmeans.json").write_text(json.dumps(sids))
+  pathlib.Path("data/beauty/index_rqvae.json").write_text(json.dumps(sids))
   films = [f"{i}::Film {i} (1999)::Drama|{i % 2}" for i in range(1, 13)]
   ratings = [
     f"{u}::{1 + i}::{1 + (u + i) % 5}::{60 * i + u}"
