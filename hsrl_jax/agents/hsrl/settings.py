@@ -15,7 +15,7 @@ class ContinuedSettings(base.ActorCriticSettings):
       continues from; 0: none.
   """
 
-  kl_weight: float = setting(0.0, least=0)
+  kl_weight: float = setting(5.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
