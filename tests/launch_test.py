@@ -165,6 +165,7 @@ class NumbersTest(parameterized.TestCase):
         "seeds",
         "sid_seed",
         "simulator_dropout",
+        "simulator_leave_threshold",
         "simulator_penalty",
         "simulator_pessimism",
         "simulator_seed",

@@ -108,7 +108,8 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
       "bounds": {
         name: first["policies"][name]
         | {"difference": _difference(experiment, reference, reference, name)}
-        for name in bounds.BOUNDS
+        for name in (*bounds.BOUNDS, bounds.FARSIGHTED)
+        if name in first["policies"]
       },
       "entrants": {
         name: _row(

@@ -1,7 +1,8 @@
 """Leave rules: when a user goes (docs/method.md).
 
 A rule of another kind is a class here with the two methods of `LeaveRule`,
-hashable and equal to its like alone, such as a frozen dataclass.
+hashable and equal to its like alone, such as a frozen dataclass. A rule that
+depends on the topics of items is a subclass of `TopicRule`.
 """
 
 import dataclasses
@@ -64,6 +65,93 @@ class Patience:
     return patience, patience < 1.0 - _ROUNDING
 
 
+@dataclasses.dataclass(frozen=True)
+class Length:
+  """Nobody leaves: each session has its full length. The state is 0."""
+
+  def start(self) -> Array:
+    """See LeaveRule."""
+    return jnp.int32(0)
+
+  def step(
+    self,
+    state: Array,
+    slate: Array,
+    response: Array,
+    reward: Array,
+    draw: Array,
+  ) -> tuple[Array, Array]:
+    """See LeaveRule."""
+    del slate, response, reward, draw
+    return state, jnp.bool(False)
+
+
+class TopicRule:
+  """Base class of the leave rules that depend on topics.
+
+  `step` takes one more argument: `topics`, int32 [K], those of the slate's
+  items, 0 for none.
+  """
+
+  def triggers(self, state: Any, topics: Array) -> Array:
+    """Whether an item of each topic would make the user leave, bool [M].
+
+    Args:
+      state: before the slate.
+      topics: int32 [M].
+    """
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Boredom(TopicRule):
+  """A user leaves when a shown item's topic was shown too often before.
+
+  That is when its topic occurs more than `threshold` times among the last
+  `window` items shown before the slate. The slate that makes the user leave
+  still earns. The rule is that of the environments of EasyRL4Rec, CIRS (arXiv
+  2204.01266) and DORL (arXiv 2307.04571), where an item has all its categories;
+  here it has one topic, and items without a topic make nobody leave.
+
+  Attributes:
+    window: items. The state is their topics, int32 [window], newest last.
+    threshold: of them, as many as a topic may have.
+  """
+
+  window: int
+  threshold: int
+
+  def start(self) -> Array:
+    """See LeaveRule."""
+    return jnp.zeros(self.window, jnp.int32)
+
+  def triggers(self, state: Array, topics: Array) -> Array:
+    """See TopicRule."""
+    shown = (state[None] == topics[:, None]).sum(-1)
+    return (topics > 0) & (shown > self.threshold)
+
+  def step(
+    self,
+    state: Array,
+    slate: Array,
+    response: Array,
+    reward: Array,
+    draw: Array,
+    topics: Array,
+  ) -> tuple[Array, Array]:
+    """See LeaveRule."""
+    del response, reward, draw
+    leaves = self.triggers(state, topics).any()
+    # Places that show nothing go to the front, and are dropped first.
+    there = jnp.concatenate([jnp.ones_like(state), slate > 0])
+    order = jnp.argsort(there, stable=True)[-self.window :]
+    return jnp.concatenate([state, topics])[order], leaves
+
+
 def of_config(config: SimulatorConfig) -> LeaveRule:
   """The rule that the flags of the simulator ask for."""
-  return Patience(config.patience)
+  return {
+    "patience": Patience(config.patience),
+    "length": Length(),
+    "boredom": Boredom(config.leave_window, config.leave_threshold),
+  }[config.leave]

@@ -1,4 +1,4 @@
-"""Leave rules: patience by its law, and a rule of another kind."""
+"""Leave rules: patience and boredom, and a rule of another kind."""
 
 import dataclasses
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.evaluation import bounds, simulate
-from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim import leave
+from hsrl_jax.sim.leave import Boredom, Length, Patience
 from tests import toy
 
 
@@ -65,6 +67,95 @@ class LeaveTest(absltest.TestCase):
       slates.append(int(state.patience["slates"]))
       self.assertEqual(bool(result.terminated), step % 2 == 1)
     self.assertEqual(slates, [1, 0, 1, 0, 1])
+
+
+class BoredomTest(absltest.TestCase):
+  def test_one_item_by_hand(self):
+    """The fourth of a topic leaves while three are among the last five."""
+    rule, nothing = Boredom(window=5, threshold=2), jnp.float32(0)
+    state, left = rule.start(), []
+    for topic in (1, 1, 2, 1, 3, 3, 1, 1, 0, 0, 0, 0, 0):
+      item, topics = jnp.array([9]), jnp.array([topic])
+      state, leaves = rule.step(
+        state, item, jnp.ones(1), nothing, nothing, topics
+      )
+      left.append(bool(leaves))
+    # Before the 7th item the window is 1 2 1 3 3, before the 8th 2 1 3 3 1.
+    self.assertEqual(left, [False] * 13)
+    state = jnp.array([1, 2, 1, 1, 3])
+    np.testing.assert_array_equal(
+      rule.triggers(state, jnp.arange(4)), [False, True, False, False]
+    )
+    np.testing.assert_array_equal(
+      Boredom(5, 0).triggers(state, jnp.arange(5)),
+      [False, True, True, True, False],
+    )
+
+  def test_sessions_equal_lists(self):
+    """Random slates of 2 with places that show nothing, also after leaving."""
+    rng, window, threshold = np.random.default_rng(0), 6, 1
+    rule = Boredom(window, threshold)
+    of_items = np.append(0, np.arange(20) % 5)  # Topic 0 is among them.
+    slates = rng.integers(0, 21, (100, 2))
+
+    def step(state, slate):
+      return rule.step(
+        state, slate, jnp.zeros(2), 0.0, 0.5, jnp.asarray(of_items)[slate]
+      )
+
+    _, found = jax.lax.scan(step, rule.start(), jnp.asarray(slates))
+    shown, expected = [], []
+    for slate in slates.tolist():
+      topics = [int(of_items[i]) for i in slate if i]
+      last = shown[-window:]
+      expected.append(
+        any(topic and last.count(topic) > threshold for topic in topics)
+      )
+      shown += topics
+    np.testing.assert_array_equal(found, expected)
+    self.assertBetween(sum(expected), 10, 90)
+
+  def test_the_last_slate_earns(self):
+    """All like all; topic 1 may be among the last three once."""
+    env = toy.env()._replace(
+      response_fn=lambda params, profile, history, items: jnp.ones(len(items)),
+      leave=Boredom(3, 1),
+      slate_size=1,
+    )
+    users = toy.users()._replace(topics=jnp.ones(toy.ITEMS + 1, jnp.int32))
+    active = jnp.arange(toy.ITEMS + 1) > 0
+    sessions = simulate.simulate(
+      bounds.random_policy(1),
+      env,
+      active,
+      users,
+      jax.random.key(0),
+      episodes=2,
+    )
+    # Before the third item two of the last three are of its topic.
+    np.testing.assert_array_equal(sessions.depth, 3)
+    np.testing.assert_allclose(sessions.total_reward, 3)
+
+  def test_rules_by_name(self):
+    rules = {
+      "patience": Patience(7.0),
+      "length": Length(),
+      "boredom": Boredom(4, 1),
+    }
+    for name, rule in rules.items():
+      config = SimulatorConfig(
+        leave=name, patience=7.0, leave_window=4, leave_threshold=1
+      )
+      self.assertEqual(leave.of_config(config), rule)
+      self.assertEqual(config.uses_topics, name == "boredom")
+    self.assertEqual(leave.of_config(SimulatorConfig()), Patience(20.0))
+    state, leaves = Length().step(
+      Length().start(), jnp.arange(2), jnp.zeros(2), jnp.float32(-9), 0.5
+    )
+    self.assertFalse(leaves)
+    self.assertEqual(state, Length().start())
+    with self.assertRaisesRegex(ValueError, "leave_threshold is 5; expected"):
+      SimulatorConfig(leave="boredom", leave_threshold=5)
 
 
 if __name__ == "__main__":
