@@ -31,12 +31,12 @@ class SessionConfig(Checked):
       boring topic stays boring for as many steps.
     boredom_threshold: counted likes of one topic that make it boring.
     leave: when a user leaves: `patience`, when patience is used up; `length`,
-      never before max_steps; `boredom`, when the topic of a shown item was
+      never before max_steps; `boredom`, when a category of a shown item was
       shown too often before.
     leave_window: last shown items, before the slate, that the leave rule
-      `boredom` counts by topic.
-    leave_threshold: the user leaves if a shown item's topic occurs more often
-      than this among them.
+      `boredom` counts by category.
+    leave_threshold: the user leaves if a category of a shown item occurs more
+      often than this among them.
   """
 
   protocol: str = setting("paper", among=PROTOCOLS)
@@ -68,5 +68,5 @@ class SessionConfig(Checked):
 
   @property
   def uses_topics(self) -> bool:
-    """Whether sessions depend on the topics of items."""
+    """Whether sessions depend on the topics or categories of items."""
     return self.boredom != "none" or self.leave == "boredom"

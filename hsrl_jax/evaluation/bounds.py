@@ -12,7 +12,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulate import CHUNK, Act, Oracle
 from hsrl_jax.ops import masking
-from hsrl_jax.sim.leave import TopicRule
+from hsrl_jax.sim.leave import CategoryRule
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Params
 
@@ -25,7 +25,7 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
-  Of FARSIGHTED too, where users depend on the topics that they were shown.
+  Of FARSIGHTED too, where what was shown of a topic or category matters later.
 
   Args:
     env: the simulator.
@@ -38,7 +38,7 @@ def bounds(
     "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
-  if env.dynamics is not None or isinstance(env.leave, TopicRule):
+  if env.dynamics is not None or isinstance(env.leave, CategoryRule):
     policies[FARSIGHTED] = (farsighted(env), (users, active))
   return policies
 
@@ -140,11 +140,11 @@ def greedy_oracle(env: UserSimulator) -> Act:
 def farsighted(env: UserSimulator) -> Act:
   """The items of the largest probability that do no harm later.
 
-  An item does harm if it makes the user leave (`leave.TopicRule.triggers`), or
-  if its topic has no room (`Dynamics.room`): the items of a topic get its room
-  in the order of their probability, a place each, as if all were liked. Where
-  that does not fill the slate, items without room follow, the least probable
-  first, then those that make the user leave, the most probable first.
+  An item does harm if it makes the user leave (`CategoryRule.triggers`), or if
+  its topic has no room (`Dynamics.room`): the items of a topic get its room in
+  the order of their probability, a place each, as if all were liked. Where that
+  does not fill the slate, items without room follow, the least probable first,
+  then those that make the user leave, the most probable first.
 
   `params` are EnvParams and who is active, bool [N + 1].
   """
@@ -153,15 +153,16 @@ def farsighted(env: UserSimulator) -> Act:
   def act(params, state, key):
     del key
     env_params, active = params
-    topics = env_params.topics
-    chances = fresh.chances(state, jnp.arange(len(active)), env_params)
+    topics, items = env_params.topics, jnp.arange(len(active))
+    chances = fresh.chances(state, items, env_params)
     scores = base.usable(active, chances, state.seen)
     if env.dynamics is not None:
       room = env.dynamics.room(state.dynamics, state.steps)[topics]
       fits = masking.rank_within(topics, scores) < room
       scores = jnp.where(fits, chances, -chances)
-    if isinstance(env.leave, TopicRule):
-      leaves = env.leave.triggers(state.patience, topics)
+    if isinstance(env.leave, CategoryRule):
+      table = env_params.categories
+      leaves = env.leave.triggers(state.patience, items, table)
       scores = jnp.where(leaves, chances - 3.0, scores)
     return base.top(base.usable(active, scores, state.seen), env.slate_size)
 

@@ -2,7 +2,7 @@
 
 A rule of another kind is a class here with the two methods of `LeaveRule`,
 hashable and equal to its like alone, such as a frozen dataclass. A rule that
-depends on the topics of items is a subclass of `TopicRule`.
+depends on the categories of items is a subclass of `CategoryRule`.
 """
 
 import dataclasses
@@ -86,36 +86,37 @@ class Length:
     return state, jnp.bool(False)
 
 
-class TopicRule:
-  """Base class of the leave rules that depend on topics.
+class CategoryRule:
+  """Base class of the leave rules that depend on the items' categories.
 
-  `step` takes one more argument: `topics`, int32 [K], those of the slate's
-  items, 0 for none.
+  `step` takes one more argument: `categories`, bool [N + 1, C], which
+  categories each item has; False for padding.
   """
 
-  def triggers(self, state: Any, topics: Array) -> Array:
-    """Whether an item of each topic would make the user leave, bool [M].
+  def triggers(self, state: Any, items: Array, categories: Array) -> Array:
+    """Whether each item would make the user leave, bool [M].
 
     Args:
       state: before the slate.
-      topics: int32 [M].
+      items: int32 [M].
+      categories: see the class.
     """
     raise NotImplementedError
 
 
 @dataclasses.dataclass(frozen=True)
-class Boredom(TopicRule):
-  """A user leaves when a shown item's topic was shown too often before.
+class Boredom(CategoryRule):
+  """A user leaves when a category of a shown item was shown too often before.
 
-  That is when its topic occurs more than `threshold` times among the last
-  `window` items shown before the slate. The slate that makes the user leave
-  still earns. The rule is that of the environments of EasyRL4Rec, CIRS (arXiv
-  2204.01266) and DORL (arXiv 2307.04571), where an item has all its categories;
-  here it has one topic, and items without a topic make nobody leave.
+  That is when one of its categories occurs more than `threshold` times among
+  the last `window` items shown before the slate. The slate that makes the user
+  leave still earns. The rule is that of the environments of EasyRL4Rec, CIRS
+  (arXiv 2204.01266) and DORL (arXiv 2307.04571), which show one item a step.
 
   Attributes:
-    window: items. The state is their topics, int32 [window], newest last.
-    threshold: of them, as many as a topic may have.
+    window: items. The state is their ids, int32 [window], newest last, padded
+      with 0.
+    threshold: of them, as many as a category may have.
   """
 
   window: int
@@ -125,10 +126,10 @@ class Boredom(TopicRule):
     """See LeaveRule."""
     return jnp.zeros(self.window, jnp.int32)
 
-  def triggers(self, state: Array, topics: Array) -> Array:
-    """See TopicRule."""
-    shown = (state[None] == topics[:, None]).sum(-1)
-    return (topics > 0) & (shown > self.threshold)
+  def triggers(self, state: Array, items: Array, categories: Array) -> Array:
+    """See CategoryRule."""
+    too_often = categories[state].sum(0) > self.threshold
+    return (categories[items] & too_often[None]).any(-1)
 
   def step(
     self,
@@ -137,15 +138,15 @@ class Boredom(TopicRule):
     response: Array,
     reward: Array,
     draw: Array,
-    topics: Array,
+    categories: Array,
   ) -> tuple[Array, Array]:
     """See LeaveRule."""
     del response, reward, draw
-    leaves = self.triggers(state, topics).any()
-    # Places that show nothing go to the front, and are dropped first.
-    there = jnp.concatenate([jnp.ones_like(state), slate > 0])
-    order = jnp.argsort(there, stable=True)[-self.window :]
-    return jnp.concatenate([state, topics])[order], leaves
+    leaves = self.triggers(state, slate, categories).any()
+    shown = jnp.concatenate([state, slate])
+    # A stable sort moves places that show nothing to the front.
+    order = jnp.argsort(shown > 0, stable=True)[-self.window :]
+    return shown[order], leaves
 
 
 def of_config(config: SimulatorConfig) -> LeaveRule:

@@ -1,4 +1,4 @@
-"""Topics of items: one of each item's categories (docs/method.md)."""
+"""Categories of items, and topics, one of them each (docs/method.md)."""
 
 import collections
 from collections.abc import Sequence
@@ -17,10 +17,13 @@ class Topics(NamedTuple):
     of_items: int32 [N + 1], the topic of each item, 1..T; 0 for padding and for
       an item without a category.
     names: T names, sorted; topic t is `names[t - 1]`.
+    categories: bool [N + 1, C], which categories each item has, by name; False
+      for padding.
   """
 
   of_items: np.ndarray
   names: tuple[str, ...]
+  categories: np.ndarray
 
 
 def of_categories(categories: Sequence[str]) -> Topics:
@@ -41,4 +44,5 @@ def of_categories(categories: Sequence[str]) -> Topics:
   names = tuple(sorted(set(rarest) - {None}))
   number = {name: topic for topic, name in enumerate(names, start=1)}
   of_items = np.array([number.get(name, 0) for name in rarest], np.int32)
-  return Topics(of_items, names)
+  table = [[name in own for name in sorted(items_of)] for own in split]
+  return Topics(of_items, names, np.array(table, bool))

@@ -15,6 +15,7 @@ from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
 from hsrl_jax.sim import click_model, leave, reward
 from hsrl_jax.sim import dynamics as dynamics_lib
+from hsrl_jax.sim.topics import Topics
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
@@ -29,8 +30,10 @@ class EnvParams(NamedTuple):
       can show.
     biases: float32 [S], what the click model knows of each user beside profile
       and history; None: nothing.
-    topics: int32 [N + 1], the topic of each item, 0 for none; None: neither
-      dynamics nor leave rule depend on topics.
+    topics: int32 [N + 1], the topic of each item, 0 for none; None: dynamics do
+      not depend on topics.
+    categories: bool [N + 1, C], the categories of each item; None: the leave
+      rule does not depend on them.
   """
 
   response: Any
@@ -39,6 +42,7 @@ class EnvParams(NamedTuple):
   num_items: Array | None = None
   biases: Array | None = None
   topics: Array | None = None
+  categories: Array | None = None
 
 
 class EnvState(NamedTuple):
@@ -215,8 +219,8 @@ class UserSimulator(NamedTuple):
       jnp.where(there, self.reward.items(response), 0.0)
     )
     more = {}
-    if isinstance(self.leave, leave.TopicRule):
-      more["topics"] = params.topics[action]
+    if isinstance(self.leave, leave.CategoryRule):
+      more["categories"] = params.categories
     patience, terminated = self.leave.step(
       state.patience, action, response, slate_reward, draws[-1], **more
     )
@@ -314,14 +318,14 @@ def make(
 def pool(
   params: click_model.ResponseParams,
   sessions: Sessions,
-  topics: Array | None = None,
+  topics: Topics | None = None,
 ) -> EnvParams:
   """The simulator's parameters: users are those of `sessions`, all items.
 
   Args:
     params: of the click model.
     sessions: S rows.
-    topics: see EnvParams.
+    topics: of the items; None: users do not depend on topics.
   """
   blend = params.blend
   biases = None if blend is None else blend.of_users(sessions.user_id)
@@ -331,5 +335,6 @@ def pool(
     jnp.asarray(sessions.history),
     jnp.int32(len(params.item_features) - 1),
     None if biases is None else jnp.asarray(biases, jnp.float32),
-    None if topics is None else jnp.asarray(topics, jnp.int32),
+    None if topics is None else jnp.asarray(topics.of_items),
+    None if topics is None else jnp.asarray(topics.categories),
   )

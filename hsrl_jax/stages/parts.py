@@ -195,10 +195,8 @@ class Parts:
 
   def users(self, split: str) -> EnvParams:
     """The simulator's parameters with the users of a split."""
-    topics = None if self.topics is None else self.topics.of_items
-    return user_simulator.pool(
-      self.response, self.dataset.splits[split], topics
-    )
+    sessions = self.dataset.splits[split]
+    return user_simulator.pool(self.response, sessions, self.topics)
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""

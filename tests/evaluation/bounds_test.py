@@ -14,6 +14,8 @@ ITEMS, EPISODES = 40, 6
 _RNG = np.random.default_rng(0)
 CHANCES = np.float32([0, *_RNG.uniform(0.6, 0.99, ITEMS)])
 TOPICS = np.int32([0, *_RNG.integers(0, 4, ITEMS)])  # Topic 0 is none.
+TABLE = _RNG.random((ITEMS + 1, 5)) < 0.3  # Categories.
+TABLE[0] = False
 ACTIVE = jnp.arange(ITEMS + 1) > 0
 
 
@@ -28,20 +30,21 @@ def _env(slate_size, steps, **pieces):
   )
 
 
-def _sessions(env, act, topics=TOPICS):
-  users = _users(topics)
+def _sessions(env, act, table=TABLE):
+  users = _users(table)
   sessions = simulate.simulate(
     act, env, (users, ACTIVE), users, jax.random.key(0), episodes=EPISODES
   )
   return jax.tree.map(np.asarray, sessions)
 
 
-def _users(topics=TOPICS):
+def _users(table=TABLE):
   return EnvParams(
     jnp.asarray(CHANCES),
     jnp.zeros((1, 1)),
     jnp.zeros((1, 3), jnp.int32),
-    topics=jnp.asarray(topics),
+    topics=jnp.asarray(TOPICS),
+    categories=jnp.asarray(table),
   )
 
 
@@ -119,16 +122,16 @@ class BoredomTest(absltest.TestCase):
 
 class LeaveTest(absltest.TestCase):
   def test_farsighted_equals_a_loop(self):
-    """Items by probability, those of a topic shown twice lately last."""
-    window, threshold, steps = 4, 1, 12
+    """Items by probability, but of no category that was shown twice lately."""
+    window, threshold, steps = 3, 1, 12
     env = _env(1, steps, leave=leave.Boredom(window, threshold))
     sessions = _sessions(env, bounds.farsighted(env))
     shown = []
     for item in sessions.slates[0, :, 0].tolist():
-      last = [TOPICS[x] for x in shown[-window:]]
+      counts = sum(TABLE[x] for x in shown[-window:]) + np.zeros(5)
 
-      def harmless(item, last=last):
-        return TOPICS[item] == 0 or last.count(TOPICS[item]) <= threshold
+      def harmless(item, counts=counts):
+        return not (TABLE[item] & (counts > threshold)).any()
 
       left = set(range(1, ITEMS + 1)) - set(shown)
       self.assertEqual(
@@ -138,10 +141,10 @@ class LeaveTest(absltest.TestCase):
     np.testing.assert_array_equal(sessions.depth, steps)
 
   def test_what_drives_away_is_the_best(self):
-    """All items have one topic: the user leaves anyway, and that item earns."""
+    """All items have one category: the user leaves, and the last item earns."""
     env = _env(1, 12, leave=leave.Boredom(4, 1))
-    topics = np.ones(ITEMS + 1, np.int32)
-    sessions = _sessions(env, bounds.farsighted(env), topics)
+    table = np.asarray(ACTIVE)[:, None]
+    sessions = _sessions(env, bounds.farsighted(env), table)
     np.testing.assert_array_equal(sessions.depth, 3)
     best = np.argsort(-CHANCES)[:3]
     np.testing.assert_array_equal(sessions.slates[0, :3, 0], best)

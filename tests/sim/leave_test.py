@@ -71,68 +71,72 @@ class LeaveTest(absltest.TestCase):
 
 class BoredomTest(absltest.TestCase):
   def test_one_item_by_hand(self):
-    """The fourth of a topic leaves while three are among the last five."""
-    rule, nothing = Boredom(window=5, threshold=2), jnp.float32(0)
-    state, left = rule.start(), []
-    for topic in (1, 1, 2, 1, 3, 3, 1, 1, 0, 0, 0, 0, 0):
-      item, topics = jnp.array([9]), jnp.array([topic])
+    """Categories X of the items 1 and 2, Y of 2 and 3; item 4 has none."""
+    table = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], bool)
+    rule, items = Boredom(window=3, threshold=1), jnp.arange(5)
+    state, nothing, left = rule.start(), jnp.float32(0), []
+    for item in (1, 2, 3, 4, 3, 3, 4, 1):
+      triggered = rule.triggers(state, items, table)
       state, leaves = rule.step(
-        state, item, jnp.ones(1), nothing, nothing, topics
+        state, jnp.array([item]), jnp.ones(1), nothing, nothing, table
       )
+      self.assertEqual(bool(leaves), bool(triggered[item]))
       left.append(bool(leaves))
-    # Before the 7th item the window is 1 2 1 3 3, before the 8th 2 1 3 3 1.
-    self.assertEqual(left, [False] * 13)
-    state = jnp.array([1, 2, 1, 1, 3])
+    # Before the third item X was shown twice, Y once. Before the sixth the last
+    # three are 3 4 3: Y twice. Before the seventh and the eighth as well.
+    self.assertEqual(left, [0, 0, 0, 0, 1, 1, 0, 0])
+    state = jnp.array([1, 2, 4])
     np.testing.assert_array_equal(
-      rule.triggers(state, jnp.arange(4)), [False, True, False, False]
+      rule.triggers(state, items, table), [0, 1, 1, 0, 0]
     )
     np.testing.assert_array_equal(
-      Boredom(5, 0).triggers(state, jnp.arange(5)),
-      [False, True, True, True, False],
+      Boredom(3, 0).triggers(state, items, table), [0, 1, 1, 1, 0]
     )
 
   def test_sessions_equal_lists(self):
     """Random slates of 2 with places that show nothing, also after leaving."""
-    rng, window, threshold = np.random.default_rng(0), 6, 1
-    rule = Boredom(window, threshold)
-    of_items = np.append(0, np.arange(20) % 5)  # Topic 0 is among them.
+    rng, window, threshold = np.random.default_rng(0), 6, 2
+    rule, table = Boredom(window, threshold), rng.random((21, 6)) < 0.25
+    table[0] = False
+    own = [set(np.flatnonzero(row).tolist()) for row in table]
     slates = rng.integers(0, 21, (100, 2))
 
     def step(state, slate):
-      return rule.step(
-        state, slate, jnp.zeros(2), 0.0, 0.5, jnp.asarray(of_items)[slate]
-      )
+      return rule.step(state, slate, jnp.zeros(2), 0.0, 0.5, jnp.asarray(table))
 
-    _, found = jax.lax.scan(step, rule.start(), jnp.asarray(slates))
+    slates_ = jnp.asarray(slates, jnp.int32)
+    _, found = jax.lax.scan(step, rule.start(), slates_)
     shown, expected = [], []
     for slate in slates.tolist():
-      topics = [int(of_items[i]) for i in slate if i]
       last = shown[-window:]
       expected.append(
-        any(topic and last.count(topic) > threshold for topic in topics)
+        any(
+          sum(category in own[x] for x in last) > threshold
+          for item in slate
+          for category in own[item]
+        )
       )
-      shown += topics
+      shown += [item for item in slate if item]
     np.testing.assert_array_equal(found, expected)
     self.assertBetween(sum(expected), 10, 90)
 
   def test_the_last_slate_earns(self):
-    """All like all; topic 1 may be among the last three once."""
+    """All like all; a category may be among the last three once."""
     env = toy.env()._replace(
       response_fn=lambda params, profile, history, items: jnp.ones(len(items)),
       leave=Boredom(3, 1),
       slate_size=1,
     )
-    users = toy.users()._replace(topics=jnp.ones(toy.ITEMS + 1, jnp.int32))
     active = jnp.arange(toy.ITEMS + 1) > 0
     sessions = simulate.simulate(
       bounds.random_policy(1),
       env,
       active,
-      users,
+      toy.users()._replace(categories=active[:, None]),
       jax.random.key(0),
       episodes=2,
     )
-    # Before the third item two of the last three are of its topic.
+    # Before the third item two of the last three are of its category.
     np.testing.assert_array_equal(sessions.depth, 3)
     np.testing.assert_allclose(sessions.total_reward, 3)
 

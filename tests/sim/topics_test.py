@@ -30,6 +30,12 @@ class TopicsTest(absltest.TestCase):
     np.testing.assert_array_equal(
       found.of_items, [0, 1, 3, 2, 1, 0, 0, 5, 5, 4]
     )
+    # Action, Comedy, Drama, Thriller, War, Western.
+    np.testing.assert_array_equal(
+      found.categories[[0, 1, 5, 8, 9]],
+      [[0] * 6, [1, 1, 0, 0, 0, 0], [0] * 6, [0, 0, 1, 0, 1, 0]]
+      + [[0, 1, 0, 1, 0, 1]],
+    )
 
   def test_no_categories(self):
     found = topics.of_categories(["", "", ""])

@@ -31,6 +31,16 @@ class TopicsTest(parameterized.TestCase):
     self.assertEqual(parts.env.dynamics, dynamics.Boredom(2, True, 10, 5, 5))
     self.assertEqual(parts.env.leave, leave.Boredom(5, 2))
     np.testing.assert_array_equal(parts.topics.of_items, [0, 1, 2, 0])
+    parts.response = types.SimpleNamespace(
+      blend=None, item_features=np.zeros((4, 2))
+    )
+    rows = types.SimpleNamespace(profile=[[0.0]], history=[[1]])
+    parts.dataset.splits["test"] = rows
+    users = parts.users("test")
+    np.testing.assert_array_equal(users.topics, [0, 1, 2, 0])
+    np.testing.assert_array_equal(
+      users.categories, [[0, 0], [1, 0], [1, 1], [0, 0]]
+    )
 
   def test_by_default_there_are_none(self):
     parts = _parts(["", "a", "a|b", ""])
