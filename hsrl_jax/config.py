@@ -12,10 +12,10 @@ import re
 from typing import Any
 
 from hsrl_jax.checked import Checked, seed_setting, setting
+from hsrl_jax.session_config import PROTOCOLS, SessionConfig
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PLATFORMS = ("cpu", "cuda", "tpu")
-PROTOCOLS = ("paper", "no_repeat")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 TASKS = ("rl", "next_item")
@@ -90,20 +90,9 @@ class QuantizerConfig(Checked):
     )
 
 
-# Fields of SimulatorConfig of which the fit knows nothing.
-_OF_SESSIONS = (
-  "protocol",
-  "patience",
-  "max_steps",
-  "penalty",
-  "sweet_point",
-  "slate_size",
-)
-
-
 @dataclasses.dataclass(frozen=True)
-class SimulatorConfig(Checked):
-  """The user response model and its simulator (docs/method.md).
+class SimulatorConfig(SessionConfig):
+  """The user response model, and the sessions of its users (docs/method.md).
 
   Attributes:
     features: F, width in which users and items meet.
@@ -117,12 +106,6 @@ class SimulatorConfig(Checked):
     epochs: passes over the training slates; the best by validation log loss
       is kept.
     seed: of initialisation, order and dropout.
-    protocol: `paper`, or `no_repeat`: an item is shown once a session.
-    patience: what a user starts with; the user leaves when it is below 1.
-    max_steps: a session is truncated here.
-    penalty: reward of an item without a positive response.
-    sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
-    slate_size: K, items shown at once; None: as many as in the logs.
     click_model: by which users respond: `attention`, the published one, knows
       items by their features; `blended` has also what the logs say of single
       items and users. None: `blended` for the dataset `logs`, else `attention`.
@@ -142,12 +125,6 @@ class SimulatorConfig(Checked):
   batch_size: int = setting(64, least=1)
   epochs: int = setting(12, least=1)
   seed: int = seed_setting(0)
-  protocol: str = setting("paper", among=PROTOCOLS)
-  patience: float = setting(20.0, least=1)
-  max_steps: int = setting(20, least=1)
-  penalty: float = -0.1
-  sweet_point: float | None = None
-  slate_size: int | None = setting(None, least=1)
   click_model: str | None = None
   ensemble: int = setting(1, least=1)
   pessimism: float = setting(0.0, least=0)
@@ -167,12 +144,8 @@ class SimulatorConfig(Checked):
 
   def of_fit(self) -> "SimulatorConfig":
     """The same fit, with what it does not depend on at its defaults."""
-    defaults = {
-      field.name: field.default
-      for field in dataclasses.fields(self)
-      if field.name in _OF_SESSIONS
-    }
-    return dataclasses.replace(self, **defaults)
+    ignored = dataclasses.fields(SessionConfig)
+    return dataclasses.replace(self, **{x.name: x.default for x in ignored})
 
 
 @dataclasses.dataclass(frozen=True)

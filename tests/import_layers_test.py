@@ -16,7 +16,16 @@ PACKAGE = "hsrl_jax"
 
 # Lowest first.
 LAYERS = (
-  ("types", "checked", "config", "errors", "files", "docstrings", "shipped"),
+  (
+    "types",
+    "checked",
+    "session_config",
+    "config",
+    "errors",
+    "files",
+    "docstrings",
+    "shipped",
+  ),
   ("ops",),
   ("sid",),
   ("data", "serving"),

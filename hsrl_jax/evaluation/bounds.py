@@ -1,7 +1,7 @@
 """Policies that bound a trained one from below and above, and their scale."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,14 @@ import numpy as np
 
 from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
-from hsrl_jax.evaluation.simulate import CHUNK, Act
+from hsrl_jax.evaluation.simulate import CHUNK, Act, Oracle
+from hsrl_jax.ops import masking
+from hsrl_jax.sim.leave import CategoryRule
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Params
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
+FARSIGHTED = "farsighted"  # One more, where there is something to foresee.
 
 
 def bounds(
@@ -22,17 +25,22 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
+  Of FARSIGHTED too, where what was shown of a topic or category matters later.
+
   Args:
     env: the simulator.
     users: its parameters, with the pool's users.
     active: bool [N + 1], the items that may be shown; False for padding.
   """
   constant = mean_probabilities(env, users, num_items=len(active) - 1)
-  return {
+  policies = {
     "random": (random_policy(env.slate_size), active),
     "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
+  if env.dynamics is not None or isinstance(env.leave, CategoryRule):
+    policies[FARSIGHTED] = (farsighted(env), (users, active))
+  return policies
 
 
 def withheld(seeds: int, why: str) -> dict[str, Any]:
@@ -45,22 +53,33 @@ def withheld(seeds: int, why: str) -> dict[str, Any]:
   }
 
 
+def best(rewards: Mapping[str, float]) -> str:
+  """The name of the bound whose reward is 1 when normalised.
+
+  Args:
+    rewards: mean total reward by policy, with that of `greedy_oracle`.
+  """
+  rivals = [x for x in ("greedy_oracle", FARSIGHTED) if x in rewards]
+  return max(rivals, key=lambda name: rewards[name])
+
+
 def normalised(
-  per_seed: Sequence[np.ndarray], low: float, high: float
+  per_seed: Sequence[np.ndarray], rewards: Mapping[str, float]
 ) -> dict[str, Any]:
-  """Rewards on the scale on which `random` is 0 and `greedy_oracle` is 1.
+  """Rewards on the scale on which `random` is 0 and the `best` bound is 1.
 
   Args:
     per_seed: for each of S seeds, total rewards, [E].
-    low: the mean total reward of `random`.
-    high: that of `greedy_oracle`.
+    rewards: mean total reward of the bounds.
 
   Returns:
     See `statistics.summarise`. Where both bounds earn the same there is no
     scale: the numbers are None, and `withheld` says why.
   """
+  top = best(rewards)
+  low, high = rewards["random"], rewards[top]
   if low == high:
-    return withheld(len(per_seed), "random and greedy_oracle earn the same")
+    return withheld(len(per_seed), f"random and {top} earn the same")
   return statistics.summarise(
     [(np.asarray(x, np.float64) - low) / (high - low) for x in per_seed]
   )
@@ -108,7 +127,46 @@ def greedy_oracle(env: UserSimulator) -> Act:
     scores = jnp.concatenate([jnp.zeros(1), probability])
     return base.top(base.usable(active, scores, excluded), env.slate_size)
 
-  return act
+  def act_by_state(params, state, key):
+    del key
+    env_params, active = params
+    chances = env.chances(state, jnp.arange(len(active)), env_params)
+    return base.top(base.usable(active, chances, state.seen), env.slate_size)
+
+  return act if env.dynamics is None else Oracle(act_by_state)
+
+
+@functools.cache
+def farsighted(env: UserSimulator) -> Act:
+  """The items of the largest probability that do no harm later.
+
+  An item does harm if it makes the user leave (`CategoryRule.triggers`), or if
+  its topic has no room (`Dynamics.room`): the items of a topic get its room in
+  the order of their probability, a place each, as if all were liked. Where that
+  does not fill the slate, items without room follow, the least probable first,
+  then those that make the user leave, the most probable first.
+
+  `params` are EnvParams and who is active, bool [N + 1].
+  """
+  fresh = env._replace(dynamics=None)  # Probabilities of users who never bore.
+
+  def act(params, state, key):
+    del key
+    env_params, active = params
+    topics, items = env_params.topics, jnp.arange(len(active))
+    chances = fresh.chances(state, items, env_params)
+    scores = base.usable(active, chances, state.seen)
+    if env.dynamics is not None:
+      room = env.dynamics.room(state.dynamics, state.steps)[topics]
+      fits = masking.rank_within(topics, scores) < room
+      scores = jnp.where(fits, chances, -chances)
+    if isinstance(env.leave, CategoryRule):
+      table = env_params.categories
+      leaves = env.leave.triggers(state.patience, items, table)
+      scores = jnp.where(leaves, chances - 3.0, scores)
+    return base.top(base.usable(active, scores, state.seen), env.slate_size)
+
+  return Oracle(act)
 
 
 @functools.partial(jax.jit, static_argnames=("env", "num_items"))

@@ -61,16 +61,16 @@ def report(policies: dict[str, list[Sessions]]) -> dict:
 
   Args:
     policies: name to the sessions of each seed; with `random` and
-      `greedy_oracle`, which are the 0 and the 1 of `normalised`.
+      `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
+      `normalised`.
 
   Returns:
     Policy to measure to what `statistics.summarise` says.
   """
-
-  def mean_reward(name):
-    return np.mean(policies[name][0].total_reward, dtype=np.float64)
-
-  low, high = mean_reward("random"), mean_reward("greedy_oracle")
+  earned = {
+    name: np.mean(first.total_reward, dtype=np.float64)
+    for name, (first, *_) in policies.items()
+  }
   table = {}
   for policy, seeds in policies.items():
     table[policy] = {
@@ -79,7 +79,7 @@ def report(policies: dict[str, list[Sessions]]) -> dict:
       if measure.label is not None
     }
     rewards = [x.total_reward for x in seeds]
-    table[policy]["normalised"] = bounds.normalised(rewards, low, high)
+    table[policy]["normalised"] = bounds.normalised(rewards, earned)
   return table
 
 

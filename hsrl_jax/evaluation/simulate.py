@@ -7,11 +7,22 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
+
+class Oracle(NamedTuple):
+  """A policy that sees the state of the simulator, which no agent does.
+
+  Attributes:
+    act: (params, state, key) -> slate [K], of one user.
+  """
+
+  act: Callable[[Params, EnvState, PRNGKey], Array]
+
+
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
-Act = Callable[[Params, Observation, Array, PRNGKey], Array]
+Act = Callable[[Params, Observation, Array, PRNGKey], Array] | Oracle
 
 CHUNK = 250  # Sessions, or users, computed at once.
 
@@ -65,7 +76,10 @@ def simulate(
     def step(carry, t):
       state, alive = carry
       act_key, step_key = jax.random.split(jax.random.fold_in(episode_key, t))
-      slate = act(params, state.observation, state.seen, act_key)
+      if isinstance(act, Oracle):
+        slate = act.act(params, state, act_key)
+      else:
+        slate = act(params, state.observation, state.seen, act_key)
       state, result = env.step(step_key, state, slate, env_params)
       record = (
         result.reward * alive,

@@ -30,6 +30,7 @@ from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import loop
+from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import entrants, jobs
@@ -108,6 +109,12 @@ class SizedWorld(NamedTuple):
 def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
   """The world of a size; its SIDs are made once."""
   base = experiment.base
+  if base.simulator.uses_topics:
+    raise InputError(
+      f"simulator_boredom is {base.simulator.boredom!r} and simulator_leave "
+      f"{base.simulator.leave!r}, but items that are made up have no topics; "
+      "expected simulator_boredom none, and another simulator_leave"
+    )
   run = jobs.prepare(experiment, jobs.Job("dataset", base))
   items = synthetic(run.dataset.items.features, size, experiment.config.seed)
   path = _folder(experiment, size) / "sids.npz"
@@ -295,10 +302,9 @@ def summary(
   """The bounds, and a row for each size and policy, with `normalised`."""
   rows = []
   for (size, name), x in measured.items():
-    low, high = limits[size]["random"], limits[size]["greedy_oracle"]
     reward = x["total_reward"]
     normalised = reward and bounds_lib.normalised(
-      [[y] for y in reward], low, high
+      [[y] for y in reward], limits[size]
     )
     rows.append({"size": size, "policy": name, "normalised": normalised} | x)
   return {"bounds": {str(k): v for k, v in limits.items()}, "rows": rows}

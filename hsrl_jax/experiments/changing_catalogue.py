@@ -321,11 +321,10 @@ def summary(
   """
 
   def point(x, share, step):
-    low, high = bounds[share]["random"], bounds[share]["greedy_oracle"]
     reward = x["total_reward"]
     return {
       "step": step,
-      "normalised": bounds_lib.normalised([[y] for y in reward], low, high),
+      "normalised": bounds_lib.normalised([[y] for y in reward], bounds[share]),
       "total_reward": statistics.summarise([[y] for y in reward]),
       "newcomers": statistics.summarise([[y] for y in x["newcomers"]]),
     }

@@ -108,7 +108,8 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
       "bounds": {
         name: first["policies"][name]
         | {"difference": _difference(experiment, reference, reference, name)}
-        for name in bounds.BOUNDS
+        for name in (*bounds.BOUNDS, bounds.FARSIGHTED)
+        if name in first["policies"]
       },
       "entrants": {
         name: _row(
@@ -189,7 +190,8 @@ def table(results: Mapping[str, Any]) -> str:
       "iterations"
     )
   ]
-  for protocol, policies in results["protocols"].items():
+  protocols = results["protocols"]
+  for protocol, policies in protocols.items():
     rows = [
       (protocol, "reward", "[95% CI]", "norm.", f"{reference} +", "[95% CI]")
     ]
@@ -206,8 +208,10 @@ def table(results: Mapping[str, Any]) -> str:
         )
       )
     parts += ["", *tables.aligned(rows)]
+  foreseen = any(bounds.FARSIGHTED in x["bounds"] for x in protocols.values())
   note = (
-    f"norm.: 0 random, 1 greedy oracle. {reference} +: what {reference} earns "
+    f"norm.: 0 random, 1 {'best bound' if foreseen else 'greedy oracle'}. "
+    f"{reference} +: what {reference} earns "
     "more, with the interval of a paired bootstrap over sessions and seeds. "
     "The other intervals are over the seeds."
   )

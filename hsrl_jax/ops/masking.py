@@ -1,6 +1,7 @@
 """Masked scores. True marks what counts."""
 
 import jax
+import jax.numpy as jnp
 
 from hsrl_jax.types import Array
 
@@ -17,3 +18,16 @@ def log_softmax(logits: Array, mask: Array) -> Array:
   """
   norm = jax.nn.logsumexp(logits, axis=-1, where=mask, keepdims=True)
   return logits - norm
+
+
+def rank_within(groups: Array, scores: Array) -> Array:
+  """The rank of each score among those of its group, int32 [N], 0 the best.
+
+  Args:
+    groups: int32 [N].
+    scores: float32 [N]; of equal ones the first ranks higher.
+  """
+  order = jnp.lexsort((-scores, groups))
+  ordered = groups[order]
+  rank = jnp.arange(len(groups)) - jnp.searchsorted(ordered, ordered)
+  return jnp.zeros(len(groups), jnp.int32).at[order].set(rank)

@@ -1,1 +1,1 @@
-"""The simulated user: click model, reward, patience."""
+"""The simulated user: click model, dynamics, reward, leave rules, topics."""

@@ -1,8 +1,9 @@
 """A simulated user as a pure environment (docs/method.md).
 
 The shape is gymnax's: `reset(key, params)` and `step(key, state, action,
-params)` of ONE user; callers vmap. How users respond, what that is worth and
-when they leave are pieces of their own: `click_model`, `reward`, `leave`.
+params)` of ONE user; callers vmap. How users respond, how that changes them,
+what it is worth and when they leave are pieces of their own: `click_model`,
+`dynamics`, `reward`, `leave`.
 """
 
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import jax.numpy as jnp
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
 from hsrl_jax.sim import click_model, leave, reward
+from hsrl_jax.sim import dynamics as dynamics_lib
+from hsrl_jax.sim.topics import Topics
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
@@ -27,6 +30,10 @@ class EnvParams(NamedTuple):
       can show.
     biases: float32 [S], what the click model knows of each user beside profile
       and history; None: nothing.
+    topics: int32 [N + 1], the topic of each item, 0 for none; None: dynamics do
+      not depend on topics.
+    categories: bool [N + 1, C], the categories of each item; None: the leave
+      rule does not depend on them.
   """
 
   response: Any
@@ -34,6 +41,8 @@ class EnvParams(NamedTuple):
   histories: Array
   num_items: Array | None = None
   biases: Array | None = None
+  topics: Array | None = None
+  categories: Array | None = None
 
 
 class EnvState(NamedTuple):
@@ -64,6 +73,22 @@ class KnownUserState(NamedTuple):
   steps: Array
   seen: Array
   bias: Array
+
+
+class ChangingUserState(NamedTuple):
+  """The same of a user whom `dynamics` change; likewise a class of its own.
+
+  Attributes:
+    bias: float32 []; None where it is not known.
+    dynamics: their state.
+  """
+
+  observation: Observation
+  patience: Any
+  steps: Array
+  seen: Array
+  bias: Array | None
+  dynamics: Any
 
 
 class StepResult(NamedTuple):
@@ -97,6 +122,7 @@ class UserSimulator(NamedTuple):
     leave: when the user goes.
     forgets: whether, with `no_repeat`, all items may be shown again once fewer
       than K are left; else the session is truncated then.
+    dynamics: how responses change what the user likes later; None: not at all.
   """
 
   response_fn: click_model.ResponseFn
@@ -106,6 +132,7 @@ class UserSimulator(NamedTuple):
   reward: reward.Reward
   leave: leave.LeaveRule
   forgets: bool = False
+  dynamics: dynamics_lib.Dynamics | None = None
 
   def exploring(self) -> "UserSimulator":
     """The same for training that shows items once a session, if it can.
@@ -134,9 +161,10 @@ class UserSimulator(NamedTuple):
         self.max_steps * self.slate_size if self.no_repeat else 0, jnp.int32
       ),
     )
-    if params.biases is None:
-      return state
-    return KnownUserState(*state, params.biases[row])
+    bias = None if params.biases is None else params.biases[row]
+    if self.dynamics is not None:
+      return ChangingUserState(*state, bias, self.dynamics.start())
+    return state if bias is None else KnownUserState(*state, bias)
 
   def probabilities(
     self, observation: Observation, items: Array, params: EnvParams
@@ -151,12 +179,17 @@ class UserSimulator(NamedTuple):
     )
 
   def chances(self, state: EnvState, items: Array, params: EnvParams) -> Array:
-    """`probabilities` of the user of a session, [M] -> [M]."""
-    if not isinstance(state, KnownUserState):
-      return self.probabilities(state.observation, items, params)
+    """`probabilities` of the user of a session, as dynamics have changed it."""
     profile, history = state.observation
-    return self.response_fn(
-      params.response, profile, history, items, state.bias
+    bias = getattr(state, "bias", None)
+    known = () if bias is None else (bias,)
+    probability = self.response_fn(
+      params.response, profile, history, items, *known
+    )
+    if self.dynamics is None:
+      return probability
+    return self.dynamics.probabilities(
+      state.dynamics, params.topics[items], probability, state.steps
     )
 
   def step(
@@ -185,9 +218,17 @@ class UserSimulator(NamedTuple):
     slate_reward = self.reward.slate(
       jnp.where(there, self.reward.items(response), 0.0)
     )
+    more = {}
+    if isinstance(self.leave, leave.CategoryRule):
+      more["categories"] = params.categories
     patience, terminated = self.leave.step(
-      state.patience, action, response, slate_reward, draws[-1]
+      state.patience, action, response, slate_reward, draws[-1], **more
     )
+    if self.dynamics is not None:
+      changed = self.dynamics.after(
+        state.dynamics, params.topics[action], response, state.steps
+      )
+      state = state._replace(dynamics=changed)
     steps = state.steps + 1
     seen, used_up = self._remember(state, action, params)
     observation = observation._replace(
@@ -253,8 +294,16 @@ def append_positives(history: Array, slate: Array, response: Array) -> Array:
   return joined[order][-history.shape[0] :]
 
 
-def make(config: SimulatorConfig, slate_size: int) -> UserSimulator:
-  """The simulator that `config` asks for, for slates of K items."""
+def make(
+  config: SimulatorConfig, slate_size: int, topics: int = 0
+) -> UserSimulator:
+  """The simulator that `config` asks for.
+
+  Args:
+    config: of the simulator.
+    slate_size: K.
+    topics: T, of the catalogue; 0 where `config` uses none.
+  """
   return UserSimulator(
     response_fn=click_model.response_fn(config),
     slate_size=slate_size,
@@ -262,11 +311,22 @@ def make(config: SimulatorConfig, slate_size: int) -> UserSimulator:
     max_steps=config.max_steps,
     reward=reward.of_config(config),
     leave=leave.of_config(config),
+    dynamics=dynamics_lib.of_config(config, topics),
   )
 
 
-def pool(params: click_model.ResponseParams, sessions: Sessions) -> EnvParams:
-  """The simulator's parameters: users are those of `sessions`, all items."""
+def pool(
+  params: click_model.ResponseParams,
+  sessions: Sessions,
+  topics: Topics | None = None,
+) -> EnvParams:
+  """The simulator's parameters: users are those of `sessions`, all items.
+
+  Args:
+    params: of the click model.
+    sessions: S rows.
+    topics: of the items; None: users do not depend on topics.
+  """
   blend = params.blend
   biases = None if blend is None else blend.of_users(sessions.user_id)
   return EnvParams(
@@ -275,4 +335,6 @@ def pool(params: click_model.ResponseParams, sessions: Sessions) -> EnvParams:
     jnp.asarray(sessions.history),
     jnp.int32(len(params.item_features) - 1),
     None if biases is None else jnp.asarray(biases, jnp.float32),
+    None if topics is None else jnp.asarray(topics.of_items),
+    None if topics is None else jnp.asarray(topics.categories),
   )

@@ -14,6 +14,7 @@ from hsrl_jax.data import sids, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sim import click_model, response_file, user_simulator
+from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
 from hsrl_jax.stages.start import source as start_lib
@@ -154,7 +155,23 @@ class Parts:
         f"--simulator_slate_size={slate_size}; expected at most {items}, the "
         "number of items"
       )
-    return user_simulator.make(c, slate_size)
+    topics = 0 if self.topics is None else len(self.topics.names)
+    return user_simulator.make(c, slate_size, topics)
+
+  @functools.cached_property
+  def topics(self) -> topics_lib.Topics | None:
+    """The topics of the items; None where users do not care for topics."""
+    c = self.config.simulator
+    if not c.uses_topics:
+      return None
+    topics = topics_lib.of_categories(self.dataset.items.genres)
+    if not topics.names:
+      raise InputError(
+        f"--simulator_boredom={c.boredom} and --simulator_leave={c.leave}, but "
+        f"no item of {self.name} has a category; expected items with `genres`, "
+        "or --simulator_boredom=none and another --simulator_leave"
+      )
+    return topics
 
   @functools.cached_property
   def response(self) -> click_model.ResponseParams:
@@ -178,7 +195,8 @@ class Parts:
 
   def users(self, split: str) -> EnvParams:
     """The simulator's parameters with the users of a split."""
-    return user_simulator.pool(self.response, self.dataset.splits[split])
+    sessions = self.dataset.splits[split]
+    return user_simulator.pool(self.response, sessions, self.topics)
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""

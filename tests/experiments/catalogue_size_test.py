@@ -13,6 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
+from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import catalogue_size, jobs
 from hsrl_jax.report import experiment_plots
 from tests import toy
@@ -159,6 +160,17 @@ class RunTest(absltest.TestCase):
     self.assertIn("12,345.6", text)
     self.assertIn("1,000,000 hsrl: needs 14 GB", text)
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
+
+
+class TopicsTest(absltest.TestCase):
+  def test_worlds_of_topics_are_refused(self):
+    simulator = config_lib.SimulatorConfig(boredom="topic")
+    base = dataclasses.replace(BASE, simulator=simulator)
+    experiment = mock.Mock(base=base)
+    with self.assertRaisesRegex(
+      InputError, "boredom is 'topic'.*made up have no topics; expected"
+    ):
+      catalogue_size.world(experiment, 64)
 
 
 @pytest.mark.slow

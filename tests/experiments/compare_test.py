@@ -229,7 +229,7 @@ class _Evaluated(types.SimpleNamespace):
   def results(self):
     policies = {
       name: {"total_reward": _measure(1.0), "normalised": _measure(0.5)}
-      for name in (self.config.agent, *bounds.BOUNDS)
+      for name in (self.config.agent, *bounds.BOUNDS, bounds.FARSIGHTED)
     }
     facts = {"dataset": "toy", "split": "test", "episodes": 60}
     return facts | {"simulator": {}, "policies": policies}
@@ -248,7 +248,7 @@ class RowsTest(absltest.TestCase):
       for job in jobs_:
         folder = self.workdir / job.name
         folder.mkdir(parents=True)
-        names = (job.config.agent, *bounds.BOUNDS)
+        names = (job.config.agent, *bounds.BOUNDS, bounds.FARSIGHTED)
         for name in names:
           self.rewards[job.name, name] = rng.normal(size=(2, 60))
         sessions = {
@@ -272,8 +272,8 @@ class RowsTest(absltest.TestCase):
       contextlib.redirect_stdout(io.StringIO()),
     ):
       compare.ablation(experiment)
-    results = json.loads((self.workdir / "results.json").read_text())
-    self.policies = results["protocols"]["no_repeat"]
+    self.found = json.loads((self.workdir / "results.json").read_text())
+    self.policies = self.found["protocols"]["no_repeat"]
 
   def test_differences_are_those_of_the_sessions(self):
     hsrl = self.rewards["no_repeat/hsrl", "hsrl"]
@@ -283,11 +283,17 @@ class RowsTest(absltest.TestCase):
       ("collided_sids", "collided_sids", "hsrl"),
       ("ddpg", "ddpg", "ddpg"),
       ("random", "hsrl", "random"),
+      ("farsighted", "hsrl", "farsighted"),
     ):
       more = rows[name]["difference"]
       other = self.rewards[f"no_repeat/{job}", agent]
       self.assertAlmostEqual(more["mean"], hsrl.mean() - other.mean())
       self.assertBetween(more["mean"], *more["ci95"])
+
+  def test_the_scale_is_that_of_the_best_bound(self):
+    self.assertIn("0 random, 1 best bound.", compare.table(self.found))
+    del self.policies["bounds"]["farsighted"]
+    self.assertIn("0 random, 1 greedy oracle.", compare.table(self.found))
 
   def test_rows_say_what_was_changed(self):
     changed = {k: x["changed"] for k, x in self.policies["entrants"].items()}

@@ -16,6 +16,20 @@ class MaskingTest(absltest.TestCase):
     gradient = jax.grad(lambda x: masking.log_softmax(x, mask)[2])(logits)
     np.testing.assert_allclose(gradient, [-0.25, -0.75, 1.0], rtol=1e-6)
 
+  def test_rank_within_equals_a_loop(self):
+    rng = np.random.default_rng(0)
+    groups = rng.integers(0, 4, 50).astype(np.int32)
+    scores = rng.integers(0, 6, 50).astype(np.float32)  # With ties.
+    expected = [
+      sum(
+        groups[j] == groups[i] and (-scores[j], j) < (-scores[i], i)
+        for j in range(50)
+      )
+      for i in range(50)
+    ]
+    found = masking.rank_within(jnp.asarray(groups), jnp.asarray(scores))
+    np.testing.assert_array_equal(found, expected)
+
 
 if __name__ == "__main__":
   absltest.main()

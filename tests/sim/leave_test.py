@@ -1,4 +1,4 @@
-"""Leave rules: patience by its law, and a rule of another kind."""
+"""Leave rules: patience and boredom, and a rule of another kind."""
 
 import dataclasses
 
@@ -7,8 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
+from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.evaluation import bounds, simulate
-from hsrl_jax.sim.leave import Patience
+from hsrl_jax.sim import leave
+from hsrl_jax.sim.leave import Boredom, Length, Patience
 from tests import toy
 
 
@@ -65,6 +67,99 @@ class LeaveTest(absltest.TestCase):
       slates.append(int(state.patience["slates"]))
       self.assertEqual(bool(result.terminated), step % 2 == 1)
     self.assertEqual(slates, [1, 0, 1, 0, 1])
+
+
+class BoredomTest(absltest.TestCase):
+  def test_one_item_by_hand(self):
+    """Categories X of the items 1 and 2, Y of 2 and 3; item 4 has none."""
+    table = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], bool)
+    rule, items = Boredom(window=3, threshold=1), jnp.arange(5)
+    state, nothing, left = rule.start(), jnp.float32(0), []
+    for item in (1, 2, 3, 4, 3, 3, 4, 1):
+      triggered = rule.triggers(state, items, table)
+      state, leaves = rule.step(
+        state, jnp.array([item]), jnp.ones(1), nothing, nothing, table
+      )
+      self.assertEqual(bool(leaves), bool(triggered[item]))
+      left.append(bool(leaves))
+    # Before the third item X was shown twice, Y once. Before the sixth the last
+    # three are 3 4 3: Y twice. Before the seventh and the eighth as well.
+    self.assertEqual(left, [0, 0, 0, 0, 1, 1, 0, 0])
+    state = jnp.array([1, 2, 4])
+    np.testing.assert_array_equal(
+      rule.triggers(state, items, table), [0, 1, 1, 0, 0]
+    )
+    np.testing.assert_array_equal(
+      Boredom(3, 0).triggers(state, items, table), [0, 1, 1, 1, 0]
+    )
+
+  def test_sessions_equal_lists(self):
+    """Random slates of 2 with places that show nothing, also after leaving."""
+    rng, window, threshold = np.random.default_rng(0), 6, 2
+    rule, table = Boredom(window, threshold), rng.random((21, 6)) < 0.25
+    table[0] = False
+    own = [set(np.flatnonzero(row).tolist()) for row in table]
+    slates = rng.integers(0, 21, (100, 2))
+
+    def step(state, slate):
+      return rule.step(state, slate, jnp.zeros(2), 0.0, 0.5, jnp.asarray(table))
+
+    slates_ = jnp.asarray(slates, jnp.int32)
+    _, found = jax.lax.scan(step, rule.start(), slates_)
+    shown, expected = [], []
+    for slate in slates.tolist():
+      last = shown[-window:]
+      expected.append(
+        any(
+          sum(category in own[x] for x in last) > threshold
+          for item in slate
+          for category in own[item]
+        )
+      )
+      shown += [item for item in slate if item]
+    np.testing.assert_array_equal(found, expected)
+    self.assertBetween(sum(expected), 10, 90)
+
+  def test_the_last_slate_earns(self):
+    """All like all; a category may be among the last three once."""
+    env = toy.env()._replace(
+      response_fn=lambda params, profile, history, items: jnp.ones(len(items)),
+      leave=Boredom(3, 1),
+      slate_size=1,
+    )
+    active = jnp.arange(toy.ITEMS + 1) > 0
+    sessions = simulate.simulate(
+      bounds.random_policy(1),
+      env,
+      active,
+      toy.users()._replace(categories=active[:, None]),
+      jax.random.key(0),
+      episodes=2,
+    )
+    # Before the third item two of the last three are of its category.
+    np.testing.assert_array_equal(sessions.depth, 3)
+    np.testing.assert_allclose(sessions.total_reward, 3)
+
+  def test_rules_by_name(self):
+    rules = {
+      "patience": Patience(7.0),
+      "length": Length(),
+      "boredom": Boredom(4, 1),
+    }
+    for name, rule in rules.items():
+      config = SimulatorConfig(
+        leave=name, patience=7.0, leave_window=4, leave_threshold=1
+      )
+      self.assertEqual(leave.of_config(config), rule)
+      self.assertEqual(config.uses_topics, name == "boredom")
+    self.assertEqual(leave.of_config(SimulatorConfig()), Patience(20.0))
+    state, leaves = Length().step(
+      Length().start(), jnp.arange(2), jnp.zeros(2), jnp.float32(-9), 0.5
+    )
+    self.assertFalse(leaves)
+    self.assertEqual(state, Length().start())
+    with self.assertRaisesRegex(ValueError, "leave_threshold is 5; expected"):
+      SimulatorConfig(leave="boredom", leave_threshold=5)
 
 
 if __name__ == "__main__":

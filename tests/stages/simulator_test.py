@@ -40,6 +40,8 @@ class ConfigTest(parameterized.TestCase):
       "slate_size": 7,
       "click_model": "another",
       "ensemble": 3,
+      "boredom": "topic",
+      "leave": "boredom",
     }.get(field.name)
     if other is None:
       other = field.default + (0.1 if field.type is float else 2)
@@ -49,8 +51,11 @@ class ConfigTest(parameterized.TestCase):
       config.of_fit()
     )
     of_sessions = {"protocol", "patience", "max_steps", "slate_size"}
+    of_sessions |= {"penalty", "sweet_point", "boredom", "leave"}
     self.assertEqual(
-      same, field.name in of_sessions | {"penalty", "sweet_point"}
+      same,
+      field.name in of_sessions
+      or field.name.startswith(("boredom_", "leave_")),
     )
 
   def test_ones_own_logs_get_the_blended_click_model(self):

@@ -1,0 +1,72 @@
+"""The settings of simulated sessions, which the fit of the click model ignores.
+
+They are part of `config.SimulatorConfig`.
+"""
+
+import dataclasses
+
+from hsrl_jax.checked import Checked, setting
+
+PROTOCOLS = ("paper", "no_repeat")
+BOREDOM = ("none", "topic", "all")
+LEAVE_RULES = ("patience", "length", "boredom")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SessionConfig(Checked):
+  """Sessions of simulated users (docs/method.md).
+
+  Attributes:
+    protocol: `paper`, or `no_repeat`: an item is shown once a session.
+    patience: what a user starts with; the user leaves when it is below 1.
+    max_steps: a session is truncated here.
+    penalty: reward of an item without a positive response.
+    sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
+    slate_size: K, items shown at once; None: as many as in the logs.
+    boredom: what a user likes less after likes of the same topic: `none`;
+      `topic`: items of a boring topic get no likes; `all`: no item gets any
+      while a topic bores. An item's topic is the rarest of its categories.
+    boredom_memory: last liked items that a user remembers.
+    boredom_window: of those, the ones liked in so many last steps count; a
+      boring topic stays boring for as many steps.
+    boredom_threshold: counted likes of one topic that make it boring.
+    leave: when a user leaves: `patience`, when patience is used up; `length`,
+      never before max_steps; `boredom`, when a category of a shown item was
+      shown too often before.
+    leave_window: last shown items, before the slate, that the leave rule
+      `boredom` counts by category.
+    leave_threshold: the user leaves if a category of a shown item occurs more
+      often than this among them.
+  """
+
+  protocol: str = setting("paper", among=PROTOCOLS)
+  patience: float = setting(20.0, least=1)
+  max_steps: int = setting(20, least=1)
+  penalty: float = -0.1
+  sweet_point: float | None = None
+  slate_size: int | None = setting(None, least=1)
+  boredom: str = setting("none", among=BOREDOM)
+  boredom_memory: int = setting(10, least=1)
+  boredom_window: int = setting(5, least=1)
+  boredom_threshold: int = setting(5, least=1)
+  leave: str = setting("patience", among=LEAVE_RULES)
+  leave_window: int = setting(5, least=1)
+  leave_threshold: int = setting(2, least=0)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "boredom_threshold",
+      self.boredom == "none" or self.boredom_threshold <= self.boredom_memory,
+      f"at most boredom_memory = {self.boredom_memory}: else nothing bores",
+    )
+    self.require(
+      "leave_threshold",
+      self.leave != "boredom" or self.leave_threshold < self.leave_window,
+      f"less than leave_window = {self.leave_window}: else nobody leaves",
+    )
+
+  @property
+  def uses_topics(self) -> bool:
+    """Whether sessions depend on the topics or categories of items."""
+    return self.boredom != "none" or self.leave == "boredom"

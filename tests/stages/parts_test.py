@@ -1,0 +1,63 @@
+"""Topics of a run's items, and what is refused where there are none."""
+
+import dataclasses
+import pathlib
+import types
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.sim import dynamics, leave
+from hsrl_jax.stages.parts import Parts
+from tests import toy
+
+
+def _parts(genres, **simulator):
+  """Parts of a run whose users are shown one item at a time."""
+  simulator = SimulatorConfig(slate_size=1, **simulator)
+  config = dataclasses.replace(toy.config(), simulator=simulator)
+  parts = Parts(config, pathlib.Path("nowhere"))
+  items = types.SimpleNamespace(features=np.zeros((4, 2)), genres=genres)
+  splits = {"train": types.SimpleNamespace(exposed=np.zeros((1, 1)))}
+  parts.dataset = types.SimpleNamespace(items=items, splits=splits)
+  return parts
+
+
+class TopicsTest(parameterized.TestCase):
+  def test_worlds_by_flags(self):
+    parts = _parts(["", "a", "a|b", ""], boredom="all", leave="boredom")
+    self.assertEqual(parts.env.dynamics, dynamics.Boredom(2, True, 10, 5, 5))
+    self.assertEqual(parts.env.leave, leave.Boredom(5, 2))
+    np.testing.assert_array_equal(parts.topics.of_items, [0, 1, 2, 0])
+    parts.response = types.SimpleNamespace(
+      blend=None, item_features=np.zeros((4, 2))
+    )
+    rows = types.SimpleNamespace(profile=[[0.0]], history=[[1]])
+    parts.dataset.splits["test"] = rows
+    users = parts.users("test")
+    np.testing.assert_array_equal(users.topics, [0, 1, 2, 0])
+    np.testing.assert_array_equal(
+      users.categories, [[0, 0], [1, 0], [1, 1], [0, 0]]
+    )
+
+  def test_by_default_there_are_none(self):
+    parts = _parts(["", "a", "a|b", ""])
+    self.assertIsNone(parts.topics)
+    self.assertIsNone(parts.env.dynamics)
+    self.assertEqual(parts.env.leave, leave.Patience(20.0))
+
+  @parameterized.parameters({"boredom": "topic"}, {"leave": "boredom"})
+  def test_items_without_categories_are_refused(self, **simulator):
+    ((name, value),) = simulator.items()
+    with self.assertRaisesRegex(
+      InputError,
+      f"--simulator_{name}={value}.*no item of movielens.* has a category; exp",
+    ) as caught:
+      _ = _parts(["", "", "", ""], **simulator).env
+    self.assertLen(str(caught.exception).splitlines(), 1)
+
+
+if __name__ == "__main__":
+  absltest.main()
