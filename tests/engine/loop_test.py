@@ -258,6 +258,7 @@ class LoopTest(parameterized.TestCase):
       for name, value in alone.items():
         self.assertEqual(metrics[name][i], value[0])
 
+  @pytest.mark.slow
   def test_learns_to_please(self):
     self._learns_to_please("expected")
 

@@ -154,6 +154,7 @@ class PretrainedTest(parameterized.TestCase):
     self.assertGreater(float(metrics["advantage"]), 1.0)
 
   @parameterized.parameters(50.0, -50.0)
+  @pytest.mark.slow
   def test_a_slate_with_an_advantage_becomes_more_likely(self, reward):
     made, step = _made(), _step(reward)
     _, grads, _ = _values_and_gradients(made.params, step)
@@ -187,6 +188,7 @@ class PretrainedTest(parameterized.TestCase):
       losses.append(float(metrics["actor_loss"]))
     np.testing.assert_allclose(*losses, rtol=1e-3)
 
+  @pytest.mark.slow
   def test_each_loss_moves_its_own_parameters(self):
     _, grads, _ = _values_and_gradients(_made().params, _step())
     for name, moved in (
@@ -220,6 +222,7 @@ class PretrainedTest(parameterized.TestCase):
     found = pretrained.divergence(jnp.log(p), jnp.log(q), tokens)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
+  @pytest.mark.slow
   def test_the_engine_leaves_frozen_parameters_untouched(self):
     agent = agents.base.Agent(
       init=lambda key, catalogue, observation: {
