@@ -64,10 +64,11 @@ def fit(
     raise InputError(
       f"{doubled[0]} is given, and logs tells it; expected no such setting"
     )
-  run = run_lib.Run(settings_lib.config(agent, named | settings), workdir)
+  config = settings_lib.config(agent, named | settings)
+  run = run_lib.Run(config, workdir)
   with workdir_lib.locked(workdir):
     workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
-    run.claim(settings_lib.texts(run.config))
+    run.claim(settings_lib.texts(config))
     ran = False
     if tables:
       ran = _prepare(run, tables, log_options or {})

@@ -124,7 +124,7 @@ class Trainer:
       if epoch % config.eval_every == 0 or epoch == config.epochs:
         evaluated = averaged if config.average else params
         measure = judge(evaluated)
-        if measure > float(state.best):
+        if jnp.float32(measure) > state.best:  # As it is kept.
           state = state._replace(
             best=jnp.float32(measure),
             best_epoch=jnp.int32(epoch),

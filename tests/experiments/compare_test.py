@@ -138,7 +138,7 @@ class WholeTest(absltest.TestCase):
     )
     self.assertEqual(status, 2)
     self.assertLen(err.splitlines(), 1)
-    self.assertIn("error: job no_repeat/hsrl: ", err)
+    self.assertIn("--iterations was 40, now 80", err)
     self.assertIn("use a new workdir", err)
 
   def test_agents_without_hsrl(self):

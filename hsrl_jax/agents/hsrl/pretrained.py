@@ -23,7 +23,7 @@ from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.index import sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
-__all__ = ["FROZEN", "ContinuedSettings", "make"]
+__all__ = ["FROZEN", "ContinuedSettings", "divergence", "make"]
 
 # Parameters that are not trained: the model that training started from, and
 # what `next_item.Policy` has beside its model.
