@@ -16,11 +16,7 @@ from hsrl_jax.stages import quantize
 from hsrl_jax.stages import run as run_lib
 
 SOURCE = "source.json"  # Digests of the tables of which a workdir was made.
-
-
 _TABLES = ".logs"  # Folder for tables, until they are prepared.
-
-
 _LOGS = "logs"  # The dataset that reads a user's tables.
 
 

@@ -16,11 +16,7 @@ from hsrl_jax.evaluation.ranking import Rankings, counts
 from hsrl_jax.types import Sessions
 
 CUTOFFS = (5, 10, 20)
-
-
 PAIRED = ("auc_within_slates", "ndcg_within_slates", "recall@10", "ndcg@10")
-
-
 _LIST = 10  # Items of a list whose coverage and novelty are measured.
 
 

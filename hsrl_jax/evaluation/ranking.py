@@ -16,16 +16,9 @@ from hsrl_jax.types import Array, Observation, Params, Sessions
 # (params, observation of one user) -> score of each item, [N + 1].
 ScoreFn = Callable[[Params, Observation], Array]
 
-
 LISTED = 20  # Items of a ranking of all that are looked at.
-
-
 _CELLS = 2e7  # Scores held at once.
-
-
 _SMOOTHING = 10.0  # Showings that the mean of all items counts for.
-
-
 # Below this share of likes that repeat an item of the history, the items of
 # the history are left out of the ranking of all items.
 _REPEATS = 0.01

@@ -131,10 +131,11 @@ def _on_logs(
   measured["held_out_rows"]["without_history"] = without_history
   if agent is None:
     return measured, None
-  own = rankings[parts.config.agent][0]
-  if not without_history:
-    own = ranking.rank(agent, params[0], logs, items, without_history=True)
-  return measured, own.top
+  if without_history:
+    return measured, rankings[parts.config.agent][0].top
+  # Only the lists are wanted, not the scores of the logged slates once more.
+  top = ranking.best(agent, params[0], logs, items, without_history=True)
+  return measured, top
 
 
 def _click_model(parts: Parts) -> ranking.ScoreFn:

@@ -42,13 +42,14 @@ def run(parts: Parts) -> None:
       validation split has no like.
   """
   folder = parts.workdir / FOLDER
-  trainer, judge = _trainer(parts), _judge(parts)
+  given = untrained(parts)
+  trainer, judge = _trainer(parts, given), _judge(parts, given)
   with stop.deferred(by_all=True) as signals:
     for seed in parts.config.train.seeds:
       if not signals.due():
         _train(trainer, judge, folder / f"seed_{seed}", seed, signals)
   files.write_json(
-    folder / MODEL, about(parts.config, _interactions(parts).shape[1])
+    folder / MODEL, about(parts.config, given["interactions"].shape[1])
   )
 
 
@@ -115,7 +116,8 @@ def _measured(
   return measured
 
 
-def _trainer(parts: Parts) -> engine.Trainer:
+def _trainer(parts: Parts, given: Params) -> engine.Trainer:
+  """The trainer; `given` is what `untrained` says."""
   c, items = parts.config.next_item, parts.catalogue.index.num_items
   liked = sequences.from_sessions(parts.dataset.splits["train"], items)
   packed = sequences.pack(liked, c.history)
@@ -125,12 +127,17 @@ def _trainer(parts: Parts) -> engine.Trainer:
       "some, whose second is predicted from the first"
     )
   policy = next_item.policy(parts.config, ranking.LISTED, items)
-  catalogue = policy.catalogue(untrained(parts), parts.catalogue)
+  catalogue = policy.catalogue(given, parts.catalogue)
   return engine.Trainer(policy.model, catalogue, packed, c)
 
 
-def _judge(parts: Parts) -> engine.Judge:
-  """NDCG@10 of what was liked next in the validation split, as it will act."""
+def _judge(parts: Parts, given: Params) -> engine.Judge:
+  """NDCG@10 of what was liked next in the validation split, as it will act.
+
+  Args:
+    parts: of the run.
+    given: what `untrained` says.
+  """
   logs = _some(parts.dataset.splits["val"], parts.config.next_item.eval_rows)
   if not len(logs.user_id):
     raise InputError(
@@ -141,7 +148,6 @@ def _judge(parts: Parts) -> engine.Judge:
   own = ranker(parts.config, items)
   _, liked = ranking.counts(train, items)
   without_history = not ranking.repeats(train)
-  given = untrained(parts)
 
   def judge(params: Params) -> float:
     top = ranking.best(
@@ -193,7 +199,8 @@ def load(parts: Parts) -> list[Params]:
   Raises:
     InputError: no checkpoint can be read.
   """
-  trainer, given = _trainer(parts), untrained(parts)
+  given = untrained(parts)
+  trainer = _trainer(parts, given)
   return [
     {"model": _best(parts.workdir, seed, trainer)} | given
     for seed in parts.config.train.seeds

@@ -148,14 +148,14 @@ class StageTest(absltest.TestCase):
     self.assertEqual(about["agent"], parts.config.agent)
     (params,) = next_item.load(parts)
     # What is kept is the best epoch's, which validation measures again.
-    judged = self.judge(parts)(params["model"])
+    judged = self.judge(parts, next_item.untrained(parts))(params["model"])
     self.assertAlmostEqual(judged, measured[best], places=5)
     return params
 
   def test_goes_on_after_an_interrupt(self):
     """Here an epoch is a sum with random numbers: nothing is compiled."""
     parts = _parts("sasrec", seeds=(3, 4))
-    trainer = next_item._trainer(parts)
+    trainer = next_item._trainer(parts, next_item.untrained(parts))
     shapes = jax.eval_shape(trainer.init, 0)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     trainer.init = lambda seed: start
@@ -174,7 +174,11 @@ class StageTest(absltest.TestCase):
   @pytest.mark.slow
   def test_real_epochs_after_an_interrupt(self):
     parts = _parts("sasrec", seeds=(3, 4))
-    self._goes_on(parts, next_item._trainer(parts), self.judge(parts))
+    self._goes_on(
+      parts,
+      next_item._trainer(parts, next_item.untrained(parts)),
+      self.judge(parts, next_item.untrained(parts)),
+    )
 
   def _goes_on(self, parts, trainer, judge):
     whole = parts.workdir = self.folder / "whole"
@@ -187,7 +191,7 @@ class StageTest(absltest.TestCase):
       return judged[-1]
 
     self.enter_context(
-      mock.patch.object(next_item, "_trainer", lambda parts: trainer)
+      mock.patch.object(next_item, "_trainer", lambda *_: trainer)
     )
     chosen = self.enter_context(
       mock.patch.object(next_item, "_judge", return_value=judge)
@@ -241,7 +245,10 @@ class StageTest(absltest.TestCase):
     """A slate that is not full ends in zeros, not in excluded items."""
     parts = _parts("sasrec", response_weight=0.0)
     ranker = next_item.ranker(parts.config, toy.ITEMS)
-    params = jax.tree.map(jnp.asarray, next_item._trainer(parts).init(0).params)
+    params = jax.tree.map(
+      jnp.asarray,
+      next_item._trainer(parts, next_item.untrained(parts)).init(0).params,
+    )
     excluded = jnp.arange(4, toy.ITEMS + 1)
     top = jax.jit(ranker.best)(
       ({"model": params} | next_item.untrained(parts), parts.catalogue),

@@ -19,8 +19,6 @@ from hsrl_jax.host import watch
 
 FITS = ".fit"  # Checkpoints of fits that are not finished.
 _WORTH_SAVING = 2.0  # Seconds of work that a checkpoint must save.
-
-
 _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
 
 
