@@ -85,14 +85,16 @@ def written(
   """Has tables in a folder while the block runs; nothing is left of it.
 
   Args:
-    folder: where to write; what is there is removed.
+    folder: where to write; tables that an earlier call left are removed.
     named: see `tables`.
     options: of logs.json.
 
   Raises:
-    InputError: a frame cannot be written, or what the block raises; a message
-      about a file in the folder names what the caller gave instead.
+    InputError: something else is in the folder, a frame cannot be written, or
+      what the block raises; a message about a file in the folder names what
+      the caller gave instead.
   """
+  _check_own(folder)
   shutil.rmtree(folder, ignore_errors=True)
   folder.mkdir()
   arguments = {str(folder / _OPTIONS): "log_options", _OPTIONS: "log_options"}
@@ -118,3 +120,19 @@ def written(
     raise InputError(message) from error
   finally:
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_own(folder: pathlib.Path) -> None:
+  """Raises InputError where a folder has more than `written` leaves there."""
+  tables = {f"{x}{y}" for x in (*_LOGS, "items") for y in SUFFIXES}
+  others = sorted(
+    path.name
+    for path in (folder.iterdir() if folder.is_dir() else ())
+    if path.name not in tables
+    and not path.name.startswith((_OPTIONS, f".{_OPTIONS}."))
+  )
+  if others:
+    raise InputError(
+      f"{folder} has {others[0]!r}; expected no such folder, since tables are "
+      "written there for a while: move it away, or use another workdir"
+    )

@@ -32,6 +32,20 @@ class FramesTest(parameterized.TestCase):
     self.assertFalse(raw.exists())
     return source.load(data), source.user_names(data)
 
+  def test_what_is_not_ours_stays(self):
+    raw = self.folder / "raw"
+    raw.mkdir()
+    tables = frames.tables(self.log)
+    for name in ("interactions.csv", ".logs.json.x1", "logs.json"):
+      (raw / name).touch()  # As a call that was killed leaves.
+    self._prepare("data", tables, {"slate_size": 2})
+    raw.mkdir()
+    mine = raw / "thesis.txt"
+    mine.touch()
+    with self.assertRaisesRegex(InputError, "'thesis.txt'; expected no such"):
+      self._prepare("other", tables, {"slate_size": 2})
+    self.assertTrue(mine.exists())
+
   def test_a_frame_and_a_file_are_the_same(self):
     path = self.folder / "log of mine.csv"
     self.log.to_csv(path, index=False)
