@@ -72,7 +72,7 @@ EXCEPTIONS = {
   "hsrl_jax.data.item_vectors names flags": _ADVICE,
   "hsrl_jax.data.manifest names flags": _ADVICE,
   "hsrl_jax.data.prepare names flags": _ADVICE,
-  "hsrl_jax.experiments.changing_catalogue names flags": _ADVICE,
+  "hsrl_jax.experiments.catalogue.changing_catalogue names flags": _ADVICE,
   "hsrl_jax.experiments.compare names flags": _ADVICE,
   "hsrl_jax.experiments.document names flags": _ADVICE,
   "hsrl_jax.experiments.offline_check names flags": _ADVICE,

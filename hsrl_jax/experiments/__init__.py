@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection
 from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.experiments import (
   ab,
-  catalogue_size,
-  changing_catalogue,
   compare,
   document,
   entrants,
   offline_check,
 )
+from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
 
 # The name of --mode to the function that runs the experiment.
 EXPERIMENTS = {

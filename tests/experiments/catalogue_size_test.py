@@ -14,7 +14,8 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import catalogue_size, jobs
+from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments.catalogue import catalogue_size
 from hsrl_jax.report import experiment_plots
 from tests import toy
 

@@ -16,8 +16,8 @@ from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import sid
-from hsrl_jax.experiments import changing_catalogue as changing
 from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments.catalogue import changing_catalogue as changing
 from hsrl_jax.report import experiment_plots
 from tests import toy
 
