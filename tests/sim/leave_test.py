@@ -8,7 +8,7 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.config import SimulatorConfig
-from hsrl_jax.evaluation import bounds, simulate
+from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.sim import leave
 from hsrl_jax.sim.leave import Boredom, Length, Patience
 from tests import toy

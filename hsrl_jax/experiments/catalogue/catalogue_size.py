@@ -31,8 +31,8 @@ from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import loop
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import bounds as bounds_lib
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation.simulated import bounds as bounds_lib
+from hsrl_jax.evaluation.simulated import simulate
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.report import experiment_plots, tables

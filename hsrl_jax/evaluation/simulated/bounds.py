@@ -10,7 +10,7 @@ import numpy as np
 
 from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
-from hsrl_jax.evaluation.simulate import CHUNK, Act, Oracle
+from hsrl_jax.evaluation.simulated.simulate import CHUNK, Act, Oracle
 from hsrl_jax.ops import masking
 from hsrl_jax.sim.leave import CategoryRule
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
