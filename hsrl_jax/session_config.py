@@ -10,6 +10,16 @@ from hsrl_jax.checked import Checked, setting
 PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
 LEAVE_RULES = ("patience", "length", "boredom")
+FITTED = "fitted"
+WORLDS = (  # Of SARDINE; see sim/sardine.py.
+  "SlateTopK-Bored",
+  "SlateTopK-BoredInf",
+  "SlateTopK-Uncertain",
+  "SingleItem-Static",
+  "SingleItem-BoredInf",
+  "SingleItem-Uncertain",
+)
+REWARDS = ("auto", "mean", "sum")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -17,6 +27,11 @@ class SessionConfig(Checked):
   """Sessions of simulated users (docs/method.md).
 
   Attributes:
+    world: whose users these are: `fitted`, of a click model that is fitted to
+      logs; or a world of SARDINE, with --dataset=sardine, which decides all
+      below but `reward`.
+    reward: whether a slate earns the `mean` or the `sum` of what its items
+      earn; `auto`: the mean, and in a world of SARDINE the sum, its clicks.
     protocol: `paper`, or `no_repeat`: an item is shown once a session.
     patience: what a user starts with; the user leaves when it is below 1.
     max_steps: a session is truncated here.
@@ -39,6 +54,8 @@ class SessionConfig(Checked):
       often than this among them.
   """
 
+  world: str = setting(FITTED, among=(FITTED, *WORLDS))
+  reward: str = setting("auto", among=REWARDS)
   protocol: str = setting("paper", among=PROTOCOLS)
   patience: float = setting(20.0, least=1)
   max_steps: int = setting(20, least=1)
@@ -65,6 +82,25 @@ class SessionConfig(Checked):
       self.leave != "boredom" or self.leave_threshold < self.leave_window,
       f"less than leave_window = {self.leave_window}: else nobody leaves",
     )
+
+    for field in dataclasses.fields(SessionConfig):
+      own = field.name in ("world", "reward")
+      self.require(
+        field.name,
+        self.world == FITTED or own or getattr(self, field.name) == field.default,
+        f"{field.default}, the default: world = {self.world} decides it",
+      )
+    self.require(
+      "reward",
+      self.reward != "sum" or self.sweet_point is None,
+      "mean where there is a sweet_point",
+    )
+
+  @property
+  def sums(self) -> bool:
+    """Whether a slate earns the sum of what its items earn."""
+    default = "mean" if self.world == FITTED else "sum"
+    return (default if self.reward == "auto" else self.reward) == "sum"
 
   @property
   def uses_topics(self) -> bool:
