@@ -151,8 +151,17 @@ class UserSimulator(NamedTuple):
     row = sampling.index_of(draw, params.profiles.shape[0])
     return self.start(row, params)
 
-  def start(self, row: Array, params: EnvParams) -> EnvState:
-    """Starts a session of the pool's user `row`, int32 []."""
+  def start(
+    self, row: Array, params: EnvParams, key: PRNGKey | None = None
+  ) -> EnvState:
+    """Starts a session of the pool's user `row`, int32 [].
+
+    Args:
+      row: of the pool.
+      params: with the pool.
+      key: of what a session begins with by chance; here nothing does.
+    """
+    del key
     state = EnvState(
       Observation(params.profiles[row], params.histories[row]),
       self.leave.start(),

@@ -31,6 +31,7 @@ from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
 from hsrl_jax.sim import reward
 from hsrl_jax.sim.dynamics import Boredom, BoredomState
+from hsrl_jax.sim.leave import LeaveRule, Length
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   StepResult,
@@ -85,9 +86,10 @@ class SardineState(NamedTuple):
 
   Attributes:
     observation: what the agent knows: no profile, and the clicked items.
-    steps: int32 [], slates shown in this session without the first, random one.
+    steps: int32 [], slates shown in this session, the first, random one too; it
+      is also the step of `dynamics`.
     seen: int32 [0]: items may be shown again.
-    dynamics: what bores the user. Its step 0 is the random slate.
+    dynamics: what bores the user.
     taste: float32 [T], the user's vector, of length 1.
   """
 
@@ -105,15 +107,17 @@ class Sardine(NamedTuple):
     world: which.
     slate_size: K.
     reward: what clicks are worth.
-    dynamics: how topics come to bore.
-    max_steps: slates of a session.
+    dynamics: how topics come to bore; None: not at all.
+    max_steps: slates of a session, without the random one.
+    leave: nobody does.
   """
 
   world: World
   slate_size: int
   reward: reward.Reward
-  dynamics: Boredom
+  dynamics: Boredom | None
   max_steps: int = _STEPS
+  leave: LeaveRule = Length()
 
   @property
   def no_repeat(self) -> bool:
@@ -177,7 +181,7 @@ class Sardine(NamedTuple):
     """
     state = SardineState(
       Observation(jnp.zeros(0), history),
-      jnp.int32(-1),  # The slate brings it to 0.
+      jnp.int32(0),
       jnp.zeros(0, jnp.int32),
       self.dynamics.start(),
       taste,
@@ -190,7 +194,9 @@ class Sardine(NamedTuple):
 
   def current(self, state: SardineState) -> Array:
     """The user's vector as boredom leaves it, float32 [T]."""
-    bores = self.dynamics.bores(state.dynamics, state.steps + 1)[1:]
+    if self.dynamics is None:
+      return state.taste
+    bores = self.dynamics.bores(state.dynamics, state.steps)[1:]
     return jnp.where(bores, 0.0, state.taste)
 
   def _relevance(self, taste: Array, items: Array, params: EnvParams) -> Array:
@@ -225,7 +231,7 @@ class Sardine(NamedTuple):
     there = slate > 0
     clicks = ((draws < chances) & there).astype(jnp.float32)
     dynamics = self.dynamics.after(
-      state.dynamics, params.topics[slate], clicks, state.steps + 1
+      state.dynamics, params.topics[slate], clicks, state.steps
     )
     # One number: the mean over all coordinates of all clicked items.
     means = params.response.vectors[slate].mean(-1)
@@ -263,7 +269,7 @@ class Sardine(NamedTuple):
       state.observation,
       self.reward.slate(rewards),
       jnp.bool(False),
-      state.steps >= self.max_steps,
+      state.steps > self.max_steps,
       clicks,
     )
     return state, result
@@ -288,7 +294,7 @@ class Sardine(NamedTuple):
     of the threshold, at most 1; and the share of the window for which a boring
     topic goes on boring, 1 for others.
     """
-    step = state.steps  # The last one; those below go by topic 1..T.
+    step = state.steps - 1  # The last one; those below go by topic 1..T.
     boring = state.dynamics.boring_until[1:] - step
     left = jnp.where(boring > 0, boring, self.dynamics.window)
     counts = self.dynamics.counts(state.dynamics, step)[1:]
