@@ -10,6 +10,7 @@ from hsrl_jax.checked import Checked, setting
 PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
 LEAVE_RULES = ("patience", "length", "boredom")
+OBSERVED = ("likes", "interactions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class SessionConfig(Checked):
       `boredom` counts by category.
     leave_threshold: the user leaves if a category of a shown item occurs more
       often than this among them.
+    observed: what agents see of a session: `likes`, the last liked items;
+      `interactions`, besides the last shown ones with response, position and
+      steps ago, and the step.
+    observed_items: R, of the last shown ones.
   """
 
   protocol: str = setting("paper", among=PROTOCOLS)
@@ -52,6 +57,8 @@ class SessionConfig(Checked):
   leave: str = setting("patience", among=LEAVE_RULES)
   leave_window: int = setting(5, least=1)
   leave_threshold: int = setting(2, least=0)
+  observed: str = setting("likes", among=OBSERVED)
+  observed_items: int = setting(50, least=1)
 
   def __post_init__(self):
     super().__post_init__()
