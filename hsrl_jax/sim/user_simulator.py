@@ -34,6 +34,8 @@ class EnvParams(NamedTuple):
       not depend on topics.
     categories: bool [N + 1, C], the categories of each item; None: the leave
       rule does not depend on them.
+    near: which items are near each other; None: the leave rule does not depend
+      on it.
   """
 
   response: Any
@@ -43,6 +45,7 @@ class EnvParams(NamedTuple):
   biases: Array | None = None
   topics: Array | None = None
   categories: Array | None = None
+  near: leave.NearPairs | leave.NearVectors | None = None
 
 
 class EnvState(NamedTuple):
@@ -223,8 +226,8 @@ class UserSimulator(NamedTuple):
       jnp.where(there, self.reward.items(response), 0.0)
     )
     more = {}
-    if isinstance(self.leave, leave.CategoryRule):
-      more["categories"] = params.categories
+    if isinstance(self.leave, leave.ItemRule):
+      more["known"] = getattr(params, self.leave.knows)
     patience, terminated = self.leave.step(
       state.patience, action, response, slate_reward, draws[-1], **more
     )
@@ -307,6 +310,7 @@ def pool(
   params: click_model.ResponseParams,
   sessions: Sessions,
   topics: Topics | None = None,
+  near: leave.NearPairs | leave.NearVectors | None = None,
 ) -> EnvParams:
   """The simulator's parameters: users are those of `sessions`, all items.
 
@@ -314,6 +318,7 @@ def pool(
     params: of the click model.
     sessions: S rows.
     topics: of the items; None: users do not depend on topics.
+    near: which items are near each other; None: nobody leaves for that.
   """
   blend = params.blend
   biases = None if blend is None else blend.of_users(sessions.user_id)
@@ -325,4 +330,5 @@ def pool(
     None if biases is None else jnp.asarray(biases, jnp.float32),
     None if topics is None else jnp.asarray(topics.of_items),
     None if topics is None else jnp.asarray(topics.categories),
+    near,
   )
