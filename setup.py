@@ -11,7 +11,7 @@ VERSION = re.search(
 )[1]
 # What an installed hsrl_jax needs of the folders beside it; see files.shipped.
 SHIPPED = {
-  "datasets": ["*.py", "*/*.py"],
+  "datasets": ["*.py", "*/*.py", "*/*.npy", "*/LICENSE"],
   "launch": ["*.sh", "flags/*.flags", "flags/*/*.flags"],
 }
 

@@ -9,9 +9,10 @@ from hsrl_jax.checked import Checked, setting
 
 PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
-LEAVE_RULES = ("patience", "length", "boredom")
+LEAVE_RULES = ("patience", "length", "boredom", "distance")
+OBSERVED = ("likes", "interactions")
 FITTED = "fitted"
-WORLDS = (  # Of SARDINE; see sim/sardine.py.
+WORLDS = (  # Of SARDINE; see sim/sardine.
   "SlateTopK-Bored",
   "SlateTopK-BoredInf",
   "SlateTopK-Uncertain",
@@ -20,6 +21,8 @@ WORLDS = (  # Of SARDINE; see sim/sardine.py.
   "SingleItem-Uncertain",
 )
 REWARDS = ("auto", "mean", "sum")
+# What is not decided by a world of SARDINE.
+_OF_ANY_WORLD = ("world", "reward", "observed", "observed_items")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,8 +31,8 @@ class SessionConfig(Checked):
 
   Attributes:
     world: whose users these are: `fitted`, of a click model that is fitted to
-      logs; or a world of SARDINE, with --dataset=sardine, which decides all
-      below but `reward`.
+      logs; or those of a world of SARDINE, with the dataset `sardine`, which
+      decides all below but `reward` and what is observed.
     reward: whether a slate earns the `mean` or the `sum` of what its items
       earn; `auto`: the mean, and in a world of SARDINE the sum, its clicks.
     protocol: `paper`, or `no_repeat`: an item is shown once a session.
@@ -47,11 +50,21 @@ class SessionConfig(Checked):
     boredom_threshold: counted likes of one topic that make it boring.
     leave: when a user leaves: `patience`, when patience is used up; `length`,
       never before max_steps; `boredom`, when a category of a shown item was
-      shown too often before.
-    leave_window: last shown items, before the slate, that the leave rule
-      `boredom` counts by category.
-    leave_threshold: the user leaves if a category of a shown item occurs more
-      often than this among them.
+      shown too often before; `distance`, when a shown item is near one that was
+      shown before.
+    leave_window: last shown items, before the slate, that the leave rules
+      `boredom` and `distance` look at.
+    leave_threshold: by `boredom` the user leaves if a category of a shown item
+      occurs more often than this among them.
+    leave_percentile: by `distance` items are near each other if they are nearer
+      than all but this percentage of the pairs of items are.
+    leave_short_start: whether `boredom` and `distance` look at fewer items
+      before the window is full, as the public code of EasyRL4Rec does: with t
+      items shown, at the last min(t, leave_window - t).
+    observed: what agents see of a session: `likes`, the last liked items;
+      `interactions`, besides the last shown ones with response, position and
+      steps ago, and the step.
+    observed_items: R, of the last shown ones.
   """
 
   world: str = setting(FITTED, among=(FITTED, *WORLDS))
@@ -69,6 +82,10 @@ class SessionConfig(Checked):
   leave: str = setting("patience", among=LEAVE_RULES)
   leave_window: int = setting(5, least=1)
   leave_threshold: int = setting(2, least=0)
+  observed: str = setting("likes", among=OBSERVED)
+  observed_items: int = setting(50, least=1)
+  leave_percentile: float = setting(30.0, above=0, most=100)
+  leave_short_start: bool = False
 
   def __post_init__(self):
     super().__post_init__()
@@ -84,10 +101,10 @@ class SessionConfig(Checked):
     )
 
     for field in dataclasses.fields(SessionConfig):
-      own = field.name in ("world", "reward")
+      own = field.name in _OF_ANY_WORLD or self.world == FITTED
       self.require(
         field.name,
-        self.world == FITTED or own or getattr(self, field.name) == field.default,
+        own or getattr(self, field.name) == field.default,
         f"{field.default}, the default: world = {self.world} decides it",
       )
     self.require(

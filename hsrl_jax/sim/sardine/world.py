@@ -29,13 +29,12 @@ import numpy as np
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
-from hsrl_jax.sim import reward
+from hsrl_jax.sim import observed, reward, user_simulator
 from hsrl_jax.sim.dynamics import Boredom, BoredomState
 from hsrl_jax.sim.leave import LeaveRule, Length
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   StepResult,
-  append_positives,
 )
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
@@ -85,7 +84,8 @@ class SardineState(NamedTuple):
   """One user's session.
 
   Attributes:
-    observation: what the agent knows: no profile, and the clicked items.
+    observation: what the agent knows: no profile, the clicked items and what
+      was shown, the random slate among them.
     steps: int32 [], slates shown in this session, the first, random one too; it
       is also the step of `dynamics`.
     seen: int32 [0]: items may be shown again.
@@ -110,6 +110,7 @@ class Sardine(NamedTuple):
     dynamics: how topics come to bore; None: not at all.
     max_steps: slates of a session, without the random one.
     leave: nobody does.
+    observed_items: R, items of Observation.shown; 0: clicks alone are seen.
   """
 
   world: World
@@ -118,6 +119,7 @@ class Sardine(NamedTuple):
   dynamics: Boredom | None
   max_steps: int = _STEPS
   leave: LeaveRule = Length()
+  observed_items: int = 0
 
   @property
   def no_repeat(self) -> bool:
@@ -130,7 +132,9 @@ class Sardine(NamedTuple):
 
   def reset(self, key: PRNGKey, params: EnvParams) -> SardineState:
     """Starts a session of a user drawn from the pool."""
-    return self._reset(sampling.uniform(key, (1 + 2 * self.slate_size,)), params)
+    return self._reset(
+      sampling.uniform(key, (1 + 2 * self.slate_size,)), params
+    )
 
   def _reset(self, draws: Array, params: EnvParams) -> SardineState:
     row = sampling.index_of(draws[0], params.profiles.shape[0])
@@ -151,9 +155,7 @@ class Sardine(NamedTuple):
     draws = sampling.uniform(key, (2 * self.slate_size,))
     return self._start(row, draws, params)
 
-  def _start(
-    self, row: Array, draws: Array, params: EnvParams
-  ) -> SardineState:
+  def _start(self, row: Array, draws: Array, params: EnvParams) -> SardineState:
     """The same by uniform draws [2 K]: items of the slate, then clicks."""
     items, clicks = draws[: self.slate_size], draws[self.slate_size :]
     slate = 1 + sampling.index_of(items, len(params.topics) - 1)
@@ -180,7 +182,7 @@ class Sardine(NamedTuple):
       params: of the world.
     """
     state = SardineState(
-      Observation(jnp.zeros(0), history),
+      observed.start(jnp.zeros(0), history, self.observed_items),
       jnp.int32(0),
       jnp.zeros(0, jnp.int32),
       self.dynamics.start(),
@@ -239,9 +241,8 @@ class Sardine(NamedTuple):
     towards = (clicks * means).sum() / jnp.maximum(total, 1.0)
     moved = self.world.omega * state.taste + (1 - self.world.omega) * towards
     moved = moved / jnp.linalg.norm(moved)
-    history = append_positives(state.observation.history, slate, clicks)
     state = state._replace(
-      observation=state.observation._replace(history=history),
+      observation=observed.after(state.observation, slate, clicks),
       steps=state.steps + 1,
       dynamics=dynamics,
       taste=jnp.where(total > 0, moved, state.taste),
@@ -252,18 +253,17 @@ class Sardine(NamedTuple):
     self, key: PRNGKey, state: SardineState, action: Array, params: EnvParams
   ) -> tuple[SardineState, StepResult]:
     """Shows the slate `action`, int32 [K], to the user; see UserSimulator."""
-    return self._step(self._draws(key), state, action, params)
+    return self.step_by(self._draws(key), state, action, params)
 
   def _draws(self, key: PRNGKey) -> Array:
     """Uniform draws of a step: K clicks, then what `_reset` takes."""
     return sampling.uniform(key, (3 * self.slate_size + 1,))
 
-  def _step(
+  def step_by(
     self, draws: Array, state: SardineState, action: Array, params: EnvParams
   ) -> tuple[SardineState, StepResult]:
-    state, clicks = self.after(
-      state, action, draws[: self.slate_size], params
-    )
+    """`step` by uniform draws, float32 [K] or more; see `after`."""
+    state, clicks = self.after(state, action, draws[: self.slate_size], params)
     rewards = jnp.where(action > 0, self.reward.items(clicks), 0.0)
     result = StepResult(
       state.observation,
@@ -279,7 +279,7 @@ class Sardine(NamedTuple):
   ) -> tuple[SardineState, StepResult]:
     """`step`, then a new user where the session is over; see UserSimulator."""
     draws = self._draws(key)
-    state, result = self._step(draws, state, action, params)
+    state, result = self.step_by(draws, state, action, params)
     state = jax.tree.map(
       lambda new, old: jnp.where(result.truncated, new, old),
       self._reset(draws[self.slate_size :], params),
@@ -316,7 +316,13 @@ def make(config: SimulatorConfig, topics: int) -> Sardine:
   """
   world = WORLDS[config.world]
   boredom = Boredom(topics, True, _MEMORY, _WINDOW, world.threshold)
-  return Sardine(world, world.slate_size, reward.of_config(config), boredom)
+  return Sardine(
+    world,
+    world.slate_size,
+    reward.of_config(config),
+    boredom,
+    observed_items=user_simulator.observed_items(config),
+  )
 
 
 def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
