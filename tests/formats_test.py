@@ -23,7 +23,7 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import bounds, measures, simulate
+from hsrl_jax.evaluation.simulated import bounds, measures, simulate
 from hsrl_jax.experiments import document, jobs
 from hsrl_jax.sid import store
 from hsrl_jax.sim.user_simulator import EnvParams

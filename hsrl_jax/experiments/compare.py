@@ -12,7 +12,8 @@ import numpy as np
 from hsrl_jax.agents import AGENTS, make_agent
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import bounds, measures, statistics
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import bounds, measures
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import experiment_plots, tables

@@ -8,7 +8,8 @@ from zipfile import BadZipFile
 from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out, measures, verdict
+from hsrl_jax.evaluation import held_out, verdict
+from hsrl_jax.evaluation.simulated import measures
 from hsrl_jax.host import metrics
 from hsrl_jax.report import examples as examples_lib
 from hsrl_jax.report import page, plots, sid_page, tables

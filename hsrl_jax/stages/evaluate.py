@@ -15,14 +15,8 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.agents import make_agent
-from hsrl_jax.evaluation import (
-  bounds,
-  held_out,
-  measures,
-  ranking,
-  simulate,
-  verdict,
-)
+from hsrl_jax.evaluation import held_out, ranking, verdict
+from hsrl_jax.evaluation.simulated import bounds, measures, simulate
 from hsrl_jax.host import watch
 from hsrl_jax.report import examples
 from hsrl_jax.stages import next_item

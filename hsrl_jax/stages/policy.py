@@ -13,7 +13,8 @@ from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.engine import checkpoint, loop, parallel, processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import measures, simulate, statistics
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import measures, simulate
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import stop
 from hsrl_jax.host import watch as watch_lib

@@ -10,7 +10,8 @@ from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import measures, sid_quality, simulate, verdict
+from hsrl_jax.evaluation import sid_quality, verdict
+from hsrl_jax.evaluation.simulated import measures, simulate
 from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.engine import checkpoint, parallel
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation.simulated import simulate
 from hsrl_jax.stages import policy
 from tests import toy
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.evaluation import bounds, simulate
+from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
 from tests import toy
 from tests.agents import checks

@@ -31,8 +31,8 @@ from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import loop
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import bounds as bounds_lib
-from hsrl_jax.evaluation import simulate
+from hsrl_jax.evaluation.simulated import bounds as bounds_lib
+from hsrl_jax.evaluation.simulated import simulate
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.report import experiment_plots, tables
@@ -109,7 +109,7 @@ class SizedWorld(NamedTuple):
 def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
   """The world of a size; its SIDs are made once."""
   base = experiment.base
-  if base.simulator.uses_topics:
+  if base.simulator.uses_topics or base.simulator.leave == "distance":
     raise InputError(
       f"simulator_boredom is {base.simulator.boredom!r} and simulator_leave "
       f"{base.simulator.leave!r}, but items that are made up have no topics; "

@@ -30,8 +30,9 @@ from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
-from hsrl_jax.evaluation import bounds as bounds_lib
-from hsrl_jax.evaluation import simulate, statistics
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import bounds as bounds_lib
+from hsrl_jax.evaluation.simulated import simulate
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.host import metrics as metrics_lib

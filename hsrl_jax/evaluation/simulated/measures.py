@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax.evaluation import bounds, statistics
-from hsrl_jax.evaluation.simulate import Sessions
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import bounds
+from hsrl_jax.evaluation.simulated.simulate import Sessions
 from hsrl_jax.sid import SidIndex
 
 RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.

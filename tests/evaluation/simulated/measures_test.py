@@ -9,7 +9,8 @@ from absl.testing import absltest
 from scipy import stats
 
 from hsrl_jax import sid
-from hsrl_jax.evaluation import measures, simulate, statistics
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import measures, simulate
 from hsrl_jax.report import run_page
 
 

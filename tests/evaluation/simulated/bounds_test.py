@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.evaluation import bounds, measures, simulate
+from hsrl_jax.evaluation.simulated import bounds, measures, simulate
 from hsrl_jax.sim import dynamics, leave
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.evaluation import bounds, simulate
+from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator

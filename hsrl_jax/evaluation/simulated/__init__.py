@@ -1,0 +1,1 @@
+"""Sessions in the simulator, their bounds and their measures."""
