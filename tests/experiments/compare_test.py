@@ -161,7 +161,7 @@ def _experiment(name, **config):
 class EntrantsTest(parameterized.TestCase):
   def test_without_logs_there_is_nobody_who_learns_from_them(self):
     for own_users in (True, False):
-      run = types.SimpleNamespace(own_users=own_users, name="urm.npz")
+      run = types.SimpleNamespace(without_slates=own_users, name="urm.npz")
       with (
         mock.patch.object(compare, "Run", return_value=run),
         mock.patch.object(compare, "compare") as compared,

@@ -23,7 +23,7 @@ class RefusedTest(parameterized.TestCase):
     ({"simulator_world": "fitted"}, "no slates to fit users to; .*BoredInf"),
     ({"response_params": "x.npz"}, "and --response_params; expected --dat"),
     ({"item_vectors": "logs"}, "item_vectors=logs .* expected auto or given"),
-    ({"agent": "supervised"}, "agent=supervised learns from logged slates"),
+    ({"agent": "sasrec"}, "agent=sasrec learns from logged slates"),
     ({"simulator_patience": 9.0}, "patience is 9.0; expected 20.0, the def"),
     ({"simulator_slate_size": 3}, "slate_size is 3; .* world = SlateTopK-B"),
     ({"simulator_protocol": "no_repeat"}, "expected paper, the default"),
