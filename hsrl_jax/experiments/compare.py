@@ -196,6 +196,7 @@ def difference(
   return statistics.difference(
     rewards(*a),
     rewards(*b),
+    measures.read(a[0].workdir / SESSIONS)["user"],
     resamples=experiment.config.resamples,
     seed=experiment.config.seed,
   )
@@ -244,7 +245,7 @@ def table(results: Mapping[str, Any]) -> str:
   note = (
     f"norm.: 0 random, 1 {'best bound' if foreseen else 'greedy oracle'}. "
     f"{reference} +: what {reference} earns "
-    "more, with the interval of a paired bootstrap over sessions and seeds. "
-    "The other intervals are over the seeds."
+    "more, with the interval of a paired bootstrap over users and seeds. The "
+    "other intervals are over the seeds."
   )
   return "\n".join([*parts, "", tables.filled(note)])

@@ -113,6 +113,11 @@ class Run(Parts):
       self.catalogue,
       self.users("train"),
       self.users("val"),
+      simulate.sample(
+        self.dataset.splits["val"].user_id,
+        self.config.train.curve_episodes,
+        self.config.evaluate.seed,
+      ),
       self.dataset.splits["train"],
       self._phases,
       functools.partial(loading.load, self) if self.start else None,

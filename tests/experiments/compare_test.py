@@ -254,7 +254,8 @@ class RowsTest(absltest.TestCase):
         sessions = {
           f"{x}/total_reward": self.rewards[job.name, x] for x in names
         }
-        np.savez(folder / SESSIONS, **sessions)
+        user = np.repeat(np.arange(30), 2)
+        np.savez(folder / SESSIONS, user=user, **sessions)
         runs[job.name] = _Evaluated(config=job.config, workdir=folder)
       return runs
 

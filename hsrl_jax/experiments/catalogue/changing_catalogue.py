@@ -132,6 +132,10 @@ class World:
       without(run.users(name), self.split.newcomers)
       for name in ("train", run.config.evaluate.split)
     )
+    c = run.config.evaluate
+    self.rows = simulate.sample(
+      run.dataset.splits[c.split].user_id, c.episodes, c.seed
+    )
     self.start = start_catalogue(run.config.quantizer, features, self.split)
 
   def changed(self, share: int) -> ActionSpace:
@@ -148,7 +152,8 @@ class World:
         params,
         self.held_out_users,
         jax.random.key(c.seed),
-        episodes=c.episodes,
+        self.rows,
+        episodes=len(self.rows),
       )
     )
 
