@@ -18,6 +18,7 @@ STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
+SPLITS_BY = ("time", "user")
 TASKS = ("rl", "next_item")
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
@@ -37,6 +38,9 @@ class DataConfig(Checked):
       for the dataset too.
     sids: file with the SIDs of all items (.json, .npz or .csv), to take in
       place of fitting some; it brings the sizes of the SIDs.
+    split_by: what the splits are made by: `time`, so that users of the test are
+      users of the training too, earlier on; `user`: a tenth of the users are of
+      the test alone, a tenth of the validation, by a hash of their id.
     item_vectors: what SIDs and networks see of an item: `given`, its features;
       `logs`, vectors made of the training likes, joined with features, numbers
       and words of the items; `auto`: the latter where items of your own logs
@@ -50,6 +54,7 @@ class DataConfig(Checked):
   raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
   response_params: str | None = None
   sids: str | None = None
+  split_by: str = setting("time", among=SPLITS_BY)
   item_vectors: str = setting("auto", among=ITEM_VECTORS)
   item_vectors_dimensions: int = setting(64, least=1)
 

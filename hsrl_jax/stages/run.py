@@ -58,6 +58,7 @@ class Run(Parts):
           bar.update,
           c.item_vectors,
           c.item_vectors_dimensions,
+          c.split_by,
         )
       for note in prepare.notes(self.folder("data") / "data"):
         print(f"  {note}")
