@@ -98,8 +98,10 @@ def simulate(
   """
 
   def session(episode):
-    state = env.start(_row(rows, episode, env_params), env_params)
     episode_key = jax.random.fold_in(key, episode)
+    row = _row(rows, episode, env_params)
+    start_key = jax.random.fold_in(episode_key, env.max_steps)
+    state = env.start(row, env_params, start_key)
 
     def step(carry, t):
       state, alive = carry
