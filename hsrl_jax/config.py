@@ -19,6 +19,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 SPLITS_BY = ("time", "user")
+NEWCOMERS = ("content", "logged")
 TASKS = ("rl", "next_item")
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
@@ -394,6 +395,9 @@ class ExperimentConfig(Checked):
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
+    newcomers: what is known of items that arrive in changing_catalogue:
+      `content`, words of their title and genres, and their year; `logged`,
+      their features as they are, which may be made of their ratings.
     sizes: items in the catalogue, for catalogue_size.
     memory_gb: what a job of catalogue_size may take; one that needs more is
       left out.
@@ -414,6 +418,7 @@ class ExperimentConfig(Checked):
   resamples: int = setting(2_000, least=100)
   workdirs: tuple[str, ...] = ()
   shares: tuple[int, ...] = (5, 20, 50)
+  newcomers: str = setting("content", among=NEWCOMERS)
   sizes: tuple[int, ...] = setting(
     (1_000, 10_000, 100_000, 1_000_000), least=1, length=1
   )

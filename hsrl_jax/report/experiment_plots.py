@@ -205,7 +205,7 @@ def changing_catalogue(
     ticks = [-first, 0, *(y["step"] for y in rows[0]["after"][1::2])]
     axes.set_xticks(ticks, ["before", *map(str, ticks[1:])], rotation=60)
     axes.minorticks_off()
-  panels[0].set_ylabel("reward, 0 random, 1 greedy oracle", fontsize=9)
+  panels[0].set_ylabel("reward, 0 random, 1 best bound", fontsize=9)
   panels[0].legend(frameon=False, fontsize=8)
   drawing.supxlabel(
     "hollow: before the change; dashed: frozen since the change; bands: 95 % "
@@ -229,7 +229,7 @@ def catalogue_size(
   panels = drawing.subplots(1, 4)
   keys = ("normalised", "iteration_ms", "decision_ms", "memory_gb")
   titles = (
-    "Reward, 0 random, 1 oracle",
+    "Reward, 0 random, 1 best bound",
     "Milliseconds per iteration",
     "Milliseconds per decision",
     "Peak memory, GB",
