@@ -110,8 +110,10 @@ class WorldTest(absltest.TestCase):
     # Words, the year, and the given columns, for those who have them.
     self.assertEqual(made[0].shape, (toy.ITEMS + 1, 8 + 1 + 7))
     np.testing.assert_array_equal(made[0][new][:, 9:], 0)
-    ratio = made[0][start][:, 9:] / np.array(items.features)[start]
-    np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-4)
+    kept, given = made[0][start][:, 9:], np.array(items.features)[start]
+    np.testing.assert_allclose(
+      kept / np.linalg.norm(kept), given / np.linalg.norm(given), rtol=1e-4
+    )
     np.testing.assert_array_equal(made[0][0], 0)
 
   def test_the_year_is_that_of_the_title(self):
