@@ -86,19 +86,22 @@ def ablation(experiment: jobs.Experiment) -> None:
   )
 
 
-def variants(names: Collection[str]) -> dict[str, Mapping[str, Any]]:
+def variants(
+  names: Collection[str],
+  known: Mapping[str, Mapping[str, Any]] = entrants.VARIANTS,
+) -> dict[str, Mapping[str, Any]]:
   """What the named variants change.
 
   Raises:
     InputError: a variant is unknown.
   """
   for name in names:
-    if name not in entrants.VARIANTS:
+    if name not in known:
       raise InputError(
         f"--experiment_variants has {name!r}; expected some of "
-        f"{', '.join(entrants.VARIANTS)}"
+        f"{', '.join(known)}"
       )
-  return {name: entrants.VARIANTS[name] for name in names}
+  return {name: known[name] for name in names}
 
 
 def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:

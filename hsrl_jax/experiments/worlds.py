@@ -73,7 +73,7 @@ def run(experiment: jobs.Experiment) -> None:
 def compared(config: ExperimentConfig) -> Collection[str]:
   """The agents that the experiment trains."""
   agents = tuple(AGENTS) if config.agents is None else config.agents
-  changes = compare.variants(_variants(config)).values()
+  changes = _variants(config).values()
   return dict.fromkeys((*agents, *entrants.agents(changes)))
 
 
@@ -94,14 +94,16 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   for name in compare.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
       found[name] = ("agent", entrants.agent(experiment, name))
-  for name, x in compare.variants(_variants(c)).items():
+  for name, x in _variants(c).items():
     key = name if name not in found else f"{REFERENCE}_{name}"
     found[key] = ("variant", entrants.vary(experiment, x))
   return found
 
 
-def _variants(config: ExperimentConfig) -> Collection[str]:
-  return FORESIGHT if config.variants is None else config.variants
+def _variants(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
+  """What is left out, by name; all of FORESIGHT unless some are named."""
+  names = FORESIGHT if config.variants is None else config.variants
+  return compare.variants(names, entrants.VARIANTS | FORESIGHT)
 
 
 def ranked(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
