@@ -19,6 +19,9 @@ class ExperimentConfig(Checked):
       world those that matter where tomorrow counts.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
+    tuned: results.json that tune left; world takes for each agent the settings
+      that earned most there.
+    trials: of each agent in tune; a multiple of 4.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
     newcomers: what is known of items that arrive in changing_catalogue:
       `content`, words of their title and genres, and their year; `logged`,
@@ -42,6 +45,8 @@ class ExperimentConfig(Checked):
   variants: tuple[str, ...] | None = None
   resamples: int = setting(2_000, least=100)
   workdirs: tuple[str, ...] = ()
+  tuned: str | None = None
+  trials: int = setting(16, least=4)
   shares: tuple[int, ...] = (5, 20, 50)
   newcomers: str = setting("content", among=NEWCOMERS)
   sizes: tuple[int, ...] = setting(
@@ -60,6 +65,7 @@ class ExperimentConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
+    self.require("trials", self.trials % 4 == 0, "a multiple of 4")
     self.require(
       "shares",
       len(self.shares) >= 1 and all(0 <= x <= 100 for x in self.shares),

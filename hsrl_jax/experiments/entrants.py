@@ -131,9 +131,12 @@ def under(config: Config, protocol: str) -> Config:
   return dataclasses.replace(config, simulator=simulator)
 
 
-def agent(experiment: jobs.Experiment, name: str) -> Config:
-  """The configuration of an agent in the benchmark."""
-  return vary(experiment, {"agent": name} | OVERRIDES.get(name, {}))
+def agent(
+  experiment: jobs.Experiment, name: str, tuned: Mapping[str, Any] | None = None
+) -> Config:
+  """The configuration of an agent in the benchmark, with what tuning found."""
+  known = {"agent": name} | OVERRIDES.get(name, {})
+  return vary(experiment, known | dict(tuned or {}))
 
 
 def agents(changes: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from hsrl_jax.agents import AGENTS
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.evaluation.simulated import bounds
-from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.experiments import compare, entrants, jobs, tuning
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
 from hsrl_jax.report import experiment_plots, tables
 
@@ -86,17 +86,20 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   c = experiment.config
   changes = {REFERENCE: ("method", {})}
   changes |= {name: ("twin", x) for name, x in TWINS.items()}
+  tuned = tuning.best(c.tuned)
+  own = tuned.get(REFERENCE, {})
   found = {
-    name: (kind, entrants.vary(experiment, x))
+    name: (kind, entrants.vary(experiment, own | x))
     for name, (kind, x) in changes.items()
   }
   agents = tuple(AGENTS) if c.agents is None else c.agents
   for name in compare.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
-      found[name] = ("agent", entrants.agent(experiment, name))
+      config = entrants.agent(experiment, name, tuned.get(name, {}))
+      found[name] = ("agent", config)
   for name, x in _variants(c).items():
     key = name if name not in found else f"{REFERENCE}_{name}"
-    found[key] = ("variant", entrants.vary(experiment, x))
+    found[key] = ("variant", entrants.vary(experiment, own | dict(x)))
   return found
 
 

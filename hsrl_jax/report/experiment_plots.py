@@ -107,6 +107,21 @@ def _rewards(
   axes.set_ylim(-0.6, len(names) - 0.4)
 
 
+def tune(results: Mapping[str, Any]) -> Figure:
+  """The reward of each trial, a line for each agent."""
+  trials = results["trials"]
+  figure = Figure(figsize=(6, 1.4 + 0.35 * len(trials)), layout="constrained")
+  axes = figure.add_subplot()
+  for place, rows in enumerate(trials.values()):
+    rewards = [x["total_reward"]["mean"] for x in rows]
+    axes.plot(rewards, [place] * len(rewards), "o", color=plots.BLUE, alpha=0.5)
+    axes.plot(max(rewards), place, "D", color=plots.RED)
+  axes.set_yticks(range(len(trials)), list(trials))
+  axes.set_ylim(-0.6, len(trials) - 0.4)
+  plots.style(axes, results["world"].replace("_", " "), "total reward, val")
+  return figure
+
+
 def ab(results: Mapping[str, Any]) -> Figure:
   """The lifts with their intervals, paired and not."""
   figure = Figure(figsize=(8, 3.6), layout="constrained")
