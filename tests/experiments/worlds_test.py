@@ -83,6 +83,15 @@ class EnteredTest(absltest.TestCase):
       self.assertGreater(getattr(base.settings, field), 0)
       self.assertEqual(entrants.changed(base, twin), {f"policy.{field}": 0.0})
 
+  def test_variants_change_what_they_say(self):
+    experiment = _experiment()
+    for name, changes in entrants.FORESIGHT.items():
+      config = entrants.vary(experiment, changes)
+      differing = entrants.changed(experiment.base, config)
+      self.assertNotEmpty(differing, name)
+      for path, value in differing.items():
+        self.assertEqual(value, changes[path.split(".")[1]], name)
+
   def test_without_logs_nobody_learns_from_them(self):
     self.run.return_value.without_slates = True
     with contextlib.redirect_stdout(io.StringIO()) as out:
