@@ -20,6 +20,7 @@ _AGES = 6  # Of counts by token; the last one stands for all older ones too.
 _NEWEST = 10  # Likes that are counted apart, whatever their age.
 _WIDTH = 32  # Of the vectors of tokens and items.
 _STATE = 64
+_SLOTS = 10  # That are told apart; the last one stands for all later ones too.
 
 
 class Tokens(NamedTuple):
@@ -83,7 +84,6 @@ class SlatePolicy(nn.Module):
   Attributes:
     levels: L.
     vocab_size: V.
-    slots: K.
     encoder: sizes of Encoder: width, layers, heads, dropout.
     hidden: h.
     semantic: whether a token's vector is a map of its codebook vector, and
@@ -99,7 +99,6 @@ class SlatePolicy(nn.Module):
 
   levels: int
   vocab_size: int
-  slots: int
   encoder: tuple[int, int, int, float]
   hidden: int = 16
   semantic: bool = True
@@ -121,13 +120,13 @@ class SlatePolicy(nn.Module):
       self.vectors = self.param("vectors", normal(0.3), (*sizes, _WIDTH))
     self.state_map = nn.Dense(_STATE)
     self.bias = self.param("bias", zeros, sizes)
-    self.position = self.param("position", zeros, (self.slots,))
+    self.position = self.param("position", zeros, (_SLOTS,))
     # Of the first level.
     self.count_map = nn.Dense(h, use_bias=False)
     self.slate_map = nn.Dense(h, use_bias=False)
     self.meaning_map = nn.Dense(h)
     self.first_map = nn.Dense(h)
-    self.first_slot = self.param("first_slot", zeros, (self.slots, h))
+    self.first_slot = self.param("first_slot", zeros, (_SLOTS, h))
     self.first_out = self.param("first_out", normal(0.03), (h,))
     penalties = self.repeat_penalty * jnp.array([1.0, 0.5, 0.1])
     self.repeat = self.param("repeat", lambda key: penalties)
@@ -136,9 +135,7 @@ class SlatePolicy(nn.Module):
     self.lower_map = nn.Dense(2 * h)
     self.chosen_map = nn.Dense(2 * h, use_bias=False)
     self.partial_map = nn.Dense(2 * h, use_bias=False)
-    self.lower_slot = self.param(
-      "lower_slot", zeros, (self.slots, lower, 2 * h)
-    )
+    self.lower_slot = self.param("lower_slot", zeros, (_SLOTS, lower, 2 * h))
     self.norm = LayerNorm()
     self.lower_out = self.param(
       "lower_out", normal(0.02), (lower, 2 * h, _WIDTH)
@@ -196,18 +193,20 @@ class SlatePolicy(nn.Module):
 
   def chances(self, start: Start, vectors: Array) -> Array:
     """Logits of a like of what each slot shows, [K, W] -> [K]."""
-    return vectors @ start.user[:-1] + start.user[-1] + self.position
+    logits = vectors @ start.user[:-1] + start.user[-1]
+    return logits + self.position[_slot(jnp.arange(len(vectors)))]
 
   def likes(self, start: Start, vector: Array, slot: Array) -> Array:
     """P(like) of an item in a slot, [W], [] -> [], without gradient."""
-    logit = vector @ start.user[:-1] + start.user[-1] + self.position[slot]
+    logit = vector @ start.user[:-1] + start.user[-1]
+    logit = logit + self.position[_slot(slot)]
     return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
 
   def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
     """Logits of the first level, float32 [V]."""
     smooth = chosen.counts @ start.kernel
     seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
-    x = nn.relu(start.first + seen + self.first_slot[slot][None])
+    x = nn.relu(start.first + seen + self.first_slot[_slot(slot)][None])
     return start.prior[0] + 3.0 * x @ self.first_out - self.repeat[:2] @ smooth
 
   def lower_logits(
@@ -225,7 +224,7 @@ class SlatePolicy(nn.Module):
     x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
     if self.residual:
       x = x + self.partial_map(partial)
-    x = nn.relu(self.norm(x + self.lower_slot[slot, level - 1]))
+    x = nn.relu(self.norm(x + self.lower_slot[_slot(slot), level - 1]))
     vectors = jax.lax.stop_gradient(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 
@@ -258,6 +257,10 @@ class SlatePolicy(nn.Module):
     for level in range(1, self.levels):
       logits += self.lower_logits(start, chosen, vector, 0, level).sum()
     return logits + self.likes(start, vector, 0)
+
+
+def _slot(slot: Array) -> Array:
+  return jnp.minimum(slot, _SLOTS - 1)
 
 
 def none_chosen(vocab_size: int, slots: int) -> Chosen:
@@ -293,13 +296,11 @@ class PrefixCritic(nn.Module):
 
   Attributes:
     levels: L.
-    slots: K.
     encoder: sizes of its own Encoder.
     widths: of the hidden layers.
   """
 
   levels: int
-  slots: int
   encoder: tuple[int, int, int, float]
   widths: Sequence[int] = (64, 64)
 
@@ -333,7 +334,7 @@ class PrefixCritic(nn.Module):
     slot = jnp.concatenate(
       [chosen.counts.reshape(len(partial), -1) / 2.0]
       + [chosen.vectors.reshape(len(partial), -1) / 2.0]
-      + [jnp.eye(self.slots)[: len(partial)]],
+      + [jax.nn.one_hot(_slot(jnp.arange(len(partial))), _SLOTS)],
       1,
     )
     levels = jnp.eye(self.levels)[None, : partial.shape[1]]
