@@ -28,7 +28,6 @@ from hsrl_jax.types import (
   PRNGKey,
 )
 
-
 _ITEMS_AT_ONCE = 1_024
 
 
