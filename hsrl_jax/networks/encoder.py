@@ -94,7 +94,6 @@ class Encoder(nn.Module):
       )
     return LayerNorm(name="state_norm")(state)
 
-
   def _of_sums(self, item_features, profile, history, mask, shown) -> Array:
     age = jnp.arange(len(history))[::-1]
     weights = jnp.stack([_KEPT**age / 10.0, jnp.ones(len(age)) / len(age)])

@@ -51,6 +51,21 @@ class Chosen(NamedTuple):
   vectors: Array
 
 
+class Estimate(NamedTuple):
+  """What the policy knows of the response head; no gradient flows into it.
+
+  It is kept with what was shown: the response head learns from it too, and the
+  policy must not move with it while its own steps are measured.
+
+  Attributes:
+    user: float32 [W + 1], the head: a vector and a bias.
+    likes: float32 [L, V], logits of tokens by it.
+  """
+
+  user: Array
+  likes: Array
+
+
 class Start(NamedTuple):
   """The policy's view of a state, before any slot.
 
@@ -61,6 +76,7 @@ class Start(NamedTuple):
     lower: float32 [2 h], of the lower levels.
     prior: float32 [L, V], logits by the response head and by what was liked.
     user: float32 [W + 1], the response head: a vector and a bias.
+    estimate: what the policy knows of the response head.
   """
 
   vectors: Array
@@ -69,6 +85,7 @@ class Start(NamedTuple):
   lower: Array
   prior: Array
   user: Array
+  estimate: Estimate
 
 
 class SlatePolicy(nn.Module):
@@ -146,13 +163,24 @@ class SlatePolicy(nn.Module):
     tokens: Tokens,
     observation: Observation,
     key: PRNGKey | None = None,
+    estimate: Estimate | None = None,
   ) -> Start:
-    """See Start; `key` is of the dropout."""
+    """See Start.
+
+    Args:
+      tokens: of the catalogue.
+      observation: of the user.
+      key: of the dropout.
+      estimate: which the policy acted by; None: the one of these parameters.
+    """
     vectors = self.token_vectors(tokens)
     kernel = self._kernel(tokens)
     seen = (tokens.features, *observation, key)
     user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
-    held = jax.lax.stop_gradient(user)
+    if estimate is None:
+      likes = vectors @ user[:-1] / self.prior_temperature
+      estimate = jax.lax.stop_gradient(Estimate(user, likes))
+    held = estimate.user
     state = jnp.concatenate([self.actor(*seen), jnp.tanh(held / 4.0)])
     state = nn.relu(self.state_map(state))
     counts = _counts(observation.shown, tokens.first, self.vocab_size)
@@ -160,8 +188,7 @@ class SlatePolicy(nn.Module):
     each = self.count_map(jnp.concatenate([counts, smooth]).T)
     first = each + self.meaning_map(jax.lax.stop_gradient(vectors[0]))
     liked = smooth[:_AGES].sum(0) + smooth[-1]
-    prior = jax.lax.stop_gradient(vectors) @ held[:-1]
-    prior = prior / self.prior_temperature + self.bias
+    prior = estimate.likes + self.bias
     return Start(
       vectors,
       kernel,
@@ -169,6 +196,7 @@ class SlatePolicy(nn.Module):
       self.lower_map(state),
       prior.at[0].add(-self.repeat[2] * liked),
       user,
+      estimate,
     )
 
   def token_vectors(self, tokens: Tokens) -> Array:
@@ -198,7 +226,8 @@ class SlatePolicy(nn.Module):
 
   def likes(self, start: Start, vector: Array, slot: Array) -> Array:
     """P(like) of an item in a slot, [W], [] -> [], without gradient."""
-    logit = vector @ start.user[:-1] + start.user[-1]
+    user = start.estimate.user
+    logit = vector @ user[:-1] + user[-1]
     logit = logit + self.position[_slot(slot)]
     return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
 

@@ -31,6 +31,18 @@ from hsrl_jax.types import (
 _ITEMS_AT_ONCE = 1_024
 
 
+class _Notes(NamedTuple):
+  """What is kept of a slate for learning.
+
+  Attributes:
+    allowed: bool [K, L, V], the tokens there were to choose from.
+    estimate: what the policy knew of the response head.
+  """
+
+  allowed: Array
+  estimate: slates.Estimate
+
+
 class _Parts(NamedTuple):
   """What the agent's functions are made of; all of it is static."""
 
@@ -120,7 +132,7 @@ def _act(
   key: PRNGKey | None,
   temperature: Array | float,
 ) -> base.Action:
-  """See base.Agent.act; the notes are the tokens allowed, bool [K, L, V]."""
+  """See base.Agent.act; the notes are _Notes."""
   spec, index = parts.spec, catalogue.index
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   start = policy.start(tokens, _seen(observation))
@@ -166,7 +178,8 @@ def _act(
   _, (slate, log_prob, allowed) = jax.lax.scan(
     slot, (chosen, taken), (jnp.arange(spec.slate_size), noise)
   )
-  return base.Action(slate, log_prob, jnp.zeros(0), allowed)
+  notes = _Notes(allowed, start.estimate)
+  return base.Action(slate, log_prob, jnp.zeros(0), notes)
 
 
 def _scores(
@@ -230,7 +243,8 @@ def _choices(
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   keys = (None, None) if key is None else sampling.split(key, 2)
   observation = _seen(decision.observation)
-  start = policy.start(tokens, observation, keys[0])
+  notes = decision.notes
+  start = policy.start(tokens, observation, keys[0], notes.estimate)
   slots = jnp.arange(spec.slate_size)
   sids = sid_of(catalogue.index, decision.slate)
   vectors = policy.item_vectors(tokens, decision.slate, sids)
@@ -242,9 +256,9 @@ def _choices(
     of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
   there = decision.slate > 0
-  log_probs = masking.log_softmax(jnp.stack(logits, 1), decision.notes)
+  log_probs = masking.log_softmax(jnp.stack(logits, 1), notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
-  entropy = -jnp.where(decision.notes, jnp.exp(log_probs) * log_probs, 0.0).sum(
+  entropy = -jnp.where(notes.allowed, jnp.exp(log_probs) * log_probs, 0.0).sum(
     -1
   )
   values = parts.critic.apply(
@@ -252,7 +266,7 @@ def _choices(
     tokens,
     observation,
     decision.hidden,
-    *jax.lax.stop_gradient((start.user, chosen, partial)),
+    *jax.lax.stop_gradient((start.estimate.user, chosen, partial)),
     keys[1],
   )
   behaviour = optax.sigmoid_binary_cross_entropy(
@@ -288,5 +302,10 @@ def _value(
     params["policy"], tokens, observation, method="start"
   )
   return parts.critic.apply(
-    params["critic"], tokens, observation, hidden, start.user, *_nothing(parts)
+    params["critic"],
+    tokens,
+    observation,
+    hidden,
+    start.estimate.user,
+    *_nothing(parts),
   )[0, 0]

@@ -43,6 +43,20 @@ def _allowed(index, slate, banned):
   return result
 
 
+def _decision(made, slate, allowed):
+  """A slate, all liked, as it is learned from."""
+  acted = made.agent.act(
+    made.params,
+    made.catalogue,
+    made.observation,
+    jnp.zeros(0, jnp.int32),
+    None,
+    1.0,
+  )
+  notes = acted.notes._replace(allowed=allowed)
+  return Decision(made.observation, NONE, slate, jnp.ones(toy.SLATE), notes)
+
+
 def _log_probs(made, slates, banned=()):
   """Log-probability of each place of slates, [B, K], by `choices`."""
   index = made.catalogue.index
@@ -50,7 +64,7 @@ def _log_probs(made, slates, banned=()):
 
   @jax.jit
   def run(slate, notes):
-    one = Decision(made.observation, NONE, slate, jnp.ones(toy.SLATE), notes)
+    one = _decision(made, slate, notes)
     choices = made.agent.on_policy.choices(
       made.params, made.catalogue, one, None
     )
@@ -96,7 +110,7 @@ class SlateTest(parameterized.TestCase):
       slate = acted.slate[row].tolist()
       self.assertLen(set(slate) - set(banned) - {0}, toy.SLATE)
       np.testing.assert_array_equal(
-        acted.notes[row], _allowed(made.catalogue.index, slate, banned)
+        acted.notes.allowed[row], _allowed(made.catalogue.index, slate, banned)
       )
       np.testing.assert_allclose(
         acted.log_prob[row],
@@ -142,7 +156,7 @@ class ValueTest(absltest.TestCase):
     @jax.jit
     def values(slate):
       notes = jnp.ones((toy.SLATE, 2, 8), bool)
-      one = Decision(made.observation, NONE, slate, jnp.ones(toy.SLATE), notes)
+      one = _decision(made, slate, notes)
       return made.agent.on_policy.choices(
         made.params, made.catalogue, one, None
       ).values
