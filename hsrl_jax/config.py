@@ -263,7 +263,9 @@ class TrainConfig(Checked):
     ):
       value = getattr(self, name)
       self.require(
-        name, value >= unit and value % unit == 0, f"a multiple of {unit}"
+        name,
+        self.learning == "on_policy" or value >= unit and value % unit == 0,
+        f"a multiple of {unit}",
       )
     for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)
