@@ -165,14 +165,15 @@ class NetworkConfig(Checked):
 
   Attributes:
     width: d of the encoder's state, and of what is made of it.
-    layers: transformer layers of the encoder.
+    layers: transformer layers of the encoder; 0: the history is summed up, once
+      evenly and once with more weight to what is newer.
     heads: attention heads; divides `width`.
     dropout: rate in training.
     critic_hidden: hidden widths of each value.
   """
 
   width: int = setting(32, least=1)
-  layers: int = setting(1, least=1)
+  layers: int = setting(1, least=0)
   heads: int = setting(4, least=1)
   dropout: float = setting(0.1, least=0, most=_DROPOUT)
   critic_hidden: tuple[int, ...] = setting((256, 64), least=1)
@@ -268,7 +269,9 @@ class TrainConfig(Checked):
     ):
       value = getattr(self, name)
       self.require(
-        name, value >= unit and value % unit == 0, f"a multiple of {unit}"
+        name,
+        self.learning == "on_policy" or value >= unit and value % unit == 0,
+        f"a multiple of {unit}",
       )
     for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)

@@ -39,7 +39,7 @@ LAYERS = (
   ("host",),
   ("report",),
   ("stages",),
-  ("api",),
+  ("api", "environments"),
   ("experiments",),
   ("flags",),  # Only what starts a run may see flags.
   ("launch",),

@@ -82,8 +82,8 @@ FORESIGHT = {
   "no_residual": {"residual": False},
   # The slots of a slate do not know each other.
   "independent_slates": {"slates": "independent"},
-  # SIDs of other items; tokens mean nothing then.
-  "shuffled_sids": {"assignment": "shuffled"},
+  # SIDs of other items, and tokens that mean nothing.
+  "random_sids": VARIANTS["random_sids"],
   # Tokens of like codebook vectors learn nothing from each other.
   "free_tokens": {"semantic_tokens": False, "item_residual": False},
   # One logit for each item, of its features.
@@ -117,6 +117,8 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
     ValueError: a value is out of range.
   """
   changes, stages = {"agent": REFERENCE} | dict(changes), {}
+  if changes["agent"] != REFERENCE:  # Others learn by replay alone.
+    changes = {"learning": "replay"} | changes
   for stage, fields in _STAGES.items():
     values = {k: changes.pop(k) for k in fields if k in changes}
     stages[stage] = dataclasses.replace(

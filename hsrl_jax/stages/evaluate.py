@@ -167,6 +167,11 @@ def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
   agent = make_agent(config, items, items)
   if agent.draws:
     return None
+  if agent.scores is not None:
+    return ranking.of_scores(
+      lambda params, observation: agent.scores(*params, observation),
+      parts.catalogue.index.active,
+    )
 
   def score(params, observation):
     params, catalogue = params

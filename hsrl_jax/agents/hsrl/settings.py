@@ -74,6 +74,32 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     )
 
 
+# What is read where HSRL learns by replay alone, and on-policy alone.
+REPLAY = {
+  "advantage_clip",
+  "beams",
+  "compose_slates",
+  "critic_gradient",
+  "importance_clip",
+  "item_credit",
+  "item_residual",
+  "kl_weight",
+  "level_advantages",
+  "level_critics",
+  "residual_mode",
+  "train_level_weights",
+}
+ON_POLICY = {
+  "critic_sees_state",
+  "place_trace",
+  "prefix_values",
+  "prior_temperature",
+  "ratio_clip",
+  "repeat_penalty",
+  "slates",
+  "trace",
+}
+
 # The method as published, with the terminal mask put right: by field of
 # Settings or TrainConfig. launch/flags/paper.flags says the same.
 PUBLISHED = {
