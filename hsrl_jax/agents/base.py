@@ -168,6 +168,26 @@ class Action(NamedTuple):
   latent: Array
 
 
+class Learning(NamedTuple):
+  """How an agent learns that has optimizers of its own, or needs whole batches.
+
+  The engine then has no optimizer and averages no parameters: target networks
+  are part of the parameters, and what is evaluated are the parameters.
+
+  Attributes:
+    init: params -> state of the optimizers, a pytree.
+    step: (params, state, catalogue, batch, keys, axis_name) -> (params, state,
+      metrics). `batch` has leaves [U, R, ...], `keys` are [U, R]; `axis_name`
+      is of the devices that share the users, on all of which the results must
+      be the same; None for one device.
+    warm_up: transitions that are collected before the first step.
+  """
+
+  init: Callable[[Params], Any]
+  step: Callable[..., tuple[Params, Any, Metrics]]
+  warm_up: int = 0
+
+
 class Agent(NamedTuple):
   """An algorithm. All functions are of ONE user; the engine vmaps.
 
@@ -182,7 +202,7 @@ class Agent(NamedTuple):
       ignored.
     loss: (params, target_params, catalogue, transition, key, progress) ->
       (loss [], metrics). `progress` in [0, 1] drives schedules. None where
-      there is nothing to learn.
+      there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
     reads_popularity: needs `ActionSpace.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
@@ -190,6 +210,7 @@ class Agent(NamedTuple):
     beams: width of the beam search by which it finds items; 0: it scores each.
     frozen: keys of the parameters, a dict, that are neither trained nor
       averaged.
+    learning: what stands for `loss` and the engine's optimizer; or None.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -207,6 +228,12 @@ class Agent(NamedTuple):
   fixed_items: bool = False
   beams: int = 0
   frozen: tuple[str, ...] = ()
+  learning: Learning | None = None
+
+  @property
+  def learns(self) -> bool:
+    """Whether there is anything to train."""
+    return self.loss is not None or self.learning is not None
 
 
 class Algorithm(NamedTuple):

@@ -128,7 +128,7 @@ def run(
   train = config.train
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   folder = workdir / FOLDER
-  if agent.loss is None:
+  if not agent.learns:
     folder.mkdir(parents=True, exist_ok=True)
     return
   engine = loop.make(agent, env, train)
@@ -314,7 +314,7 @@ def load(
   seeds = config.train.seeds
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   inputs = loop.Inputs(catalogue, users)
-  if agent.loss is None:
+  if not agent.learns:
     user = env.start(0, users).observation
     return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
   engine = loop.make(agent, env, config.train)
