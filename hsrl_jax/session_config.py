@@ -9,7 +9,8 @@ from hsrl_jax.checked import Checked, setting
 
 PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
-LEAVE_RULES = ("patience", "length", "boredom")
+LEAVE_RULES = ("patience", "length", "boredom", "distance")
+OBSERVED = ("likes", "interactions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,11 +33,21 @@ class SessionConfig(Checked):
     boredom_threshold: counted likes of one topic that make it boring.
     leave: when a user leaves: `patience`, when patience is used up; `length`,
       never before max_steps; `boredom`, when a category of a shown item was
-      shown too often before.
-    leave_window: last shown items, before the slate, that the leave rule
-      `boredom` counts by category.
-    leave_threshold: the user leaves if a category of a shown item occurs more
-      often than this among them.
+      shown too often before; `distance`, when a shown item is near one that was
+      shown before.
+    leave_window: last shown items, before the slate, that the leave rules
+      `boredom` and `distance` look at.
+    leave_threshold: by `boredom` the user leaves if a category of a shown item
+      occurs more often than this among them.
+    leave_percentile: by `distance` items are near each other if they are nearer
+      than all but this percentage of the pairs of items are.
+    leave_short_start: whether `boredom` and `distance` look at fewer items
+      before the window is full, as the public code of EasyRL4Rec does: with t
+      items shown, at the last min(t, leave_window - t).
+    observed: what agents see of a session: `likes`, the last liked items;
+      `interactions`, besides the last shown ones with response, position and
+      steps ago, and the step.
+    observed_items: R, of the last shown ones.
   """
 
   protocol: str = setting("paper", among=PROTOCOLS)
@@ -52,6 +63,10 @@ class SessionConfig(Checked):
   leave: str = setting("patience", among=LEAVE_RULES)
   leave_window: int = setting(5, least=1)
   leave_threshold: int = setting(2, least=0)
+  observed: str = setting("likes", among=OBSERVED)
+  observed_items: int = setting(50, least=1)
+  leave_percentile: float = setting(30.0, above=0, most=100)
+  leave_short_start: bool = False
 
   def __post_init__(self):
     super().__post_init__()

@@ -2,19 +2,23 @@
 
 A rule of another kind is a class here with the two methods of `LeaveRule`,
 hashable and equal to its like alone, such as a frozen dataclass. A rule that
-depends on the categories of items is a subclass of `CategoryRule`.
+depends on what the shown items are is a subclass of `ItemRule`.
 """
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax.numpy as jnp
+import numpy as np
 
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.ops import distance
 from hsrl_jax.types import Array
 
 # Patience is often 1 up to the rounding of float32, which must not decide.
 _ROUNDING = 1e-3
+_MOST_ITEMS = 5_000  # Whose distances are computed once and for all.
+_SAMPLED_PAIRS = 200_000
 
 
 class LeaveRule(Protocol):
@@ -86,50 +90,38 @@ class Length:
     return state, jnp.bool(False)
 
 
-class CategoryRule:
-  """Base class of the leave rules that depend on the items' categories.
+class ItemRule:
+  """Base class of the leave rules that depend on what the shown items are.
 
-  `step` takes one more argument: `categories`, bool [N + 1, C], which
-  categories each item has; False for padding.
+  A subclass has the fields `window` and `short_start`, and `knows`: the field
+  of `EnvParams` with what the rule knows of the items. `step` takes that as one
+  more argument, `known`. The state is the ids of the last items shown, int32
+  [window], newest last, padded with 0.
+
+  By `short_start` the window is that of the public code of EasyRL4Rec, CIRS and
+  DORL. It takes `sequence[t - window : t]` of the t items shown so far, and in
+  Python a negative start counts from the end. So before the window is full the
+  rule looks at the last min(t, window - t) items alone: for a window of 5, at
+  1, 2, 2, 1 of the 1, 2, 3, 4 items shown; from then on at all 5.
   """
 
-  def triggers(self, state: Any, items: Array, categories: Array) -> Array:
-    """Whether each item would make the user leave, bool [M].
-
-    Args:
-      state: before the slate.
-      items: int32 [M].
-      categories: see the class.
-    """
-    raise NotImplementedError
-
-
-@dataclasses.dataclass(frozen=True)
-class Boredom(CategoryRule):
-  """A user leaves when a category of a shown item was shown too often before.
-
-  That is when one of its categories occurs more than `threshold` times among
-  the last `window` items shown before the slate. The slate that makes the user
-  leave still earns. The rule is that of the environments of EasyRL4Rec, CIRS
-  (arXiv 2204.01266) and DORL (arXiv 2307.04571), which show one item a step.
-
-  Attributes:
-    window: items. The state is their ids, int32 [window], newest last, padded
-      with 0.
-    threshold: of them, as many as a category may have.
-  """
-
+  knows: ClassVar[str]
   window: int
-  threshold: int
+  short_start: bool
 
   def start(self) -> Array:
     """See LeaveRule."""
     return jnp.zeros(self.window, jnp.int32)
 
-  def triggers(self, state: Array, items: Array, categories: Array) -> Array:
-    """See CategoryRule."""
-    too_often = categories[state].sum(0) > self.threshold
-    return (categories[items] & too_often[None]).any(-1)
+  def triggers(self, state: Array, items: Array, known: Any) -> Array:
+    """Whether each item would make the user leave, bool [M].
+
+    Args:
+      state: before the slate.
+      items: int32 [M].
+      known: see the class.
+    """
+    raise NotImplementedError
 
   def step(
     self,
@@ -138,21 +130,153 @@ class Boredom(CategoryRule):
     response: Array,
     reward: Array,
     draw: Array,
-    categories: Array,
+    known: Any,
   ) -> tuple[Array, Array]:
     """See LeaveRule."""
     del response, reward, draw
-    leaves = self.triggers(state, slate, categories).any()
+    leaves = self.triggers(state, slate, known).any()
     shown = jnp.concatenate([state, slate])
     # A stable sort moves places that show nothing to the front.
     order = jnp.argsort(shown > 0, stable=True)[-self.window :]
     return shown[order], leaves
 
+  def recent(self, state: Array) -> Array:
+    """The items that the rule looks at, int32 [window]; 0 for none."""
+    if not self.short_start:
+      return state
+    shown = jnp.count_nonzero(state)
+    start = jnp.minimum(shown, self.window - shown)
+    count = jnp.where(shown < self.window, start, self.window)
+    return jnp.where(jnp.arange(self.window) >= self.window - count, state, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Boredom(ItemRule):
+  """A user leaves when a category of a shown item was shown too often before.
+
+  That is when one of its categories occurs more than `threshold` times among
+  the last `window` items shown before the slate. The slate that makes the user
+  leave still earns. The rule is that of the environments of EasyRL4Rec, CIRS
+  (arXiv 2204.01266) and DORL (arXiv 2307.04571), which show one item a step.
+
+  It knows bool [N + 1, C], which categories each item has; False for padding.
+
+  Attributes:
+    window: items.
+    threshold: of them, as many as a category may have.
+    short_start: see ItemRule.
+  """
+
+  knows = "categories"
+  window: int
+  threshold: int
+  short_start: bool = False
+
+  def triggers(self, state: Array, items: Array, known: Array) -> Array:
+    """See ItemRule."""
+    too_often = known[self.recent(state)].sum(0) > self.threshold
+    return (known[items] & too_often[None]).any(-1)
+
+
+class NearPairs(NamedTuple):
+  """Which items are near each other, of all pairs.
+
+  Attributes:
+    pairs: bool [N + 1, N + 1]; padding is near nothing.
+  """
+
+  pairs: Array
+
+  def near(self, items: Array, others: Array) -> Array:
+    """Whether each of `items` is near each of `others`, [M], [W] -> [M, W]."""
+    return self.pairs[items[:, None], others[None]]
+
+
+class NearVectors(NamedTuple):
+  """The same by the items' vectors, for catalogues with too many pairs.
+
+  Attributes:
+    vectors: float32 [N + 1, D].
+    bound: float32 [], the distance below which items are near each other.
+  """
+
+  vectors: Array
+  bound: Array
+
+  def near(self, items: Array, others: Array) -> Array:
+    """See NearPairs."""
+    one, other = self.vectors[items], self.vectors[others]
+    squared = (one * one).sum(-1)[:, None] + (other * other).sum(-1)[None]
+    squared = jnp.maximum(squared - 2.0 * (one @ other.T), 0.0)
+    there = (items > 0)[:, None] & (others > 0)[None]
+    return there & (jnp.sqrt(squared) < self.bound)
+
+
+def nearness(
+  vectors: np.ndarray,
+  percentile: float,
+  most_items: int = _MOST_ITEMS,
+  pairs: int = _SAMPLED_PAIRS,
+) -> NearPairs | NearVectors:
+  """Which items are near each other: nearer than most pairs are.
+
+  The bound is the percentile of the Euclidean distances of all pairs of
+  different items; above `most_items` items of a sample of pairs, and then
+  distances are computed when they are asked for.
+
+  Args:
+    vectors: float [N + 1, D], row 0 for padding; N at least 2.
+    percentile: in [0, 100].
+    most_items: as many items have their distances computed once and for all.
+    pairs: that are drawn where there are more items.
+  """
+  own = np.asarray(vectors, np.float32)[1:]
+  if len(own) > most_items:
+    bound = np.percentile(distance.sample(own, pairs), percentile)
+    # Distances stay as they are; smaller numbers round less.
+    padded = np.pad(own - own.mean(0), ((1, 0), (0, 0)))
+    return NearVectors(jnp.asarray(padded), jnp.float32(bound))
+  distances = distance.pairwise(own)
+  upper = distances[np.triu_indices(len(own), 1)]
+  near = distances < np.percentile(upper, percentile)
+  return NearPairs(jnp.asarray(np.pad(near, ((1, 0), (1, 0)))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Distance(ItemRule):
+  """A user leaves when a shown item is near one of the last `window` shown.
+
+  The slate that makes the user leave still earns. The rule is that of the
+  environments of EasyRL4Rec (arXiv 2402.15164) for Coat, Yahoo and MovieLens,
+  where distances are those of the columns of a rating matrix, and a published
+  bound is a percentile of the whole matrix of distances, with the zeros of its
+  diagonal; here the diagonal does not count (see `nearness`). An item is near
+  itself, so one that is shown again within the window makes the user leave.
+
+  It knows a NearPairs or NearVectors.
+
+  Attributes:
+    window: items.
+    short_start: see ItemRule.
+  """
+
+  knows = "near"
+  window: int
+  short_start: bool = False
+
+  def triggers(
+    self, state: Array, items: Array, known: NearPairs | NearVectors
+  ) -> Array:
+    """See ItemRule."""
+    return known.near(items, self.recent(state)).any(-1)
+
 
 def of_config(config: SimulatorConfig) -> LeaveRule:
   """The rule that the flags of the simulator ask for."""
+  window, short = config.leave_window, config.leave_short_start
   return {
     "patience": Patience(config.patience),
     "length": Length(),
-    "boredom": Boredom(config.leave_window, config.leave_threshold),
+    "boredom": Boredom(window, config.leave_threshold, short),
+    "distance": Distance(window, short),
   }[config.leave]

@@ -13,7 +13,7 @@ from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.data import sids, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
-from hsrl_jax.sim import click_model, response_file, user_simulator
+from hsrl_jax.sim import click_model, leave, response_file, user_simulator
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
@@ -174,6 +174,19 @@ class Parts:
     return topics
 
   @functools.cached_property
+  def near(self) -> leave.NearPairs | leave.NearVectors | None:
+    """Which items are near each other; None where users do not care."""
+    c, features = self.config.simulator, self.dataset.items.features
+    if c.leave != "distance":
+      return None
+    if len(features) < 3:
+      raise InputError(
+        f"--simulator_leave=distance, but {self.name} has {len(features) - 1} "
+        "item; expected at least 2, or another --simulator_leave"
+      )
+    return leave.nearness(features, c.leave_percentile)
+
+  @functools.cached_property
   def response(self) -> click_model.ResponseParams:
     """The fitted click model."""
     if self.given:
@@ -196,7 +209,7 @@ class Parts:
   def users(self, split: str) -> EnvParams:
     """The simulator's parameters with the users of a split."""
     sessions = self.dataset.splits[split]
-    return user_simulator.pool(self.response, sessions, self.topics)
+    return user_simulator.pool(self.response, sessions, self.topics, self.near)
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""

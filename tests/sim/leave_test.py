@@ -5,12 +5,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
+from scipy.spatial import distance as scipy_distance
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.sim import leave
-from hsrl_jax.sim.leave import Boredom, Length, Patience
+from hsrl_jax.sim.leave import Boredom, Distance, Length, Patience
 from tests import toy
 
 
@@ -144,11 +145,16 @@ class BoredomTest(absltest.TestCase):
     rules = {
       "patience": Patience(7.0),
       "length": Length(),
-      "boredom": Boredom(4, 1),
+      "boredom": Boredom(4, 1, short_start=True),
+      "distance": Distance(4, short_start=True),
     }
     for name, rule in rules.items():
       config = SimulatorConfig(
-        leave=name, patience=7.0, leave_window=4, leave_threshold=1
+        leave=name,
+        patience=7.0,
+        leave_window=4,
+        leave_threshold=1,
+        leave_short_start=True,
       )
       self.assertEqual(leave.of_config(config), rule)
       self.assertEqual(config.uses_topics, name == "boredom")
@@ -160,6 +166,113 @@ class BoredomTest(absltest.TestCase):
     self.assertEqual(state, Length().start())
     with self.assertRaisesRegex(ValueError, "leave_threshold is 5; expected"):
       SimulatorConfig(leave="boredom", leave_threshold=5)
+
+
+class ShortStartTest(absltest.TestCase):
+  def test_the_window_is_that_of_a_slice_with_a_negative_start(self):
+    """Of Python itself, as the public code takes it, one item a step."""
+    nothing = leave.NearPairs(jnp.zeros((21, 21), bool))
+    items = jnp.arange(1, 21)
+    for window in (3, 5, 6):
+      rule = Distance(window, short_start=True)
+
+      def step(state, item, rule=rule):
+        state, _ = rule.step(state, item[None], jnp.zeros(1), 0.0, 0.5, nothing)
+        return state, rule.recent(state)
+
+      _, recent = jax.lax.scan(step, rule.start(), items)
+      for shown, row in enumerate(np.asarray(recent), start=1):
+        sequence = list(range(1, shown + 1))
+        expected = sequence[len(sequence) - window : len(sequence)]
+        self.assertEqual(row[row > 0].tolist(), expected)
+
+  def test_boredom_by_hand(self):
+    """A window of 5; all items are of one category, of which 1 may be shown."""
+    items, lefts = jnp.arange(1, 2), []
+    table = jnp.array([[False], [True]])
+    for short_start in (False, True):
+      rule = Boredom(5, 1, short_start)
+      state, left = rule.start(), []
+      for _ in range(7):
+        state, leaves = rule.step(state, items, jnp.ones(1), 0.0, 0.5, table)
+        left.append(bool(leaves))
+      lefts.append(left)
+    # The items looked at are 0, 1, 2, 3, 4, 5, 5, and 0, 1, 2, 2, 1, 5, 5.
+    self.assertEqual(lefts[0], [0, 0, 1, 1, 1, 1, 1])
+    self.assertEqual(lefts[1], [0, 0, 1, 1, 0, 1, 1])
+
+
+class DistanceTest(parameterized.TestCase):
+  def test_by_hand(self):
+    """Items at 0, 1, 4, 9 of a line: distances 1, 3, 4, 5, 8, 9."""
+    line = np.array([[99.0], [0], [1], [4], [9]])
+    # Between the second and the third distance: 3.5.
+    known, rule = leave.nearness(line, 30.0), Distance(2)
+    near = np.zeros((5, 5), bool)
+    near[1:, 1:] = np.abs(line[1:] - line[1:].T) < 3.5
+    np.testing.assert_array_equal(known.pairs, near)
+    state, left = rule.start(), []
+    for item in (1, 4, 2, 3, 0, 1, 1):
+      triggered = rule.triggers(state, jnp.arange(5), known)
+      state, leaves = rule.step(
+        state, jnp.array([item]), jnp.ones(1), 0.0, 0.5, known
+      )
+      self.assertEqual(bool(leaves), bool(triggered[item]))
+      left.append(bool(leaves))
+    # 2 comes after 1 and 4; 3 after 4 and 2; 1 after 2 and 3, then after 3 and
+    # itself.
+    self.assertEqual(left, [0, 0, 1, 1, 0, 1, 1])
+
+  def test_by_pairs_and_by_vectors(self):
+    """Both are what scipy finds; the bound of a sample is close."""
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(3.0, 1.0, (61, 5))
+    vectors[7] = vectors[8]
+    distances = scipy_distance.squareform(scipy_distance.pdist(vectors[1:]))
+    own = distances[np.triu_indices(60, 1)]
+    expected = np.zeros((61, 61), bool)
+    expected[1:, 1:] = distances < np.percentile(own, 20.0)
+    every = leave.nearness(vectors, 20.0)
+    np.testing.assert_array_equal(every.pairs, expected)
+    drawn = leave.nearness(vectors, 20.0, most_items=59, pairs=50_000)
+    self.assertBetween((own < float(drawn.bound)).mean(), 0.19, 0.21)
+    exact = drawn._replace(bound=jnp.float32(np.percentile(own, 20.0)))
+    items, others = jnp.arange(61), jnp.array([0, 7, 8, 30])
+    np.testing.assert_array_equal(
+      exact.near(items, others), expected[:, [0, 7, 8, 30]]
+    )
+    np.testing.assert_array_equal(
+      every.near(items, others), expected[:, [0, 7, 8, 30]]
+    )
+
+  def test_sessions_of_the_farsighted(self):
+    """Items on a circle: whoever sees the distances makes nobody leave."""
+    angle = 2 * np.pi * np.arange(toy.ITEMS) / toy.ITEMS
+    circle = np.stack([np.cos(angle), np.sin(angle)], 1)
+    known = leave.nearness(np.pad(circle, ((1, 0), (0, 0))), 30.0)
+    env = toy.env(no_repeat=True)._replace(leave=Distance(3), slate_size=1)
+    users = toy.users()._replace(near=known)
+    active = jnp.arange(toy.ITEMS + 1) > 0
+    policies = {
+      "random": (bounds.random_policy(1), active),
+      "farsighted": (bounds.farsighted(env), (users, active)),
+    }
+    depth = {}
+    for name, (act, params) in policies.items():
+      sessions = simulate.simulate(
+        act, env, params, users, jax.random.key(0), episodes=50
+      )
+      depth[name] = float(sessions.depth.mean())
+      for row in np.asarray(sessions.slates)[..., 0]:
+        shown = row[row > 0].tolist()
+        left = [
+          any(known.pairs[item, x] for x in shown[max(t - 3, 0) : t])
+          for t, item in enumerate(shown)
+        ]
+        self.assertFalse(any(left[:-1]))
+        self.assertEqual(left[-1], len(shown) < env.max_steps or left[-1])
+    self.assertEqual(depth["farsighted"], env.max_steps)
+    self.assertLess(depth["random"], env.max_steps)
 
 
 if __name__ == "__main__":

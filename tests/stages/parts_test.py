@@ -1,4 +1,4 @@
-"""Topics of a run's items, and what is refused where there are none."""
+"""Topics and distances of a run's items, and what is refused without them."""
 
 import dataclasses
 import pathlib
@@ -41,6 +41,22 @@ class TopicsTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       users.categories, [[0, 0], [1, 0], [1, 1], [0, 0]]
     )
+
+  def test_leaving_by_distance(self):
+    parts = _parts([""] * 4, leave="distance", leave_window=7)
+    self.assertEqual(parts.env.leave, leave.Distance(7))
+    features = np.array([[0.0, 0], [0, 1], [0, 2], [0, 9]])
+    parts.dataset.items.features = features
+    # Distances 1, 7 and 8: below the 30th percentile is the least of them.
+    near = np.zeros((4, 4), bool)
+    near[1:, 1:] = np.eye(3)
+    near[1, 2] = near[2, 1] = True
+    np.testing.assert_array_equal(parts.near.pairs, near)
+    self.assertIsNone(_parts([""] * 4).near)
+    parts = _parts([""] * 2, leave="distance")
+    parts.dataset.items.features = features[:2]
+    with self.assertRaisesRegex(InputError, "has 1 item; expected at least 2"):
+      _ = parts.near
 
   def test_by_default_there_are_none(self):
     parts = _parts(["", "a", "a|b", ""])

@@ -12,7 +12,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated.simulate import CHUNK, Act, Oracle
 from hsrl_jax.ops import masking
-from hsrl_jax.sim.leave import CategoryRule
+from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Params
 
@@ -25,7 +25,7 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
-  Of FARSIGHTED too, where what was shown of a topic or category matters later.
+  Of FARSIGHTED too, where what was shown matters later.
 
   Args:
     env: the simulator.
@@ -38,7 +38,7 @@ def bounds(
     "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
-  if env.dynamics is not None or isinstance(env.leave, CategoryRule):
+  if env.dynamics is not None or isinstance(env.leave, ItemRule):
     policies[FARSIGHTED] = (farsighted(env), (users, active))
   return policies
 
@@ -140,7 +140,7 @@ def greedy_oracle(env: UserSimulator) -> Act:
 def farsighted(env: UserSimulator) -> Act:
   """The items of the largest probability that do no harm later.
 
-  An item does harm if it makes the user leave (`CategoryRule.triggers`), or if
+  An item does harm if it makes the user leave (`ItemRule.triggers`), or if
   its topic has no room (`Dynamics.room`): the items of a topic get its room in
   the order of their probability, a place each, as if all were liked. Where that
   does not fill the slate, items without room follow, the least probable first,
@@ -160,9 +160,9 @@ def farsighted(env: UserSimulator) -> Act:
       room = env.dynamics.room(state.dynamics, state.steps)[topics]
       fits = masking.rank_within(topics, scores) < room
       scores = jnp.where(fits, chances, -chances)
-    if isinstance(env.leave, CategoryRule):
-      table = env_params.categories
-      leaves = env.leave.triggers(state.patience, items, table)
+    if isinstance(env.leave, ItemRule):
+      known = getattr(env_params, env.leave.knows)
+      leaves = env.leave.triggers(state.patience, items, known)
       scores = jnp.where(leaves, chances - 3.0, scores)
     return base.top(base.usable(active, scores, state.seen), env.slate_size)
 

@@ -109,7 +109,7 @@ class SizedWorld(NamedTuple):
 def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
   """The world of a size; its SIDs are made once."""
   base = experiment.base
-  if base.simulator.uses_topics:
+  if base.simulator.uses_topics or base.simulator.leave == "distance":
     raise InputError(
       f"simulator_boredom is {base.simulator.boredom!r} and simulator_leave "
       f"{base.simulator.leave!r}, but items that are made up have no topics; "
