@@ -102,20 +102,6 @@ def _batch(rows=3, per_user=2):
 RATES = dict(actor_rate=1e-3, critic_rate=1e-2, behaviour_rate=1e-4)
 
 
-@functools.cache
-def _stepped():
-  """(made, batch, what a step returns)."""
-  made, (batch, keys) = checks.made(NAME, **STILL, **RATES), _batch()
-  learning = made.agent.learning
-  state = learning.init(made.params)
-  step = jax.jit(learning.step, static_argnums=5)
-  return (
-    made,
-    batch,
-    step(made.params, state, made.catalogue, batch, keys, None),
-  )
-
-
 def _parts(made):
   """What the functions of the module take, of the batch flattened."""
   batch, keys = _batch()
@@ -167,8 +153,16 @@ class _Step:
 
 class StepTest(parameterized.TestCase):
   def test_losses_are_those_of_the_formulas(self):
-    made, batch, (_, _, metrics) = _stepped()
-    case = _Step(made, batch)
+    made = checks.made(NAME, **STILL)
+    method, flat, keys = _parts(made)
+    trained = {x: made.params[x] for x in ("actor", "critic")}
+    where = (made.catalogue, flat)
+    target = published._target(method, made.params, *where, keys, None)
+    tokens = sid_of(made.catalogue.index, flat.slate)
+    _, metrics = published._losses(
+      method, trained, *where, tokens, target, keys, None
+    )
+    case = _Step(made, _batch()[0])
     negative = -np.log(case.chosen).mean(-1)
     expected = {
       "critic_loss": ((case.value - case.target) ** 2).mean(),
@@ -208,9 +202,19 @@ class StepTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(got, expected, rtol=1e-5)
 
+  @pytest.mark.slow  # The whole step is compiled.
   def test_the_first_step_of_each_adam(self):
     """It moves each parameter by the rate, against the gradient's sign."""
-    made, _, (params, _, metrics) = _stepped()
+    made, (batch, keys) = checks.made(NAME, **STILL, **RATES), _batch()
+    learning = made.agent.learning
+    params, _, metrics = jax.jit(learning.step, static_argnums=5)(
+      made.params,
+      learning.init(made.params),
+      made.catalogue,
+      batch,
+      keys,
+      None,
+    )
     before = made.params
     moved = {
       name: np.concatenate(
