@@ -156,8 +156,17 @@ class UserSimulator(NamedTuple):
     row = sampling.index_of(draw, params.profiles.shape[0])
     return self.start(row, params)
 
-  def start(self, row: Array, params: EnvParams) -> EnvState:
-    """Starts a session of the pool's user `row`, int32 []."""
+  def start(
+    self, row: Array, params: EnvParams, key: PRNGKey | None = None
+  ) -> EnvState:
+    """Starts a session of the pool's user `row`, int32 [].
+
+    Args:
+      row: of the pool.
+      params: with the pool.
+      key: of what a session begins with by chance; here nothing does.
+    """
+    del key
     state = EnvState(
       observed.start(
         params.profiles[row], params.histories[row], self.observed_items
@@ -198,6 +207,22 @@ class UserSimulator(NamedTuple):
     return self.dynamics.probabilities(
       state.dynamics, params.topics[items], probability, state.steps
     )
+
+  def hidden(self, state: EnvState, params: EnvParams) -> Array:
+    """What a critic may see beyond the observation, float32 [Z], about 1 each.
+
+    It is the step, and the states of dynamics and leave rule.
+    """
+    parts = [(state.steps / self.max_steps)[None]]
+    if isinstance(self.leave, leave.Patience):
+      parts.append((state.patience / self.leave.initial)[None])
+    if isinstance(self.leave, leave.Boredom):
+      recent = self.leave.recent(state.patience)
+      counts = params.categories[recent].sum(0)
+      parts.append(counts / (self.leave.threshold + 1.0))
+    if self.dynamics is not None:
+      parts.append(self.dynamics.hidden(state.dynamics, state.steps))
+    return jnp.concatenate(parts).astype(jnp.float32)
 
   def step(
     self, key: PRNGKey, state: EnvState, action: Array, params: EnvParams
@@ -300,10 +325,13 @@ def make(
     reward=reward.of_config(config),
     leave=leave.of_config(config),
     dynamics=dynamics_lib.of_config(config, topics),
-    observed_items=(
-      config.observed_items if config.observed == "interactions" else 0
-    ),
+    observed_items=observed_items(config),
   )
+
+
+def observed_items(config: SimulatorConfig) -> int:
+  """R of Observation.shown; 0: what was shown is not seen."""
+  return config.observed_items if config.observed == "interactions" else 0
 
 
 def pool(

@@ -54,6 +54,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "format": measures.RESULTS_FORMAT,
       "protocol": parts.config.simulator.protocol,
       "dataset": parts.name,
+      **({"world": parts.config.simulator.world} if parts.made_up else {}),
       "split": c.split,
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),

@@ -70,8 +70,10 @@ def simulate(
   """
 
   def session(episode):
-    state = env.start(episode % env_params.profiles.shape[0], env_params)
     episode_key = jax.random.fold_in(key, episode)
+    row = episode % env_params.profiles.shape[0]
+    start_key = jax.random.fold_in(episode_key, env.max_steps)
+    state = env.start(row, env_params, start_key)
 
     def step(carry, t):
       state, alive = carry
