@@ -20,6 +20,7 @@ LAYERS = (
     "types",
     "checked",
     "session_config",
+    "experiment_config",
     "config",
     "errors",
     "files",
@@ -38,7 +39,7 @@ LAYERS = (
   ("host",),
   ("report",),
   ("stages",),
-  ("api",),
+  ("api", "environments"),
   ("experiments",),
   ("flags",),  # Only what starts a run may see flags.
   ("launch",),

@@ -153,6 +153,7 @@ class NumbersTest(parameterized.TestCase):
         "export_seen",
         "importance_clip",
         "kl_weight",
+        "layers",
         "next_item_average",
         "next_item_eval_rows",
         "next_item_hidden",
@@ -162,9 +163,12 @@ class NumbersTest(parameterized.TestCase):
         "next_item_smoothing",
         "next_item_token_dropout",
         "next_item_weight_decay",
+        "place_trace",
         "polyak",
+        "repeat_penalty",
         "seeds",
         "sid_seed",
+        "sid_topic_weight",
         "simulator_dropout",
         "simulator_leave_threshold",
         "simulator_penalty",
@@ -172,6 +176,7 @@ class NumbersTest(parameterized.TestCase):
         "simulator_seed",
         "simulator_sweet_point",
         "simulator_weight_decay",
+        "trace",
       },
     )
 

@@ -17,7 +17,11 @@ from hsrl_jax.agents import (
 from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
+<<<<<<< HEAD
 from hsrl_jax.agents.published import agent as published
+=======
+from hsrl_jax.agents.hsrl import settings as hsrl_settings
+>>>>>>> main
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import reward
@@ -54,7 +58,8 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
     items: in the catalogue in training, also where another one is served.
 
   Raises:
-    InputError: the agent searches SIDs that items share.
+    InputError: the agent searches SIDs that items share, or does not learn in
+      that way.
   """
   if config.train.task == "next_item":
     return next_item.make(config, slate_size, items)
@@ -67,6 +72,14 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
     network=config.network,
     train=config.train,
   )
+  if config.train.learning == "on_policy" and (
+    config.agent not in CONTINUED or config.supervised
+  ):
+    what = "that continues from" if config.supervised else "of the agent"
+    raise InputError(
+      f"learning is 'on_policy' in a run {what} {config.agent}; expected "
+      "'replay', or a new run of hsrl"
+    )
   if config.supervised:
     agent = CONTINUED[config.agent].make(config, spec)
   else:
@@ -88,14 +101,16 @@ def unread(config: Config) -> set[str]:
   """The names of settings that the agent reads in other configurations only.
 
   One that continues from its policy of the next item has the networks of that
-  policy; others have nothing to stay near.
+  policy; others have nothing to stay near. On-policy there is no replay.
   """
   if config.agent not in CONTINUED:
     return set()
+  if config.train.learning == "on_policy":
+    return hsrl_settings.REPLAY
   continued = dataclasses.fields(CONTINUED[config.agent].settings)
   if config.supervised:
     return reads(config.agent) - {x.name for x in continued}
-  return {"kl_weight"}
+  return {"kl_weight"} | hsrl_settings.ON_POLICY
 
 
 def configure(

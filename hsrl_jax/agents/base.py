@@ -267,6 +267,8 @@ class Agent(NamedTuple):
     beams: width of the beam search by which it finds items; 0: it scores each.
     frozen: keys of the parameters, a dict, that are neither trained nor
       averaged.
+    scores: (params, catalogue, observation) -> [N + 1], by which items rank
+      for a user of whom no more is known; None: as its greedy slate ranks them.
     on_policy: how it learns on-policy; None: it does not, but by `loss`.
     learning: how it learns with optimizers of its own, in place of `loss`; or
       None.
@@ -288,7 +290,11 @@ class Agent(NamedTuple):
   beams: int = 0
   frozen: tuple[str, ...] = ()
   on_policy: OnPolicy | None = None
+<<<<<<< HEAD
   learning: Learning | None = None
+=======
+  scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
+>>>>>>> main
 
   @property
   def learns(self) -> bool:

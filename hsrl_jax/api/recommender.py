@@ -220,10 +220,13 @@ class Recommender:
   ) -> tuple[Observation, list[int]]:
     """What the policy sees of a user, and all items that the user liked."""
     train = self._run.dataset.splits["train"]
-    size, width = train.history.shape[1], train.profile.shape[1]
+    size = train.history.shape[1]
+    width = 0 if self._run.made_up else train.profile.shape[1]
     liked, known, own = [], [], None
     if user_id is not None:
       own, liked, known = self._logged(user_id)
+      if self._run.made_up:  # What users are like is not for agents to see.
+        own = None
     if history is not None:
       known = liked = self._numbers("history", history)
     if profile is not None:

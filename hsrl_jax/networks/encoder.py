@@ -12,6 +12,7 @@ from hsrl_jax.ops import sampling
 from hsrl_jax.types import Array, PRNGKey, Shown
 
 _MAX_LOGIT = 30.0
+_KEPT = 0.9  # Weight of a like, of that of the next one.
 
 
 class Encoder(nn.Module):
@@ -22,7 +23,8 @@ class Encoder(nn.Module):
 
   Attributes:
     width: d of all layers.
-    layers: transformer layers, post-norm, feed-forward of 2 d.
+    layers: transformer layers, post-norm, feed-forward of 2 d; 0: the history
+      is summed up, evenly and with weights that fall with age.
     heads: attention heads; divides `width`.
     dropout: rate on the embeddings and on the output of each sub-layer.
   """
@@ -51,6 +53,8 @@ class Encoder(nn.Module):
       dropout_key: None for no dropout.
     """
     mask = history > 0
+    if not self.layers:
+      return self._of_sums(item_features, profile, history, mask, shown)
     position = self.param(
       "position", nn.initializers.normal(0.02), (len(history), self.width)
     )
@@ -84,6 +88,18 @@ class Encoder(nn.Module):
     state = jnp.where(mask[-1], x[-1], 0.0)
     if profile.shape[-1]:
       state = state + added
+    if shown is not None:
+      state = state + Interactions(self.width, name="interactions")(
+        item_features, shown
+      )
+    return LayerNorm(name="state_norm")(state)
+
+  def _of_sums(self, item_features, profile, history, mask, shown) -> Array:
+    age = jnp.arange(len(history))[::-1]
+    weights = jnp.stack([_KEPT**age / 10.0, jnp.ones(len(age)) / len(age)])
+    sums = (weights * mask[None]) @ item_features[history]
+    x = jnp.concatenate([sums.ravel(), profile])
+    state = nn.Dense(self.width, name="sums")(x)
     if shown is not None:
       state = state + Interactions(self.width, name="interactions")(
         item_features, shown

@@ -20,6 +20,7 @@ _AGES = 6  # Of counts by token; the last one stands for all older ones too.
 _NEWEST = 10  # Likes that are counted apart, whatever their age.
 _WIDTH = 32  # Of the vectors of tokens and items.
 _STATE = 64
+_SLOTS = 10  # That are told apart; the last one stands for all later ones too.
 
 
 class Tokens(NamedTuple):
@@ -50,6 +51,21 @@ class Chosen(NamedTuple):
   vectors: Array
 
 
+class Estimate(NamedTuple):
+  """What the policy knows of the response head; no gradient flows into it.
+
+  It is kept with what was shown: the response head learns from it too, and the
+  policy must not move with it while its own steps are measured.
+
+  Attributes:
+    user: float32 [W + 1], the head: a vector and a bias.
+    likes: float32 [L, V], logits of tokens by it.
+  """
+
+  user: Array
+  likes: Array
+
+
 class Start(NamedTuple):
   """The policy's view of a state, before any slot.
 
@@ -60,6 +76,7 @@ class Start(NamedTuple):
     lower: float32 [2 h], of the lower levels.
     prior: float32 [L, V], logits by the response head and by what was liked.
     user: float32 [W + 1], the response head: a vector and a bias.
+    estimate: what the policy knows of the response head.
   """
 
   vectors: Array
@@ -68,6 +85,7 @@ class Start(NamedTuple):
   lower: Array
   prior: Array
   user: Array
+  estimate: Estimate
 
 
 class SlatePolicy(nn.Module):
@@ -83,7 +101,6 @@ class SlatePolicy(nn.Module):
   Attributes:
     levels: L.
     vocab_size: V.
-    slots: K.
     encoder: sizes of Encoder: width, layers, heads, dropout.
     hidden: h.
     semantic: whether a token's vector is a map of its codebook vector, and
@@ -99,7 +116,6 @@ class SlatePolicy(nn.Module):
 
   levels: int
   vocab_size: int
-  slots: int
   encoder: tuple[int, int, int, float]
   hidden: int = 16
   semantic: bool = True
@@ -121,13 +137,13 @@ class SlatePolicy(nn.Module):
       self.vectors = self.param("vectors", normal(0.3), (*sizes, _WIDTH))
     self.state_map = nn.Dense(_STATE)
     self.bias = self.param("bias", zeros, sizes)
-    self.position = self.param("position", zeros, (self.slots,))
+    self.position = self.param("position", zeros, (_SLOTS,))
     # Of the first level.
     self.count_map = nn.Dense(h, use_bias=False)
     self.slate_map = nn.Dense(h, use_bias=False)
     self.meaning_map = nn.Dense(h)
     self.first_map = nn.Dense(h)
-    self.first_slot = self.param("first_slot", zeros, (self.slots, h))
+    self.first_slot = self.param("first_slot", zeros, (_SLOTS, h))
     self.first_out = self.param("first_out", normal(0.03), (h,))
     penalties = self.repeat_penalty * jnp.array([1.0, 0.5, 0.1])
     self.repeat = self.param("repeat", lambda key: penalties)
@@ -136,9 +152,7 @@ class SlatePolicy(nn.Module):
     self.lower_map = nn.Dense(2 * h)
     self.chosen_map = nn.Dense(2 * h, use_bias=False)
     self.partial_map = nn.Dense(2 * h, use_bias=False)
-    self.lower_slot = self.param(
-      "lower_slot", zeros, (self.slots, lower, 2 * h)
-    )
+    self.lower_slot = self.param("lower_slot", zeros, (_SLOTS, lower, 2 * h))
     self.norm = LayerNorm()
     self.lower_out = self.param(
       "lower_out", normal(0.02), (lower, 2 * h, _WIDTH)
@@ -149,13 +163,24 @@ class SlatePolicy(nn.Module):
     tokens: Tokens,
     observation: Observation,
     key: PRNGKey | None = None,
+    estimate: Estimate | None = None,
   ) -> Start:
-    """See Start; `key` is of the dropout."""
+    """See Start.
+
+    Args:
+      tokens: of the catalogue.
+      observation: of the user.
+      key: of the dropout.
+      estimate: which the policy acted by; None: the one of these parameters.
+    """
     vectors = self.token_vectors(tokens)
     kernel = self._kernel(tokens)
     seen = (tokens.features, *observation, key)
     user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
-    held = jax.lax.stop_gradient(user)
+    if estimate is None:
+      likes = vectors @ user[:-1] / self.prior_temperature
+      estimate = jax.lax.stop_gradient(Estimate(user, likes))
+    held = estimate.user
     state = jnp.concatenate([self.actor(*seen), jnp.tanh(held / 4.0)])
     state = nn.relu(self.state_map(state))
     counts = _counts(observation.shown, tokens.first, self.vocab_size)
@@ -163,8 +188,7 @@ class SlatePolicy(nn.Module):
     each = self.count_map(jnp.concatenate([counts, smooth]).T)
     first = each + self.meaning_map(jax.lax.stop_gradient(vectors[0]))
     liked = smooth[:_AGES].sum(0) + smooth[-1]
-    prior = jax.lax.stop_gradient(vectors) @ held[:-1]
-    prior = prior / self.prior_temperature + self.bias
+    prior = estimate.likes + self.bias
     return Start(
       vectors,
       kernel,
@@ -172,6 +196,7 @@ class SlatePolicy(nn.Module):
       self.lower_map(state),
       prior.at[0].add(-self.repeat[2] * liked),
       user,
+      estimate,
     )
 
   def token_vectors(self, tokens: Tokens) -> Array:
@@ -196,18 +221,21 @@ class SlatePolicy(nn.Module):
 
   def chances(self, start: Start, vectors: Array) -> Array:
     """Logits of a like of what each slot shows, [K, W] -> [K]."""
-    return vectors @ start.user[:-1] + start.user[-1] + self.position
+    logits = vectors @ start.user[:-1] + start.user[-1]
+    return logits + self.position[_slot(jnp.arange(len(vectors)))]
 
   def likes(self, start: Start, vector: Array, slot: Array) -> Array:
     """P(like) of an item in a slot, [W], [] -> [], without gradient."""
-    logit = vector @ start.user[:-1] + start.user[-1] + self.position[slot]
+    user = start.estimate.user
+    logit = vector @ user[:-1] + user[-1]
+    logit = logit + self.position[_slot(slot)]
     return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
 
   def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
     """Logits of the first level, float32 [V]."""
     smooth = chosen.counts @ start.kernel
     seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
-    x = nn.relu(start.first + seen + self.first_slot[slot][None])
+    x = nn.relu(start.first + seen + self.first_slot[_slot(slot)][None])
     return start.prior[0] + 3.0 * x @ self.first_out - self.repeat[:2] @ smooth
 
   def lower_logits(
@@ -225,7 +253,7 @@ class SlatePolicy(nn.Module):
     x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
     if self.residual:
       x = x + self.partial_map(partial)
-    x = nn.relu(self.norm(x + self.lower_slot[slot, level - 1]))
+    x = nn.relu(self.norm(x + self.lower_slot[_slot(slot), level - 1]))
     vectors = jax.lax.stop_gradient(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 
@@ -258,6 +286,10 @@ class SlatePolicy(nn.Module):
     for level in range(1, self.levels):
       logits += self.lower_logits(start, chosen, vector, 0, level).sum()
     return logits + self.likes(start, vector, 0)
+
+
+def _slot(slot: Array) -> Array:
+  return jnp.minimum(slot, _SLOTS - 1)
 
 
 def none_chosen(vocab_size: int, slots: int) -> Chosen:
@@ -293,13 +325,11 @@ class PrefixCritic(nn.Module):
 
   Attributes:
     levels: L.
-    slots: K.
     encoder: sizes of its own Encoder.
     widths: of the hidden layers.
   """
 
   levels: int
-  slots: int
   encoder: tuple[int, int, int, float]
   widths: Sequence[int] = (64, 64)
 
@@ -333,7 +363,7 @@ class PrefixCritic(nn.Module):
     slot = jnp.concatenate(
       [chosen.counts.reshape(len(partial), -1) / 2.0]
       + [chosen.vectors.reshape(len(partial), -1) / 2.0]
-      + [jnp.eye(self.slots)[: len(partial)]],
+      + [jax.nn.one_hot(_slot(jnp.arange(len(partial))), _SLOTS)],
       1,
     )
     levels = jnp.eye(self.levels)[None, : partial.shape[1]]

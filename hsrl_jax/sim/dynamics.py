@@ -145,7 +145,7 @@ class Boredom:
 
   def hidden(self, state: BoredomState, step: Array) -> Array:
     """See Dynamics: how near each topic is to boring, and how long it bores."""
-    counts = self._counts(state, step - 1) / self.threshold
+    counts = self.counts(state, step - 1) / self.threshold
     left = jnp.maximum(state.boring_until - step + 1, 0) / self.window
     return jnp.concatenate([counts, left])
 

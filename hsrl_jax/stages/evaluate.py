@@ -44,10 +44,12 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     name: [bound]
     for name, bound in bounds.bounds(parts.env, users, active).items()
   }
-  sessions = _simulate(parts, policies | {agent: trained})
   logged = parts.dataset.splits[c.split]
+  # Session e is of row rows[e] of the split, whatever the policy.
+  rows = simulate.sample(logged.user_id, c.episodes, c.seed)
+  sessions = _simulate(parts, policies | {agent: trained}, rows)
   quality = _quality(parts, sessions[agent])
-  measures.save(parts.workdir / SESSIONS, sessions, logged.user_id)
+  measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
   files.write_json(
     parts.workdir / RESULTS,
     {
@@ -60,7 +62,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
       **on_logs,
-      "policies": _policies(sessions, quality),
+      "policies": _policies(sessions, quality, logged.user_id[rows]),
       "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
@@ -68,7 +70,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   items = parts.dataset.items
   if lists is None:
     shown = examples.of_sessions(
-      sessions[agent][0], logged.history, items, _EXAMPLES
+      sessions[agent][0], logged.history[rows], items, _EXAMPLES
     )
   else:
     _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
@@ -165,6 +167,11 @@ def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
   agent = make_agent(config, items, items)
   if agent.draws:
     return None
+  if agent.scores is not None:
+    return ranking.of_scores(
+      lambda params, observation: agent.scores(*params, observation),
+      parts.catalogue.index.active,
+    )
 
   def score(params, observation):
     params, catalogue = params
@@ -195,10 +202,12 @@ def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
 
 
 def _policies(
-  sessions: dict[str, list[simulate.Sessions]], quality: dict[str, Any]
+  sessions: dict[str, list[simulate.Sessions]],
+  quality: dict[str, Any],
+  user: np.ndarray,
 ) -> dict[str, Any]:
   """`policies` of results.json; a useless simulator normalises nothing."""
-  policies = measures.report(sessions)
+  policies = measures.report(sessions, user)
   if quality.get("verdict") == "useless":
     for name, seeds in sessions.items():
       policies[name]["normalised"] = bounds.withheld(
@@ -208,7 +217,9 @@ def _policies(
 
 
 def _simulate(
-  parts: Parts, policies: dict[str, list[tuple[simulate.Act, Params]]]
+  parts: Parts,
+  policies: dict[str, list[tuple[simulate.Act, Params]]],
+  rows: np.ndarray,
 ) -> dict[str, list[simulate.Sessions]]:
   """Sessions of each policy and seed, of the same users with the same luck."""
   c = parts.config.evaluate
@@ -219,7 +230,7 @@ def _simulate(
       sessions[name] = []
       for act, params in seeds:
         of_seed = simulate.simulate(
-          act, parts.env, params, users, key, episodes=c.episodes
+          act, parts.env, params, users, key, rows, episodes=len(rows)
         )
         sessions[name].append(jax.device_get(of_seed))
         bar.update()

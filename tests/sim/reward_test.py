@@ -1,5 +1,6 @@
 """Rewards against all responses, one by one; a reward of another kind."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -8,7 +9,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import composition
+from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.engine import loop
+from hsrl_jax.sim import reward
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
 from tests import toy
@@ -39,6 +42,25 @@ class RewardTest(parameterized.TestCase):
         ]
         found = Reward(-0.1, point).shares(jnp.asarray(row > 0) * 1.0)
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+  def test_a_sum_is_so_many_means(self):
+    response = jnp.asarray([1.0, 0.0, 1.0, 1.0, 0.0])
+    mean, total = Reward(0.0), Reward(0.0, sums=True)
+    self.assertEqual(float(total.slate(total.items(response))), 3)
+    self.assertTrue(total.is_mean)
+    np.testing.assert_allclose(
+      total.shares(response), 5 * mean.shares(response), rtol=1e-6
+    )
+    chances = jnp.asarray([0.9, 0.2, 0.55, 0.0, 1.0])
+    np.testing.assert_allclose(total.expected(chances), 2.65, rtol=1e-5)
+
+  def test_a_world_of_sardine_counts_clicks(self):
+    world = SimulatorConfig(world="SlateTopK-Bored")
+    self.assertEqual(reward.of_config(world), Reward(0.0, sums=True))
+    share = dataclasses.replace(world, reward="mean")
+    self.assertEqual(reward.of_config(share), Reward(0.0))
+    own = SimulatorConfig(penalty=-0.2, reward="sum")
+    self.assertEqual(reward.of_config(own), Reward(-0.2, sums=True))
 
   @parameterized.parameters(None, 0.3, 0.9)
   def test_expected_reward_of_a_slate_by_all_responses(self, point):

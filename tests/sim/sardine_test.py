@@ -116,9 +116,9 @@ def ours(name: str, made: Session):
       slate, draws = given
       relevance = env.chances(state, slate, params)
       state, result = env.step_by(draws, state, slate, params)
-      return state, (result, env.hidden(state), relevance)
+      return state, (result, env.hidden(state, params), relevance)
 
-    first = env.hidden(state), state.observation.history
+    first = env.hidden(state, params), state.observation.history
     return first, jax.lax.scan(step, state, (slates[1:], draws[1:]))[1]
 
   taste, draws = np.float32(made.taste), np.float32(made.draws)

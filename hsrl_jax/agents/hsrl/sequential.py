@@ -19,6 +19,7 @@ from hsrl_jax.networks import slates
 from hsrl_jax.networks.slates import PrefixCritic, SlatePolicy, Tokens
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
+from hsrl_jax.sim import observed
 from hsrl_jax.types import (
   Array,
   Decision,
@@ -26,6 +27,20 @@ from hsrl_jax.types import (
   Params,
   PRNGKey,
 )
+
+_ITEMS_AT_ONCE = 1_024
+
+
+class _Notes(NamedTuple):
+  """What is kept of a slate for learning.
+
+  Attributes:
+    allowed: bool [K, L, V], the tokens there were to choose from.
+    estimate: what the policy knew of the response head.
+  """
+
+  allowed: Array
+  estimate: slates.Estimate
 
 
 class _Parts(NamedTuple):
@@ -44,7 +59,6 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   policy = SlatePolicy(
     spec.levels,
     spec.vocab_size,
-    spec.slate_size,
     encoder,
     semantic=settings.semantic_tokens,
     residual=settings.residual,
@@ -52,14 +66,13 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     prior_temperature=settings.prior_temperature,
     repeat_penalty=settings.repeat_penalty,
   )
-  critic = PrefixCritic(
-    spec.levels, spec.slate_size, encoder, sizes.critic_hidden
-  )
+  critic = PrefixCritic(spec.levels, encoder, sizes.critic_hidden)
   parts = _Parts(policy, critic, settings, spec)
   return base.Agent(
     init=functools.partial(_init, parts),
     act=functools.partial(_act, parts),
     loss=None,
+    scores=functools.partial(_scores, parts),
     on_policy=base.OnPolicy(
       functools.partial(_choices, parts),
       functools.partial(_value, parts),
@@ -74,6 +87,13 @@ def _tokens(catalogue: base.ActionSpace) -> Tokens:
   return Tokens(catalogue.codebooks, catalogue.features, first)
 
 
+def _seen(observation: Observation) -> Observation:
+  """With nothing shown yet where it is not known what was."""
+  if observation.shown is not None:
+    return observation
+  return observed.start(observation.profile, observation.history, 1)
+
+
 def _init(
   parts: _Parts,
   key: PRNGKey,
@@ -83,6 +103,7 @@ def _init(
 ) -> Params:
   """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
   keys, tokens = jax.random.split(key), _tokens(catalogue)
+  observation = _seen(observation)
   policy = parts.policy.init(keys[0], tokens, observation)
   start = parts.policy.apply(policy, tokens, observation, method="start")
   critic = parts.critic.init(
@@ -111,10 +132,10 @@ def _act(
   key: PRNGKey | None,
   temperature: Array | float,
 ) -> base.Action:
-  """See base.Agent.act; the notes are the tokens allowed, bool [K, L, V]."""
+  """See base.Agent.act; the notes are _Notes."""
   spec, index = parts.spec, catalogue.index
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
-  start = policy.start(tokens, observation)
+  start = policy.start(tokens, _seen(observation))
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise = jnp.zeros(sizes)
   if key is not None:
@@ -157,7 +178,38 @@ def _act(
   _, (slate, log_prob, allowed) = jax.lax.scan(
     slot, (chosen, taken), (jnp.arange(spec.slate_size), noise)
   )
-  return base.Action(slate, log_prob, jnp.zeros(0), allowed)
+  notes = _Notes(allowed, start.estimate)
+  return base.Action(slate, log_prob, jnp.zeros(0), notes)
+
+
+def _scores(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+) -> Array:
+  """See base.Agent.scores: log pi of each item in the first slot."""
+  index, spec = catalogue.index, parts.spec
+  policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
+  start = policy.start(tokens, _seen(observation))
+  chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
+  root = live_children(index, jnp.int32(0), 0) > 0
+  first = masking.log_softmax(policy.first_logits(start, chosen, 0), root)
+
+  def of_item(sid):
+    log_pi = first[sid[0]]
+    node = child(index, jnp.int32(0), sid[0], 0)
+    partial = start.vectors[0, sid[0]]
+    for level in range(1, spec.levels):
+      logits = policy.lower_logits(start, chosen, partial, 0, level)
+      may = live_children(index, node, level) > 0
+      log_pi += masking.log_softmax(logits, may)[sid[level]]
+      node = child(index, node, sid[level], level)
+      partial += start.vectors[level, sid[level]]
+    return log_pi
+
+  sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
+  return jax.lax.map(of_item, sids, batch_size=_ITEMS_AT_ONCE)
 
 
 def _added(
@@ -190,7 +242,9 @@ def _choices(
   spec, settings = parts.spec, parts.settings
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   keys = (None, None) if key is None else sampling.split(key, 2)
-  start = policy.start(tokens, decision.observation, keys[0])
+  observation = _seen(decision.observation)
+  notes = decision.notes
+  start = policy.start(tokens, observation, keys[0], notes.estimate)
   slots = jnp.arange(spec.slate_size)
   sids = sid_of(catalogue.index, decision.slate)
   vectors = policy.item_vectors(tokens, decision.slate, sids)
@@ -202,17 +256,17 @@ def _choices(
     of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
   there = decision.slate > 0
-  log_probs = masking.log_softmax(jnp.stack(logits, 1), decision.notes)
+  log_probs = masking.log_softmax(jnp.stack(logits, 1), notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
-  entropy = -jnp.where(decision.notes, jnp.exp(log_probs) * log_probs, 0.0).sum(
+  entropy = -jnp.where(notes.allowed, jnp.exp(log_probs) * log_probs, 0.0).sum(
     -1
   )
   values = parts.critic.apply(
     params["critic"],
     tokens,
-    decision.observation,
+    observation,
     decision.hidden,
-    *jax.lax.stop_gradient((start.user, chosen, partial)),
+    *jax.lax.stop_gradient((start.estimate.user, chosen, partial)),
     keys[1],
   )
   behaviour = optax.sigmoid_binary_cross_entropy(
@@ -243,10 +297,15 @@ def _value(
   hidden: Array,
 ) -> Array:
   """See base.OnPolicy."""
-  tokens = _tokens(catalogue)
+  tokens, observation = _tokens(catalogue), _seen(observation)
   start = parts.policy.apply(
     params["policy"], tokens, observation, method="start"
   )
   return parts.critic.apply(
-    params["critic"], tokens, observation, hidden, start.user, *_nothing(parts)
+    params["critic"],
+    tokens,
+    observation,
+    hidden,
+    start.estimate.user,
+    *_nothing(parts),
   )[0, 0]

@@ -74,8 +74,39 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     )
 
 
+<<<<<<< HEAD
 # What of the published method this agent has options for, by field of Settings
 # or TrainConfig; to the letter it is an agent of its own.
+=======
+# What is read where HSRL learns by replay alone, and on-policy alone.
+REPLAY = {
+  "advantage_clip",
+  "beams",
+  "compose_slates",
+  "critic_gradient",
+  "importance_clip",
+  "item_credit",
+  "item_residual",
+  "kl_weight",
+  "level_advantages",
+  "level_critics",
+  "residual_mode",
+  "train_level_weights",
+}
+ON_POLICY = {
+  "critic_sees_state",
+  "place_trace",
+  "prefix_values",
+  "prior_temperature",
+  "ratio_clip",
+  "repeat_penalty",
+  "slates",
+  "trace",
+}
+
+# The method as published, with the terminal mask put right: by field of
+# Settings or TrainConfig. launch/flags/paper.flags says the same.
+>>>>>>> main
 PUBLISHED = {
   "item_credit": False,
   "behaviour_weight": 0.0,

@@ -57,13 +57,16 @@ MEASURES = {
 }
 
 
-def report(policies: dict[str, list[Sessions]]) -> dict:
+def report(
+  policies: dict[str, list[Sessions]], user: np.ndarray | None = None
+) -> dict:
   """The `policies` of results.json.
 
   Args:
     policies: name to the sessions of each seed; with `random` and
       `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
       `normalised`.
+    user: int [E], the user of each session; None: each is of its own.
 
   Returns:
     Policy to measure to what `statistics.summarise` says.
@@ -75,17 +78,17 @@ def report(policies: dict[str, list[Sessions]]) -> dict:
   table = {}
   for policy, seeds in policies.items():
     table[policy] = {
-      name: statistics.summarise([measure.of(x) for x in seeds])
+      name: statistics.summarise([measure.of(x) for x in seeds], user)
       for name, measure in MEASURES.items()
       if measure.label is not None
     }
     rewards = [x.total_reward for x in seeds]
-    table[policy]["normalised"] = bounds.normalised(rewards, earned)
+    table[policy]["normalised"] = bounds.normalised(rewards, earned, user)
   return table
 
 
 def save(
-  path: pathlib.Path, policies: dict[str, list[Sessions]], user_id: np.ndarray
+  path: pathlib.Path, policies: dict[str, list[Sessions]], user: np.ndarray
 ) -> None:
   """Writes each session's measures; session e is the same user everywhere.
 
@@ -93,13 +96,13 @@ def save(
     path: of an .npz with `user`, int32 [E], and `<policy>/<measure>`, float32
       [S, E], of all MEASURES that are saved.
     policies: name to the sessions of each seed.
-    user_id: int32 [P], who the users of the pool are.
+    user: int32 [E], the user of each session.
   """
-  buffer, (any_sessions, *_) = io.BytesIO(), next(iter(policies.values()))
+  buffer = io.BytesIO()
   np.savez_compressed(
     buffer,
     format=SESSIONS_FORMAT,
-    user=np.resize(user_id, len(any_sessions.depth)),
+    user=user,
     **{
       f"{policy}/{name}": np.stack([measure.of(x) for x in seeds])
       for policy, seeds in policies.items()

@@ -287,13 +287,14 @@ class Sardine(NamedTuple):
     )
     return state, result
 
-  def hidden(self, state: SardineState) -> Array:
+  def hidden(self, state: SardineState, params: EnvParams) -> Array:
     """What the package calls `user_state`, float32 [3 T].
 
     The user's vector as boredom leaves it; by topic, counted clicks as a share
     of the threshold, at most 1; and the share of the window for which a boring
     topic goes on boring, 1 for others.
     """
+    del params
     step = state.steps - 1  # The last one; those below go by topic 1..T.
     boring = state.dynamics.boring_until[1:] - step
     left = jnp.where(boring > 0, boring, self.dynamics.window)

@@ -150,13 +150,17 @@ def with_sizes(
   """
   unread = agents.unread(config)
   for name in sorted(unread & {*given}):
-    expected = (
-      "a run that continues from a policy of --task=next_item has the networks "
-      "of that policy: leave it out"
-      if config.supervised
-      else "it counts in a run that continues from a policy of "
-      "--task=next_item: see --continue_from"
-    )
+    expected = f"another --learning than {config.train.learning}"
+    if config.supervised:
+      expected = (
+        "a run that continues from a policy of --task=next_item has the "
+        "networks of that policy: leave it out"
+      )
+    elif name == "kl_weight":
+      expected = (
+        "it counts in a run that continues from a policy of --task=next_item: "
+        "see --continue_from"
+      )
     raise InputError(f"--{name} is given, but nothing reads it; {expected}")
   kept = {name: text for name, text in texts.items() if name not in unread}
   if not config.supervised:

@@ -37,7 +37,7 @@ class MeasuresTest(absltest.TestCase):
     total = np.arange(3.0)
     sessions = simulate.Sessions(total, total, total, responses, responses)
     path = pathlib.Path(self.create_tempdir()) / "sessions.npz"
-    measures.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9]))
+    measures.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9, 7]))
     with np.load(path) as file:
       np.testing.assert_array_equal(file["user"], [7, 9, 7])
       np.testing.assert_array_equal(
@@ -67,6 +67,19 @@ class MeasuresTest(absltest.TestCase):
     self.assertAlmostEqual(table["greedy_oracle"]["normalised"]["mean"], 1.0)
     self.assertEqual(table["hsrl"]["normalised"]["per_seed"], [0.5, 0.7])
     np.testing.assert_allclose(table["hsrl"]["positive_share"]["mean"], 2 / 6)
+
+  def test_one_seed_has_an_interval_over_users(self):
+    """Two users, three sessions each, that are all alike: as two sessions."""
+    user = np.array([4, 8, 4, 8, 4, 8])
+    table = measures.report(
+      _policies([1.0, 3] * 3, [11.0, 13] * 3, [[7.0, 9] * 3]), user
+    )
+    low, high = stats.t.interval(0.95, 1, 8, stats.sem([7, 9]))
+    for name, low_, high_ in (
+      ("total_reward", low, high),
+      ("normalised", (low - 2) / 10, (high - 2) / 10),
+    ):
+      np.testing.assert_allclose(table["hsrl"][name]["ci95"], [low_, high_])
 
   def test_equal_bounds_have_no_scale(self):
     table = measures.report(_policies([1.0, 3], [2.0, 2], [[7.0, 7], [9, 9]]))
