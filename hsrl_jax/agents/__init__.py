@@ -17,11 +17,8 @@ from hsrl_jax.agents import (
 from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
-<<<<<<< HEAD
-from hsrl_jax.agents.published import agent as published
-=======
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
->>>>>>> main
+from hsrl_jax.agents.published import agent as published
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import reward

@@ -290,11 +290,8 @@ class Agent(NamedTuple):
   beams: int = 0
   frozen: tuple[str, ...] = ()
   on_policy: OnPolicy | None = None
-<<<<<<< HEAD
   learning: Learning | None = None
-=======
   scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
->>>>>>> main
 
   @property
   def learns(self) -> bool:

@@ -74,10 +74,6 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     )
 
 
-<<<<<<< HEAD
-# What of the published method this agent has options for, by field of Settings
-# or TrainConfig; to the letter it is an agent of its own.
-=======
 # What is read where HSRL learns by replay alone, and on-policy alone.
 REPLAY = {
   "advantage_clip",
@@ -104,9 +100,8 @@ ON_POLICY = {
   "trace",
 }
 
-# The method as published, with the terminal mask put right: by field of
-# Settings or TrainConfig. launch/flags/paper.flags says the same.
->>>>>>> main
+# What of the published method this agent has options for, by field of Settings
+# or TrainConfig; to the letter it is an agent of its own.
 PUBLISHED = {
   "item_credit": False,
   "behaviour_weight": 0.0,
