@@ -119,7 +119,8 @@ class SimulatorConfig(SessionConfig):
     seed: of initialisation, order and dropout.
     click_model: by which users respond: `attention`, the published one, knows
       items by their features; `blended` has also what the logs say of single
-      items and users. None: `blended` for the dataset `logs`, else `attention`.
+      items and users; `double_sigmoid`: `attention`, fitted as in the public
+      code. None: `blended` for the dataset `logs`, else `attention`.
     ensemble: click models that are fitted, each with a seed of its own; users
       respond by their mean probability.
     pessimism: standard deviations among the models of the ensemble by which a

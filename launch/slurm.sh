@@ -2,8 +2,8 @@
 #
 # A job on GPU nodes under SLURM, a process for each GPU.
 #
-#   sbatch --nodes=2 launch/slurm.sh --flagfile=launch/flags/paper.flags \
-#     --distributed --workdir=/shared/runs/paper
+#   sbatch --nodes=2 launch/slurm.sh --flagfile=launch/flags/ml1m.flags \
+#     --distributed --workdir=/shared/runs/ml1m
 #
 # --distributed joins the processes. The workdir must be a folder that all nodes
 # see. JOB is the job file, default launch/job.sh. Two minutes before the time is

@@ -246,7 +246,11 @@ class RefusalsTest(parameterized.TestCase):
     for arguments, message in (
       (["--trace=0.5"], "--trace is given, but nothing reads it; expected"),
       (
-        ["--learning=on_policy", "--iterations_per_call=100", "--item_credit=false"],
+        [
+          "--learning=on_policy",
+          "--iterations_per_call=100",
+          "--item_credit=false",
+        ],
         "--item_credit is given, but nothing reads it; expected",
       ),
       (

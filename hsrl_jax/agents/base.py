@@ -225,6 +225,26 @@ class OnPolicy(NamedTuple):
   settings: "OnPolicySettings"
 
 
+class Learning(NamedTuple):
+  """How an agent learns that has optimizers of its own, or needs whole batches.
+
+  The engine then has no optimizer and averages no parameters: target networks
+  are part of the parameters, and what is evaluated are the parameters.
+
+  Attributes:
+    init: params -> state of the optimizers, a pytree.
+    step: (params, state, catalogue, batch, keys, axis_name) -> (params, state,
+      metrics). `batch` has leaves [U, R, ...], `keys` are [U, R]; `axis_name`
+      is of the devices that share the users, on all of which the results must
+      be the same; None for one device.
+    warm_up: transitions that are collected before the first step.
+  """
+
+  init: Callable[[Params], Any]
+  step: Callable[..., tuple[Params, Any, Metrics]]
+  warm_up: int = 0
+
+
 class Agent(NamedTuple):
   """An algorithm. All functions are of ONE user; the engine vmaps.
 
@@ -239,7 +259,7 @@ class Agent(NamedTuple):
       ignored.
     loss: (params, target_params, catalogue, transition, key, progress) ->
       (loss [], metrics). `progress` in [0, 1] drives schedules. None where
-      there is nothing to learn.
+      there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
     reads_popularity: needs `ActionSpace.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
@@ -250,6 +270,8 @@ class Agent(NamedTuple):
     scores: (params, catalogue, observation) -> [N + 1], by which items rank
       for a user of whom no more is known; None: as its greedy slate ranks them.
     on_policy: how it learns on-policy; None: it does not, but by `loss`.
+    learning: how it learns with optimizers of its own, in place of `loss`; or
+      None.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -268,12 +290,14 @@ class Agent(NamedTuple):
   beams: int = 0
   frozen: tuple[str, ...] = ()
   on_policy: OnPolicy | None = None
+  learning: Learning | None = None
   scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
 
   @property
   def learns(self) -> bool:
     """Whether there is anything to learn."""
-    return self.loss is not None or self.on_policy is not None
+    ways = (self.loss, self.on_policy, self.learning)
+    return any(x is not None for x in ways)
 
 
 class Algorithm(NamedTuple):

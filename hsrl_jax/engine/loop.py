@@ -44,8 +44,9 @@ class Learner(NamedTuple):
 
   Attributes:
     params: of the agent.
-    target_params: their Polyak average; also what is evaluated.
-    opt_state: of the optimizer.
+    target_params: what is evaluated: their Polyak average, or where the agent
+      has a way of learning of its own the parameters themselves.
+    opt_state: of the optimizer, or of the agent's own.
     key: never changes; see the module's docstring.
     step: int32 [], iterations done.
   """
@@ -147,7 +148,11 @@ def _init(
   learner = Learner(
     params,
     jax.tree.map(jnp.copy, params),
-    loop.optimizer.init(_trained(loop.agent, params)),
+    (
+      loop.agent.learning.init(params)
+      if loop.agent.learning
+      else loop.optimizer.init(_trained(loop.agent, params))
+    ),
     key,
     jnp.int32(0),
   )
@@ -286,6 +291,40 @@ def _update(
   return learner, metrics
 
 
+def _own_update(
+  loop: _Loop,
+  learner: Learner,
+  batch: Transition,
+  keys: PRNGKey,
+  inputs: Inputs,
+  progress: Array,
+  weight: Array,
+  shown: Metrics,
+  axis_name: str | None,
+) -> tuple[Learner, Metrics]:
+  """`_update` by an agent that has a way of learning of its own."""
+  del progress
+  params, state, metrics = loop.agent.learning.step(
+    learner.params, learner.opt_state, inputs.catalogue, batch, keys, axis_name
+  )
+
+  def where_learned(new, old):
+    return jax.tree.map(lambda x, y: jnp.where(weight > 0, x, y), new, old)
+
+  params, state, metrics = where_learned(
+    (params, state, metrics),
+    (
+      learner.params,
+      learner.opt_state,
+      jax.tree.map(jnp.zeros_like, metrics),
+    ),
+  )
+  if axis_name is not None:
+    shown = jax.lax.pmean(shown, axis_name)
+  learner = Learner(params, params, state, learner.key, learner.step + 1)
+  return learner, metrics | shown
+
+
 def _trained(agent: Agent, params: Params) -> Params:
   """The parameters without those that the agent keeps frozen."""
   if not agent.frozen:
@@ -317,8 +356,11 @@ def _iterate(
     )
     shown = {"reward": transition.reward.mean()}
     batch = replay.sample(stream.replay, replay_keys, loop.replayed)
-    weight = (stream.replay.added > 0).astype(jnp.float32)
-  learner, metrics = _update(
+    warm_up = loop.agent.learning.warm_up if loop.agent.learning else 0
+    collected = stream.replay.added * loop.config.users
+    weight = (collected >= max(warm_up, 1)).astype(jnp.float32)
+  update = _own_update if loop.agent.learning else _update
+  learner, metrics = update(
     loop, learner, batch, loss_keys, inputs, progress, weight, shown, axis_name
   )
   return learner, env_state, transition, metrics

@@ -157,17 +157,19 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
 def bound_rows(
   experiment: jobs.Experiment, reference: Run
 ) -> dict[str, dict[str, Any]]:
-  """The rows of the policies that were evaluated beside the reference's."""
-  return {
-    name: measured
-    | {
-      "difference": difference(
-        experiment, (reference, REFERENCE), (reference, name)
-      )
-    }
-    for name, measured in reference.results()["policies"].items()
-    if name != REFERENCE
-  }
+  """The rows of the policies that were evaluated beside the reference's.
+
+  One of fewer sessions, which were not kept, has no difference.
+  """
+  kept, rows = measures.read(reference.workdir / SESSIONS), {}
+  for name, measured in reference.results()["policies"].items():
+    if name == REFERENCE:
+      continue
+    more = None
+    if f"{name}/total_reward" in kept:
+      more = difference(experiment, (reference, REFERENCE), (reference, name))
+    rows[name] = measured | {"difference": more}
+  return rows
 
 
 def entrant_row(

@@ -27,6 +27,10 @@ class UserResponseModel(nn.Module):
     id_dropout: rate at which, in training, an item is known by its features
       alone, which is how newcomers are known; None: items have no embedding of
       their ids at all, as in the public benchmark.
+    double_sigmoid: whether in training the sigmoid of each logit is returned in
+      its place, so that the loss applies it twice, as the public benchmark's
+      does: a response of probability p is fitted by sigmoid(sigmoid(logit)),
+      which is never outside (0.5, 0.731).
   """
 
   features: int = 16
@@ -35,6 +39,7 @@ class UserResponseModel(nn.Module):
   final_dense: bool = True
   dropout: float = 0.0
   id_dropout: float | None = None
+  double_sigmoid: bool = False
 
   @nn.compact
   def __call__(
@@ -79,7 +84,10 @@ class UserResponseModel(nn.Module):
       interest = nn.Dense(self.features, name="mix")(
         jnp.concatenate([interest, user])
       )
-    return shown @ interest
+    logits = shown @ interest
+    if self.double_sigmoid and not deterministic:
+      return nn.sigmoid(logits)
+    return logits
 
   def _embedding(self, count: int, name: str, items: Array) -> Array:
     """Embeddings of ids, [M] -> [M, F]; zero for items that never occurred.

@@ -23,7 +23,9 @@ ResponseFn = Callable[..., Array]
 
 
 def _attention(
-  config: SimulatorConfig, id_dropout: float | None = None
+  config: SimulatorConfig,
+  id_dropout: float | None = None,
+  double_sigmoid: bool = False,
 ) -> UserResponseModel:
   return UserResponseModel(
     config.features,
@@ -32,6 +34,7 @@ def _attention(
     config.final_dense,
     config.dropout,
     id_dropout,
+    double_sigmoid,
   )
 
 
@@ -40,6 +43,7 @@ def _attention(
 CLICK_MODELS = {
   "attention": _attention,
   "blended": functools.partial(_attention, id_dropout=0.5),
+  "double_sigmoid": functools.partial(_attention, double_sigmoid=True),
 }
 OF_FILES = "attention"  # Whose weights a `response_file` holds.
 BLENDED = ("blended",)  # Whose logits are blended, see blend.py.

@@ -202,26 +202,6 @@ class EntrantsTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "'none_such'; expected .*paper"):
       compare.ablation(experiment._replace(config=config))
 
-  def test_paper_is_its_flagfile(self):
-    text = (ROOT / "launch" / "flags" / "paper.flags").read_text()
-    given = dict(
-      x.removeprefix("--").split("=") for x in text.split() if "=" in x
-    )
-    for name, value in entrants.VARIANTS["paper"].items():
-      self.assertEqual(json.loads(given.pop(name)), value, name)
-    # The rest is the published code's, in every job alike.
-    self.assertEqual(
-      set(given),
-      {
-        "workdir",
-        "iterations",
-        "seeds",
-        "layers",
-        "learning_rate",
-        "curve_every",
-      },
-    )
-
 
 class _Evaluated(types.SimpleNamespace):
   """A run as its stage evaluate leaves it."""

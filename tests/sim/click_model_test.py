@@ -79,6 +79,37 @@ class ClickModelTest(parameterized.TestCase):
     self.assertAlmostEqual(float(better.best_loss), 0.4)
 
 
+class DoubleSigmoidTest(absltest.TestCase):
+  def test_the_loss_applies_it_twice_and_users_respond_by_one(self):
+    features, train = _logs(rows=8)
+    config = SimulatorConfig(
+      click_model="double_sigmoid", features=4, hidden=4, dropout=0.0
+    )
+    network = click_model.make_network(config)
+    key, features = jax.random.key(0), jnp.asarray(features)
+    problem = click_model._Problem(network, None, 8, key, features, train, None)
+    row = train.profile[0], train.history[0], train.exposed[0]
+    params = network.init(key, features, *row)
+    respond = click_model.response_fn(config)
+    params = jax.tree.map(lambda x: 4 * x, params)  # So that logits differ.
+    p = np.float64(
+      [
+        respond(click_model.ResponseParams(params, features), *user)
+        for user in zip(
+          train.profile, train.history, train.exposed, strict=True
+        )
+      ]
+    )
+    self.assertGreater(np.ptp(p), 0.2)
+    once = network.apply(params, features, *row)
+    np.testing.assert_allclose(p[0], special.expit(once), rtol=1e-5)
+    fitted = special.expit(p)
+    y = train.response
+    expected = -(y * np.log(fitted) + (1 - y) * np.log(1 - fitted)).mean()
+    got = click_model._loss(problem, params, jnp.arange(8), key)
+    np.testing.assert_allclose(got, expected, rtol=1e-5)
+
+
 class Linear(nn.Module):
   """Another click model: an item is liked by its features and the profile."""
 
@@ -200,7 +231,7 @@ class AnotherClickModelTest(absltest.TestCase):
     with self.assertRaisesRegex(
       InputError,
       "--simulator_click_model is 'no'; expected one of attention, blended, "
-      "linear",
+      "double_sigmoid, linear",
     ):
       user_simulator.make(SimulatorConfig(click_model="no"), 4)
 

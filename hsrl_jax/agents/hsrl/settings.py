@@ -100,8 +100,8 @@ ON_POLICY = {
   "trace",
 }
 
-# The method as published, with the terminal mask put right: by field of
-# Settings or TrainConfig. launch/flags/paper.flags says the same.
+# What of the published method this agent has options for, by field of Settings
+# or TrainConfig; to the letter it is an agent of its own.
 PUBLISHED = {
   "item_credit": False,
   "behaviour_weight": 0.0,

@@ -1,0 +1,1 @@
+"""HSRL as the public code of the paper has it, to the letter."""
