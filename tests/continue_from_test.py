@@ -241,6 +241,28 @@ class RefusalsTest(parameterized.TestCase):
       checkpoint.save(checkpointer, 1, {"x": jnp.ones(2)})
     self._refused("has no actor and critic to go on with", "--agent=sasrec")
 
+  def test_settings_of_the_other_way_of_learning(self):
+    workdir = f"--workdir={self.folder / 'new'}"
+    for arguments, message in (
+      (["--trace=0.5"], "--trace is given, but nothing reads it; expected"),
+      (
+        [
+          "--learning=on_policy",
+          "--iterations_per_call=100",
+          "--item_credit=false",
+        ],
+        "--item_credit is given, but nothing reads it; expected",
+      ),
+      (
+        ["--learning=on_policy", "--iterations_per_call=100", "--agent=a2c"],
+        "learning is 'on_policy' with a2c; expected 'replay', or a new run of",
+      ),
+    ):
+      status, _, err = run(workdir, *TOY, *arguments, "--mode=data")
+      self.assertEqual(status, 2)
+      self.assertLen(err.splitlines(), 1)
+      self.assertIn(message, err)
+
   def test_kl_weight_needs_a_start(self):
     workdir = f"--workdir={self.folder / 'new'}"
     status, _, err = run(workdir, *TOY, "--kl_weight=0.1", "--mode=data")

@@ -58,6 +58,7 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
     InputError: the agent searches SIDs that items share, or does not learn in
       that way.
   """
+  check(config)
   if config.train.task == "next_item":
     return next_item.make(config, slate_size, items)
   spec = Spec(
@@ -69,14 +70,6 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
     network=config.network,
     train=config.train,
   )
-  if config.train.learning == "on_policy" and (
-    config.agent not in CONTINUED or config.supervised
-  ):
-    what = "that continues from" if config.supervised else "of the agent"
-    raise InputError(
-      f"learning is 'on_policy' in a run {what} {config.agent}; expected "
-      "'replay', or a new run of hsrl"
-    )
   if config.supervised:
     agent = CONTINUED[config.agent].make(config, spec)
   else:
@@ -87,6 +80,19 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
       "which finds an item by a SID of its own; expected 'unique' or 'shuffled'"
     )
   return agent
+
+
+def check(config: Config) -> None:
+  """Raises InputError where the agent does not learn on-policy and should."""
+  if config.train.learning == "on_policy" and (
+    config.agent not in CONTINUED or config.supervised
+  ):
+    agent = config.agent
+    what = f"a run that continues from {agent}" if config.supervised else agent
+    raise InputError(
+      f"learning is 'on_policy' with {what}; expected 'replay', or a new run "
+      f"of {' or '.join(CONTINUED)}"
+    )
 
 
 def reads(agent: str) -> set[str]:

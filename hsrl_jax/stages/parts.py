@@ -7,6 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace, Agent
@@ -86,6 +87,7 @@ class Parts:
     if self.start is not None:
       config = self.start.sized(config)
     self.config = config
+    agents.check(config)
     # Of the files their content counts, not their paths.
     plain = dataclasses.replace(config.data, response_params=None, sids=None)
     train = dataclasses.replace(config.train, continue_from=None)

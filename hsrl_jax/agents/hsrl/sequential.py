@@ -28,8 +28,6 @@ from hsrl_jax.types import (
   PRNGKey,
 )
 
-_ITEMS_AT_ONCE = 1_024
-
 
 class _Notes(NamedTuple):
   """What is kept of a slate for learning.
@@ -193,23 +191,30 @@ def _scores(
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   start = policy.start(tokens, _seen(observation))
   chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
-  root = live_children(index, jnp.int32(0), 0) > 0
-  first = masking.log_softmax(policy.first_logits(start, chosen, 0), root)
+  items = jnp.arange(len(index.known))
+  sids = jnp.maximum(sid_of(index, items), 0)
+  node = jnp.zeros(len(items), jnp.int32)
+  partial = jnp.zeros((len(items), start.vectors.shape[-1]))
+  log_pi = jnp.zeros(len(items))
+  for level in range(spec.levels):
+    # Once for each prefix, of which there are fewer than items.
+    an_item = jnp.zeros(len(index.first_child[level]), jnp.int32)
+    an_item = an_item.at[node].set(items)
 
-  def of_item(sid):
-    log_pi = first[sid[0]]
-    node = child(index, jnp.int32(0), sid[0], 0)
-    partial = start.vectors[0, sid[0]]
-    for level in range(1, spec.levels):
-      logits = policy.lower_logits(start, chosen, partial, 0, level)
-      may = live_children(index, node, level) > 0
-      log_pi += masking.log_softmax(logits, may)[sid[level]]
-      node = child(index, node, sid[level], level)
-      partial += start.vectors[level, sid[level]]
-    return log_pi
+    def of_prefix(number, partial, level=level):
+      if level:
+        logits = policy.lower_logits(start, chosen, partial, 0, level)
+      else:
+        logits = policy.first_logits(start, chosen, 0)
+      may = live_children(index, number, level) > 0
+      return masking.log_softmax(logits, may)
 
-  sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
-  return jax.lax.map(of_item, sids, batch_size=_ITEMS_AT_ONCE)
+    table = jax.vmap(of_prefix)(jnp.arange(len(an_item)), partial[an_item])
+    log_pi += table[node, sids[:, level]]
+    partial += start.vectors[level, sids[:, level]]
+    follow = jax.vmap(child, (None, 0, 0, None))
+    node = jnp.maximum(follow(index, node, sids[:, level], level), 0)
+  return log_pi
 
 
 def _added(

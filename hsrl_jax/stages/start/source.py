@@ -150,7 +150,11 @@ def with_sizes(
   """
   unread = agents.unread(config)
   for name in sorted(unread & {*given}):
-    expected = f"another --learning than {config.train.learning}"
+    on_policy = config.train.learning == "on_policy"
+    expected = (
+      f"expected --learning={'replay' if on_policy else 'on_policy'}, or no "
+      f"--{name}"
+    )
     if config.supervised:
       expected = (
         "a run that continues from a policy of --task=next_item has the "

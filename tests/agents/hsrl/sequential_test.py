@@ -81,6 +81,8 @@ class SlateTest(parameterized.TestCase):
     slates = [[i, *x] for i, x in zip(items, others, strict=True)]
     chance = np.exp(_log_probs(made, slates)[:, 0])
     np.testing.assert_allclose(chance.sum(), 1.0, rtol=1e-4)
+    scores = made.agent.scores(made.params, made.catalogue, made.observation)
+    np.testing.assert_allclose(np.exp(scores[1:]), chance, rtol=1e-3)
     acted = checks.sample(made, [])
     found = np.bincount(acted.slate[:, 0], minlength=toy.ITEMS + 1)[1:]
     error = np.sqrt(chance * (1 - chance) / checks.DRAWS) + 1e-4
