@@ -18,7 +18,8 @@ from hsrl_jax.agents import make_agent
 from hsrl_jax.evaluation import held_out, ranking, verdict
 from hsrl_jax.evaluation.simulated import bounds, measures, simulate
 from hsrl_jax.host import watch
-from hsrl_jax.report import examples
+from hsrl_jax.report import examples, journeys
+from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
@@ -26,6 +27,7 @@ from hsrl_jax.types import Params
 RESULTS = "results.json"
 SESSIONS = "sessions.npz"  # Measures of each evaluated session, by policy.
 _EXAMPLES = 4
+_JOURNEYS = 2  # Users whose sessions are drawn.
 _RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
 
 
@@ -59,7 +61,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
       **on_logs,
-      "policies": _policies(sessions, quality),
+      "policies": _policies(sessions, quality, int(active.sum())),
       "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
@@ -73,6 +75,25 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
     shown = examples.of_lists(lists, logged, items, likes, _EXAMPLES)
   files.write_json(parts.workdir / "report" / "examples.json", shown)
+  if journeys.has_any(parts.env):
+    files.write_json(
+      parts.workdir / "report" / journeys.FILE, _journeys(parts, sessions)
+    )
+
+
+def _journeys(
+  parts: Parts, sessions: dict[str, list[simulate.Sessions]]
+) -> dict[str, Any]:
+  """What journeys.json holds: of the policy, and what it is measured by."""
+  names = (parts.config.agent, "greedy_oracle", bounds.FARSIGHTED)
+  topics = parts.topics or topics_lib.of_categories(parts.dataset.items.genres)
+  return journeys.of_sessions(
+    parts.env,
+    parts.users(parts.config.evaluate.split),
+    topics,
+    {name: sessions[name][0] for name in names},
+    _JOURNEYS,
+  )
 
 
 def _on_logs(
@@ -194,10 +215,12 @@ def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
 
 
 def _policies(
-  sessions: dict[str, list[simulate.Sessions]], quality: dict[str, Any]
+  sessions: dict[str, list[simulate.Sessions]],
+  quality: dict[str, Any],
+  items: int,
 ) -> dict[str, Any]:
   """`policies` of results.json; a useless simulator normalises nothing."""
-  policies = measures.report(sessions)
+  policies = measures.report(sessions, items)
   if quality.get("verdict") == "useless":
     for name, seeds in sessions.items():
       policies[name]["normalised"] = bounds.withheld(
