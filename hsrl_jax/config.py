@@ -382,9 +382,10 @@ class ExperimentConfig(Checked):
   """What an experiment compares; each job is a Config that differs in it.
 
   Attributes:
-    agents: that the benchmark compares; None: all.
+    agents: that benchmark and world compare; None: all.
     protocols: under which the jobs are run.
-    variants: of the ablation, beside the full method; none named: all.
+    variants: parts that ablation and world leave out; none given: all, and in
+      world those that matter where tomorrow counts.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
@@ -404,7 +405,7 @@ class ExperimentConfig(Checked):
 
   agents: tuple[str, ...] | None = None
   protocols: tuple[str, ...] = setting(PROTOCOLS, among=PROTOCOLS, length=1)
-  variants: tuple[str, ...] = ()
+  variants: tuple[str, ...] | None = None
   resamples: int = setting(2_000, least=100)
   workdirs: tuple[str, ...] = ()
   shares: tuple[int, ...] = (5, 20, 50)

@@ -10,6 +10,7 @@ from hsrl_jax.checked import Checked, setting
 PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
 LEAVE_RULES = ("patience", "length", "boredom", "distance")
+OBSERVED = ("likes", "interactions")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,10 @@ class SessionConfig(Checked):
     leave_short_start: whether `boredom` and `distance` look at fewer items
       before the window is full, as the public code of EasyRL4Rec does: with t
       items shown, at the last min(t, leave_window - t).
+    observed: what agents see of a session: `likes`, the last liked items;
+      `interactions`, besides the last shown ones with response, position and
+      steps ago, and the step.
+    observed_items: R, of the last shown ones.
   """
 
   protocol: str = setting("paper", among=PROTOCOLS)
@@ -58,6 +63,8 @@ class SessionConfig(Checked):
   leave: str = setting("patience", among=LEAVE_RULES)
   leave_window: int = setting(5, least=1)
   leave_threshold: int = setting(2, least=0)
+  observed: str = setting("likes", among=OBSERVED)
+  observed_items: int = setting(50, least=1)
   leave_percentile: float = setting(30.0, above=0, most=100)
   leave_short_start: bool = False
 

@@ -10,6 +10,24 @@ Params = Any  # A pytree of arrays.
 Metrics = dict[str, Array]
 
 
+class Shown(NamedTuple):
+  """The last R items that a user was shown, newest last, padded on the left.
+
+  Attributes:
+    items: int32 [R], ids; 0 for padding.
+    response: float32 [R], 1 where the user responded positively.
+    position: int32 [R], place in its slate, 0..K-1.
+    ago: int32 [R], steps since it was shown, 1 for the last slate.
+    step: int32 [], steps of the session so far.
+  """
+
+  items: Array
+  response: Array
+  position: Array
+  ago: Array
+  step: Array
+
+
 class Observation(NamedTuple):
   """What the agent knows of a user.
 
@@ -17,10 +35,13 @@ class Observation(NamedTuple):
     profile: float32 [P], P may be 0.
     history: int32 [H], ids of the last items with a positive response, newest
       last, left-padded with 0.
+    shown: what was shown lately, whatever the response; None where the agent
+      sees what was liked alone.
   """
 
   profile: Array
   history: Array
+  shown: Shown | None = None
 
 
 class Transition(NamedTuple):
@@ -37,6 +58,7 @@ class Transition(NamedTuple):
       where an agent chooses items directly.
     next_history: int32 [H], after the step, of the same user even where the
       simulator has meanwhile started another one.
+    next_shown: the same of what was shown; None where nobody sees it.
   """
 
   observation: Observation
@@ -47,11 +69,14 @@ class Transition(NamedTuple):
   terminated: Array
   latent: Array
   next_history: Array
+  next_shown: Shown | None = None
 
   @property
   def next_observation(self) -> Observation:
     """After the step; a profile stays the same."""
-    return self.observation._replace(history=self.next_history)
+    return self.observation._replace(
+      history=self.next_history, shown=self.next_shown
+    )
 
 
 class Sessions(NamedTuple):

@@ -214,7 +214,7 @@ class OtherModesTest(parameterized.TestCase):
     self.assertEqual(self._ok().config.variants, more)
     self._refused("--width was 32, now 48", "--width=48")
     self._refused("run belongs to an experiment", "--mode=export")
-    self.assertEqual(self._ok("--mode=benchmark").config.variants, ())
+    self.assertIsNone(self._ok("--mode=benchmark").config.variants)
 
   def test_the_flags_of_agents_that_are_compared(self):
     given = ("--experiment_agents=td3,ddpg", "--temperature=0.4")

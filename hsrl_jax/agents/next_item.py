@@ -83,7 +83,8 @@ class Policy(NamedTuple):
     if not self.responses:
       return jnp.zeros(len(items))
     response = click_model.with_items(params["response"], catalogue.features)
-    chance = self.respond(response, *observation, items)
+    profile, history, _ = observation
+    chance = self.respond(response, profile, history, items)
     chance = jnp.clip(chance, _LEAST, 1 - _LEAST)
     return params["response_weight"] * (jnp.log(chance) - jnp.log1p(-chance))
 

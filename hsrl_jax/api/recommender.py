@@ -177,7 +177,7 @@ class Recommender:
       row[: len(ids)] = ids
     # Whole powers of two, so that few sizes are compiled.
     filled = observations + [observations[-1]] * (len(excluded) - count)
-    batch = Observation(*map(np.stack, zip(*filled, strict=True)))
+    batch = jax.tree.map(lambda *x: np.stack(x), *filled)
     params, catalogue = self._params(seed)
     slates, scores, valid = jax.device_get(
       self._decoder(k)(params, catalogue, batch, excluded)

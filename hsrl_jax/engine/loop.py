@@ -21,12 +21,12 @@ from hsrl_jax.agents.base import ActionSpace, Agent, exploration
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import sampling
+from hsrl_jax.sim.observed import append_positives
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   EnvState,
   UserSimulator,
-  append_positives,
 )
 from hsrl_jax.types import (
   Array,
@@ -210,6 +210,7 @@ def _interact(
       terminated=result.terminated.astype(jnp.float32),
       latent=action.latent,
       next_history=result.observation.history,
+      next_shown=result.observation.shown,
     )
 
   return jax.vmap(of_user)(states, act_keys, step_keys)

@@ -90,7 +90,8 @@ def collect(
     shown = jnp.argmax(log_pi[None] + noise, -1).astype(jnp.int32)
     chance = env.chances(state, shown, users)
     draws = sampling.uniform(response_key, chance.shape)
-    return *observation, shown, (draws < chance).astype(jnp.float32)
+    profile, history, _ = observation
+    return profile, history, shown, (draws < chance).astype(jnp.float32)
 
   rows = jnp.arange(len(user_id))
   return Sessions(user_id, *jax.lax.map(slate, rows, batch_size=_CHUNK))

@@ -11,25 +11,47 @@ import numpy as np
 from scipy import stats
 
 
-def summarise(per_seed: Sequence[np.ndarray]) -> dict:
+def summarise(
+  per_seed: Sequence[np.ndarray], user: np.ndarray | None = None
+) -> dict:
   """Mean and 95 % confidence interval of a measure.
 
   Args:
     per_seed: for each seed, the measure of each session, [E].
+    user: int [E], the user of each session; sessions of one user are dependent.
+      None: each session is of a user of its own.
 
   Returns:
     {"mean", "ci95": [low, high], "per_seed": [...]}. With several seeds the
-    interval is Student's over the seeds' means; with one, over the sessions.
+    interval is Student's over the seeds' means; with one, over the users.
   """
   per_seed = [np.asarray(x, np.float64) for x in per_seed]
   means = np.array([x.mean() for x in per_seed])
-  sample = means if len(means) > 1 else per_seed[0]
+  sample = means if len(means) > 1 else by_user(per_seed[0][None], user)[0]
   mean = float(means.mean())
   return {
     "mean": mean,
     "ci95": interval(mean, standard_error(sample), len(sample)),
     "per_seed": [float(m) for m in means],
   }
+
+
+def by_user(values: np.ndarray, user: np.ndarray | None) -> np.ndarray:
+  """A value for each user, [S, U], whose mean over users is that of sessions.
+
+  It is the mean plus the user's influence on it (see the module); where all
+  have as many sessions, the mean of the user's sessions.
+
+  Args:
+    values: float [S, E], of each seed and session.
+    user: int [E], the user of each session; None: each is of its own.
+  """
+  values = np.asarray(values, np.float64)
+  if user is None:
+    return values
+  sessions = by_group(np.ones(values.shape[1]), user)
+  rows = [ratio(by_group(x, user), sessions) for x in values]
+  return np.stack([mean + influence for mean, influence in rows])
 
 
 def perplexity(counts: np.ndarray) -> float:
@@ -135,19 +157,29 @@ def sample_size(
 
 
 def difference(
-  a: np.ndarray, b: np.ndarray, *, resamples: int, seed: int
+  a: np.ndarray,
+  b: np.ndarray,
+  user: np.ndarray | None = None,
+  *,
+  resamples: int,
+  seed: int,
 ) -> dict:
   """How much more `a` has than `b`, with a 95 % confidence interval.
 
-  Session e of both is the same user with the same luck, so that sessions are
-  drawn for both at once; trained seeds have nothing in common, and are drawn
-  for each. Of S seeds S - 1 are drawn, with replacement: drawing S would give
-  their variance too small by (S - 1) / S. With few seeds the percentiles are
-  still somewhat narrow; a single seed is taken as it is.
+  Of the mean over seeds and users, both as drawn from many. A bootstrap of two
+  levels draws users for both policies at once, since session e of both is of
+  the same user with the same luck, and the seeds of each, which have nothing
+  in common. A single seed is taken as it is.
+
+  By itself such a bootstrap counts what users and seeds do together twice, and
+  its percentiles know nothing of how few seeds there are. So its spread around
+  the mean is brought to that of `error`, and to Student's distribution: what
+  the bootstrap gives is the shape. See docs/method.md for the coverage.
 
   Args:
     a: [S, E], a measure of each session of each seed.
     b: [S', E], the same of another policy.
+    user: int [E], the user of each session; None: each is of its own.
     resamples: of the bootstrap.
     seed: of the resampling.
 
@@ -155,18 +187,55 @@ def difference(
     {"mean", "ci95": [low, high]}.
   """
   rng = np.random.default_rng(seed)
-  a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-  sessions = _drawn_shares(rng, a.shape[1], a.shape[1], resamples)
+  a, b = by_user(a, user), by_user(b, user)
+  users = _drawn_shares(rng, a.shape[1], a.shape[1], resamples)
   means = []
   for x in (a, b):
-    by_seed = sessions @ x.T  # [resamples, S]
-    drawn = _drawn_shares(rng, len(x), max(len(x) - 1, 1), resamples)
-    means.append((by_seed * drawn).sum(1))
-  low, high = np.percentile(means[0] - means[1], [2.5, 97.5])
-  return {
-    "mean": float(a.mean() - b.mean()),
-    "ci95": [float(low), float(high)],
-  }
+    drawn = _drawn_shares(rng, len(x), len(x), resamples)
+    means.append(((users @ x.T) * drawn).sum(1))
+  mean, drawn = float(a.mean() - b.mean()), means[0] - means[1]
+  wide, units = error(a, b)
+  spread, quantile = drawn.std(), stats.norm.ppf(0.975)
+  scale = 0.0
+  if spread > 0:
+    scale = wide / spread * float(stats.t.ppf(0.975, units)) / quantile
+  ends = np.percentile(drawn - drawn.mean(), [2.5, 97.5])
+  low, high = mean + scale * ends
+  return {"mean": mean, "ci95": [float(low), float(high)]}
+
+
+def error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+  """Standard error of mean(a) - mean(b), and its degrees of freedom.
+
+  Users are crossed with seeds: x = seed + user + seed * user, the first of each
+  policy, the others paired. The variance is that of the users' differences,
+  averaged over seeds, by the number of users, and of each policy's seeds as far
+  as it is beyond what its users explain, never below 0. The degrees of freedom
+  are Satterthwaite's, "An approximate distribution of estimates of variance
+  components", 1946.
+
+  Args:
+    a: [S, U], a value for each seed and user.
+    b: [S', U], of another policy.
+  """
+  users = a.shape[1]
+  if users < 2:
+    return 0.0, 1.0
+  own = (a.mean(0) - b.mean(0)).var(ddof=1) / users
+  total, uncertain = own, own**2 / (users - 1)
+  for x in (a, b):
+    seeds = len(x)
+    if seeds < 2:
+      continue
+    between = x.mean(1).var(ddof=1) / seeds
+    rest = x - x.mean(0) - x.mean(1, keepdims=True) + x.mean()
+    freedom = (seeds - 1) * (users - 1)
+    within = (rest**2).sum() / freedom / (seeds * users)
+    if between > within:
+      total += between - within
+      uncertain += between**2 / (seeds - 1) + within**2 / freedom
+  units = total**2 / uncertain if uncertain > 0 else users - 1.0
+  return float(np.sqrt(total)), float(units)
 
 
 def _drawn_shares(

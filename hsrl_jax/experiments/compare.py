@@ -30,16 +30,27 @@ def benchmark(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: HSRL, to which all are compared, is not among the agents.
   """
-  agents = compared(experiment.config)
-  if unknown := sorted(set(agents) - set(AGENTS)):
-    raise InputError(
-      f"--experiment_agents has {unknown[0]!r}; expected at least one of "
-      f"{tuple(AGENTS)}"
-    )
+  agents = able(experiment, compared(experiment.config))
   if REFERENCE not in agents:
     raise InputError(
       f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
       "to which the others are compared"
+    )
+  compare(
+    experiment, {name: entrants.agent(experiment, name) for name in agents}
+  )
+
+
+def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
+  """Those of the agents that can learn here; says who is left out.
+
+  Raises:
+    InputError: an agent is unknown.
+  """
+  if unknown := sorted(set(agents) - set(AGENTS)):
+    raise InputError(
+      f"--experiment_agents has {unknown[0]!r}; expected at least one of "
+      f"{tuple(AGENTS)}"
     )
   base = Run(experiment.base, experiment.workdir)
   without = {
@@ -52,10 +63,8 @@ def benchmark(experiment: jobs.Experiment) -> None:
       f"left out: {', '.join(sorted(without))}, which learn from logs; "
       f"{base.name} has none"
     )
-    agents = [name for name in agents if name not in without]
-  compare(
-    experiment, {name: entrants.agent(experiment, name) for name in agents}
-  )
+    return [name for name in agents if name not in without]
+  return list(agents)
 
 
 def compared(config: ExperimentConfig) -> Collection[str]:
@@ -70,17 +79,26 @@ def ablation(experiment: jobs.Experiment) -> None:
     InputError: a variant is unknown.
   """
   names = experiment.config.variants or tuple(entrants.VARIANTS)
+  changes = {REFERENCE: {}} | variants(names)
+  compare(
+    experiment,
+    {name: entrants.vary(experiment, x) for name, x in changes.items()},
+  )
+
+
+def variants(names: Collection[str]) -> dict[str, Mapping[str, Any]]:
+  """What the named variants change.
+
+  Raises:
+    InputError: a variant is unknown.
+  """
   for name in names:
     if name not in entrants.VARIANTS:
       raise InputError(
         f"--experiment_variants has {name!r}; expected some of "
         f"{', '.join(entrants.VARIANTS)}"
       )
-  changes = {REFERENCE: {}} | {name: entrants.VARIANTS[name] for name in names}
-  compare(
-    experiment,
-    {name: entrants.vary(experiment, x) for name, x in changes.items()},
-  )
+  return {name: entrants.VARIANTS[name] for name in names}
 
 
 def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
@@ -106,14 +124,9 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
     reference = runs[f"{protocol}/{REFERENCE}"]
     first = reference.results()
     compared[protocol] = {
-      "bounds": {
-        name: first["policies"][name]
-        | {"difference": _difference(experiment, reference, reference, name)}
-        for name in (*bounds.BOUNDS, bounds.FARSIGHTED)
-        if name in first["policies"]
-      },
+      "bounds": bound_rows(experiment, reference),
       "entrants": {
-        name: _row(
+        name: entrant_row(
           experiment,
           reference,
           runs[f"{protocol}/{name}"],
@@ -138,7 +151,23 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
   )
 
 
-def _row(
+def bound_rows(
+  experiment: jobs.Experiment, reference: Run
+) -> dict[str, dict[str, Any]]:
+  """The rows of the policies that were evaluated beside the reference's."""
+  return {
+    name: measured
+    | {
+      "difference": difference(
+        experiment, (reference, REFERENCE), (reference, name)
+      )
+    }
+    for name, measured in reference.results()["policies"].items()
+    if name != REFERENCE
+  }
+
+
+def entrant_row(
   experiment: jobs.Experiment, reference: Run, run: Run, spent: dict[str, float]
 ) -> dict[str, Any]:
   """The row of results.json of one entrant under one protocol."""
@@ -146,7 +175,9 @@ def _row(
   row = dict(run.results()["policies"][agent])
   row["difference"] = None
   if run is not reference:
-    row["difference"] = _difference(experiment, reference, run, agent)
+    row["difference"] = difference(
+      experiment, (reference, REFERENCE), (run, agent)
+    )
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
   iterations = train.iterations * len(train.seeds)
@@ -158,19 +189,19 @@ def _row(
   return row
 
 
-def _difference(
-  experiment: jobs.Experiment, reference: Run, run: Run, policy: str
+def difference(
+  experiment: jobs.Experiment, a: tuple[Run, str], b: tuple[Run, str]
 ) -> dict[str, Any]:
-  """Reward of the reference's agent less that of a policy of a run."""
+  """Reward of a policy of a run less that of another, or of another run."""
   return statistics.difference(
-    _rewards(reference, REFERENCE),
-    _rewards(run, policy),
+    rewards(*a),
+    rewards(*b),
     resamples=experiment.config.resamples,
     seed=experiment.config.seed,
   )
 
 
-def _rewards(run: Run, policy: str) -> np.ndarray:
+def rewards(run: Run, policy: str) -> np.ndarray:
   """Total reward of each session of each seed, [S, E]."""
   return measures.read(run.workdir / SESSIONS)[f"{policy}/total_reward"]
 

@@ -19,6 +19,9 @@ _WIDTH = 120
 
 # The experiments in the page's order, with what each asks.
 SECTIONS = {
+  "world": "Worlds in which tomorrow counts: what bores a user, or drives one "
+  "away, depends on what was shown before. The greedy oracle knows the user "
+  "and does not look ahead; whoever earns more than it does.",
   "benchmark": "All agents with the same encoder, simulator, users, budget and "
   "evaluation, beside the bounds.",
   "ablation": "HSRL with one part left out or changed at a time. What HSRL "

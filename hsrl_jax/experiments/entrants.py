@@ -67,6 +67,21 @@ VARIANTS = {
   "ddpg": {"agent": "ddpg"},
   "paper": PUBLISHED,
 }
+# Of the experiment `world`: HSRL that does not look ahead, and HSRL that only
+# learns what is liked now.
+TWINS = {
+  "hsrl_gamma_0": {"discount": 0.0},
+  "hsrl_no_actor": {"actor_weight": 0.0},
+}
+# The variants of `world`, where none are named: parts that can matter where
+# tomorrow counts.
+FORESIGHT = (
+  "no_residual",
+  "one_critic",
+  "free_tokens",
+  "random_sids",
+  "flat_features",
+)
 # HSRL against policies with one logit for each item, where the catalogue grows
 # or changes: changes and label.
 POLICIES = {

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax.networks.interactions import Interactions
 from hsrl_jax.ops import sampling
-from hsrl_jax.types import Array, PRNGKey
+from hsrl_jax.types import Array, PRNGKey, Shown
 
 _MAX_LOGIT = 30.0
 
@@ -37,6 +38,7 @@ class Encoder(nn.Module):
     item_features: Array,
     profile: Array,
     history: Array,
+    shown: Shown | None = None,
     dropout_key: PRNGKey | None = None,
   ) -> Array:
     """Returns c_0, float32 [d].
@@ -45,6 +47,7 @@ class Encoder(nn.Module):
       item_features: float32 [N + 1, D], row 0 for padding.
       profile: float32 [P], P may be 0.
       history: int32 [H], left-padded with 0; may be all padding.
+      shown: what was shown lately; None where that is not observed.
       dropout_key: None for no dropout.
     """
     mask = history > 0
@@ -81,6 +84,10 @@ class Encoder(nn.Module):
     state = jnp.where(mask[-1], x[-1], 0.0)
     if profile.shape[-1]:
       state = state + added
+    if shown is not None:
+      state = state + Interactions(self.width, name="interactions")(
+        item_features, shown
+      )
     return LayerNorm(name="state_norm")(state)
 
 

@@ -1,9 +1,10 @@
 """Plots of experiments, each of the results.json that one left."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hsrl_jax.report import plots
@@ -32,37 +33,78 @@ def compare(results: Mapping[str, Any]) -> Figure:
     protocols.items(),
     strict=True,
   ):
-    plots.style(axes, "", "total reward of a session")
+    special = {results["reference"]: (plots.RED, "D")}
+    _rewards(axes, policies["bounds"], policies["entrants"], names, special)
     axes.set_title(f"protocol {protocol}", fontsize=10.5, loc="left", pad=26)
-    for i, (name, row) in enumerate(policies["bounds"].items()):
-      value = row["total_reward"]["mean"]
-      axes.axvline(value, color=plots.GREY, linewidth=1, linestyle="--")
-      axes.annotate(
-        name.replace("_", " "),
-        (value, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(0, 3 + 10 * (i % 2)),
-        textcoords="offset points",
-        ha="center",
-        fontsize=7.5,
-        color=plots.GREY,
-      )
-    for place, name in enumerate(names):
-      reward = policies["entrants"][name]["total_reward"]
-      special = name == results["reference"]
-      colour = plots.RED if special else plots.BLUE
-      axes.plot(reward["ci95"], [place] * 2, color=colour, linewidth=1.8)
-      axes.plot(
-        reward["mean"],
-        place,
-        color=colour,
-        marker="D" if special else "o",
-        markersize=6,
-      )
-    axes.set_yticks(range(len(names)), [x.replace("_", " ") for x in names])
-    axes.margins(x=0.08)
-    axes.set_ylim(-0.6, len(names) - 0.4)
   return figure
+
+
+def world(results: Mapping[str, Any]) -> Figure:
+  """Total reward of all that were trained, between the bounds."""
+  rows = results["rows"]
+  names = sorted(
+    (name for name, row in rows.items() if row["kind"] != "bound"),
+    key=lambda name: rows[name]["total_reward"]["mean"],
+  )
+  kinds = {
+    "method": (plots.RED, "D"),
+    "twin": (plots.RED, "o"),
+    "variant": (plots.GREY, "o"),
+  }
+  figure = Figure(figsize=(6, 1.4 + 0.3 * len(names)), layout="constrained")
+  axes = figure.add_subplot()
+  _rewards(
+    axes,
+    {name: row for name, row in rows.items() if row["kind"] == "bound"},
+    rows,
+    names,
+    {x: kinds[rows[x]["kind"]] for x in names if rows[x]["kind"] in kinds},
+  )
+  axes.set_title(
+    results["world"].replace("_", " "), fontsize=10.5, loc="left", pad=26
+  )
+  return figure
+
+
+def _rewards(
+  axes: Axes,
+  bounds: Mapping[str, Any],
+  rows: Mapping[str, Any],
+  names: Sequence[str],
+  special: Mapping[str, tuple[str, str]],
+) -> None:
+  """Rewards with their intervals, a line each, and bounds as dashed lines.
+
+  Args:
+    axes: that are drawn on.
+    bounds: name to row of results.
+    rows: the same of what is drawn.
+    names: of these, from below.
+    special: colour and marker of names that do not look like the rest.
+  """
+  plots.style(axes, "", "total reward of a session")
+  ordered = sorted(bounds, key=lambda x: bounds[x]["total_reward"]["mean"])
+  for i, name in enumerate(ordered):
+    value = bounds[name]["total_reward"]["mean"]
+    axes.axvline(value, color=plots.GREY, linewidth=1, linestyle="--")
+    axes.annotate(
+      name.replace("_", " "),
+      (value, 1),
+      xycoords=("data", "axes fraction"),
+      xytext=(0, 3 + 10 * (i % 2)),
+      textcoords="offset points",
+      ha="center",
+      fontsize=7.5,
+      color=plots.GREY,
+    )
+  for place, name in enumerate(names):
+    reward = rows[name]["total_reward"]
+    colour, marker = special.get(name, (plots.BLUE, "o"))
+    axes.plot(reward["ci95"], [place] * 2, color=colour, linewidth=1.8)
+    axes.plot(reward["mean"], place, color=colour, marker=marker, markersize=6)
+  axes.set_yticks(range(len(names)), [x.replace("_", " ") for x in names])
+  axes.margins(x=0.08)
+  axes.set_ylim(-0.6, len(names) - 0.4)
 
 
 def ab(results: Mapping[str, Any]) -> Figure:

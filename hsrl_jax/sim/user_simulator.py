@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
-from hsrl_jax.sim import click_model, leave, reward
+from hsrl_jax.sim import click_model, leave, observed, reward
 from hsrl_jax.sim import dynamics as dynamics_lib
 from hsrl_jax.sim.topics import Topics
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
@@ -126,6 +126,7 @@ class UserSimulator(NamedTuple):
     forgets: whether, with `no_repeat`, all items may be shown again once fewer
       than K are left; else the session is truncated then.
     dynamics: how responses change what the user likes later; None: not at all.
+    observed_items: R, items of Observation.shown; 0: likes alone are seen.
   """
 
   response_fn: click_model.ResponseFn
@@ -136,6 +137,7 @@ class UserSimulator(NamedTuple):
   leave: leave.LeaveRule
   forgets: bool = False
   dynamics: dynamics_lib.Dynamics | None = None
+  observed_items: int = 0
 
   def exploring(self) -> "UserSimulator":
     """The same for training that shows items once a session, if it can.
@@ -157,7 +159,9 @@ class UserSimulator(NamedTuple):
   def start(self, row: Array, params: EnvParams) -> EnvState:
     """Starts a session of the pool's user `row`, int32 []."""
     state = EnvState(
-      Observation(params.profiles[row], params.histories[row]),
+      observed.start(
+        params.profiles[row], params.histories[row], self.observed_items
+      ),
       self.leave.start(),
       jnp.int32(0),
       jnp.zeros(
@@ -183,7 +187,7 @@ class UserSimulator(NamedTuple):
 
   def chances(self, state: EnvState, items: Array, params: EnvParams) -> Array:
     """`probabilities` of the user of a session, as dynamics have changed it."""
-    profile, history = state.observation
+    profile, history, _ = state.observation
     bias = getattr(state, "bias", None)
     known = () if bias is None else (bias,)
     probability = self.response_fn(
@@ -234,9 +238,7 @@ class UserSimulator(NamedTuple):
       state = state._replace(dynamics=changed)
     steps = state.steps + 1
     seen, used_up = self._remember(state, action, params)
-    observation = observation._replace(
-      history=append_positives(observation.history, action, response)
-    )
+    observation = observed.after(observation, action, response)
     truncated = ((steps >= self.max_steps) | used_up) & ~terminated
     return (
       state._replace(
@@ -280,23 +282,6 @@ class UserSimulator(NamedTuple):
     return state, result
 
 
-def append_positives(history: Array, slate: Array, response: Array) -> Array:
-  """Appends the items with a positive response; the oldest drop out.
-
-  Args:
-    history: int32 [H], left-padded with 0.
-    slate: int32 [K].
-    response: float32 [K].
-
-  Returns:
-    int32 [H], left-padded with 0.
-  """
-  joined = jnp.concatenate([history, jnp.where(response > 0, slate, 0)])
-  # A stable sort moves the zeros to the front and keeps the order of the rest.
-  order = jnp.argsort(joined > 0, stable=True)
-  return joined[order][-history.shape[0] :]
-
-
 def make(
   config: SimulatorConfig, slate_size: int, topics: int = 0
 ) -> UserSimulator:
@@ -315,6 +300,9 @@ def make(
     reward=reward.of_config(config),
     leave=leave.of_config(config),
     dynamics=dynamics_lib.of_config(config, topics),
+    observed_items=(
+      config.observed_items if config.observed == "interactions" else 0
+    ),
   )
 
 

@@ -1,12 +1,55 @@
 """Statistics against a bootstrap, a simulation, and numbers by hand."""
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from scipy import stats
 
 from hsrl_jax.evaluation import statistics
 
 Z = stats.norm.ppf(0.975)
+
+
+_MIXED = (3.0, 1.0, 0.3, 1.0, 3.0)
+
+
+def _drawn(seed, seeds, users, spread, others=None):
+  """Sessions of two policies, two a user; who they are is in the order.
+
+  Args:
+    seed: of the draws.
+    seeds: S, of the first policy.
+    users: U.
+    spread: standard deviations of users, of their taste for a policy, of seeds,
+      of seed and user together, and of sessions; the latter are skewed.
+    others: seeds of the second policy; None: S. One has no effect of its own.
+
+  Returns:
+    [S, 2 U] of each policy, whose true means are the same.
+  """
+  rng = np.random.default_rng(seed)
+  user, own, of_seed, both, noise = spread
+  common = user * rng.normal(size=users)
+  made = []
+  for count in (seeds, others or seeds):
+    x = common + own * rng.normal(size=users)
+    x = x + of_seed * rng.normal(size=(count, 1)) * (count > 1)
+    x = x + both * rng.normal(size=(count, users))
+    luck = rng.exponential(size=(count, 2 * users)) - 1
+    made.append(np.repeat(x, 2, 1) + noise * luck)
+  return made
+
+
+def _coverage(users, spread, others, trials):
+  """How often the interval of no difference contains 0; ten seeds."""
+  who, covered = np.repeat(np.arange(users), 2), 0
+  for trial in range(trials):
+    a, b = _drawn(trial, 10, users, spread, others)
+    low, high = statistics.difference(a, b, who, resamples=400, seed=trial)[
+      "ci95"
+    ]
+    covered += low <= 0 <= high
+  return covered / trials
 
 
 def _half(found):
@@ -88,6 +131,19 @@ class SummaryTest(absltest.TestCase):
     self.assertAlmostEqual(got["mean"], 3.5)
     self.assertEqual(got["per_seed"], means)
 
+  def test_sessions_of_a_user_are_no_news(self):
+    """Each session three times over: the interval is that of one of each."""
+    x = np.random.default_rng(0).normal(size=200)
+    user = np.arange(200)
+    got = statistics.summarise([np.tile(x, 3)], np.tile(user, 3))
+    np.testing.assert_allclose(got["ci95"], statistics.summarise([x])["ci95"])
+
+  def test_users_with_more_sessions_count_more(self):
+    # Means of users 2 and 6; the mean of the sessions is 3.
+    got = statistics.by_user([[1.0, 2, 3, 6]], np.array([5, 5, 5, 9]))
+    # By hand: 3 + (6 - 3 * 3) / 2 and 3 + (6 - 3) / 2.
+    np.testing.assert_allclose(got, [[1.5, 4.5]])
+
   def test_perplexity_of_even_and_of_one(self):
     self.assertAlmostEqual(statistics.perplexity(np.array([7, 7, 0, 7])), 3.0)
     self.assertAlmostEqual(statistics.perplexity(np.array([0, 5])), 1.0)
@@ -130,19 +186,59 @@ class DifferenceTest(parameterized.TestCase):
     error = np.sqrt(seeds.var(ddof=1) / 40 + sessions.var() / 300)
     self.assertAlmostEqual(_half(found) / (Z * error), 1, delta=0.03)
 
-  def test_few_seeds_cover_no_difference(self):
-    """Five seeds each and no true difference; 95 % would be ideal."""
-    covered = 0
-    for trial in range(300):
-      rng = np.random.default_rng(trial)
-      user = rng.normal(scale=3, size=100)
-      a, b = (
-        user + rng.normal(size=(5, 1)) + rng.normal(size=(5, 100))
-        for _ in range(2)
-      )
-      low, high = statistics.difference(a, b, resamples=400, seed=trial)["ci95"]
-      covered += low <= 0 <= high
-    self.assertBetween(covered / 300, 0.88, 0.99)
+  def test_users_are_paired_and_their_sessions_dependent(self):
+    """One seed each: the interval is that of a t-test of users' means."""
+    rng = np.random.default_rng(3)
+    user, sessions = rng.permutation(np.repeat(np.arange(80), 4)), (1, 320)
+    gap = rng.normal(0.5, 1.0, 80)
+    base = rng.normal(size=sessions)
+    found = statistics.difference(
+      base + gap[user], base, user, resamples=20_000, seed=0
+    )
+    low, high = stats.t.interval(0.95, 79, gap.mean(), stats.sem(gap))
+    np.testing.assert_allclose(found["ci95"], [low, high], atol=0.015)
+
+  def test_the_error_is_that_of_the_components(self):
+    """Against the truth of the model, on the mean of many draws."""
+    a, b = zip(*(_drawn(x, 6, 50, _MIXED) for x in range(300)), strict=True)
+    user, own, seed, both, noise = _MIXED
+    # Of the two policies: own tastes of users, seeds, and what is left.
+    rest = both**2 + noise**2 / 2
+    want = 2 * (own**2 / 50 + seed**2 / 6 + rest / (6 * 50))
+    got = np.mean(
+      [
+        statistics.error(
+          *(statistics.by_user(x, np.repeat(range(50), 2)) for x in pair)
+        )[0]
+        ** 2
+        for pair in zip(a, b, strict=True)
+      ]
+    )
+    np.testing.assert_allclose(got, want, rtol=0.1)
+
+  @parameterized.named_parameters(
+    ("few", 200, _MIXED, 10, 60),
+    ("against_a_bound", 200, _MIXED, 1, 60),
+  )
+  def test_coverage_at_a_glance(self, users, spread, others, trials):
+    covered = _coverage(users, spread, others, trials)
+    self.assertBetween(covered, 0.85, 1.0)
+
+  @parameterized.parameters(
+    (200, _MIXED, 10),
+    (600, _MIXED, 10),
+    (200, _MIXED, 1),
+    # Seeds alone, luck alone, and the users' taste alone.
+    (200, (3.0, 0.3, 1.0, 0.3, 1.0), 10),
+    (200, (3.0, 0.0, 0.0, 0.0, 3.0), 10),
+    (200, (3.0, 3.0, 0.05, 0.5, 1.0), 10),
+  )
+  @pytest.mark.slow
+  def test_coverage(self, users, spread, others):
+    """Ten seeds, and ten or one of the other; the truth is no difference."""
+    covered = _coverage(users, spread, others, trials=800)
+    # 0.93 to 0.97, and twice the error of the simulation.
+    self.assertBetween(covered, 0.915, 0.985)
 
   def test_a_policy_against_itself(self):
     one = np.random.default_rng(3).normal(size=(1, 50))

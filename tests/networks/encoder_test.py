@@ -65,6 +65,7 @@ def _run(dropout=0.25, layers=LAYERS):
         features,
         profile,
         h,
+        None,
         key,
       )
     )(histories)

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.sim import blend as blend_lib
-from hsrl_jax.sim import click_model, user_simulator
+from hsrl_jax.sim import click_model, observed, user_simulator
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
@@ -364,7 +364,7 @@ class AppendPositivesTest(parameterized.TestCase):
       ]
       kept = (past + liked)[-length:]
       expected.append([0] * (length - len(kept)) + kept)
-    found = jax.jit(jax.vmap(user_simulator.append_positives))(
+    found = jax.jit(jax.vmap(observed.append_positives))(
       history, slates, response
     )
     np.testing.assert_array_equal(found, expected)
