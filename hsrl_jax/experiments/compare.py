@@ -58,7 +58,7 @@ def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
     for name in agents
     if make_agent(entrants.agent(experiment, name), 1, items=1).offline
   }
-  if base.own_users and without:
+  if base.without_slates and without:
     print(
       f"left out: {', '.join(sorted(without))}, which learn from logs; "
       f"{base.name} has none"

@@ -6,6 +6,7 @@ leave. `figure` draws it.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from hsrl_jax.report import plots
 from hsrl_jax.sim.dynamics import Boredom
 from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.topics import Topics
-from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 
 FILE = "journeys.json"
 _OTHER = "#8c8c8c"  # Topics without a colour of their own.
@@ -38,7 +39,7 @@ def of_sessions(
   users: EnvParams,
   topics: Topics,
   policies: dict[str, Sessions],
-  count: int,
+  starts: Sequence[EnvState],
 ) -> dict[str, Any]:
   """The first sessions of policies, step by step.
 
@@ -50,7 +51,7 @@ def of_sessions(
     users: its parameters.
     topics: of the items, for the picture alone.
     policies: name to sessions; session e is of the same user in all.
-    count: of sessions of each policy.
+    starts: the states in which the first sessions began; as many are told.
 
   Returns:
     `topics`, the names; `max_steps`; and `sessions`, each with `policy`,
@@ -60,14 +61,14 @@ def of_sessions(
     `boring`, the topics that bore. `everything`: whether nothing is liked then.
   """
   found = []
-  for session in range(count):
+  for session, start in enumerate(starts):
     for name, own in policies.items():
       if session >= len(own.depth):
         continue
       depth = int(own.depth[session])
       slates = np.asarray(own.slates[session])[:depth]
       liked = np.asarray(own.responses[session])[:depth]
-      boring, leaves = _replay(env, users, slates, liked)
+      boring, leaves = _replay(env, users, start, slates, liked)
       enough = not env.no_repeat or users.num_items is None
       enough = enough or users.num_items - slates.size >= env.slate_size
       found.append(
@@ -91,13 +92,18 @@ def of_sessions(
 
 
 def _replay(
-  env: UserSimulator, users: EnvParams, slates: np.ndarray, liked: np.ndarray
+  env: UserSimulator,
+  users: EnvParams,
+  start: EnvState,
+  slates: np.ndarray,
+  liked: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
   """Boring topics, bool [D, T + 1], and who makes leave, bool [D, K]."""
   depth = len(slates)
   boring = np.zeros((depth, 1), bool)
   leaves = np.zeros(slates.shape, bool)
-  steps = jnp.arange(depth), jnp.asarray(slates), jnp.asarray(liked)
+  at = start.steps + jnp.arange(depth)
+  steps = at, jnp.asarray(slates), jnp.asarray(liked)
   if isinstance(env.dynamics, Boredom):
     of_topics = dataclasses.replace(env.dynamics, everything=False)
 
@@ -106,7 +112,7 @@ def _replay(
       after = env.dynamics.after(state, users.topics[slate], response, at)
       return after, of_topics.bores(state, at)
 
-    _, boring = jax.lax.scan(bored, env.dynamics.start(), steps)
+    _, boring = jax.lax.scan(bored, start.dynamics, steps)
   if isinstance(env.leave, ItemRule):
     known, nothing = getattr(users, env.leave.knows), jnp.float32(0)
 
@@ -115,7 +121,7 @@ def _replay(
       after, _ = env.leave.step(state, slate, response, nothing, nothing, known)
       return after, env.leave.triggers(state, slate, known)
 
-    _, leaves = jax.lax.scan(driven, env.leave.start(), steps)
+    _, leaves = jax.lax.scan(driven, start.patience, steps)
   return np.asarray(boring), np.asarray(leaves)
 
 

@@ -13,6 +13,7 @@ from hsrl_jax.evaluation.simulated import bounds, measures
 from hsrl_jax.host import metrics
 from hsrl_jax.report import examples as examples_lib
 from hsrl_jax.report import journeys, page, plots, sid_page, tables
+from hsrl_jax.session_config import FITTED
 from hsrl_jax.sid import store
 
 _HISTORY = 8  # Latest titles shown at once; the others fold.
@@ -111,7 +112,7 @@ def table(results: dict[str, Any]) -> str:
   head = [
     results["dataset"],
     f"split {results['split']}",
-    f"protocol {results['protocol']}",
+    _world(results),
     f"{results['episodes']} episodes",
     f"seeds {','.join(map(str, results['seeds']))}",
   ]
@@ -158,6 +159,12 @@ def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
   ]
   fits = len(tables.aligned(wider)[0]) <= tables.WIDTH
   return wider if fits and bounds.FARSIGHTED in results["policies"] else rows
+
+
+def _world(results: dict[str, Any]) -> str:
+  """Which sessions these are: the protocol, or a world with one of its own."""
+  world = results.get("world", FITTED)
+  return f"protocol {results['protocol']}" if world == FITTED else world
 
 
 def _held_out_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:

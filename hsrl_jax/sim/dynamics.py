@@ -134,7 +134,7 @@ class Boredom:
     # A stable sort moves what was not liked to the front.
     kept = jnp.argsort(liked_at != _NEVER, stable=True)[-self.memory :]
     state = state._replace(liked=liked[kept], liked_at=liked_at[kept])
-    too_many = self._counts(state, step) >= self.threshold
+    too_many = self.counts(state, step) >= self.threshold
     # A topic that still bores in the next step does not begin anew.
     begins = too_many & (state.boring_until <= step)
     until = jnp.where(begins, step + self.window, state.boring_until)
@@ -142,12 +142,12 @@ class Boredom:
 
   def room(self, state: BoredomState, step: Array) -> Array:
     """See Dynamics. Older likes count even if the step's push them out."""
-    left = self.threshold - 1 - self._counts(state, step)
+    left = self.threshold - 1 - self.counts(state, step)
     without_topic = jnp.arange(self.topics + 1) == 0
     left = jnp.where(without_topic, jnp.iinfo(jnp.int32).max, left)
     return jnp.where(self.bores(state, step), 0, jnp.maximum(left, 0))
 
-  def _counts(self, state: BoredomState, step: Array) -> Array:
+  def counts(self, state: BoredomState, step: Array) -> Array:
     """Likes by topic that count at the end of a step; 0 of topic 0; [T + 1]."""
     first = jnp.maximum(step - self.window + 1, 0)
     topics = jnp.arange(self.topics + 1)

@@ -9,6 +9,7 @@ import dataclasses
 import jax.numpy as jnp
 
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.session_config import FITTED
 from hsrl_jax.types import Array
 
 
@@ -16,21 +17,26 @@ from hsrl_jax.types import Array
 # so that jax.jit, to which they are static, does not take one for the other.
 @dataclasses.dataclass(frozen=True)
 class Reward:
-  """Reward of a slate: the mean r of the rewards of its items.
+  """Reward of a slate: the mean r of the rewards of its items, or their sum.
 
   With a sweet point it is 1 - |r - sweet_point| instead, as in RL4RS.
 
   Attributes:
     penalty: reward of an item without a positive response.
     sweet_point: the mean r that is worth most; None for the mean itself.
+    sums: whether a slate earns the sum; not with a sweet point.
   """
 
   penalty: float
   sweet_point: float | None = None
+  sums: bool = False
 
   @property
   def is_mean(self) -> bool:
-    """Whether the K items that are wanted most make the best slate."""
+    """Whether the K items that are wanted most make the best slate.
+
+    So they do where a slate earns the mean of its items, or their sum.
+    """
     return self.sweet_point is None and self._is_of_the_mean
 
   @property
@@ -43,6 +49,8 @@ class Reward:
 
   def slate(self, rewards: Array) -> Array:
     """Reward of slates, float32 [...], of the `items` in them, [..., K]."""
+    if self.sums:
+      return rewards.sum(-1)
     mean = rewards.mean(-1)
     if self.sweet_point is None:
       return mean
@@ -65,8 +73,9 @@ class Reward:
   def shares(self, response: Array) -> Array:
     """(K - 1) (R - R_k), float32 [K]: R of a slate, R_k of it without item k.
 
-    Where R is the mean that is r_k - mean_k(r). With a sweet point a miss is
-    worth having where the others are too good, which r_k would not tell.
+    Where R is the mean that is r_k - mean_k(r); where it is the sum, K times
+    the mean, so are the shares. With a sweet point a miss is worth having where
+    the others are too good, which r_k would not tell.
 
     Args:
       response: float32 [K], 1 for a positive response, else 0.
@@ -74,7 +83,8 @@ class Reward:
     rewards = self.items(response)
     count = len(rewards)
     if self.is_mean or count == 1:
-      return rewards - rewards.mean()
+      shares = rewards - rewards.mean()
+      return count * shares if self.sums else shares
     if self._is_of_the_mean:
       others = ((rewards.sum() - rewards) / (count - 1))[:, None]
     else:
@@ -85,4 +95,6 @@ class Reward:
 
 def of_config(config: SimulatorConfig) -> Reward:
   """The reward that the flags of the simulator ask for."""
-  return Reward(config.penalty, config.sweet_point)
+  # A world of SARDINE counts clicks.
+  penalty = config.penalty if config.world == FITTED else 0.0
+  return Reward(penalty, config.sweet_point, config.sums)

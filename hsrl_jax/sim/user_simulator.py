@@ -156,8 +156,17 @@ class UserSimulator(NamedTuple):
     row = sampling.index_of(draw, params.profiles.shape[0])
     return self.start(row, params)
 
-  def start(self, row: Array, params: EnvParams) -> EnvState:
-    """Starts a session of the pool's user `row`, int32 []."""
+  def start(
+    self, row: Array, params: EnvParams, key: PRNGKey | None = None
+  ) -> EnvState:
+    """Starts a session of the pool's user `row`, int32 [].
+
+    Args:
+      row: of the pool.
+      params: with the pool.
+      key: of what a session begins with by chance; here nothing does.
+    """
+    del key
     state = EnvState(
       observed.start(
         params.profiles[row], params.histories[row], self.observed_items
@@ -300,10 +309,13 @@ def make(
     reward=reward.of_config(config),
     leave=leave.of_config(config),
     dynamics=dynamics_lib.of_config(config, topics),
-    observed_items=(
-      config.observed_items if config.observed == "interactions" else 0
-    ),
+    observed_items=observed_items(config),
   )
+
+
+def observed_items(config: SimulatorConfig) -> int:
+  """R of Observation.shown; 0: what was shown is not seen."""
+  return config.observed_items if config.observed == "interactions" else 0
 
 
 def pool(

@@ -16,7 +16,7 @@ import numpy as np
 from hsrl_jax import files
 from hsrl_jax.agents import make_agent
 from hsrl_jax.evaluation import held_out, ranking, verdict
-from hsrl_jax.evaluation.simulated import bounds, measures, simulate
+from hsrl_jax.evaluation.simulated import bounds, measures, planned, simulate
 from hsrl_jax.host import watch
 from hsrl_jax.report import examples, journeys
 from hsrl_jax.sim import topics as topics_lib
@@ -46,8 +46,12 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     name: [bound]
     for name, bound in bounds.bounds(parts.env, users, active).items()
   }
-  sessions = _simulate(parts, policies | {agent: trained})
+  sessions = _simulate(parts, policies | {agent: trained}, c.episodes)
   logged = parts.dataset.splits[c.split]
+  few = {}
+  if c.planned:
+    planner = planned.planned(parts.env), (users, active)
+    few = _simulate(parts, {planned.NAME: [planner]}, c.planned)
   quality = _quality(parts, sessions[agent])
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id)
   files.write_json(
@@ -56,12 +60,13 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "format": measures.RESULTS_FORMAT,
       "protocol": parts.config.simulator.protocol,
       "dataset": parts.name,
+      **({"world": parts.config.simulator.world} if parts.made_up else {}),
       "split": c.split,
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
       **on_logs,
-      "policies": _policies(sessions, quality, int(active.sum())),
+      "policies": _policies(sessions | few, quality, int(active.sum())),
       "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
@@ -85,14 +90,18 @@ def _journeys(
   parts: Parts, sessions: dict[str, list[simulate.Sessions]]
 ) -> dict[str, Any]:
   """What journeys.json holds: of the policy, and what it is measured by."""
+  c, env = parts.config.evaluate, parts.env
+  users, key = parts.users(c.split), jax.random.key(c.seed)
   names = (parts.config.agent, "greedy_oracle", bounds.FARSIGHTED)
-  topics = parts.topics or topics_lib.of_categories(parts.dataset.items.genres)
   return journeys.of_sessions(
-    parts.env,
-    parts.users(parts.config.evaluate.split),
-    topics,
+    env,
+    users,
+    parts.topics or topics_lib.of_categories(parts.dataset.items.genres),
     {name: sessions[name][0] for name in names},
-    _JOURNEYS,
+    [
+      simulate.start(env, users, key, episode)
+      for episode in range(min(_JOURNEYS, c.episodes))
+    ],
   )
 
 
@@ -230,7 +239,9 @@ def _policies(
 
 
 def _simulate(
-  parts: Parts, policies: dict[str, list[tuple[simulate.Act, Params]]]
+  parts: Parts,
+  policies: dict[str, list[tuple[simulate.Act, Params]]],
+  episodes: int,
 ) -> dict[str, list[simulate.Sessions]]:
   """Sessions of each policy and seed, of the same users with the same luck."""
   c = parts.config.evaluate
@@ -241,7 +252,7 @@ def _simulate(
       sessions[name] = []
       for act, params in seeds:
         of_seed = simulate.simulate(
-          act, parts.env, params, users, key, episodes=c.episodes
+          act, parts.env, params, users, key, episodes=episodes
         )
         sessions[name].append(jax.device_get(of_seed))
         bar.update()

@@ -13,13 +13,21 @@ from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.data import sids, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
-from hsrl_jax.sim import click_model, leave, response_file, user_simulator
+from hsrl_jax.session_config import FITTED, WORLDS
+from hsrl_jax.sim import (
+  click_model,
+  leave,
+  response_file,
+  sardine,
+  user_simulator,
+)
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
 from hsrl_jax.stages.start import source as start_lib
 
 _SHARED = ("data", "quantize", "simulator")
+_MADE_UP = "sardine"  # The dataset of WORLDS.
 
 
 class Parts:
@@ -58,6 +66,7 @@ class Parts:
     self.workdir, self.shared = workdir, shared
     self.given = None
     config = dataclasses.replace(config, simulator=simulator.chosen(config))
+    _check_world(config)
     if config.data.response_params is not None:
       self.given = response_file.read(
         self.given_path(config), final_dense=config.simulator.final_dense
@@ -107,6 +116,16 @@ class Parts:
     return self.given is not None and self.given.dataset is not None
 
   @property
+  def without_slates(self) -> bool:
+    """Whether no slates are logged from which an agent could learn."""
+    return self.own_users or self.made_up
+
+  @property
+  def made_up(self) -> bool:
+    """Whether the users are those of a world that nothing is fitted to."""
+    return self.config.simulator.world != FITTED
+
+  @property
   def name(self) -> str:
     """What the users and items are called."""
     return self.given.name if self.own_users else self.config.data.dataset
@@ -148,6 +167,8 @@ class Parts:
   def env(self) -> UserSimulator:
     """The simulator."""
     c = self.config.simulator
+    if self.made_up:
+      return sardine.make(c, self.dataset.items.features.shape[1])
     slate_size = c.slate_size or self.dataset.splits["train"].exposed.shape[1]
     items = len(self.dataset.items.features) - 1
     if slate_size > items:
@@ -209,6 +230,8 @@ class Parts:
   def users(self, split: str) -> EnvParams:
     """The simulator's parameters with the users of a split."""
     sessions = self.dataset.splits[split]
+    if self.made_up:
+      return sardine.pool(self.dataset.items.features, sessions)
     return user_simulator.pool(self.response, sessions, self.topics, self.near)
 
   def folder(self, stage: str) -> pathlib.Path:
@@ -239,8 +262,36 @@ def _check_without_slates(config: config_lib.Config, name: str) -> None:
       "--simulator_slate_size is missing; expected the items of a slate, since "
       f"{name} has no slates that would tell"
     )
-  if make_agent(config, config.simulator.slate_size, items=1).offline:
+  _check_agent(config, name, "another agent, or a file on top of a --dataset")
+
+
+def _check_world(config: config_lib.Config) -> None:
+  """Raises InputError where world, data and agent do not go together."""
+  world, data = config.simulator.world, config.data
+  is_made = world != FITTED
+  if is_made != (data.dataset == _MADE_UP and data.response_params is None):
+    raise InputError(
+      f"--simulator_world={world} with --dataset={data.dataset}"
+      + (" and --response_params" if data.response_params else "")
+      + (
+        f"; expected --dataset={_MADE_UP} alone, which has its users"
+        if is_made
+        else f", which has no slates to fit users to; expected one of {WORLDS}"
+      )
+    )
+  if is_made and data.item_vectors == "logs":
+    raise InputError(
+      f"--item_vectors=logs with --dataset={_MADE_UP}, which has no logs; "
+      "expected auto or given"
+    )
+  if is_made:
+    _check_agent(config, _MADE_UP, "another agent")
+
+
+def _check_agent(config: config_lib.Config, name: str, expected: str) -> None:
+  """Raises InputError where an agent needs logged slates that `name` lacks."""
+  if make_agent(config, slate_size=1, items=1).offline:
     raise InputError(
       f"--agent={config.agent} learns from logged slates and {name} has "
-      "none; expected another agent, or a file on top of a --dataset"
+      f"none; expected {expected}"
     )

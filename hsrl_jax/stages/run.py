@@ -67,7 +67,7 @@ class Run(Parts):
           print(f"    {file} row {row}: {why}")
     items, splits = self.dataset
     sizes = ", ".join(f"{k} {len(v.user_id):,}" for k, v in splits.items())
-    what = "users" if self.own_users else "slates"
+    what = "users" if self.without_slates else "slates"
     print(f"  {len(items.titles) - 1:,} items; {what}: {sizes}")
 
   def quantize(self) -> None:
@@ -90,6 +90,8 @@ class Run(Parts):
         *where, self.given, self.given_path(self.config)
       )
       print(f"  weights of {self.given.name}, nothing is fitted")
+    elif self.made_up:
+      quality = simulator.made_up(self.folder("simulator"))
     else:
       quality = simulator.run(*where)
     measured = ", ".join(

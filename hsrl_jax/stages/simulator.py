@@ -244,6 +244,16 @@ def load(
   return _params(dataset, state.best_params, blend._replace(weights=weights))
 
 
+def made_up(workdir: pathlib.Path) -> dict[str, Any]:
+  """Takes users whose responses are known in place of `run`.
+
+  Writes `simulator/quality.json`, which says so; what it measures: nothing.
+  """
+  source = {"known": True}
+  files.write_json(workdir / FOLDER / "quality.json", {"source": source})
+  return {}
+
+
 def sized(config: SimulatorConfig, given: ResponseFile) -> SimulatorConfig:
   """`config` with the sizes of the network in a file.
 

@@ -108,7 +108,7 @@ def report(policies: dict[str, list[Sessions]], items: int) -> dict:
   Args:
     policies: name to the sessions of each seed; with `random` and
       `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
-      `normalised`.
+      `normalised`. A policy may have fewer sessions, the first ones.
     items: in the catalogue.
 
   Returns:
@@ -134,7 +134,7 @@ def report(policies: dict[str, list[Sessions]], items: int) -> dict:
         table[policy][name]["ci95"] = [None, None]
     rewards = [x.total_reward for x in seeds]
     table[policy][ABOVE_GREEDY] = statistics.summarise(
-      [x - greedy for x in rewards]
+      [x - greedy[: len(x)] for x in rewards]
     )
     table[policy]["normalised"] = bounds.normalised(rewards, earned)
   return table

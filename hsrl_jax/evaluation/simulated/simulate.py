@@ -70,8 +70,8 @@ def simulate(
   """
 
   def session(episode):
-    state = env.start(episode % env_params.profiles.shape[0], env_params)
     episode_key = jax.random.fold_in(key, episode)
+    state = start(env, env_params, key, episode)
 
     def step(carry, t):
       state, alive = carry
@@ -98,3 +98,13 @@ def simulate(
     )
 
   return jax.lax.map(session, jnp.arange(episodes), batch_size=CHUNK)
+
+
+def start(
+  env: UserSimulator, env_params: EnvParams, key: PRNGKey, episode: Array | int
+) -> EnvState:
+  """How session `episode` of `simulate` begins; see there."""
+  row = episode % env_params.profiles.shape[0]
+  episode_key = jax.random.fold_in(key, episode)
+  start_key = jax.random.fold_in(episode_key, env.max_steps)
+  return env.start(row, env_params, start_key)
