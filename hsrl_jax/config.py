@@ -19,6 +19,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 TASKS = ("rl", "next_item")
+LEARNING = ("replay", "on_policy")
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
@@ -69,6 +70,9 @@ class QuantizerConfig(Checked):
     assignment: `unique`; for comparison, in a policy that scores every item,
       `plain`: items that collide share a SID and its probability; `shuffled`:
       unique SIDs, each of another item.
+    topic_weight: length of a one-hot vector of the item's topic, the rarest of
+      its categories, which is joined to the features that SIDs are made of and
+      that agents see; 0: none is.
     seed: of the seeding, and the shuffling.
   """
 
@@ -79,6 +83,7 @@ class QuantizerConfig(Checked):
   batch_size: int | None = setting(None, least=1)
   balance: float | None = setting(None, least=1)
   assignment: str = setting("unique", among=ASSIGNMENTS)
+  topic_weight: float = setting(0.0, least=0)
   seed: int = seed_setting(0)
 
   def __post_init__(self):
@@ -184,6 +189,12 @@ class TrainConfig(Checked):
       `next_item`, what users liked next in the logs (agents hsrl and sasrec).
     continue_from: workdir of a finished run of the same agent, from whose
       parameters `rl` starts; one of `next_item` (hsrl) brings its networks.
+    learning: of `rl`: `replay`, each iteration learns from a batch of what was
+      shown lately; `on_policy` (agent hsrl), from all of the last segment.
+    segment: on-policy, iterations between times of learning; a divisor of
+      iterations_per_call.
+    epochs: on-policy, over a segment.
+    minibatches: on-policy, of an epoch; a divisor of segment.
     polyak: rate of the target networks, which are also what is evaluated.
     temperature: how far training strays from the best slate, at the start. An
       agent that scores items shows the top K of log pi / temperature + Gumbel
@@ -213,6 +224,10 @@ class TrainConfig(Checked):
 
   task: str = setting("rl", among=TASKS)
   continue_from: str | None = None
+  learning: str = setting("replay", among=LEARNING)
+  segment: int = setting(20, least=1)
+  epochs: int = setting(3, least=1)
+  minibatches: int = setting(4, least=1)
   polyak: float = setting(0.01, least=0, most=1)
   temperature: float = setting(0.2, above=0)
   temperature_end: float = setting(0.2, above=0)
@@ -256,6 +271,12 @@ class TrainConfig(Checked):
         value >= 1 and value % self.iterations_per_call == 0,
         f"a multiple of iterations_per_call = {self.iterations_per_call}",
       )
+    if self.learning == "on_policy":
+      for name, of in (
+        ("segment", self.iterations_per_call),
+        ("minibatches", self.segment),
+      ):
+        self.require(name, of % getattr(self, name) == 0, f"a divisor of {of}")
     self.require(
       "seeds",
       len(self.seeds) >= 1 and len(set(self.seeds)) == len(self.seeds),

@@ -79,6 +79,24 @@ class Transition(NamedTuple):
     )
 
 
+class Decision(NamedTuple):
+  """A slate as an agent that learns on-policy sees it again.
+
+  Attributes:
+    observation: before the step.
+    hidden: float32 [Z], what the critic alone sees; Z may be 0.
+    slate: int32 [K], the items shown; 0 where a place shows nothing.
+    response: float32 [K], 1 where the user responded positively.
+    notes: Action.notes of the slate.
+  """
+
+  observation: Observation
+  hidden: Array
+  slate: Array
+  response: Array
+  notes: Any
+
+
 class Sessions(NamedTuple):
   """Logged slates, S rows (the columns: docs/bring_your_own.md).
 

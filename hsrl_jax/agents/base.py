@@ -96,6 +96,27 @@ class ActorCriticSettings(PolicySettings, ItemCreditSettings):
 
 
 @dataclasses.dataclass(frozen=True)
+class OnPolicySettings(ActorCriticSettings):
+  """Of agents that can learn on-policy, see `engine.on_policy`.
+
+  Attributes:
+    trace: lambda of the advantages, from slate to slate.
+    place_trace: lambda from place to place of a slate.
+    ratio_clip: how far from 1 a choice's ratio of probabilities counts.
+    prefix_values: whether a choice's baseline knows the choices before it; else
+      all choices of a slate have one advantage.
+    critic_sees_state: whether the critic sees the simulator's state, such as
+      patience and boredom.
+  """
+
+  trace: float = setting(0.9, least=0, most=1)
+  place_trace: float = setting(0.95, least=0, most=1)
+  ratio_clip: float = setting(0.2, above=0)
+  prefix_values: bool = True
+  critic_sees_state: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ItemLogitsSettings(Settings):
   """Of agents with one logit for each item.
 
@@ -161,11 +182,47 @@ class Action(NamedTuple):
       the state: log pi of a greedy slate; of a sampled one that of the
       distribution that was drawn from, see `draw`. 0 where there is none.
     latent: float32 [A], see Transition.
+    notes: what the agent wants to know of it when it learns on-policy; any
+      pytree of arrays.
   """
 
   slate: Array
   log_prob: Array
   latent: Array
+  notes: Any = None
+
+
+class Choices(NamedTuple):
+  """The choices that made a slate: P in each of its K places.
+
+  Attributes:
+    log_probs: float32 [K, P], of each choice.
+    values: float32 [K, P], of the state and the choices before each.
+    entropy: float32 [], nats, mean over the choices.
+    loss: float32 [], what is learned beside actor and critic.
+    metrics: float32 [] each.
+  """
+
+  log_probs: Array
+  values: Array
+  entropy: Array
+  loss: Array
+  metrics: Metrics
+
+
+class OnPolicy(NamedTuple):
+  """What the on-policy engine asks of an agent.
+
+  Attributes:
+    choices: (params, catalogue, decision, key) -> Choices; with key None there
+      is no dropout.
+    value: (params, catalogue, observation, hidden) -> V(s), float32 [].
+    settings: of the objective.
+  """
+
+  choices: Callable[..., Choices]
+  value: Callable[..., Array]
+  settings: "OnPolicySettings"
 
 
 class Agent(NamedTuple):
@@ -190,6 +247,7 @@ class Agent(NamedTuple):
     beams: width of the beam search by which it finds items; 0: it scores each.
     frozen: keys of the parameters, a dict, that are neither trained nor
       averaged.
+    on_policy: how it learns on-policy; None: it does not, but by `loss`.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -207,6 +265,12 @@ class Agent(NamedTuple):
   fixed_items: bool = False
   beams: int = 0
   frozen: tuple[str, ...] = ()
+  on_policy: OnPolicy | None = None
+
+  @property
+  def learns(self) -> bool:
+    """Whether there is anything to learn."""
+    return self.loss is not None or self.on_policy is not None
 
 
 class Algorithm(NamedTuple):

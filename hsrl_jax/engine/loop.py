@@ -140,10 +140,7 @@ def _init(
 ) -> tuple[Learner, Stream]:
   """Engine.init."""
   config = loop.config
-  if config.users % parts:
-    raise ValueError(
-      f"users is {config.users}; expected a multiple of the {parts} devices"
-    )
+  count = users_of_part(config, parts)
   param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
   user = loop.env.start(jnp.int32(0), inputs.env_params)
   params = loop.agent.init(param_key, inputs.catalogue, user.observation)
@@ -154,16 +151,24 @@ def _init(
     key,
     jnp.int32(0),
   )
-  count = config.users // parts
   users = part * count + jnp.arange(count)
   return learner, _init_stream(loop, users, stream_key, params, inputs)
+
+
+def users_of_part(config: TrainConfig, parts: int) -> int:
+  """Users of each part; raises ValueError where parts would not be equal."""
+  if config.users % parts:
+    raise ValueError(
+      f"users is {config.users}; expected a multiple of the {parts} devices"
+    )
+  return config.users // parts
 
 
 def _init_stream(
   loop: _Loop, users: Array, key: PRNGKey, params: Params, inputs: Inputs
 ) -> Stream:
   """Sessions that begin, and an empty replay."""
-  keys = _by_user(key, users)
+  keys = by_user(key, users)
   state = jax.vmap(loop.env.reset, in_axes=(0, None))(keys, inputs.env_params)
   _, example = jax.eval_shape(
     functools.partial(_interact, loop),
@@ -298,8 +303,8 @@ def _iterate(
   """One iteration; an offline agent leaves the users alone."""
   progress = learner.step / loop.config.iterations
   key = jax.random.fold_in(learner.key, learner.step)
-  act_keys, step_keys, replay_keys, *loss_keys = _split(
-    _by_user(key, stream.user), 3 + loop.replayed
+  act_keys, step_keys, replay_keys, *loss_keys = split(
+    by_user(key, stream.user), 3 + loop.replayed
   )
   loss_keys = jnp.stack(loss_keys, -1)
   if loop.agent.offline:
@@ -375,12 +380,12 @@ def logged(sessions: Sessions, reward: Reward) -> Transition:
   )
 
 
-def _split(keys: PRNGKey, count: int) -> tuple[PRNGKey, ...]:
+def split(keys: PRNGKey, count: int) -> tuple[PRNGKey, ...]:
   """Splits each of the keys [U]; `count` arrays of that shape."""
   split = jax.vmap(sampling.split, in_axes=(0, None))
   return tuple(jnp.moveaxis(split(keys, count), -1, 0))
 
 
-def _by_user(key: PRNGKey, users: Array) -> PRNGKey:
+def by_user(key: PRNGKey, users: Array) -> PRNGKey:
   """A key for each user, [U]."""
   return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, users)

@@ -133,3 +133,23 @@ def sid_of(index: SidIndex, item: Array) -> Array:
 def _row(array: Array, node: Array) -> Array:
   """Reads array[node], unchecked; any row where there is no node."""
   return array.at[jnp.maximum(node, 0)].get(mode="promise_in_bounds")
+
+
+def live_children(index: SidIndex, node: Array, level: int) -> Array:
+  """Active items below each child of a node, int32 [V].
+
+  Args:
+    index: the index.
+    node: int32 [], a node of `level`; -1 is no node.
+    level: length of the node's prefix, 0..L-1.
+  """
+  words = _row(index.present[level], node)
+  bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1
+  there = bits.reshape(-1)[: index.vocab_size].astype(jnp.int32)
+  number = _row(index.first_child[level], node) + jnp.cumsum(there) - there
+  if level + 1 < index.levels:
+    live = index.live[level + 1].at[number].get(mode="clip")
+  else:
+    leaf = index.leaf_item.at[number].get(mode="clip")
+    live = index.active[leaf].astype(jnp.int32)
+  return jnp.where((there == 1) & (node >= 0), live, 0)

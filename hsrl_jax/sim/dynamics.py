@@ -49,6 +49,9 @@ class Dynamics(Protocol):
       step: which step.
     """
 
+  def hidden(self, state: Any, step: Array) -> Array:
+    """What a critic may see of the state, float32 [Z], each about 1."""
+
   def room(self, state: Any, step: Array) -> Array:
     """Likes that a topic can take in a step without harm, int32 [T + 1].
 
@@ -139,6 +142,12 @@ class Boredom:
     begins = too_many & (state.boring_until <= step)
     until = jnp.where(begins, step + self.window, state.boring_until)
     return state._replace(boring_until=until)
+
+  def hidden(self, state: BoredomState, step: Array) -> Array:
+    """See Dynamics: how near each topic is to boring, and how long it bores."""
+    counts = self._counts(state, step - 1) / self.threshold
+    left = jnp.maximum(state.boring_until - step + 1, 0) / self.window
+    return jnp.concatenate([counts, left])
 
   def room(self, state: BoredomState, step: Array) -> Array:
     """See Dynamics. Older likes count even if the step's push them out."""

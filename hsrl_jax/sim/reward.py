@@ -56,6 +56,19 @@ class Reward:
       return mean
     return 1.0 - jnp.abs(mean - self.sweet_point)
 
+  def places(self, response: Array) -> Array:
+    """What each place adds to the reward of a slate, float32 [K].
+
+    Where the reward is no mean of the items', all of it is the last place's.
+
+    Args:
+      response: float32 [K], 1 for a positive response, else 0.
+    """
+    rewards = self.items(response)
+    if self.is_mean:
+      return rewards / len(rewards)
+    return jnp.zeros_like(rewards).at[-1].set(self.slate(rewards))
+
   def expected(self, probabilities: Array) -> Array:
     """Mean of `slate`, float32 [], over responses that are independent.
 

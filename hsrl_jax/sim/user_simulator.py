@@ -208,6 +208,22 @@ class UserSimulator(NamedTuple):
       state.dynamics, params.topics[items], probability, state.steps
     )
 
+  def hidden(self, state: EnvState, params: EnvParams) -> Array:
+    """What a critic may see beyond the observation, float32 [Z], about 1 each.
+
+    It is the step, and the states of dynamics and leave rule.
+    """
+    parts = [(state.steps / self.max_steps)[None]]
+    if isinstance(self.leave, leave.Patience):
+      parts.append((state.patience / self.leave.initial)[None])
+    if isinstance(self.leave, leave.Boredom):
+      recent = self.leave.recent(state.patience)
+      counts = params.categories[recent].sum(0)
+      parts.append(counts / (self.leave.threshold + 1.0))
+    if self.dynamics is not None:
+      parts.append(self.dynamics.hidden(state.dynamics, state.steps))
+    return jnp.concatenate(parts).astype(jnp.float32)
+
   def step(
     self, key: PRNGKey, state: EnvState, action: Array, params: EnvParams
   ) -> tuple[EnvState, StepResult]:

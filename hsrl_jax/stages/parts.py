@@ -147,14 +147,28 @@ class Parts:
     return sids.of_items(self.sid_file, names)
 
   @functools.cached_property
+  def items(self) -> source.Items:
+    """The items as SIDs and agents see them, with --sid_topic_weight."""
+    items, weight = self.dataset.items, self.config.quantizer.topic_weight
+    if not weight:
+      return items
+    topics = topics_lib.of_categories(items.genres)
+    if not topics.names:
+      raise InputError(
+        f"--sid_topic_weight={weight}, but no item of {self.name} has a "
+        "category; expected items with `genres`, or --sid_topic_weight=0"
+      )
+    one_hot = np.eye(len(topics.names) + 1, dtype=np.float32)[topics.of_items]
+    features = np.concatenate([items.features, weight * one_hot[:, 1:]], 1)
+    return items._replace(features=features)
+
+  @functools.cached_property
   def catalogue(self) -> ActionSpace:
     """Items, SIDs and popularity."""
     c, given = self.config.quantizer, None
     if c.assignment == "plain" and self.brought:
       given = self.brought.given
-    catalogue = quantize.load(
-      self.folder("quantize"), self.dataset.items, c, given
-    )
+    catalogue = quantize.load(self.folder("quantize"), self.items, c, given)
     logs = self.dataset.splits["train"]
     counts = np.bincount(
       np.asarray(logs.exposed).ravel(),

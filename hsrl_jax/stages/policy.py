@@ -11,7 +11,7 @@ import numpy as np
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, TrainConfig
-from hsrl_jax.engine import checkpoint, loop, parallel, processes
+from hsrl_jax.engine import checkpoint, engines, loop, parallel, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import measures, simulate
@@ -30,6 +30,8 @@ FOLDER = "policy"
 
 def acting(agent: Agent, index: SidIndex) -> str:
   """How the agent finds a slate, in words."""
+  if agent.on_policy is not None:
+    return f"token by token, slot after slot, of {index.num_items:,} items"
   if not agent.beams:
     return f"each of {index.num_items:,} items is scored"
   return f"beam search, {agent.beams} beams, {index.num_items:,} items"
@@ -128,10 +130,10 @@ def run(
   train = config.train
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   folder = workdir / FOLDER
-  if agent.loss is None:
+  if not agent.learns:
     folder.mkdir(parents=True, exist_ok=True)
     return
-  engine = loop.make(agent, env, train)
+  engine = engines.make(agent, env, train)
   inputs = loop.Inputs(
     catalogue,
     users,
@@ -314,10 +316,10 @@ def load(
   seeds = config.train.seeds
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   inputs = loop.Inputs(catalogue, users)
-  if agent.loss is None:
+  if not agent.learns:
     user = env.start(0, users).observation
     return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
-  engine = loop.make(agent, env, config.train)
+  engine = engines.make(agent, env, config.train)
   like = parallel.shapes(engine.init, seeds, inputs)
   folder = workdir / FOLDER / "checkpoints"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:

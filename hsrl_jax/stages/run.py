@@ -72,7 +72,7 @@ class Run(Parts):
 
   def quantize(self) -> None:
     """Stage quantize, of the dataset."""
-    items = self.dataset.items
+    items = self.items
     quantize_catalogue(
       self.config.quantizer,
       self.folder("quantize"),

@@ -19,7 +19,7 @@ class ContinuedSettings(base.ActorCriticSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(ContinuedSettings):
+class Settings(ContinuedSettings, base.OnPolicySettings):
   """Of HSRL.
 
   Attributes:
@@ -38,6 +38,12 @@ class Settings(ContinuedSettings):
     level_advantages: whether each level's loss uses that level's own value.
     beams: width of the beam search, which acts in `sampled` mode and from
       100,000 items on.
+    slates: on-policy, how a slate is drawn: `sequential`, each slot knows the
+      slots before; `independent`, all by the same probabilities.
+    prior_temperature: on-policy, log pi begins as the estimated logit of a like
+      divided by this.
+    repeat_penalty: on-policy, what log pi of a token begins to lose for each
+      item of its kind that is in the slate already.
   """
 
   residual_mode: str = setting("expected", among=("expected", "sampled"))
@@ -50,6 +56,9 @@ class Settings(ContinuedSettings):
   train_level_weights: bool = True
   level_advantages: bool = False
   beams: int = setting(50, least=1)
+  slates: str = setting("sequential", among=("sequential", "independent"))
+  prior_temperature: float = setting(0.5, above=0)
+  repeat_penalty: float = setting(3.0, least=0)
 
   def __post_init__(self):
     super().__post_init__()

@@ -1,0 +1,252 @@
+"""HSRL that learns on-policy, and whose slates know themselves.
+
+An item is chosen token by token, a slate slot after slot, each choice out of
+the tokens that lead to an item which may be shown (docs/method.md, Sequential
+slates). So the log-probability of a slate is exact, and each choice has a
+baseline of its own: the value of the state and of all choices before it.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl.settings import Settings
+from hsrl_jax.networks import slates
+from hsrl_jax.networks.slates import PrefixCritic, SlatePolicy, Tokens
+from hsrl_jax.ops import masking, sampling
+from hsrl_jax.sid.index import child, item_of, live_children, sid_of
+from hsrl_jax.types import (
+  Array,
+  Decision,
+  Observation,
+  Params,
+  PRNGKey,
+)
+
+
+class _Parts(NamedTuple):
+  """What the agent's functions are made of; all of it is static."""
+
+  policy: SlatePolicy
+  critic: PrefixCritic
+  settings: Settings
+  spec: base.Spec
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Builds the agent."""
+  sizes = spec.network
+  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
+  policy = SlatePolicy(
+    spec.levels,
+    spec.vocab_size,
+    spec.slate_size,
+    encoder,
+    semantic=settings.semantic_tokens,
+    residual=settings.residual,
+    sequential=settings.slates == "sequential",
+    prior_temperature=settings.prior_temperature,
+    repeat_penalty=settings.repeat_penalty,
+  )
+  critic = PrefixCritic(
+    spec.levels, spec.slate_size, encoder, sizes.critic_hidden
+  )
+  parts = _Parts(policy, critic, settings, spec)
+  return base.Agent(
+    init=functools.partial(_init, parts),
+    act=functools.partial(_act, parts),
+    loss=None,
+    on_policy=base.OnPolicy(
+      functools.partial(_choices, parts),
+      functools.partial(_value, parts),
+      settings,
+    ),
+  )
+
+
+def _tokens(catalogue: base.ActionSpace) -> Tokens:
+  first = catalogue.index.tokens[:, 0].astype(jnp.int32)
+  first = jnp.where(catalogue.index.known, first, -1)
+  return Tokens(catalogue.codebooks, catalogue.features, first)
+
+
+def _init(
+  parts: _Parts,
+  key: PRNGKey,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  hidden: Array | None = None,
+) -> Params:
+  """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
+  keys, tokens = jax.random.split(key), _tokens(catalogue)
+  policy = parts.policy.init(keys[0], tokens, observation)
+  start = parts.policy.apply(policy, tokens, observation, method="start")
+  critic = parts.critic.init(
+    keys[1],
+    tokens,
+    observation,
+    jnp.zeros(0) if hidden is None else hidden,
+    start.user,
+    *_nothing(parts),
+  )
+  return {"policy": policy, "critic": critic}
+
+
+def _nothing(parts: _Parts) -> tuple[slates.Chosen, Array]:
+  """What is chosen, and partial vectors, before the first choice."""
+  chosen = slates.none_chosen(parts.spec.vocab_size, 1)
+  return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
+
+
+def _act(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> base.Action:
+  """See base.Agent.act; the notes are the tokens allowed, bool [K, L, V]."""
+  spec, index = parts.spec, catalogue.index
+  policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
+  start = policy.start(tokens, observation)
+  sizes = (spec.slate_size, spec.levels, spec.vocab_size)
+  noise = jnp.zeros(sizes)
+  if key is not None:
+    noise = sampling.gumbel(key, sizes) * temperature
+  banned = _distinct(excluded, index.active)
+
+  def slot(carry, inputs):
+    chosen, taken = carry
+    place, noise = inputs
+    sids = sid_of(index, jnp.concatenate([banned, taken]))
+    node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
+    below = (sids >= 0).all(-1)
+    log_prob, allowed = jnp.float32(0), []
+    for level in range(spec.levels):
+      if level:
+        logits = policy.lower_logits(start, chosen, partial, place, level)
+      else:
+        logits = policy.first_logits(start, chosen, place)
+      used = jnp.zeros(spec.vocab_size, jnp.int32)
+      used = used.at[sids[:, level]].add(below.astype(jnp.int32))
+      may = live_children(index, node, level) > used
+      token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
+      log_prob += masking.log_softmax(logits, may)[token]
+      below &= sids[:, level] == token
+      node = child(index, node, token, level)
+      partial += start.vectors[level, token]
+      allowed.append(may)
+    allowed = jnp.stack(allowed)
+    item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
+    if parts.policy.sequential:
+      sid = sid_of(index, item)
+      vector = policy.item_vectors(tokens, item, sid)
+      weight = policy.likes(start, vector, place)
+      chosen = _added(chosen, sid[0], vector, weight)
+    taken = taken.at[place].set(item)
+    return (chosen, taken), (item, log_prob, allowed)
+
+  chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
+  taken = jnp.zeros(spec.slate_size, jnp.int32)
+  _, (slate, log_prob, allowed) = jax.lax.scan(
+    slot, (chosen, taken), (jnp.arange(spec.slate_size), noise)
+  )
+  return base.Action(slate, log_prob, jnp.zeros(0), allowed)
+
+
+def _added(
+  chosen: slates.Chosen, token: Array, vector: Array, weight: Array
+) -> slates.Chosen:
+  """With one more item: first token, [], vector, [W], and P(like), []."""
+  weights = jnp.stack([jnp.ones_like(weight), weight])[:, None]
+  place = jax.nn.one_hot(token, chosen.counts.shape[1])
+  return slates.Chosen(
+    chosen.counts + weights * place[None],
+    chosen.vectors + weights * vector[None],
+  )
+
+
+def _distinct(items: Array, active: Array) -> Array:
+  """Each active item once, the rest 0; int32 [T] -> [T]."""
+  items = jnp.sort(items)
+  again = jnp.concatenate([jnp.zeros(1, bool), items[1:] == items[:-1]])
+  return jnp.where(again[: len(items)] | ~active[items], 0, items)
+
+
+def _choices(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  decision: Decision,
+  key: PRNGKey | None,
+) -> base.Choices:
+  """See base.OnPolicy."""
+  spec, settings = parts.spec, parts.settings
+  policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
+  keys = (None, None) if key is None else sampling.split(key, 2)
+  start = policy.start(tokens, decision.observation, keys[0])
+  slots = jnp.arange(spec.slate_size)
+  sids = sid_of(catalogue.index, decision.slate)
+  vectors = policy.item_vectors(tokens, decision.slate, sids)
+  weights = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
+  chosen = policy.chosen_before(start, sids[:, 0], vectors, weights)
+  partial = _partial(start, sids)
+  logits = [jax.vmap(policy.first_logits, (None, 0, 0))(start, chosen, slots)]
+  for level in range(1, spec.levels):
+    of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
+    logits.append(of_slots(start, chosen, partial[:, level], slots, level))
+  there = decision.slate > 0
+  log_probs = masking.log_softmax(jnp.stack(logits, 1), decision.notes)
+  of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
+  entropy = -jnp.where(decision.notes, jnp.exp(log_probs) * log_probs, 0.0).sum(
+    -1
+  )
+  values = parts.critic.apply(
+    params["critic"],
+    tokens,
+    decision.observation,
+    decision.hidden,
+    *jax.lax.stop_gradient((start.user, chosen, partial)),
+    keys[1],
+  )
+  behaviour = optax.sigmoid_binary_cross_entropy(
+    policy.chances(start, vectors), decision.response
+  )
+  behaviour = jnp.where(there, behaviour, 0.0).mean()
+  return base.Choices(
+    jnp.where(there[:, None], of_choice, 0.0),
+    values,
+    jnp.where(there[:, None], entropy, 0.0).mean(),
+    settings.behaviour_weight * behaviour,
+    {"behaviour_loss": behaviour},
+  )
+
+
+def _partial(start: slates.Start, sids: Array) -> Array:
+  """Sums of the vectors of the tokens above each level, [K, L, W]."""
+  levels = jnp.arange(sids.shape[1])
+  vectors = start.vectors[levels, jnp.maximum(sids, 0)]
+  return jnp.cumsum(vectors, 1) - vectors
+
+
+def _value(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  hidden: Array,
+) -> Array:
+  """See base.OnPolicy."""
+  tokens = _tokens(catalogue)
+  start = parts.policy.apply(
+    params["policy"], tokens, observation, method="start"
+  )
+  return parts.critic.apply(
+    params["critic"], tokens, observation, hidden, start.user, *_nothing(parts)
+  )[0, 0]

@@ -1,0 +1,348 @@
+"""Slates that know themselves: a policy that chooses slot after slot.
+
+A slot's item is chosen token by token (docs/method.md, Sequential slates). What
+was chosen in earlier slots is part of the state of the next one, so that the
+residual state goes on from token to token and from slot to slot. Everything is
+of ONE user; callers vmap.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.networks.encoder import Encoder, LayerNorm
+from hsrl_jax.types import Array, Observation, PRNGKey, Shown
+
+_AGES = 6  # Of counts by token; the last one stands for all older ones too.
+_NEWEST = 10  # Likes that are counted apart, whatever their age.
+_WIDTH = 32  # Of the vectors of tokens and items.
+_STATE = 64
+
+
+class Tokens(NamedTuple):
+  """What a policy knows of tokens and items beside its parameters.
+
+  Attributes:
+    codebooks: float32 [L, V, D], what the tokens mean.
+    features: float32 [N + 1, D], of the items.
+    first: int32 [N + 1], the first token of each item; -1 for padding.
+  """
+
+  codebooks: Array
+  features: Array
+  first: Array
+
+
+class Chosen(NamedTuple):
+  """What was chosen in the earlier slots of a slate, as two sums each.
+
+  One is of the items, one of the items times the likes to expect of them.
+
+  Attributes:
+    counts: float32 [2, V], by first token.
+    vectors: float32 [2, W], of the items' vectors.
+  """
+
+  counts: Array
+  vectors: Array
+
+
+class Start(NamedTuple):
+  """The policy's view of a state, before any slot.
+
+  Attributes:
+    vectors: float32 [L, V, W], of the tokens.
+    kernel: float32 [V, V], how like each other tokens of the first level are.
+    first: float32 [V, h], of the tokens of the first level.
+    lower: float32 [2 h], of the lower levels.
+    prior: float32 [L, V], logits by the response head and by what was liked.
+    user: float32 [W + 1], the response head: a vector and a bias.
+  """
+
+  vectors: Array
+  kernel: Array
+  first: Array
+  lower: Array
+  prior: Array
+  user: Array
+
+
+class SlatePolicy(nn.Module):
+  """Actor and response head.
+
+  The response head estimates the logit of a like as <u(s), x_i> + b(s), plus a
+  bias of the slot. The policy's logits are that estimate of a token's vector,
+  without gradient and divided by `prior_temperature`, and what RL adds: on the
+  first level a network that all tokens share, of how often a token, and tokens
+  like it, were liked and shown lately and are in the slate already; on lower
+  levels an inner product with the tokens' vectors.
+
+  Attributes:
+    levels: L.
+    vocab_size: V.
+    slots: K.
+    encoder: sizes of Encoder: width, layers, heads, dropout.
+    hidden: h.
+    semantic: whether a token's vector is a map of its codebook vector, and
+      tokens of like vectors share what was counted; else vectors are
+      parameters of their own.
+    residual: whether lower levels see what the levels above have chosen.
+    sequential: whether a slot sees the earlier ones.
+    prior_temperature: of the response head's logits.
+    repeat_penalty: logits that an item of the same kind in the slate costs at
+      the start of training; of a like to expect half of that, and of a like
+      lately a tenth.
+  """
+
+  levels: int
+  vocab_size: int
+  slots: int
+  encoder: tuple[int, int, int, float]
+  hidden: int = 16
+  semantic: bool = True
+  residual: bool = True
+  sequential: bool = True
+  prior_temperature: float = 0.5
+  repeat_penalty: float = 3.0
+
+  def setup(self):
+    zeros, normal = nn.initializers.zeros, nn.initializers.normal
+    sizes, h = (self.levels, self.vocab_size), self.hidden
+    self.actor = Encoder(*self.encoder)
+    self.response = Encoder(*self.encoder)
+    self.user_hidden = nn.Dense(2 * self.encoder[0])
+    self.user = nn.Dense(_WIDTH + 1, kernel_init=normal(0.05))
+    if self.semantic:
+      self.vector_map = nn.Dense(_WIDTH, use_bias=False)
+    else:
+      self.vectors = self.param("vectors", normal(0.3), (*sizes, _WIDTH))
+    self.state_map = nn.Dense(_STATE)
+    self.bias = self.param("bias", zeros, sizes)
+    self.position = self.param("position", zeros, (self.slots,))
+    # Of the first level.
+    self.count_map = nn.Dense(h, use_bias=False)
+    self.slate_map = nn.Dense(h, use_bias=False)
+    self.meaning_map = nn.Dense(h)
+    self.first_map = nn.Dense(h)
+    self.first_slot = self.param("first_slot", zeros, (self.slots, h))
+    self.first_out = self.param("first_out", normal(0.03), (h,))
+    penalties = self.repeat_penalty * jnp.array([1.0, 0.5, 0.1])
+    self.repeat = self.param("repeat", lambda key: penalties)
+    # Of the lower levels.
+    lower = max(self.levels - 1, 1)
+    self.lower_map = nn.Dense(2 * h)
+    self.chosen_map = nn.Dense(2 * h, use_bias=False)
+    self.partial_map = nn.Dense(2 * h, use_bias=False)
+    self.lower_slot = self.param(
+      "lower_slot", zeros, (self.slots, lower, 2 * h)
+    )
+    self.norm = LayerNorm()
+    self.lower_out = self.param(
+      "lower_out", normal(0.02), (lower, 2 * h, _WIDTH)
+    )
+
+  def start(
+    self,
+    tokens: Tokens,
+    observation: Observation,
+    key: PRNGKey | None = None,
+  ) -> Start:
+    """See Start; `key` is of the dropout."""
+    vectors = self.token_vectors(tokens)
+    kernel = self._kernel(tokens)
+    seen = (tokens.features, *observation, key)
+    user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
+    held = jax.lax.stop_gradient(user)
+    state = jnp.concatenate([self.actor(*seen), jnp.tanh(held / 4.0)])
+    state = nn.relu(self.state_map(state))
+    counts = _counts(observation.shown, tokens.first, self.vocab_size)
+    smooth = counts @ kernel
+    each = self.count_map(jnp.concatenate([counts, smooth]).T)
+    first = each + self.meaning_map(jax.lax.stop_gradient(vectors[0]))
+    liked = smooth[:_AGES].sum(0) + smooth[-1]
+    prior = jax.lax.stop_gradient(vectors) @ held[:-1]
+    prior = prior / self.prior_temperature + self.bias
+    return Start(
+      vectors,
+      kernel,
+      first + self.first_map(state)[None],
+      self.lower_map(state),
+      prior.at[0].add(-self.repeat[2] * liked),
+      user,
+    )
+
+  def token_vectors(self, tokens: Tokens) -> Array:
+    """Of all tokens, float32 [L, V, W]."""
+    return self.vector_map(tokens.codebooks) if self.semantic else self.vectors
+
+  def item_vectors(self, tokens: Tokens, items: Array, sids: Array) -> Array:
+    """Of items, int32 [...], with SIDs [..., L]; float32 [..., W]."""
+    if self.semantic:
+      return self.vector_map(tokens.features[items])
+    levels = jnp.arange(self.levels)
+    return self.vectors[levels, jnp.maximum(sids, 0)].sum(-2)
+
+  def _kernel(self, tokens: Tokens) -> Array:
+    """Cosine of the first level's centred vectors, 0 where it is negative."""
+    if not self.semantic:
+      return jnp.eye(self.vocab_size)
+    centred = tokens.codebooks[0] - tokens.codebooks[0].mean(0)[None]
+    norm = jnp.sqrt((centred**2).sum(-1, keepdims=True))
+    unit = centred / jnp.maximum(norm, 1e-6)
+    return jnp.maximum(unit @ unit.T, 0.0)
+
+  def chances(self, start: Start, vectors: Array) -> Array:
+    """Logits of a like of what each slot shows, [K, W] -> [K]."""
+    return vectors @ start.user[:-1] + start.user[-1] + self.position
+
+  def likes(self, start: Start, vector: Array, slot: Array) -> Array:
+    """P(like) of an item in a slot, [W], [] -> [], without gradient."""
+    logit = vector @ start.user[:-1] + start.user[-1] + self.position[slot]
+    return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
+
+  def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
+    """Logits of the first level, float32 [V]."""
+    smooth = chosen.counts @ start.kernel
+    seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
+    x = nn.relu(start.first + seen + self.first_slot[slot][None])
+    return start.prior[0] + 3.0 * x @ self.first_out - self.repeat[:2] @ smooth
+
+  def lower_logits(
+    self, start: Start, chosen: Chosen, partial: Array, slot: Array, level: int
+  ) -> Array:
+    """Logits of level `level` + 1, at least 2; [V].
+
+    Args:
+      start: of the state.
+      chosen: in the slots before.
+      partial: float32 [W], the sum of the vectors of the tokens above.
+      slot: int32 [].
+      level: 1..L-1.
+    """
+    x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
+    if self.residual:
+      x = x + self.partial_map(partial)
+    x = nn.relu(self.norm(x + self.lower_slot[slot, level - 1]))
+    vectors = jax.lax.stop_gradient(start.vectors[level])
+    return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
+
+  def chosen_before(
+    self, start: Start, first: Array, vectors: Array, weights: Array
+  ) -> Chosen:
+    """What was chosen before each of K slots, leaves [K, 2, ...].
+
+    Args:
+      start: of the state.
+      first: int32 [K], first tokens.
+      vectors: float32 [K, W], of the items.
+      weights: float32 [K], likes to expect of them.
+    """
+    if not self.sequential:
+      return none_chosen(self.vocab_size, len(first))
+    both = jnp.stack([jnp.ones_like(weights), weights], 1)[..., None]
+    counts = both * jax.nn.one_hot(first, self.vocab_size)[:, None]
+    vectors = both * jax.lax.stop_gradient(vectors)[:, None]
+    return Chosen(*(jnp.cumsum(x, 0) - x for x in (counts, vectors)))
+
+  def __call__(self, tokens: Tokens, observation: Observation) -> Array:
+    """For initialisation: touches every parameter."""
+    start = self.start(tokens, observation)
+    chosen = jax.tree.map(lambda x: x[0], none_chosen(self.vocab_size, 1))
+    vector = self.item_vectors(
+      tokens, jnp.int32(0), jnp.zeros(self.levels, int)
+    )
+    logits = self.first_logits(start, chosen, 0).sum()
+    for level in range(1, self.levels):
+      logits += self.lower_logits(start, chosen, vector, 0, level).sum()
+    return logits + self.likes(start, vector, 0)
+
+
+def none_chosen(vocab_size: int, slots: int) -> Chosen:
+  """Nothing, before each of so many slots."""
+  return Chosen(
+    jnp.zeros((slots, 2, vocab_size)), jnp.zeros((slots, 2, _WIDTH))
+  )
+
+
+def _counts(shown: Shown | None, first: Array, vocab_size: int) -> Array:
+  """Likes and items by age and first token, float32 [2 A + 1, V].
+
+  Rows are likes of each age, items shown of each age, and the newest likes.
+  """
+  if shown is None:
+    return jnp.zeros((2 * _AGES + 1, vocab_size))
+  there = (shown.items > 0).astype(jnp.float32)
+  age = jnp.clip(shown.ago, 1, _AGES) - 1
+  by_age = jax.nn.one_hot(age, _AGES, axis=0) * there[None]
+  newest = jnp.cumsum(shown.response[::-1])[::-1] <= _NEWEST
+  rows = jnp.concatenate(
+    [
+      by_age * shown.response[None],
+      by_age,
+      (shown.response * newest)[None],
+    ]
+  )
+  return rows @ jax.nn.one_hot(first[shown.items], vocab_size)
+
+
+class PrefixCritic(nn.Module):
+  """Values of a state and of what was chosen so far in a slate.
+
+  Attributes:
+    levels: L.
+    slots: K.
+    encoder: sizes of its own Encoder.
+    widths: of the hidden layers.
+  """
+
+  levels: int
+  slots: int
+  encoder: tuple[int, int, int, float]
+  widths: Sequence[int] = (64, 64)
+
+  @nn.compact
+  def __call__(
+    self,
+    tokens: Tokens,
+    observation: Observation,
+    hidden: Array,
+    user: Array,
+    chosen: Chosen,
+    partial: Array,
+    key: PRNGKey | None = None,
+  ) -> Array:
+    """Values before each choice, float32 [K, L].
+
+    Args:
+      tokens: of the catalogue.
+      observation: of the user.
+      hidden: float32 [Z], what the critic alone sees.
+      user: float32 [W + 1], the response head.
+      chosen: before each slot, leaves [K, 2, ...].
+      partial: float32 [K, L, W], sums of the vectors of the tokens above.
+      key: of the dropout.
+    """
+    state = Encoder(*self.encoder, name="encoder")(
+      tokens.features, *observation, key
+    )
+    state = jnp.concatenate([state, hidden, user])
+    first, *others = self.widths
+    slot = jnp.concatenate(
+      [chosen.counts.reshape(len(partial), -1) / 2.0]
+      + [chosen.vectors.reshape(len(partial), -1) / 2.0]
+      + [jnp.eye(self.slots)[: len(partial)]],
+      1,
+    )
+    levels = jnp.eye(self.levels)[None, : partial.shape[1]]
+    choice = jnp.concatenate(
+      [partial, jnp.broadcast_to(levels, (*partial.shape[:2], self.levels))], -1
+    )
+    x = nn.Dense(first, name="state")(state)[None, None]
+    x = x + nn.Dense(first, use_bias=False, name="slot")(slot)[:, None]
+    x = nn.relu(x + nn.Dense(first, use_bias=False, name="choice")(choice))
+    for width in others:
+      x = nn.relu(nn.Dense(width)(x))
+    return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(x)[..., 0]
