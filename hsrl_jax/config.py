@@ -12,12 +12,15 @@ import re
 from typing import Any
 
 from hsrl_jax.checked import Checked, seed_setting, setting
-from hsrl_jax.session_config import PROTOCOLS, SessionConfig
+from hsrl_jax.session_config import (
+  PROTOCOLS,
+  EvaluateConfig,
+  SessionConfig,
+)
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
-SPLITS = ("train", "val", "test")
 TASKS = ("rl", "next_item")
 LEARNING = ("replay", "on_policy")
 ITEM_VECTORS = ("auto", "given", "logs")
@@ -38,6 +41,9 @@ class DataConfig(Checked):
       for the dataset too.
     sids: file with the SIDs of all items (.json, .npz or .csv), to take in
       place of fitting some; it brings the sizes of the SIDs.
+    truth: .npy file with the rating of every item by every user, by which
+      sessions are scored in place of the fitted users (docs/method.md); these
+      remain what a policy is trained with.
     item_vectors: what SIDs and networks see of an item: `given`, its features;
       `logs`, vectors made of the training likes, joined with features, numbers
       and words of the items; `auto`: the latter where items of your own logs
@@ -51,6 +57,7 @@ class DataConfig(Checked):
   raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
   response_params: str | None = None
   sids: str | None = None
+  truth: str | None = None
   item_vectors: str = setting("auto", among=ITEM_VECTORS)
   item_vectors_dimensions: int = setting(64, least=1)
 
@@ -350,32 +357,6 @@ class NextItemConfig(Checked):
       "patience",
       self.patience >= self.eval_every,
       f"at least eval_every = {self.eval_every}",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig(Checked):
-  """The final evaluation.
-
-  Attributes:
-    split: logged sessions from which the users are drawn.
-    episodes: sessions simulated for each policy and seed.
-    seed: of the users' responses; the same for all policies.
-    planned: sessions of the bound `planned`, the first of `episodes`; 0: none.
-      It takes thousands of times as long as another policy's.
-  """
-
-  split: str = setting("test", among=SPLITS)
-  episodes: int = setting(2_000, least=1)
-  seed: int = seed_setting(0)
-  planned: int = setting(0, least=0)
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.require(
-      "planned",
-      self.planned <= self.episodes,
-      f"at most episodes = {self.episodes}",
     )
 
 

@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
+from hsrl_jax.stages.scoring import on_logs
 from tests import toy
 from tests.agents import checks
 
@@ -17,7 +18,7 @@ NOTHING = jnp.zeros(0, jnp.int32)
 
 
 def _ranker(made, config=None):
-  return evaluate._ranker(
+  return on_logs.ranking_of(
     types.SimpleNamespace(
       config=config or made.config, catalogue=made.catalogue
     )

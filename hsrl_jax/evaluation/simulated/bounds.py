@@ -128,7 +128,7 @@ def greedy_oracle(env: UserSimulator) -> Act:
     scores = jnp.concatenate([jnp.zeros(1), probability])
     return base.top(base.usable(active, scores, excluded), env.slate_size)
 
-  if env.dynamics is not None:
+  if env.dynamics is not None or _is_rated(env):
     return Oracle(functools.partial(_best, env, functools.partial(_now, env)))
   return act
 
@@ -180,7 +180,22 @@ def _best(
 def _now(
   env: UserSimulator, env_params: EnvParams, active: Array, state: EnvState
 ) -> Array:
-  return env.chances(state, jnp.arange(len(active)), env_params)
+  return _worth(env, env_params, state, jnp.arange(len(active)))
+
+
+def _is_rated(env: UserSimulator) -> bool:
+  """Whether items earn what a matrix says; see truth.py."""
+  return getattr(env, "earned", None) is not None
+
+
+def _worth(
+  env: UserSimulator, env_params: EnvParams, state: EnvState, items: Array
+) -> Array:
+  """What each item is worth now, [M]: of likes or of the best rating 1."""
+  if not _is_rated(env):
+    return env.chances(state, items, env_params)
+  ratings = env.earned(env_params.response, items, state.bias)
+  return ratings / env_params.response.most
 
 
 def _later(
@@ -188,7 +203,7 @@ def _later(
 ) -> Array:
   fresh = env._replace(dynamics=None)  # Probabilities of users who never bore.
   topics, items = env_params.topics, jnp.arange(len(active))
-  chances = fresh.chances(state, items, env_params)
+  chances = _worth(fresh, env_params, state, items)
   scores = base.usable(active, chances, state.seen)
   if env.dynamics is not None:
     room = env.dynamics.room(state.dynamics, state.steps)[topics]
@@ -209,7 +224,7 @@ def mean_probabilities(
   items = jnp.arange(1, num_items + 1)
 
   def of_user(row):
-    return env.chances(env.start(row, env_params), items, env_params)
+    return _worth(env, env_params, env.start(row, env_params), items)
 
   users = jnp.arange(env_params.profiles.shape[0])
   total = jax.lax.map(of_user, users, batch_size=CHUNK).mean(0)
