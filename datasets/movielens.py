@@ -5,9 +5,9 @@ columns: `user_id`, `item` (1..N), `rating` (stars), `positive` (float32, 1 for
 a positive response), `timestamp` (s). Below, R is the number of ratings, S of
 slates, N of items and G of genres.
 
-Splits run by time within each user. Item features see the ratings of the train
-split only; a user's profile and history see only what that user did before the
-slate.
+Splits run by time within each user, or each user is in one split alone. Item
+features see the ratings of the train split only; a user's profile and history
+see only what that user did before the slate.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,12 +31,19 @@ def positive(rating: pd.Series) -> pd.Series:
   return (rating > POSITIVE_ABOVE).astype("float32")
 
 
-def split_of_rating(ratings: pd.DataFrame) -> np.ndarray:
-  """Names the split of each rating, [R]: by whole slates, oldest first.
+def split_of_rating(ratings: pd.DataFrame, by: str = "time") -> np.ndarray:
+  """Names the split of each rating, [R].
 
-  A user's ratings are cut into slates from the newest backwards, so that the
-  remainder, too short for a slate, is the start of the history.
+  By time it is by whole slates of a user, oldest first. They are cut from the
+  newest backwards, so that the remainder, too short for a slate, is the start
+  of the history.
+
+  Args:
+    ratings: see the module's docstring.
+    by: `time` or `user`; see config.DataConfig.
   """
+  if by == "user":
+    return schema.split_of_user(ratings.user_id.tolist())
   first, size, _ = _user_rows(ratings)
   slates = size // SLATE_SIZE
   held_out = np.maximum(1, np.round(schema.HELD_OUT * slates))

@@ -5,6 +5,7 @@ A new dataset is one file, `NAME/NAME_dataset_builder.py`, with a class
 """
 
 import abc
+import hashlib
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,8 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     EXTRA: dtypes or features of further columns of `sessions`.
     EXTRA_ITEMS: of further columns of `items`.
     HOMEPAGE: of the source.
+    SPLITS_BY: what its splits can be made by; see config.DataConfig.
+    split_by: what they are made by; set before the builder reads.
   """
 
   RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
@@ -66,6 +69,9 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   EXTRA: ClassVar[dict[str, Any]] = {}
   EXTRA_ITEMS: ClassVar[dict[str, Any]] = {}
   HOMEPAGE: ClassVar[str | None] = None
+  SPLITS_BY: ClassVar[tuple[str, ...]] = ("time",)
+
+  split_by = "time"
 
   def widths(self) -> Widths:
     """Number of entries of each list in a row."""
@@ -167,6 +173,22 @@ def session_features(widths: Widths, timestamp: Any) -> dict[str, Any]:
     "response": _list_of(np.float32, widths.slate),
     "timestamp": timestamp,
   }
+
+
+def split_of_user(user: Sequence[Any]) -> np.ndarray:
+  """The split of each user, names [R]: a tenth val, a tenth test.
+
+  It follows from a hash of the user's id (BLAKE2b), so that more users, or
+  another order of them, move nobody.
+  """
+  names = list(dict.fromkeys(user))
+  split = {}
+  for name in names:
+    digest = hashlib.blake2b(str(name).encode(), digest_size=8).digest()
+    share = int.from_bytes(digest, "big") / 2**64
+    held_out = "test" if share < HELD_OUT else "val"
+    split[name] = held_out if share < 2 * HELD_OUT else "train"
+  return np.array([split[x] for x in user])
 
 
 def left_padded(items: Sequence[int], length: int) -> np.ndarray:

@@ -12,15 +12,14 @@ import re
 from typing import Any
 
 from hsrl_jax.checked import Checked, seed_setting, setting
-from hsrl_jax.session_config import (
-  PROTOCOLS,
-  EvaluateConfig,
-  SessionConfig,
-)
+from hsrl_jax.experiment_config import ExperimentConfig as ExperimentConfig
+from hsrl_jax.session_config import SessionConfig
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
+SPLITS = ("train", "val", "test")
+SPLITS_BY = ("time", "user")
 TASKS = ("rl", "next_item")
 LEARNING = ("replay", "on_policy")
 ITEM_VECTORS = ("auto", "given", "logs")
@@ -44,6 +43,9 @@ class DataConfig(Checked):
     truth: .npy file with the rating of every item by every user, by which
       sessions are scored in place of the fitted users (docs/method.md); these
       remain what a policy is trained with.
+    split_by: what the splits are made by: `time`, so that users of the test are
+      users of the training too, earlier on; `user`: a tenth of the users are of
+      the test alone, a tenth of the validation, by a hash of their id.
     item_vectors: what SIDs and networks see of an item: `given`, its features;
       `logs`, vectors made of the training likes, joined with features, numbers
       and words of the items; `auto`: the latter where items of your own logs
@@ -58,6 +60,7 @@ class DataConfig(Checked):
   response_params: str | None = None
   sids: str | None = None
   truth: str | None = None
+  split_by: str = setting("time", among=SPLITS_BY)
   item_vectors: str = setting("auto", among=ITEM_VECTORS)
   item_vectors_dimensions: int = setting(64, least=1)
 
@@ -361,6 +364,32 @@ class NextItemConfig(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class EvaluateConfig(Checked):
+  """The final evaluation.
+
+  Attributes:
+    split: logged sessions from which the users are drawn.
+    episodes: sessions simulated for each policy and seed.
+    seed: of the users' responses; the same for all policies.
+    planned: sessions of the bound `planned`, the first of `episodes`; 0: none.
+      It takes thousands of times as long as another policy's.
+  """
+
+  split: str = setting("test", among=SPLITS)
+  episodes: int = setting(2_000, least=1)
+  seed: int = seed_setting(0)
+  planned: int = setting(0, least=0)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "planned",
+      self.planned <= self.episodes,
+      f"at most episodes = {self.episodes}",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
   """Everything that decides what a run computes.
 
@@ -388,61 +417,6 @@ class Config:
   agent: str | None = None
   supervised: bool = False
   settings: Any = None
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentConfig(Checked):
-  """What an experiment compares; each job is a Config that differs in it.
-
-  Attributes:
-    agents: that benchmark and world compare; None: all.
-    protocols: under which the jobs are run.
-    variants: parts that ablation and world leave out; none given: all, and in
-      world those that matter where tomorrow counts.
-    resamples: of the paired bootstrap.
-    workdirs: of finished experiments, which --mode=results adds to the docs.
-    shares: percent of the catalogue that are replaced, for changing_catalogue.
-    sizes: items in the catalogue, for catalogue_size.
-    memory_gb: what a job of catalogue_size may take; one that needs more is
-      left out.
-    seconds_per_run: what training may take there, for each seed; one that needs
-      more is timed alone.
-    seed: of whatever an experiment draws itself.
-    control: of the A/B comparison: an agent, `random`, `best_constant`,
-      `greedy_oracle`, or the folder of an evaluated run.
-    treatment: what it is compared with; None: the method itself.
-    temperatures: of the policies that the offline check estimates.
-    logging_temperature: of the policy that draws its logs in the simulator.
-    weight_clip: importance weights are cut there.
-  """
-
-  agents: tuple[str, ...] | None = None
-  protocols: tuple[str, ...] = setting(PROTOCOLS, among=PROTOCOLS, length=1)
-  variants: tuple[str, ...] | None = None
-  resamples: int = setting(2_000, least=100)
-  workdirs: tuple[str, ...] = ()
-  shares: tuple[int, ...] = (5, 20, 50)
-  sizes: tuple[int, ...] = setting(
-    (1_000, 10_000, 100_000, 1_000_000), least=1, length=1
-  )
-  memory_gb: float = setting(12.0, above=0)
-  seconds_per_run: float = setting(240.0, above=0)
-  seed: int = seed_setting(0)
-  control: str = "best_constant"
-  treatment: str | None = None
-  temperatures: tuple[float, ...] = setting(
-    (1.0, 0.7, 0.5, 0.3, 0.2), above=0, length=1
-  )
-  logging_temperature: float = setting(1.0, above=0)
-  weight_clip: float = setting(100.0, above=0)
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.require(
-      "shares",
-      len(self.shares) >= 1 and all(0 <= x <= 100 for x in self.shares),
-      "percentages",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,8 @@ They are part of `config.SimulatorConfig`.
 
 import dataclasses
 
-from hsrl_jax.checked import Checked, seed_setting, setting
+from hsrl_jax.checked import Checked, setting
 
-SPLITS = ("train", "val", "test")
 PROTOCOLS = ("paper", "no_repeat")
 BOREDOM = ("none", "topic", "all")
 LEAVE_RULES = ("patience", "length", "boredom", "distance")
@@ -124,29 +123,3 @@ class SessionConfig(Checked):
   def uses_topics(self) -> bool:
     """Whether sessions depend on the topics or categories of items."""
     return self.boredom != "none" or self.leave == "boredom"
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluateConfig(Checked):
-  """The final evaluation.
-
-  Attributes:
-    split: logged sessions from which the users are drawn.
-    episodes: sessions simulated for each policy and seed.
-    seed: of the users' responses; the same for all policies.
-    planned: sessions of the bound `planned`, the first of `episodes`; 0: none.
-      It takes thousands of times as long as another policy's.
-  """
-
-  split: str = setting("test", among=SPLITS)
-  episodes: int = setting(2_000, least=1)
-  seed: int = seed_setting(0)
-  planned: int = setting(0, least=0)
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.require(
-      "planned",
-      self.planned <= self.episodes,
-      f"at most episodes = {self.episodes}",
-    )

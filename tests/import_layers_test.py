@@ -20,6 +20,7 @@ LAYERS = (
     "types",
     "checked",
     "session_config",
+    "experiment_config",
     "config",
     "errors",
     "files",

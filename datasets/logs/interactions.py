@@ -157,6 +157,9 @@ def read(
     )
   if options.split_by == options_lib.LEAVE_ONE_OUT:
     return leave_one_out(log, options.slate_size)
+  if options.split_by == options_lib.BY_USER:
+    names = schema.split_of_user(users)
+    return log._replace(split=np.array([SPLITS.index(x) for x in names]))
   return log
 
 

@@ -45,6 +45,7 @@ _SESSIONS = (
 class Builder(schema.SlateBuilder):
   """Reads the user's files in `--raw_data_dir`."""
 
+  SPLITS_BY = ("time", "user")
   VERSION = tfds.core.Version("1.0.0")
   # As bytes: TFDS keeps other floats in 32 bits, which lose up to a minute.
   TIMESTAMP = tfds.features.Tensor(
@@ -64,7 +65,7 @@ class Builder(schema.SlateBuilder):
 
   def read_items(self, folder):
     """Columns of `items`, in the order of the file."""
-    chosen = options.read(folder)
+    chosen = options.read(folder, self.split_by)
     columns, notes = read_items(folder, chosen)
     ids = columns["external_id"]
     log = _interactions(folder, ids, chosen)
@@ -77,12 +78,12 @@ class Builder(schema.SlateBuilder):
 
   def read_sessions(self, folder):
     """Columns of `sessions`, by time."""
-    chosen = options.read(folder)
+    chosen = options.read(folder, self.split_by)
     ids = read_items(folder, chosen)[0]["external_id"]
     log = _interactions(folder, ids, chosen)
     if log is None:
       options.check_for_sessions(folder, chosen)
-      columns, notes, users = read_sessions(folder, ids)
+      columns, notes, users = read_sessions(folder, ids, chosen)
       about = feedback.Feedback()
     else:
       cut = interactions.slates(log, len(ids), chosen)
@@ -158,13 +159,14 @@ def read_items(
 
 
 def read_sessions(
-  folder: pathlib.Path, item_ids: list[str]
+  folder: pathlib.Path, item_ids: list[str], chosen: options.Options
 ) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
   """Reads and checks the slates.
 
   Args:
     folder: where the file is.
     item_ids: of item 1, 2, ...
+    chosen: of which `split_by` counts, where it is `user`.
 
   Returns:
     Columns of `sessions` (see schema.py) by time, notes, and the name of user
@@ -211,8 +213,16 @@ def read_sessions(
     past = tables.column(table, "history", items)
   else:
     past = _liked_before(users, exposed, response, order)
+  by_user = chosen.split_by == options.BY_USER
   if "split" in table.columns:
+    if by_user:
+      raise InputError(
+        f"{table.path} has a column split, and the split is by user; expected "
+        "one of them"
+      )
     split = np.array(tables.column(table, "split", tables.split))
+  elif by_user:
+    split = schema.split_of_user(users)
   else:
     split = interactions.split_by_time(timestamp)
   columns = {

@@ -10,7 +10,9 @@ All may be missing:
                if missing, where a few are much longer than most
   split_by     "time": the last tenth of all slates is for the test, the tenth
                before for validation; "leave_one_out": each user's last slate
-               with a like is for the test, the one before for validation. If
+               with a like is for the test, the one before for validation;
+               "user": a tenth of the users are for the test, and a tenth for
+               validation, by a hash of their id, as with --split_by=user. If
                missing: the column `split`, or by time where there is none
 """
 
@@ -23,7 +25,8 @@ from hsrl_jax.errors import InputError, reading
 
 NAME = "logs.json"
 LEAVE_ONE_OUT = "leave_one_out"
-SPLITS_BY = ("time", LEAVE_ONE_OUT)
+BY_USER = "user"
+SPLITS_BY = ("time", LEAVE_ONE_OUT, BY_USER)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +42,29 @@ class Options:
   split_by: str | None = None
 
 
-def read(folder: pathlib.Path) -> Options:
+def read(folder: pathlib.Path, split_by: str = "time") -> Options:
   """Reads logs.json, or the defaults where there is none.
 
+  Args:
+    folder: where it lies.
+    split_by: of the flag; `user` stands for that option.
+
   Raises:
-    InputError: the option that is unknown or out of range.
+    InputError: the option that is unknown or out of range, or that is at odds
+      with the flag.
   """
+  options = _read(folder)
+  if split_by != BY_USER:
+    return options
+  if options.split_by not in (None, BY_USER):
+    raise InputError(
+      f"--split_by={split_by}, but {folder / NAME} has split_by "
+      f"{options.split_by!r}; expected one of them"
+    )
+  return dataclasses.replace(options, split_by=BY_USER)
+
+
+def _read(folder: pathlib.Path) -> Options:
   path = folder / NAME
   if not path.exists():
     return Options()
@@ -99,6 +119,8 @@ def check_for_sessions(folder: pathlib.Path, options: Options) -> None:
     InputError: such an option.
   """
   plain = Options(normalise=options.normalise)
+  if options.split_by == BY_USER:
+    plain = dataclasses.replace(plain, split_by=BY_USER)
   if options != plain:
     names = [
       field.name

@@ -5,9 +5,9 @@ separated by `::`, latin-1. Two configs share one builder:
   `items`     one row per rated film: id, feature vector, title, genres.
   `sessions`  one row per slate: a user's profile, history, slate, response.
 
-Splits run by time within each user. Everything that is learned from ratings
-(item features) sees the train split only; a user's profile and history see
-only what that user did before the slate.
+Splits run by time within each user, or each user is in one split alone.
+Everything that is learned from ratings (item features) sees the train split
+only; a user's profile and history see only what that user did before the slate.
 """
 
 import io
@@ -60,6 +60,7 @@ TEXTS = ("gender", "zip_code", "title", "genres")
 class Builder(schema.SlateBuilder):
   """Reads the official files in `--raw_data_dir`."""
 
+  SPLITS_BY = ("time", "user")
   VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://grouplens.org/datasets/movielens/1m/"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -80,7 +81,7 @@ class Builder(schema.SlateBuilder):
   def read_items(self, folder):
     """Columns of `items`: the films that have a rating."""
     tables = load_tables(folder)
-    train = movielens.split_of_rating(tables.ratings) == "train"
+    train = movielens.split_of_rating(tables.ratings, self.split_by) == "train"
     return {
       "feature": item_features(tables, train),
       "external_id": tables.movies.movie_id.astype(str),
@@ -91,7 +92,9 @@ class Builder(schema.SlateBuilder):
   def read_sessions(self, folder):
     """Columns of `sessions`, by user and time."""
     tables = load_tables(folder)
-    return make_sessions(tables, movielens.split_of_rating(tables.ratings))
+    return make_sessions(
+      tables, movielens.split_of_rating(tables.ratings, self.split_by)
+    )
 
 
 class Tables(NamedTuple):

@@ -4,9 +4,9 @@ Two configs share one builder, since their rows differ:
   `items`     one row per film: id, feature vector, title, year, genres.
   `sessions`  one row per slate: a user's profile, history, slate, response.
 
-Splits run by time within each user. Everything that is learned from ratings
-(item features) sees the train split only; a user's profile and history see
-only what that user did before the slate.
+Splits run by time within each user, or each user is in one split alone.
+Everything that is learned from ratings (item features) sees the train split
+only; a user's profile and history see only what that user did before the slate.
 """
 
 import numpy as np
@@ -25,6 +25,7 @@ SVD_WEIGHT = 0.3
 class Builder(schema.SlateBuilder):
   """Reads the ratings from a package of Python; needs no `--raw_data_dir`."""
 
+  SPLITS_BY = ("time", "user")
   VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://grouplens.org/datasets/movielens/"
 
@@ -42,7 +43,7 @@ class Builder(schema.SlateBuilder):
     """Columns of `items`."""
     del folder  # There is none.
     ratings = load_ratings()
-    train = movielens.split_of_rating(ratings) == "train"
+    train = movielens.split_of_rating(ratings, self.split_by) == "train"
     films = films_of(ratings)
     return {
       "feature": item_features(ratings, train),
@@ -55,7 +56,9 @@ class Builder(schema.SlateBuilder):
     """Columns of `sessions`, by user and time."""
     del folder
     ratings = load_ratings()
-    return make_sessions(ratings, movielens.split_of_rating(ratings))
+    return make_sessions(
+      ratings, movielens.split_of_rating(ratings, self.split_by)
+    )
 
 
 def load_ratings() -> pd.DataFrame:

@@ -59,6 +59,7 @@ def prepare(
   progress: Callable[[], None] = lambda: None,
   item_vectors: str = vectors_lib.AUTO,
   dimensions: int = vectors_lib.DIMENSIONS,
+  split_by: str = "time",
 ) -> dict[pathlib.Path, list[tuple[str, ...]]]:
   """Writes the dataset below `data_dir` as array_record.
 
@@ -74,6 +75,7 @@ def prepare(
     progress: called after each of CONFIGS.
     item_vectors: what they are made of; see item_vectors.write.
     dimensions: of each block that is made by SVD.
+    split_by: what the splits are made by; see config.DataConfig.
 
   Returns:
     (file, row, why) of the rows that the builder left out, by the file in
@@ -86,6 +88,12 @@ def prepare(
   (path,) = builder_folder(dataset).glob("*_dataset_builder.py")
   module = load_builder(path)
   _check_raw(dataset, raw_data_dir, module.Builder)
+  if split_by not in module.Builder.SPLITS_BY:
+    raise InputError(
+      f"--split_by={split_by}, but --dataset={dataset} has splits by "
+      f"{' or '.join(module.Builder.SPLITS_BY)}; expected that, or another "
+      "--dataset"
+    )
   _check_own(data_dir)
   files.write_atomic(data_dir / _BEGUN, "")
   tfds.disable_progress_bar()
@@ -98,6 +106,7 @@ def prepare(
     builder = module.Builder(
       config=config, data_dir=data_dir, file_format="array_record"
     )
+    builder.split_by = split_by
     try:
       with contextlib.redirect_stdout(
         io.StringIO()

@@ -9,6 +9,7 @@ from hsrl_jax.experiments import (
   document,
   entrants,
   offline_check,
+  tuning,
   worlds,
 )
 from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
@@ -18,6 +19,7 @@ EXPERIMENTS = {
   "benchmark": compare.benchmark,
   "ablation": compare.ablation,
   "world": worlds.run,
+  "tune": tuning.run,
   "changing_catalogue": changing_catalogue.run,
   "catalogue_size": catalogue_size.run,
   "ab": ab.run,
@@ -30,6 +32,7 @@ COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
   "benchmark": compare.compared,
   "ablation": lambda _: entrants.agents(entrants.VARIANTS.values()),
   "world": worlds.compared,
+  "tune": compare.compared,
   "changing_catalogue": lambda _: entrants.agents(entrants.POLICIES.values()),
   "catalogue_size": lambda _: entrants.agents(entrants.POLICIES.values()),
   "ab": ab.compared,

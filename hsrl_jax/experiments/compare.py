@@ -86,19 +86,22 @@ def ablation(experiment: jobs.Experiment) -> None:
   )
 
 
-def variants(names: Collection[str]) -> dict[str, Mapping[str, Any]]:
+def variants(
+  names: Collection[str],
+  known: Mapping[str, Mapping[str, Any]] = entrants.VARIANTS,
+) -> dict[str, Mapping[str, Any]]:
   """What the named variants change.
 
   Raises:
     InputError: a variant is unknown.
   """
   for name in names:
-    if name not in entrants.VARIANTS:
+    if name not in known:
       raise InputError(
         f"--experiment_variants has {name!r}; expected some of "
-        f"{', '.join(entrants.VARIANTS)}"
+        f"{', '.join(known)}"
       )
-  return {name: entrants.VARIANTS[name] for name in names}
+  return {name: known[name] for name in names}
 
 
 def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
@@ -196,6 +199,7 @@ def difference(
   return statistics.difference(
     rewards(*a),
     rewards(*b),
+    measures.read(a[0].workdir / SESSIONS)["user"],
     resamples=experiment.config.resamples,
     seed=experiment.config.seed,
   )
@@ -244,7 +248,7 @@ def table(results: Mapping[str, Any]) -> str:
   note = (
     f"norm.: 0 random, 1 {'best bound' if foreseen else 'greedy oracle'}. "
     f"{reference} +: what {reference} earns "
-    "more, with the interval of a paired bootstrap over sessions and seeds. "
-    "The other intervals are over the seeds."
+    "more, with the interval of a paired bootstrap over users and seeds. The "
+    "other intervals are over the seeds."
   )
   return "\n".join([*parts, "", tables.filled(note)])

@@ -15,6 +15,7 @@ from hsrl_jax.experiments import jobs
 
 PAGE = "RESULTS.md"
 FOLDER = "results"
+TUNING = "tune"
 _WIDTH = 120
 
 # The experiments in the page's order, with what each asks.
@@ -54,7 +55,7 @@ def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   try:
     results = files.read_json(workdir / "results.json", jobs.FORMAT)
     picture = (workdir / "plot.png").read_bytes()
-    known = results.get("experiment") in SECTIONS
+    known = results.get("experiment") in (*SECTIONS, TUNING)
   except (OSError, ValueError) as error:
     raise InputError(
       f"--experiment_workdirs has {workdir}, which cannot be read ({error}); "
@@ -63,8 +64,10 @@ def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   if not known:
     raise InputError(
       f"--experiment_workdirs has {workdir}, which holds a single run; "
-      f"expected one of the experiments {', '.join(SECTIONS)}"
+      f"expected one of the experiments {', '.join((*SECTIONS, TUNING))}"
     )
+  if results["experiment"] == TUNING:  # Kept, and on no page.
+    folder = folder / "tuning"
   files.write_json(folder / f"{workdir.name}.json", results)
   files.write_atomic(folder / f"{workdir.name}.png", picture)
 

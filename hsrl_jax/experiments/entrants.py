@@ -73,15 +73,22 @@ TWINS = {
   "hsrl_gamma_0": {"discount": 0.0},
   "hsrl_no_actor": {"actor_weight": 0.0},
 }
-# The variants of `world`, where none are named: parts that can matter where
-# tomorrow counts.
-FORESIGHT = (
-  "no_residual",
-  "one_critic",
-  "free_tokens",
-  "random_sids",
-  "flat_features",
-)
+# The variants of `world`: parts that can matter where tomorrow counts. A new
+# one is an entry here.
+FORESIGHT = {
+  # All choices of a slate have one advantage.
+  "no_prefix_values": {"prefix_values": False},
+  # All levels see the state.
+  "no_residual": {"residual": False},
+  # The slots of a slate do not know each other.
+  "independent_slates": {"slates": "independent"},
+  # SIDs of other items; tokens mean nothing then.
+  "shuffled_sids": {"assignment": "shuffled"},
+  # Tokens of like codebook vectors learn nothing from each other.
+  "free_tokens": {"semantic_tokens": False, "item_residual": False},
+  # One logit for each item, of its features.
+  "flat_features": VARIANTS["flat_features"],
+}
 # HSRL against policies with one logit for each item, where the catalogue grows
 # or changes: changes and label.
 POLICIES = {
@@ -124,9 +131,12 @@ def under(config: Config, protocol: str) -> Config:
   return dataclasses.replace(config, simulator=simulator)
 
 
-def agent(experiment: jobs.Experiment, name: str) -> Config:
-  """The configuration of an agent in the benchmark."""
-  return vary(experiment, {"agent": name} | OVERRIDES.get(name, {}))
+def agent(
+  experiment: jobs.Experiment, name: str, tuned: Mapping[str, Any] | None = None
+) -> Config:
+  """The configuration of an agent in the benchmark, with what tuning found."""
+  known = {"agent": name} | OVERRIDES.get(name, {})
+  return vary(experiment, known | dict(tuned or {}))
 
 
 def agents(changes: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -12,7 +12,7 @@ from typing import Any
 from hsrl_jax.agents import AGENTS
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.evaluation.simulated import bounds
-from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.experiments import compare, entrants, jobs, tuning
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
 from hsrl_jax.report import experiment_plots, tables
 
@@ -73,7 +73,7 @@ def run(experiment: jobs.Experiment) -> None:
 def compared(config: ExperimentConfig) -> Collection[str]:
   """The agents that the experiment trains."""
   agents = tuple(AGENTS) if config.agents is None else config.agents
-  changes = compare.variants(_variants(config)).values()
+  changes = _variants(config).values()
   return dict.fromkeys((*agents, *entrants.agents(changes)))
 
 
@@ -86,22 +86,27 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   c = experiment.config
   changes = {REFERENCE: ("method", {})}
   changes |= {name: ("twin", x) for name, x in TWINS.items()}
+  tuned = tuning.best(c.tuned)
+  own = tuned.get(REFERENCE, {})
   found = {
-    name: (kind, entrants.vary(experiment, x))
+    name: (kind, entrants.vary(experiment, own | x))
     for name, (kind, x) in changes.items()
   }
   agents = tuple(AGENTS) if c.agents is None else c.agents
   for name in compare.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
-      found[name] = ("agent", entrants.agent(experiment, name))
-  for name, x in compare.variants(_variants(c)).items():
+      config = entrants.agent(experiment, name, tuned.get(name, {}))
+      found[name] = ("agent", config)
+  for name, x in _variants(c).items():
     key = name if name not in found else f"{REFERENCE}_{name}"
-    found[key] = ("variant", entrants.vary(experiment, x))
+    found[key] = ("variant", entrants.vary(experiment, own | dict(x)))
   return found
 
 
-def _variants(config: ExperimentConfig) -> Collection[str]:
-  return FORESIGHT if config.variants is None else config.variants
+def _variants(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
+  """What is left out, by name; all of FORESIGHT unless some are named."""
+  names = FORESIGHT if config.variants is None else config.variants
+  return compare.variants(names, entrants.VARIANTS | FORESIGHT)
 
 
 def ranked(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

@@ -107,6 +107,21 @@ def _rewards(
   axes.set_ylim(-0.6, len(names) - 0.4)
 
 
+def tune(results: Mapping[str, Any]) -> Figure:
+  """The reward of each trial, a line for each agent."""
+  trials = results["trials"]
+  figure = Figure(figsize=(6, 1.4 + 0.35 * len(trials)), layout="constrained")
+  axes = figure.add_subplot()
+  for place, rows in enumerate(trials.values()):
+    rewards = [x["total_reward"]["mean"] for x in rows]
+    axes.plot(rewards, [place] * len(rewards), "o", color=plots.BLUE, alpha=0.5)
+    axes.plot(max(rewards), place, "D", color=plots.RED)
+  axes.set_yticks(range(len(trials)), list(trials))
+  axes.set_ylim(-0.6, len(trials) - 0.4)
+  plots.style(axes, results["world"].replace("_", " "), "total reward, val")
+  return figure
+
+
 def ab(results: Mapping[str, Any]) -> Figure:
   """The lifts with their intervals, paired and not."""
   figure = Figure(figsize=(8, 3.6), layout="constrained")
@@ -205,7 +220,7 @@ def changing_catalogue(
     ticks = [-first, 0, *(y["step"] for y in rows[0]["after"][1::2])]
     axes.set_xticks(ticks, ["before", *map(str, ticks[1:])], rotation=60)
     axes.minorticks_off()
-  panels[0].set_ylabel("reward, 0 random, 1 greedy oracle", fontsize=9)
+  panels[0].set_ylabel("reward, 0 random, 1 best bound", fontsize=9)
   panels[0].legend(frameon=False, fontsize=8)
   drawing.supxlabel(
     "hollow: before the change; dashed: frozen since the change; bands: 95 % "
@@ -229,7 +244,7 @@ def catalogue_size(
   panels = drawing.subplots(1, 4)
   keys = ("normalised", "iteration_ms", "decision_ms", "memory_gb")
   titles = (
-    "Reward, 0 random, 1 oracle",
+    "Reward, 0 random, 1 best bound",
     "Milliseconds per iteration",
     "Milliseconds per decision",
     "Peak memory, GB",

@@ -40,14 +40,16 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     name: [bound]
     for name, bound in bounds.bounds(parts.judge, users, active).items()
   }
-  sessions = _simulate(parts, policies | {agent: trained}, c.episodes)
   logged = parts.dataset.splits[c.split]
+  # Session e is of row rows[e] of the split, whatever the policy.
+  rows = simulate.sample(logged.user_id, c.episodes, c.seed)
+  sessions = _simulate(parts, policies | {agent: trained}, rows)
   few = {}
   if c.planned:
     planner = planned.planned(parts.judge), (users, active)
-    few = _simulate(parts, {planned.NAME: [planner]}, c.planned)
+    few = _simulate(parts, {planned.NAME: [planner]}, rows[: c.planned])
   quality = _quality(parts, sessions[agent])
-  measures.save(parts.workdir / SESSIONS, sessions, logged.user_id)
+  measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
   files.write_json(
     parts.workdir / RESULTS,
     {
@@ -60,7 +62,9 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
       **held_out,
-      "policies": _policies(sessions | few, quality, int(active.sum())),
+      "policies": _policies(
+        sessions | few, quality, logged.user_id[rows], int(active.sum())
+      ),
       "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
@@ -68,7 +72,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   items = parts.dataset.items
   if lists is None:
     shown = examples.of_sessions(
-      sessions[agent][0], logged.history, items, _EXAMPLES
+      sessions[agent][0], logged.history[rows], items, _EXAMPLES
     )
   else:
     _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
@@ -76,7 +80,8 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   files.write_json(parts.workdir / "report" / "examples.json", shown)
   if journeys.has_any(parts.judge):
     files.write_json(
-      parts.workdir / "report" / journeys.FILE, pictures.of(parts, sessions)
+      parts.workdir / "report" / journeys.FILE,
+      pictures.of(parts, sessions, rows),
     )
 
 
@@ -101,10 +106,11 @@ def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
 def _policies(
   sessions: dict[str, list[simulate.Sessions]],
   quality: dict[str, Any],
+  user: np.ndarray,
   items: int,
 ) -> dict[str, Any]:
   """`policies` of results.json; a useless simulator normalises nothing."""
-  policies = measures.report(sessions, items)
+  policies = measures.report(sessions, user, items=items)
   if quality.get("verdict") == "useless":
     for name, seeds in sessions.items():
       policies[name]["normalised"] = bounds.withheld(
@@ -116,7 +122,7 @@ def _policies(
 def _simulate(
   parts: Parts,
   policies: dict[str, list[tuple[simulate.Act, Params]]],
-  episodes: int,
+  rows: np.ndarray,
 ) -> dict[str, list[simulate.Sessions]]:
   """Sessions of each policy and seed, of the same users with the same luck."""
   c = parts.config.evaluate
@@ -127,7 +133,7 @@ def _simulate(
       sessions[name] = []
       for act, params in seeds:
         of_seed = simulate.simulate(
-          act, parts.judge, params, users, key, episodes=episodes
+          act, parts.judge, params, users, key, rows, episodes=len(rows)
         )
         sessions[name].append(jax.device_get(of_seed))
         bar.update()

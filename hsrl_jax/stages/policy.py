@@ -100,6 +100,7 @@ def run(
   catalogue: ActionSpace,
   users: EnvParams,
   val_users: EnvParams,
+  val_rows: np.ndarray,
   logs: Sessions,
   watch: watch_lib.Watch,
   start: Callable[[Params], Params] | None = None,
@@ -117,6 +118,7 @@ def run(
     catalogue: the items.
     users: the pool of the training split.
     val_users: the pool of the learning curve.
+    val_rows: int32 [E], of that pool, of which its sessions are.
     logs: the training slates, for an agent that learns from them.
     watch: counts the time of the phases.
     start: makes of fresh parameters, [S, ...], those that training starts from;
@@ -140,7 +142,7 @@ def run(
     loop.logged(logs, env.reward) if agent.offline else None,
   )
   layout = parallel.layout(len(train.seeds))
-  curve = _curve(agent, env, config, catalogue, val_users)
+  curve = _curve(agent, env, config, catalogue, val_users, val_rows)
   with (
     stop.deferred(by_all=True) as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
@@ -338,6 +340,7 @@ def _curve(
   config: Config,
   catalogue: ActionSpace,
   users: EnvParams,
+  rows: np.ndarray,
 ) -> Callable[[Params], tuple[dict, dict]]:
   """A point of the learning curve: sessions of the validation users.
 
@@ -354,7 +357,8 @@ def _curve(
         (p, catalogue),
         users,
         key,
-        episodes=config.train.curve_episodes,
+        rows,
+        episodes=len(rows),
       )
       for p in by_seed(config.train, params)
     ]

@@ -58,6 +58,7 @@ class Run(Parts):
           bar.update,
           c.item_vectors,
           c.item_vectors_dimensions,
+          c.split_by,
         )
       for note in prepare.notes(self.folder("data") / "data"):
         print(f"  {note}")
@@ -115,6 +116,11 @@ class Run(Parts):
       self.catalogue,
       self.users("train"),
       self.users("val"),
+      simulate.sample(
+        self.dataset.splits["val"].user_id,
+        self.config.train.curve_episodes,
+        self.config.evaluate.seed,
+      ),
       self.dataset.splits["train"],
       self._phases,
       functools.partial(loading.load, self) if self.start else None,

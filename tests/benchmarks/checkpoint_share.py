@@ -13,6 +13,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
+import numpy as np
 import train_throughput
 
 from hsrl_jax.config import TrainConfig
@@ -27,8 +28,17 @@ def main(items: int, iterations: int) -> None:
   sizes = config.train
   found = watch.Watch()
   with tempfile.TemporaryDirectory() as folder:
+    rows = np.arange(sizes.curve_episodes) % len(users.profiles)
     policy.run(
-      config, pathlib.Path(folder), env, catalogue, users, users, logs, found
+      config,
+      pathlib.Path(folder),
+      env,
+      catalogue,
+      users,
+      users,
+      rows,
+      logs,
+      found,
     )
     newest = pathlib.Path(folder) / f"policy/checkpoints/{sizes.iterations}"
     size = sum(p.stat().st_size for p in newest.rglob("*") if p.is_file())

@@ -310,6 +310,38 @@ class FilesTest(parameterized.TestCase):
     pairs = self.rows[:72].drop_duplicates(["user_id", "item_id"])
     self.assertIn(f"from {len(pairs)} training likes", vectors)
 
+  def test_by_user_nobody_is_in_two_splits(self):
+    """By the flag and by the option alike; another option is refused."""
+    rows = self.rows.assign(response=1)
+    rows["user_id"] = [f"u{x}" for x in np.arange(90) % 30]
+    rows["response"] = np.arange(90) % 2
+    found = []
+    for given, split_by in (
+      ({"slate_size": 1}, "user"),
+      ({"slate_size": 1, "split_by": "user"}, "time"),
+    ):
+      _, splits = self._prepare(rows, given=given, split_by=split_by)
+      users = {k: set(x.user_id) for k, x in splits.items()}
+      self.assertLen(set.union(*users.values()), 30)
+      self.assertEqual(sum(map(len, users.values())), 30)
+      found.append(users)
+    self.assertEqual(*found)
+    self._refused(
+      "--split_by=user, but",
+      rows,
+      given={"split_by": "leave_one_out"},
+      split_by="user",
+    )
+    self._refused(
+      "has a column split",
+      rows.assign(split="train"),
+      given={"split_by": "user"},
+    )
+
+  def test_a_dataset_without_such_a_split(self):
+    with self.assertRaisesRegex(InputError, "--split_by=user, but .*by time;"):
+      prepare.prepare("toy", self.data, split_by="user")
+
   def test_positives_need_a_negative(self):
     self._refused("positives only and slate_size is 1", given={"slate_size": 1})
 
@@ -423,8 +455,8 @@ class FilesTest(parameterized.TestCase):
     ({"like_from": "4"}, "like_from is '4'; expected a number"),
     ({"normalise": "yes"}, "normalise is 'yes'; expected true or false"),
     (
-      {"split_by": "user"},
-      "split_by is 'user'; expected time or leave_one_out",
+      {"split_by": "item"},
+      "split_by is 'item'; expected time or leave_one_out or user",
     ),
     ([1], "logs.json cannot be read"),
   )

@@ -68,6 +68,48 @@ def _by_start(sessions):
   return {(r["user_id"], r["timestamp"]): r for r in _rows(sessions)}
 
 
+class SplitByUserTest(absltest.TestCase):
+  def test_each_user_is_in_one_split(self):
+    ratings, _ = _real()
+    split = movielens.split_of_rating(ratings, "user")
+    by_user = pd.Series(split).groupby(ratings.user_id.to_numpy())
+    self.assertEqual(by_user.nunique().max(), 1)
+    shares = by_user.first().value_counts(normalize=True)
+    # 671 users; three standard deviations of a tenth are 0.035.
+    self.assertAlmostEqual(shares["test"], 0.1, delta=0.035)
+    self.assertAlmostEqual(shares["val"], 0.1, delta=0.035)
+    sessions = builder.make_sessions(ratings, split)
+    users = {
+      x: set(sessions["user_id"][sessions["split"] == x])
+      for x in ("train", "val", "test")
+    }
+    self.assertEmpty(users["train"] & users["test"])
+    self.assertEmpty(users["train"] & users["val"])
+    self.assertEmpty(users["val"] & users["test"])
+
+  def test_nobody_moves_when_others_come(self):
+    few = _table(users=12)
+    split = movielens.split_of_rating(few, "user")
+    more = pd.concat([few, few.assign(user_id=few.user_id + 100)])
+    again = movielens.split_of_rating(more, "user")
+    np.testing.assert_array_equal(again[: len(few)], split)
+    self.assertGreater(len(set(again)), 1)
+
+  def test_training_sees_nothing_of_test_users(self):
+    table = _table(users=40, ratings=30)
+    split = movielens.split_of_rating(table, "user")
+    self.assertCountEqual(set(split), ("train", "val", "test"))
+    held_out = np.flatnonzero(split != "train")
+    other = _rerated(table, held_out, 5.5 - table.rating.to_numpy()[held_out])
+    for made in (
+      lambda x: builder.item_features(x, split == "train"),
+      lambda x: builder.make_sessions(x, split)["profile"][
+        builder.make_sessions(x, split)["split"] == "train"
+      ],
+    ):
+      np.testing.assert_array_equal(made(table), made(other))
+
+
 class SplitTest(parameterized.TestCase):
   @parameterized.parameters(
     # Ratings; in train, in val, in test.

@@ -16,8 +16,10 @@ from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import sid
+from hsrl_jax.data import source
 from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.catalogue import changing_catalogue as changing
+from hsrl_jax.experiments.catalogue import content
 from hsrl_jax.report import experiment_plots
 from tests import toy
 
@@ -38,7 +40,15 @@ def _prepared():
     config=BASE,
     env=toy.env(),
     dataset=types.SimpleNamespace(
-      items=types.SimpleNamespace(features=features)
+      items=source.Items(
+        features,
+        [str(x) for x in range(toy.ITEMS + 1)],
+        ["", *(f"Film {x} ({1950 + x})" for x in range(1, toy.ITEMS + 1))],
+        ["", *(f"genre {x % 4}" for x in range(1, toy.ITEMS + 1))],
+      ),
+      splits={
+        "test": types.SimpleNamespace(user_id=np.arange(toy.USERS)),
+      },
     ),
     users=lambda split: inputs.env_params,
   )
@@ -78,6 +88,42 @@ class WorldTest(absltest.TestCase):
     changed[self.world.split.newcomers] += 100.0
     other = changing.start_catalogue(BASE.quantizer, changed, self.world.split)
     np.testing.assert_array_equal(other.codebooks, self.world.start.codebooks)
+
+  def test_newcomers_are_known_by_their_content(self):
+    """Other ratings of theirs change nothing; other words do."""
+    items = self.prepared.dataset.items
+    new, start = self.world.split.newcomers, self.world.split.start
+    rated = np.array(items.features)
+    rated[new] += 7.0
+    titles = list(items.titles)
+    titles[new[0]] = "Another word (2020)"
+    made = [
+      content.for_newcomers(x, new, dimensions=8)
+      for x in (
+        items,
+        items._replace(features=rated),
+        items._replace(titles=titles),
+      )
+    ]
+    np.testing.assert_array_equal(made[0], made[1])
+    self.assertGreater(np.abs(made[0] - made[2])[new[0]].max(), 0.01)
+    # Words, the year, and the given columns, for those who have them.
+    self.assertEqual(made[0].shape, (toy.ITEMS + 1, 8 + 1 + 7))
+    np.testing.assert_array_equal(made[0][new][:, 9:], 0)
+    kept, given = made[0][start][:, 9:], np.array(items.features)[start]
+    np.testing.assert_allclose(
+      kept / np.linalg.norm(kept), given / np.linalg.norm(given), rtol=1e-4
+    )
+    np.testing.assert_array_equal(made[0][0], 0)
+
+  def test_the_year_is_that_of_the_title(self):
+    items = self.prepared.dataset.items
+    year = content.of_items(items, dimensions=4)[1:, -1]
+    # Equidistant, with mean 0 and a mean square of one.
+    want = np.arange(toy.ITEMS) - (toy.ITEMS - 1) / 2
+    np.testing.assert_allclose(year, want / want.std(), rtol=1e-4)
+    unknown = items._replace(titles=["", *(["Film"] * toy.ITEMS)])
+    np.testing.assert_array_equal(content.of_items(unknown, 4)[:, -1], 0)
 
   def test_histories_lose_the_newcomers_alone(self):
     hidden = set(self.world.split.newcomers)

@@ -160,19 +160,19 @@ def _experiment(name, **config):
 
 class EntrantsTest(parameterized.TestCase):
   def test_without_logs_there_is_nobody_who_learns_from_them(self):
-    for own_users in (True, False):
-      run = types.SimpleNamespace(own_users=own_users, name="urm.npz")
+    for without_slates in (True, False):
+      run = types.SimpleNamespace(without_slates=without_slates, name="urm.npz")
       with (
         mock.patch.object(compare, "Run", return_value=run),
         mock.patch.object(compare, "compare") as compared,
         contextlib.redirect_stdout(io.StringIO()) as out,
       ):
         compare.benchmark(_experiment("benchmark"))
-      absent = {"popularity", "sasrec"} if own_users else set()
+      absent = {"popularity", "sasrec"} if without_slates else set()
       self.assertEqual(
         set(compared.call_args.args[1]), set(agents.AGENTS) - absent
       )
-      self.assertEqual("popularity, sasrec" in out.getvalue(), own_users)
+      self.assertEqual("popularity, sasrec" in out.getvalue(), without_slates)
 
   @parameterized.parameters(*agents.AGENTS)
   def test_the_budget_is_the_same(self, agent):
@@ -254,7 +254,8 @@ class RowsTest(absltest.TestCase):
         sessions = {
           f"{x}/total_reward": self.rewards[job.name, x] for x in names
         }
-        np.savez(folder / SESSIONS, **sessions)
+        user = np.repeat(np.arange(30), 2)
+        np.savez(folder / SESSIONS, user=user, **sessions)
         runs[job.name] = _Evaluated(config=job.config, workdir=folder)
       return runs
 

@@ -38,7 +38,7 @@ def _experiment(workdir=pathlib.Path("bored"), **config):
 class EnteredTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
-    run = types.SimpleNamespace(own_users=False, name="toy")
+    run = types.SimpleNamespace(without_slates=False, name="toy")
     self.run = self.enter_context(
       mock.patch.object(compare, "Run", return_value=run)
     )
@@ -83,8 +83,17 @@ class EnteredTest(absltest.TestCase):
       self.assertGreater(getattr(base.settings, field), 0)
       self.assertEqual(entrants.changed(base, twin), {f"policy.{field}": 0.0})
 
+  def test_variants_change_what_they_say(self):
+    experiment = _experiment()
+    for name, changes in entrants.FORESIGHT.items():
+      config = entrants.vary(experiment, changes)
+      differing = entrants.changed(experiment.base, config)
+      self.assertNotEmpty(differing, name)
+      for path, value in differing.items():
+        self.assertEqual(value, changes[path.split(".")[1]], name)
+
   def test_without_logs_nobody_learns_from_them(self):
-    self.run.return_value.own_users = True
+    self.run.return_value.without_slates = True
     with contextlib.redirect_stdout(io.StringIO()) as out:
       found = worlds.entered(_experiment(agents=("sasrec", "td3")))
     self.assertNotIn("sasrec", found)
@@ -146,7 +155,7 @@ class RowsTest(absltest.TestCase):
       return runs
 
     self.rewards |= bounds
-    run = types.SimpleNamespace(own_users=False, name="toy")
+    run = types.SimpleNamespace(without_slates=False, name="toy")
     with (
       mock.patch.object(jobs, "run_all", run_all),
       mock.patch.object(compare, "Run", return_value=run),

@@ -72,7 +72,7 @@ class PoliciesTest(absltest.TestCase):
     }
     useless = {"verdict": "useless", "reasons": ["chance"]}
     for quality, shown in (({"verdict": "weak"}, True), (useless, False)):
-      policies = evaluate._policies(sessions, quality, 40)
+      policies = evaluate._policies(sessions, quality, np.array([7, 9]), 40)
       for policy in policies.values():
         self.assertEqual(policy["normalised"]["mean"] is not None, shown)
         self.assertIsNotNone(policy["total_reward"]["mean"])

@@ -65,13 +65,16 @@ def best(rewards: Mapping[str, float]) -> str:
 
 
 def normalised(
-  per_seed: Sequence[np.ndarray], rewards: Mapping[str, float]
+  per_seed: Sequence[np.ndarray],
+  rewards: Mapping[str, float],
+  user: np.ndarray | None = None,
 ) -> dict[str, Any]:
   """Rewards on the scale on which `random` is 0 and the `best` bound is 1.
 
   Args:
     per_seed: for each of S seeds, total rewards, [E].
     rewards: mean total reward of the bounds.
+    user: int [E], the user of each session; see `statistics.summarise`.
 
   Returns:
     See `statistics.summarise`. Where both bounds earn the same there is no
@@ -82,7 +85,7 @@ def normalised(
   if low == high:
     return withheld(len(per_seed), f"random and {top} earn the same")
   return statistics.summarise(
-    [(np.asarray(x, np.float64) - low) / (high - low) for x in per_seed]
+    [(np.asarray(x, np.float64) - low) / (high - low) for x in per_seed], user
   )
 
 

@@ -98,7 +98,12 @@ def columns() -> list[tuple[str, str, str]]:
   ]
 
 
-def report(policies: dict[str, list[Sessions]], items: int) -> dict:
+def report(
+  policies: dict[str, list[Sessions]],
+  user: np.ndarray | None = None,
+  *,
+  items: int | None = None,
+) -> dict:
   """The `policies` of results.json.
 
   Beside all measures and totals each policy has `normalised`, and
@@ -109,7 +114,8 @@ def report(policies: dict[str, list[Sessions]], items: int) -> dict:
     policies: name to the sessions of each seed; with `random` and
       `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
       `normalised`. A policy may have fewer sessions, the first ones.
-    items: in the catalogue.
+    user: int [E], the user of each session; None: each is of its own.
+    items: in the catalogue; None: no totals.
 
   Returns:
     Policy to measure to what `statistics.summarise` says; a total of a single
@@ -122,26 +128,27 @@ def report(policies: dict[str, list[Sessions]], items: int) -> dict:
   greedy = np.asarray(policies["greedy_oracle"][0].total_reward, np.float64)
   table = {}
   for policy, seeds in policies.items():
+    own = None if user is None else user[: len(seeds[0].depth)]
     table[policy] = {
-      name: statistics.summarise([measure.of(x) for x in seeds])
+      name: statistics.summarise([measure.of(x) for x in seeds], own)
       for name, measure in MEASURES.items()
       if measure.label is not None
     }
-    for name, total in TOTALS.items():
+    for name, total in TOTALS.items() if items else ():
       found = [np.array([total.of(x, items)]) for x in seeds]
       table[policy][name] = statistics.summarise(found)
       if len(seeds) == 1:
         table[policy][name]["ci95"] = [None, None]
     rewards = [x.total_reward for x in seeds]
     table[policy][ABOVE_GREEDY] = statistics.summarise(
-      [x - greedy[: len(x)] for x in rewards]
+      [x - greedy[: len(x)] for x in rewards], own
     )
-    table[policy]["normalised"] = bounds.normalised(rewards, earned)
+    table[policy]["normalised"] = bounds.normalised(rewards, earned, own)
   return table
 
 
 def save(
-  path: pathlib.Path, policies: dict[str, list[Sessions]], user_id: np.ndarray
+  path: pathlib.Path, policies: dict[str, list[Sessions]], user: np.ndarray
 ) -> None:
   """Writes each session's measures; session e is the same user everywhere.
 
@@ -149,13 +156,13 @@ def save(
     path: of an .npz with `user`, int32 [E], and `<policy>/<measure>`, float32
       [S, E], of all MEASURES that are saved.
     policies: name to the sessions of each seed.
-    user_id: int32 [P], who the users of the pool are.
+    user: int32 [E], the user of each session.
   """
-  buffer, (any_sessions, *_) = io.BytesIO(), next(iter(policies.values()))
+  buffer = io.BytesIO()
   np.savez_compressed(
     buffer,
     format=SESSIONS_FORMAT,
-    user=np.resize(user_id, len(any_sessions.depth)),
+    user=user,
     **{
       f"{policy}/{name}": np.stack([measure.of(x) for x in seeds])
       for policy, seeds in policies.items()

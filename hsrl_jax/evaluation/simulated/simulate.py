@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
@@ -45,6 +46,30 @@ class Sessions(NamedTuple):
   responses: Array
 
 
+def sample(user: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+  """Rows of a pool for E sessions, int32 [E]: a random sample of its users.
+
+  No user has a second row before all have one, and no row comes twice before
+  all have come; which row of a user, and in which order users come, is drawn.
+  What fewer sessions take is the start of what more take.
+
+  Args:
+    user: int [S], the user of each row of the pool.
+    episodes: E.
+    seed: of the draws; the same for all policies that are to be compared.
+  """
+  rng = np.random.default_rng(seed)
+  shuffled = rng.permutation(len(user))
+  names, who = np.unique(user[shuffled], return_inverse=True)
+  by_user = np.argsort(who, kind="stable")
+  first = np.searchsorted(who[by_user], np.arange(len(names)))
+  turn = np.empty(len(user), int)  # Of each row, among those of its user.
+  turn[by_user] = np.arange(len(user)) - first[who[by_user]]
+  # Not by `shuffled`: there users of many rows come early.
+  order = np.lexsort((rng.permutation(len(names))[who], turn))
+  return np.resize(shuffled[order], episodes).astype(np.int32)
+
+
 @functools.partial(jax.jit, static_argnames=("act", "env", "episodes"))
 def simulate(
   act: Act,
@@ -52,13 +77,14 @@ def simulate(
   params: Params,
   env_params: EnvParams,
   key: PRNGKey,
+  rows: Array | None = None,
   *,
   episodes: int,
 ) -> Sessions:
   """Simulates sessions of the pool's users.
 
-  Session e is of user e modulo the size of the pool, and its responses are
-  drawn by fold_in(key, e), so that policies meet the same users and luck.
+  The responses of session e are drawn by fold_in(key, e), so that policies meet
+  the same users and luck.
 
   Args:
     act: the policy; static.
@@ -66,12 +92,14 @@ def simulate(
     params: of the policy.
     env_params: of the simulator, with the pool.
     key: of the responses.
+    rows: int32 [E], the row of the pool that each session is of, see `sample`;
+      None: e modulo the size of the pool.
     episodes: E.
   """
 
   def session(episode):
     episode_key = jax.random.fold_in(key, episode)
-    state = start(env, env_params, key, episode)
+    state = start(env, env_params, key, episode, rows)
 
     def step(carry, t):
       state, alive = carry
@@ -101,10 +129,16 @@ def simulate(
 
 
 def start(
-  env: UserSimulator, env_params: EnvParams, key: PRNGKey, episode: Array | int
+  env: UserSimulator,
+  env_params: EnvParams,
+  key: PRNGKey,
+  episode: Array | int,
+  rows: Array | None = None,
 ) -> EnvState:
   """How session `episode` of `simulate` begins; see there."""
   row = episode % env_params.profiles.shape[0]
+  if rows is not None:
+    row = rows[episode]
   episode_key = jax.random.fold_in(key, episode)
   start_key = jax.random.fold_in(episode_key, env.max_steps)
   return env.start(row, env_params, start_key)

@@ -332,7 +332,7 @@ def table(results: dict[str, Any]) -> str:
     [
       f"{results['dataset']}, protocol {results['protocol']}, "
       f"{results['iterations']:,} iterations",
-      "reward: 0 random, 1 greedy oracle, at that size",
+      "reward: 0 random, 1 the best bound, at that size",
       f"sessions by size: {episodes}",
       "",
       *tables.aligned(lines, left=0),

@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import numpy as np
 
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.report import journeys
@@ -13,9 +14,17 @@ _USERS = 2  # Whose sessions are drawn.
 
 
 def of(
-  parts: Parts, sessions: dict[str, list[simulate.Sessions]]
+  parts: Parts,
+  sessions: dict[str, list[simulate.Sessions]],
+  rows: np.ndarray,
 ) -> dict[str, Any]:
-  """What journeys.json holds: of the policy, and what it is measured by."""
+  """What journeys.json holds: of the policy, and what it is measured by.
+
+  Args:
+    parts: of the run.
+    sessions: of each policy and seed.
+    rows: int32 [E], the row of the split that each session is of.
+  """
   c, env = parts.config.evaluate, parts.judge
   users, key = parts.judged_users(c.split), jax.random.key(c.seed)
   names = (parts.config.agent, "greedy_oracle", bounds.FARSIGHTED)
@@ -25,7 +34,7 @@ def of(
     parts.topics or topics_lib.of_categories(parts.dataset.items.genres),
     {name: sessions[name][0] for name in names},
     [
-      simulate.start(env, users, key, episode)
-      for episode in range(min(_USERS, c.episodes))
+      simulate.start(env, users, key, episode, rows)
+      for episode in range(min(_USERS, len(rows)))
     ],
   )

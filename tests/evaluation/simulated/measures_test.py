@@ -37,7 +37,7 @@ class MeasuresTest(absltest.TestCase):
     total = np.arange(3.0)
     sessions = simulate.Sessions(total, total, total, responses, responses)
     path = pathlib.Path(self.create_tempdir()) / "sessions.npz"
-    measures.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9]))
+    measures.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9, 7]))
     with np.load(path) as file:
       np.testing.assert_array_equal(file["user"], [7, 9, 7])
       np.testing.assert_array_equal(
@@ -61,7 +61,7 @@ class MeasuresTest(absltest.TestCase):
 
   def test_normalised_is_zero_at_random_and_one_at_the_oracle(self):
     table = measures.report(
-      _policies([1.0, 3], [11.0, 13], [[7.0, 7], [9.0, 9]]), 10
+      _policies([1.0, 3], [11.0, 13], [[7.0, 7], [9.0, 9]]), items=10
     )
     self.assertAlmostEqual(table["random"]["normalised"]["mean"], 0.0)
     self.assertAlmostEqual(table["greedy_oracle"]["normalised"]["mean"], 1.0)
@@ -78,7 +78,9 @@ class MeasuresTest(absltest.TestCase):
     )
     policies = {"random": [greedy], "greedy_oracle": [greedy]}
     one = measures.report(policies | {"hsrl": [first]}, items=20)["hsrl"]
-    two = measures.report(policies | {"hsrl": [first, second]}, 20)["hsrl"]
+    two = measures.report(policies | {"hsrl": [first, second]}, items=20)[
+      "hsrl"
+    ]
     # All rewards by all steps; items 1, 2, 5, 7 and 9 of 20.
     self.assertAlmostEqual(one["reward_per_step"]["mean"], 5 / 4)
     np.testing.assert_allclose(
@@ -108,9 +110,22 @@ class MeasuresTest(absltest.TestCase):
       hits.append(low < 0.5 < high)
     self.assertBetween(np.mean(hits), 0.935, 0.965)
 
+  def test_one_seed_has_an_interval_over_users(self):
+    """Two users, three sessions each, that are all alike: as two sessions."""
+    user = np.array([4, 8, 4, 8, 4, 8])
+    table = measures.report(
+      _policies([1.0, 3] * 3, [11.0, 13] * 3, [[7.0, 9] * 3]), user
+    )
+    low, high = stats.t.interval(0.95, 1, 8, stats.sem([7, 9]))
+    for name, low_, high_ in (
+      ("total_reward", low, high),
+      ("normalised", (low - 2) / 10, (high - 2) / 10),
+    ):
+      np.testing.assert_allclose(table["hsrl"][name]["ci95"], [low_, high_])
+
   def test_equal_bounds_have_no_scale(self):
     table = measures.report(
-      _policies([1.0, 3], [2.0, 2], [[7.0, 7], [9, 9]]), 10
+      _policies([1.0, 3], [2.0, 2], [[7.0, 7], [9, 9]]), items=10
     )
     self.assertEqual(json.loads(json.dumps(table, allow_nan=False)), table)
     self.assertEqual(table["hsrl"]["total_reward"]["mean"], 8.0)
@@ -131,7 +146,7 @@ class MeasuresTest(absltest.TestCase):
     path = pathlib.Path(self.create_tempdir()) / "sessions.npz"
     policies = _policies([1.0], [5.0], [[2.0], [3.0]])
     with mock.patch.dict(measures.MEASURES, {"tenfold": longest}):
-      table = measures.report(policies, 10)
+      table = measures.report(policies, items=10)
       measures.save(path, policies, np.array([7]))
       self.assertIn(("Tenfold", "tenfold", "{:.2f}"), measures.columns())
     self.assertEqual(table["hsrl"]["tenfold"]["per_seed"], [20.0, 20.0])

@@ -56,6 +56,25 @@ class EvaluateTest(absltest.TestCase):
     np.testing.assert_array_equal(bad.slates[0, :3], [[3, 4]] * 3)
     np.testing.assert_array_equal(bad.slates[0, 3:], 0)
 
+  def test_each_session_is_of_the_row_that_is_named(self):
+    """A policy that shows a user's history tells who it is."""
+    users = _users()._replace(
+      histories=jnp.array([[0, 0, 1, 2], [0, 0, 3, 4], [0, 0, 5, 6]])
+    )
+
+    def act(params, observation, excluded, key):
+      del params, excluded, key
+      return observation.history[-2:]
+
+    for rows, shown in (
+      (None, [1, 3, 5, 1]),
+      (np.int32([2, 0, 2, 1]), [5, 1, 5, 3]),
+    ):
+      sessions = simulate.simulate(
+        act, _env([0.0] * 7), None, users, jax.random.key(0), rows, episodes=4
+      )
+      np.testing.assert_array_equal(sessions.slates[:, 0, 0], shown)
+
   def test_bounds_under_no_repeat_walk_down_the_ranking(self):
     env = _env(
       [0, 0.9, 0.1, 0.8, 0.2, 0.7, 0.3],
@@ -112,6 +131,27 @@ class EvaluateTest(absltest.TestCase):
     ]
     np.testing.assert_array_equal(runs[0].responses, runs[1].responses)
     self.assertGreater(float(runs[0].total_reward.std()), 0)
+
+
+class SampleTest(absltest.TestCase):
+  def test_users_come_in_rounds(self):
+    user = np.array([7, 7, 7, 2, 5, 5])
+    for seed in range(20):
+      rows = simulate.sample(user, 13, seed)
+      self.assertEqual(set(user[rows[:3]]), {2, 5, 7})
+      self.assertEqual(set(user[rows[3:5]]), {5, 7})
+      self.assertEqual(set(rows[:6]), set(range(6)))  # No row twice.
+      np.testing.assert_array_equal(rows[6:12], rows[:6])
+      np.testing.assert_array_equal(simulate.sample(user, 4, seed), rows[:4])
+
+  def test_every_user_and_each_row_of_one_is_as_likely(self):
+    user = np.repeat([1, 2, 3, 4], [9, 1, 1, 1])
+    first = np.array([simulate.sample(user, 1, x)[0] for x in range(4_000)])
+    # 4,000 draws: three standard deviations are 82 of a user, 31 of a row.
+    for name in (1, 2, 3, 4):
+      self.assertAlmostEqual((user[first] == name).sum(), 1_000, delta=82)
+    for row in range(9):
+      self.assertAlmostEqual((first == row).sum(), 1_000 / 9, delta=33)
 
 
 if __name__ == "__main__":

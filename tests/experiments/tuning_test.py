@@ -1,0 +1,139 @@
+"""Experiment `tune`: equal trials for all, and what `world` takes of them."""
+
+import contextlib
+import io
+import json
+import pathlib
+import tempfile
+import types
+from unittest import mock
+
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import agents
+from hsrl_jax import config as config_lib
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import (
+  compare,
+  document,
+  entrants,
+  jobs,
+  tuning,
+  worlds,
+)
+
+
+def _experiment(workdir=pathlib.Path("bored"), **config):
+  return jobs.Experiment(
+    "tune",
+    agents.configure(config_lib.Config(), "hsrl"),
+    config_lib.ExperimentConfig(**config),
+    workdir,
+    "",
+  )
+
+
+class GridTest(parameterized.TestCase):
+  @parameterized.parameters("hsrl", "a2c", "ddpg", "td3", "sasrec")
+  def test_trials_are_as_many_and_differ(self, agent):
+    experiment = _experiment()
+    for trials in (4, 16):
+      found = tuning.grid(agent, trials)
+      self.assertLen(found, trials)
+      self.assertLen({tuple(sorted(x.items())) for x in found}, trials)
+      for changes in found:
+        config = tuning.configured(experiment, agent, changes)
+        self.assertEqual(config.evaluate.split, "val")
+        for field, value in changes.items():
+          part = config.train
+          if hasattr(config.settings, field):
+            part = config.settings
+          self.assertEqual(getattr(part, field), value)
+
+  def test_rates_by_hand(self):
+    rates = sorted({x["learning_rate"] for x in tuning.grid("hsrl", 16)})
+    # 3e-4 to 1e-2 in three steps of a factor of 3.22.
+    self.assertEqual(rates, [0.0003, 0.00097, 0.0031, 0.01])
+
+
+class RunTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    self.workdir = root / "bored"
+    self.workdir.mkdir()
+    self.enter_context(
+      mock.patch.object(
+        compare, "Run", return_value=types.SimpleNamespace(without_slates=False)
+      )
+    )
+
+    def run_all(experiment, jobs_):
+      runs = {}
+      for job in jobs_:
+        # The third trial of each agent earns most.
+        reward = 9.0 if job.name.endswith("_2") else 1.0
+        measure = {"mean": reward, "ci95": [reward, reward]}
+        policies = {job.config.agent: {"total_reward": measure}}
+        results = {"policies": policies}
+        runs[job.name] = types.SimpleNamespace(results=lambda x=results: x)
+      return runs
+
+    self.experiment = _experiment(
+      self.workdir, agents=("random", "td3", "hsrl"), trials=4
+    )
+    with (
+      mock.patch.object(jobs, "run_all", run_all),
+      contextlib.redirect_stdout(io.StringIO()) as out,
+    ):
+      tuning.run(self.experiment)
+    self.out = out.getvalue()
+    self.path = self.workdir / "results.json"
+    self.found = json.loads(self.path.read_text())
+
+  def test_the_best_trial_is_kept_beside_all(self):
+    # Nothing is to be tuned in what is random.
+    self.assertCountEqual(self.found["trials"], ["td3", "hsrl"])
+    for name, trials in self.found["trials"].items():
+      self.assertLen(trials, 4)
+      self.assertEqual(self.found["best"][name], tuning.grid(name, 4)[2])
+      self.assertRegex(self.out, rf"{name} +4 +1.00 +9.00")
+
+  def test_world_takes_it_and_twins_differ_as_before(self):
+    best = self.found["best"]
+    entered = worlds.entered(
+      _experiment(agents=("td3",), variants=(), tuned=str(self.path))
+    )
+    for name, agent in (("hsrl", "hsrl"), ("td3", "td3")):
+      config = entered[name][1]
+      for field, value in best[agent].items():
+        part = config.train
+        if hasattr(config.settings, field):
+          part = config.settings
+        self.assertEqual(getattr(part, field), value)
+    twin = entered["hsrl_gamma_0"][1]
+    self.assertEqual(
+      entrants.changed(entered["hsrl"][1], twin), {"policy.discount": 0.0}
+    )
+
+  def test_a_file_of_something_else(self):
+    self.path.write_text("{}")
+    with self.assertRaisesRegex(InputError, "lacks 'best'; expected .* tune"):
+      tuning.best(str(self.path))
+    with self.assertRaisesRegex(InputError, "is missing; expected"):
+      tuning.best(str(self.path) + "x")
+
+  def test_results_keep_the_trials_and_show_none(self):
+    docs = self.workdir.parent / "docs"
+    config = config_lib.ExperimentConfig(workdirs=(str(self.workdir),))
+    with contextlib.redirect_stdout(io.StringIO()):
+      document.run(
+        jobs.Experiment("results", config_lib.Config(), config, docs, "")
+      )
+    kept = json.loads((docs / "results" / "tuning" / "bored.json").read_text())
+    self.assertEqual(kept["trials"], self.found["trials"])
+    self.assertNotIn("bored", (docs / "RESULTS.md").read_text())
+
+
+if __name__ == "__main__":
+  absltest.main()
