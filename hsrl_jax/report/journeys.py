@@ -200,6 +200,7 @@ def _draw(
   )
   axes.grid(False)
   axes.set_yticks([])
+  axes.xaxis.get_major_locator().set_params(integer=True)
   places = len(session["topics"][0]) if depth else 0
   for step, boring in enumerate(session["boring"], start=1):
     if everything and boring:
