@@ -119,6 +119,7 @@ class StageTest(absltest.TestCase):
 
   judge = staticmethod(next_item._judge)  # Also where it is patched.
 
+  @pytest.mark.slow
   def test_what_training_leaves(self):
     self._trains(_parts("hsrl", self.folder))
 
