@@ -50,13 +50,15 @@ SMALL = (
   "--simulator_epochs=1",
   "--iterations=20",
   "--iterations_per_call=10",
+  "--segment=10",
+  "--minibatches=2",
   "--curve_every=20",
   "--save_every=20",
   "--curve_episodes=4",
   "--evaluate_episodes=8",
   "--seeds=0",
 )
-OF_RL = ("iterations", "curve", "save")  # What --task=next_item refuses.
+OF_RL = ("iterations", "curve", "save", "segment", "minibatches")  # What --task=next_item refuses.
 
 
 def _blocks(language: str, page: pathlib.Path) -> list[str]:
