@@ -58,7 +58,13 @@ SMALL = (
   "--evaluate_episodes=8",
   "--seeds=0",
 )
-OF_RL = ("iterations", "curve", "save", "segment", "minibatches")  # What --task=next_item refuses.
+OF_RL = (
+  "iterations",
+  "curve",
+  "save",
+  "segment",
+  "minibatches",
+)  # What --task=next_item refuses.
 
 
 def _blocks(language: str, page: pathlib.Path) -> list[str]:
@@ -283,6 +289,8 @@ class CommandsTest(absltest.TestCase):
     if "--task=next_item" in text + command:
       small = [x for x in SMALL if not x[2:].startswith(OF_RL)]
       workdir = workdir / "next_item"  # A workdir keeps its task.
+    if "--split_by=user" in text:
+      workdir = workdir / "by_user"  # And its splits.
     with contextlib.chdir(ROOT):
       status, _, err = run(
         *arguments, *small, f"--workdir={workdir}", "--mode=data"
