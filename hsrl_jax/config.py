@@ -40,6 +40,9 @@ class DataConfig(Checked):
       for the dataset too.
     sids: file with the SIDs of all items (.json, .npz or .csv), to take in
       place of fitting some; it brings the sizes of the SIDs.
+    truth: .npy file with the rating of every item by every user, by which
+      sessions are scored in place of the fitted users (docs/method.md); these
+      remain what a policy is trained with.
     split_by: what the splits are made by: `time`, so that users of the test are
       users of the training too, earlier on; `user`: a tenth of the users are of
       the test alone, a tenth of the validation, by a hash of their id.
@@ -56,6 +59,7 @@ class DataConfig(Checked):
   raw_data_dir: str | None = dataclasses.field(default=None, compare=False)
   response_params: str | None = None
   sids: str | None = None
+  truth: str | None = None
   split_by: str = setting("time", among=SPLITS_BY)
   item_vectors: str = setting("auto", among=ITEM_VECTORS)
   item_vectors_dimensions: int = setting(64, least=1)
@@ -371,11 +375,22 @@ class EvaluateConfig(Checked):
     split: logged sessions from which the users are drawn.
     episodes: sessions simulated for each policy and seed.
     seed: of the users' responses; the same for all policies.
+    planned: sessions of the bound `planned`, the first of `episodes`; 0: none.
+      It takes thousands of times as long as another policy's.
   """
 
   split: str = setting("test", among=SPLITS)
   episodes: int = setting(2_000, least=1)
   seed: int = seed_setting(0)
+  planned: int = setting(0, least=0)
+
+  def __post_init__(self):
+    super().__post_init__()
+    self.require(
+      "planned",
+      self.planned <= self.episodes,
+      f"at most episodes = {self.episodes}",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,12 @@ PREFIXES = {
   "experiment": "experiment_",
 }
 
-PATHS = ("response_params", "sids", "continue_from")  # Kept as full paths.
+PATHS = (
+  "response_params",
+  "sids",
+  "truth",
+  "continue_from",
+)  # Kept as full paths.
 _NAMES = {
   bool: ("True or False", ""),
   int: ("an integer", "integers"),

@@ -50,13 +50,21 @@ SMALL = (
   "--simulator_epochs=1",
   "--iterations=20",
   "--iterations_per_call=10",
+  "--segment=10",
+  "--minibatches=2",
   "--curve_every=20",
   "--save_every=20",
   "--curve_episodes=4",
   "--evaluate_episodes=8",
   "--seeds=0",
 )
-OF_RL = ("iterations", "curve", "save")  # What --task=next_item refuses.
+OF_RL = (
+  "iterations",
+  "curve",
+  "save",
+  "segment",
+  "minibatches",
+)  # What --task=next_item refuses.
 
 
 def _blocks(language: str, page: pathlib.Path) -> list[str]:
@@ -281,6 +289,8 @@ class CommandsTest(absltest.TestCase):
     if "--task=next_item" in text + command:
       small = [x for x in SMALL if not x[2:].startswith(OF_RL)]
       workdir = workdir / "next_item"  # A workdir keeps its task.
+    if "--split_by=user" in text:
+      workdir = workdir / "by_user"  # And its splits.
     with contextlib.chdir(ROOT):
       status, _, err = run(
         *arguments, *small, f"--workdir={workdir}", "--mode=data"

@@ -117,7 +117,7 @@ def _sessions_file(path: pathlib.Path) -> None:
 
 
 def _results_file(path: pathlib.Path) -> None:
-  policies = measures.report(_sessions())
+  policies = measures.report(_sessions(), items=40)
   files.write_json(
     path, {"format": measures.RESULTS_FORMAT, "policies": policies}
   )

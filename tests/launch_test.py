@@ -146,6 +146,7 @@ class NumbersTest(parameterized.TestCase):
         "critic_weight",
         "discount",
         "dropout",
+        "evaluate_planned",
         "evaluate_seed",
         "experiment_seed",
         "experiment_shares",
@@ -507,6 +508,7 @@ class WholePathTest(parameterized.TestCase):
     shutil.rmtree(workdir / "data")
     self._fails(workdir, "no prepared data; run --mode=data first")
 
+  @pytest.mark.slow
   def test_altered_data_file(self):
     workdir = self._copy("altered")
     (workdir / ".done" / "simulator").unlink()

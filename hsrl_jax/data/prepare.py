@@ -88,10 +88,11 @@ def prepare(
   (path,) = builder_folder(dataset).glob("*_dataset_builder.py")
   module = load_builder(path)
   _check_raw(dataset, raw_data_dir, module.Builder)
-  if split_by not in module.Builder.SPLITS_BY:
+  able = getattr(module.Builder, "SPLITS_BY", ("time",))
+  if split_by not in able:
     raise InputError(
       f"--split_by={split_by}, but --dataset={dataset} has splits by "
-      f"{' or '.join(module.Builder.SPLITS_BY)}; expected that, or another "
+      f"{' or '.join(able)}; expected that, or another "
       "--dataset"
     )
   _check_own(data_dir)

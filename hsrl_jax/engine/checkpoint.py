@@ -18,6 +18,8 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.ops import tree
 
 FORMAT = 1  # Of what is stored beside the arrays, and of their layout.
+# Fields that came later; where they are None they are left out.
+_LATER = ("shown", "next_shown")
 # Seconds. Orbax measures how long it waits by the wall clock, which may jump.
 _PATIENCE = 10**9
 _KEEP = 2  # One to fall back to where the newest is damaged.
@@ -67,13 +69,13 @@ def save(
   A checkpoint of the same step is replaced: a damaged one must have been
   passed over, since training came by this step again.
   """
-  state = jax.tree.map(lambda x: x if x.size else None, state)
+  digest = tree.digest(jax.tree.map(_or_none, state))
   checkpointer.save(
     step,
-    state,
+    jax.tree.map(_or_none, _without_later(state)),
     force=True,
     overwrite=True,
-    custom_metadata={"format": FORMAT, "digest": tree.digest(state)},
+    custom_metadata={"format": FORMAT, "digest": digest},
   )
 
 
@@ -92,11 +94,14 @@ def restore_latest(
   Raises:
     InputError: a checkpoint is of a newer version of hsrl_jax.
   """
-  abstract = jax.tree.map(lambda x: _abstract(x) if x.size else None, like)
+  abstract = jax.tree.map(
+    lambda x: _abstract(x) if x.size else None, _without_later(like)
+  )
   for saved in reversed(checkpointer.checkpoints):
     try:
       _check_format(checkpointer, saved.step)
       loaded = checkpointer.load(saved.step, abstract)
+      loaded = _with_later(like, loaded)
       _check_digest(checkpointer, saved.step, loaded)
     except InputError:
       raise
@@ -165,6 +170,44 @@ def _check_digest(
   kept = checkpointer.metadata(step).custom_metadata or {}
   if "digest" in kept and kept["digest"] != tree.digest(loaded):
     raise ValueError("its content has changed since it was saved")
+
+
+def _or_none(x: Any) -> Any:
+  """An array; None where it has no elements, which Orbax refuses."""
+  return x if x.size else None
+
+
+def _without_later(state: Any) -> Any:
+  """Without the fields of _LATER that are None, as before there were any."""
+  if isinstance(state, dict):
+    return {key: _without_later(x) for key, x in state.items()}
+  if not isinstance(state, tuple):
+    return state
+  fields = getattr(state, "_fields", None)
+  parts = [_without_later(x) for x in state]
+  if fields is None:
+    return tuple(parts)
+  kept = dict(zip(fields, parts, strict=True))
+  absent = [x for x in _LATER if x in kept and kept[x] is None]
+  if not absent:
+    return type(state)(*parts)
+  return {key: x for key, x in kept.items() if key not in absent}
+
+
+def _with_later(like: Any, loaded: Any) -> Any:
+  """What `_without_later` made of `like`, as `like` is."""
+  if isinstance(like, dict):
+    return {key: _with_later(x, loaded[key]) for key, x in like.items()}
+  if not isinstance(like, tuple):
+    return loaded
+  fields = getattr(like, "_fields", None)
+  if fields is None:
+    return tuple(map(_with_later, like, loaded))
+  if not isinstance(loaded, dict):
+    loaded = loaded._asdict()
+  return type(like)(
+    *(_with_later(getattr(like, x), loaded.get(x)) for x in fields)
+  )
 
 
 def _is_none(x: Any) -> bool:

@@ -9,10 +9,10 @@ from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import held_out, verdict
-from hsrl_jax.evaluation.simulated import measures
+from hsrl_jax.evaluation.simulated import bounds, measures
 from hsrl_jax.host import metrics
 from hsrl_jax.report import examples as examples_lib
-from hsrl_jax.report import page, plots, sid_page, tables
+from hsrl_jax.report import journeys, page, plots, sid_page, tables
 from hsrl_jax.session_config import FITTED
 from hsrl_jax.sid import store
 
@@ -30,6 +30,7 @@ _HELD_OUT = (
   ("coverage", "coverage", "{:.1%}"),
   ("top item", "top_item_share", "{:.0%}"),
 )
+_OPTIONAL = ("learning_curve", "next_item", "simulator", "journeys")
 _QUALITY = (
   ("AUC", "auc"),
   ("AUC within users", "auc_within_users"),
@@ -92,6 +93,8 @@ def write(
     )
   if epochs:
     figures["next_item"] = plots.next_item(epochs)
+  if (folder / journeys.FILE).exists():
+    figures["journeys"] = journeys.figure(_json(folder / journeys.FILE))
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   prefixes = sid_page.prefixes(
     tokens, lambda row: examples_lib.title(items, item_id[row]), genres
@@ -113,6 +116,26 @@ def table(results: dict[str, Any]) -> str:
     f"{results['episodes']} episodes",
     f"seeds {','.join(map(str, results['seeds']))}",
   ]
+  lines = [tables.filled(", ".join(head)), ""]
+  if "held_out" in results:
+    lines += [*tables.aligned(_held_out_rows(results)), ""]
+    lines += [tables.filled(x) for x in held_out.sentences(results)] + [""]
+  lines += tables.aligned(_simulated_rows(results))
+  if "verdict" in results.get("simulator", {}):
+    lines += ["", tables.filled(verdict.line(results["simulator"]))]
+  if not results.get("simulator", {}).get("claims_rates", True):
+    lines.append(tables.filled(verdict.NO_RATES))
+  if why := _withheld(results):
+    lines.append(tables.filled(f"normalised is withheld: {why}"))
+  return "\n".join(lines)
+
+
+def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+  """Rows of the table of sessions, the head first; a dash where undefined.
+
+  In worlds in which what is shown now matters later there is one column more,
+  if it fits.
+  """
   policies = _by_reward(results)
   ends = [x for _, p in policies for x in p["total_reward"]["ci95"]]
   width = max(len(f"{x:.2f}") for x in ends)
@@ -128,18 +151,14 @@ def table(results: dict[str, Any]) -> str:
         tables.mean(policy.get("normalised")),
       )
     )
-  lines = [tables.filled(", ".join(head)), ""]
-  if "held_out" in results:
-    lines += [*tables.aligned(_held_out_rows(results)), ""]
-    lines += [tables.filled(x) for x in held_out.sentences(results)] + [""]
-  lines += tables.aligned(rows)
-  if "verdict" in results.get("simulator", {}):
-    lines += ["", tables.filled(verdict.line(results["simulator"]))]
-  if not results.get("simulator", {}).get("claims_rates", True):
-    lines.append(tables.filled(verdict.NO_RATES))
-  if why := _withheld(results):
-    lines.append(tables.filled(f"normalised is withheld: {why}"))
-  return "\n".join(lines)
+  key, form = measures.ABOVE_GREEDY, "{:+z.2f}"
+  cells = [tables.mean(policy.get(key), form) for _, policy in policies]
+  wider = [
+    (*row, cell)
+    for row, cell in zip(rows, ["above greedy", *cells], strict=True)
+  ]
+  fits = len(tables.aligned(wider)[0]) <= tables.WIDTH
+  return wider if fits and bounds.FARSIGHTED in results["policies"] else rows
 
 
 def _world(results: dict[str, Any]) -> str:
@@ -213,15 +232,14 @@ def _page(
     results=results,
     held_out=_held_out_columns(results),
     sentences=held_out.sentences(results),
-    columns=columns(),
+    columns=measures.columns(),
     withheld=_withheld(results),
     policies=[
-      (name, {key: policy.get(key) for _, key, _ in columns()})
+      (name, {key: policy.get(key) for _, key, _ in measures.columns()})
       for name, policy in _by_reward(results)
     ],
     by_seed=measured.get("total_reward", {}).get("per_seed", []),
-    pictures={"learning_curve": None, "next_item": None, "simulator": None}
-    | pictures,
+    pictures=dict.fromkeys(_OPTIONAL) | pictures,
     epochs=[_last_epoch(seed, lines[-1]) for seed, lines in epochs.items()],
     sids=facts,
     levels=[
@@ -245,18 +263,6 @@ def _page(
     users_shown=_USERS,
     steps_shown=_STEPS,
   )
-
-
-def columns() -> list[tuple[str, str, str]]:
-  """Label, measure of results.json and format of each column of the page."""
-  return [
-    *(
-      (measure.label, name, measure.form)
-      for name, measure in measures.MEASURES.items()
-      if measure.label is not None
-    ),
-    ("Normalised", "normalised", "{:z.2f}"),
-  ]
 
 
 def _withheld(results: dict[str, Any]) -> str | None:

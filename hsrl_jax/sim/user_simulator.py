@@ -6,6 +6,7 @@ what it is worth and when they leave are pieces of their own: `click_model`,
 `dynamics`, `reward`, `leave`.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -127,6 +128,8 @@ class UserSimulator(NamedTuple):
       than K are left; else the session is truncated then.
     dynamics: how responses change what the user likes later; None: not at all.
     observed_items: R, items of Observation.shown; 0: likes alone are seen.
+    earned: (response params, items [K], user's bias) -> what the items earn, in
+      place of what `reward` says of the responses; None: that.
   """
 
   response_fn: click_model.ResponseFn
@@ -138,6 +141,7 @@ class UserSimulator(NamedTuple):
   forgets: bool = False
   dynamics: dynamics_lib.Dynamics | None = None
   observed_items: int = 0
+  earned: Callable[[Any, Array, Array], Array] | None = None
 
   def exploring(self) -> "UserSimulator":
     """The same for training that shows items once a session, if it can.
@@ -247,9 +251,11 @@ class UserSimulator(NamedTuple):
     there = action > 0
     liked = (draws[: self.slate_size] < probability) & there
     response = liked.astype(jnp.float32)
-    slate_reward = self.reward.slate(
-      jnp.where(there, self.reward.items(response), 0.0)
-    )
+    if self.earned is None:
+      rewards = self.reward.items(response)
+    else:
+      rewards = self.earned(params.response, action, state.bias)
+    slate_reward = self.reward.slate(jnp.where(there, rewards, 0.0))
     more = {}
     if isinstance(self.leave, leave.ItemRule):
       more["known"] = getattr(params, self.leave.knows)

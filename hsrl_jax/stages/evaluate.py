@@ -5,28 +5,24 @@ what users liked later. Sessions in the simulator follow, of the policy and of
 the bounds, with the verdict on the simulator.
 """
 
-import dataclasses
 import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax.agents import make_agent
-from hsrl_jax.evaluation import held_out, ranking, verdict
-from hsrl_jax.evaluation.simulated import bounds, measures, simulate
+from hsrl_jax.evaluation import ranking, verdict
+from hsrl_jax.evaluation.simulated import bounds, measures, planned, simulate
 from hsrl_jax.host import watch
-from hsrl_jax.report import examples
-from hsrl_jax.stages import next_item
+from hsrl_jax.report import examples, journeys
 from hsrl_jax.stages.parts import Parts
+from hsrl_jax.stages.scoring import on_logs, pictures
 from hsrl_jax.types import Params
 
 RESULTS = "results.json"
 SESSIONS = "sessions.npz"  # Measures of each evaluated session, by policy.
 _EXAMPLES = 4
-_RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
 
 
 def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
@@ -37,17 +33,21 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     trained: the policy of each seed, with its parameters.
   """
   c, agent = parts.config.evaluate, parts.config.agent
-  on_logs, lists = _on_logs(parts, [params for _, params in trained])
-  users = parts.users(c.split)
+  held_out, lists = on_logs.measure(parts, [params for _, params in trained])
+  users = parts.judged_users(c.split)
   active = parts.catalogue.index.active
   policies = {
     name: [bound]
-    for name, bound in bounds.bounds(parts.env, users, active).items()
+    for name, bound in bounds.bounds(parts.judge, users, active).items()
   }
   logged = parts.dataset.splits[c.split]
   # Session e is of row rows[e] of the split, whatever the policy.
   rows = simulate.sample(logged.user_id, c.episodes, c.seed)
   sessions = _simulate(parts, policies | {agent: trained}, rows)
+  few = {}
+  if c.planned:
+    planner = planned.planned(parts.judge), (users, active)
+    few = _simulate(parts, {planned.NAME: [planner]}, rows[: c.planned])
   quality = _quality(parts, sessions[agent])
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
   files.write_json(
@@ -61,8 +61,10 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
-      **on_logs,
-      "policies": _policies(sessions, quality, logged.user_id[rows]),
+      **held_out,
+      "policies": _policies(
+        sessions | few, quality, logged.user_id[rows], int(active.sum())
+      ),
       "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
@@ -76,111 +78,11 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
     shown = examples.of_lists(lists, logged, items, likes, _EXAMPLES)
   files.write_json(parts.workdir / "report" / "examples.json", shown)
-
-
-def _on_logs(
-  parts: Parts, params: list[Params]
-) -> tuple[dict[str, Any], np.ndarray | None]:
-  """Held-out measures of results.json; empty where there is nothing to rank.
-
-  Beside them the best items of the first seed's policy for each row, int [S,
-  M], without items of the row's history; None where it ranks nothing.
-
-  Args:
-    parts: of the run.
-    params: of the agent, of each seed, with its ActionSpace.
-  """
-  logs = parts.dataset.splits[parts.config.evaluate.split]
-  train, active = parts.dataset.splits["train"], parts.catalogue.index.active
-  items = len(parts.dataset.items.features) - 1
-  if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
-    return {}, None
-  scored = {
-    "popularity": ranking.popularity(train, items),
-    "item_mean": ranking.item_mean(train, items),
-    "item_to_item": ranking.item_to_item(parts.dataset.items.features),
-    "click_model": (_click_model(parts), parts.response),
-  }
-  rankers = {
-    name: [(ranking.of_scores(score_fn, active), own)]
-    for name, (score_fn, own) in scored.items()
-  }
-  agent = _ranker(parts)
-  if agent is not None:
-    rankers = {parts.config.agent: [(agent, x) for x in params]} | rankers
-  rankings = {}
-  without_history = not ranking.repeats(train)
-  with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
-    for name, seeds in rankers.items():
-      rankings[name] = []
-      for ranker, own in seeds:
-        rankings[name].append(
-          ranking.rank(
-            ranker, own, logs, items, without_history=without_history
-          )
-        )
-        bar.update()
-  reference = next(iter(rankings))
-  logging = ranking.logging_policy(logs)
-  if logging is not None:
-    rankings["logging_policy"] = [logging]
-  measured = held_out.measure(rankings, logs, train, items, reference)
-  measured["held_out_rows"]["without_history"] = without_history
-  if agent is None:
-    return measured, None
-  if without_history:
-    return measured, rankings[parts.config.agent][0].top
-  # Only the lists are wanted, not the scores of the logged slates once more.
-  top = ranking.best(agent, params[0], logs, items, without_history=True)
-  return measured, top
-
-
-def _click_model(parts: Parts) -> ranking.ScoreFn:
-  """The click model's probabilities as scores."""
-
-  def score(response, observation):
-    items = jnp.arange(1, len(parts.dataset.items.features))
-    probability = parts.env.response_fn(
-      response, observation.profile, observation.history, items
+  if journeys.has_any(parts.judge):
+    files.write_json(
+      parts.workdir / "report" / journeys.FILE,
+      pictures.of(parts, sessions, rows),
     )
-    return jnp.concatenate([jnp.full(1, -jnp.inf), probability])
-
-  return score
-
-
-def _ranker(parts: Parts) -> ranking.Ranker | None:
-  """How the agent ranks items; None where it has no order of them."""
-  if parts.config.train.task == "next_item" or parts.config.supervised:
-    return next_item.ranker(parts.config, parts.catalogue.index.num_items)
-  return _by_greedy_slates(parts)
-
-
-def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
-  """Ranks by the greedy slate of all items.
-
-  A slate that is composed for a sweet point is no order, so the agent is made
-  for a reward without one.
-  """
-  simulator = dataclasses.replace(parts.config.simulator, sweet_point=None)
-  config = dataclasses.replace(parts.config, simulator=simulator)
-  items = parts.catalogue.index.num_items
-  agent = make_agent(config, items, items)
-  if agent.draws:
-    return None
-  if agent.scores is not None:
-    return ranking.of_scores(
-      lambda params, observation: agent.scores(*params, observation),
-      parts.catalogue.index.active,
-    )
-
-  def score(params, observation):
-    params, catalogue = params
-    nothing = jnp.zeros(0, jnp.int32)
-    slate = agent.act(params, catalogue, observation, nothing, None, 1.0).slate
-    places = jnp.arange(items, 0, -1, dtype=jnp.float32)
-    return jnp.zeros(len(catalogue.features)).at[slate].set(places)
-
-  return ranking.of_scores(score, parts.catalogue.index.active)
 
 
 def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
@@ -205,9 +107,10 @@ def _policies(
   sessions: dict[str, list[simulate.Sessions]],
   quality: dict[str, Any],
   user: np.ndarray,
+  items: int,
 ) -> dict[str, Any]:
   """`policies` of results.json; a useless simulator normalises nothing."""
-  policies = measures.report(sessions, user)
+  policies = measures.report(sessions, user, items=items)
   if quality.get("verdict") == "useless":
     for name, seeds in sessions.items():
       policies[name]["normalised"] = bounds.withheld(
@@ -223,14 +126,14 @@ def _simulate(
 ) -> dict[str, list[simulate.Sessions]]:
   """Sessions of each policy and seed, of the same users with the same luck."""
   c = parts.config.evaluate
-  users, key = parts.users(c.split), jax.random.key(c.seed)
+  users, key = parts.judged_users(c.split), jax.random.key(c.seed)
   sessions = {}
   with watch.bar(sum(map(len, policies.values())), "evaluate", "policy") as bar:
     for name, seeds in policies.items():
       sessions[name] = []
       for act, params in seeds:
         of_seed = simulate.simulate(
-          act, parts.env, params, users, key, rows, episodes=len(rows)
+          act, parts.judge, params, users, key, rows, episodes=len(rows)
         )
         sessions[name].append(jax.device_get(of_seed))
         bar.update()

@@ -20,11 +20,13 @@ from hsrl_jax.sim import (
   leave,
   response_file,
   sardine,
+  truth,
   user_simulator,
 )
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
+from hsrl_jax.stages.scoring import truth as scored_by
 from hsrl_jax.stages.start import source as start_lib
 
 _SHARED = ("data", "quantize", "simulator")
@@ -89,13 +91,16 @@ class Parts:
     self.config = config
     agents.check(config)
     # Of the files their content counts, not their paths.
-    plain = dataclasses.replace(config.data, response_params=None, sids=None)
+    plain = dataclasses.replace(
+      config.data, response_params=None, sids=None, truth=None
+    )
     train = dataclasses.replace(config.train, continue_from=None)
     c = dataclasses.replace(config, data=plain, train=train)
     given = (self.given.digest,) if self.given else ()
     brought = (f"SIDs {self.sid_file.digest}",) if self.sid_file else ()
     begun = (f"start {self.start.digest}",) if self.start else ()
-    whole = config_lib.fingerprint(c, *given, *brought, *begun)
+    scored = scored_by.digest(config)
+    whole = config_lib.fingerprint(c, *given, *brought, *begun, *scored)
     data = (c.data, *given) if self.own_users else (c.data,)
     self.fingerprints = {
       "data": config_lib.fingerprint(*data),
@@ -221,7 +226,28 @@ class Parts:
         f"--simulator_leave=distance, but {self.name} has {len(features) - 1} "
         "item; expected at least 2, or another --simulator_leave"
       )
+    if self.ratings is not None:
+      features = self.ratings.T
     return leave.nearness(features, c.leave_percentile)
+
+  @functools.cached_property
+  def ratings(self) -> np.ndarray | None:
+    """The matrix of --truth, see truth.read; None where there is none."""
+    if self.config.data.truth is None:
+      return None
+    return scored_by.ratings(self.config.data.truth, self.dataset)
+
+  @property
+  def judge(self) -> UserSimulator:
+    """The simulator by which sessions are scored."""
+    return self.env if self.ratings is None else truth.scored(self.env)
+
+  def judged_users(self, split: str) -> EnvParams:
+    """The parameters of `judge` with the users of a split."""
+    users = self.users(split)
+    if self.ratings is None:
+      return users
+    return truth.pool(users, self.ratings, self.dataset.splits[split].user_id)
 
   @functools.cached_property
   def response(self) -> click_model.ResponseParams:

@@ -129,6 +129,7 @@ class DevicesTest(parameterized.TestCase):
     text = parallel.over_devices(engine.run, layout).lower(*placed).as_text()
     self.assertEqual(_collectives(text), ["all_reduce"])
 
+  @pytest.mark.slow
   def test_gradients_of_four_devices_are_the_gradient_of_all(self):
     self._gradients_are_equal("a2c")
 
@@ -319,6 +320,7 @@ class LoopTest(parameterized.TestCase):
     self.assertGreater(sessions, config.train.users)
     self.assertEqual(repeats == 0, explore)
 
+  @pytest.mark.slow
   def test_target_networks_follow_at_the_rate_polyak(self):
     config = toy.config(agent="a2c", seeds=(0,), polyak=0.0)
     start, _ = jax.jit(toy.engine(config).init)(0, toy.inputs())

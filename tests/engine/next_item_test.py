@@ -98,6 +98,7 @@ class NextItemTest(absltest.TestCase):
     self.assertAlmostEqual(float(state.best), hits(state.best_params), places=6)
     self.assertLessEqual(measure, float(state.best))
 
+  @pytest.mark.slow
   def test_goes_on_where_it_was_stopped(self):
     trainer, *_ = _trainer("sasrec")
     judge = _hits("sasrec")

@@ -31,6 +31,7 @@ def of_toy() -> Simulated:
 
 
 class GymnaxTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_sessions_are_those_of_the_simulator(self):
     """To the end of the first, where another user comes."""
     env = environments.Environment(world())

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from hsrl_jax import agents
@@ -134,6 +135,7 @@ class LoggedTest(absltest.TestCase):
     self.assertGreater(share[0], 0.5)
     self.assertLess(share[2], share[1])
 
+  @pytest.mark.slow
   def test_acted_is_what_the_policy_earns(self):
     act = toy.agent(toy.config()).act
 

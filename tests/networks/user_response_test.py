@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.networks import user_response
@@ -121,6 +122,7 @@ class UserResponseTest(parameterized.TestCase):
         atol=1e-4,
       )
 
+  @pytest.mark.slow
   def test_ids_add_to_the_features_of_those_who_were_there(self):
     network = user_response.UserResponseModel(
       WIDTH, HIDDEN, HEADS, id_dropout=0.5

@@ -414,6 +414,30 @@ class ReportTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "sids.npz"):
       run_page.write(root, _catalogue())
 
+  def test_worlds_with_foresight_show_more_where_it_fits(self):
+    results = _results()
+    for policy in results["policies"].values():
+      policy["above_greedy"] = _measure(policy["total_reward"]["mean"] - 14.33)
+      policy["coverage"] = {"mean": 0.125, "ci95": [None, None]}
+    self.assertNotIn("above greedy", run_page.table(results))
+    results["policies"]["farsighted"] = results["policies"]["greedy_oracle"]
+    lines = run_page.table(results).splitlines()
+    self.assertTrue(all(len(line) <= 80 for line in lines))
+    head = next(line for line in lines if line.startswith("policy"))
+    self.assertEndsWith(head, "  above greedy")
+    row = next(line for line in lines if line.startswith("hsrl"))
+    self.assertRegex(row, r" -1\.12$")
+    for policy in results["policies"].values():
+      policy["total_reward"]["ci95"] = [1000000.125, 1000000.125]
+    head = run_page.table(results).splitlines()[2]
+    self.assertIn("normalised", head)
+    self.assertNotIn("above greedy", head)
+    root = _workdir(self.root)
+    (root / "results.json").write_text(json.dumps(results))
+    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
+    self.assertIn('-1.12 <span class="ci">[-1.43, -0.81]</span>', page)
+    self.assertIn(">12.5%</td>", page)
+
 
 class TableTest(absltest.TestCase):
   def test_rows_ascend_and_align(self):

@@ -14,6 +14,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
@@ -176,6 +177,7 @@ class RecommenderTest(parameterized.TestCase):
     np.testing.assert_array_equal(np.isinf(slates.log_probs), ~slates.valid)
     self.assertTrue((slates.sids[~slates.valid] == -1).all())
 
+  @pytest.mark.slow
   def test_another_export_takes_over_if_it_takes_the_same_requests(self):
     folder = self._copy()
     recommender = serving.load(folder, [4])

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from scipy import special, stats
 from sklearn.datasets import load_digits
@@ -304,6 +305,7 @@ def _recalls(tokens, vocab, logits, widths):
 class RecallTest(absltest.TestCase):
   """How often B beams hold the exact ten best."""
 
+  @pytest.mark.slow
   def test_of_images(self):
     """Digits as items; users like what two of them have in common."""
     images = load_digits().data.astype("f") / 16.0

@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from scipy import special
 
@@ -141,6 +142,7 @@ class BlendTest(absltest.TestCase):
     )
     np.testing.assert_allclose(turned.weights[:2], 0, atol=1e-6)
 
+  @pytest.mark.slow
   def test_it_beats_the_items_mean_where_features_do_not_tell_quality(self):
     """As above all where the network has learned nothing."""
     world = self_selected.world()

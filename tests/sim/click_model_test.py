@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from scipy import special
 
@@ -158,6 +159,7 @@ class AnotherClickModelTest(absltest.TestCase):
     }
     self.assertGreater(rewards["greedy_oracle"], rewards["random"] + 1)
 
+  @pytest.mark.slow
   def test_members_of_an_ensemble_are_fits_with_their_seeds(self):
     features, train = _logs(rows=64)
 

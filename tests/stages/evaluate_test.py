@@ -10,6 +10,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
+from hsrl_jax.stages.scoring import on_logs
 from tests import toy
 from tests.agents import checks
 
@@ -17,7 +18,7 @@ NOTHING = jnp.zeros(0, jnp.int32)
 
 
 def _ranker(made, config=None):
-  return evaluate._ranker(
+  return on_logs.ranking_of(
     types.SimpleNamespace(
       config=config or made.config, catalogue=made.catalogue
     )
@@ -71,7 +72,7 @@ class PoliciesTest(absltest.TestCase):
     }
     useless = {"verdict": "useless", "reasons": ["chance"]}
     for quality, shown in (({"verdict": "weak"}, True), (useless, False)):
-      policies = evaluate._policies(sessions, quality, np.array([7, 9]))
+      policies = evaluate._policies(sessions, quality, np.array([7, 9]), 40)
       for policy in policies.values():
         self.assertEqual(policy["normalised"]["mean"] is not None, shown)
         self.assertIsNotNone(policy["total_reward"]["mean"])

@@ -24,7 +24,8 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import ranking
 from hsrl_jax.host import metrics
 from hsrl_jax.sim import click_model
-from hsrl_jax.stages import evaluate, next_item
+from hsrl_jax.stages import next_item
+from hsrl_jax.stages.scoring import on_logs
 from hsrl_jax.types import Observation, Sessions
 from tests import command, toy
 from tests.agents import checks
@@ -118,6 +119,7 @@ class StageTest(absltest.TestCase):
 
   judge = staticmethod(next_item._judge)  # Also where it is patched.
 
+  @pytest.mark.slow
   def test_what_training_leaves(self):
     self._trains(_parts("hsrl", self.folder))
 
@@ -126,7 +128,7 @@ class StageTest(absltest.TestCase):
     for agent in ("sasrec", "hsrl"):
       parts = _parts(agent, self.folder / agent)
       params = self._trains(parts)
-      held_out, lists = evaluate._on_logs(parts, [(params, parts.catalogue)])
+      held_out, lists = on_logs.measure(parts, [(params, parts.catalogue)])
       self.assertEqual(next(iter(held_out["held_out"])), agent)
       self.assertIn("recall@10_with_history", held_out["held_out"][agent])
       logs = parts.dataset.splits["test"]

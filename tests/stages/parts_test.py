@@ -7,17 +7,19 @@ import types
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.config import DataConfig, SimulatorConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import dynamics, leave
 from hsrl_jax.stages.parts import Parts
 from tests import toy
 
 
-def _parts(genres, **simulator):
+def _parts(genres, truth=None, **simulator):
   """Parts of a run whose users are shown one item at a time."""
   simulator = SimulatorConfig(slate_size=1, **simulator)
-  config = dataclasses.replace(toy.config(), simulator=simulator)
+  config = dataclasses.replace(
+    toy.config(), simulator=simulator, data=DataConfig(truth=truth)
+  )
   parts = Parts(config, pathlib.Path("nowhere"))
   items = types.SimpleNamespace(features=np.zeros((4, 2)), genres=genres)
   splits = {"train": types.SimpleNamespace(exposed=np.zeros((1, 1)))}
@@ -57,6 +59,38 @@ class TopicsTest(parameterized.TestCase):
     parts.dataset.items.features = features[:2]
     with self.assertRaisesRegex(InputError, "has 1 item; expected at least 2"):
       _ = parts.near
+
+  def test_a_matrix_of_ratings(self):
+    """It scores sessions, decides the distances, and only the later stages."""
+    path = pathlib.Path(self.create_tempdir()) / "matrix.npy"
+    np.save(path, np.array([[1.0, 2, 5], [2, 2, 4]]))
+    own = {"leave": "distance", "truth": str(path)}
+    parts, plain = _parts([""] * 4, **own), _parts([""] * 4, leave="distance")
+    users = types.SimpleNamespace(user_id=np.array([2, 1]))
+    parts.dataset.splits["train"] = users
+    # Columns of films: (1, 2), (2, 2), (5, 4), so distances 1, 4.5 and 3.6.
+    near = np.zeros((4, 4), bool)
+    near[1:, 1:] = np.eye(3)
+    near[1, 2] = near[2, 1] = True
+    np.testing.assert_array_equal(parts.near.pairs, near)
+    for stage, same in (("simulator", True), ("data", True), ("policy", False)):
+      named = parts.fingerprints[stage] == plain.fingerprints[stage]
+      self.assertEqual(named, same)
+    np.save(path, np.array([[1.0, 2, 5], [2, 2, 3]]))
+    other = _parts([""] * 4, **own)
+    self.assertNotEqual(
+      other.fingerprints["policy"], parts.fingerprints["policy"]
+    )
+
+  @parameterized.parameters(
+    ({"truth": "nowhere.npy"}, "nowhere.npy is missing; expected an .npy file"),
+    ({"truth": __file__, "leave": "patience"}, "leave=patience.*expected none"),
+    ({"truth": __file__, "boredom": "all"}, "boredom=all.*expected none"),
+  )
+  def test_a_matrix_that_does_not_fit(self, simulator, error):
+    with self.assertRaisesRegex(InputError, error) as caught:
+      _parts([""] * 4, **{"leave": "length", **simulator})
+    self.assertLen(str(caught.exception).splitlines(), 1)
 
   def test_by_default_there_are_none(self):
     parts = _parts(["", "a", "a|b", ""])

@@ -42,6 +42,9 @@ class ConfigTest(parameterized.TestCase):
       "ensemble": 3,
       "boredom": "topic",
       "leave": "boredom",
+      "observed": "interactions",
+      "reward": "sum",
+      "world": "SlateTopK-Bored",
     }.get(field.name)
     if other is None:
       other = field.default + (0.1 if field.type is float else 2)
@@ -52,6 +55,7 @@ class ConfigTest(parameterized.TestCase):
     )
     of_sessions = {"protocol", "patience", "max_steps", "slate_size"}
     of_sessions |= {"penalty", "sweet_point", "boredom", "leave"}
+    of_sessions |= {"reward", "observed", "observed_items", "world"}
     self.assertEqual(
       same,
       field.name in of_sessions

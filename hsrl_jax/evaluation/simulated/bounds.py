@@ -1,7 +1,7 @@
 """Policies that bound a trained one from below and above, and their scale."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,11 +13,12 @@ from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated.simulate import CHUNK, Act, Oracle
 from hsrl_jax.ops import masking
 from hsrl_jax.sim.leave import ItemRule
-from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.types import Array, Params
+from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
+from hsrl_jax.types import Array, Params, PRNGKey
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
 FARSIGHTED = "farsighted"  # One more, where there is something to foresee.
+Rule = Callable[[EnvParams, Array, EnvState], Array]  # See `rules`.
 
 
 def bounds(
@@ -38,7 +39,7 @@ def bounds(
     "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
-  if env.dynamics is not None or isinstance(env.leave, ItemRule):
+  if foresees(env):
     policies[FARSIGHTED] = (farsighted(env), (users, active))
   return policies
 
@@ -130,13 +131,9 @@ def greedy_oracle(env: UserSimulator) -> Act:
     scores = jnp.concatenate([jnp.zeros(1), probability])
     return base.top(base.usable(active, scores, excluded), env.slate_size)
 
-  def act_by_state(params, state, key):
-    del key
-    env_params, active = params
-    chances = env.chances(state, jnp.arange(len(active)), env_params)
-    return base.top(base.usable(active, chances, state.seen), env.slate_size)
-
-  return act if env.dynamics is None else Oracle(act_by_state)
+  if env.dynamics is not None or _is_rated(env):
+    return Oracle(functools.partial(_best, env, functools.partial(_now, env)))
+  return act
 
 
 @functools.cache
@@ -151,25 +148,75 @@ def farsighted(env: UserSimulator) -> Act:
 
   `params` are EnvParams and who is active, bool [N + 1].
   """
+  return Oracle(functools.partial(_best, env, functools.partial(_later, env)))
+
+
+def rules(env: UserSimulator) -> tuple[Rule, ...]:
+  """What oracles rank items by: the greedy one, the farsighted one if any.
+
+  A rule is (EnvParams, active, state) -> scores [N + 1], of one user.
+  """
+  greedy = functools.partial(_now, env)
+  if not foresees(env):
+    return (greedy,)
+  return greedy, functools.partial(_later, env)
+
+
+def foresees(env: UserSimulator) -> bool:
+  """Whether what is shown matters later, and a rule knows how."""
+  return env.dynamics is not None or isinstance(env.leave, ItemRule)
+
+
+def _best(
+  env: UserSimulator,
+  rule: Rule,
+  params: tuple[EnvParams, Array],
+  state: EnvState,
+  key: PRNGKey | None,
+) -> Array:
+  """The slate of the largest scores."""
+  del key
+  scores = base.usable(params[1], rule(*params, state), state.seen)
+  return base.top(scores, env.slate_size)
+
+
+def _now(
+  env: UserSimulator, env_params: EnvParams, active: Array, state: EnvState
+) -> Array:
+  return _worth(env, env_params, state, jnp.arange(len(active)))
+
+
+def _is_rated(env: UserSimulator) -> bool:
+  """Whether items earn what a matrix says; see truth.py."""
+  return getattr(env, "earned", None) is not None
+
+
+def _worth(
+  env: UserSimulator, env_params: EnvParams, state: EnvState, items: Array
+) -> Array:
+  """What each item is worth now, [M]: of likes or of the best rating 1."""
+  if not _is_rated(env):
+    return env.chances(state, items, env_params)
+  ratings = env.earned(env_params.response, items, state.bias)
+  return ratings / env_params.response.most
+
+
+def _later(
+  env: UserSimulator, env_params: EnvParams, active: Array, state: EnvState
+) -> Array:
   fresh = env._replace(dynamics=None)  # Probabilities of users who never bore.
-
-  def act(params, state, key):
-    del key
-    env_params, active = params
-    topics, items = env_params.topics, jnp.arange(len(active))
-    chances = fresh.chances(state, items, env_params)
-    scores = base.usable(active, chances, state.seen)
-    if env.dynamics is not None:
-      room = env.dynamics.room(state.dynamics, state.steps)[topics]
-      fits = masking.rank_within(topics, scores) < room
-      scores = jnp.where(fits, chances, -chances)
-    if isinstance(env.leave, ItemRule):
-      known = getattr(env_params, env.leave.knows)
-      leaves = env.leave.triggers(state.patience, items, known)
-      scores = jnp.where(leaves, chances - 3.0, scores)
-    return base.top(base.usable(active, scores, state.seen), env.slate_size)
-
-  return Oracle(act)
+  topics, items = env_params.topics, jnp.arange(len(active))
+  chances = _worth(fresh, env_params, state, items)
+  scores = base.usable(active, chances, state.seen)
+  if env.dynamics is not None:
+    room = env.dynamics.room(state.dynamics, state.steps)[topics]
+    fits = masking.rank_within(topics, scores) < room
+    scores = jnp.where(fits, chances, -chances)
+  if isinstance(env.leave, ItemRule):
+    known = getattr(env_params, env.leave.knows)
+    leaves = env.leave.triggers(state.patience, items, known)
+    scores = jnp.where(leaves, chances - 3.0, scores)
+  return scores
 
 
 @functools.partial(jax.jit, static_argnames=("env", "num_items"))
@@ -180,7 +227,7 @@ def mean_probabilities(
   items = jnp.arange(1, num_items + 1)
 
   def of_user(row):
-    return env.chances(env.start(row, env_params), items, env_params)
+    return _worth(env, env_params, env.start(row, env_params), items)
 
   users = jnp.arange(env_params.profiles.shape[0])
   total = jax.lax.map(of_user, users, batch_size=CHUNK).mean(0)

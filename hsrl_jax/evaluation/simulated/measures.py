@@ -1,6 +1,7 @@
 """Measures of simulated sessions, in results.json and sessions.npz.
 
-A new measure is an entry of MEASURES, and nothing else.
+A new measure is an entry of MEASURES, and nothing else; a number of all
+sessions together is one of TOTALS.
 """
 
 import io
@@ -18,6 +19,7 @@ from hsrl_jax.sid import SidIndex
 
 RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.
 SESSIONS_FORMAT = 1  # Of sessions.npz.
+ABOVE_GREEDY = "above_greedy"
 
 
 class Measure(NamedTuple):
@@ -46,6 +48,12 @@ def _positive_share(sessions: Sessions) -> np.ndarray:
   return np.asarray(sessions.positives / shown)
 
 
+def _reward_per_step(sessions: Sessions) -> np.ndarray:
+  """The ratio of the means, plus each session's influence on it."""
+  value, influence = statistics.ratio(sessions.total_reward, sessions.depth)
+  return value + influence
+
+
 MEASURES = {
   "total_reward": Measure(lambda x: np.asarray(x.total_reward), "Total reward"),
   "depth": Measure(lambda x: np.asarray(x.depth), "Depth"),
@@ -54,36 +62,88 @@ MEASURES = {
   "positive_share": Measure(
     _positive_share, "Positive responses", "{:.1%}", saved=False
   ),
+  "reward_per_step": Measure(_reward_per_step, "Reward a step", saved=False),
 }
 
 
+class Total(NamedTuple):
+  """A number of all sessions together.
+
+  Attributes:
+    of: (sessions, items in the catalogue) -> number.
+    label: in tables for people.
+    form: how tables show it.
+  """
+
+  of: Callable[[Sessions, int], float]
+  label: str
+  form: str = "{:.2f}"
+
+
+def _coverage(sessions: Sessions, items: int) -> float:
+  shown = np.unique(np.asarray(sessions.slates))
+  return np.count_nonzero(shown) / items
+
+
+TOTALS = {"coverage": Total(_coverage, "Coverage", "{:.1%}")}
+
+
+def columns() -> list[tuple[str, str, str]]:
+  """Label, name in results.json and form of all that tables may show."""
+  own = [x for x in MEASURES.items() if x[1].label is not None]
+  return [
+    *((x.label, name, x.form) for name, x in [*own, *TOTALS.items()]),
+    ("Above greedy", ABOVE_GREEDY, "{:+z.2f}"),
+    ("Normalised", "normalised", "{:z.2f}"),
+  ]
+
+
 def report(
-  policies: dict[str, list[Sessions]], user: np.ndarray | None = None
+  policies: dict[str, list[Sessions]],
+  user: np.ndarray | None = None,
+  *,
+  items: int | None = None,
 ) -> dict:
   """The `policies` of results.json.
+
+  Beside all measures and totals each policy has `normalised`, and
+  `above_greedy`: its total reward less that of `greedy_oracle`, session by
+  session, whose users and luck are the same.
 
   Args:
     policies: name to the sessions of each seed; with `random` and
       `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
-      `normalised`.
+      `normalised`. A policy may have fewer sessions, the first ones.
     user: int [E], the user of each session; None: each is of its own.
+    items: in the catalogue; None: no totals.
 
   Returns:
-    Policy to measure to what `statistics.summarise` says.
+    Policy to measure to what `statistics.summarise` says; a total of a single
+    seed has no interval.
   """
   earned = {
     name: np.mean(first.total_reward, dtype=np.float64)
     for name, (first, *_) in policies.items()
   }
+  greedy = np.asarray(policies["greedy_oracle"][0].total_reward, np.float64)
   table = {}
   for policy, seeds in policies.items():
+    own = None if user is None else user[: len(seeds[0].depth)]
     table[policy] = {
-      name: statistics.summarise([measure.of(x) for x in seeds], user)
+      name: statistics.summarise([measure.of(x) for x in seeds], own)
       for name, measure in MEASURES.items()
       if measure.label is not None
     }
+    for name, total in TOTALS.items() if items else ():
+      found = [np.array([total.of(x, items)]) for x in seeds]
+      table[policy][name] = statistics.summarise(found)
+      if len(seeds) == 1:
+        table[policy][name]["ci95"] = [None, None]
     rewards = [x.total_reward for x in seeds]
-    table[policy]["normalised"] = bounds.normalised(rewards, earned, user)
+    table[policy][ABOVE_GREEDY] = statistics.summarise(
+      [x - greedy[: len(x)] for x in rewards], own
+    )
+    table[policy]["normalised"] = bounds.normalised(rewards, earned, own)
   return table
 
 

@@ -99,9 +99,7 @@ def simulate(
 
   def session(episode):
     episode_key = jax.random.fold_in(key, episode)
-    row = _row(rows, episode, env_params)
-    start_key = jax.random.fold_in(episode_key, env.max_steps)
-    state = env.start(row, env_params, start_key)
+    state = start(env, env_params, key, episode, rows)
 
     def step(carry, t):
       state, alive = carry
@@ -130,7 +128,17 @@ def simulate(
   return jax.lax.map(session, jnp.arange(episodes), batch_size=CHUNK)
 
 
-def _row(rows: Array | None, episode: Array, env_params: EnvParams) -> Array:
-  if rows is None:
-    return episode % env_params.profiles.shape[0]
-  return rows[episode]
+def start(
+  env: UserSimulator,
+  env_params: EnvParams,
+  key: PRNGKey,
+  episode: Array | int,
+  rows: Array | None = None,
+) -> EnvState:
+  """How session `episode` of `simulate` begins; see there."""
+  row = episode % env_params.profiles.shape[0]
+  if rows is not None:
+    row = rows[episode]
+  episode_key = jax.random.fold_in(key, episode)
+  start_key = jax.random.fold_in(episode_key, env.max_steps)
+  return env.start(row, env_params, start_key)

@@ -90,6 +90,7 @@ class SlateTest(parameterized.TestCase):
       np.abs(found / checks.DRAWS - chance).max(), 5 * error.max()
     )
 
+  @pytest.mark.slow
   def test_a_later_slot_given_the_first(self):
     made = _made()
     acted = jax.device_get(checks.sample(made, []))
@@ -104,6 +105,7 @@ class SlateTest(parameterized.TestCase):
     self.assertLess(np.abs(found / len(slates) - chance).max(), 5 * error.max())
 
   @parameterized.parameters("sequential", "independent")
+  @pytest.mark.slow
   def test_learning_sees_what_acting_did(self, slates):
     made = _made(slates=slates)
     banned = [2, 7, 30]
@@ -122,6 +124,7 @@ class SlateTest(parameterized.TestCase):
       )
 
   @parameterized.parameters("sequential", "independent")
+  @pytest.mark.slow
   def test_whether_a_slot_knows_the_slots_before(self, slates):
     made = _made(slates=slates)
     # Items that are gone leave the tokens allowed the same.

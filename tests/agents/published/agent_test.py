@@ -249,6 +249,7 @@ class StepTest(parameterized.TestCase):
         params[f"target_{name}"], expected, rtol=1e-5, atol=1e-7
       )
 
+  @pytest.mark.slow
   def test_the_critic_trains_no_encoder(self):
     """Where all advantages are cut to 0 and there is no bonus, none moves."""
     made = checks.made(
@@ -315,6 +316,7 @@ class ActTest(absltest.TestCase):
 
 
 class EngineTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_nothing_is_learned_before_and_online_parameters_are_evaluated(self):
     """8 users and 4 iterations a call: 32 transitions by each."""
     config = toy.config(NAME, warm_up=33, seeds=(0,), **STILL)

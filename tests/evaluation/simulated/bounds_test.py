@@ -159,7 +159,7 @@ class NormalisedTest(absltest.TestCase):
         policies[name] = [
           simulate.Sessions(np.full(1, reward), one, one, shown, shown)
         ]
-      table = measures.report(policies)
+      table = measures.report(policies, items=40)
       return {x: row["normalised"]["mean"] for x, row in table.items()}
 
     self.assertEqual(

@@ -1,0 +1,1 @@
+"""What sessions are scored by, and pictures of them."""
