@@ -252,6 +252,7 @@ class NumbersTest(parameterized.TestCase):
       scales = encoder.dropout_scales(jax.random.key(0), rate, (4096,))[0]
       self.assertBetween(float(jnp.mean(scales)), 0.3, 2.5)
 
+  @pytest.mark.slow
   def test_help_without_docstrings(self):
     ran = subprocess.run(
       [sys.executable, "-OO", "-c", "import hsrl_jax.flags"],
@@ -268,6 +269,7 @@ class NumbersTest(parameterized.TestCase):
     self.assertLen(ran.stderr.splitlines(), 1)
 
 
+@pytest.mark.slow
 class WholePathTest(parameterized.TestCase):
   @classmethod
   def setUpClass(cls):

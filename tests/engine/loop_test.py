@@ -194,6 +194,7 @@ class DevicesTest(parameterized.TestCase):
 
 
 class LoopTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_no_transfer_to_or_from_the_host_and_one_compilation(self):
     engine, inputs = toy.engine(toy.config()), toy.inputs()
     layout = parallel.layout(2)
@@ -293,6 +294,7 @@ class LoopTest(parameterized.TestCase):
       self.assertLen(set(shown.tolist()), len(shown))
       self.assertNotEmpty(shown)
 
+  @pytest.mark.slow
   def test_explore_no_repeat(self):
     """In training, in a protocol that would show items again."""
     self._explores(True)
@@ -331,6 +333,7 @@ class LoopTest(parameterized.TestCase):
     )
     self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
 
+  @pytest.mark.slow
   def test_an_offline_agent_learns_from_logs_alone(self):
     config = toy.config(agent="sasrec", seeds=(0,))
     engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())

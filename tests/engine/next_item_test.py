@@ -82,6 +82,7 @@ def _hits(name):
 
 
 class NextItemTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_learns_a_cycle(self):
     self._learns("sasrec")
 

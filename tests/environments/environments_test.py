@@ -58,6 +58,7 @@ class GymnaxTest(absltest.TestCase):
     )
     self.assertEqual(obs.shown.step.tolist()[-4:], [100, 1, 2, 3])
 
+  @pytest.mark.slow
   def test_spaces(self):
     env = environments.Environment(world())
     obs, _ = env.reset(jax.random.key(1))

@@ -134,6 +134,7 @@ class AnotherClickModelTest(absltest.TestCase):
       click_model="linear", features=4, batch_size=32, learning_rate=1e-2
     )
 
+  @pytest.mark.slow
   def test_it_is_fitted_and_users_respond_by_it(self):
     features, train = _logs()
     fit = click_model.make_fit(self.config, features, train)

@@ -4,12 +4,13 @@ Policy and critic are those of `networks.published`; the policy in one state is
 log pi(i) = sum_l log p_l(z_l(i)), and items that share a SID share it. A step
 on a batch of replayed transitions is, in this order, with mean over the batch:
 
-  y = r + gamma (1 - terminated) V_target(s'),   V = mean of V(c_0) .. V(c_L)
-  the critic's Adam on (V(s) - y)^2, the actor's on
-    clip(y - V(s), -1, 1) mean_k(-log pi(i_k)) + beta sum_l sum_v p_l log p_l
-  the behaviour loss's Adam, on the actor that this gave: BCE of the responses
-    on sigmoid(pi(i_k) / sum_j pi(i_j))
-  targets move by `polyak`.
+- y = r + gamma (1 - terminated) V_target(s'), V the mean of V(c_0) .. V(c_L);
+- the critic's Adam on (V(s) - y)^2;
+- the actor's Adam on clip(y - V(s), -1, 1) mean_k(-log pi(i_k)) + beta sum_l
+  sum_v p_l log p_l;
+- the behaviour loss's Adam, on the actor that this gave: BCE of the responses
+  on sigmoid(pi(i_k) / sum_j pi(i_j));
+- targets move by `polyak`.
 
 Dropout is on in all of it, in the target networks too. What differs from the
 agent `hsrl`, and why, is a table in docs/method.md.

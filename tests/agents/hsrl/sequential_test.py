@@ -155,6 +155,7 @@ class SlateTest(parameterized.TestCase):
 
 
 class ValueTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_a_choice_is_valued_without_itself_and_what_follows(self):
     made = _made()
 

@@ -152,6 +152,7 @@ class _Step:
 
 
 class StepTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_losses_are_those_of_the_formulas(self):
     made = checks.made(NAME, **STILL)
     method, flat, keys = _parts(made)
