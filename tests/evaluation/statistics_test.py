@@ -238,7 +238,7 @@ class DifferenceTest(parameterized.TestCase):
     """Ten seeds, and ten or one of the other; the truth is no difference."""
     covered = _coverage(users, spread, others, trials=250)
     # 0.93 to 0.97, and twice the error of the simulation.
-    self.assertBetween(covered, 0.9, 1.0)
+    self.assertBetween(covered, 0.9, 0.995)
 
   def test_a_policy_against_itself(self):
     one = np.random.default_rng(3).normal(size=(1, 50))
