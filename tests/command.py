@@ -30,6 +30,21 @@ SMALL = (
   "--evaluate_episodes=60",
   "--seeds=0",
 )
+# A whole experiment, whose figures mean nothing.
+EXPERIMENT = (
+  f"--flagfile={ROOT}/launch/flags/smoke.flags",
+  "--simulator_epochs=2",
+  "--sid_iterations=5",
+  "--sid_restarts=1",
+  "--sid_vocab_size=10",
+  "--iterations=40",
+  "--iterations_per_call=20",
+  "--curve_every=40",
+  "--save_every=40",
+  "--curve_episodes=4",
+  "--evaluate_episodes=60",
+  "--experiment_resamples=200",
+)
 
 
 def run(*arguments: str) -> tuple[int, str, str]:

@@ -79,14 +79,7 @@ def load(workdir: str | pathlib.Path) -> Recommender:
   Raises:
     InputError: there is none.
   """
-  workdir = pathlib.Path(workdir)
-  kept = workdir_lib.kept_flags(workdir)
-  if not kept:
-    raise InputError(
-      f"{workdir / workdir_lib.FLAGS} is missing; expected the workdir of a run"
-    )
-  config = settings_lib.of_texts(workdir / workdir_lib.FLAGS, kept)
-  run = run_lib.Run(config, workdir)
+  run = run_lib.of_workdir(workdir)
   run.require("policy")
   return Recommender(run)
 

@@ -119,17 +119,18 @@ def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> Engine:
   """Builds the engine of an agent in a simulator."""
   if config.explore_no_repeat:
     env = env.exploring()
-  # Flat: a step on one vector instead of a small kernel for each leaf.
-  optimizer = optax.flatten(
-    optax.chain(
-      optax.clip_by_global_norm(config.max_grad_norm),
-      optax.adam(
-        optax.cosine_decay_schedule(config.learning_rate, config.iterations)
-      ),
-    )
-  )
-  loop = _Loop(agent, env, config, optimizer)
+  loop = _Loop(agent, env, config, optimizer_of(config, config.iterations))
   return Engine(functools.partial(_init, loop), functools.partial(_run, loop))
+
+
+def optimizer_of(
+  config: TrainConfig, steps: int
+) -> optax.GradientTransformation:
+  """Adam whose rate falls to 0 in so many steps; gradients are clipped."""
+  rate = optax.cosine_decay_schedule(config.learning_rate, steps)
+  clip = optax.clip_by_global_norm(config.max_grad_norm)
+  # Flat: a step on one vector instead of a small kernel for each leaf.
+  return optax.flatten(optax.chain(clip, optax.adam(rate)))
 
 
 def _init(
@@ -145,19 +146,22 @@ def _init(
   param_key, stream_key, key = sampling.split(jax.random.key(seed), 3)
   user = loop.env.start(jnp.int32(0), inputs.env_params)
   params = loop.agent.init(param_key, inputs.catalogue, user.observation)
-  learner = Learner(
-    params,
-    jax.tree.map(jnp.copy, params),
-    (
-      loop.agent.learning.init(params)
-      if loop.agent.learning
-      else loop.optimizer.init(_trained(loop.agent, params))
-    ),
-    key,
-    jnp.int32(0),
-  )
+  if loop.agent.learning:
+    opt_state = loop.agent.learning.init(params)
+  else:
+    opt_state = loop.optimizer.init(_trained(loop.agent, params))
+  learner = fresh_learner(params, opt_state, key)
   users = part * count + jnp.arange(count)
   return learner, _init_stream(loop, users, stream_key, params, inputs)
+
+
+def fresh_learner(
+  params: Params, opt_state: optax.OptState, key: PRNGKey
+) -> Learner:
+  """A learner that has done nothing yet."""
+  # A copy, since both are donated.
+  target_params = jax.tree.map(jnp.copy, params)
+  return Learner(params, target_params, opt_state, key, jnp.int32(0))
 
 
 def users_of_part(config: TrainConfig, parts: int) -> int:

@@ -70,17 +70,9 @@ def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> Engine:
   """Builds the engine of an agent that learns on-policy, in a simulator."""
   if config.explore_no_repeat:
     env = env.exploring()
-  updates = config.iterations // config.segment * config.epochs
-  optimizer = optax.flatten(
-    optax.chain(
-      optax.clip_by_global_norm(config.max_grad_norm),
-      optax.adam(
-        optax.cosine_decay_schedule(
-          config.learning_rate, max(updates * config.minibatches, 1)
-        )
-      ),
-    )
-  )
+  segments = config.iterations // config.segment
+  steps = segments * config.epochs * config.minibatches
+  optimizer = loop_lib.optimizer_of(config, steps)
   loop = _Loop(agent, env, config, optimizer)
   return Engine(functools.partial(_init, loop), functools.partial(_run, loop))
 
@@ -102,13 +94,7 @@ def _init(
     user.observation,
     _hidden(loop, user, inputs),
   )
-  learner = Learner(
-    params,
-    jax.tree.map(jnp.copy, params),
-    loop.optimizer.init(params),
-    key,
-    jnp.int32(0),
-  )
+  learner = loop_lib.fresh_learner(params, loop.optimizer.init(params), key)
   users = part * count + jnp.arange(count)
   states = jax.vmap(loop.env.reset, in_axes=(0, None))(
     loop_lib.by_user(stream_key, users), inputs.env_params

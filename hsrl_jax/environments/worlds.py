@@ -6,10 +6,8 @@ from typing import NamedTuple
 import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax import settings as settings_lib
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.errors import InputError
-from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sim import sardine as sardine_lib
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import run as run_lib
@@ -92,14 +90,7 @@ def of_run(workdir: str | pathlib.Path, split: str = "train") -> Simulated:
   Raises:
     InputError: there is none.
   """
-  workdir = pathlib.Path(workdir)
-  kept = workdir_lib.kept_flags(workdir)
-  if not kept:
-    raise InputError(
-      f"{workdir / workdir_lib.FLAGS} is missing; expected the workdir of a run"
-    )
-  config = settings_lib.of_texts(workdir / workdir_lib.FLAGS, kept)
-  run = run_lib.Run(config, workdir)
+  run = run_lib.of_workdir(workdir)
   run.require("simulator")
   if split not in run.dataset.splits:
     raise InputError(

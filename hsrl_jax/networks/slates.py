@@ -169,7 +169,7 @@ class SlatePolicy(nn.Module):
 
     Args:
       tokens: of the catalogue.
-      observation: of the user.
+      observation: of the user, with `shown`.
       key: of the dropout.
       estimate: which the policy acted by; None: the one of these parameters.
     """
@@ -221,15 +221,16 @@ class SlatePolicy(nn.Module):
 
   def chances(self, start: Start, vectors: Array) -> Array:
     """Logits of a like of what each slot shows, [K, W] -> [K]."""
-    logits = vectors @ start.user[:-1] + start.user[-1]
-    return logits + self.position[_slot(jnp.arange(len(vectors)))]
+    slots = jnp.arange(len(vectors))
+    return self._chance(start.user, vectors, slots)
 
   def likes(self, start: Start, vector: Array, slot: Array) -> Array:
     """P(like) of an item in a slot, [W], [] -> [], without gradient."""
-    user = start.estimate.user
-    logit = vector @ user[:-1] + user[-1]
-    logit = logit + self.position[_slot(slot)]
+    logit = self._chance(start.estimate.user, vector, slot)
     return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
+
+  def _chance(self, user: Array, vectors: Array, slots: Array) -> Array:
+    return vectors @ user[:-1] + user[-1] + self.position[_slot(slots)]
 
   def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
     """Logits of the first level, float32 [V]."""
@@ -257,23 +258,29 @@ class SlatePolicy(nn.Module):
     vectors = jax.lax.stop_gradient(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 
-  def chosen_before(
-    self, start: Start, first: Array, vectors: Array, weights: Array
-  ) -> Chosen:
+  def one_chosen(self, first: Array, vector: Array, likes: Array) -> Chosen:
+    """A single item: first token, [], vector, [W], and P(like), [].
+
+    It is nothing where slots do not see one another.
+    """
+    if not self.sequential:
+      return jax.tree.map(lambda x: x[0], none_chosen(self.vocab_size, 1))
+    both = jnp.stack([jnp.ones_like(likes), likes])[:, None]
+    return Chosen(
+      both * jax.nn.one_hot(first, self.vocab_size)[None],
+      both * jax.lax.stop_gradient(vector)[None],
+    )
+
+  def chosen_before(self, first: Array, vectors: Array, likes: Array) -> Chosen:
     """What was chosen before each of K slots, leaves [K, 2, ...].
 
     Args:
-      start: of the state.
       first: int32 [K], first tokens.
       vectors: float32 [K, W], of the items.
-      weights: float32 [K], likes to expect of them.
+      likes: float32 [K], P(like) of each.
     """
-    if not self.sequential:
-      return none_chosen(self.vocab_size, len(first))
-    both = jnp.stack([jnp.ones_like(weights), weights], 1)[..., None]
-    counts = both * jax.nn.one_hot(first, self.vocab_size)[:, None]
-    vectors = both * jax.lax.stop_gradient(vectors)[:, None]
-    return Chosen(*(jnp.cumsum(x, 0) - x for x in (counts, vectors)))
+    each = jax.vmap(self.one_chosen)(first, vectors, likes)
+    return jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
 
   def __call__(self, tokens: Tokens, observation: Observation) -> Array:
     """For initialisation: touches every parameter."""
@@ -299,13 +306,11 @@ def none_chosen(vocab_size: int, slots: int) -> Chosen:
   )
 
 
-def _counts(shown: Shown | None, first: Array, vocab_size: int) -> Array:
+def _counts(shown: Shown, first: Array, vocab_size: int) -> Array:
   """Likes and items by age and first token, float32 [2 A + 1, V].
 
   Rows are likes of each age, items shown of each age, and the newest likes.
   """
-  if shown is None:
-    return jnp.zeros((2 * _AGES + 1, vocab_size))
   there = (shown.items > 0).astype(jnp.float32)
   age = jnp.clip(shown.ago, 1, _AGES) - 1
   by_age = jax.nn.one_hot(age, _AGES, axis=0) * there[None]

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
+from hsrl_jax import settings as settings_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import prepare
 from hsrl_jax.engine import processes
@@ -219,6 +220,19 @@ class Run(Parts):
   def results(self) -> dict:
     """What stage evaluate left."""
     return measures.read_results(self.workdir / evaluate.RESULTS)
+
+
+def of_workdir(workdir: str | pathlib.Path) -> Run:
+  """The run that a workdir is of, by the settings that it keeps.
+
+  Raises:
+    InputError: it keeps none, or one that is not as it should be.
+  """
+  workdir = pathlib.Path(workdir)
+  where, kept = workdir / workdir_lib.FLAGS, workdir_lib.kept_flags(workdir)
+  if not kept:
+    raise InputError(f"{where} is missing; expected the workdir of a run")
+  return Run(settings_lib.of_texts(where, kept), workdir)
 
 
 def with_sizes(

@@ -23,21 +23,7 @@ from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = (
-  f"--flagfile={ROOT}/launch/flags/smoke.flags",
-  "--simulator_epochs=2",
-  "--sid_iterations=5",
-  "--sid_restarts=1",
-  "--sid_vocab_size=10",
-  "--iterations=40",
-  "--iterations_per_call=20",
-  "--curve_every=40",
-  "--save_every=40",
-  "--curve_episodes=4",
-  "--evaluate_episodes=60",
-  "--experiment_protocols=no_repeat",
-  "--experiment_resamples=200",
-)
+SMALL = (*command.EXPERIMENT, "--experiment_protocols=no_repeat")
 
 
 @pytest.mark.slow

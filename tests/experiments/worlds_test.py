@@ -20,7 +20,6 @@ from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
 
-ROOT = pathlib.Path(__file__).parents[2]
 BOUNDS = ("random", "greedy_oracle", "farsighted")
 USERS = np.repeat(np.arange(30), 2)
 
@@ -229,18 +228,7 @@ class WholeTest(absltest.TestCase):
   def test_a_world_of_a_flagfile(self):
     root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     status, out, err = command.run(
-      f"--flagfile={ROOT}/launch/flags/smoke.flags",
-      "--simulator_epochs=2",
-      "--sid_iterations=5",
-      "--sid_restarts=1",
-      "--sid_vocab_size=10",
-      "--iterations=40",
-      "--iterations_per_call=20",
-      "--curve_every=40",
-      "--save_every=40",
-      "--curve_episodes=4",
-      "--evaluate_episodes=60",
-      "--experiment_resamples=200",
+      *command.EXPERIMENT,
       "--simulator_boredom=all",
       "--simulator_boredom_threshold=2",
       "--simulator_leave=length",

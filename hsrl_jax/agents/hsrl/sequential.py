@@ -163,11 +163,11 @@ def _act(
       allowed.append(may)
     allowed = jnp.stack(allowed)
     item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
-    if parts.policy.sequential:
-      sid = sid_of(index, item)
-      vector = policy.item_vectors(tokens, item, sid)
-      weight = policy.likes(start, vector, place)
-      chosen = _added(chosen, sid[0], vector, weight)
+    sid = sid_of(index, item)
+    vector = policy.item_vectors(tokens, item, sid)
+    likes = policy.likes(start, vector, place)
+    one = policy.one_chosen(sid[0], vector, likes)
+    chosen = jax.tree.map(jnp.add, chosen, one)
     taken = taken.at[place].set(item)
     return (chosen, taken), (item, log_prob, allowed)
 
@@ -217,18 +217,6 @@ def _scores(
   return log_pi
 
 
-def _added(
-  chosen: slates.Chosen, token: Array, vector: Array, weight: Array
-) -> slates.Chosen:
-  """With one more item: first token, [], vector, [W], and P(like), []."""
-  weights = jnp.stack([jnp.ones_like(weight), weight])[:, None]
-  place = jax.nn.one_hot(token, chosen.counts.shape[1])
-  return slates.Chosen(
-    chosen.counts + weights * place[None],
-    chosen.vectors + weights * vector[None],
-  )
-
-
 def _distinct(items: Array, active: Array) -> Array:
   """Each active item once, the rest 0; int32 [T] -> [T]."""
   items = jnp.sort(items)
@@ -253,8 +241,8 @@ def _choices(
   slots = jnp.arange(spec.slate_size)
   sids = sid_of(catalogue.index, decision.slate)
   vectors = policy.item_vectors(tokens, decision.slate, sids)
-  weights = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
-  chosen = policy.chosen_before(start, sids[:, 0], vectors, weights)
+  likes = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
+  chosen = policy.chosen_before(sids[:, 0], vectors, likes)
   partial = _partial(start, sids)
   logits = [jax.vmap(policy.first_logits, (None, 0, 0))(start, chosen, slots)]
   for level in range(1, spec.levels):
