@@ -25,6 +25,7 @@ from hsrl_jax.sim.user_simulator import EnvState, UserSimulator
 from hsrl_jax.types import Array, Decision, Metrics, PRNGKey
 
 _EPSILON = 1e-6
+_NO_USER = 2**32 - 1
 
 
 class _Segment(NamedTuple):
@@ -252,6 +253,20 @@ def _update(
   return learner, metrics
 
 
+def epoch_key(key: PRNGKey, step: Array, number: Array | int) -> PRNGKey:
+  """The key of an epoch over the segment that began with a step.
+
+  The step's own keys are those of its users; no user has the number _NO_USER.
+
+  Args:
+    key: of the learner.
+    step: int32 [], iterations before the segment.
+    number: int32 [], of the epoch.
+  """
+  key = jax.random.fold_in(jax.random.fold_in(key, step), _NO_USER)
+  return jax.random.fold_in(key, number)
+
+
 def _epochs(
   loop: _Loop,
   learner: Learner,
@@ -263,11 +278,10 @@ def _epochs(
   """Some epochs over a segment, in minibatches of all users' times."""
   config = loop.config
   count = config.segment // config.minibatches
-  # Apart from the keys by which the segment was acted.
-  key = jax.random.fold_in(jax.random.fold_in(learner.key, learner.step), 1)
+  step = learner.step
 
   def epoch(learner, number):
-    keys = loop_lib.by_user(jax.random.fold_in(key, number), users)
+    keys = loop_lib.by_user(epoch_key(learner.key, step, number), users)
     order_keys, loss_keys = loop_lib.split(keys, 2)
     order = jax.vmap(jax.random.permutation, (0, None))(
       order_keys, config.segment

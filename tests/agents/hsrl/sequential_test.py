@@ -10,7 +10,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
-from hsrl_jax.engine import on_policy
+from hsrl_jax.engine import loop, on_policy, parallel
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Decision
 from tests import toy
@@ -206,6 +206,39 @@ class EngineTest(absltest.TestCase):
       once[0].params, twice[0].params, rtol=1e-4, atol=1e-5
     )
     chex.assert_trees_all_equal(once[1].env.steps, twice[1].env.steps)
+
+  def test_epochs_have_keys_that_come_of_no_users(self):
+    key, users = jax.random.key(3), jnp.arange(8)
+    own = loop.by_user(jax.random.fold_in(key, 0), users)
+    for number in range(3):
+      epoch = on_policy.epoch_key(key, jnp.int32(0), number)
+      for user in own:
+        words = [
+          jax.random.key_data(x).tolist()
+          for x in (epoch, jax.random.fold_in(user, number))
+        ]
+        self.assertNotEqual(*words)
+
+  @pytest.mark.slow
+  def test_four_devices_do_what_one_does(self):
+    env = toy.env()._replace(observed_items=8)
+    config = self._config(critic_sees_state=True)
+    made = on_policy.make(toy.agent(config), env, config.train)
+    found = []
+    for devices in (1, 4):
+      layout = parallel.Layout(2, devices, by_seed=False)
+      state = parallel.init(made.init, (0, 1), toy.inputs(), layout)
+      placed = parallel.place(*state, toy.inputs(), layout)
+      run = parallel.over_devices(made.run, layout)
+      learner, stream, placed_inputs = placed
+      for _ in range(2):
+        learner, stream, metrics = run(learner, stream, placed_inputs)
+      learner, stream = parallel.collect(learner, stream, layout)
+      found.append(jax.device_get((learner.params, stream.env.steps, metrics)))
+    (params, steps, metrics), other = found
+    np.testing.assert_array_equal(steps, other[1])
+    chex.assert_trees_all_close(params, other[0], rtol=1e-3, atol=1e-4)
+    chex.assert_trees_all_close(metrics, other[2], rtol=1e-3, atol=1e-4)
 
   @pytest.mark.slow
   def test_it_learns(self):
