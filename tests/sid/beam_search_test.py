@@ -322,6 +322,7 @@ class RecallTest(absltest.TestCase):
     self.assertBetween(recalls[1], 0.99, 1.0)
     self.assertEqual(recalls[2], 1.0)
 
+  @pytest.mark.slow
   def test_of_random_logits(self):
     """Harder: few items, of which coarse tokens say no more than fine ones."""
     rng = np.random.default_rng(0)

@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -233,6 +234,7 @@ _CHANGES = st.lists(
 class LivingTest(parameterized.TestCase):
   @settings(max_examples=12, deadline=None, derandomize=True, database=None)
   @given(changes=_CHANGES, capacity=st.sampled_from([None, 10]))
+  @pytest.mark.slow
   def test_any_changes_against_a_dictionary(self, changes, capacity):
     """As many ids as SIDs, so that the space gets full."""
     codebooks = _codebooks(3, 2)

@@ -38,6 +38,7 @@ def _logs(rows=256, seed=0):
 
 
 class ClickModelTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_fit_learns_and_resumes_to_the_same_bits(self):
     features, train = _logs()
     config = SimulatorConfig(
@@ -65,6 +66,7 @@ class ClickModelTest(parameterized.TestCase):
     chance = 1 / (1 + np.exp(-4 * features[test.exposed, 0] * test.profile))
     self.assertGreater(np.corrcoef(np.ravel(p), chance.ravel())[0, 1], 0.9)
 
+  @pytest.mark.slow
   def test_keep_best_keeps_the_best(self):
     features, train = _logs(rows=64)
     fit = click_model.make_fit(
@@ -81,6 +83,7 @@ class ClickModelTest(parameterized.TestCase):
 
 
 class DoubleSigmoidTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_the_loss_applies_it_twice_and_users_respond_by_one(self):
     features, train = _logs(rows=8)
     config = SimulatorConfig(
