@@ -279,7 +279,7 @@ def unclaimed_on_error(workdir: pathlib.Path) -> Iterator[None]:
     return _has_outputs(workdir), _marker(workdir, "data").exists()
 
   path, started = workdir / FLAGS, state()
-  before = path.read_text() if path.is_file() else None
+  before = _flags_text(workdir)
   try:
     yield
   except InputError:
@@ -305,10 +305,17 @@ def flag_lines(flags: dict[str, str]) -> str:
 
 def kept_flags(workdir: pathlib.Path) -> dict[str, str]:
   """Name to value of the flags that claim kept; none for a new workdir."""
-  path = workdir / FLAGS
-  text = path.read_text(errors="replace") if path.is_file() else ""
+  text = _flags_text(workdir) or ""
   lines = [line.split("=", 1) for line in text.splitlines()]
   return {x[0].removeprefix("--"): x[1] for x in lines if len(x) == 2}
+
+
+def _flags_text(workdir: pathlib.Path) -> str | None:
+  """What claim kept; None for a new workdir, or one that was taken back."""
+  try:
+    return (workdir / FLAGS).read_text(errors="replace")
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+    return None
 
 
 def _has_outputs(workdir: pathlib.Path) -> bool:
