@@ -11,6 +11,7 @@ from typing import Any
 
 from hsrl_jax.agents import PUBLISHED, configure, reads
 from hsrl_jax.config import Config, TrainConfig
+from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
 
 REFERENCE = "hsrl"  # To which all others are compared.
@@ -86,8 +87,8 @@ FORESIGHT = {
   "random_sids": VARIANTS["random_sids"],
   # Tokens of like codebook vectors learn nothing from each other.
   "free_tokens": {"semantic_tokens": False, "item_residual": False},
-  # One logit for each item, of its features.
-  "flat_features": VARIANTS["flat_features"],
+  # One logit for each item, of its features; all else is the same.
+  "flat_features": {"choices": "items"},
 }
 # HSRL against policies with one logit for each item, where the catalogue grows
 # or changes: changes and label.
@@ -128,8 +129,17 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
 
 
 def under(config: Config, protocol: str) -> Config:
-  """The configuration under another protocol."""
-  simulator = dataclasses.replace(config.simulator, protocol=protocol)
+  """The configuration under another protocol.
+
+  Raises:
+    InputError: the world decides its own.
+  """
+  try:
+    simulator = dataclasses.replace(config.simulator, protocol=protocol)
+  except ValueError as error:
+    raise InputError(
+      f"protocol {protocol!r} of the experiment: {error}"
+    ) from error
   return dataclasses.replace(config, simulator=simulator)
 
 

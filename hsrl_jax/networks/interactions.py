@@ -36,16 +36,17 @@ class Interactions(nn.Module):
     there = (shown.items > 0).astype(jnp.float32)
     age = jnp.clip(shown.ago, 1, AGES) - 1
     by_age = jax.nn.one_hot(age, AGES, axis=0) * there[None]
-    items = nn.Dense(self.item_width, use_bias=False, name="item")(
-      item_features[shown.items]
-    )
-    one = jnp.ones((len(there), 1))
-    both = jnp.concatenate([items, one], 1)
+    features = item_features[shown.items]
+    both = jnp.concatenate([features, jnp.ones((len(there), 1))], 1)
     # A slate is about as long as an age has items.
     share = AGES / len(there)
     of_all = by_age @ both * share
     of_liked = by_age @ (both * shown.response[:, None]) * share
+    # Mapped after they are added up: there are fewer ages than items.
+    item = nn.Dense(self.item_width, use_bias=False, name="item")
+    sums = jnp.stack([of_all, of_liked])
+    sums = jnp.concatenate([item(sums[..., :-1]), sums[..., -1:]], -1)
     step = jnp.log1p(shown.step.astype(jnp.float32))[None]
-    x = jnp.concatenate([of_all.ravel(), of_liked.ravel(), step])
+    x = jnp.concatenate([sums.ravel(), step])
     x = nn.relu(nn.Dense(2 * self.width, name="hidden")(x))
     return nn.Dense(self.width, name="out")(x)

@@ -20,6 +20,13 @@ def start(profile: Array, history: Array, size: int) -> Observation:
   return Observation(profile, history, shown)
 
 
+def seen(observation: Observation) -> Observation:
+  """With nothing shown yet where it is not known what was."""
+  if observation.shown is not None:
+    return observation
+  return start(observation.profile, observation.history, 1)
+
+
 def after(
   observation: Observation, slate: Array, response: Array
 ) -> Observation:

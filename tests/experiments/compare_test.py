@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import dataclasses
 import io
 import json
 import pathlib
@@ -177,6 +178,15 @@ class EntrantsTest(parameterized.TestCase):
     self.assertNotEmpty(differing)
     for path, value in differing.items():
       self.assertEqual(value, changes[path.split(".")[1]])
+
+  def test_a_world_with_a_protocol_of_its_own(self):
+    config = _experiment("benchmark").base
+    simulator = config_lib.SimulatorConfig(world="SlateTopK-Bored")
+    config = dataclasses.replace(config, simulator=simulator)
+    self.assertEqual(entrants.under(config, "paper"), config)
+    line = "protocol 'no_repeat' of the experiment: .*SlateTopK-Bored"
+    with self.assertRaisesRegex(InputError, line):
+      entrants.under(config, "no_repeat")
 
   def test_all_variants_unless_some_are_named(self):
     for names, expected in (((), entrants.VARIANTS), (("ddpg",), ["ddpg"])):

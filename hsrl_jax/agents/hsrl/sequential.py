@@ -15,8 +15,9 @@ import optax
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl.settings import Settings
-from hsrl_jax.networks import slates
-from hsrl_jax.networks.slates import PrefixCritic, SlatePolicy, Tokens
+from hsrl_jax.networks.slates import policy as slates
+from hsrl_jax.networks.slates.critic import PrefixCritic
+from hsrl_jax.networks.slates.policy import SlatePolicy, Tokens
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
@@ -85,13 +86,6 @@ def _tokens(catalogue: base.ActionSpace) -> Tokens:
   return Tokens(catalogue.codebooks, catalogue.features, first)
 
 
-def _seen(observation: Observation) -> Observation:
-  """With nothing shown yet where it is not known what was."""
-  if observation.shown is not None:
-    return observation
-  return observed.start(observation.profile, observation.history, 1)
-
-
 def _init(
   parts: _Parts,
   key: PRNGKey,
@@ -101,7 +95,7 @@ def _init(
 ) -> Params:
   """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
   keys, tokens = jax.random.split(key), _tokens(catalogue)
-  observation = _seen(observation)
+  observation = observed.seen(observation)
   policy = parts.policy.init(keys[0], tokens, observation)
   start = parts.policy.apply(policy, tokens, observation, method="start")
   critic = parts.critic.init(
@@ -133,7 +127,7 @@ def _act(
   """See base.Agent.act; the notes are _Notes."""
   spec, index = parts.spec, catalogue.index
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
-  start = policy.start(tokens, _seen(observation))
+  start = policy.start(tokens, observed.seen(observation))
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise = jnp.zeros(sizes)
   if key is not None:
@@ -189,7 +183,7 @@ def _scores(
   """See base.Agent.scores: log pi of each item in the first slot."""
   index, spec = catalogue.index, parts.spec
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
-  start = policy.start(tokens, _seen(observation))
+  start = policy.start(tokens, observed.seen(observation))
   chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
   items = jnp.arange(len(index.known))
   sids = jnp.maximum(sid_of(index, items), 0)
@@ -235,7 +229,7 @@ def _choices(
   spec, settings = parts.spec, parts.settings
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   keys = (None, None) if key is None else sampling.split(key, 2)
-  observation = _seen(decision.observation)
+  observation = observed.seen(decision.observation)
   notes = decision.notes
   start = policy.start(tokens, observation, keys[0], notes.estimate)
   slots = jnp.arange(spec.slate_size)
@@ -290,7 +284,7 @@ def _value(
   hidden: Array,
 ) -> Array:
   """See base.OnPolicy."""
-  tokens, observation = _tokens(catalogue), _seen(observation)
+  tokens, observation = _tokens(catalogue), observed.seen(observation)
   start = parts.policy.apply(
     params["policy"], tokens, observation, method="start"
   )

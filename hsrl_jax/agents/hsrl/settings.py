@@ -38,6 +38,8 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     level_advantages: whether each level's loss uses that level's own value.
     beams: width of the beam search, which acts in `sampled` mode and from
       100,000 items on.
+    choices: on-policy, what a slate's places are chosen by: `tokens`, level by
+      level, or `items`, one logit for each of them, which has no hierarchy.
     slates: on-policy, how a slate is drawn: `sequential`, each slot knows the
       slots before; `independent`, all by the same probabilities.
     prior_temperature: on-policy, log pi begins as the estimated logit of a like
@@ -56,6 +58,7 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   train_level_weights: bool = True
   level_advantages: bool = False
   beams: int = setting(50, least=1)
+  choices: str = setting("tokens", among=("tokens", "items"))
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
   repeat_penalty: float = setting(3.0, least=0)
@@ -90,6 +93,7 @@ REPLAY = {
   "train_level_weights",
 }
 ON_POLICY = {
+  "choices",
   "critic_sees_state",
   "place_trace",
   "prefix_values",

@@ -30,7 +30,7 @@ from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
-from hsrl_jax.engine import checkpoint, loop, parallel
+from hsrl_jax.engine import checkpoint, engines, loop, parallel
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import bounds as bounds_lib
 from hsrl_jax.evaluation.simulated import simulate
@@ -200,7 +200,7 @@ class Learning:
       config, world.env.slate_size, world.start.index.num_items
     )
     self.act = policy.greedy(agent)
-    self.engine = loop.make(agent, world.env, config.train)
+    self.engine = engines.make(agent, world.env, config.train)
     self.layout = parallel.layout(len(config.train.seeds))
     self.iterate = parallel.over_devices(self.engine.run, self.layout)
     calls = config.train.iterations // config.train.iterations_per_call

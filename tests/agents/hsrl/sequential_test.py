@@ -154,6 +154,59 @@ class SlateTest(parameterized.TestCase):
     np.testing.assert_array_equal(acted.slate, [slate] * checks.DRAWS)
 
 
+class FlatTest(absltest.TestCase):
+  """One logit for each item: the same slates without tokens."""
+
+  def test_learning_sees_what_acting_did(self):
+    made, banned = _made(choices="items"), [2, 7, 30]
+    acted = jax.device_get(checks.sample(made, banned))
+    scores = made.agent.scores(made.params, made.catalogue, made.observation)
+    chance = np.exp(scores)
+    chance[[0, *banned]] = 0.0
+    found = np.bincount(acted.slate[:, 0], minlength=len(chance))
+    chance /= chance.sum()
+    error = np.sqrt(chance * (1 - chance) / checks.DRAWS) + 1e-4
+    self.assertLess(
+      np.abs(found / checks.DRAWS - chance).max(), 5 * error.max()
+    )
+
+    @jax.jit
+    def log_probs(slate):
+      notes = jax.tree.map(lambda x: x[0], acted.notes)
+      one = Decision(made.observation, NONE, slate, jnp.ones(toy.SLATE), notes)
+      return made.agent.on_policy.choices(
+        made.params, made.catalogue, one, None
+      ).log_probs[:, 0]
+
+    for slate, log_prob in zip(acted.slate[:5], acted.log_prob, strict=False):
+      self.assertLen(set(slate.tolist()) - set(banned) - {0}, toy.SLATE)
+      np.testing.assert_allclose(log_prob, log_probs(slate), rtol=1e-3)
+    # All third items there are, given the first two.
+    first, second = slate[:2].tolist()
+    others = {*range(1, toy.ITEMS + 1)} - {first, second, *banned}
+    slates = jnp.array([[first, second, i] for i in others])
+    third = np.exp(jax.vmap(log_probs)(slates)[:, 2])
+    np.testing.assert_allclose(third.sum(), 1.0, rtol=1e-4)
+
+  def test_an_item_like_those_in_the_slate_loses(self):
+    made = _made(choices="items")
+    features = np.array(made.catalogue.features)
+    features[2] = features[1] + 1e-4
+    space = made.catalogue._replace(features=jnp.asarray(features))
+    params = jax.tree.map(jnp.zeros_like, made.params)
+    params["policy"]["params"]["repeat"] = jnp.array([3.0, 0.0, 0.0])
+    slate = made.agent.act(
+      params, space, made.observation, jnp.zeros(0, jnp.int32), None, 1.0
+    ).slate
+    self.assertEqual(slate[0], 1)
+    self.assertNotIn(2, slate.tolist())
+    centred = features[1:] - features[1:].mean(0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    like = np.maximum(unit @ unit[0], 0)
+    second = 1 + np.flatnonzero(like[1:] <= like[1:].min())[0] + 1
+    self.assertEqual(slate[1], second)
+
+
 class ValueTest(absltest.TestCase):
   @pytest.mark.slow
   def test_a_choice_is_valued_without_itself_and_what_follows(self):

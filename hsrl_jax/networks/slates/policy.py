@@ -1,4 +1,4 @@
-"""Slates that know themselves: a policy that chooses slot after slot.
+"""A policy that chooses slot after slot, token by token.
 
 A slot's item is chosen token by token (docs/method.md, Sequential slates). What
 was chosen in earlier slots is part of the state of the next one, so that the
@@ -6,7 +6,6 @@ residual state goes on from token to token and from slot to slot. Everything is
 of ONE user; callers vmap.
 """
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -18,9 +17,9 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Shown
 
 _AGES = 6  # Of counts by token; the last one stands for all older ones too.
 _NEWEST = 10  # Likes that are counted apart, whatever their age.
-_WIDTH = 32  # Of the vectors of tokens and items.
-_STATE = 64
-_SLOTS = 10  # That are told apart; the last one stands for all later ones too.
+WIDTH = 32  # Of the vectors of tokens and items.
+STATE = 64
+SLOTS = 10  # That are told apart; the last one stands for all later ones too.
 
 
 class Tokens(NamedTuple):
@@ -130,20 +129,20 @@ class SlatePolicy(nn.Module):
     self.actor = Encoder(*self.encoder)
     self.response = Encoder(*self.encoder)
     self.user_hidden = nn.Dense(2 * self.encoder[0])
-    self.user = nn.Dense(_WIDTH + 1, kernel_init=normal(0.05))
+    self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
     if self.semantic:
-      self.vector_map = nn.Dense(_WIDTH, use_bias=False)
+      self.vector_map = nn.Dense(WIDTH, use_bias=False)
     else:
-      self.vectors = self.param("vectors", normal(0.3), (*sizes, _WIDTH))
-    self.state_map = nn.Dense(_STATE)
+      self.vectors = self.param("vectors", normal(0.3), (*sizes, WIDTH))
+    self.state_map = nn.Dense(STATE)
     self.bias = self.param("bias", zeros, sizes)
-    self.position = self.param("position", zeros, (_SLOTS,))
+    self.position = self.param("position", zeros, (SLOTS,))
     # Of the first level.
     self.count_map = nn.Dense(h, use_bias=False)
     self.slate_map = nn.Dense(h, use_bias=False)
     self.meaning_map = nn.Dense(h)
     self.first_map = nn.Dense(h)
-    self.first_slot = self.param("first_slot", zeros, (_SLOTS, h))
+    self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
     self.first_out = self.param("first_out", normal(0.03), (h,))
     penalties = self.repeat_penalty * jnp.array([1.0, 0.5, 0.1])
     self.repeat = self.param("repeat", lambda key: penalties)
@@ -152,10 +151,10 @@ class SlatePolicy(nn.Module):
     self.lower_map = nn.Dense(2 * h)
     self.chosen_map = nn.Dense(2 * h, use_bias=False)
     self.partial_map = nn.Dense(2 * h, use_bias=False)
-    self.lower_slot = self.param("lower_slot", zeros, (_SLOTS, lower, 2 * h))
+    self.lower_slot = self.param("lower_slot", zeros, (SLOTS, lower, 2 * h))
     self.norm = LayerNorm()
     self.lower_out = self.param(
-      "lower_out", normal(0.02), (lower, 2 * h, _WIDTH)
+      "lower_out", normal(0.02), (lower, 2 * h, WIDTH)
     )
 
   def start(
@@ -230,13 +229,13 @@ class SlatePolicy(nn.Module):
     return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
 
   def _chance(self, user: Array, vectors: Array, slots: Array) -> Array:
-    return vectors @ user[:-1] + user[-1] + self.position[_slot(slots)]
+    return vectors @ user[:-1] + user[-1] + self.position[slot_of(slots)]
 
   def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
     """Logits of the first level, float32 [V]."""
     smooth = chosen.counts @ start.kernel
     seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
-    x = nn.relu(start.first + seen + self.first_slot[_slot(slot)][None])
+    x = nn.relu(start.first + seen + self.first_slot[slot_of(slot)][None])
     return start.prior[0] + 3.0 * x @ self.first_out - self.repeat[:2] @ smooth
 
   def lower_logits(
@@ -254,7 +253,7 @@ class SlatePolicy(nn.Module):
     x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
     if self.residual:
       x = x + self.partial_map(partial)
-    x = nn.relu(self.norm(x + self.lower_slot[_slot(slot), level - 1]))
+    x = nn.relu(self.norm(x + self.lower_slot[slot_of(slot), level - 1]))
     vectors = jax.lax.stop_gradient(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 
@@ -295,15 +294,13 @@ class SlatePolicy(nn.Module):
     return logits + self.likes(start, vector, 0)
 
 
-def _slot(slot: Array) -> Array:
-  return jnp.minimum(slot, _SLOTS - 1)
+def slot_of(slot: Array) -> Array:
+  return jnp.minimum(slot, SLOTS - 1)
 
 
 def none_chosen(vocab_size: int, slots: int) -> Chosen:
   """Nothing, before each of so many slots."""
-  return Chosen(
-    jnp.zeros((slots, 2, vocab_size)), jnp.zeros((slots, 2, _WIDTH))
-  )
+  return Chosen(jnp.zeros((slots, 2, vocab_size)), jnp.zeros((slots, 2, WIDTH)))
 
 
 def _counts(shown: Shown, first: Array, vocab_size: int) -> Array:
@@ -323,61 +320,3 @@ def _counts(shown: Shown, first: Array, vocab_size: int) -> Array:
     ]
   )
   return rows @ jax.nn.one_hot(first[shown.items], vocab_size)
-
-
-class PrefixCritic(nn.Module):
-  """Values of a state and of what was chosen so far in a slate.
-
-  Attributes:
-    levels: L.
-    encoder: sizes of its own Encoder.
-    widths: of the hidden layers.
-  """
-
-  levels: int
-  encoder: tuple[int, int, int, float]
-  widths: Sequence[int] = (64, 64)
-
-  @nn.compact
-  def __call__(
-    self,
-    tokens: Tokens,
-    observation: Observation,
-    hidden: Array,
-    user: Array,
-    chosen: Chosen,
-    partial: Array,
-    key: PRNGKey | None = None,
-  ) -> Array:
-    """Values before each choice, float32 [K, L].
-
-    Args:
-      tokens: of the catalogue.
-      observation: of the user.
-      hidden: float32 [Z], what the critic alone sees.
-      user: float32 [W + 1], the response head.
-      chosen: before each slot, leaves [K, 2, ...].
-      partial: float32 [K, L, W], sums of the vectors of the tokens above.
-      key: of the dropout.
-    """
-    state = Encoder(*self.encoder, name="encoder")(
-      tokens.features, *observation, key
-    )
-    state = jnp.concatenate([state, hidden, user])
-    first, *others = self.widths
-    slot = jnp.concatenate(
-      [chosen.counts.reshape(len(partial), -1) / 2.0]
-      + [chosen.vectors.reshape(len(partial), -1) / 2.0]
-      + [jax.nn.one_hot(_slot(jnp.arange(len(partial))), _SLOTS)],
-      1,
-    )
-    levels = jnp.eye(self.levels)[None, : partial.shape[1]]
-    choice = jnp.concatenate(
-      [partial, jnp.broadcast_to(levels, (*partial.shape[:2], self.levels))], -1
-    )
-    x = nn.Dense(first, name="state")(state)[None, None]
-    x = x + nn.Dense(first, use_bias=False, name="slot")(slot)[:, None]
-    x = nn.relu(x + nn.Dense(first, use_bias=False, name="choice")(choice))
-    for width in others:
-      x = nn.relu(nn.Dense(width)(x))
-    return nn.Dense(1, kernel_init=nn.initializers.normal(0.01))(x)[..., 0]

@@ -1,0 +1,223 @@
+"""HSRL without its hierarchy: on-policy, with one logit for each item.
+
+As `sequential`, whose encoders, response head, slates, critic and objective it
+has, so that what differs is the tokens alone. A choice is an item; its
+log-probability is exact.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl.settings import Settings
+from hsrl_jax.networks.slates import flat, policy
+from hsrl_jax.networks.slates.critic import PrefixCritic
+from hsrl_jax.networks.slates.flat import FlatPolicy, Likeness
+from hsrl_jax.ops import masking, sampling
+from hsrl_jax.sim import observed
+from hsrl_jax.types import Array, Decision, Observation, Params, PRNGKey
+
+
+class _Notes(NamedTuple):
+  """What is kept of a slate for learning.
+
+  Attributes:
+    allowed: bool [N + 1], the items there were to choose from.
+    estimate: what the policy knew of the response head.
+  """
+
+  allowed: Array
+  estimate: policy.Estimate
+
+
+class _Parts(NamedTuple):
+  """What the agent's functions are made of; all of it is static."""
+
+  policy: FlatPolicy
+  critic: PrefixCritic
+  settings: Settings
+  spec: base.Spec
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Builds the agent."""
+  sizes = spec.network
+  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
+  actor = FlatPolicy(
+    encoder,
+    sequential=settings.slates == "sequential",
+    prior_temperature=settings.prior_temperature,
+    repeat_penalty=settings.repeat_penalty,
+  )
+  critic = PrefixCritic(1, encoder, sizes.critic_hidden)
+  parts = _Parts(actor, critic, settings, spec)
+  return base.Agent(
+    init=functools.partial(_init, parts),
+    act=functools.partial(_act, parts),
+    loss=None,
+    scores=functools.partial(_scores, parts),
+    on_policy=base.OnPolicy(
+      functools.partial(_choices, parts),
+      functools.partial(_value, parts),
+      settings,
+    ),
+  )
+
+
+def _init(
+  parts: _Parts,
+  key: PRNGKey,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  hidden: Array | None = None,
+) -> Params:
+  """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
+  keys, observation = jax.random.split(key), observed.seen(observation)
+  actor = parts.policy.init(keys[0], catalogue.features, observation)
+  start = parts.policy.apply(
+    actor, catalogue.features, observation, method="start"
+  )
+  critic = parts.critic.init(
+    keys[1],
+    _tokens(catalogue),
+    observation,
+    jnp.zeros(0) if hidden is None else hidden,
+    start.user,
+    *_known(jnp.zeros((1, 2, policy.WIDTH))),
+  )
+  return {"policy": actor, "critic": critic}
+
+
+def _tokens(catalogue: base.ActionSpace) -> policy.Tokens:
+  return policy.Tokens(catalogue.codebooks, catalogue.features, None)
+
+
+def _known(vectors: Array) -> tuple[policy.Chosen, Array]:
+  """What the critic knows of K slots: sums of vectors, [K, 2, W]."""
+  slots = len(vectors)
+  chosen = policy.Chosen(jnp.zeros((slots, 2, 0)), vectors)
+  return chosen, jnp.zeros((slots, 1, policy.WIDTH))
+
+
+def _act(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> base.Action:
+  """See base.Agent.act; the notes are _Notes."""
+  actor = parts.policy.bind(params["policy"])
+  start = actor.start(catalogue.features, observed.seen(observation))
+  allowed = base.permitted(catalogue.index.active, excluded)
+  sizes = (parts.spec.slate_size, len(allowed))
+  noise = jnp.zeros(sizes)
+  if key is not None:
+    noise = sampling.gumbel(key, sizes) * temperature
+
+  def slot(carry, inputs):
+    chosen, may = carry
+    place, noise = inputs
+    logits = actor.logits(start, chosen, place)
+    item = jnp.argmax(jnp.where(may, logits + noise, -jnp.inf))
+    item = jnp.where(may.any(), item, 0).astype(jnp.int32)
+    log_prob = masking.log_softmax(logits, may)[item]
+    one = actor.one_chosen(start, item, place)
+    chosen = jax.tree.map(jnp.add, chosen, one)
+    return (chosen, may.at[item].set(False)), (item, log_prob)
+
+  _, (slate, log_prob) = jax.lax.scan(
+    slot,
+    (flat.none_chosen(len(allowed)), allowed),
+    (jnp.arange(len(noise)), noise),
+  )
+  notes = _Notes(allowed, start.estimate)
+  return base.Action(slate, log_prob, jnp.zeros(0), notes)
+
+
+def _scores(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+) -> Array:
+  """See base.Agent.scores: log pi of each item in the first slot."""
+  actor = parts.policy.bind(params["policy"])
+  start = actor.start(catalogue.features, observed.seen(observation))
+  nothing = flat.none_chosen(len(catalogue.features))
+  logits = actor.logits(start, nothing, jnp.int32(0))
+  return masking.log_softmax(logits, catalogue.index.active)
+
+
+def _choices(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  decision: Decision,
+  key: PRNGKey | None,
+) -> base.Choices:
+  """See base.OnPolicy; P is 1."""
+  actor, settings = parts.policy.bind(params["policy"]), parts.settings
+  keys = (None, None) if key is None else sampling.split(key, 2)
+  observation = observed.seen(decision.observation)
+  slate, notes = decision.slate, decision.notes
+  start = actor.start(catalogue.features, observation, keys[0], notes.estimate)
+  slots = jnp.arange(len(slate))
+  each = jax.vmap(actor.one_chosen, (None, 0, 0))(start, slate, slots)
+  chosen: Likeness = jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
+  logits = jax.vmap(actor.logits, (None, 0, 0))(start, chosen, slots)
+  shown = jax.nn.one_hot(slate, len(notes.allowed), dtype=jnp.int32)
+  before = jnp.cumsum(shown, 0) - shown
+  allowed = notes.allowed[None] & (before == 0)
+  log_pi = masking.log_softmax(logits, allowed)
+  there = slate > 0
+  of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
+  entropy = -jnp.where(allowed, jnp.exp(log_pi) * log_pi, 0.0).sum(-1)
+  values = parts.critic.apply(
+    params["critic"],
+    _tokens(catalogue),
+    observation,
+    decision.hidden,
+    start.estimate.user,
+    *_known(chosen.vectors),
+    keys[1],
+  )
+  behaviour = optax.sigmoid_binary_cross_entropy(
+    actor.chances(start, start.vectors[slate]), decision.response
+  )
+  behaviour = jnp.where(there, behaviour, 0.0).mean()
+  return base.Choices(
+    jnp.where(there, of_choice, 0.0)[:, None],
+    values,
+    jnp.where(there, entropy, 0.0).mean(),
+    settings.behaviour_weight * behaviour,
+    {"behaviour_loss": behaviour},
+  )
+
+
+def _value(
+  parts: _Parts,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+  hidden: Array,
+) -> Array:
+  """See base.OnPolicy."""
+  observation = observed.seen(observation)
+  start = parts.policy.apply(
+    params["policy"], catalogue.features, observation, method="start"
+  )
+  return parts.critic.apply(
+    params["critic"],
+    _tokens(catalogue),
+    observation,
+    hidden,
+    start.estimate.user,
+    *_known(jnp.zeros((1, 2, policy.WIDTH))),
+  )[0, 0]

@@ -1,0 +1,1 @@
+"""Slates that know themselves: slot after slot, each knows the earlier ones."""
