@@ -22,6 +22,7 @@ SPLITS = ("train", "val", "test")
 SPLITS_BY = ("time", "user")
 TASKS = ("rl", "next_item")
 LEARNING = ("replay", "on_policy")
+LEARN_FROM = ("simulator", "logs")
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
@@ -203,6 +204,9 @@ class TrainConfig(Checked):
       parameters `rl` starts; one of `next_item` (hsrl) brings its networks.
     learning: of `rl`: `replay`, each iteration learns from a batch of what was
       shown lately; `on_policy` (agent hsrl), from all of the last segment.
+    learn_from: of `rl`: `simulator`, what an agent shows to simulated users;
+      `logs`, the slates of the training split, of which each iteration draws a
+      batch: nothing is shown to anybody (agents hsrl, sasrec, a2c, ddpg, cql).
     segment: on-policy, iterations between times of learning; a divisor of
       iterations_per_call.
     epochs: on-policy, over a segment.
@@ -218,8 +222,10 @@ class TrainConfig(Checked):
       tried.
     learning_rate: peak of a cosine decay to zero.
     max_grad_norm: global norm at which gradients are clipped.
-    users: parallel simulated users.
-    batch_size: replayed transitions per update; a multiple of `users`.
+    users: parallel simulated users; with logs, parts of a batch that devices
+      may share.
+    batch_size: replayed or logged transitions per update; a multiple of
+      `users`.
     buffer_size: transitions kept; a multiple of users * iterations_per_call.
     iterations: of act, step, replay, update.
     iterations_per_call: of them in one call of the device. It should take less
@@ -237,6 +243,7 @@ class TrainConfig(Checked):
   task: str = setting("rl", among=TASKS)
   continue_from: str | None = None
   learning: str = setting("replay", among=LEARNING)
+  learn_from: str = setting(LEARN_FROM[0], among=LEARN_FROM)
   segment: int = setting(20, least=1)
   epochs: int = setting(3, least=1)
   minibatches: int = setting(4, least=1)
@@ -259,6 +266,11 @@ class TrainConfig(Checked):
   profile_steps: str | None = dataclasses.field(default=None, compare=False)
 
   @property
+  def from_logs(self) -> bool:
+    """Whether it is logged slates that are learned from."""
+    return self.learn_from == "logs"
+
+  @property
   def profile_range(self) -> tuple[int, int] | None:
     """The first and the last of profile_steps."""
     if self.profile_steps is None:
@@ -273,11 +285,19 @@ class TrainConfig(Checked):
       ("buffer_size", self.users * self.iterations_per_call),
     ):
       value = getattr(self, name)
+      unread = self.learning == "on_policy" or (
+        self.from_logs and name == "buffer_size"
+      )
       self.require(
         name,
-        self.learning == "on_policy" or value >= unit and value % unit == 0,
+        unread or value >= unit and value % unit == 0,
         f"a multiple of {unit}",
       )
+    self.require(
+      "learning",
+      self.learning == "replay" or not self.from_logs,
+      "replay where learn_from is logs: nothing is shown by the policy",
+    )
     for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)
       self.require(

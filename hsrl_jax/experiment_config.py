@@ -36,7 +36,11 @@ class ExperimentConfig(Checked):
       `greedy_oracle`, or the folder of an evaluated run.
     treatment: what it is compared with; None: the method itself.
     temperatures: of the policies that the offline check estimates.
-    logging_temperature: of the policy that draws its logs in the simulator.
+    logging_temperature: of the policy that draws its logs in the simulator; in
+      conservatism of the one by popularity.
+    logged_slates: how many are learned from in conservatism.
+    conservative_weights: of the conservative term in conservatism, beside that
+      of the flags, with the most slates.
     weight_clip: importance weights are cut there.
   """
 
@@ -62,6 +66,12 @@ class ExperimentConfig(Checked):
   )
   logging_temperature: float = setting(1.0, above=0)
   weight_clip: float = setting(100.0, above=0)
+  logged_slates: tuple[int, ...] = setting(
+    (1_000, 10_000, 100_000), least=1, length=1
+  )
+  conservative_weights: tuple[float, ...] = setting(
+    (0.0, 0.01, 1.0), least=0, length=1
+  )
 
   def __post_init__(self):
     super().__post_init__()

@@ -160,7 +160,9 @@ def _check_read(trained: Collection[str]) -> None:
   groups = (*settings.STAGES, *settings.of_agents())
   names = [name for _, _, name, _ in settings.fields(groups)]
   present = [name for name in names if flags.FLAGS[name].present]
-  settings.check_read(present, trained, flags.FLAGS.task, "--")
+  settings.check_read(
+    present, trained, flags.FLAGS.task, "--", flags.FLAGS.learn_from
+  )
 
 
 def export_from_flags() -> config_lib.ExportConfig:

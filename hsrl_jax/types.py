@@ -110,6 +110,11 @@ class Sessions(NamedTuple):
     propensity: float32 [S, K], probability by which the logging policy chose
       each item; None where it was not logged.
     position: int32 [S, K], where each item was shown; None likewise.
+    session: int32 [S], number of the session; None where it was not logged, as
+      all that follows.
+    step: int32 [S], slates of the session before this one.
+    reward: float32 [S], what the slate earned.
+    terminated: float32 [S], 1 where the user left after the slate.
   """
 
   user_id: Array
@@ -120,3 +125,7 @@ class Sessions(NamedTuple):
   timestamp: Array | None = None
   propensity: Array | None = None
   position: Array | None = None
+  session: Array | None = None
+  step: Array | None = None
+  reward: Array | None = None
+  terminated: Array | None = None

@@ -75,6 +75,7 @@ EXCEPTIONS = {
   "hsrl_jax.data.prepare names flags": _ADVICE,
   "hsrl_jax.experiments.catalogue.changing_catalogue names flags": _ADVICE,
   "hsrl_jax.experiments.compare names flags": _ADVICE,
+  "hsrl_jax.experiments.conservatism names flags": _ADVICE,
   "hsrl_jax.experiments.document names flags": _ADVICE,
   "hsrl_jax.experiments.offline_check names flags": _ADVICE,
   "hsrl_jax.report.sid_page names flags": _ADVICE,

@@ -67,6 +67,19 @@ class SettingsTest(parameterized.TestCase):
       "^agent=ddpg with task=next_item; expected agent=hsrl or sasrec, or task",
     ),
     ({"task": "fly"}, "^task is 'fly'; expected one of"),
+    (
+      {"learn_from": "logs", "temperature": 0.5},
+      "^temperature is given, but learn_from=logs does not read it: it shows "
+      "nothing to anybody; expected no such setting$",
+    ),
+    (
+      {"learn_from": "logs", "learning": "on_policy"},
+      "^learning is 'on_policy'; expected replay where learn_from is logs",
+    ),
+    (
+      {"task": "next_item", "learn_from": "logs"},
+      "^learn_from is given, but the task next_item does not read it",
+    ),
   )
   def test_one_line_names_setting_value_and_what_is_expected(
     self, values, message

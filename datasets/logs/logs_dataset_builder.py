@@ -5,7 +5,8 @@ row for each slate), and `items`. Columns, those with * may be missing:
   interactions  user_id, item_id, timestamp, response* or rating*, propensity*,
                 position*, profile*, split*
   sessions      user_id, profile*, history*, exposed, response*, propensity*,
-                position*, timestamp, split*
+                position*, timestamp, split*, session_id*, step*, reward*,
+                terminated*
   items         item_id, feature*, title*, genres*, and any others: numbers,
                 categories and texts that item vectors are made of
 
@@ -13,8 +14,10 @@ Ids are integers or strings; items are numbered 1..N and users 1..U in the
 order of their rows. `feature` and `profile` are lists of as many numbers in
 each row, `exposed` is a list of as many different items, `response`,
 `propensity` and `position` of as many entries, `history` of items, the newest
-last. In a csv file a list is written with ; between. `timestamp` is a number,
-such as seconds, or a date. Interactions need no `items`.
+last. `session_id` names a session, `step` counts its slates, `terminated` is 1
+where the user left after the slate. In a csv file a list is written with ;
+between. `timestamp` is a number, such as seconds, or a date. Interactions need
+no `items`.
 
 Without `history`, it is what the user responded to positively before. Without
 `split` (train, val or test), the last tenth of the slates is the test split and
@@ -31,14 +34,21 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hsrl_jax.data import feedback, item_vectors
+from hsrl_jax.data.source import STEP_COLUMNS
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
-from hsrl_jax.shipped.datasets.logs import interactions, options, tables
+from hsrl_jax.shipped.datasets.logs import (
+  interactions,
+  options,
+  steps,
+  tables,
+)
 
 _ITEMS = ("item_id", "feature", "title", "genres")
 _SESSIONS = (
   *("user_id", "profile", "history", "exposed", "response", "propensity"),
   *("position", "timestamp", "split"),
+  *steps.COLUMNS,
 )
 
 
@@ -54,6 +64,10 @@ class Builder(schema.SlateBuilder):
   EXTRA = {
     "propensity": tfds.features.Tensor(shape=(None,), dtype=np.float32),
     "position": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    "session": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    "step": tfds.features.Tensor(shape=(None,), dtype=np.int32),
+    "reward": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    "terminated": tfds.features.Tensor(shape=(None,), dtype=np.float32),
   }
   EXTRA_ITEMS = {
     "attributes": tfds.features.Text(),
@@ -89,6 +103,8 @@ class Builder(schema.SlateBuilder):
       cut = interactions.slates(log, len(ids), chosen)
       columns, notes, about = cut.columns, cut.notes, cut.about
       users = log.users
+      nothing = np.zeros((len(columns["user_id"]), 0))
+      columns |= dict.fromkeys(STEP_COLUMNS, nothing)
     self.info.metadata["feedback"] = about._asdict()
     self.info.metadata["notes"] = notes
     self.info.metadata["users"] = users
@@ -208,6 +224,8 @@ def read_sessions(
   ):
     if name in table.columns:
       optional[name] = tables.matrix(table, name, parse, size, dtype)
+  user_id = np.array([user_number[x] for x in users], np.int32)
+  optional |= steps.read(table, user_id, timestamp, response)
   order = np.argsort(timestamp, kind="stable")
   if "history" in table.columns:
     past = tables.column(table, "history", items)
@@ -226,7 +244,7 @@ def read_sessions(
   else:
     split = interactions.split_by_time(timestamp)
   columns = {
-    "user_id": np.array([user_number[x] for x in users], np.int32),
+    "user_id": user_id,
     "history": np.array(
       [schema.left_padded(x, schema.HISTORY_LENGTH) for x in past]
     ),

@@ -15,6 +15,7 @@ from hsrl_jax.agents import (
   wolpertinger,
 )
 from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
+from hsrl_jax.agents.conservative import cql
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
@@ -30,6 +31,7 @@ AGENTS = {
   "sasrec": Algorithm(sasrec.Settings, sasrec.make),
   "a2c": Algorithm(a2c.Settings, a2c.make),
   "ddpg": Algorithm(ddpg.Settings, ddpg.make),
+  "cql": Algorithm(cql.Settings, cql.make),
   "td3": Algorithm(td3.Settings, td3.make),
   "pgra": Algorithm(pgra.Settings, pgra.make),
   "wolpertinger": Algorithm(wolpertinger.Settings, wolpertinger.make),
@@ -41,6 +43,13 @@ AGENTS = {
 # in place of the settings.
 CONTINUED = {
   "hsrl": Algorithm(pretrained.ContinuedSettings, pretrained.make),
+}
+# What can learn from logs alone.
+FROM_LOGS = ("hsrl", "sasrec", "a2c", "ddpg", "cql")
+# Fields of TrainConfig of which learning from logs has no use.
+_OF_SIMULATOR = {
+  *("buffer_size", "temperature", "temperature_end", "explore_no_repeat"),
+  *("curve_every", "curve_episodes"),
 }
 DEFAULT = "hsrl"
 PUBLISHED = hsrl.PUBLISHED
@@ -83,7 +92,18 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
 
 
 def check(config: Config) -> None:
-  """Raises InputError where the agent does not learn on-policy and should."""
+  """Raises InputError where the agent does not learn as it should."""
+  if config.train.from_logs:
+    if config.agent not in FROM_LOGS:
+      raise InputError(
+        f"learn_from is 'logs' with {config.agent}; expected 'simulator', or "
+        f"one of {', '.join(FROM_LOGS)}"
+      )
+    if config.supervised:
+      raise InputError(
+        "learn_from is 'logs' with a run that continues from a policy of the "
+        "next item; expected 'simulator', or a new run"
+      )
   if config.train.learning == "on_policy" and (
     config.agent not in CONTINUED or config.supervised
   ):
@@ -93,6 +113,17 @@ def check(config: Config) -> None:
       f"learning is 'on_policy' with {what}; expected 'replay', or a new run "
       f"of {' or '.join(CONTINUED)}"
     )
+
+
+def needs_logs(config: Config) -> bool:
+  """Whether the agent learns from logged slates."""
+  agent = make_agent(config, slate_size=1, items=1)
+  return agent.offline or config.train.from_logs
+
+
+def unread_of(learn_from: str) -> set[str]:
+  """The names of settings of which one way of learning has no use."""
+  return _OF_SIMULATOR if learn_from == "logs" else set()
 
 
 def reads(agent: str) -> set[str]:

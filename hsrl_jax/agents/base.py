@@ -55,8 +55,8 @@ class PolicySettings(ValueSettings):
 
   Attributes:
     advantage_clip: bound of the slate's advantage.
-    importance_clip: truncation of the importance weights of replayed
-      actions; 0 turns the weights off.
+    importance_clip: truncation of the importance weights of replayed or
+      logged actions; 0 turns the weights off.
   """
 
   advantage_clip: float = setting(1.0, above=0)

@@ -19,13 +19,14 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   return base.Agent(
     init=functools.partial(latent.init, network),
     act=functools.partial(latent.act, network, spec.slate_size),
-    loss=functools.partial(_loss, network, settings),
+    loss=functools.partial(_loss, network, settings, spec.train.from_logs),
   )
 
 
 def _loss(
   network: LatentActorCritic,
   settings: Settings,
+  from_logs: bool,
   params: Params,
   target_params: Params,
   catalogue: base.ActionSpace,
@@ -39,9 +40,12 @@ def _loss(
   target = latent.next_target(
     network, settings, target_params, transition, step
   )
-  (value,) = network.apply(
-    params, step.state, transition.latent, method="values"
-  )
+  action = transition.latent
+  if from_logs:  # Which say what was shown alone.
+    action = latent.of_slate(
+      network, target_params, catalogue, transition.slate
+    )
+  (value,) = network.apply(params, step.state, action, method="values")
   return latent.total(
     network,
     settings,

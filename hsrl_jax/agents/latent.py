@@ -98,6 +98,20 @@ def act(
   return base.Action(slate, jnp.zeros(slate_size), action)
 
 
+def of_slate(
+  network: LatentActorCritic,
+  params: Params,
+  catalogue: base.ActionSpace,
+  slate: Array,
+) -> Array:
+  """The latent action that a logged slate is taken for, [d], no gradient.
+
+  It is the direction of the mean of the items' embeddings.
+  """
+  embedded = network.apply(params, catalogue.features[slate], method="embed")
+  return jax.lax.stop_gradient(normalise(embedded.mean(0)))
+
+
 def look(
   network: LatentActorCritic,
   params: Params,

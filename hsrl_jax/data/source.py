@@ -15,6 +15,8 @@ from hsrl_jax.types import Sessions
 
 SPLITS = ("train", "val", "test")
 ITEM_VECTORS = "item_vectors.npy"  # float32 [N + 1, D]; see item_vectors.py.
+# Columns that say where in a session a slate was, with one entry or none.
+STEP_COLUMNS = ("session", "step", "reward", "terminated")
 _ROWS = 8_192  # Read at once.
 
 
@@ -117,14 +119,19 @@ def read(data_dir: pathlib.Path) -> Dataset:
       timestamp=np.float64(rows["timestamp"]) if "timestamp" in rows else None,
       propensity=_optional(rows, "propensity"),
       position=_optional(rows, "position"),
+      **{name: _optional(rows, name, True) for name in STEP_COLUMNS},
     )
   return Dataset(catalogue, splits)
 
 
-def _optional(rows: dict[str, np.ndarray], name: str) -> np.ndarray | None:
-  """A column [S, K]; None where it is missing or has no entries."""
+def _optional(
+  rows: dict[str, np.ndarray], name: str, single: bool = False
+) -> np.ndarray | None:
+  """A column [S, K], `single` [S]; None where it has no entries, or is not."""
   column = rows.get(name)
-  return None if column is None or not column.shape[1] else column
+  if column is None or not column.shape[1]:
+    return None
+  return column[:, 0] if single else column
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:

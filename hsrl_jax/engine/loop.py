@@ -4,8 +4,8 @@ Any Agent, any simulator, ONE seed; `parallel` spreads seeds and users over
 devices. All randomness is fold_in(key, step), then by user, so the result does
 not depend on the number of devices (up to the order of floating-point sums).
 What one call of `run` collects can be replayed from the next call on; in the
-very first call nothing is learned yet. An offline agent learns from the logged
-slates instead, and shows none.
+very first call nothing is learned yet. An offline agent, and any that learns
+from logs, draws its batches from logged slates instead, and shows none.
 """
 
 import functools
@@ -78,7 +78,7 @@ class Inputs(NamedTuple):
   Attributes:
     catalogue: the items.
     env_params: of the simulator.
-    logs: logged slates, leaves [R, ...], for an offline agent; see `logged`.
+    logs: logged slates, leaves [R, ...], where these are learned from.
   """
 
   catalogue: ActionSpace
@@ -108,6 +108,11 @@ class _Loop(NamedTuple):
   env: UserSimulator
   config: TrainConfig
   optimizer: optax.GradientTransformation
+
+  @property
+  def offline(self) -> bool:
+    """Whether batches are drawn from logs."""
+    return self.agent.offline or self.config.from_logs
 
   @property
   def replayed(self) -> int:
@@ -179,6 +184,8 @@ def _init_stream(
   """Sessions that begin, and an empty replay."""
   keys = by_user(key, users)
   state = jax.vmap(loop.env.reset, in_axes=(0, None))(keys, inputs.env_params)
+  if loop.config.from_logs:
+    return Stream(users, state, replay.ReplayState((), jnp.int32(0)))
   _, example = jax.eval_shape(
     functools.partial(_interact, loop),
     params,
@@ -343,14 +350,14 @@ def _iterate(
   inputs: Inputs,
   axis_name: str | None,
 ) -> tuple[Learner, EnvState, Transition | None, Metrics]:
-  """One iteration; an offline agent leaves the users alone."""
+  """One iteration; with logs the users are left alone."""
   progress = learner.step / loop.config.iterations
   key = jax.random.fold_in(learner.key, learner.step)
   act_keys, step_keys, replay_keys, *loss_keys = split(
     by_user(key, stream.user), 3 + loop.replayed
   )
   loss_keys = jnp.stack(loss_keys, -1)
-  if loop.agent.offline:
+  if loop.offline:
     batch = _sample_logs(inputs.logs, replay_keys, loop.replayed)
     env_state, transition, shown = stream.env, None, {}
     weight = jnp.float32(1)
@@ -397,7 +404,7 @@ def _run(
   (learner, env_state), (transitions, metrics) = jax.lax.scan(
     body, (learner, stream.env), length=loop.config.iterations_per_call
   )
-  if not loop.agent.offline:
+  if not loop.offline:
     stream = stream._replace(
       env=env_state, replay=replay.add(stream.replay, transitions)
     )

@@ -6,6 +6,7 @@ from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.experiments import (
   ab,
   compare,
+  conservatism,
   document,
   entrants,
   offline_check,
@@ -24,6 +25,7 @@ EXPERIMENTS = {
   "catalogue_size": catalogue_size.run,
   "ab": ab.run,
   "offline_check": offline_check.run,
+  "conservatism": conservatism.run,
   "results": document.run,
 }
 
@@ -36,4 +38,5 @@ COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
   "changing_catalogue": lambda _: entrants.agents(entrants.POLICIES.values()),
   "catalogue_size": lambda _: entrants.agents(entrants.POLICIES.values()),
   "ab": ab.compared,
+  "conservatism": conservatism.compared,
 }

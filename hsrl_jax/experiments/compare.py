@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from hsrl_jax.agents import AGENTS, make_agent
+from hsrl_jax.agents import AGENTS, needs_logs
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
@@ -54,9 +54,7 @@ def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
     )
   base = Run(experiment.base, experiment.workdir)
   without = {
-    name
-    for name in agents
-    if make_agent(entrants.agent(experiment, name), 1, items=1).offline
+    name for name in agents if needs_logs(entrants.agent(experiment, name))
   }
   if base.without_slates and without:
     print(

@@ -1,9 +1,11 @@
-"""Heads on an encoder's state: item logits, bounded vectors, latent actions."""
+"""Heads on an encoder's state: item logits, vectors, values of slates."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from hsrl_jax.networks import critic, encoder
 from hsrl_jax.types import Array, Observation, PRNGKey
@@ -129,3 +131,79 @@ class LatentActorCritic(nn.Module):
     action = self.act(state)
     values = self.values(state, action)
     return values.sum() + self.response_logits(features[:1], action).sum()
+
+
+class SlateItems(NamedTuple):
+  """What `SlateValues` makes of N items.
+
+  Attributes:
+    rows: float32 [N + 1, d], w_i.
+    bias: float32 [N + 1], b_i.
+    added: float32 [N + 1, d], what an item in a slate adds to its contexts.
+  """
+
+  rows: Array
+  bias: Array
+  added: Array
+
+  def values(self, context: Array) -> Array:
+    """Values of all items, [d + 1] -> [N + 1]."""
+    return self.rows @ context[:-1] + self.bias + context[-1]
+
+  def value(self, context: Array, item: Array) -> Array:
+    """The value of one item, [d + 1], int32 [] -> []."""
+    return context[:-1] @ self.rows[item] + self.bias[item] + context[-1]
+
+
+class SlateValues(nn.Module):
+  """Q(s, b, i) = <h, w_i> + b_i + v of item i after the items b of a slate.
+
+  h and v are an MLP of the state, the sum of what the items b add, and their
+  number, of ONE user; callers vmap.
+
+  Attributes:
+    width: d of the state, w_i and h.
+    hidden: widths of the MLP.
+  """
+
+  width: int = 32
+  hidden: Sequence[int] = (256, 64)
+
+  def setup(self):
+    zeros = nn.initializers.zeros
+    self.row = nn.Dense(self.width, use_bias=False)
+    self.bias = nn.Dense(1, use_bias=False, kernel_init=zeros)
+    self.added = nn.Dense(self.width, use_bias=False)
+    self.layers = [nn.Dense(width) for width in self.hidden]
+    self.out = nn.Dense(self.width + 1)
+
+  def items(self, features: Array) -> SlateItems:
+    """Of all items; `features` is float32 [N + 1, D]."""
+    bias = self.bias(features)[:, 0]
+    return SlateItems(self.row(features), bias, self.added(features))
+
+  def context(self, state: Array, before: Array, place: Array) -> Array:
+    """h and v, [d + 1].
+
+    Args:
+      state: float32 [d].
+      before: float32 [d], sum of what the items before add.
+      place: int32 [], how many they are.
+    """
+    number = jnp.asarray(place, jnp.float32)[None] / 10.0
+    x = jnp.concatenate([state, before, number])
+    for layer in self.layers:
+      x = nn.relu(layer(x))
+    return self.out(x)
+
+  def contexts(self, state: Array, items: SlateItems, slate: Array) -> Array:
+    """Of each place of a slate, int32 [K] -> [K, d + 1]."""
+    added = items.added[slate]
+    before = jnp.cumsum(added, 0) - added
+    context = jax.vmap(self.context, (None, 0, 0))
+    return context(state, before, jnp.arange(len(slate)))
+
+  def __call__(self, features: Array, state: Array) -> Array:
+    """Values of all items in the first place, [N + 1]."""
+    items = self.items(features)
+    return items.values(self.context(state, jnp.zeros(self.width), 0))

@@ -16,6 +16,7 @@ from hsrl_jax.evaluation import ranking, verdict
 from hsrl_jax.evaluation.simulated import bounds, measures, planned, simulate
 from hsrl_jax.host import watch
 from hsrl_jax.report import examples, journeys
+from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.stages.scoring import on_logs, pictures
 from hsrl_jax.types import Params
@@ -61,6 +62,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
+      **_learned(parts),
       **held_out,
       "policies": _policies(
         sessions | few, quality, logged.user_id[rows], int(active.sum())
@@ -83,6 +85,14 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       parts.workdir / "report" / journeys.FILE,
       pictures.of(parts, sessions, rows),
     )
+
+
+def _learned(parts: Parts) -> dict[str, Any]:
+  """`learned_from` of results.json, where that are logs."""
+  if not parts.config.train.from_logs:
+    return {}
+  train = parts.dataset.splits["train"]
+  return {"learned_from": logged_lib.facts(parts.config, train)}
 
 
 def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:

@@ -332,7 +332,7 @@ def _check_world(config: config_lib.Config) -> None:
 
 def _check_agent(config: config_lib.Config, name: str, expected: str) -> None:
   """Raises InputError where an agent needs logged slates that `name` lacks."""
-  if make_agent(config, slate_size=1, items=1).offline:
+  if agents.needs_logs(config):
     raise InputError(
       f"--agent={config.agent} learns from logged slates and {name} has "
       f"none; expected {expected}"

@@ -1,4 +1,4 @@
-"""Stage `policy`: trains the agent in the simulator."""
+"""Stage `policy`: trains the agent in the simulator, or from logs."""
 
 import contextlib
 import pathlib
@@ -21,9 +21,9 @@ from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.stages import next_item
+from hsrl_jax.stages import logged, next_item
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import Array, Observation, Params, Sessions
+from hsrl_jax.types import Array, Observation, Params, Sessions, Transition
 
 FOLDER = "policy"
 
@@ -119,7 +119,7 @@ def run(
     users: the pool of the training split.
     val_users: the pool of the learning curve.
     val_rows: int32 [E], of that pool, of which its sessions are.
-    logs: the training slates, for an agent that learns from them.
+    logs: the training slates, for a run that learns from them.
     watch: counts the time of the phases.
     start: makes of fresh parameters, [S, ...], those that training starts from;
       None: the fresh ones are.
@@ -129,20 +129,18 @@ def run(
       state is not saved.
     InputError: the users do not divide over the devices, or `start` raises it.
   """
-  train = config.train
-  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
+  train, items = config.train, catalogue.index.num_items
+  agent = make_agent(config, env.slate_size, items)
   folder = workdir / FOLDER
   if not agent.learns:
     folder.mkdir(parents=True, exist_ok=True)
     return
   engine = engines.make(agent, env, train)
-  inputs = loop.Inputs(
-    catalogue,
-    users,
-    loop.logged(logs, env.reward) if agent.offline else None,
-  )
+  inputs = loop.Inputs(catalogue, users, _logs(config, agent, env, logs, items))
   layout = parallel.layout(len(train.seeds))
-  curve = _curve(agent, env, config, catalogue, val_users, val_rows)
+  curve = None
+  if not train.from_logs:  # Else no session is simulated.
+    curve = _curve(agent, env, config, catalogue, val_users, val_rows)
   with (
     stop.deferred(by_all=True) as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
@@ -164,6 +162,19 @@ def run(
     )
   watch.split_compilation("training", "curve")
   parallel.assert_replicated(learner, layout)
+
+
+def _logs(
+  config: Config,
+  agent: Agent,
+  env: UserSimulator,
+  logs: Sessions,
+  items: int,
+) -> Transition | None:
+  """The slates that an agent learns from; None where it makes its own."""
+  if config.train.from_logs:
+    return logged.learned(logs, env.reward, items, env.observed_items)
+  return loop.logged(logs, env.reward) if agent.offline else None
 
 
 def _start(
@@ -211,7 +222,7 @@ def _train(
   saved: int,
   train: TrainConfig,
   layout: parallel.Layout,
-  curve: Callable[[Params], tuple[dict, dict]],
+  curve: Callable[[Params], tuple[dict, dict]] | None,
   checkpointer,
   signals: stop.Deferral,
   watch: watch_lib.Watch,
@@ -224,7 +235,7 @@ def _train(
     saved: step of the last checkpoint.
     train: how long, and what is done when.
     layout: of seeds and devices.
-    curve: parameters -> metrics and token counts, see `_curve`.
+    curve: parameters -> metrics and token counts, see `_curve`; or None.
     checkpointer: where states are saved; metrics lie beside its folder.
     signals: tells whether to stop.
     watch: counts the time of the phases.
@@ -263,7 +274,8 @@ def _train(
       bar.update(per_call)
       if first:
         writer.write(step, measured)
-        if step % train.curve_every == 0 or step == train.iterations:
+        due = step % train.curve_every == 0 or step == train.iterations
+        if curve is not None and due:
           with watch.phase("curve"):
             point, counts = curve(parallel.target_params(learner, layout))
           writer.write(step, {"eval": point}, counts)

@@ -20,6 +20,7 @@ from hsrl_jax.sid import store
 from hsrl_jax.stages import (
   evaluate,
   export,
+  logged,
   next_item,
   policy,
   quantize,
@@ -110,6 +111,10 @@ class Run(Parts):
     if self.config.train.task == "next_item":
       next_item.run(self)
       return
+    if self.config.train.from_logs:
+      known = logged.facts(self.config, self.dataset.splits["train"])
+      for line in logged.lines(known):
+        print(f"  {line}")
     policy.run(
       self.config,
       self.workdir,

@@ -73,7 +73,7 @@ def _scores(made):
     state = latent.state(params, catalogue, observation)
     embedded = latent.embeddings(params, catalogue)
     return embedded @ latent.action(params, state)
-  if agent in ("random", "wolpertinger"):
+  if agent in ("random", "wolpertinger", "cql"):
     return None
   state = checks.state(params, catalogue, observation)
   if agent == "pgra":

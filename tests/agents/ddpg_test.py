@@ -25,6 +25,19 @@ class DdpgTest(absltest.TestCase):
     )
     np.testing.assert_allclose(metrics["actor_loss"], -own, rtol=1e-3)
 
+  def test_a_logged_slate_stands_for_the_mean_of_its_items(self):
+    case = cases.make("ddpg", learn_from="logs")
+    step = cases.transition(case)
+    _, metrics = cases.loss(case, step._replace(latent=np.zeros(0)))
+    embedded = cases.embeddings(case.target_params, case.catalogue)
+    mean = embedded[[1, 2, 3]].mean(0)
+    mean /= np.sqrt((mean**2).mean())
+    state = cases.state(case.params, case.catalogue, case.observation)
+    value = cases.q(case.params, state, mean)
+    np.testing.assert_allclose(
+      metrics["critic_loss"], (value - metrics["target"]) ** 2, rtol=1e-3
+    )
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -17,7 +17,7 @@ from hsrl_jax.agents.hsrl import acting, flat, networks, sequential
 from hsrl_jax.agents.hsrl.networks import Networks
 from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
-from hsrl_jax.ops import policy_gradient, returns
+from hsrl_jax.ops import masking, policy_gradient, returns
 from hsrl_jax.sid.index import sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
@@ -86,6 +86,10 @@ def _loss(
     scores = scores + refined
     # The weights compare log pi, which has the residual, with what was drawn.
     behaviour_log_prob = behaviour_log_prob - jax.lax.stop_gradient(refined)
+  if _weighs_logs(settings, spec):
+    behaviour_log_prob += jax.lax.stop_gradient(
+      _log_sum(modules, settings, params, catalogue, state, hierarchy.logits)
+    )
   return base.actor_critic(
     settings,
     progress,
@@ -104,6 +108,35 @@ def _loss(
     value=value,
     target=target,
   )
+
+
+def _weighs_logs(settings: Settings, spec: base.Spec) -> bool:
+  """Whether log pi is to be a probability of items, as propensities are.
+
+  What the agent shows itself needs no such constant. Where items are found by a
+  search, SIDs of no item are left in the sum, and the weights are too small.
+  """
+  weighs = spec.train.from_logs and settings.importance_clip > 0
+  return weighs and not acting.searches(settings, spec.items)
+
+
+def _log_sum(
+  modules: Networks,
+  settings: Settings,
+  params: Params,
+  catalogue: base.ActionSpace,
+  state: Array,
+  logits: Array,
+) -> Array:
+  """log of the sum over all items of pi as it is before it sums up to 1, []."""
+  index = catalogue.index
+  log_pi = policy_gradient.token_values(
+    jax.nn.log_softmax(logits), index.tokens.astype(jnp.int32)
+  ).sum(-1)
+  if settings.item_residual:
+    items = jnp.arange(len(log_pi))
+    log_pi = log_pi + modules.refine(params, catalogue, state, items)
+  return jax.nn.logsumexp(jnp.where(index.active, log_pi, masking.NEGATIVE))
 
 
 def _target(

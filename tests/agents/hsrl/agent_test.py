@@ -160,6 +160,13 @@ class LossTest(parameterized.TestCase):
       entropy_weight=0.1,
       entropy_weight_end=0.1,
     ),
+    dict(
+      learn_from="logs",
+      importance_clip=1.5,
+      actor_weight=0.5,
+      entropy_weight=0.3,
+      entropy_weight_end=0.1,
+    ),
   )
   def test_by_hand(self, **values):
     made = checks.made("hsrl", **values)
@@ -199,6 +206,8 @@ class LossTest(parameterized.TestCase):
     if settings.importance_clip:
       ratio = np.array([2.7, 0.6, 1.2])
       stored = log_prob.sum(1) + refined - np.log(ratio)
+      if config.train.from_logs:  # Of logged items propensities are known.
+        stored -= special.logsumexp(reference.log_pi(made))
       step = step._replace(log_prob=jnp.asarray(stored, jnp.float32))
       advantages *= np.minimum(ratio, settings.importance_clip)[:, None]
     actor = -(advantages * log_prob).sum(1).mean()

@@ -99,7 +99,11 @@ def reads(agent: str, task: str) -> set[str]:
 
 
 def check_read(
-  given: Collection[str], trained: Collection[str], task: str, dashes: str = ""
+  given: Collection[str],
+  trained: Collection[str],
+  task: str,
+  dashes: str = "",
+  learn_from: str = config_lib.LEARN_FROM[0],
 ) -> None:
   """Raises InputError unless a trained agent reads each setting.
 
@@ -108,7 +112,14 @@ def check_read(
     trained: names of agents.
     task: what they are trained on.
     dashes: what precedes a setting's name in errors.
+    learn_from: what they are trained with.
   """
+  for name in sorted(set(given) & agents.unread_of(learn_from)):
+    raise InputError(
+      f"{dashes}{name} is given, but {dashes}learn_from={learn_from} does not "
+      f"read it: it shows nothing to anybody; expected no such "
+      + ("flag" if dashes else "setting")
+    )
   if task not in config_lib.TASKS:
     return  # TrainConfig says so.
   able = next_item.AGENTS if task == "next_item" else tuple(agents.AGENTS)
@@ -175,7 +186,12 @@ def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
         f"{name} is no setting; expected "
         + (f"such as {' or '.join(near)}" if near else f"one of {known}")
       )
-  check_read(values, [agent], values.get("task", config_lib.TASKS[0]))
+  check_read(
+    values,
+    [agent],
+    values.get("task", config_lib.TASKS[0]),
+    learn_from=values.get("learn_from", config_lib.LEARN_FROM[0]),
+  )
   return config_lib.Config(
     **{x.name: make(x, values) for x in STAGES},
     agent=agent,

@@ -1,0 +1,142 @@
+"""Where in a session a slate was: columns `session_id`, `step`, `reward`,
+`terminated` of sessions, each of which may be missing.
+"""
+
+import numpy as np
+
+from hsrl_jax.data.logged import transitions
+from hsrl_jax.errors import InputError
+from hsrl_jax.shipped.datasets.logs import tables
+from hsrl_jax.types import Sessions
+
+COLUMNS = ("session_id", "step", "reward", "terminated")
+
+
+def read(
+  table: tables.Table,
+  user: np.ndarray,
+  timestamp: np.ndarray,
+  response: np.ndarray,
+) -> dict[str, np.ndarray]:
+  """The columns `session`, `step`, `reward` and `terminated`, checked.
+
+  Args:
+    table: of sessions, R rows.
+    user: int [R].
+    timestamp: float64 [R].
+    response: float32 [R, K].
+
+  Returns:
+    Each [R, 1], or [R, 0] where it is missing.
+
+  Raises:
+    InputError: a cell is no good, or rows of a session contradict one another;
+      the message names a row.
+  """
+  found: dict[str, np.ndarray] = {}
+  for name, parse in (
+    ("session_id", tables.id_),
+    ("step", tables.place),
+    ("reward", tables.number),
+    ("terminated", tables.binary),
+  ):
+    if name in table.columns:
+      found[name] = np.array(tables.column(table, name, parse))
+  if "session_id" in found:
+    _, found["session_id"] = np.unique(found["session_id"], return_inverse=True)
+  rows = Sessions(
+    *(user, None, None, response, response),
+    timestamp=timestamp,
+    session=found.get("session_id"),
+    step=found.get("step"),
+    terminated=found.get("terminated"),
+  )
+  _check_steps(table, rows)
+  _check_ends(table, rows)
+  if "reward" in found:
+    _check_rewards(table, found["reward"], response)
+  return {
+    name: _column(found.get(own), len(user), dtype)
+    for name, own, dtype in (
+      ("session", "session_id", np.int32),
+      ("step", "step", np.int32),
+      ("reward", "reward", np.float32),
+      ("terminated", "terminated", np.float32),
+    )
+  }
+
+
+def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:
+  if values is None:
+    return np.zeros((rows, 0), dtype)
+  return values.astype(dtype)[:, None]
+
+
+def _refuse(table: tables.Table, row: int, name: str, what: str) -> None:
+  raise InputError(
+    f"{table.path}: row {table.rows[row]}, column {name}: found {what}"
+  )
+
+
+def _check_steps(table: tables.Table, rows: Sessions) -> None:
+  """Raises InputError where steps repeat or go back in time."""
+  if rows.step is None:
+    return
+  ordered = transitions.order(rows)
+  before, after = ordered.rows[:-1], ordered.rows[1:]
+  same = ordered.session[1:] == ordered.session[:-1]
+  step, time = rows.step, rows.timestamp
+  for pair in np.flatnonzero(same & (step[after] == step[before]))[:1]:
+    first, second = sorted((before[pair], after[pair]))
+    _refuse(
+      table,
+      second,
+      "step",
+      f"{step[second]}, as in row {table.rows[first]} of the same session; "
+      "expected each step once",
+    )
+  back = (time[after] < time[before]) | (step[after] < step[before])
+  for pair in np.flatnonzero(same & back)[:1]:
+    first, second = before[pair], after[pair]
+    _refuse(
+      table,
+      second,
+      "step",
+      f"{step[second]} at time {time[second]:g}, but row {table.rows[first]} "
+      f"of the same session has {step[first]} at {time[first]:g}; expected "
+      "steps that go on with time",
+    )
+
+
+def _check_ends(table: tables.Table, rows: Sessions) -> None:
+  """Raises InputError where a session goes on after its end, or ends twice."""
+  if rows.terminated is None:
+    return
+  ordered = transitions.order(rows)
+  ends = rows.terminated[ordered.rows] > 0
+  for place in np.flatnonzero(ends & ~ordered.last)[:1]:
+    own = ordered.session == ordered.session[place]
+    again = np.flatnonzero(ends & own)
+    end = table.rows[ordered.rows[place]]
+    if len(again) > 1:
+      second = ordered.rows[again[1]]
+      what = f"1, as in row {end} of the same session; expected one end"
+      _refuse(table, second, "terminated", what)
+    following = table.rows[ordered.rows[place + 1]]
+    what = f"1, but row {following} follows in the same session; expected the "
+    _refuse(table, ordered.rows[place], "terminated", what + "last row to end")
+
+
+def _check_rewards(
+  table: tables.Table, reward: np.ndarray, response: np.ndarray
+) -> None:
+  """Raises InputError where rewards contradict responses."""
+  none, every = ~(response > 0).any(1), (response > 0).all(1)
+  for bad, what, expected in (
+    (none & (reward > 0), "without a positive response", "at most 0"),
+    (every & (reward < 0), "where all responses are positive", "at least 0"),
+  ):
+    for row in np.flatnonzero(bad)[:1]:
+      _refuse(
+        table, row, "reward", f"{reward[row]:g} {what}; expected {expected}"
+      )

@@ -1,0 +1,1 @@
+"""Logged sessions, as agents learn from them without a simulator."""

@@ -1,0 +1,397 @@
+"""Experiment `conservatism`: what a policy is worth that learned from logs.
+
+Logs are drawn in the world of the flags by two policies that do not know the
+user: uniform, and by popularity with a temperature. From them agents learn
+without the simulator, each by the same number of updates. What they learned is
+then worth what it earns in the world, beside the logging policy and the bounds:
+against the number of slates, and, of CQL, against the weight of its
+conservative term.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from hsrl_jax.agents import FROM_LOGS, make_agent
+from hsrl_jax.agents.base import ActionSpace
+from hsrl_jax.config import Config, ExperimentConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import bounds, logs, simulate
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.host import watch
+from hsrl_jax.report import plots, tables
+from hsrl_jax.stages import policy
+from hsrl_jax.stages.run import Run
+from hsrl_jax.types import Sessions
+
+CONSERVATIVE = "cql"
+DEFAULT = (CONSERVATIVE, entrants.REFERENCE)
+LOGGING = ("uniform", "popularity")
+_DRAWN = "logged"  # The folder of what is kept of rewards.
+
+
+class _World(NamedTuple):
+  """A world, and the users by whom policies are measured.
+
+  Attributes:
+    run: with data, SIDs and click model.
+    rows: int32 [E], of the pool of the evaluation's split.
+    user: int [E], who they are.
+  """
+
+  run: Run
+  rows: np.ndarray
+  user: np.ndarray
+
+
+class Row(NamedTuple):
+  """What is trained.
+
+  Attributes:
+    logging: the logging policy, of LOGGING.
+    agent: its name.
+    slates: logged.
+    weight: of the conservative term; None where the agent has none.
+  """
+
+  logging: str
+  agent: str
+  slates: int
+  weight: float | None
+
+  @property
+  def name(self) -> str:
+    """Of its folder."""
+    weight = "" if self.weight is None else f"_{self.weight:g}"
+    return f"{self.logging}/{self.agent}_{self.slates}{weight}"
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Draws the logs, trains what is missing, measures, writes and prints.
+
+  Raises:
+    InputError: an agent does not learn from logs.
+  """
+  world = _world(experiment)
+  rows = plan(experiment)
+  known = _bounds(experiment, world)
+  measured = []
+  for logging in LOGGING:
+    own = [row for row in rows if row.logging == logging]
+    drawn = _drawn(experiment, world, logging, max(x.slates for x in own))
+    for row in own:
+      number = len(measured) + 1
+      print(f"job {number} of {len(rows)}: {row.name}", flush=True)
+      rewards = _kept(experiment, row.name, _trained, world, row, drawn)
+      measured.append((row, rewards))
+      jax.clear_caches()
+  results = {
+    "dataset": experiment.base.data.dataset,
+    "split": experiment.base.evaluate.split,
+    "episodes": len(world.rows),
+    "iterations": experiment.base.train.iterations,
+    "logging_temperature": experiment.config.logging_temperature,
+    "bounds": {
+      name: statistics.summarise(x, world.user) for name, x in known.items()
+    },
+    "rows": [_row(experiment, world, *x, known) for x in measured],
+  }
+  jobs.finish(experiment, results, table(results), figure(results))
+
+
+def compared(config: ExperimentConfig) -> tuple[str, ...]:
+  """The agents that the experiment trains."""
+  agents = DEFAULT if config.agents is None else config.agents
+  for name in agents:
+    if name not in FROM_LOGS:
+      raise InputError(
+        f"--experiment_agents has {name!r}; expected some of "
+        f"{', '.join(FROM_LOGS)}, which learn from logs"
+      )
+  return tuple(agents)
+
+
+def plan(experiment: jobs.Experiment) -> list[Row]:
+  """All that is trained: each size of logs, then each conservative weight."""
+  config, rows = experiment.config, []
+  own = experiment.with_agent(CONSERVATIVE).settings
+  for logging in LOGGING:
+    for agent in compared(config):
+      weights = [None]
+      if agent == CONSERVATIVE:
+        weights = [own.conservative_weight]
+      rows += [
+        Row(logging, agent, slates, weight)
+        for slates in config.logged_slates
+        for weight in weights
+      ]
+      if agent == CONSERVATIVE:
+        most = max(config.logged_slates)
+        weights = [own.conservative_weight, *config.conservative_weights]
+        rows += [Row(logging, agent, most, weight) for weight in weights]
+  return list(dict.fromkeys(rows))
+
+
+def _world(experiment: jobs.Experiment) -> _World:
+  """Prepares data, SIDs and click model."""
+  run = jobs.prepare(experiment, jobs.Job("world", experiment.base))
+  c = experiment.base.evaluate
+  user = run.dataset.splits[c.split].user_id
+  rows = simulate.sample(user, c.episodes, c.seed)
+  return _World(run, rows, user[rows])
+
+
+def _drawn(
+  experiment: jobs.Experiment, world: _World, logging: str, slates: int
+) -> Sessions:
+  """The logs of a logging policy."""
+  run = world.run
+  return logs.draw(
+    run.env,
+    run.users("train"),
+    run.dataset.splits["train"].user_id,
+    _weights(experiment, run.catalogue, logging),
+    run.catalogue.index.active,
+    slates=slates,
+    seed=experiment.config.seed,
+  )
+
+
+def _weights(
+  experiment: jobs.Experiment, catalogue: ActionSpace, logging: str
+) -> jax.Array:
+  """See logs.log_weights."""
+  temperature = experiment.config.logging_temperature
+  return logs.log_weights(
+    catalogue.popularity,
+    catalogue.index.active,
+    temperature if logging == "popularity" else None,
+  )
+
+
+def _config(experiment: jobs.Experiment, row: Row) -> Config:
+  """The configuration that a row is trained by."""
+  changes: dict[str, Any] = {"learn_from": "logs", "learning": "replay"}
+  if row.weight is not None:
+    changes["conservative_weight"] = row.weight
+  return experiment.with_agent(row.agent, **changes)
+
+
+def _trained(
+  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
+) -> list[np.ndarray]:
+  """Trains; the total rewards in the world, [S, E]."""
+  run, config = world.run, _config(experiment, row)
+  folder = experiment.workdir / row.name
+  users = run.users("train")
+  policy.run(
+    config,
+    folder,
+    run.env,
+    run.catalogue,
+    users,
+    users,
+    world.rows,
+    logs.first(drawn, row.slates),
+    watch.Watch(),
+  )
+  params = policy.load(config, folder, run.env, run.catalogue, users)
+  catalogue = run.catalogue
+  agent = make_agent(config, run.env.slate_size, catalogue.index.num_items)
+  act = policy.greedy(agent)
+  return [_earned(experiment, world, act, (p, catalogue)) for p in params]
+
+
+def _bounds(
+  experiment: jobs.Experiment, world: _World
+) -> dict[str, list[np.ndarray]]:
+  """Total rewards, [1, E], of the bounds and the logging policies."""
+  run = world.run
+  active = run.catalogue.index.active
+  users = run.users(experiment.base.evaluate.split)
+  policies = bounds.bounds(run.env, users, active)
+  act = logs.policy(run.env.slate_size)
+  for logging in LOGGING:
+    weights = _weights(experiment, run.catalogue, logging)
+    policies[f"logging: {logging}"] = act, (weights, active)
+  return {
+    name: _kept(
+      experiment,
+      f"bounds/{name.replace(': ', '_')}",
+      lambda experiment, *own: [_earned(experiment, *own)],
+      world,
+      *own,
+    )
+    for name, own in policies.items()
+  }
+
+
+def _earned(
+  experiment: jobs.Experiment, world: _World, act: simulate.Act, params: Any
+) -> np.ndarray:
+  """Total rewards of a policy in the world, [E]."""
+  c = experiment.base.evaluate
+  sessions = simulate.simulate(
+    act,
+    world.run.env,
+    params,
+    world.run.users(c.split),
+    jax.random.key(c.seed),
+    world.rows,
+    episodes=len(world.rows),
+  )
+  return np.asarray(sessions.total_reward)
+
+
+def _kept(experiment: jobs.Experiment, name: str, make, *own) -> np.ndarray:
+  """Rewards [S, E] that `make` makes of the rest where none are kept."""
+  path = experiment.workdir / _DRAWN / f"{name}.json"
+
+  def made() -> list[list[float]]:
+    with jobs.timed(experiment, name, "policy"):
+      return [x.tolist() for x in make(experiment, *own)]
+
+  return np.array(jobs.kept(path, made))
+
+
+def _row(
+  experiment: jobs.Experiment,
+  world: _World,
+  row: Row,
+  rewards: np.ndarray,
+  known: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+  """An entry of `rows` of results.json."""
+
+  def above(name: str) -> dict[str, Any]:
+    return statistics.difference(
+      rewards,
+      known[name],
+      world.user,
+      resamples=experiment.config.resamples,
+      seed=experiment.config.seed,
+    )
+
+  return row._asdict() | {
+    "total_reward": statistics.summarise(rewards, world.user),
+    "above_logging": above(f"logging: {row.logging}"),
+    "above_best_constant": above("best_constant"),
+    "seconds": jobs.seconds(experiment).get(row.name, {}).get("policy"),
+  }
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a terminal, at most 80 columns wide."""
+  head = (
+    f"{results['dataset']}, split {results['split']}, "
+    f"{results['episodes']:,} sessions a seed, {results['iterations']:,} "
+    "updates; total reward in the world that the logs are of"
+  )
+  known = [("", "reward", "[95% CI]")]
+  for name, row in results["bounds"].items():
+    known.append((name, *_cells(row)))
+  lines = [tables.filled(head), "", *tables.aligned(known)]
+  for logging in LOGGING:
+    rows = [
+      (
+        "agent",
+        "slates",
+        "w",
+        "reward",
+        "[95% CI]",
+        "+",
+        "[95% CI]",
+        "const. +",
+      )
+    ]
+    for row in results["rows"]:
+      if row["logging"] == logging:
+        weight = row["weight"]
+        rows.append(
+          (
+            row["agent"],
+            f"{row['slates']:,}",
+            "" if weight is None else f"{weight:g}",
+            *_cells(row["total_reward"]),
+            *_cells(row["above_logging"]),
+            tables.interval(row["above_best_constant"], "{:z.1f}"),
+          )
+        )
+    lines += ["", f"learned from logs of the policy {logging}:", ""]
+    lines += tables.aligned(rows)
+  note = (
+    "w: weight of the conservative term. +: what is earned above the logging "
+    "policy; const. +: above the best constant slates, both paired by user and "
+    "luck."
+  )
+  return "\n".join([*lines, "", tables.filled(note)])
+
+
+def _cells(measure: Mapping[str, Any]) -> tuple[str, str]:
+  return (
+    tables.mean(dict(measure), "{:z.1f}"),
+    tables.interval(dict(measure), "{:z.1f}"),
+  )
+
+
+def figure(results: Mapping[str, Any]) -> Figure:
+  """True value against the size of the logs, and the conservative weight."""
+  made = Figure(figsize=(9, 6), layout="constrained")
+  panels = made.subplots(len(LOGGING), 2, sharey=True)
+  for axes, logging in zip(panels, LOGGING, strict=True):
+    rows = [x for x in results["rows"] if x["logging"] == logging]
+    most = max(x["slates"] for x in rows)
+    usual = next((x["weight"] for x in rows if x["weight"] is not None), None)
+    for number, agent in enumerate(dict.fromkeys(x["agent"] for x in rows)):
+      own = [x for x in rows if x["agent"] == agent]
+      sizes = [x for x in own if x["weight"] in (None, usual)]
+      _line(axes[0], sizes, "slates", agent, f"C{number}")
+      weights = [x for x in own if x["weight"] is not None]
+      weights = [x for x in weights if x["slates"] == most]
+      _line(axes[1], weights, "weight", agent, f"C{number}")
+    for panel, label in zip(
+      axes, ("slates", "weight of the conservative term"), strict=True
+    ):
+      plots.style(panel, f"logs: {logging}", label)
+      for name in (f"logging: {logging}", "best_constant"):
+        mean = results["bounds"][name]["mean"]
+        panel.axhline(mean, color=plots.GREY, linewidth=0.8, linestyle="--")
+        panel.annotate(
+          name,
+          (1, mean),
+          xycoords=("axes fraction", "data"),
+          ha="right",
+          va="bottom",
+          fontsize=7,
+          color=plots.GREY,
+        )
+    axes[0].set_xscale("log")
+    axes[1].set_xscale("symlog", linthresh=0.01)
+  panels[0, 0].legend(fontsize=8, frameon=False)
+  return made
+
+
+def _line(
+  axes: Axes, rows: list[dict[str, Any]], by: str, agent: str, color: str
+) -> None:
+  """Rewards with their intervals, by a number of the rows."""
+  rows = sorted(rows, key=lambda x: x[by])
+  if not rows:
+    return
+  mean = np.array([x["total_reward"]["mean"] for x in rows])
+  low, high = np.array([x["total_reward"]["ci95"] for x in rows]).T
+  axes.errorbar(
+    [x[by] for x in rows],
+    mean,
+    [mean - low, high - mean],
+    color=color,
+    marker="o",
+    markersize=3.5,
+    capsize=3,
+    label=agent,
+  )

@@ -1,0 +1,68 @@
+"""Learning from logs: what a run learns from, and what is said of it."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from hsrl_jax.config import Config
+from hsrl_jax.data.logged import behaviour, transitions
+from hsrl_jax.sim.reward import Reward
+from hsrl_jax.types import Sessions, Transition
+
+ESTIMATED = "estimated by popularity"
+
+
+def learned(
+  logs: Sessions, reward: Reward, items: int, observed_items: int
+) -> Transition:
+  """The training slates as transitions, leaves [S, ...].
+
+  Args:
+    logs: S slates.
+    reward: of slates whose reward was not logged.
+    items: N of the catalogue.
+    observed_items: R of Observation.shown; 0: what was shown is not seen.
+  """
+  earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
+  log_prob = behaviour.behaviour(logs, items).log_prob
+  made = transitions.transitions(logs, earned, log_prob, observed_items)
+  return jax.tree.map(jax.numpy.asarray, made)
+
+
+def facts(config: Config, logs: Sessions) -> dict[str, Any]:
+  """What results.json says of learning from S slates."""
+  ordered = transitions.order(logs)
+  ends = ordered.last if logs.terminated is None else logs.terminated
+  return {
+    "slates": len(ordered.rows),
+    "sessions": int(ordered.session[-1]) + 1,
+    "sessions_logged": logs.session is not None,
+    "ends": int(np.sum(ends)),
+    "ends_logged": logs.terminated is not None,
+    "rewards_logged": logs.reward is not None,
+    "propensities": "logged" if logs.propensity is not None else ESTIMATED,
+    "importance_clip": getattr(config.settings, "importance_clip", None),
+  }
+
+
+def lines(known: dict[str, Any]) -> list[str]:
+  """The facts for a terminal."""
+  cut = "logged" if known["sessions_logged"] else "cut at gaps of time"
+  ends = "logged" if known["ends_logged"] else "the last slates of sessions"
+  said = [
+    f"from logs: {known['slates']:,} slates in {known['sessions']:,} sessions "
+    f"({cut}), {known['ends']:,} ends ({ends})"
+  ]
+  clip, source = known["importance_clip"], known["propensities"]
+  if clip:
+    guess = "; a guess, so the weights are one too"
+    said.append(
+      f"importance weights, cut at {clip:g}; propensities: {source}"
+      + (guess if source == ESTIMATED else "")
+    )
+  elif clip is not None:
+    said.append(
+      f"importance weights are off; propensities ({source}) are not read"
+    )
+  return said

@@ -1,0 +1,92 @@
+"""CQL's loss and its slates, once more in plain NumPy."""
+
+import functools
+
+import jax
+import numpy as np
+from absl.testing import absltest
+from scipy import special
+
+from hsrl_jax import sid
+from tests import toy
+from tests.agents import checks
+
+_WEIGHT, _INACTIVE = 0.3, 7
+
+
+@functools.cache
+def _case():
+  """The agent, one item of whose catalogue is inactive; other parameters."""
+  made = checks.made("cql", conservative_weight=_WEIGHT)
+  index = sid.remove_items(made.catalogue.index, np.array([_INACTIVE]))
+  made = made._replace(catalogue=made.catalogue._replace(index=index))
+  return made, checks.random_params(made.agent, made.observation, 2)
+
+
+def _values(params, catalogue, observation, before=()):
+  """Q(s, b, i) of all items, -inf where none may be shown, [N + 1]."""
+  own = jax.tree.map(np.asarray, params["items"]["params"])
+  features = np.asarray(catalogue.features, np.float64)
+  x = np.concatenate(
+    [
+      checks.state(params, catalogue, observation),
+      (features[list(before)] @ own["added"]["kernel"]).sum(0),
+      [len(before) / 10],
+    ]
+  )
+  for layer in ("layers_0", "out"):
+    x = x @ own[layer]["kernel"] + own[layer]["bias"]
+    x = np.maximum(x, 0) if layer != "out" else x
+  q = features @ own["row"]["kernel"] @ x[:-1] + x[-1]
+  q += (features @ own["bias"]["kernel"])[:, 0]
+  q[[0, _INACTIVE, *before]] = -np.inf
+  return q
+
+
+class CqlTest(absltest.TestCase):
+  def test_loss_by_hand(self):
+    made, target = _case()
+    _, _, params, catalogue, observation = made
+    step = checks.transition(observation)
+    slate = step.slate.tolist()
+    q = [
+      _values(params, catalogue, observation, slate[:k])
+      for k in range(toy.SLATE)
+    ]
+    after = [
+      _values(target, catalogue, observation, slate[:k])[q[k].argmax()]
+      for k in range(1, toy.SLATE)
+    ]
+    following = step.next_observation
+    best = _values(params, catalogue, following).argmax()
+    after.append(0.9 * _values(target, catalogue, following)[best])
+    taken = np.array([q[k][item] for k, item in enumerate(slate)])
+    # The slate earned 0.6; its items 1, -0.1, 1, of mean 1.9 / 3.
+    rewards = 0.6 + np.array([1, -0.1, 1]) - 1.9 / 3
+    error = np.mean((taken - rewards - after) ** 2)
+    above = np.mean([special.logsumexp(x) for x in q] - taken)
+    loss, metrics = checks.losses(made, target, step)
+    np.testing.assert_allclose(metrics["critic_loss"], error, rtol=1e-3)
+    np.testing.assert_allclose(metrics["conservative_loss"], above, rtol=1e-3)
+    np.testing.assert_allclose(loss, error + _WEIGHT * above, rtol=1e-3)
+
+  def test_a_greedy_slate_is_greedy_place_by_place(self):
+    made, _ = _case()
+    _, agent, params, catalogue, observation = made
+    want = []
+    for _ in range(toy.SLATE):
+      q = _values(params, catalogue, observation, want)
+      q[5] = -np.inf
+      want.append(int(q.argmax()))
+    banned = np.array([5, 0])
+    act = jax.jit(agent.act)
+    slate = act(params, catalogue, observation, banned, None, 1.0).slate
+    self.assertEqual(slate.tolist(), want)
+    first = agent.scores(params, catalogue, observation)
+    np.testing.assert_allclose(
+      first[1], _values(params, catalogue, observation)[1], rtol=1e-4
+    )
+
+
+if __name__ == "__main__":
+  absltest.main()
