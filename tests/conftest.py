@@ -1,16 +1,25 @@
 """Settings of the whole suite; they must precede the first use of jax."""
 
 import os
+from importlib import metadata
 
 import pytest
 from absl import flags
 
-os.environ["XLA_FLAGS"] = (
-  os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
-)
 # Most of a test's time is compilation; the tests that depend on how users have
 # it say so.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+_FLAGS = [
+  os.environ.get("XLA_FLAGS", ""),
+  "--xla_force_host_platform_device_count=4",
+  # Parts for threads have a cost of their own.
+  "--xla_cpu_parallel_codegen_split_count=1",
+]
+# The newer emitters take four times as long; jaxlib 0.12 has no other, and ends
+# at flags that it does not know.
+if metadata.version("jaxlib").startswith("0.10."):
+  _FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join(_FLAGS)
 # Arrays of different ranks that meet are more often a mistake than a wish.
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
