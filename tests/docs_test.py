@@ -185,6 +185,17 @@ class CommandsTest(absltest.TestCase):
       self.assertIn("4 items; slates: train 2, val 1, test 1", out)
       self.assertIn(told, out)
 
+  def test_sessions_to_learn_from(self):
+    text = (DOCS / "logs.md").read_text()
+    shown = r"`(my_sessions/\S+?)`[^`]*?```text\n(.*?)```"
+    for name, content in re.findall(shown, text, re.S):
+      path = self.folder / name
+      path.parent.mkdir(exist_ok=True)
+      path.write_text(content)
+    out = self._data_of("my_sessions")
+    self.assertIn("4 items; slates: train 2, val 1, test 1", out)
+    self.assertNotIn("columns not used", out)
+
   def test_public_data_as_logs(self):
     """The page's conversions, of made-up files in the same formats."""
     with contextlib.chdir(self.folder):

@@ -298,16 +298,7 @@ def table(results: Mapping[str, Any]) -> str:
   lines = [tables.filled(head), "", *tables.aligned(known)]
   for logging in LOGGING:
     rows = [
-      (
-        "agent",
-        "slates",
-        "w",
-        "reward",
-        "[95% CI]",
-        "+",
-        "[95% CI]",
-        "const. +",
-      )
+      ("agent", "slates", "w", "reward", "log. +", "[95% CI]", "const. +")
     ]
     for row in results["rows"]:
       if row["logging"] == logging:
@@ -317,26 +308,23 @@ def table(results: Mapping[str, Any]) -> str:
             row["agent"],
             f"{row['slates']:,}",
             "" if weight is None else f"{weight:g}",
-            *_cells(row["total_reward"]),
+            tables.mean(row["total_reward"]),
             *_cells(row["above_logging"]),
-            tables.interval(row["above_best_constant"], "{:z.1f}"),
+            tables.interval(row["above_best_constant"]),
           )
         )
     lines += ["", f"learned from logs of the policy {logging}:", ""]
     lines += tables.aligned(rows)
   note = (
-    "w: weight of the conservative term. +: what is earned above the logging "
-    "policy; const. +: above the best constant slates, both paired by user and "
-    "luck."
+    "w: weight of the conservative term. log. +: what is earned above the "
+    "logging policy; const. +: above the best constant slates, both paired by "
+    "user and luck."
   )
   return "\n".join([*lines, "", tables.filled(note)])
 
 
-def _cells(measure: Mapping[str, Any]) -> tuple[str, str]:
-  return (
-    tables.mean(dict(measure), "{:z.1f}"),
-    tables.interval(dict(measure), "{:z.1f}"),
-  )
+def _cells(measure: dict[str, Any]) -> tuple[str, str]:
+  return tables.mean(measure), tables.interval(measure)
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

@@ -7,9 +7,11 @@ import numpy as np
 
 from hsrl_jax.config import Config
 from hsrl_jax.data.logged import behaviour, transitions
+from hsrl_jax.errors import InputError
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition
 
+MEMORY_BYTES = 8 * 2**30  # What transitions may take.
 ESTIMATED = "estimated by popularity"
 
 
@@ -23,7 +25,18 @@ def learned(
     reward: of slates whose reward was not logged.
     items: N of the catalogue.
     observed_items: R of Observation.shown; 0: what was shown is not seen.
+
+  Raises:
+    InputError: the transitions would take more than MEMORY_BYTES.
   """
+  size = transitions.size(logs, observed_items)
+  if size > MEMORY_BYTES:
+    raise InputError(
+      f"--learn_from=logs: {len(logs.user_id):,} slates are {size / 2**30:.1f} "
+      f"GiB as transitions; expected at most {MEMORY_BYTES / 2**30:g}, since "
+      "all are held in memory: fewer slates, or a smaller "
+      "--simulator_observed_items"
+    )
   earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
   log_prob = behaviour.behaviour(logs, items).log_prob
   made = transitions.transitions(logs, earned, log_prob, observed_items)

@@ -1,19 +1,20 @@
 """Discrete CQL (Kumar et al., arXiv 2006.04779) over the places of a slate.
 
 A slate is K steps of one item each, as in on-policy HSRL: Q(s, b, i) is the
-value of item i after the items b of the places before it. Within a slate
-nothing is discounted; after its last place comes the next state. The reward of
-a place is r_k = R + shares_k, the item's own where a slate earns the mean. With
-double Q-learning (arXiv 1509.06461),
+value of item i after the items b of the places before it, where the places
+after it are filled as they were logged. The reward of a place is that of its
+item, r_k = R + shares_k, where a slate earns the mean. With double Q-learning
+(arXiv 1509.06461) from slate to slate,
 
-  y_k = r_k + Q'(s, b_{k+1}, i*) for k < K;
-  y_K = r_K + gamma (1 - terminated) Q'(s', (), i*);
-  loss = mean_k (Q_k - y_k)^2 + w mean_k (log sum_i exp Q(s, b_k, i) - Q_k).
+  y_k = sum_{j >= k} r_j + gamma (1 - terminated) Q'(s', (), i*);
+  loss = (Q_k - y_k)^2 + w (log sum_i exp Q(s, b_k, i) - Q_k),
 
-The second term, with w the conservative weight, lowers what was not logged. Of
-the conservative methods it is the simplest here: one value, no model of the
-logging policy, no propensities, and the sum over all items is one product. The
-slate is greedy, place by place.
+of one place k, drawn for each transition and update. Within a slate nothing is
+bootstrapped: a maximum in each of K steps without a discount diverges. The
+second term, with w the conservative weight, lowers what was not logged. Of the
+conservative methods it is the simplest here: one value, no model of the logging
+policy, no propensities, and the sum over all items is one product. The slate is
+greedy, place by place.
 """
 
 import dataclasses
@@ -159,65 +160,52 @@ def _loss(
 ) -> tuple[Array, Metrics]:
   """See base.Agent.loss."""
   del progress
-  slate = transition.slate
-  state = networks.state(params, catalogue, transition.observation, key)
+  place_key, dropout_key = sampling.split(key, 2)
+  slate, features = transition.slate, catalogue.features
+  place = sampling.index(place_key, len(slate))
+  left = _left(slate, catalogue.index.active)
+  state = networks.state(params, catalogue, transition.observation, dropout_key)
   values = networks.bound(params)
-  items = values.items(catalogue.features)
-  q = jax.vmap(items.values)(values.contexts(state, items, slate))
-  q = jnp.where(_left(slate, catalogue.index.active), q, masking.NEGATIVE)
-  taken = q[jnp.arange(len(slate)), slate]
-  y = _targets(networks, params, target_params, catalogue, transition, q)
-  error = ((taken - y) ** 2).mean()
-  conservative = (jax.nn.logsumexp(q, 1) - taken).mean()
+  items = values.items(features)
+  context = values.contexts(state, items, slate)[place]
+  q = jnp.where(left[place], items.values(context), masking.NEGATIVE)
+  taken = q[slate[place]]
+
+  # The parameters say which item comes next, the target's what it is worth.
+  next_q = items.values(_after(networks, params, catalogue, transition))
+  next_q = jnp.where(catalogue.index.active, next_q, masking.NEGATIVE)
+  known = networks.bound(target_params).items(features)
+  after = _after(networks, target_params, catalogue, transition)
+  rewards = transition.reward + networks.spec.reward.shares(transition.response)
+  rest = jnp.where(jnp.arange(len(slate)) >= place, rewards, 0.0).sum()
+  y = returns.td_target(
+    rest,
+    transition.terminated,
+    known.value(after, next_q.argmax()),
+    networks.settings.discount,
+  )
+  error = (taken - y) ** 2
+  conservative = jax.nn.logsumexp(q) - taken
   loss = error + networks.settings.conservative_weight * conservative
   return loss, {
     "loss": loss,
     "critic_loss": error,
     "conservative_loss": conservative,
-    "value": taken[0],
-    "target": y[0],
+    "value": taken,
+    "target": y,
   }
 
 
-def _targets(
+def _after(
   networks: _Networks,
   params: Params,
-  target_params: Params,
   catalogue: base.ActionSpace,
   transition: Transition,
-  q: Array,
 ) -> Array:
-  """y of each place, float32 [K], no gradient.
-
-  The parameters say which item comes next, the target's what it is worth.
-
-  Args:
-    networks: of the agent.
-    params: of the networks.
-    target_params: their average.
-    catalogue: the items.
-    transition: what happened.
-    q: float32 [K, N + 1], by `params`, of what each place may show.
-  """
-  observation = transition.next_observation
-  first = _scores(networks, params, catalogue, observation)
-  first = jnp.where(catalogue.index.active, first, masking.NEGATIVE)
-  values = networks.bound(target_params)
-  items = values.items(catalogue.features)
-  state = networks.state(target_params, catalogue, transition.observation)
-  contexts = values.contexts(state, items, transition.slate)
-  within = jax.vmap(items.value)(contexts, q.argmax(1))
-  next_state = networks.state(target_params, catalogue, observation)
-  context = values.context(next_state, jnp.zeros(items.added.shape[1]), 0)
-  after = returns.td_target(
-    jnp.float32(0),
-    transition.terminated,
-    items.value(context, first.argmax()),
-    networks.settings.discount,
-  )
-  shares = networks.spec.reward.shares(transition.response)
-  y = transition.reward + shares + jnp.append(within[1:], after)
-  return jax.lax.stop_gradient(y)
+  """The context of the first place of the next slate, [d + 1]."""
+  state = networks.state(params, catalogue, transition.next_observation)
+  nothing = jnp.zeros(networks.spec.network.width)
+  return networks.bound(params).context(state, nothing, 0)
 
 
 def _left(slate: Array, active: Array) -> Array:

@@ -106,6 +106,15 @@ def transitions(
   )
 
 
+def size(logs: Sessions, observed_items: int = 0) -> int:
+  """Bytes of `transitions` of S slates."""
+  width = logs.profile.shape[1] + 2 * logs.history.shape[1]
+  width += 3 * logs.exposed.shape[1] + 2
+  if observed_items:
+    width += 2 * (4 * observed_items + 1)
+  return 4 * width * len(logs.user_id)
+
+
 def _with_likes(logs: Sessions) -> np.ndarray:
   """Histories with the likes of their slates, int32 [S, H], 0 on the left."""
   liked = np.where(logs.response > 0, logs.exposed, 0)

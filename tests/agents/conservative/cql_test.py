@@ -8,6 +8,7 @@ from absl.testing import absltest
 from scipy import special
 
 from hsrl_jax import sid
+from hsrl_jax.ops import sampling
 from tests import toy
 from tests.agents import checks
 
@@ -46,29 +47,26 @@ def _values(params, catalogue, observation, before=()):
 class CqlTest(absltest.TestCase):
   def test_loss_by_hand(self):
     made, target = _case()
-    _, _, params, catalogue, observation = made
+    _, agent, params, catalogue, observation = made
     step = checks.transition(observation)
-    slate = step.slate.tolist()
-    q = [
-      _values(params, catalogue, observation, slate[:k])
-      for k in range(toy.SLATE)
-    ]
-    after = [
-      _values(target, catalogue, observation, slate[:k])[q[k].argmax()]
-      for k in range(1, toy.SLATE)
-    ]
-    following = step.next_observation
-    best = _values(params, catalogue, following).argmax()
-    after.append(0.9 * _values(target, catalogue, following)[best])
-    taken = np.array([q[k][item] for k, item in enumerate(slate)])
+    slate, following = step.slate.tolist(), step.next_observation
     # The slate earned 0.6; its items 1, -0.1, 1, of mean 1.9 / 3.
     rewards = 0.6 + np.array([1, -0.1, 1]) - 1.9 / 3
-    error = np.mean((taken - rewards - after) ** 2)
-    above = np.mean([special.logsumexp(x) for x in q] - taken)
-    loss, metrics = checks.losses(made, target, step)
-    np.testing.assert_allclose(metrics["critic_loss"], error, rtol=1e-3)
-    np.testing.assert_allclose(metrics["conservative_loss"], above, rtol=1e-3)
-    np.testing.assert_allclose(loss, error + _WEIGHT * above, rtol=1e-3)
+    loss_fn, places = jax.jit(agent.loss), set()
+    for seed in range(6):
+      key = jax.random.key(seed)
+      k = int(sampling.index(sampling.split(key, 2)[0], toy.SLATE))
+      places.add(k)
+      q = _values(params, catalogue, observation, slate[:k])
+      best = _values(params, catalogue, following).argmax()
+      after = 0.9 * _values(target, catalogue, following)[best]
+      error = (q[slate[k]] - rewards[k:].sum() - after) ** 2
+      above = special.logsumexp(q) - q[slate[k]]
+      loss, metrics = loss_fn(params, target, catalogue, step, key, 0.5)
+      np.testing.assert_allclose(metrics["critic_loss"], error, rtol=1e-3)
+      np.testing.assert_allclose(metrics["conservative_loss"], above, rtol=1e-3)
+      np.testing.assert_allclose(loss, error + _WEIGHT * above, rtol=1e-3)
+    self.assertEqual(places, {0, 1, 2})
 
   def test_a_greedy_slate_is_greedy_place_by_place(self):
     made, _ = _case()

@@ -89,6 +89,12 @@ class TransitionsTest(absltest.TestCase):
     self.assertEqual(made.observation.shown.step.tolist(), [0, 1, 0, 0, 1])
     self.assertEqual(made.next_shown.step.tolist(), [1, 2, 1, 1, 2])
 
+  def test_size_is_that_of_the_arrays(self):
+    for observed in (0, 3):
+      made = _made(_logs(), observed_items=observed)
+      nbytes = sum(x.nbytes for x in jax.tree.leaves(made))
+      self.assertEqual(transitions.size(_logs(), observed), nbytes)
+
   def test_a_logged_simulator_gives_its_own_transitions(self):
     env, users = toy.env()._replace(observed_items=5), toy.users()
     rows = jnp.arange(6)
