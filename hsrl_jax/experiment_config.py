@@ -35,9 +35,6 @@ class ExperimentConfig(Checked):
     control: of the A/B comparison: an agent, `random`, `best_constant`,
       `greedy_oracle`, or the folder of an evaluated run.
     treatment: what it is compared with; None: the method itself.
-    temperatures: of the policies that the offline check estimates.
-    logging_temperature: of the policy that draws its logs in the simulator.
-    weight_clip: importance weights are cut there.
   """
 
   agents: tuple[str, ...] | None = None
@@ -57,11 +54,6 @@ class ExperimentConfig(Checked):
   seed: int = seed_setting(0)
   control: str = "best_constant"
   treatment: str | None = None
-  temperatures: tuple[float, ...] = setting(
-    (1.0, 0.7, 0.5, 0.3, 0.2), above=0, length=1
-  )
-  logging_temperature: float = setting(1.0, above=0)
-  weight_clip: float = setting(100.0, above=0)
 
   def __post_init__(self):
     super().__post_init__()

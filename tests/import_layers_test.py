@@ -76,7 +76,7 @@ EXCEPTIONS = {
   "hsrl_jax.experiments.catalogue.changing_catalogue names flags": _ADVICE,
   "hsrl_jax.experiments.compare names flags": _ADVICE,
   "hsrl_jax.experiments.document names flags": _ADVICE,
-  "hsrl_jax.experiments.offline_check names flags": _ADVICE,
+  "hsrl_jax.experiments.off_policy names flags": _ADVICE,
   "hsrl_jax.report.sid_page names flags": _ADVICE,
   "hsrl_jax.serving.catalogue names flags": _ADVICE,
   "hsrl_jax.serving.folder names flags": _ADVICE,

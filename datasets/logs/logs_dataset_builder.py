@@ -208,6 +208,8 @@ def read_sessions(
   ):
     if name in table.columns:
       optional[name] = tables.matrix(table, name, parse, size, dtype)
+  if optional["propensity"].size:
+    tables.check_actions(table, exposed)
   order = np.argsort(timestamp, kind="stable")
   if "history" in table.columns:
     past = tables.column(table, "history", items)

@@ -8,7 +8,7 @@ from hsrl_jax.experiments import (
   compare,
   document,
   entrants,
-  offline_check,
+  off_policy,
   tuning,
   worlds,
 )
@@ -23,7 +23,7 @@ EXPERIMENTS = {
   "changing_catalogue": changing_catalogue.run,
   "catalogue_size": catalogue_size.run,
   "ab": ab.run,
-  "offline_check": offline_check.run,
+  "off_policy": off_policy.run,
   "results": document.run,
 }
 
