@@ -23,6 +23,9 @@ from hsrl_jax.evaluation import statistics
 # Below these nothing is estimated. Intervals hold above them, see the tests.
 MIN_EFFECTIVE_SAMPLE = 100.0
 MIN_USERS = 20
+# Rewards other than the most frequent one, by the effective sample: below, no
+# difference is believed, since those that count most have not been seen.
+MIN_EFFECTIVE_REWARDS = 20.0
 # Weights average 1 if the logging policy may take all that the target may. They
 # are off where they are by this much, and by so many standard errors.
 MAX_WEIGHT_BIAS = 0.05
@@ -270,20 +273,31 @@ def compare(
   table[LOGGING_POLICY] = {
     ON_POLICY: shown(real) | {"ess": float(len(own.user))}
   }
-  differences = {}
-  for name, logged in policies.items():
-    differences[name] = {}
-    for estimator, compute in ESTIMATORS.items():
-      if "refused" in table[name][estimator]:
-        continue
-      value, influence = compute(logged, discount)
-      differences[name][estimator] = shown(
-        Estimate(value - real.value, influence - real.influence)
-      )
-  return {
-    "off_policy": table,
-    "off_policy_differences": {k: x for k, x in differences.items() if x},
+  differences = {
+    name: _differences(logged, real, discount)
+    for name, logged in policies.items()
   }
+  return {"off_policy": table, "off_policy_differences": differences}
+
+
+def _differences(logged: Logged, real: Estimate, discount: float) -> dict:
+  """Each estimate less the logging policy's mean, or why not."""
+  why = refusal(logged)
+  if why is None:
+    _, counts = np.unique(logged.reward.sum(1), return_counts=True)
+    ess = effective_sample_size(weights(logged)[:, -1])
+    rewards = ess * (1 - counts.max() / counts.sum())
+    if rewards >= MIN_EFFECTIVE_REWARDS:
+      found = {k: f(logged, discount) for k, f in ESTIMATORS.items()}
+      return {
+        k: shown(Estimate(x.value - real.value, x.influence - real.influence))
+        for k, x in found.items()
+      }
+    why = (
+      f"too few rewards differ, {rewards:.0f} by the effective sample; "
+      f"expected at least {MIN_EFFECTIVE_REWARDS:.0f} to compare policies"
+    )
+  return {"refused": why}
 
 
 def shown(estimate: Estimate) -> dict:
@@ -311,6 +325,12 @@ def sentences(results: Mapping) -> list[str]:
       said.append(f"{name}: no estimate; {refused.pop()}.")
       continue
     differences = results["off_policy_differences"][name]
+    if "refused" in differences:
+      said.append(
+        f"{name} and the logging policy: whether they differ cannot be told; "
+        f"{differences['refused']}."
+      )
+      continue
     ends = np.array([x["ci95"] for x in differences.values()])
     verdict = "may be chance: an interval has 0 in it, or estimators disagree"
     if (ends > 0).all():

@@ -1,5 +1,7 @@
 """95 % intervals of off-policy estimates hold in 95 of 100 known worlds."""
 
+import itertools
+
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -43,12 +45,12 @@ def _logs(rng, users, sessions, steps, rate, spread):
   return off_policy.Logged(*arrays, user)
 
 
-def _truth(steps, rate):
-  """Of PI: both states are as likely at the start."""
+def _truth(pi, steps, rate):
+  """Of a policy: both states are as likely at the start."""
   share, total = np.array([0.5, 0.5]), 0.0
   for _ in range(steps):
-    total += rate * share @ (PI * CHANCE).sum(1)
-    moved = share @ (PI * MOVES).sum(1)
+    total += rate * share @ (pi * CHANCE).sum(1)
+    moved = share @ (pi * MOVES).sum(1)
     share = np.array([1 - moved, moved])
   return total
 
@@ -65,15 +67,18 @@ class CoverageTest(parameterized.TestCase):
     ):
       world = (users, sessions, steps, rate, spread)
       with self.subTest(world):
-        rng, truth = np.random.default_rng(0), _truth(steps, rate)
-        held, sizes = dict.fromkeys(off_policy.ESTIMATORS, 0), []
+        rng, sizes = np.random.default_rng(0), []
+        value, own = (_truth(pi, steps, rate) for pi in (PI, MU))
+        truths = {"off_policy": value, "off_policy_differences": value - own}
+        held = dict.fromkeys(
+          itertools.product(truths, off_policy.ESTIMATORS), 0
+        )
         for _ in range(REPEATS):
-          found = off_policy.estimates(_logs(rng, *world))
-          for name, estimate in found.items():
-            low, high = estimate["ci95"]
-            held[name] += low <= truth <= high
-          sizes.append(estimate["ess"])
-        print(world, np.mean(sizes), held)
+          found = off_policy.compare({"new": _logs(rng, *world)})
+          for what, name in held:
+            low, high = found[what]["new"][name]["ci95"]
+            held[what, name] += low <= truths[what] <= high
+          sizes.append(found["off_policy"]["new"]["ips"]["ess"])
         self.assertGreater(np.percentile(sizes, 1), 200)
         for name, times in held.items():
           self.assertBetween(times / REPEATS, LEAST, MOST, name)

@@ -13,6 +13,7 @@ from hsrl_jax.evaluation import off_policy, statistics
 from tests.evaluation import off_policy_inputs
 
 OBP = pathlib.Path(__file__).with_name("off_policy_obp.json")
+DOCUMENTED = pathlib.Path(__file__).parents[2] / "docs/results/off_policy.json"
 # Two users, three items.
 MU = np.array([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])
 PI = np.array([[0.1, 0.2, 0.7], [0.6, 0.3, 0.1]])
@@ -219,6 +220,14 @@ class ObpTest(parameterized.TestCase):
       got = estimate(logged).value
       self.assertAlmostEqual(got, figures[kind][name], delta=1e-9, msg=name)
 
+  def test_the_documented_figures_are_equal_too(self):
+    ours = json.loads(DOCUMENTED.read_text())["off_policy"]
+    for policy, figures in json.loads(OBP.read_text())["open_bandit"].items():
+      for name, theirs in figures.items():
+        self.assertAlmostEqual(ours[policy][name]["mean"], theirs, delta=1e-9)
+        low, high = ours[policy][name]["ci95"]
+        self.assertBetween(ours[policy]["real"]["mean"], low, high)
+
 
 class RefusalTest(parameterized.TestCase):
   def test_enough_is_estimated(self):
@@ -281,7 +290,8 @@ class CompareTest(absltest.TestCase):
     self.assertAlmostEqual(difference["mean"], rows.mean())
     low, high = difference["ci95"]
     self.assertAlmostEqual((high - low) / 2, 1.966 * stats.sem(rows), places=3)
-    self.assertNotIn("list", found["off_policy_differences"])
+    refused = found["off_policy_differences"]["list"]["refused"]
+    self.assertStartsWith(refused, "no overlap")
     one, other = off_policy.sentences(found)
     self.assertRegex(one, r"^new, doubly robust, less .*: \+0\.26.*is believ")
     self.assertRegex(one, "above 0")
@@ -295,6 +305,20 @@ class CompareTest(absltest.TestCase):
     flipped = _many(np.tile([1.8, 0.2], 200), users=400)
     (said,) = off_policy.sentences(off_policy.compare({"worse": flipped}))
     self.assertRegex(said, "every interval is below 0")
+
+  def test_few_rewards_compare_nothing(self):
+    # ESS 400 / 1.64; of 400 rewards 30 differ, by that sample 18; or 40.
+    weight = np.tile([0.2, 1.8], 200)
+    for rewards, told in (
+      (30, "few rewards differ, 18 by"),
+      (40, "chance|beli"),
+    ):
+      liked = np.arange(400) < rewards
+      logged = _many(weight, liked.astype(float), users=400)
+      found = off_policy.compare({"new": logged})
+      self.assertIsNotNone(found["off_policy"]["new"]["dr"]["mean"])
+      (said,) = off_policy.sentences(found)
+      self.assertRegex(said, told)
 
   def test_nothing_to_say(self):
     self.assertEmpty(off_policy.sentences({}))
