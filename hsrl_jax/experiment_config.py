@@ -35,13 +35,11 @@ class ExperimentConfig(Checked):
     control: of the A/B comparison: an agent, `random`, `best_constant`,
       `greedy_oracle`, or the folder of an evaluated run.
     treatment: what it is compared with; None: the method itself.
-    temperatures: of the policies that the offline check estimates.
-    logging_temperature: of the policy that draws its logs in the simulator; in
-      conservatism of the one by popularity.
+    logging_temperature: of the popularity policy that draws logs in
+      conservatism.
     logged_slates: how many are learned from in conservatism.
     conservative_weights: of the conservative term in conservatism, beside that
       of the flags, with the most slates.
-    weight_clip: importance weights are cut there.
   """
 
   agents: tuple[str, ...] | None = None
@@ -61,11 +59,7 @@ class ExperimentConfig(Checked):
   seed: int = seed_setting(0)
   control: str = "best_constant"
   treatment: str | None = None
-  temperatures: tuple[float, ...] = setting(
-    (1.0, 0.7, 0.5, 0.3, 0.2), above=0, length=1
-  )
   logging_temperature: float = setting(1.0, above=0)
-  weight_clip: float = setting(100.0, above=0)
   logged_slates: tuple[int, ...] = setting(
     (1_000, 10_000, 100_000), least=1, length=1
   )

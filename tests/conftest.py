@@ -36,7 +36,6 @@ _LONGEST = (
   "loop_test.py",
   "learning_test.py",
   "catalogue_size_test.py",
-  "offline_check_test.py",
   "changing_catalogue_test.py",
 )
 

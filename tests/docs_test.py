@@ -199,7 +199,7 @@ class CommandsTest(absltest.TestCase):
   def test_public_data_as_logs(self):
     """The page's conversions, of made-up files in the same formats."""
     with contextlib.chdir(self.folder):
-      for name in ("beauty", "ml-1m", "open_bandit/random/men"):
+      for name in ("beauty", "ml-1m"):
         pathlib.Path("data", name).mkdir(parents=True)
       _public_data()
       for block in _blocks("py", DOCS / "bring_your_own.md"):
@@ -219,9 +219,6 @@ class CommandsTest(absltest.TestCase):
     out = self._data_of("my_films")
     self.assertIn("12 from words of title, genres", out)
     self.assertIn("12 items; slates: train 8, val 1, test 1", out)
-    out = self._data_of("my_bandit")
-    self.assertIn("columns not used: user_feature_0, user_feature_1, ", out)
-    self.assertIn("4 items; slates: train 16, val 2, test 2", out)
 
   def _data_of(self, name, mode="data"):
     (command,) = [
@@ -321,7 +318,7 @@ class CommandsTest(absltest.TestCase):
 
 
 def _public_data():
-  """Files such as those of three public data sets, below `data`."""
+  """Files such as those of two public data sets, below `data`."""
   bought = {u: [(3 * u + 2 * t) % 16 for t in range(5)] for u in range(7)}
   pathlib.Path("data/beauty/inter.json").write_text(json.dumps(bought))
   sids = {i: [i // 4, i % 4] for i in range(16)}
@@ -335,19 +332,6 @@ def _public_data():
   for name, lines in (("movies", films), ("ratings", ratings)):
     path = pathlib.Path(f"data/ml-1m/{name}.dat")
     path.write_text("\n".join(lines), encoding="latin-1")
-  folder = pathlib.Path("data/open_bandit/random/men")
-  who = [f"user_feature_{i}" for i in range(4)]
-  head = ["", "timestamp", "item_id", "position", "click", "propensity_score"]
-  lines = [",".join([*head, *who, "user-item_affinity_0"])]
-  for i in range(20):
-    when = f"2019-11-24 00:{i:02}:13.442536+00:00"
-    user = [f"c{i % 3}", "03a5", "7bc9", "9bde"]
-    cells = [i, when, i % 4, i % 3 + 1, int(i % 5 == 0), 0.25, *user, 0.0]
-    lines.append(",".join(map(str, cells)))
-  (folder / "men.csv").write_text("\n".join(lines))
-  lines = [",item_id,item_feature_0,item_feature_1"]
-  lines += [f"{i},{i},{i / 7},{'ab'[i % 2]}" for i in range(4)]
-  (folder / "item_context.csv").write_text("\n".join(lines))
 
 
 class NamesTest(parameterized.TestCase):

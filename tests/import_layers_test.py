@@ -77,7 +77,7 @@ EXCEPTIONS = {
   "hsrl_jax.experiments.compare names flags": _ADVICE,
   "hsrl_jax.experiments.conservatism names flags": _ADVICE,
   "hsrl_jax.experiments.document names flags": _ADVICE,
-  "hsrl_jax.experiments.offline_check names flags": _ADVICE,
+  "hsrl_jax.experiments.off_policy names flags": _ADVICE,
   "hsrl_jax.report.sid_page names flags": _ADVICE,
   "hsrl_jax.serving.catalogue names flags": _ADVICE,
   "hsrl_jax.serving.folder names flags": _ADVICE,

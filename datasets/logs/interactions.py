@@ -148,6 +148,8 @@ def read(
     notes=tables.unused(table, known),
     users=list(user_number),
   )
+  if optional["propensity"].size:
+    tables.check_actions(table, log.item)
   if options.split_by is None:
     return log
   if split is not None:

@@ -226,6 +226,8 @@ def read_sessions(
       optional[name] = tables.matrix(table, name, parse, size, dtype)
   user_id = np.array([user_number[x] for x in users], np.int32)
   optional |= steps.read(table, user_id, timestamp, response)
+  if optional["propensity"].size:
+    tables.check_actions(table, exposed)
   order = np.argsort(timestamp, kind="stable")
   if "history" in table.columns:
     past = tables.column(table, "history", items)

@@ -130,6 +130,19 @@ def matrix(
   return np.array(values, dtype)
 
 
+def check_actions(table: Table, exposed: np.ndarray) -> None:
+  """Checks that logs with propensities show several items.
+
+  Raises:
+    InputError: they show a single one.
+  """
+  if len(np.unique(exposed)) < 2:
+    raise InputError(
+      f"{table.path}: every row shows the same item; expected at least two: "
+      "logs of one action tell nothing of another"
+    )
+
+
 def texts(table: Table, name: str, default: list[str]) -> list[str]:
   """A column of texts; `default` where it is missing."""
   cells = table.columns.get(name, default)

@@ -1,31 +1,56 @@
-"""What a policy would earn, estimated from slates that another one showed.
+"""What a policy would earn, estimated from what another one showed.
 
-The value is that of one item, V = E_s sum_i pi(i|s) r(s, i). Each of the K
-positions of a logged slate counts as one draw of an item by the behaviour
-policy mu: a response is taken to depend on the user and the item alone, not on
-the rest of the slate, and the items of a slate as if drawn one by one with
-replacement. NumPy, float64, on the host.
+The logs are S sessions of up to T decisions; a bandit's session is one
+decision. In step t of a session the logging policy took action a with
+probability mu, where the target policy takes it with probability pi. The weight
+of a step is W_t = prod_{u <= t} pi_u / mu_u, and the value is that of a
+session, V = E sum_t gamma^t r_t.
+
+All estimates are sums of means over sessions, or of ratios of such means, so
+that each user moves them by an influence (statistics.py). Intervals are by
+these influences, and know their skewness: where rewards are rare or weights
+large, a symmetric interval is too low. NumPy, float64, on the host.
 """
 
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
+from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
+
+# Below these nothing is estimated. Intervals hold above them, see the tests.
+MIN_EFFECTIVE_SAMPLE = 100.0
+MIN_USERS = 20
+# Rewards other than the most frequent one, by the effective sample: below, no
+# difference is believed, since those that count most have not been seen.
+MIN_EFFECTIVE_REWARDS = 20.0
+# Weights average 1 if the logging policy may take all that the target may. They
+# are off where they are by this much, and by so many standard errors.
+MAX_WEIGHT_BIAS = 0.05
+_WEIGHT_ERRORS = 5.0
+
+LOGGING_POLICY, ON_POLICY = "logging_policy", "on_policy"
 
 
 class Logged(NamedTuple):
-  """R logged slates, seen by a target policy pi.
+  """S logged sessions of at most T decisions, as a target policy sees them.
+
+  After its end a session has 1 for both probabilities, and 0 for all else.
 
   Attributes:
-    weight: float [R, K], pi / mu of each item shown.
-    reward: float [R, K], of each item shown.
-    predicted: float [R, K], a model's q(s, i) of them.
-    expected: float [R], sum_i pi(i|s) q(s, i).
-    user: int [R]; the rows of a user are not independent.
+    target: float [S, T], pi of the action that was taken.
+    logging: float [S, T], mu of it, its propensity.
+    reward: float [S, T].
+    predicted: float [S, T], a model's Q of state and action: what is earned
+      from here on.
+    expected: float [S, T], sum_a pi(a) Q(a), the same before the action.
+    user: int [S]; the sessions of a user are not independent.
   """
 
-  weight: np.ndarray
+  target: np.ndarray
+  logging: np.ndarray
   reward: np.ndarray
   predicted: np.ndarray
   expected: np.ndarray
@@ -33,15 +58,74 @@ class Logged(NamedTuple):
 
 
 class Estimate(NamedTuple):
-  """A value, and its standard error over users.
+  """A value, and how each user moves it.
 
   Attributes:
-    value: reward of one item.
-    error: its standard error, by each user's influence.
+    value: of a session.
+    influence: float [U], by ascending user; its mean is 0.
   """
 
   value: float
-  error: float
+  influence: np.ndarray
+
+
+def bandit(
+  target: np.ndarray,
+  logging: np.ndarray,
+  reward: np.ndarray,
+  predicted: np.ndarray,
+  expected: np.ndarray,
+  user: np.ndarray,
+) -> Logged:
+  """Slates of K items as sessions of one decision, one for each item.
+
+  The response to an item is taken to depend on the user, the item and its
+  place alone, not on the other items of the slate.
+
+  Args:
+    target: float [R, K], pi of each item shown.
+    logging: float [R, K], its propensity.
+    reward: float [R, K].
+    predicted: float [R, K], a model's q of them.
+    expected: float [R, K], sum_i pi(i) q(i) at each place.
+    user: int [R].
+
+  Raises:
+    InputError: see `check`.
+  """
+  columns = (target, logging, reward, predicted, expected)
+  flat = [np.asarray(x, np.float64).reshape(-1, 1) for x in columns]
+  logged = Logged(*flat, np.repeat(user, np.shape(target)[1]))
+  check(logged)
+  return logged
+
+
+def check(logged: Logged) -> None:
+  """Checks probabilities and rewards.
+
+  Raises:
+    InputError: a propensity outside (0, 1], or another entry that is no number.
+  """
+  mu = np.asarray(logged.logging, np.float64)
+  bad = ~((mu > 0) & (mu <= 1))
+  if bad.any():
+    found = mu[bad][0]
+    raise InputError(
+      f"{'a propensity is missing' if np.isnan(found) else 'a propensity is'}"
+      f"{'' if np.isnan(found) else f' {found:g}'} ({int(bad.sum())} such "
+      "actions); expected probabilities in (0, 1] for all that was logged"
+    )
+  for name in ("target", "reward", "predicted", "expected"):
+    if not np.isfinite(getattr(logged, name)).all():
+      raise InputError(f"{name} is not finite; expected finite numbers")
+  if (np.asarray(logged.target) < 0).any() or (logged.target > 1.0001).any():
+    raise InputError("a policy's probability is outside 0 to 1")
+
+
+def weights(logged: Logged) -> np.ndarray:
+  """W_t, the product of pi / mu up to each step, [S, T]."""
+  ratio = np.asarray(logged.target, np.float64) / logged.logging
+  return np.cumprod(ratio, axis=1)
 
 
 def effective_sample_size(weight: np.ndarray) -> float:
@@ -51,40 +135,212 @@ def effective_sample_size(weight: np.ndarray) -> float:
   return float(weight.sum() ** 2 / square) if square > 0 else 0.0
 
 
-def snips(logged: Logged) -> Estimate:
-  """Self-normalised importance sampling: sum w r / sum w.
+def ips(logged: Logged, discount: float = 1.0) -> Estimate:
+  """Importance sampling by decision: mean of sum_t gamma^t W_t r_t.
 
-  Swaminathan and Joachims, "The self-normalized estimator for counterfactual
-  learning", 2015. Consistent where mu is right, and never out of the range of
-  the rewards; NaN where all weights are 0.
+  Unbiased where mu is right and covers pi. Precup et al., "Eligibility traces
+  for off-policy policy evaluation", 2000.
   """
-  if not np.any(logged.weight):
-    return Estimate(float("nan"), float("nan"))
-  return _estimate(
-    (logged.weight * logged.reward).sum(1), logged.weight.sum(1), logged.user
+  gain = weights(logged) * logged.reward * _discounts(logged, discount)
+  return _mean(gain.sum(1), logged.user)
+
+
+def snips(logged: Logged, discount: float = 1.0) -> Estimate:
+  """The same, self-normalised: sum_t gamma^t (sum W_t r_t / sum W_t).
+
+  Consistent, and in the range of the rewards. Swaminathan and Joachims, "The
+  self-normalized estimator for counterfactual learning", 2015; by decision as
+  in Thomas, "Safe reinforcement learning", 2015.
+  """
+  weight = weights(logged)
+  value, influence = 0.0, 0.0
+  for t, factor in enumerate(_discounts(logged, discount)):
+    of_step, moved = statistics.ratio(
+      statistics.by_group(weight[:, t] * logged.reward[:, t], logged.user),
+      statistics.by_group(weight[:, t], logged.user),
+    )
+    value, influence = value + factor * of_step, influence + factor * moved
+  return Estimate(value, influence)
+
+
+def doubly_robust(logged: Logged, discount: float = 1.0) -> Estimate:
+  """A model's value, put right by the weighted errors of the model.
+
+  Mean of sum_t gamma^t (W_{t-1} sum_a pi(a) Q(a) + W_t (r_t - Q_t)). Unbiased
+  where mu or Q is right, as long as Q was not fitted to the same rows. Dudik et
+  al., "Doubly robust policy evaluation and learning", 2011; Jiang and Li,
+  "Doubly robust off-policy value evaluation for reinforcement learning", 2016.
+  """
+  weight = weights(logged)
+  before = np.concatenate([np.ones_like(weight[:, :1]), weight[:, :-1]], 1)
+  gain = before * logged.expected + weight * (logged.reward - logged.predicted)
+  return _mean((gain * _discounts(logged, discount)).sum(1), logged.user)
+
+
+ESTIMATORS: Mapping[str, Callable[..., Estimate]] = {
+  "ips": ips,
+  "snips": snips,
+  "dr": doubly_robust,
+}
+
+
+def _discounts(logged: Logged, discount: float) -> np.ndarray:
+  return discount ** np.arange(np.shape(logged.reward)[1], dtype=np.float64)
+
+
+def _mean(rows: np.ndarray, user: np.ndarray) -> Estimate:
+  sessions = statistics.by_group(np.ones(len(rows)), user)
+  return Estimate(*statistics.ratio(statistics.by_group(rows, user), sessions))
+
+
+def refusal(logged: Logged) -> str | None:
+  """Why nothing can be estimated from the logs, a sentence; None: it can."""
+  weight = weights(logged)[:, -1]
+  ess, rows = effective_sample_size(weight), len(weight)
+  users = len(np.unique(logged.user))
+  if not ess:
+    return "no overlap: the policy never does what was logged"
+  if ess < MIN_EFFECTIVE_SAMPLE:
+    return (
+      f"too little overlap: the effective sample is {ess:.0f} of {rows:,}; "
+      f"expected at least {MIN_EFFECTIVE_SAMPLE:.0f}"
+    )
+  if users < MIN_USERS:
+    return f"{users} users were logged; expected at least {MIN_USERS}"
+  mean, influence = _mean(weight, logged.user)
+  error = statistics.standard_error(influence)
+  if abs(mean - 1) > max(MAX_WEIGHT_BIAS, _WEIGHT_ERRORS * error):
+    return (
+      f"the weights' mean is {mean:.2f} where it should be 1: the policy does "
+      "what the logging policy never does, or propensities are wrong"
+    )
+  if np.ptp(logged.reward) == 0:
+    return f"every reward is {logged.reward.flat[0]:g}: nothing differs"
+  return None
+
+
+def estimates(logged: Logged, discount: float = 1.0) -> dict[str, dict]:
+  """All estimates of a target policy.
+
+  Args:
+    logged: the logs.
+    discount: gamma.
+
+  Returns:
+    For each of ESTIMATORS {"mean", "ci95": [low, high], "ess"}; where
+    `refusal` has a reason {"mean": None, "ci95": None, "ess", "refused"}.
+  """
+  check(logged)
+  why = refusal(logged)
+  ess = effective_sample_size(weights(logged)[:, -1])
+  if why is not None:
+    refused = {"mean": None, "ci95": None, "ess": ess, "refused": why}
+    return {name: dict(refused) for name in ESTIMATORS}
+  return {
+    name: shown(estimate(logged, discount)) | {"ess": ess}
+    for name, estimate in ESTIMATORS.items()
+  }
+
+
+def on_policy(logged: Logged) -> Logged:
+  """The logs as their own logging policy sees them; any estimate is its mean.
+
+  Without a model: `predicted` and `expected` are 0.
+  """
+  nothing = np.zeros_like(logged.reward)
+  return logged._replace(
+    target=logged.logging, predicted=nothing, expected=nothing
   )
 
 
-def doubly_robust(logged: Logged) -> Estimate:
-  """The model's value, put right by the weighted errors of the model.
+def compare(
+  policies: Mapping[str, Logged], discount: float = 1.0
+) -> dict[str, dict]:
+  """Target policies beside the policy that logged.
 
-  mean_s [sum_i pi(i|s) q(s, i) + mean_k w_k (r_k - q_k)]. Unbiased where mu or
-  q is right. Dudik et al., "Doubly robust policy evaluation and learning",
-  2011.
+  Args:
+    policies: name to the same logs, as each policy sees them.
+    discount: gamma.
+
+  Returns:
+    `off_policy`: name to `estimates`, and LOGGING_POLICY to {ON_POLICY: its
+    mean}; `off_policy_differences`: name to estimator to the policy less the
+    logging policy, {"mean", "ci95"}, paired by user, of what is not refused.
   """
-  put_right = (logged.weight * (logged.reward - logged.predicted)).mean(1)
-  rows = logged.expected + put_right
-  return _estimate(rows, np.ones(len(rows)), logged.user)
+  own = on_policy(next(iter(policies.values())))
+  real = ips(own)
+  table = {name: estimates(x, discount) for name, x in policies.items()}
+  table[LOGGING_POLICY] = {
+    ON_POLICY: shown(real) | {"ess": float(len(own.user))}
+  }
+  differences = {
+    name: _differences(logged, real, discount)
+    for name, logged in policies.items()
+  }
+  return {"off_policy": table, "off_policy_differences": differences}
 
 
-def direct(logged: Logged) -> Estimate:
-  """The model's value alone: as good as q."""
-  return _estimate(logged.expected, np.ones(len(logged.expected)), logged.user)
+def _differences(logged: Logged, real: Estimate, discount: float) -> dict:
+  """Each estimate less the logging policy's mean, or why not."""
+  why = refusal(logged)
+  if why is None:
+    _, counts = np.unique(logged.reward.sum(1), return_counts=True)
+    ess = effective_sample_size(weights(logged)[:, -1])
+    rewards = ess * (1 - counts.max() / counts.sum())
+    if rewards >= MIN_EFFECTIVE_REWARDS:
+      found = {k: f(logged, discount) for k, f in ESTIMATORS.items()}
+      return {
+        k: shown(Estimate(x.value - real.value, x.influence - real.influence))
+        for k, x in found.items()
+      }
+    why = (
+      f"too few rewards differ, {rewards:.0f} by the effective sample; "
+      f"expected at least {MIN_EFFECTIVE_REWARDS:.0f} to compare policies"
+    )
+  return {"refused": why}
 
 
-def _estimate(numerator, denominator, user) -> Estimate:
-  value, influence = statistics.ratio(
-    statistics.by_group(numerator, user),
-    statistics.by_group(denominator, user),
-  )
-  return Estimate(value, statistics.standard_error(influence))
+def shown(estimate: Estimate) -> dict:
+  """{"mean", "ci95": [low, high]} of an estimate."""
+  return {
+    "mean": estimate.value,
+    "ci95": statistics.skewed_interval(*estimate),
+  }
+
+
+def sentences(results: Mapping) -> list[str]:
+  """Whether each policy is believed to differ from the one that logged.
+
+  It is where the intervals of all estimators are on one side of 0.
+
+  Args:
+    results: with what `compare` returns, or without.
+  """
+  said = []
+  for name, estimated in results.get("off_policy", {}).items():
+    if name == LOGGING_POLICY:
+      continue
+    refused = {x["refused"] for x in estimated.values() if "refused" in x}
+    if refused:
+      said.append(f"{name}: no estimate; {refused.pop()}.")
+      continue
+    differences = results["off_policy_differences"][name]
+    if "refused" in differences:
+      said.append(
+        f"{name} and the logging policy: whether they differ cannot be told; "
+        f"{differences['refused']}."
+      )
+      continue
+    ends = np.array([x["ci95"] for x in differences.values()])
+    verdict = "may be chance: an interval has 0 in it, or estimators disagree"
+    if (ends > 0).all():
+      verdict = "is believable: every interval is above 0"
+    elif (ends < 0).all():
+      verdict = "is believable: every interval is below 0"
+    mean = differences["dr"]["mean"]
+    low, high = differences["dr"]["ci95"]
+    said.append(
+      f"{name}, doubly robust, less the logging policy: {mean:+.4f} "
+      f"[{low:.4f}, {high:.4f}]; the difference {verdict}."
+    )
+  return said

@@ -94,7 +94,7 @@ def rank(
       ranking of all items; then `top_of_all` has them.
   """
   where = (params, sessions, items)
-  shown = _by_rows(_shown, ranker, *where)
+  shown = by_rows(_shown, ranker, *where)
   top = best(ranker, *where, without_history=without_history)
   if not without_history:
     return Rankings(shown, top)
@@ -111,10 +111,10 @@ def best(
 ) -> np.ndarray:
   """The best items for each row, int32 [S, M]; see `rank`."""
   compute = _best_unseen if without_history else _best
-  return _by_rows(compute, ranker, params, sessions, items)
+  return by_rows(compute, ranker, params, sessions, items)
 
 
-def _by_rows(compute, ranker, params, sessions, items) -> np.ndarray:
+def by_rows(compute, ranker, params, sessions, items) -> np.ndarray:
   """What `compute` says of each logged row, some rows at a time."""
   rows = len(sessions.user_id)
   size = int(max(1, min(256, rows, _CELLS // (items + 1))))

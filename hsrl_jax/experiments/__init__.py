@@ -9,7 +9,7 @@ from hsrl_jax.experiments import (
   conservatism,
   document,
   entrants,
-  offline_check,
+  off_policy,
   tuning,
   worlds,
 )
@@ -24,7 +24,7 @@ EXPERIMENTS = {
   "changing_catalogue": changing_catalogue.run,
   "catalogue_size": catalogue_size.run,
   "ab": ab.run,
-  "offline_check": offline_check.run,
+  "off_policy": off_policy.run,
   "conservatism": conservatism.run,
   "results": document.run,
 }

@@ -33,8 +33,8 @@ SECTIONS = {
   "ab": "Two policies shown to the same simulated users. The paper reports "
   "+18.421 % conversion at +1.251 % cost in an online test; this one is "
   "simulated and says nothing about either.",
-  "offline_check": "What logged slates say of a policy that did not show them, "
-  "and how little that is: see the effective sample size.",
+  "off_policy": "Two policies logged the same campaign. The value of each, "
+  "estimated from the logs of the other, beside the mean of its own logs.",
 }
 
 

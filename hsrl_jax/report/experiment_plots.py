@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from hsrl_jax.report import plots
 
 _ESTIMATORS = {
-  "direct": ("#009E73", "^", "model alone"),
+  "ips": ("#009E73", "^", "IPS"),
   "snips": ("#E69F00", "s", "SNIPS"),
-  "doubly_robust": ("#0072B2", "o", "doubly robust"),
+  "dr": ("#0072B2", "o", "doubly robust"),
 }
 
 
@@ -279,64 +279,38 @@ def catalogue_size(
   return drawing
 
 
-def offline_check(results: Mapping[str, Any]) -> Figure:
-  """Estimates beside the truth, and what they rest on, by temperature."""
-  figure = Figure(figsize=(9, 5), layout="constrained")
-  grid = figure.subplots(2, 2, sharex=True, sharey="row", height_ratios=(3, 2))
-  for column, (name, title) in enumerate(
-    (
-      ("simulated", "Simulated logs, known propensities"),
-      ("logged", "Logged slates, guessed propensities"),
-    )
+def off_policy(results: Mapping[str, Any]) -> Figure:
+  """Estimates of each policy with their intervals, and its real value."""
+  policies = results["off_policy"]
+  figure = Figure(figsize=(1 + 3.2 * len(policies), 3), layout="constrained")
+  for axes, (policy, found) in zip(
+    figure.subplots(1, len(policies), sharey=True, squeeze=False)[0],
+    policies.items(),
+    strict=True,
   ):
-    rows = results[name]
-    upper, lower = grid[:, column]
-    temperature = np.array([row["temperature"] for row in rows])
-    if "truth" in rows[0]:
-      upper.plot(
-        temperature,
-        [row["truth"] for row in rows],
-        color="black",
-        linewidth=1.2,
-        label="true value",
-      )
-    for shift, (key, (colour, marker, label)) in zip(
-      (0.95, 1.0, 1.05), _ESTIMATORS.items(), strict=True
-    ):
-      value = np.array([row[key]["value"] for row in rows])
-      low, high = np.array([row[key]["ci95"] for row in rows]).T
-      upper.errorbar(
-        temperature * shift,
+    low, high = found["real"]["ci95"]
+    axes.axhspan(low, high, color="0.9", label="its interval")
+    axes.axhline(
+      found["real"]["mean"], color="black", linewidth=1.2, label="real value"
+    )
+    for x, (key, (colour, marker, label)) in enumerate(_ESTIMATORS.items()):
+      if "refused" in found[key]:
+        continue
+      value, (low, high) = found[key]["mean"], found[key]["ci95"]
+      axes.errorbar(
+        x,
         value,
-        [value - low, high - value],
+        [[value - low], [high - value]],
         fmt=marker,
         color=colour,
         markersize=5,
         capsize=2.5,
         label=label,
       )
-    lower.plot(
-      temperature,
-      [row["effective_sample_size"] / row["draws"] for row in rows],
-      color=_ESTIMATORS["snips"][0],
-      marker="s",
-      markersize=5,
-    )
-    plots.style(upper, title, "")
-    plots.style(lower, "", "temperature of the policy estimated")
-    lower.set_yscale("log")
-    lower.set_xscale("log")
-    lower.set_xticks(temperature, [f"{x:g}" for x in temperature])
-    lower.minorticks_off()
-  grid[0, 0].set_ylabel("reward of an item", fontsize=9)
-  grid[1, 0].set_ylabel("effective share\nof the sample", fontsize=9)
-  handles, labels = grid[0, 0].get_legend_handles_labels()
-  figure.legend(
-    handles,
-    labels,
-    loc="outside lower center",
-    ncols=4,
-    frameon=False,
-    fontsize=8,
-  )
+    plots.style(axes, f"{policy}, from logs of {found['logger']}", "")
+    axes.set_xlim(-0.6, len(_ESTIMATORS) - 0.4)
+    axes.set_xticks([])
+  first = figure.axes[0]
+  first.set_ylabel("clicks an impression", fontsize=9)
+  first.legend(frameon=False, fontsize=8)
   return figure

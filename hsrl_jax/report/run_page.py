@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out, verdict
+from hsrl_jax.evaluation import held_out, off_policy, verdict
 from hsrl_jax.evaluation.simulated import bounds, measures
 from hsrl_jax.host import metrics
 from hsrl_jax.report import examples as examples_lib
@@ -30,6 +30,9 @@ _HELD_OUT = (
   ("coverage", "coverage", "{:.1%}"),
   ("top item", "top_item_share", "{:.0%}"),
 )
+_ESTIMATORS = {x: x.upper() for x in off_policy.ESTIMATORS} | {
+  off_policy.ON_POLICY: "on-policy"
+}
 _OPTIONAL = ("learning_curve", "next_item", "simulator", "journeys")
 _QUALITY = (
   ("AUC", "auc"),
@@ -120,6 +123,9 @@ def table(results: dict[str, Any]) -> str:
   if "held_out" in results:
     lines += [*tables.aligned(_held_out_rows(results)), ""]
     lines += [tables.filled(x) for x in held_out.sentences(results)] + [""]
+  if "off_policy" in results:
+    lines += [*tables.aligned(off_policy_rows(results)), ""]
+    lines += [tables.filled(x) for x in off_policy.sentences(results)] + [""]
   lines += tables.aligned(_simulated_rows(results))
   if "verdict" in results.get("simulator", {}):
     lines += ["", tables.filled(verdict.line(results["simulator"]))]
@@ -186,6 +192,19 @@ def _held_out_columns(results: dict[str, Any]) -> list[tuple[str, str, str]]:
   return [x for x in _HELD_OUT if x[1] in measured or x[1] != _WITH_HISTORY]
 
 
+def off_policy_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+  """Rows of the off-policy table, the head first; a dash where refused."""
+  rows = [("value from logs", "estimator", "mean", "[95% CI]", "ESS")]
+  for name, estimated in results["off_policy"].items():
+    for estimator, found in estimated.items():
+      mean, ends = tables.mean(found, "{:.4f}"), "-"
+      if "refused" not in found:
+        ends = tables.interval(found, "{:.4f}")
+      ess = f"{found['ess']:,.0f}"
+      rows.append((name, _ESTIMATORS[estimator], mean, ends, ess))
+  return rows
+
+
 def _of_seeds(
   folder: pathlib.Path, seeds: list[int]
 ) -> dict[int, list[dict[str, Any]]]:
@@ -232,6 +251,8 @@ def _page(
     results=results,
     held_out=_held_out_columns(results),
     sentences=held_out.sentences(results),
+    off_policy=off_policy_rows(results) if "off_policy" in results else [],
+    off_policy_sentences=off_policy.sentences(results),
     columns=measures.columns(),
     withheld=_withheld(results),
     policies=[

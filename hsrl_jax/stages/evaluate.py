@@ -1,8 +1,9 @@
 """Stage `evaluate`: held-out logs first, then simulated sessions.
 
 Held-out logs tell how the trained policy, the click model and simple lists rank
-what users liked later. Sessions in the simulator follow, of the policy and of
-the bounds, with the verdict on the simulator.
+what users liked later; logs with propensities also what it would have earned.
+Sessions in the simulator follow, of the policy and of the bounds, with the
+verdict on the simulator.
 """
 
 import json
@@ -18,7 +19,7 @@ from hsrl_jax.host import watch
 from hsrl_jax.report import examples, journeys
 from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.stages.scoring import on_logs, pictures
+from hsrl_jax.stages.scoring import from_logs, on_logs, pictures
 from hsrl_jax.types import Params
 
 RESULTS = "results.json"
@@ -34,7 +35,8 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     trained: the policy of each seed, with its parameters.
   """
   c, agent = parts.config.evaluate, parts.config.agent
-  held_out, lists = on_logs.measure(parts, [params for _, params in trained])
+  params = [own for _, own in trained]
+  held_out, lists = on_logs.measure(parts, params)
   users = parts.judged_users(c.split)
   active = parts.catalogue.index.active
   policies = {
@@ -64,6 +66,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "agent": agent,
       **_learned(parts),
       **held_out,
+      **from_logs.measure(parts, params),
       "policies": _policies(
         sessions | few, quality, logged.user_id[rows], int(active.sum())
       ),

@@ -401,6 +401,12 @@ class FilesTest(parameterized.TestCase):
       for ours, theirs in zip(splits[name][:6], again[name][:6], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
+  def test_logs_of_one_action(self):
+    one = self.rows.assign(item_id="i1", response=np.arange(90) % 2)
+    self._prepare(one, given={"slate_size": 1})
+    message = "every row shows the same item; expected at least two: logs of"
+    self._refused(message, one.assign(propensity=1))
+
   def test_slates_keep_propensities_and_name_columns(self):
     pd.DataFrame({"item_id": "abc", "feature": [1, 2, 3]}).assign(
       item_id=list("abc")
@@ -425,6 +431,10 @@ class FilesTest(parameterized.TestCase):
     self._refused("row 5, column propensity: found '0'", rows, "sessions")
     rows.loc[3, "propensity"] = ""
     self._refused("row 5, column propensity: found 0 entr", rows, "sessions")
+    one = rows.assign(exposed="a", response=0, propensity=1)
+    self._refused(
+      "sessions.csv: every row shows the same item", one, "sessions"
+    )
     (self.raw / "logs.json").write_text('{"slate_size": 3}')
     rows.loc[3, "propensity"] = "0.5;1"
     self._refused("logs.json: slate_size is of no use for", rows, "sessions")

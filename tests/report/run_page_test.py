@@ -203,6 +203,42 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("simulator: useless: 2 <users>", text)
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
+  def test_values_from_logs(self):
+    root = _workdir(self.root)
+    refused = {"mean": None, "ci95": None, "ess": 3.2, "refused": "no overlap"}
+    found = {"mean": 0.0123, "ci95": [0.009, 0.0171], "ess": 1234.5}
+    difference = {"mean": 0.004, "ci95": [0.001, 0.009]}
+    results = _results() | {
+      "off_policy": {
+        "hsrl": dict.fromkeys(("ips", "snips", "dr"), found),
+        "popularity": dict.fromkeys(("ips", "snips", "dr"), refused),
+        "logging_policy": {"on_policy": found},
+      },
+      "off_policy_differences": {
+        "hsrl": dict.fromkeys(("ips", "snips", "dr"), difference)
+      },
+    }
+    (root / "results.json").write_text(json.dumps(results))
+    page = run_page.write(root, _catalogue()).read_text()
+    self.assertIn("<h2>Value from logs</h2>", page)
+    text = run_page.table(results)
+    self.assertLessEqual(max(map(len, text.splitlines())), 80)
+    said = " ".join(text.split())
+    for line in (
+      "hsrl SNIPS 0.0123 [0.0090, 0.0171] 1,234",
+      "popularity DR - - 3",
+      "logging_policy on-policy 0.0123",
+    ):
+      self.assertIn(line, said)
+    for sentence in (
+      "the difference is believable: every interval is above 0.",
+      "popularity: no estimate; no overlap.",
+    ):
+      self.assertIn(sentence, said)
+      self.assertIn(sentence, page)
+    plain = run_page.table(_results())
+    self.assertNotIn("value from logs", plain)
+
   def test_is_self_contained(self):
     page = self._page()
     sources = re.findall(r'src="(.*?)"', page)

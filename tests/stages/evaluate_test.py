@@ -10,7 +10,8 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
-from hsrl_jax.stages.scoring import on_logs
+from hsrl_jax.stages.scoring import from_logs, on_logs
+from hsrl_jax.types import Sessions
 from tests import toy
 from tests.agents import checks
 
@@ -54,6 +55,50 @@ class RankingTest(parameterized.TestCase):
 
   def test_random_has_no_order(self):
     self.assertIsNone(_ranker(checks.made("random")))
+
+
+class FromLogsTest(absltest.TestCase):
+  def test_the_policy_the_lists_and_the_logging_policy(self):
+    made, rng = checks.made("sasrec"), np.random.default_rng(0)
+    rows, chosen = 900, rng.integers(1, toy.ITEMS + 1, (900, 1))
+    users = toy.users()
+    user = np.arange(rows) % toy.USERS
+    logs = Sessions(
+      user,
+      np.asarray(users.profiles)[user],
+      np.asarray(users.histories)[user],
+      chosen.astype(np.int32),
+      # Items 1 to 10 are liked, most often.
+      (rng.random((rows, 1)) < np.where(chosen <= 10, 0.8, 0.2)).astype(float),
+      propensity=np.full((rows, 1), 1 / toy.ITEMS, np.float32),
+    )
+    parts = types.SimpleNamespace(
+      config=made.config,
+      catalogue=made.catalogue,
+      dataset=types.SimpleNamespace(
+        splits={"train": logs, "test": logs},
+        items=types.SimpleNamespace(features=made.catalogue.features),
+      ),
+      env=toy.env(),
+      response=jnp.float32(1.0),
+    )
+    found = from_logs.measure(parts, [(made.params, made.catalogue)])
+    table = found["off_policy"]
+    self.assertEqual(
+      list(table), ["sasrec", "popularity", "item_mean", "logging_policy"]
+    )
+    self.assertAlmostEqual(
+      table["logging_policy"]["on_policy"]["mean"], logs.response.mean()
+    )
+    # A list of one item: 1 row in 40 has it.
+    best = np.bincount(chosen[:, 0], logs.response[:, 0]).argmax()
+    shown = (chosen == best).sum()
+    for name, estimate in table["popularity"].items():
+      self.assertAlmostEqual(estimate["ess"], shown, places=3, msg=name)
+      self.assertIn("too little overlap", estimate["refused"])
+    of_split = dict.fromkeys(("train", "test"), logs._replace(propensity=None))
+    parts.dataset.splits = of_split
+    self.assertEmpty(from_logs.measure(parts, []))
 
 
 class PoliciesTest(absltest.TestCase):

@@ -7,13 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.agents import make_agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.evaluation import held_out, ranking
 from hsrl_jax.host import watch
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
 
-_RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
+RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
 
 
 def measure(
@@ -31,13 +32,13 @@ def measure(
   logs = parts.dataset.splits[parts.config.evaluate.split]
   train, active = parts.dataset.splits["train"], parts.catalogue.index.active
   items = len(parts.dataset.items.features) - 1
-  if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
+  if not logs.exposed.shape[1] or items > RANKED_ITEMS:
     return {}, None
   scored = {
     "popularity": ranking.popularity(train, items),
     "item_mean": ranking.item_mean(train, items),
     "item_to_item": ranking.item_to_item(parts.dataset.items.features),
-    "click_model": (_click_model(parts), parts.response),
+    "click_model": (click_model(parts), parts.response),
   }
   rankers = {
     name: [(ranking.of_scores(score_fn, active), own)]
@@ -73,7 +74,7 @@ def measure(
   return measured, top
 
 
-def _click_model(parts: Parts) -> ranking.ScoreFn:
+def click_model(parts: Parts) -> ranking.ScoreFn:
   """The click model's probabilities as scores."""
 
   def score(response, observation):
@@ -86,23 +87,33 @@ def _click_model(parts: Parts) -> ranking.ScoreFn:
   return score
 
 
+def ranks_next_item(parts: Parts) -> bool:
+  """Whether the policy is a model of the next item."""
+  return parts.config.train.task == "next_item" or parts.config.supervised
+
+
 def ranking_of(parts: Parts) -> ranking.Ranker | None:
   """How the agent ranks items; None where it has no order of them."""
-  if parts.config.train.task == "next_item" or parts.config.supervised:
+  if ranks_next_item(parts):
     return next_item.ranker(parts.config, parts.catalogue.index.num_items)
   return _by_greedy_slates(parts)
 
 
-def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
-  """Ranks by the greedy slate of all items.
+def of_all_items(parts: Parts) -> Agent:
+  """The agent for slates of all items.
 
-  A slate that is composed for a sweet point is no order, so the agent is made
-  for a reward without one.
+  A slate that is composed for a sweet point is no order, so it is made for a
+  reward without one.
   """
   simulator = dataclasses.replace(parts.config.simulator, sweet_point=None)
   config = dataclasses.replace(parts.config, simulator=simulator)
   items = parts.catalogue.index.num_items
-  agent = make_agent(config, items, items)
+  return make_agent(config, items, items)
+
+
+def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
+  """Ranks by the greedy slate of all items."""
+  agent, items = of_all_items(parts), parts.catalogue.index.num_items
   if agent.draws:
     return None
   if agent.scores is not None:
