@@ -297,6 +297,9 @@ class CommandsTest(absltest.TestCase):
     if "--task=next_item" in text + command:
       small = [x for x in SMALL if not x[2:].startswith(OF_RL)]
       workdir = workdir / "next_item"  # A workdir keeps its task.
+    if "--learn_from=logs" in text + command:
+      small = [x for x in small if not x.startswith("--curve_")]
+      workdir = workdir / "from_logs"
     if "--split_by=user" in text:
       workdir = workdir / "by_user"  # And its splits.
     with contextlib.chdir(ROOT):

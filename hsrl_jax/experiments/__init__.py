@@ -6,14 +6,13 @@ from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.experiments import (
   ab,
   compare,
-  conservatism,
   document,
   entrants,
-  off_policy,
   tuning,
   worlds,
 )
 from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
+from hsrl_jax.experiments.logs import conservatism, off_policy
 
 # The name of --mode to the function that runs the experiment.
 EXPERIMENTS = {

@@ -35,6 +35,8 @@ SECTIONS = {
   "simulated and says nothing about either.",
   "off_policy": "Two policies logged the same campaign. The value of each, "
   "estimated from the logs of the other, beside the mean of its own logs.",
+  "conservatism": "What is learned from logs alone that were drawn in a world, "
+  "and what it then earns there.",
 }
 
 

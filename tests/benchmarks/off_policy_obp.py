@@ -81,7 +81,7 @@ def of_sessions(inputs):
 
 def write_inputs(folder, path):
   """Arrays of --mode=off_policy: `POLICY/NAME`, of each policy estimated."""
-  from hsrl_jax.experiments import off_policy
+  from hsrl_jax.experiments.logs import off_policy
   from hsrl_jax.shipped.datasets.open_bandit import impressions
 
   logs, arrays = impressions.read_logs(pathlib.Path(folder)), {}

@@ -13,7 +13,8 @@ from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import conservatism, jobs
+from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments.logs import conservatism
 from tests import toy
 
 BASE = dataclasses.replace(

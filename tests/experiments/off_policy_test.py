@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation import off_policy as estimators
-from hsrl_jax.experiments import off_policy
+from hsrl_jax.experiments.logs import off_policy
 from hsrl_jax.shipped.datasets.open_bandit import impressions
 from tests import open_bandit
 from tests.command import run
