@@ -22,6 +22,8 @@ def measure(
 ) -> tuple[dict[str, Any], np.ndarray | None]:
   """Held-out measures of results.json; empty where there is nothing to rank.
 
+  So they are in the jobs of an experiment, which compares simulated sessions.
+
   Beside them the best items of the first seed's policy for each row, int [S,
   M], without items of the row's history; None where it ranks nothing.
 
@@ -32,7 +34,8 @@ def measure(
   logs = parts.dataset.splits[parts.config.evaluate.split]
   train, active = parts.dataset.splits["train"], parts.catalogue.index.active
   items = len(parts.dataset.items.features) - 1
-  if not logs.exposed.shape[1] or items > RANKED_ITEMS:
+  in_experiment = parts.shared is not None
+  if in_experiment or not logs.exposed.shape[1] or items > RANKED_ITEMS:
     return {}, None
   scored = {
     "popularity": ranking.popularity(train, items),
