@@ -69,6 +69,13 @@ def environment() -> dict[str, str]:
   return {k: v for k, v in os.environ.items() if k not in ours} | cache
 
 
+def quick(devices: int = 1) -> dict[str, str]:
+  """Of a new interpreter with so many devices and the compiler of tests."""
+  ours = [x for x in os.environ["XLA_FLAGS"].split() if "_count=4" not in x]
+  ours.append(f"--xla_force_host_platform_device_count={devices}")
+  return dict(os.environ) | {"XLA_FLAGS": " ".join(ours)}
+
+
 def process(*arguments: str) -> subprocess.CompletedProcess:
   """The command in a new interpreter."""
   return subprocess.run(
@@ -118,6 +125,7 @@ class Process:
     self._log = folder / f"{time.monotonic_ns()}.log"
     # By path, since other packages may be called `tests` too.
     job = {"arguments": arguments, "log": self._log, "cache": _cache()}
+    job["xla_flags"] = quick()["XLA_FLAGS"]
     self._process = context.Process(
       target=runpy.run_path, args=(__file__, {"JOB": job | faults}, "__fork__")
     )
@@ -148,7 +156,12 @@ class Process:
 
 
 def _in_fork(
-  arguments, log, cache, clock_jumps: bool = False, file_size: int | None = None
+  arguments,
+  log,
+  cache,
+  xla_flags,
+  clock_jumps: bool = False,
+  file_size: int | None = None,
 ) -> None:
   """Runs the command.
 
@@ -156,6 +169,7 @@ def _in_fork(
     arguments: of the command.
     log: file for its output.
     cache: see `_cache`.
+    xla_flags: see `quick`.
     clock_jumps: whether the wall clock goes back and forth by years.
     file_size: bytes beyond which no file can grow, as if the disk were full.
   """
@@ -163,7 +177,7 @@ def _in_fork(
   os.dup2(handle, 1)
   os.dup2(handle, 2)
   logging.use_absl_handler()  # As absl's app does.
-  os.environ.pop("XLA_FLAGS", None)
+  os.environ["XLA_FLAGS"] = xla_flags
   for name, value in cache:
     jax.config.update(f"jax_{name}", value)
   if clock_jumps:

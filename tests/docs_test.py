@@ -4,7 +4,6 @@ import ast
 import contextlib
 import io
 import json
-import os
 import pathlib
 import re
 import subprocess
@@ -23,7 +22,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, api
 from tests import toy
-from tests.command import run
+from tests.command import quick, run
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -91,13 +90,11 @@ def _arguments(command: str) -> list[str]:
   return command.split("hsrl_jax.launch", 1)[1].split()
 
 
-def _process(arguments, **environment) -> subprocess.CompletedProcess:
-  given = dict(os.environ) | environment
-  given.pop("XLA_FLAGS", None)  # One device, as a user has.
+def _process(arguments) -> subprocess.CompletedProcess:
   return subprocess.run(
     [sys.executable, *arguments],
     cwd=ROOT,
-    env=given,
+    env=quick(),
     capture_output=True,
     text=True,
     check=False,
@@ -405,8 +402,7 @@ class SiteTest(absltest.TestCase):
 
   def test_notebook_runs(self):
     notebook = nbformat.read(NOTEBOOK, 4)
-    environment = dict(os.environ) | {"PYTHONPATH": str(ROOT)}
-    del environment["XLA_FLAGS"]  # One device.
+    environment = quick() | {"PYTHONPATH": str(ROOT)}
     client = nbclient.NotebookClient(notebook, timeout=300)
     with warnings.catch_warnings():
       warnings.simplefilter("ignore")

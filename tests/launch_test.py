@@ -22,7 +22,7 @@ from hsrl_jax import flags as flags_lib
 from hsrl_jax import launch, settings
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
-from tests.command import ROOT, SMALL, environment
+from tests.command import ROOT, SMALL, environment, quick
 from tests.command import process as _process
 from tests.command import run as _in_process
 from tests.sim import response_file_test
@@ -275,7 +275,7 @@ class WholePathTest(parameterized.TestCase):
     cls.folder = pathlib.Path(tempfile.mkdtemp())
     cls.workdir = cls.folder / "run"
     # Most of the time of a run so small is compilation.
-    cls.quick = environment() | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    cls.quick = environment() | quick()
     cls.first = subprocess.run(  # By the job file, as on a TPU VM.
       ["bash", "launch/job.sh", *SMALL, f"--workdir={cls.workdir}"],
       cwd=ROOT,

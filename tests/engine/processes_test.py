@@ -1,7 +1,6 @@
 """Many processes as one run, with real ones: two of two devices each."""
 
 import contextlib
-import os
 import pathlib
 import shutil
 import signal
@@ -85,13 +84,10 @@ class HostsTest(absltest.TestCase):
     self.addCleanup(shutil.rmtree, self.folder)
 
   def _python(self, *arguments, devices=1):
-    environment = os.environ | {
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
     process = subprocess.Popen(
       [sys.executable, *arguments],
       cwd=ROOT,
-      env=environment,
+      env=command.quick(devices),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
