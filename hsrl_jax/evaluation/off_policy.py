@@ -100,6 +100,45 @@ def bandit(
   return logged
 
 
+def sessions(
+  session: np.ndarray,
+  step: np.ndarray,
+  user: np.ndarray,
+  **columns: np.ndarray,
+) -> Logged:
+  """Rows of one decision each as sessions, filled up after their end.
+
+  Args:
+    session: int [R].
+    step: [R], the order within a session.
+    user: int [R], the same in all rows of a session.
+    **columns: float [R], the other fields of Logged.
+
+  Raises:
+    InputError: a step is in a session twice, or see `check`.
+  """
+  order = np.lexsort((step, session))
+  _, row, count = np.unique(
+    session[order], return_inverse=True, return_counts=True
+  )
+  first = np.cumsum(count) - count
+  place = np.arange(len(order)) - first[row]
+  again = (place[1:] > 0) & (step[order][1:] == step[order][:-1])
+  if again.any():
+    at = order[1:][again][0]
+    raise InputError(
+      f"session {session[at]} has step {step[at]} twice; expected each once"
+    )
+  shape = len(count), count.max()
+  filled = {"target": np.ones(shape), "logging": np.ones(shape)}
+  for name, column in columns.items():
+    table = filled.setdefault(name, np.zeros(shape))
+    table[row, place] = np.asarray(column, np.float64)[order]
+  logged = Logged(**filled, user=user[order][first])
+  check(logged)
+  return logged
+
+
 def check(logged: Logged) -> None:
   """Checks probabilities and rewards.
 
@@ -265,7 +304,7 @@ def compare(
   Returns:
     `off_policy`: name to `estimates`, and LOGGING_POLICY to {ON_POLICY: its
     mean}; `off_policy_differences`: name to estimator to the policy less the
-    logging policy, {"mean", "ci95"}, paired by user, of what is not refused.
+    logging policy, {"mean", "ci95"}, paired by user, or to {"refused": why}.
   """
   own = on_policy(next(iter(policies.values())))
   real = ips(own)

@@ -195,6 +195,27 @@ class SessionsTest(absltest.TestCase):
     first = 0.6 + 2 * 0.5 + 0.5 * (2 * 2.0 + 1 * 2.0)
     self.assertAlmostEqual(got.value, (first + 0.7 + 0.5 * 0.5) / 2)
 
+  def test_rows_become_sessions(self):
+    # Session 5 has steps 1, 2 and 3 in a mess, session 2 has one.
+    rows = {
+      "session": np.array([5, 2, 5, 5]),
+      "step": np.array([3, 1, 1, 2]),
+      "user": np.array([8, 9, 8, 8]),
+    }
+    values = np.array([0.3, 0.9, 0.1, 0.2])
+    names = ("target", "logging", "reward", "predicted", "expected")
+    columns = dict.fromkeys(names, values)
+    logged = off_policy.sessions(**rows, **columns)
+    np.testing.assert_array_equal(logged.user, [9, 8])
+    for name in names:
+      after = float(name in ("target", "logging"))
+      np.testing.assert_array_equal(
+        getattr(logged, name), [[0.9, after, after], [0.1, 0.2, 0.3]]
+      )
+    rows["step"][0] = 2
+    with self.assertRaisesRegex(InputError, "session 5 has step 2 twice"):
+      off_policy.sessions(**rows, **columns)
+
 
 class ObpTest(parameterized.TestCase):
   """Equal to another package; the script is in tests/benchmarks."""
