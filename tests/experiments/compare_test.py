@@ -10,7 +10,6 @@ import tempfile
 import types
 from unittest import mock
 
-import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -38,8 +37,6 @@ class WholeTest(absltest.TestCase):
     root = cls.enterClassContext(tempfile.TemporaryDirectory())
     cls.workdir = pathlib.Path(root) / "run"
     cls.ran, cls.results = {}, {}
-    # Jobs go on with what is compiled.
-    cls.enterClassContext(mock.patch.object(jax, "clear_caches"))
     for mode, chosen in (
       ("benchmark", "--experiment_agents=popularity,hsrl"),
       ("ablation", "--experiment_variants=collided_sids"),

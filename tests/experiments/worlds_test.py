@@ -8,7 +8,6 @@ import tempfile
 import types
 from unittest import mock
 
-import jax
 import numpy as np
 import pytest
 from absl.testing import absltest
@@ -228,8 +227,6 @@ class RowsTest(absltest.TestCase):
 class WholeTest(absltest.TestCase):
   def test_a_world_of_a_flagfile(self):
     root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
-    # Jobs go on with what is compiled.
-    self.enter_context(mock.patch.object(jax, "clear_caches"))
     status, out, err = command.run(
       *command.EXPERIMENT,
       "--simulator_boredom=all",
