@@ -157,7 +157,8 @@ class LossTest(parameterized.TestCase):
 
       return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, params)
 
-    for moving, moved in moves.items() or [(None, {"encoder", "items"})]:
+    everything = set(params) if case == "cql" else {"encoder", "items"}
+    for moving, moved in moves.items() or [(None, everything)]:
       weights = {name: float(name == moving) for name in moves}
       (own, target), metrics = gradients(weights, jnp.float32(1.0))
       self.assertEqual(_moved(own), moved, moving)

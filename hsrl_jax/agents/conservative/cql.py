@@ -2,19 +2,23 @@
 
 A slate is K steps of one item each, as in on-policy HSRL: Q(s, b, i) is the
 value of item i after the items b of the places before it, where the places
-after it are filled as they were logged. The reward of a place is that of its
-item, r_k = R + shares_k, where a slate earns the mean. With double Q-learning
-(arXiv 1509.06461) from slate to slate,
+after it are filled as they were logged. It has two parts, since what an item
+earns itself is known with little noise, and what follows with much:
 
-  y_k = sum_{j >= k} r_j + gamma (1 - terminated) Q'(s', (), i*);
-  loss = (Q_k - y_k)^2 + w (log sum_i exp Q(s, b_k, i) - Q_k),
+  Q(s, b, i) = r(s, b, i) + K f(s, b, i).
 
-of one place k, drawn for each transition and update. Within a slate nothing is
-bootstrapped: a maximum in each of K steps without a discount diverges. The
-second term, with w the conservative weight, lowers what was not logged. Of the
-conservative methods it is the simplest here: one value, no model of the logging
-policy, no propensities, and the sum over all items is one product. The slate is
-greedy, place by place.
+The reward of a place is that of its item, r_k = R + shares_k, where a slate
+earns the mean. With double Q-learning (arXiv 1509.06461) from slate to slate,
+
+  y_k = sum_{j > k} r_j / K + gamma (1 - terminated) Q'(s', (), i*) / K;
+  loss = mean_k (r(s, b_k, i_k) - r_k)^2 + mean_k (f(s, b_k, i_k) - y_k)^2
+         + w (log sum_i exp Q(s, b_k, i) - Q_k), of one place k that is drawn.
+
+Within a slate nothing is bootstrapped: a maximum in each of K steps without a
+discount diverges. The last term, with w the conservative weight, lowers what
+was not logged. Of the conservative methods it is the simplest here: one value,
+no model of the logging policy, no propensities, and the sum over all items is
+one product. The slate is greedy, place by place.
 """
 
 import dataclasses
@@ -54,7 +58,7 @@ class Settings(base.Settings):
 
 
 class _Networks(NamedTuple):
-  """The modules, and what the agent was built for."""
+  """The modules, and what the agent was built for; `values` of r and of f."""
 
   encoder: Encoder
   values: SlateValues
@@ -73,18 +77,27 @@ class _Networks(NamedTuple):
       params["encoder"], catalogue.features, *observation, key
     )
 
-  def bound(self, params: Params) -> SlateValues:
-    """The values with their parameters."""
-    return self.values.bind(params["items"])
+  def bound(self, params: Params) -> tuple[SlateValues, SlateValues]:
+    """r and f with their parameters."""
+    return self.values.bind(params["items"]), self.values.bind(params["future"])
+
+  def first(
+    self, params: Params, catalogue: base.ActionSpace, observation: Observation
+  ) -> Array:
+    """Q of all items in the first place, [N + 1]."""
+    state = self.state(params, catalogue, observation)
+    earned, future = (x(catalogue.features, state) for x in self.bound(params))
+    return earned + self.spec.slate_size * future
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   values = SlateValues(spec.network.width, spec.network.critic_hidden)
   networks = _Networks(base.encoder(spec.network), values, settings, spec)
-  parts = (_init, _act, _loss, _scores)
-  init, act, loss, scores = (functools.partial(x, networks) for x in parts)
-  return base.Agent(init, act, loss, scores=scores)
+  init, act, loss = (
+    functools.partial(x, networks) for x in (_init, _act, _loss)
+  )
+  return base.Agent(init, act, loss, scores=networks.first)
 
 
 def _init(
@@ -94,23 +107,13 @@ def _init(
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
-  keys, features = jax.random.split(key), catalogue.features
+  keys, features = jax.random.split(key, 3), catalogue.features
   state = jnp.zeros(networks.spec.network.width)
   return {
     "encoder": networks.encoder.init(keys[0], features, *observation),
     "items": networks.values.init(keys[1], features, state),
+    "future": networks.values.init(keys[2], features, state),
   }
-
-
-def _scores(
-  networks: _Networks,
-  params: Params,
-  catalogue: base.ActionSpace,
-  observation: Observation,
-) -> Array:
-  """See base.Agent.scores: the values of all items in the first place."""
-  state = networks.state(params, catalogue, observation)
-  return networks.bound(params)(catalogue.features, state)
 
 
 def _act(
@@ -124,11 +127,9 @@ def _act(
 ) -> base.Action:
   """See base.Agent.act; each place has Gumbel noise of its own."""
   count = networks.spec.slate_size
-  state, values = (
-    networks.state(params, catalogue, observation),
-    networks.bound(params),
-  )
-  items = values.items(catalogue.features)
+  state = networks.state(params, catalogue, observation)
+  modules = networks.bound(params)
+  items = [x.items(catalogue.features) for x in modules]
   noise = jnp.zeros((count, 1))
   if key is not None:
     shape = (count, len(catalogue.features))
@@ -137,12 +138,19 @@ def _act(
   def place(carry, inputs):
     before, allowed = carry
     number, noise = inputs
-    q = items.values(values.context(state, before, number))
-    item = jnp.argmax(jnp.where(allowed, q + noise, masking.NEGATIVE))
-    return (before + items.added[item], allowed.at[item].set(False)), item
+    earned, future = (
+      own.values(module.context(state, sum_, number))
+      for module, own, sum_ in zip(modules, items, before, strict=True)
+    )
+    scores = jnp.where(allowed, earned + count * future + noise, -jnp.inf)
+    item = jnp.argmax(scores)
+    before = tuple(
+      x + own.added[item] for x, own in zip(before, items, strict=True)
+    )
+    return (before, allowed.at[item].set(False)), item
 
   start = (
-    jnp.zeros(items.added.shape[1]),
+    (jnp.zeros(networks.spec.network.width),) * 2,
     base.permitted(catalogue.index.active, excluded),
   )
   _, slate = jax.lax.scan(place, start, (jnp.arange(count), noise))
@@ -161,51 +169,59 @@ def _loss(
   """See base.Agent.loss."""
   del progress
   place_key, dropout_key = sampling.split(key, 2)
-  slate, features = transition.slate, catalogue.features
+  slate, count = transition.slate, networks.spec.slate_size
   place = sampling.index(place_key, len(slate))
-  left = _left(slate, catalogue.index.active)
   state = networks.state(params, catalogue, transition.observation, dropout_key)
-  values = networks.bound(params)
-  items = values.items(features)
-  context = values.contexts(state, items, slate)[place]
-  q = jnp.where(left[place], items.values(context), masking.NEGATIVE)
-  taken = q[slate[place]]
-
-  # The parameters say which item comes next, the target's what it is worth.
-  next_q = items.values(_after(networks, params, catalogue, transition))
-  next_q = jnp.where(catalogue.index.active, next_q, masking.NEGATIVE)
-  known = networks.bound(target_params).items(features)
-  after = _after(networks, target_params, catalogue, transition)
+  taken, of_place = [], []
+  for module in networks.bound(params):
+    items = module.items(catalogue.features)
+    contexts = module.contexts(state, items, slate)
+    taken.append(jax.vmap(items.value)(contexts, slate))
+    of_place.append(items.values(contexts[place]))
   rewards = transition.reward + networks.spec.reward.shares(transition.response)
-  rest = jnp.where(jnp.arange(len(slate)) >= place, rewards, 0.0).sum()
-  y = returns.td_target(
-    rest,
-    transition.terminated,
-    known.value(after, next_q.argmax()),
-    networks.settings.discount,
-  )
-  error = (taken - y) ** 2
-  conservative = jax.nn.logsumexp(q) - taken
-  loss = error + networks.settings.conservative_weight * conservative
+  y = _future(networks, params, target_params, catalogue, transition, rewards)
+  reward_loss = ((taken[0] - rewards) ** 2).mean()
+  error = ((taken[1] - y) ** 2).mean()
+  left = _left(slate, catalogue.index.active)[place]
+  q = jnp.where(left, of_place[0] + count * of_place[1], masking.NEGATIVE)
+  conservative = jax.nn.logsumexp(q) - q[slate[place]]
+  weight = networks.settings.conservative_weight
+  loss = reward_loss + error + weight * conservative
   return loss, {
     "loss": loss,
+    "reward_loss": reward_loss,
     "critic_loss": error,
     "conservative_loss": conservative,
-    "value": taken,
-    "target": y,
+    "value": taken[1].mean(),
+    "target": y.mean(),
   }
 
 
-def _after(
+def _future(
   networks: _Networks,
   params: Params,
+  target_params: Params,
   catalogue: base.ActionSpace,
   transition: Transition,
+  rewards: Array,
 ) -> Array:
-  """The context of the first place of the next slate, [d + 1]."""
-  state = networks.state(params, catalogue, transition.next_observation)
-  nothing = jnp.zeros(networks.spec.network.width)
-  return networks.bound(params).context(state, nothing, 0)
+  """y of each place, float32 [K], no gradient; `rewards`, [K], are r_k.
+
+  The parameters say which item comes next, the target's what it is worth.
+  """
+  observation = transition.next_observation
+  active = catalogue.index.active
+  q = networks.first(params, catalogue, observation)
+  best = jnp.where(active, q, masking.NEGATIVE).argmax()
+  value = networks.first(target_params, catalogue, observation)[best]
+  after = jnp.cumsum(rewards[::-1])[::-1] - rewards
+  count = networks.spec.slate_size
+  return returns.td_target(
+    after / count,
+    transition.terminated,
+    value / count,
+    networks.settings.discount,
+  )
 
 
 def _left(slate: Array, active: Array) -> Array:

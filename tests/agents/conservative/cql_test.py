@@ -24,9 +24,9 @@ def _case():
   return made, checks.random_params(made.agent, made.observation, 2)
 
 
-def _values(params, catalogue, observation, before=()):
-  """Q(s, b, i) of all items, -inf where none may be shown, [N + 1]."""
-  own = jax.tree.map(np.asarray, params["items"]["params"])
+def _part(params, name, catalogue, observation, before):
+  """r(s, b, i) or f(s, b, i) of all items, [N + 1]."""
+  own = jax.tree.map(np.asarray, params[name]["params"])
   features = np.asarray(catalogue.features, np.float64)
   x = np.concatenate(
     [
@@ -38,8 +38,15 @@ def _values(params, catalogue, observation, before=()):
   for layer in ("layers_0", "out"):
     x = x @ own[layer]["kernel"] + own[layer]["bias"]
     x = np.maximum(x, 0) if layer != "out" else x
-  q = features @ own["row"]["kernel"] @ x[:-1] + x[-1]
-  q += (features @ own["bias"]["kernel"])[:, 0]
+  values = features @ own["row"]["kernel"] @ x[:-1] + x[-1]
+  return values + (features @ own["bias"]["kernel"])[:, 0]
+
+
+def _values(params, catalogue, observation, before=()):
+  """Q(s, b, i), -inf where an item may not be shown, [N + 1]."""
+  where = (catalogue, observation, before)
+  q = _part(params, "items", *where)
+  q = q + toy.SLATE * _part(params, "future", *where)
   q[[0, _INACTIVE, *before]] = -np.inf
   return q
 
@@ -52,20 +59,36 @@ class CqlTest(absltest.TestCase):
     slate, following = step.slate.tolist(), step.next_observation
     # The slate earned 0.6; its items 1, -0.1, 1, of mean 1.9 / 3.
     rewards = 0.6 + np.array([1, -0.1, 1]) - 1.9 / 3
+    best = _values(params, catalogue, following).argmax()
+    after = 0.9 * _values(target, catalogue, following)[best]
+    y = np.array([rewards[1:].sum(), rewards[2], 0.0]) / 3 + after / 3
+
+    def taken(name):
+      return np.array(
+        [
+          _part(params, name, catalogue, observation, slate[:k])[item]
+          for k, item in enumerate(slate)
+        ]
+      )
+
+    earned = np.mean((taken("items") - rewards) ** 2)
+    error = np.mean((taken("future") - y) ** 2)
     loss_fn, places = jax.jit(agent.loss), set()
     for seed in range(6):
       key = jax.random.key(seed)
       k = int(sampling.index(sampling.split(key, 2)[0], toy.SLATE))
       places.add(k)
       q = _values(params, catalogue, observation, slate[:k])
-      best = _values(params, catalogue, following).argmax()
-      after = 0.9 * _values(target, catalogue, following)[best]
-      error = (q[slate[k]] - rewards[k:].sum() - after) ** 2
       above = special.logsumexp(q) - q[slate[k]]
       loss, metrics = loss_fn(params, target, catalogue, step, key, 0.5)
-      np.testing.assert_allclose(metrics["critic_loss"], error, rtol=1e-3)
-      np.testing.assert_allclose(metrics["conservative_loss"], above, rtol=1e-3)
-      np.testing.assert_allclose(loss, error + _WEIGHT * above, rtol=1e-3)
+      for name, x in (
+        ("reward_loss", earned),
+        ("critic_loss", error),
+        ("conservative_loss", above),
+        ("loss", earned + error + _WEIGHT * above),
+      ):
+        np.testing.assert_allclose(metrics[name], x, rtol=1e-3, err_msg=name)
+      np.testing.assert_allclose(loss, metrics["loss"])
     self.assertEqual(places, {0, 1, 2})
 
   def test_a_greedy_slate_is_greedy_place_by_place(self):
