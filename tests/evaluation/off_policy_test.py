@@ -327,6 +327,15 @@ class CompareTest(absltest.TestCase):
     (said,) = off_policy.sentences(off_policy.compare({"worse": flipped}))
     self.assertRegex(said, "every interval is below 0")
 
+  def test_very_few_rewards_are_told(self):
+    weight = np.tile([0.2, 1.8], 200)
+    for rewards, told in ((9, "worth 5.5 rewards"), (12, None)):
+      liked = (np.arange(400) < rewards).astype(float)
+      found = off_policy.compare({"new": _many(weight, liked, users=400)})
+      caution = found["off_policy"]["new"]["ips"].get("caution")
+      self.assertEqual(bool(caution), told is not None)
+      self.assertRegex(off_policy.sentences(found)[0], told or "cannot be told")
+
   def test_few_rewards_compare_nothing(self):
     # ESS 400 / 1.64; of 400 rewards 30 differ, by that sample 18; or 40.
     weight = np.tile([0.2, 1.8], 200)

@@ -197,4 +197,7 @@ def _sentence(policy: str, found: dict[str, Any]) -> str:
   where = (
     f"outside that of {', '.join(missed)}" if missed else "in each interval"
   )
-  return f"{source}: the real value is {where}."
+  caution = estimated["ips"].get("caution")
+  return f"{source}: the real value is {where}" + (
+    f", but {caution}." if caution else "."
+  )
