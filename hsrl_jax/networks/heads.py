@@ -137,9 +137,9 @@ class SlateItems(NamedTuple):
   """What `SlateValues` makes of N items.
 
   Attributes:
-    rows: float32 [N + 1, d], w_i.
+    rows: float32 [N + 1, d + D], w_i and x_i.
     bias: float32 [N + 1], b_i.
-    added: float32 [N + 1, d], what an item in a slate adds to its contexts.
+    added: float32 [N + 1, d + D], what an item in a slate adds to its contexts.
   """
 
   rows: Array
@@ -147,19 +147,22 @@ class SlateItems(NamedTuple):
   added: Array
 
   def values(self, context: Array) -> Array:
-    """Values of all items, [d + 1] -> [N + 1]."""
+    """Values of all items, [d + D + 1] -> [N + 1]."""
     return self.rows @ context[:-1] + self.bias + context[-1]
 
   def value(self, context: Array, item: Array) -> Array:
-    """The value of one item, [d + 1], int32 [] -> []."""
+    """The value of one item, [d + D + 1], int32 [] -> []."""
     return context[:-1] @ self.rows[item] + self.bias[item] + context[-1]
 
 
 class SlateValues(nn.Module):
-  """Q(s, b, i) = <h, w_i> + b_i + v of item i after the items b of a slate.
+  """Q(s, b, i) = <h, w_i> + b_i + v + a sum_b <x_b, x_i> of item i in a slate.
 
-  h and v are an MLP of the state, the sum of what the items b add, and their
-  number, of ONE user; callers vmap.
+  The items b are those before it. h, v and a are an MLP of the state, the sum
+  of what the items b add, and their number, of ONE user; callers vmap. x_i are
+  the item's features at length one: that items like those before are worth
+  less, or more, is learned of all kinds of items at once, since slates full of
+  one kind are rarely logged.
 
   Attributes:
     width: d of the state, w_i and h.
@@ -176,28 +179,37 @@ class SlateValues(nn.Module):
     self.added = nn.Dense(self.width, use_bias=False)
     self.layers = [nn.Dense(width) for width in self.hidden]
     self.out = nn.Dense(self.width + 1)
+    self.alike = nn.Dense(1, kernel_init=zeros)
 
   def items(self, features: Array) -> SlateItems:
     """Of all items; `features` is float32 [N + 1, D]."""
     bias = self.bias(features)[:, 0]
-    return SlateItems(self.row(features), bias, self.added(features))
+    square = (features**2).sum(1, keepdims=True)
+    known = features * jax.lax.rsqrt(square + _EPSILON)
+    return SlateItems(
+      jnp.concatenate([self.row(features), known], 1),
+      bias,
+      jnp.concatenate([self.added(features), known], 1),
+    )
 
   def context(self, state: Array, before: Array, place: Array) -> Array:
-    """h and v, [d + 1].
+    """h, a times the sum of x_b, and v, [d + D + 1].
 
     Args:
       state: float32 [d].
-      before: float32 [d], sum of what the items before add.
+      before: float32 [d + D], sum of what the items before add.
       place: int32 [], how many they are.
     """
     number = jnp.asarray(place, jnp.float32)[None] / 10.0
-    x = jnp.concatenate([state, before, number])
+    x = jnp.concatenate([state, before[: self.width], number])
     for layer in self.layers:
       x = nn.relu(layer(x))
-    return self.out(x)
+    out = self.out(x)
+    alike = self.alike(x) * before[self.width :]
+    return jnp.concatenate([out[:-1], alike, out[-1:]])
 
   def contexts(self, state: Array, items: SlateItems, slate: Array) -> Array:
-    """Of each place of a slate, int32 [K] -> [K, d + 1]."""
+    """Of each place of a slate, int32 [K] -> [K, d + D + 1]."""
     added = items.added[slate]
     before = jnp.cumsum(added, 0) - added
     context = jax.vmap(self.context, (None, 0, 0))
@@ -206,4 +218,5 @@ class SlateValues(nn.Module):
   def __call__(self, features: Array, state: Array) -> Array:
     """Values of all items in the first place, [N + 1]."""
     items = self.items(features)
-    return items.values(self.context(state, jnp.zeros(self.width), 0))
+    nothing = jnp.zeros(items.added.shape[1])
+    return items.values(self.context(state, nothing, 0))

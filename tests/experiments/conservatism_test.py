@@ -77,14 +77,17 @@ class PlanTest(absltest.TestCase):
 class WholeTest(absltest.TestCase):
   def test_from_data_to_plot_and_again(self):
     root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    config = dataclasses.replace(
+      CONFIG, logged_slates=(40,), conservative_weights=(0.0,), agents=("cql",)
+    )
     with (
       contextlib.redirect_stdout(io.StringIO()) as out,
       contextlib.redirect_stderr(io.StringIO()),
     ):
-      conservatism.run(_experiment(root))
+      conservatism.run(_experiment(root, config))
     results = json.loads((root / "results.json").read_text())
     self.assertTrue((root / "plot.png").exists())
-    self.assertLen(results["rows"], 10)
+    self.assertLen(results["rows"], 4)
     for row in results["rows"]:
       reward = row["total_reward"]
       self.assertLen(reward["per_seed"], 2)
@@ -93,9 +96,9 @@ class WholeTest(absltest.TestCase):
         row["above_logging"]["mean"], reward["mean"] - logging
       )
     # Nothing is simulated in training, and what is finished is kept.
-    lines = (root / "uniform/hsrl_40/policy/metrics.jsonl").read_text()
+    lines = (root / "uniform/cql_40_0/policy/metrics.jsonl").read_text()
     self.assertNotIn("eval", lines)
-    self.assertIn("job 10 of 10", out.getvalue())
+    self.assertIn("job 4 of 4", out.getvalue())
 
 
 if __name__ == "__main__":

@@ -150,7 +150,7 @@ def _act(
     return (before, allowed.at[item].set(False)), item
 
   start = (
-    (jnp.zeros(networks.spec.network.width),) * 2,
+    (jnp.zeros(items[0].added.shape[1]),) * 2,
     base.permitted(catalogue.index.active, excluded),
   )
   _, slate = jax.lax.scan(place, start, (jnp.arange(count), noise))

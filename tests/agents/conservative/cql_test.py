@@ -35,10 +35,13 @@ def _part(params, name, catalogue, observation, before):
       [len(before) / 10],
     ]
   )
-  for layer in ("layers_0", "out"):
-    x = x @ own[layer]["kernel"] + own[layer]["bias"]
-    x = np.maximum(x, 0) if layer != "out" else x
-  values = features @ own["row"]["kernel"] @ x[:-1] + x[-1]
+  x = np.maximum(x @ own["layers_0"]["kernel"] + own["layers_0"]["bias"], 0)
+  h = x @ own["out"]["kernel"] + own["out"]["bias"]
+  alike = x @ own["alike"]["kernel"] + own["alike"]["bias"]
+  length = np.linalg.norm(features, axis=1, keepdims=True)
+  known = features / np.maximum(length, 1e-9)
+  values = features @ own["row"]["kernel"] @ h[:-1] + h[-1]
+  values += alike * (known @ known[list(before)].sum(0))
   return values + (features @ own["bias"]["kernel"])[:, 0]
 
 
