@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from hsrl_jax.data import feedback
-from hsrl_jax.data.source import SPLITS
+from hsrl_jax.data.source import SPLITS, STEP_COLUMNS
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import options as options_lib
@@ -290,6 +290,8 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
       )
   order = np.argsort(columns["timestamp"], kind="stable")
   columns = {name: column[order] for name, column in columns.items()}
+  # Slates that are made know no sessions.
+  columns |= dict.fromkeys(STEP_COLUMNS, np.zeros((len(order), 0)))
   return Slates(columns, about, notes)
 
 

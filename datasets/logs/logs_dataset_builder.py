@@ -34,7 +34,6 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from hsrl_jax.data import feedback, item_vectors
-from hsrl_jax.data.source import STEP_COLUMNS
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import (
@@ -103,8 +102,6 @@ class Builder(schema.SlateBuilder):
       cut = interactions.slates(log, len(ids), chosen)
       columns, notes, about = cut.columns, cut.notes, cut.about
       users = log.users
-      nothing = np.zeros((len(columns["user_id"]), 0))
-      columns |= dict.fromkeys(STEP_COLUMNS, nothing)
     self.info.metadata["feedback"] = about._asdict()
     self.info.metadata["notes"] = notes
     self.info.metadata["users"] = users
