@@ -12,7 +12,7 @@ users, in five folds.
 """
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,7 +20,9 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import off_policy, ranking
 from hsrl_jax.experiments import jobs
 from hsrl_jax.report import experiment_plots, tables
-from hsrl_jax.shipped.datasets.open_bandit import impressions
+
+if TYPE_CHECKING:
+  from hsrl_jax.shipped.datasets.open_bandit.impressions import Impressions
 
 DATASET = "open_bandit"
 _FOLDS = 5
@@ -34,6 +36,9 @@ def run(experiment: jobs.Experiment) -> None:
     InputError: the dataset or its folder is another, a file is no good, or
       nothing that one policy did is in the logs of the other.
   """
+  # The package starts without the folder of the datasets.
+  from hsrl_jax.shipped.datasets.open_bandit import impressions
+
   data = experiment.base.data
   if data.dataset != DATASET:
     raise InputError(
@@ -67,7 +72,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 
 def estimate(
-  logs: dict[str, impressions.Impressions], policy: str, logger: str, seed: int
+  logs: dict[str, "Impressions"], policy: str, logger: str, seed: int
 ) -> dict[str, Any]:
   """A policy's value from the logs of another, and its real one.
 
@@ -94,7 +99,7 @@ def estimate(
   }
 
 
-def probabilities(logs: impressions.Impressions, items: int) -> np.ndarray:
+def probabilities(logs: "Impressions", items: int) -> np.ndarray:
   """A policy's probabilities of N items at each of P places, [P, N].
 
   Args:
@@ -113,7 +118,7 @@ def probabilities(logs: impressions.Impressions, items: int) -> np.ndarray:
   return pi
 
 
-def model(logs: impressions.Impressions, items: int, seed: int) -> np.ndarray:
+def model(logs: "Impressions", items: int, seed: int) -> np.ndarray:
   """Each item's smoothed click rate among the users of other folds, [R, N].
 
   Args:
@@ -132,7 +137,7 @@ def model(logs: impressions.Impressions, items: int, seed: int) -> np.ndarray:
 
 
 def seen_by(
-  pi: np.ndarray, logs: impressions.Impressions, q: np.ndarray
+  pi: np.ndarray, logs: "Impressions", q: np.ndarray
 ) -> off_policy.Logged:
   """Logs as a policy sees them.
 
