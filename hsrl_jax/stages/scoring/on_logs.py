@@ -31,7 +31,8 @@ def measure(
   logs = parts.dataset.splits[parts.config.evaluate.split]
   train, active = parts.dataset.splits["train"], parts.catalogue.index.active
   items = len(parts.dataset.items.features) - 1
-  if not logs.exposed.shape[1] or items > _RANKED_ITEMS:
+  in_experiment = parts.shared is not None
+  if in_experiment or not logs.exposed.shape[1] or items > _RANKED_ITEMS:
     return {}, None
   scored = {
     "popularity": ranking.popularity(train, items),
