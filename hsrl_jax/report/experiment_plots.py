@@ -35,7 +35,7 @@ def compare(results: Mapping[str, Any]) -> Figure:
   ):
     special = {results["reference"]: (plots.RED, "D")}
     _rewards(axes, policies["bounds"], policies["entrants"], names, special)
-    axes.set_title(f"protocol {protocol}", fontsize=10.5, loc="left", pad=26)
+    axes.set_title(f"protocol {protocol}", fontsize=10.5, loc="left", pad=36)
   return figure
 
 
@@ -61,7 +61,7 @@ def world(results: Mapping[str, Any]) -> Figure:
     {x: kinds[rows[x]["kind"]] for x in names if rows[x]["kind"] in kinds},
   )
   axes.set_title(
-    results["world"].replace("_", " "), fontsize=10.5, loc="left", pad=26
+    results["world"].replace("_", " "), fontsize=10.5, loc="left", pad=36
   )
   return figure
 
@@ -91,7 +91,7 @@ def _rewards(
       name.replace("_", " "),
       (value, 1),
       xycoords=("data", "axes fraction"),
-      xytext=(0, 3 + 10 * (i % 2)),
+      xytext=(0, 3 + 10 * (i % 3)),
       textcoords="offset points",
       ha="center",
       fontsize=7.5,
