@@ -49,8 +49,7 @@ ITEM_IDS = flags.DEFINE_string(
 SWEEP = flags.DEFINE_list(
   "sweep",
   [],
-  "With --mode=quantize: sizes to compare instead, as V x L, such as "
-  "64x3,128x3,256x3.",
+  "With --mode=quantize: sizes V x L to compare, such as 64x3,128x3.",
 )
 AGENT = flags.DEFINE_string(
   "agent",
@@ -195,6 +194,7 @@ def resolved(
   groups = (*settings.STAGES, *map(settings.of_agent, trained))
   task = flags.FLAGS.task
   read = set().union(*(settings.reads(x, task) for x in trained))
+  read -= agents.unread_of(flags.FLAGS.learn_from)
   names = ["agent", "embeddings", *(x for x in _deciding(groups) if x in read)]
   if experiment is not None:
     names += ["mode", *_deciding([settings.EXPERIMENT])]

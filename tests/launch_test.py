@@ -148,6 +148,7 @@ class NumbersTest(parameterized.TestCase):
         "dropout",
         "evaluate_planned",
         "evaluate_seed",
+        "experiment_conservative_weights",
         "experiment_seed",
         "experiment_shares",
         "export_seed",

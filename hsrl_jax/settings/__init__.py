@@ -210,6 +210,7 @@ def check_agent(name: str, agent: str) -> None:
 def texts(config: config_lib.Config) -> dict[str, str]:
   """Name to text of every setting with a value that decides what a run is."""
   read = reads(config.agent, config.train.task)
+  read -= agents.unread_of(config.train.learn_from)
   values: dict[str, Any] = {"agent": config.agent}
   parts = {x.name: getattr(config, x.name) for x in STAGES}
   parts["agent"] = config.settings
