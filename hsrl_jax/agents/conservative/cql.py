@@ -8,7 +8,7 @@ earns itself is known with little noise, and what follows with much:
   Q(s, b, i) = r(s, b, i) + K f(s, b, i).
 
 The reward of a place is that of its item, r_k = R + shares_k, where a slate
-earns the mean. With double Q-learning (arXiv 1509.06461) from slate to slate,
+earns the mean. With double Q-learning (arXiv 1509.06461) from slate to slate::
 
   y_k = sum_{j > k} r_j / K + gamma (1 - terminated) Q'(s', (), i*) / K;
   loss = mean_k (r(s, b_k, i_k) - r_k)^2 + mean_k (f(s, b_k, i_k) - y_k)^2
