@@ -295,6 +295,7 @@ class SlatePolicy(nn.Module):
 
 
 def slot_of(slot: Array) -> Array:
+  """A slot's number among those that are told apart."""
   return jnp.minimum(slot, SLOTS - 1)
 
 
