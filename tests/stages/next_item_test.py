@@ -99,6 +99,7 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
   return types.SimpleNamespace(
     config=config,
     workdir=workdir,
+    shared=None,
     catalogue=catalogue,
     dataset=dataset,
     response=response,
