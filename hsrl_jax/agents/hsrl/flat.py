@@ -5,14 +5,13 @@ has, so that what differs is the tokens alone. A choice is an item; its
 log-probability is exact.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl import sequential
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import flat, policy
 from hsrl_jax.networks.slates.critic import PrefixCritic
@@ -55,17 +54,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   )
   critic = PrefixCritic(1, encoder, sizes.critic_hidden)
   parts = _Parts(actor, critic, settings, spec)
-  return base.Agent(
-    init=functools.partial(_init, parts),
-    act=functools.partial(_act, parts),
-    loss=None,
-    scores=functools.partial(_scores, parts),
-    on_policy=base.OnPolicy(
-      functools.partial(_choices, parts),
-      functools.partial(_value, parts),
-      settings,
-    ),
-  )
+  return sequential.bound(parts, _init, _act, _scores, _choices, _value)
 
 
 def _init(
@@ -176,7 +165,6 @@ def _choices(
   before = jnp.cumsum(shown, 0) - shown
   allowed = notes.allowed[None] & (before == 0)
   log_pi = masking.log_softmax(logits, allowed)
-  there = slate > 0
   of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
   entropy = -jnp.where(allowed, jnp.exp(log_pi) * log_pi, 0.0).sum(-1)
   values = parts.critic.apply(
@@ -188,16 +176,13 @@ def _choices(
     *_known(chosen.vectors),
     keys[1],
   )
-  behaviour = optax.sigmoid_binary_cross_entropy(
-    actor.chances(start, start.vectors[slate]), decision.response
-  )
-  behaviour = jnp.where(there, behaviour, 0.0).mean()
-  return base.Choices(
-    jnp.where(there, of_choice, 0.0)[:, None],
+  return sequential.judged(
+    settings,
+    decision,
+    of_choice[:, None],
+    entropy[:, None],
     values,
-    jnp.where(there, entropy, 0.0).mean(),
-    settings.behaviour_weight * behaviour,
-    {"behaviour_loss": behaviour},
+    actor.chances(start, start.vectors[slate]),
   )
 
 

@@ -7,7 +7,8 @@ baseline of its own: the value of the state and of all choices before it.
 """
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -67,17 +68,21 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   )
   critic = PrefixCritic(spec.levels, encoder, sizes.critic_hidden)
   parts = _Parts(policy, critic, settings, spec)
-  return base.Agent(
-    init=functools.partial(_init, parts),
-    act=functools.partial(_act, parts),
-    loss=None,
-    scores=functools.partial(_scores, parts),
-    on_policy=base.OnPolicy(
-      functools.partial(_choices, parts),
-      functools.partial(_value, parts),
-      settings,
-    ),
-  )
+  return bound(parts, _init, _act, _scores, _choices, _value)
+
+
+def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
+  """The agent of functions that take its parts first.
+
+  Args:
+    parts: what they are made of, with `settings`.
+    *functions: init, act and scores of base.Agent, choices and value of
+      base.OnPolicy.
+  """
+  own = (functools.partial(x, parts) for x in functions)
+  init, act, scores, choices, value = own
+  on_policy = base.OnPolicy(choices, value, parts.settings)
+  return base.Agent(init, act, None, scores=scores, on_policy=on_policy)
 
 
 def _tokens(catalogue: base.ActionSpace) -> Tokens:
@@ -242,7 +247,6 @@ def _choices(
   for level in range(1, spec.levels):
     of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
-  there = decision.slate > 0
   log_probs = masking.log_softmax(jnp.stack(logits, 1), notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
   entropy = -jnp.where(notes.allowed, jnp.exp(log_probs) * log_probs, 0.0).sum(
@@ -256,16 +260,37 @@ def _choices(
     *jax.lax.stop_gradient((start.estimate.user, chosen, partial)),
     keys[1],
   )
-  behaviour = optax.sigmoid_binary_cross_entropy(
-    policy.chances(start, vectors), decision.response
-  )
-  behaviour = jnp.where(there, behaviour, 0.0).mean()
+  chances = policy.chances(start, vectors)
+  return judged(settings, decision, of_choice, entropy, values, chances)
+
+
+def judged(
+  settings: Settings,
+  decision: Decision,
+  log_probs: Array,
+  entropy: Array,
+  values: Array,
+  chances: Array,
+) -> base.Choices:
+  """What was chosen, with the response head's loss; empty places count nothing.
+
+  Args:
+    settings: for the weight of that loss.
+    decision: the slate, int32 [K], and its responses.
+    log_probs: float32 [K, P], of each choice.
+    entropy: float32 [K, P], nats, of what each was drawn from.
+    values: float32 [K, P], see base.Choices.
+    chances: float32 [K], logits of a like.
+  """
+  there = decision.slate > 0
+  loss = optax.sigmoid_binary_cross_entropy(chances, decision.response)
+  loss = jnp.where(there, loss, 0.0).mean()
   return base.Choices(
-    jnp.where(there[:, None], of_choice, 0.0),
+    jnp.where(there[:, None], log_probs, 0.0),
     values,
     jnp.where(there[:, None], entropy, 0.0).mean(),
-    settings.behaviour_weight * behaviour,
-    {"behaviour_loss": behaviour},
+    settings.behaviour_weight * loss,
+    {"behaviour_loss": loss},
   )
 
 
