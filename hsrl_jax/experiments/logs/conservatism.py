@@ -120,14 +120,20 @@ def run(experiment: jobs.Experiment) -> None:
 
 def compared(config: ExperimentConfig) -> tuple[str, ...]:
   """The agents that the experiment trains."""
-  agents = DEFAULT if config.agents is None else config.agents
-  for name in agents:
+  of_model = {MODEL: entrants.REFERENCE}
+  return tuple(dict.fromkeys(of_model.get(x, x) for x in _learners(config)))
+
+
+def _learners(config: ExperimentConfig) -> tuple[str, ...]:
+  """Who learns: agents, and MODEL."""
+  names = DEFAULT if config.agents is None else config.agents
+  for name in names:
     if name not in (*FROM_LOGS, MODEL):
       raise InputError(
         f"--experiment_agents has {name!r}; expected some of "
         f"{', '.join(FROM_LOGS)}, which learn from logs, and {MODEL}"
       )
-  return tuple(agents)
+  return tuple(names)
 
 
 def plan(experiment: jobs.Experiment) -> list[Row]:
@@ -135,7 +141,7 @@ def plan(experiment: jobs.Experiment) -> list[Row]:
   config, rows = experiment.config, []
   own = experiment.with_agent(CONSERVATIVE).settings
   for logging in LOGGING:
-    for agent in compared(config):
+    for agent in _learners(config):
       weights = [None]
       if agent == CONSERVATIVE:
         weights = [own.conservative_weight]
