@@ -22,7 +22,8 @@ from hsrl_jax.types import Params, Sessions
 
 FILE = "simulator/boredom.npz"
 _FORMAT = 1
-_EPOCHS = 12
+_EPOCHS = 12  # At least; as many as _UPDATES take where logs are few.
+_UPDATES = 600
 _LEAST = 1e-6  # Of a probability, so that its logit is finite.
 _ASKED = "--simulator_boredom=fitted"
 
@@ -68,7 +69,9 @@ def fit(
     name: _sessions(topics, dataset.splits[name], p)[0]
     for name, p in probability.items()
   }
-  with watch.bar(_EPOCHS, "boredom", "epoch") as bar:
+  updates = fitting.updates(sessions["train"])
+  epochs = max(_EPOCHS, -(-_UPDATES // updates))
+  with watch.bar(epochs, "boredom", "epoch") as bar:
 
     def tell(epoch: int, loss: float) -> None:
       del epoch
@@ -79,7 +82,7 @@ def fit(
       FittedBoredom(len(topics.names)),
       sessions["train"],
       sessions["val"],
-      epochs=_EPOCHS,
+      epochs=epochs,
       seed=config.seed,
       tell=tell,
     )

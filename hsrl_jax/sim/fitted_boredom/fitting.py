@@ -92,6 +92,11 @@ def log_loss(logits: Array, sessions: Sessions) -> Array:
   return loss.sum() / sessions.there.sum()
 
 
+def updates(sessions: Sessions) -> int:
+  """Of a pass over the sessions."""
+  return len(sessions.there) // min(_BATCH, len(sessions.there))
+
+
 def fit(
   dynamics: FittedBoredom,
   train: Sessions,
@@ -111,9 +116,8 @@ def fit(
     seed: of initialisation and order.
     tell: called after each epoch with its number and validation log loss.
   """
-  rows = len(train.there)
+  rows, steps = len(train.there), updates(train)
   batch = min(_BATCH, rows)
-  steps = rows // batch
   key = jax.random.key(seed)
   optimizer = optax.chain(
     optax.clip_by_global_norm(1.0),
