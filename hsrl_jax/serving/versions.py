@@ -67,12 +67,12 @@ def next_folder(root: pathlib.Path) -> pathlib.Path:
   """
   if root.is_symlink() or (root.exists() and not root.is_dir()):
     raise _stranger(root, "is no folder")
-  if folder_lib.read_pointer(root) is None and (root / MANIFEST).exists():
-    _adopt(root)
   known = (VERSIONS, POINTER, MANIFEST, *_old_files(root))
   for path in sorted(root.iterdir()) if root.exists() else ():
     if path.name not in known and not path.name.startswith("."):
       raise _stranger(root, f"holds {path.name!r}, which is of no export")
+  if folder_lib.read_pointer(root) is None and (root / MANIFEST).exists():
+    _adopt(root)
   taken = [0]
   if (root / VERSIONS).is_dir():
     names = [path.name for path in (root / VERSIONS).iterdir()]
@@ -175,6 +175,6 @@ def _old_files(root: pathlib.Path) -> list[str]:
 
 def _stranger(root: pathlib.Path, what: str) -> InputError:
   return InputError(
-    f"{root} {what}; expected a folder that is missing, empty, or of exports "
+    f"{root} {what}; expected a folder that is missing, empty, or an export's "
     "alone: choose another one, or move away what is there"
   )
