@@ -232,8 +232,8 @@ class CollectTest(parameterized.TestCase):
     rows, names = self._rows(3), dataset.items.external_ids
     found = 0
     for split in dataset.splits.values():
-      for row, time in enumerate(split.timestamp):
-        want = rows[f"r{int(time):03d}"]
+      for row, moment in enumerate(split.timestamp):
+        want = rows[f"r{int(moment):03d}"]
         shown = [names[i] for i in split.exposed[row]]
         self.assertEqual(shown, want["exposed"])
         self.assertEqual(split.response[row].tolist(), want["response"])
