@@ -24,6 +24,7 @@ from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.stages import policy as policy_lib
 from hsrl_jax.stages.parts import Parts
@@ -60,8 +61,8 @@ def run(parts: Parts, export: ExportConfig) -> None:
     InputError: the policy is missing, the settings do not go with it, or
       something else is where it would be written.
   """
-  folder = pathlib.Path(export.dir or parts.workdir / FOLDER)
-  workdir_lib.check_replaceable(folder, KIND)
+  root = pathlib.Path(export.dir or parts.workdir / FOLDER)
+  folder = versions.next_folder(root)
   parts.require("policy")
   config, items = parts.config, parts.dataset.items
   agent = parts.agent(export.slate_size)
@@ -98,13 +99,14 @@ def run(parts: Parts, export: ExportConfig) -> None:
       "config": config_lib.values(config),
     },
   )
+  versions.publish(folder)
   size = sum(file.bytes for file in manifest.files.values())
   print(
     f"  {served.index.num_items:,} items with room for {sizes.capacity:,}, "
     f"slates of {sizes.slate}, for {', '.join(manifest.platforms)}; "
     f"{size / 1e6:.1f} MB"
   )
-  print(f"export: {folder}")
+  print(f"export: {root}, version {folder.name}")
 
 
 class _Sizes(NamedTuple):
