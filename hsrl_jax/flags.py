@@ -20,6 +20,8 @@ MODES = (
   "add_items",
   "remove_items",
   "export",
+  "collect",
+  "rollback",
   *EXPERIMENTS,
 )
 
@@ -28,8 +30,9 @@ MODE = flags.DEFINE_enum(
   "all",
   MODES,
   "The stage to run; `all` runs what is missing, in order. `add_items` and "
-  "`remove_items` change a catalogue of --embeddings, `export` is for serving. "
-  "The others: see launch/flags/experiments.",
+  "`remove_items` change a catalogue of --embeddings, `export` is for serving, "
+  "`collect` takes what came of it as logs, `rollback` goes back to the export "
+  "before. The others: see launch/flags/experiments.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
@@ -45,6 +48,18 @@ ITEM_IDS = flags.DEFINE_string(
   "item_ids",
   None,
   "What --mode=remove_items removes: .txt with one id a line, or .npy.",
+)
+FROM = flags.DEFINE_string(
+  "from",
+  None,
+  "With --mode=collect: the store of a server, the path of an SQLite file or a "
+  "URL that begins with postgresql://.",
+)
+COLLECT_AFTER = flags.DEFINE_float(
+  "collect_after",
+  3_600.0,
+  "With --mode=collect: seconds after which a slate that has some feedback is "
+  "collected, and takes no more, though some of its items have no response.",
 )
 SWEEP = flags.DEFINE_list(
   "sweep",
@@ -80,6 +95,11 @@ PROCESS = flags.DEFINE_integer(
   lower_bound=0,
   upper_bound=2**31 - 1,
 )
+
+
+@flags.validator("collect_after", "expected a finite number of at least 0")
+def _is_waiting_time(seconds: float) -> bool:
+  return 0 <= seconds < float("inf")
 
 
 @flags.validator("coordinator", "expected HOST:PORT with a port below 65536")

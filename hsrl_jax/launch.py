@@ -4,7 +4,9 @@
 
 Stages: data, quantize, simulator, policy, evaluate, report. Each is skipped
 where its output is in --workdir, and goes on where it was stopped. Then
---mode=export writes what a server needs. --helpfull lists all flags.
+--mode=export writes what a server needs, --mode=collect takes what came of it
+as logs, and --mode=rollback goes back to the export before. --helpfull lists
+all flags.
 
   python -m hsrl_jax.launch --mode=quantize --embeddings=items.npy --workdir=W
 
@@ -38,8 +40,9 @@ from hsrl_jax.experiments import COMPARED, EXPERIMENTS, jobs, sweep
 from hsrl_jax.host import stop
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
+from hsrl_jax.serving import versions
 from hsrl_jax.sid import store
-from hsrl_jax.stages import quantize
+from hsrl_jax.stages import collect, export, quantize
 from hsrl_jax.stages import run as run_lib
 
 _FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
@@ -71,6 +74,9 @@ def main(argv: list[str], command: str) -> None:
     raise InputError(
       f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
     )
+  if flags_lib.MODE.value == "rollback":
+    _roll_back()
+    return
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
@@ -103,6 +109,13 @@ def _run(
   workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
+  elif mode == "collect":
+    collect.run(
+      flags_lib.FROM.value,
+      workdir,
+      flags_lib.export_from_flags().dir,
+      flags_lib.COLLECT_AFTER.value,
+    )
   elif mode in EXPERIMENTS:
     _run_experiment(mode, config, workdir, command)
   elif flags_lib.SWEEP.value:
@@ -112,6 +125,22 @@ def _run(
       _quantize_embeddings(config, workdir)
   else:
     _run_stages(mode, config, workdir)
+
+
+def _roll_back() -> None:
+  """Serves the version before; a run of the workdir is not disturbed.
+
+  Raises:
+    InputError: there is none, or no folder is named.
+  """
+  folder, workdir = flags_lib.export_from_flags().dir, flags_lib.WORKDIR.value
+  if folder is None and workdir is None:
+    raise InputError(
+      "--mode=rollback needs --workdir or --export_dir; expected the folder of "
+      "a run, or of its exports"
+    )
+  root = pathlib.Path(folder or os.path.join(workdir, export.FOLDER))
+  print(f"export: {root} serves version {versions.rollback(root)}")
 
 
 def _adopt_flags(workdir: pathlib.Path) -> str:
@@ -201,6 +230,7 @@ def _check_inputs(mode: str) -> None:
     (flags_lib.EMBEDDINGS, ("quantize", "add_items"), ("add_items",)),
     (flags_lib.ITEM_IDS, ("remove_items",), ("remove_items",)),
     (flags_lib.SWEEP, ("quantize",), ()),
+    (flags_lib.FROM, ("collect",), ("collect",)),
   ):
     if flag.value and mode not in modes:
       raise InputError(
@@ -208,7 +238,7 @@ def _check_inputs(mode: str) -> None:
         f"{' or '.join(f'--mode={x}' for x in modes)}"
       )
     if not flag.value and mode in needed:
-      raise InputError(f"--mode={mode} needs --{flag.name}; expected a file")
+      raise InputError(f"--mode={mode} needs --{flag.name}; expected a path")
   if flags.FLAGS.task == "next_item" and mode in EXPERIMENTS:
     raise InputError(
       f"--task=next_item with --mode={mode}; expected --task=rl: experiments "

@@ -113,7 +113,7 @@ class Sessions(NamedTuple):
     session: int32 [S], number of the session; None where it was not logged, as
       all that follows.
     step: int32 [S], slates of the session before this one.
-    reward: float32 [S], what the slate earned.
+    reward: float32 [S], what the slate earned; NaN where nobody said.
     terminated: float32 [S], 1 where the user left after the slate.
   """
 

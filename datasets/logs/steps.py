@@ -1,5 +1,5 @@
 """Where in a session a slate was: columns `session_id`, `step`, `reward`,
-`terminated` of sessions, each of which may be missing.
+`terminated` of sessions, each of which may be missing; so may single rewards.
 """
 
 import numpy as np
@@ -37,11 +37,13 @@ def read(
   for name, parse in (
     ("session_id", tables.id_),
     ("step", tables.place),
-    ("reward", tables.number),
+    ("reward", _reward),
     ("terminated", tables.binary),
   ):
     if name in table.columns:
       found[name] = np.array(tables.column(table, name, parse))
+  if "reward" in found and np.isnan(found["reward"]).all():
+    del found["reward"]
   if "session_id" in found:
     _, found["session_id"] = np.unique(found["session_id"], return_inverse=True)
   rows = Sessions(
@@ -64,6 +66,11 @@ def read(
       ("terminated", "terminated", np.float32),
     )
   }
+
+
+def _reward(cell) -> float:
+  """What a slate earned; NaN where a .parquet file has no value."""
+  return np.nan if cell is None else tables.number(cell)
 
 
 def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:

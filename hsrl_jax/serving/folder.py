@@ -3,6 +3,10 @@
 `manifest.json` names the other files with their checksums and is written last;
 a catalogue that replaces another gets a file of its own. So a reader of the
 manifest finds whole files that belong together, at any moment.
+
+Exports of a run lie beside one another, each in `versions/N`, and the file
+`current` says which one is served; see `versions`. Functions of this module
+take that folder as well as the folder of one export.
 """
 
 import dataclasses
@@ -18,14 +22,18 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.serving import catalogue as catalogue_lib
 from hsrl_jax.serving.catalogue import Catalogue
 
-FORMAT = 1
+FORMAT = 2
+# Sizes that exports of format 1 lack: they see no session and no tags.
+SINCE_2 = {"shown": 0, "tags": 0}
 MANIFEST = "manifest.json"
+POINTER = "current"
+VERSIONS = "versions"
 ROLES = ("decode", "policy", "catalogue")
 SIZES = (
   *("history", "profile", "seen", "slate", "levels", "vocab_size"),
-  *("capacity", "features"),
+  *("capacity", "features", "shown", "tags"),
 )
-_MAY_BE_ZERO = ("profile", "seen")
+_MAY_BE_ZERO = ("profile", "seen", "shown", "tags")
 _LARGEST = 2**24  # Bytes of a manifest, at most.
 _KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
@@ -50,7 +58,8 @@ class Manifest:
 
   Attributes:
     sizes: `history` H, `profile` P, `seen` T, `slate` K, `levels` L,
-      `vocab_size` V, `capacity` C and `features` D.
+      `vocab_size` V, `capacity` C, `features` D, `shown` R (items of a session
+      that the policy sees; 0: likes alone) and `tags` W (words of an item).
     batch_sizes: users decoded at once, ascending.
     platforms: of `cpu`, `cuda`, `tpu`.
     codebooks: short hash of those that the policy was trained with.
@@ -80,6 +89,55 @@ class Manifest:
         )
 
 
+class Pointer(NamedTuple):
+  """The content of the file `current`.
+
+  Attributes:
+    version: number of the export that is served.
+    before: number of the one that it took over from, which serves most users
+      while a canary share tries the new one; None: there is nothing to compare.
+  """
+
+  version: int
+  before: int | None
+
+
+def read_pointer(root: pathlib.Path) -> Pointer | None:
+  """Reads which version is served; None: the folder has no versions.
+
+  Raises:
+    InputError: the file is damaged.
+  """
+  path = root / POINTER
+  try:
+    values = json.loads(_read(path, _LARGEST))
+    pointer = Pointer(values["version"], values["before"])
+    if type(pointer.version) is not int or pointer.version < 1:
+      raise ValueError(f"version {pointer.version!r}")
+    if pointer.before is not None and type(pointer.before) is not int:
+      raise ValueError(f"before {pointer.before!r}")
+  except (FileNotFoundError, NotADirectoryError):
+    return None
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    raise unreadable(path, error) from error
+  return pointer
+
+
+def current(folder: pathlib.Path) -> pathlib.Path:
+  """Returns the folder of the export that is served; `folder` if it is one.
+
+  Raises:
+    InputError: the file `current` is damaged.
+  """
+  pointer = read_pointer(folder)
+  return folder if pointer is None else version_folder(folder, pointer.version)
+
+
+def version_folder(root: pathlib.Path, number: int) -> pathlib.Path:
+  """Returns the folder of a version."""
+  return root / VERSIONS / str(number)
+
+
 def add_file(folder: pathlib.Path, name: str, data: bytes) -> File:
   """Writes a file of the folder."""
   files.write_atomic(folder / name, data)
@@ -107,21 +165,23 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     InputError: it is missing, damaged, of another version, or names a file
       outside the folder.
   """
-  path = folder / MANIFEST
+  path = current(folder) / MANIFEST
   try:
     values = json.loads(_read(path, _LARGEST))
     version = values["format"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise unreadable(path, error) from error
-  if version != FORMAT:
+  if version not in (1, FORMAT):
     raise InputError(
-      f"{path} has format {version}; expected {FORMAT}: export again, or serve "
-      "it with the version of hsrl_jax that wrote it"
+      f"{path} has format {version}; expected 1 or {FORMAT}: export again, or "
+      "serve it with the version of hsrl_jax that wrote it"
     )
   try:
+    old = SINCE_2 if version == 1 else {}
     manifest = Manifest(
       **values
       | {
+        "sizes": old | values["sizes"],
         "files": {role: File(**values["files"][role]) for role in ROLES},
         "batch_sizes": tuple(values["batch_sizes"]),
         "platforms": tuple(values["platforms"]),
@@ -159,7 +219,7 @@ def read_file(folder: pathlib.Path, manifest: Manifest, role: str) -> bytes:
     InputError: it is missing, no file, or not what was written.
   """
   file = manifest.files[role]
-  path = folder / file.name
+  path = current(folder) / file.name
   try:
     data = _read(path, file.bytes)
   except (OSError, ValueError) as error:
@@ -203,7 +263,7 @@ def write_catalogue(
   Raises:
     InputError: the folder is no export, or the catalogue does not go with it.
   """
-  folder = pathlib.Path(folder)
+  folder = current(pathlib.Path(folder))
   manifest = read_manifest(folder)
   manifest.check(catalogue)
   file = add_catalogue(folder, catalogue)

@@ -2,23 +2,26 @@
 
   python -m hsrl_jax.serving.server --folder=runs/quickstart/export --port=8000
 
-  POST /recommend   {"history": [12, 7], "profile": [...], "seen": [3]}
+  POST /recommend   {"history": ["i12", "i7"], "profile": [...], "seen": ["i3"]}
+  POST /feedback    {"request_id": "...", "responses": [0, 1, ...]}
   GET  /health      whether requests are answered, and what is served
   GET  /metrics     for Prometheus
 
 Requests that arrive together are decoded together, in a thread of its own. A
 catalogue or parameters that appear in the folder (serving.write_catalogue) are
 checked and take over between two batches. One process, no TLS, no
-authentication: put a proxy before it.
+authentication but for POST /admin/rollback and /admin/promote, whose token is
+in the environment, HSRL_ADMIN_TOKEN: put a proxy before it.
 
 granian bounds what a connection may hold: head, trailers, time to send a head,
-time without a request. `application` bounds bodies and the time to answer.
+time without a request. `http` bounds bodies and the time to answer.
 """
 
 import argparse
 import asyncio
 import dataclasses
 import gc
+import os
 import resource
 import signal
 import socket
@@ -35,8 +38,11 @@ from granian.server import embed
 
 from hsrl_jax import docstrings
 from hsrl_jax.errors import InputError
-from hsrl_jax.serving import recommender as recommender_lib
-from hsrl_jax.serving.application import Server, Settings, make_app
+from hsrl_jax.serving.http import arms as arms_lib
+from hsrl_jax.serving.http.application import make_app
+from hsrl_jax.serving.http.batches import Server
+from hsrl_jax.serving.http.settings import IDS, Settings
+from hsrl_jax.serving.store.database import Store, StoreError, open_store
 
 _HEAD = 32_768  # Bytes of a request's line and headers, at most.
 _HEAD_SECONDS = 60.0  # To send them, at most: granian takes no more.
@@ -51,7 +57,9 @@ _RANGES = {
   "max_queue": (1, 10**6),
   "timeout": (0.001, 3_600),
   "watch": (0.001, 86_400),
+  "canary": (0, 1),
 }
+_TOKEN = "HSRL_ADMIN_TOKEN"
 
 
 def listen_address(host: str, port: int) -> tuple[str, int]:
@@ -157,7 +165,30 @@ def _settings(arguments: list[str]) -> Settings:
       parser.error(
         f"--{name}={value}; expected a value from {least} to {largest}"
       )
+  if settings.ids not in IDS:
+    parser.error(f"--ids={settings.ids}; expected {' or '.join(IDS)}")
   return settings
+
+
+def _opened(settings: Settings, arms: arms_lib.Arms) -> Store | None:
+  """Returns the store, which knows what it is of.
+
+  Raises:
+    InputError: it cannot be opened, or is of users with other profiles.
+  """
+  if not settings.store:
+    return None
+  store = open_store(settings.store)
+  profile = str(arms.stable.recommender.manifest.sizes["profile"])
+  kept = store.note("profile", profile)
+  if kept != profile:
+    store.close()
+    raise InputError(
+      f"the store is of profiles of {kept} numbers and the export of "
+      f"{profile}; expected the same: use another --store"
+    )
+  store.note("folder", os.path.abspath(settings.folder), replace=True)
+  return store
 
 
 def main(arguments: list[str]) -> None:
@@ -168,8 +199,9 @@ def main(arguments: list[str]) -> None:
     host, port = listen_address(settings.host, settings.port)
     if settings.cache:
       jax.config.update("jax_compilation_cache_dir", settings.cache)
-    recommender = recommender_lib.load(settings.folder)
-  except InputError as error:
+    arms = arms_lib.load(settings)
+    store = _opened(settings, arms)
+  except (InputError, StoreError) as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(2)
   sys.setswitchinterval(_SWITCH)
@@ -180,7 +212,8 @@ def main(arguments: list[str]) -> None:
     f"serving at http://{settings.host}:{port}",
     flush=True,
   )
-  uvloop.run(_run(make_http_server(Server(recommender, settings), host, port)))
+  server = Server(arms, settings, store, os.environ.get(_TOKEN, ""))
+  uvloop.run(_run(make_http_server(server, host, port)))
 
 
 if __name__ == "__main__":

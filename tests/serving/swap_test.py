@@ -15,8 +15,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
 from hsrl_jax.errors import InputError
-from hsrl_jax.serving import application
 from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving.http.batches import Server
+from hsrl_jax.serving.http.settings import Settings
 from tests.serving import toy_export
 
 
@@ -209,9 +210,7 @@ class SwapTest(parameterized.TestCase):
             await asyncio.sleep(0.01)
         return await server.recommend(server.recommender.empty_query())
 
-    server = application.Server(
-      self.recommender, application.Settings(self.folder, watch=0.01)
-    )
+    server = Server(self.recommender, Settings(self.folder, watch=0.01))
     manifest = self.folder / folder_lib.MANIFEST
     saved = manifest.read_bytes()
 
@@ -232,8 +231,8 @@ class SwapTest(parameterized.TestCase):
       (good, taken),
       (lambda: self._write("policy", _cut), refused),
     ]
-    by, slate = asyncio.run(watch(server, changes))
-    self.assertFalse(by.catalogue.index.active[1])
+    slate = asyncio.run(watch(server, changes))
+    self.assertFalse(server.recommender.catalogue.index.active[1])
     self.assertTrue(slate.valid.all())
 
 

@@ -73,7 +73,8 @@ def transitions(
 
   Args:
     logs: S slates.
-    rewards: float [S], of their responses; a logged reward goes before.
+    rewards: float [S], of their responses; a logged reward goes before, where
+      it is not NaN.
     log_prob: float [S, K], of each item under the policy that showed it.
     observed_items: R of Observation.shown; 0: what was shown is not seen.
   """
@@ -87,7 +88,9 @@ def transitions(
   if observed_items:
     shown = _shown(logs, place, step, observed_items)
     next_shown = _shown(logs, place, step, observed_items, after=True)
-  rewards = rewards[ordered.rows] if logs.reward is None else logs.reward
+  rewards = rewards[ordered.rows]
+  if logs.reward is not None:
+    rewards = np.where(np.isnan(logs.reward), rewards, logs.reward)
   ends = last if logs.terminated is None else logs.terminated
   history = logs.history.astype(np.int32)
   next_history = np.where(

@@ -1,0 +1,1 @@
+"""The HTTP application of the server: bodies, batches, arms, answers."""

@@ -1,0 +1,289 @@
+"""Versions of an export: published, rolled back, served to shares of users."""
+
+import atexit
+import functools
+import math
+import pathlib
+import shutil
+import tempfile
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import serving
+from hsrl_jax.errors import InputError
+from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving import store as store_lib
+from hsrl_jax.serving import versions
+from hsrl_jax.serving.http import arms as arms_lib
+from hsrl_jax.serving.http import measures
+from hsrl_jax.serving.http.settings import Settings
+from hsrl_jax.serving.store import Feedback, Slate, writer
+from tests.command import run
+from tests.serving import running, toy_export
+
+_TOKEN = {"Authorization": "Bearer open sesame"}
+_USER = {"history": [1], "profile": [0.5, 0.0, 0.0, -1.0]}
+
+
+def _publish(root, export):
+  """Publishes a copy of an export; its number."""
+  folder = versions.next_folder(root)
+  shutil.copytree(export, folder)
+  versions.publish(folder)
+  return int(folder.name)
+
+
+@functools.cache
+def _exports():
+  """Two exports that differ in their parameters."""
+  root = pathlib.Path(tempfile.mkdtemp())
+  atexit.register(shutil.rmtree, root)
+  folders = [root / "first", root / "second"]
+  for salt, folder in enumerate(folders, 1):
+    toy_export.make(folder, salt)
+  return folders
+
+
+class _WithFolder(parameterized.TestCase):
+  """Tests with a folder for versions, which is missing at first."""
+
+  def setUp(self):
+    super().setUp()
+    self.exports = _exports()
+    root = self.enter_context(tempfile.TemporaryDirectory())
+    self.folder = pathlib.Path(root) / "export"
+
+
+class VersionsTest(_WithFolder):
+  def _policy(self, folder):
+    return folder_lib.read_manifest(folder).files["policy"].sha256
+
+  def test_forth_and_back(self):
+    for number, salt in enumerate((0, 1, 0), 1):
+      export = self.exports[salt]
+      self.assertEqual(_publish(self.folder, export), number)
+      self.assertEqual(self._policy(self.folder), self._policy(export))
+    self.assertEqual(versions.numbers(self.folder), [1, 2, 3])
+    self.assertEqual(versions.rollback(self.folder), 2)
+    self.assertEqual(self._policy(self.folder), self._policy(self.exports[1]))
+    # The next is no number that there was, and what it took over from is what
+    # was served.
+    self.assertEqual(_publish(self.folder, self.exports[0]), 4)
+    self.assertEqual(folder_lib.read_pointer(self.folder), (4, 2))
+    self.assertEqual([versions.rollback(self.folder) for _ in "ab"], [2, 1])
+    with self.assertRaisesRegex(InputError, "no version before; expected"):
+      versions.rollback(self.folder)
+    self.assertEqual(folder_lib.read_pointer(self.folder), (1, None))
+    shutil.rmtree(folder_lib.version_folder(self.folder, 2))
+    self.assertEqual(_publish(self.folder, self.exports[0]), 5)
+
+  def test_by_the_command(self):
+    for export in self.exports:
+      _publish(self.folder, export)
+    workdir = self.folder.parent
+    for where, words in (
+      (f"--workdir={workdir}", f"export: {self.folder} serves version 1"),
+      (f"--export_dir={self.folder}", "has no version before"),
+      (f"--workdir={workdir}/none", "has no versions; expected the folder"),
+      ("--export_batch_sizes=1", "needs --workdir or --export_dir; expected"),
+    ):
+      status, out, err = run("--mode=rollback", where)
+      self.assertIn(words, out + err)
+      self.assertEqual(status, 2 if err else 0)
+      self.assertLessEqual(len(err.splitlines()), 1)
+
+  def test_a_single_export_becomes_version_1(self):
+    shutil.copytree(self.exports[0], self.folder)
+    plain = serving.load(self.folder, [1])
+    self.assertEqual(_publish(self.folder, self.exports[1]), 2)
+    names = {path.name for path in self.folder.iterdir()}
+    self.assertEqual(names, {"versions", "current"})
+    self.assertEqual(self._policy(self.folder), self._policy(self.exports[1]))
+    self.assertEqual(versions.rollback(self.folder), 1)
+    again = serving.load(self.folder, [1])
+    self.assertEqual(again.manifest, plain.manifest)
+
+  def test_a_catalogue_is_of_the_version_that_is_served(self):
+    for export in self.exports:
+      _publish(self.folder, export)
+    catalogue = serving.load(self.folder, [1]).catalogue.remove_items([3])
+    serving.write_catalogue(self.folder, catalogue)
+    self.assertFalse(serving.load(self.folder, [1]).catalogue.index.active[3])
+    versions.rollback(self.folder)
+    self.assertTrue(serving.load(self.folder, [1]).catalogue.index.active[3])
+
+  @parameterized.parameters("mine.txt", "sids/x", "manifest.json")
+  def test_folders_of_others_are_left(self, name):
+    path = self.folder / name
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    with self.assertRaises(InputError) as caught:
+      versions.next_folder(self.folder)
+    self.assertLen(str(caught.exception).splitlines(), 1)
+    self.assertEqual([*self.folder.rglob("*.*")] or [path], [path])
+
+  @parameterized.parameters("", "[]", "{}", '{"version": 0, "before": null}')
+  def test_a_damaged_pointer_is_refused(self, text):
+    _publish(self.folder, self.exports[0])
+    (self.folder / "current").write_text(text)
+    for take in (serving.load, versions.rollback, versions.next_folder):
+      with self.assertRaisesRegex(InputError, "current cannot be read"):
+        take(self.folder)
+
+
+class ArmsTest(_WithFolder):
+  def test_shares_are_stable_and_as_large_as_asked(self):
+    users = [f"user {i}" for i in range(4_000)]
+    first = {x for x in users if arms_lib.share_of(x, "7") < 0.1}
+    # Five standard errors of a binomial share.
+    self.assertAlmostEqual(len(first) / 4_000, 0.1, delta=0.024)
+    self.assertEqual(
+      first, {x for x in users if arms_lib.share_of(x, "7") < 0.1}
+    )
+    second = {x for x in users if arms_lib.share_of(x, "8") < 0.1}
+    self.assertLess(len(first & second), len(first) / 3)
+
+  def test_a_canary_gets_the_newest_until_it_is_rolled_back(self):
+    for export in self.exports:
+      _publish(self.folder, export)
+    settings = {"folder": self.folder, "canary": 0.5}
+    settings |= {"store": str(self.folder.parent / "store.db")}
+    arms = arms_lib.load(Settings(ids="rows", **settings))
+    want = {
+      arm: serving.load(export, [1]).recommend(
+        [_USER["history"]], [_USER["profile"]]
+      )
+      for arm, export in zip(("stable", "canary"), self.exports, strict=True)
+    }
+    self.assertNotEqual(*(x.items.tolist() for x in want.values()))
+
+    def ask(user):
+      return running.ask(port, user_id=user, **_USER)[1]
+
+    opened = store_lib.open_store(settings["store"])
+    with running.serving(arms, opened, "open sesame", **settings) as (
+      server,
+      _,
+      port,
+    ):
+      answers = [ask(user) for user in range(40)]
+      self.assertEqual(
+        [ask(user)["arm"] for user in range(40)], [x["arm"] for x in answers]
+      )
+      self.assertEqual({x["arm"] for x in answers}, {"stable", "canary"})
+      for user, answer in enumerate(answers):
+        is_canary = arms_lib.share_of(str(user), "2") < 0.5
+        self.assertEqual(answer["arm"], "canary" if is_canary else "stable")
+        self.assertEqual(answer["version"], "2" if is_canary else "1")
+        self.assertEqual(answer["items"], want[answer["arm"]].items[0].tolist())
+        likes = [1, 1, is_canary]
+        given = {"request_id": answer["request_id"], "responses": likes}
+        self.assertEqual(running.post(port, "/feedback", given)[0], 200)
+      values = running.metrics(port)
+      for arm, version, mean in (("stable", 1, 2.0), ("canary", 2, 3.0)):
+        labels = f'{{arm="{arm}",version="{version}"}}'
+        self.assertEqual(values[f"hsrl_reward{labels}"], mean)
+        count = sum(x["arm"] == arm for x in answers)
+        self.assertEqual(values[f"hsrl_reward_users{labels}"], count)
+      # Back, for everybody.
+      status, answer = running.post(port, "/admin/rollback", {}, _TOKEN)
+      self.assertEqual((status, answer), (200, {"version": 1}))
+      running.until(lambda: server.arms.canary is None)
+      self.assertEqual({ask(user)["version"] for user in range(40)}, {"1"})
+      status, answer = running.post(port, "/admin/rollback", {}, _TOKEN)
+      self.assertEqual(status, 409, answer)
+      # A new one is tried again, and then given to all.
+      _publish(self.folder, self.exports[1])
+      running.until(lambda: server.arms.canary is not None)
+      self.assertEqual({ask(x)["version"] for x in range(40)}, {"1", "3"})
+      status, answer = running.post(port, "/admin/promote", {}, _TOKEN)
+      self.assertEqual((status, answer), (200, {"version": 3}))
+      running.until(lambda: server.arms.canary is None)
+      self.assertEqual({ask(user)["version"] for user in range(40)}, {"3"})
+      self.assertEqual(server.measures.swap_errors._value.get(), 0)
+
+  def test_the_administrator_has_a_token_or_there_is_none(self):
+    for export in self.exports:
+      _publish(self.folder, export)
+    recommender = serving.load(self.folder, [1])
+    for token, given, want in (
+      ("", _TOKEN, 404),
+      ("open sesame", {}, 401),
+      ("open sesame", {"Authorization": "Bearer open"}, 401),
+      ("open sesame", {"Authorization": "open sesame"}, 401),
+      ("open sesame", {"Authorization": "Bearer \xe9"}, 401),
+      ("open sesame", _TOKEN, 200),
+    ):
+      with running.serving(recommender, None, token, folder=self.folder) as (
+        _,
+        _,
+        port,
+      ):
+        status, answer = running.post(port, "/admin/rollback", {}, given)
+      self.assertEqual(status, want, answer)
+      version = folder_lib.read_pointer(self.folder).version
+      self.assertEqual(version, 1 if want == 200 else 2)
+
+  def test_a_version_that_is_damaged_does_not_take_over(self):
+    _publish(self.folder, self.exports[0])
+    recommender = serving.load(self.folder, [1])
+    with running.serving(recommender, folder=self.folder) as (server, _, port):
+      folder = versions.next_folder(self.folder)
+      shutil.copytree(self.exports[1], folder)
+      (folder / "policy.npz").write_bytes(b"x")
+      versions.publish(folder)
+      running.until(server.measures.swap_errors._value.get)
+      self.assertEqual(running.ask(port, **_USER)[1]["version"], "1")
+      versions.rollback(self.folder)
+      _publish(self.folder, self.exports[1])
+      running.until(server.measures.swaps._value.get)
+      self.assertEqual(running.ask(port, **_USER)[1]["version"], "3")
+
+
+class IntervalTest(absltest.TestCase):
+  def test_by_hand(self):
+    # Users with (reward, slates): (3, 2), (0, 1), (1, 1).
+    sums = (3, 4, 4, 10, 7, 6)
+    mean = measures.mean_by_user(sums)
+    self.assertEqual(mean.value, 1.0)
+    # Residuals 1, -1, 0.
+    half = 1.959964 * math.sqrt(2 * 3 / 2) / 4
+    self.assertAlmostEqual(mean.high, 1 + half)
+    self.assertAlmostEqual(mean.low, 1 - half)
+    self.assertTrue(math.isnan(measures.mean_by_user([0] * 6).value))
+    one = measures.mean_by_user((1, 3, 2, 9, 6, 4))
+    self.assertEqual((one.value, math.isnan(one.low)), (1.5, True))
+
+  def test_it_covers_where_users_differ(self):
+    """Each user has a rate of his own, which slates share."""
+    rng, covered = np.random.default_rng(0), 0
+    store = store_lib.open_store(":memory:")
+    self.addCleanup(store.close)
+    for log in range(200):
+      rates = rng.beta(0.5, 0.5, 60)
+      counts = rng.integers(1, 20, 60)
+      r = rng.binomial(counts, rates).astype(float)
+      n = counts.astype(float)
+      sums = (60, r.sum(), n.sum(), r @ r, r @ n, n @ n)
+      mean = measures.mean_by_user(sums)
+      covered += mean.low <= 0.5 <= mean.high
+      if log == 0:  # The store sums alike.
+        for user, (own, count) in enumerate(zip(r, counts, strict=True)):
+          slates = [
+            Slate(
+              *(f"{user}-{i}", str(user), None, 0, 1.0, 1, '["a"]', "[1]"),
+              *("[]", "[]", "1", "stable"),
+            )
+            for i in range(count)
+          ]
+          answers = [
+            Feedback(x.request_id, [int(i < own)]) for i, x in enumerate(slates)
+          ]
+          writer.apply(store, [*slates, *answers])
+        np.testing.assert_allclose(store.earned("stable", "1"), sums)
+    self.assertBetween(covered, 178, 199)
+
+
+if __name__ == "__main__":
+  absltest.main()

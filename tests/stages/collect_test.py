@@ -1,0 +1,302 @@
+"""Mode `collect`: each slate in one file, whatever happens, and as logs."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from unittest import mock
+
+import numpy as np
+import pyarrow.parquet
+from absl.testing import absltest, parameterized
+
+from hsrl_jax.data import source
+from hsrl_jax.serving import store as store_lib
+from hsrl_jax.serving.store import Feedback, Slate, writer
+from hsrl_jax.stages import collect
+from tests.command import run
+from tests.serving import toy_export
+
+# Shows slates, answers them, and prints what is acknowledged.
+LOAD = """
+import asyncio, json, sys
+from hsrl_jax.serving import store as store_lib
+from hsrl_jax.serving.store import Feedback, Slate
+
+async def client(work, name):
+  for i in range(10**9):
+    r = f"{name}-{i:06d}"
+    await work.record(Slate(r, name, None, 0, 1.0, 2, '["id-1", "id-2"]',
+      "[0.5, 1.0]", "[]", "[]", "1", "stable"))
+    await work.answer(Feedback(r, [i % 2, 1]))
+    print(r, flush=True)
+
+async def main():
+  work = store_lib.Writer(store_lib.open_store(sys.argv[1]))
+  work.start()
+  await asyncio.gather(*(client(work, f"c{i}") for i in range(8)))
+
+asyncio.run(main())
+"""
+
+
+class CollectTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    cls.root = pathlib.Path(tempfile.mkdtemp())
+    cls.export = cls.root / "export"
+    cls.catalogue = toy_export.make(cls.export).catalogue
+
+  @classmethod
+  def tearDownClass(cls):
+    shutil.rmtree(cls.root)
+    super().tearDownClass()
+
+  def setUp(self):
+    super().setUp()
+    self.folder = pathlib.Path(tempfile.mkdtemp(dir=self.root))
+    self.where, self.logs = self.folder / "store.db", self.folder / "logs"
+    self.store = store_lib.open_store(str(self.where))
+    self.addCleanup(self.store.close)
+
+  def _show(self, name, items=(1, 2), **fields):
+    """Records a slate; `fields` replace those of Slate."""
+    texts = [f"id-{i}" for i in items]
+    shown = Slate(
+      *(name, "ann", None, 0, 1.0, len(items), json.dumps(texts)),
+      *(json.dumps([0.5] * len(items)), "[]", "[0.5, 1]", "1", "stable"),
+    )
+    self.assertEqual(
+      writer.apply(self.store, [shown._replace(**fields)]), [None]
+    )
+
+  def _answer(self, name, *feedback):
+    (outcome,) = writer.apply(self.store, [Feedback(name, *feedback)])
+    self.assertIsInstance(outcome, store_lib.Outcome)
+    return outcome
+
+  def _collect(self, *flags):
+    return run(
+      "--mode=collect",
+      f"--from={self.where}",
+      f"--workdir={self.logs}",
+      f"--export_dir={self.export}",
+      *flags,
+    )
+
+  def _rows(self, width=2):
+    """Rows by request id, each of which is there once."""
+    folder = self.logs / f"slates_{width}" / collect.SESSIONS
+    rows = pyarrow.parquet.read_table(folder).to_pylist()
+    by_id = {row["request_id"]: row for row in rows}
+    self.assertLen(by_id, len(rows))
+    return by_id
+
+  def test_rows_by_hand(self):
+    self._show("a", session_id="s", step=2, history='["id-3"]', time=5.0)
+    self._show("b", (4, 3))
+    self._show("c", (1, 2, 3))
+    self._show("open")
+    self._answer("a", [1, 0], 0.25, True)
+    self._answer("b", {"id-3": 1})
+    self._answer("c", [0, 0, 0])
+    status, out, err = self._collect()
+    self.assertEqual(status, 0, err)
+    self.assertIn("collect: 3 slates that are new", out)
+    rows = self._rows()
+    self.assertEqual(
+      rows["a"],
+      {
+        "user_id": "ann",
+        "session_id": "s",
+        "step": 2,
+        "timestamp": 5.0,
+        "exposed": ["id-1", "id-2"],
+        "position": [0, 1],
+        "response": [1, 0],
+        "propensity": [0.5, 0.5],
+        "history": ["id-3"],
+        "profile": [0.5, 1.0],
+        "reward": 0.25,
+        "terminated": 1,
+        "request_id": "a",
+      },
+    )
+    self.assertEqual(rows["b"]["response"], [0, 1])
+    self.assertEqual(rows["b"]["session_id"], "b")
+    self.assertIsNone(rows["b"]["reward"])
+    self.assertEqual([*self._rows(3)], ["c"])
+    items = pyarrow.parquet.read_table(self.logs / "slates_2" / collect.ITEMS)
+    self.assertEqual(
+      items["item_id"].to_pylist(),
+      [self.catalogue.item_ids.of(i) for i in range(1, 41)],
+    )
+    np.testing.assert_array_equal(
+      np.array(items["feature"].to_pylist(), np.float32),
+      self.catalogue.features[1:41],
+    )
+
+  def test_partial_feedback_waits_and_then_takes_no_more(self):
+    self._show("a", time=time.time())
+    self._answer("a", [1, None])
+    self.assertIn("0 slates", self._collect("--collect_after=60")[1])
+    self.assertFalse(self.logs.exists())
+    self.assertIn("1 slates", self._collect("--collect_after=0")[1])
+    self.assertEqual(self._rows()["a"]["response"], [1, 0])
+    outcome = self._answer("a", [1, 1])
+    self.assertEqual(outcome, store_lib.Outcome(0, 1, 1, True))
+    self.assertIn("0 slates", self._collect("--collect_after=0")[1])
+
+  def test_each_is_collected_once_and_nothing_leaves_the_store(self):
+    for number in range(9):
+      self._show(f"r{number}")
+      self._answer(f"r{number}", [0, 1])
+      if number % 3 == 2:
+        self.assertEqual(self._collect()[0], 0)
+        self.assertLen(self._rows(), number + 1)
+    self.assertIn("collect: 0 slates", self._collect()[1])
+    parts = sorted((self.logs / "slates_2" / collect.SESSIONS).iterdir())
+    self.assertLen(parts, 3)
+    self.assertLen(self.store.find([f"r{i}" for i in range(9)]), 9)
+    # What lies there is the cursor: without the last file, it comes again.
+    content = parts[-1].read_bytes()
+    parts[-1].unlink()
+    self.assertIn("collect: 3 slates", self._collect()[1])
+    self.assertEqual(parts[-1].read_bytes(), content)
+
+  def test_several_stores_go_to_one_folder(self):
+    self._show("a")
+    self._answer("a", [0, 1])
+    self.assertEqual(self._collect()[0], 0)
+    self.where = self.folder / "other.db"
+    self.store = store_lib.open_store(str(self.where))
+    self.addCleanup(self.store.close)
+    self._show("b")
+    self._answer("b", [0, 1])
+    for _ in range(2):
+      self.assertEqual(self._collect()[0], 0)
+      self.assertEqual({*self._rows()}, {"a", "b"})
+
+  @parameterized.parameters(
+    "os.fsync", "pathlib.Path.rename", "pyarrow.parquet.write_table"
+  )
+  def test_stopped_at_any_step_it_goes_on(self, step):
+    for number in range(4):
+      self._show(f"r{number}")
+      self._answer(f"r{number}", [0, 1])
+    failing = mock.patch(step, side_effect=KeyboardInterrupt)
+    with failing, self.assertRaises(KeyboardInterrupt):
+      collect.run(str(self.where), self.logs, str(self.export), 0.0)
+    self._show("later")
+    self._answer("later", [0, 1])
+    self.assertEqual(self._collect()[0], 0)
+    self.assertLen(self._rows(), 5)
+
+  def test_files_are_read_as_logs(self):
+    rng = random.Random(0)
+    for number in range(60):
+      user, name = f"u{number % 5}", f"r{number:03d}"
+      self._show(
+        name,
+        rng.sample(range(1, 41), 3),
+        user_id=user,
+        session_id=f"{user}-{number // 20}",
+        time=float(number),  # Two slates of a session may claim one step.
+        history=json.dumps([f"id-{rng.randrange(1, 41)}"]),
+      )
+      likes = [rng.randrange(2) for _ in range(3)]
+      ends = rng.random() < 0.2
+      reward = rng.choice([None, 0.0])
+      self._answer(name, likes, reward, ends or None)
+      if number == 30:
+        self.assertEqual(self._collect()[0], 0)
+    status, _, err = self._collect()
+    self.assertEqual(status, 0, err)
+    workdir = self.folder / "run"
+    status, out, err = run(
+      "--mode=data",
+      "--dataset=logs",
+      f"--raw_data_dir={self.logs}/slates_3",
+      f"--workdir={workdir}",
+    )
+    self.assertEqual(status, 0, err)
+    self.assertIn("columns not used: request_id", out)
+    dataset = source.load(workdir / "data")
+    rows, names = self._rows(3), dataset.items.external_ids
+    found = 0
+    for split in dataset.splits.values():
+      for row, moment in enumerate(split.timestamp):
+        want = rows[f"r{int(moment):03d}"]
+        shown = [names[i] for i in split.exposed[row]]
+        self.assertEqual(shown, want["exposed"])
+        self.assertEqual(split.response[row].tolist(), want["response"])
+        np.testing.assert_array_equal(split.propensity[row], [0.5] * 3)
+        self.assertEqual(split.step[row], want["step"])
+        self.assertEqual(split.terminated[row], want["terminated"])
+        reward = want["reward"]
+        self.assertEqual(np.isnan(split.reward[row]), reward is None)
+        found += 1
+    self.assertEqual(found, 60)
+    self.assertGreater(max(x["step"] for x in rows.values()), 2)
+
+  def test_killed_under_load_nothing_acknowledged_is_lost(self):
+    """The real server is killed in tests/serving/store/kill_test.py."""
+    process = subprocess.Popen(
+      [sys.executable, "-c", LOAD, str(self.where)],
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    lines = [process.stdout.readline() for _ in range(300)]
+    process.send_signal(signal.SIGKILL)
+    lines += process.stdout.read().splitlines(keepends=True)
+    process.stdout.close()
+    process.wait()
+    acknowledged = {x.strip() for x in lines if x.endswith("\n")}
+    self.assertEqual(self._collect()[0], 0)
+    rows = self._rows()
+    self.assertEmpty(acknowledged - rows.keys())
+    for name, row in rows.items():
+      self.assertEqual(row["response"], [int(name[-6:]) % 2, 1])
+
+  @parameterized.parameters(
+    ((), "--mode=collect needs --from"),
+    (("--from=/nowhere/x.db",), "/nowhere/x.db is missing"),
+    (("--from=mysql://host/x",), "unknown scheme"),
+    (("--from=x", "--mode=policy"), "--from with --mode=policy"),
+    (("--collect_after=nan",), "expected a finite number"),
+    (("--collect_after=-1",), "expected a finite number"),
+  )
+  def test_bad_flags(self, given, words):
+    status, _, err = run("--mode=collect", f"--workdir={self.logs}", *given)
+    self.assertEqual(status, 2, err)
+    self.assertIn(words, err)
+    self.assertLen(err.splitlines(), 1)
+
+  def test_what_does_not_belong_is_refused_and_left(self):
+    self._show("a")
+    self._answer("a", [0, 1])
+    self.assertEqual(self._collect()[0], 0)
+    mine = self.logs / "slates_2" / collect.SESSIONS / "mine.parquet"
+    mine.write_text("x")
+    status, _, err = self._collect()
+    self.assertEqual(status, 2)
+    self.assertIn("holds 'mine.parquet'", err)
+    mine.unlink()
+    self._show("b", (1, 41))  # Of no export.
+    self._answer("b", [0, 1])
+    status, _, err = self._collect()
+    self.assertEqual(status, 2)
+    self.assertIn("the item 'id-41'", err)
+    self.assertEqual([*self._rows()], ["a"])
+    self.assertLen(os.listdir(mine.parent), 1)
+
+
+if __name__ == "__main__":
+  absltest.main()
