@@ -6,8 +6,9 @@
 its items, and asks again. Server and clients (one process) share the cores.
 Every answer is durable: --store=PATH is an SQLite file beside the export
 (--folder; on a disk, not in memory, for figures that mean something), or
---store=postgresql://... Measures requests/s, latency, errors, memory, and
-whether the store has as many answers as were acknowledged.
+--store=postgresql://... Measures requests/s, latency, CPU of a slate with its
+feedback (other programs change it little), errors, memory, and whether the
+store has as many answers as were acknowledged.
 """
 
 import argparse
@@ -126,13 +127,21 @@ async def load(port: int, payloads: list[bytes], seconds: float) -> list:
   return answers
 
 
+def cpu(pid: int) -> float:
+  """Seconds of CPU that a process has used."""
+  stat = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+  return sum(map(int, stat.split()[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
 async def run(server, port: int, payloads, seconds: float) -> dict:
   """Loads, and returns what was seen."""
   warm = await load(port, payloads, 3.0)
   memories = [round(serving_bad_requests.rss(server.pid), 1)]
   watching = asyncio.create_task(serving_load.memory(server.pid, memories))
-  start = time.perf_counter()
+  start, pids = time.perf_counter(), (server.pid, os.getpid())
+  used = [cpu(pid) for pid in pids]
   answers = await load(port, payloads, seconds)
+  used = [cpu(pid) - x for pid, x in zip(pids, used, strict=True)]
   took = time.perf_counter() - start
   watching.cancel()
   half = len(memories) // 2
@@ -145,7 +154,10 @@ async def run(server, port: int, payloads, seconds: float) -> dict:
       f"{path}_p50_ms": float(np.median(times)),
       f"{path}_p99_ms": float(np.percentile(times, 99)),
     }
+  pairs = len(answers) / 2
   return result | {
+    "server_cpu_ms_a_pair": 1e3 * used[0] / pairs,
+    "clients_cpu_ms_a_pair": 1e3 * used[1] / pairs,
     "errors": sum(not x.ok for x in answers),
     "acknowledged": sum(x.ok and x.path == FEEDBACK for x in warm + answers),
     "rss_start_mb": memories[0],
