@@ -70,6 +70,7 @@ setuptools.setup(
       "starlette>=0.46",
       "uvloop>=0.21",
     ],
+    "postgres": ["psycopg[binary]>=3.2"],
     "gym": ["gymnasium>=1.0"],
     "benchmarks": ["faiss-cpu>=1.11"],
     "docs": ["furo>=2025.7", "myst-parser>=4", "sphinx>=8.2"],

@@ -32,7 +32,7 @@ NOTEBOOK = DOCS / "notebook.ipynb"
 PROGRAMS = (
   ROOT / "datasets" / "rl4rs" / "made_up_model.py",
   *ROOT.glob("tests/benchmarks/*.py"),
-  *ROOT.glob("hsrl_jax/serving/*.py"),
+  *ROOT.glob("hsrl_jax/serving/**/*.py"),
   *ROOT.glob("launch/*.sh"),
 )
 # Flags of absl and of programs that are not ours.
@@ -261,7 +261,7 @@ class CommandsTest(absltest.TestCase):
           exec(compile(block, page.name, "exec"), namespace)
     self.assertEqual(calls, ["runs/mine", "runs/python"])
     self.assertEqual(out.getvalue().count("held-out logs"), 2)
-    self.assertTrue((self.folder / "runs/mine/export/manifest.json").exists())
+    self.assertTrue((self.folder / "runs/mine/export/current").exists())
 
   def test_an_agent_of_ones_own(self):
     """The command that the page shows takes it, and it learns."""

@@ -8,6 +8,7 @@ import pandas as pd
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import prepare, source
+from hsrl_jax.data.logged import transitions
 from hsrl_jax.errors import InputError
 
 
@@ -48,6 +49,30 @@ class StepsTest(parameterized.TestCase):
     self.assertEqual(train.terminated.tolist(), [0, 0, 1])
     notes = prepare.notes(self.folder / "data")
     self.assertEqual(notes[-1], "sessions.csv: columns not used: mood")
+
+  def test_single_rewards_may_be_missing(self):
+    """Null in a .parquet file; where all are, nothing is logged."""
+    raw = self.folder / "raw"
+    for name in ("exposed", "response", "propensity"):
+      cells = [x.split(";") for x in self.rows[name]]
+      if name != "exposed":
+        cells = [[float(x) for x in cell] for cell in cells]
+      self.rows[name] = cells
+    for rewards, want in (
+      ([0.5, None, 2.0, 0.5, None], [0.5, 2.0, np.nan]),
+      ([None] * 5, None),
+    ):
+      self.rows["reward"] = pd.Series(rewards, dtype=float)
+      pd.DataFrame(self.rows).to_parquet(raw / "sessions.parquet")
+      data = self.folder / f"data {want}"
+      prepare.prepare("logs", data, str(raw))
+      train = source.load(data).splits["train"]
+      if want is None:
+        self.assertIsNone(train.reward)
+      else:
+        np.testing.assert_allclose(train.reward, want)
+        made = transitions.transitions(train, np.arange(3.0), np.zeros((3, 2)))
+        np.testing.assert_allclose(made.reward, [0.5, 2.0, 2.0])
 
   def test_all_may_be_missing(self):
     for name in ("session_id", "step", "reward", "terminated", "propensity"):

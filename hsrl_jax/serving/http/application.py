@@ -50,7 +50,8 @@ def make_app(server: Server) -> applications.Starlette:
     }
     try:
       slate = await server.recommend(recommender.empty_query())
-      _answer(server.arms.stable, slate, None)
+      served = server.arms.stable
+      _answer(served, slate, _names(served, slate), None)
     except Exception as error:  # Then /recommend fails as well.
       what = f"{type(error).__name__}: {error}".splitlines()[0]
       return _json(503, {"status": "failing", "error": what} | about)
@@ -127,7 +128,9 @@ async def _recommend(server: Server, body: bytes) -> bytes:
   k = ask.arguments.get("k")
   if k is not None:
     slate = Recommendations(*(x[:k] for x in slate))
-  return _answer(served, slate, await server.record(ask, served, slate))
+  names = _names(served, slate)
+  request_id = await server.record(ask, served, slate, names)
+  return _answer(served, slate, names, request_id)
 
 
 async def _feedback(server: Server, body: bytes) -> bytes:
@@ -194,20 +197,27 @@ def _check_token(request: requests.Request, token: str) -> None:
     )
 
 
+def _names(served: Served, slate: Recommendations) -> list[str]:
+  """Returns the ids in the source of one user's items, which come first."""
+  ids = served.recommender.catalogue.item_ids
+  return [ids.of(item) for item in slate.items[: int(slate.valid.sum())]]
+
+
 def _answer(
   served: Served,
   slate: Recommendations,
+  names: list[str],
   request_id: str | None,
 ) -> bytes:
   """Returns the recommendations of one user as JSON."""
-  count = int(slate.valid.sum())  # The valid ones come first.
+  count = len(names)
   recommender = served.recommender
   items, catalogue = slate.items[:count], recommender.catalogue
   return orjson.dumps(
     {
       "request_id": request_id,
       "items": items,
-      "item_ids": [catalogue.item_ids.of(item) for item in items],
+      "item_ids": names,
       "titles": [catalogue.titles.of(item) for item in items],
       "sids": slate.sids[:count],
       "log_probs": slate.log_probs[:count],

@@ -77,6 +77,7 @@ class Server:
       )
     self._reader: Store | None = None
     self._summed = -_REWARDS
+    self._store_fails = False
     self._waiting: list[tuple[Served, Query, asyncio.Future]] = []
     self._arrived = asyncio.Event()
     self._look = asyncio.Event()
@@ -228,7 +229,11 @@ class Server:
       self.measures.show(self.recommender)
 
   async def record(
-    self, ask: Ask, served: Served, slate: Recommendations
+    self,
+    ask: Ask,
+    served: Served,
+    slate: Recommendations,
+    items: list[str],
   ) -> str | None:
     """Keeps a slate that is about to be shown.
 
@@ -236,18 +241,18 @@ class Server:
       ask: the request.
       served: what made the slate.
       slate: of one user; the valid items come first.
+      items: their ids in the source.
 
     Returns:
       The request id; None where nothing is kept.
     """
-    if self._writer is None or not slate.valid.any():
+    if self._writer is None or not items:
       return None
-    names = served.recommender.catalogue.item_ids
-    count = int(slate.valid.sum())
-    history = ask.history
-    if history is None:
-      history = [names.of(item) for item in ask.arguments["history"]]
+    names, count = served.recommender.catalogue.item_ids, len(items)
     longest = served.recommender.manifest.sizes["history"]
+    history = (ask.history or ask.arguments["history"])[-longest:]
+    if ask.history is None:
+      history = [names.of(item) for item in history]
     chances = adapter.propensity(slate)[:count]
     now = round(time.time(), 3)
     request_id = f"{int(1e3 * now):012x}{os.urandom(10).hex()}"
@@ -262,9 +267,9 @@ class Server:
       ask.step,
       now,
       count,
-      text([names.of(item) for item in slate.items[:count]]),
+      text(items),
       text(np.clip(chances, np.finfo(np.float32).tiny, 1)),
-      text(history[-longest:]),
+      text(history),
       text(ask.arguments.get("profile", [])),
       served.version,
       served.arm,
@@ -274,9 +279,9 @@ class Server:
         await self._writer.record(record)
     except (StoreError, TimeoutError) as error:
       # Users go on to see slates, of which nothing will be learned.
-      self.measures.store_errors.inc()
-      _log.warning("a slate is not kept: %s", error)
+      self._store_failed(error)
       return None
+    self._store_fails = False
     self.measures.shown.labels(served.arm).inc()
     return request_id
 
@@ -292,11 +297,19 @@ class Server:
       async with asyncio.timeout(self.settings.timeout):
         outcome = await self._writer.answer(feedback)
     except (StoreError, TimeoutError) as error:
-      self.measures.store_errors.inc()
+      self._store_failed(error)
       raise StoreError(str(error) or "no answer in time") from error
+    self._store_fails = False
     for name in ("accepted", "known", "ignored"):
       self.measures.feedback.labels(name).inc(getattr(outcome, name))
     return outcome
+
+  def _store_failed(self, error: Exception) -> None:
+    """Counts a failure; the log has the first of many."""
+    self.measures.store_errors.inc()
+    if not self._store_fails:
+      _log.warning("the store keeps nothing: %s", error or "it is too slow")
+    self._store_fails = True
 
   async def sum_rewards(self) -> None:
     """Publishes what the arms earn, from the store."""

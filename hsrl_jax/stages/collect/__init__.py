@@ -22,6 +22,7 @@ from hsrl_jax import files
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import store as store_lib
+from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.serving.store.database import Store
 
@@ -89,13 +90,14 @@ def _collect(
 ) -> None:
   while store.close_done(time.time() - after, _ROWS) == _ROWS:
     pass
-  written = 0
+  written, items = 0, None
   for width, last in store.widths():
     folder = workdir / f"slates_{width}"
     first = _cursor(folder / SESSIONS, store.id) + 1
     if last < first:
       continue
-    known = _write_items(folder, _served(store, export))
+    items = items or _served(store, export)
+    known = _write_items(folder, items)
     count = _write(store, width, first, last, folder / SESSIONS, known)
     written += count
     print(f"  {count:,} slates of {width} to {folder}", flush=True)
@@ -223,33 +225,45 @@ def _check_items(row: dict, known: set[str]) -> None:
       )
 
 
-def _served(store: Store, export: str | None) -> Catalogue:
-  """The catalogue of the items that were shown."""
+def _served(store: Store, export: str | None) -> dict[str, tuple]:
+  """The items that may have been shown, of all versions of an export.
+
+  Returns:
+    Id to title and feature; of the newest version that has it.
+  """
   where = export or store.about().get("folder")
   if where is None:
     raise InputError(
       "--export_dir is missing; expected the folder of the export that was "
       "served, since no server has used this store"
     )
-  folder = folder_lib.current(pathlib.Path(where))
-  if not folder.is_dir():
+  root = pathlib.Path(where)
+  if not root.is_dir():
     raise InputError(
       f"{where} is missing; expected the folder of the export that was served: "
       "see --export_dir"
     )
-  return folder_lib.read_catalogue(folder, folder_lib.read_manifest(folder))
+  numbers = versions.numbers(root)
+  items = {}
+  for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
+    manifest = folder_lib.read_manifest(folder)
+    items |= _items(folder_lib.read_catalogue(folder, manifest))
+  return items
 
 
-def _write_items(folder: pathlib.Path, catalogue: Catalogue) -> set[str]:
-  """Adds the items of a catalogue to those that are there; returns all ids."""
+def _items(catalogue: Catalogue) -> dict[str, tuple]:
   rows = np.flatnonzero(np.asarray(catalogue.index.known))
-  items = {
+  return {
     catalogue.item_ids.of(row): (
       catalogue.titles.of(row),
       catalogue.features[row].tolist(),
     )
     for row in rows[rows > 0]
   }
+
+
+def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
+  """Adds items to those that are there; returns all ids."""
   path, before = folder / ITEMS, {}
   if path.exists():
     with reading(path, "what --mode=collect wrote"):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import http.client
 import json
+import os
 import pathlib
 import random
 import socket
@@ -20,7 +21,8 @@ from tests import toy
 from tests.command import ROOT, environment, run
 from tests.serving import running, toy_export
 
-KILLS, CLIENTS = 20, 8
+# HSRL_TEST_KILLS=20 for a thorough run.
+KILLS, CLIENTS = int(os.environ.get("HSRL_TEST_KILLS", 8)), 8
 
 
 class Client:

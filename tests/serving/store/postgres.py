@@ -95,11 +95,11 @@ class Cluster:
 
 
 @functools.cache
-def _cluster() -> Cluster:
+def cluster() -> Cluster:
   """One server for all tests of a process."""
-  cluster = Cluster(_programs())
-  atexit.register(cluster.remove)
-  return cluster
+  server = Cluster(_programs())
+  atexit.register(server.remove)
+  return server
 
 
 @contextlib.contextmanager
@@ -107,4 +107,4 @@ def database(test):
   """Yields the URL of a new database; skips the test where there is none."""
   if _programs() is None or importlib.util.find_spec("psycopg") is None:
     test.skipTest("PostgreSQL or psycopg is not installed")
-  yield _cluster().url(f"t{time.monotonic_ns()}")
+  yield cluster().url(f"t{time.monotonic_ns()}")

@@ -4,6 +4,7 @@ Each case runs on SQLite, and on a real PostgreSQL where it is installed.
 """
 
 import asyncio
+import concurrent.futures
 import json
 import pathlib
 import random
@@ -275,6 +276,36 @@ class StoreTest(parameterized.TestCase):
     names = [f"r{i}" for i in range(kept)]
     self.assertLen(opened.find(names), kept)
     self.assertLen(opened.find([f"r{kept}"]), 1)
+
+  def test_postgres_may_go_and_come_back(self):
+    opened = self._open("postgres")
+    self.assertEqual(writer.apply(opened, [slate("a")]), [None])
+    postgres.cluster().stop()
+    given = [Feedback("a", [1, 0, 1])]
+    (failed,) = writer.apply(opened, given)
+    self.assertIsInstance(failed, store_lib.StoreError)
+    with self.assertRaisesRegex(InputError, "cannot be opened") as caught:
+      store_lib.open_store(self.where)
+    self.assertLen(str(caught.exception).splitlines(), 1)
+    postgres.cluster().start()
+    self.assertEqual(writer.apply(opened, given), [Outcome(3, 0, 0, False)])
+
+  def test_servers_that_share_postgres_number_steps_together(self):
+    opened = self._open("postgres")
+    names = [f"{i:03d}" for i in range(60)]
+
+    def use(own):
+      mine = store_lib.open_store(self.where)
+      for name in own:
+        writer.apply(mine, [slate(name, session="s")])
+        writer.apply(mine, [Feedback(name, [0, 1, 0])])
+      mine.close()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+      list(pool.map(use, (names[::3], names[1::3], names[2::3])))
+    opened.close_done(0.0, 99)
+    rows = opened.closed(3, 0, 99, 99)
+    self.assertEqual(sorted(row[5] for row in rows), [*range(60)])
 
   def test_what_is_no_store_is_refused_and_left(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
