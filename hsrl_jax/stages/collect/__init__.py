@@ -230,7 +230,7 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   """The items that may have been shown, of all versions of an export.
 
   Returns:
-    Id to title and feature; of the newest version that has it.
+    Id to title, tags and feature; of the newest version that has it.
   """
   where = export or store.about().get("folder")
   if where is None:
@@ -248,17 +248,20 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   items = {}
   for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
     manifest = folder_lib.read_manifest(folder)
-    items |= _items(folder_lib.read_catalogue(folder, manifest))
+    topics = manifest.about.get("topics", 0)
+    items |= _items(folder_lib.read_catalogue(folder, manifest), topics)
   return items
 
 
-def _items(catalogue: Catalogue) -> dict[str, tuple]:
+def _items(catalogue: Catalogue, topics: int) -> dict[str, tuple]:
+  """See _served; without the last features, which are `topics`."""
+  width = catalogue.features.shape[1] - topics
   rows = np.flatnonzero(np.asarray(catalogue.index.known))
   return {
     catalogue.item_ids.of(row): (
       catalogue.titles.of(row),
       "|".join(catalogue.tags.of(row)),
-      catalogue.features[row].tolist(),
+      catalogue.features[row, :width].tolist(),
     )
     for row in rows[rows > 0]
   }
