@@ -142,15 +142,18 @@ def _loop(
   rewards, before = [], None
   for number in range(experiment.config.rounds):
     name = f"{arm}, seed {seed}, round {number + 1}"
-    config = _first(experiment, seed)
     if number:
       logs = folder / "logs" / f"slates_{world.env.slate_size}"
       config = _config(experiment, arm, seed, logs, before)
-    policy = Run(config, folder / f"round_{number + 1}")
-    policy.claim(settings.texts(config))
+      policy = Run(config, folder / f"round_{number + 1}")
+      policy.claim(settings.texts(config))
+      before = policy.workdir
+    else:
+      config = experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
+      job = jobs.Job(f"{arm}/{seed}/round_1", config)
+      policy = jobs.prepare(experiment, job, world)
     policy.complete(STAGES)
     policy.export(ExportConfig(dir=str(export), platforms=("cpu",)))
-    before = policy.workdir if number else None
     rows, _ = _users(experiment, world, seed, number)
     with clients.server(export, store, folder / "server.log") as where:
       earned = clients.play(
@@ -166,11 +169,6 @@ def _loop(
     collect.run(str(store), folder / "logs", str(export), 0.0)
     jax.clear_caches()
   return rewards
-
-
-def _first(experiment: jobs.Experiment, seed: int) -> Config:
-  """Of the policy that the loop begins with."""
-  return experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
 
 
 def _config(
