@@ -190,9 +190,11 @@ def _config(
   """Of HSRL in a model of the logs so far, going on from the round before."""
   changes: dict[str, Any] = {"seeds": (seed,)} | dict(ARMS[arm])
   if before is not None:
-    iterations = experiment.base.train.iterations // _AGAIN
-    every = {"iterations": iterations, "save_every": iterations}
-    changes |= every | {"continue_from": str(before)}
+    train = experiment.base.train
+    calls = train.iterations // train.iterations_per_call // _AGAIN
+    own = max(calls, 1) * train.iterations_per_call
+    changes |= dict.fromkeys(("iterations", "save_every", "curve_every"), own)
+    changes["continue_from"] = str(before)
   config = experiment.with_agent(entrants.REFERENCE, **changes)
   rule = {
     x.name: x.default
