@@ -42,7 +42,8 @@ DEFAULT = (CONSERVATIVE, entrants.REFERENCE, MODEL)
 IN_MODEL = {
   "learn_from": "simulator",
   "learning": "on_policy",
-  "learning_rate": 2e-3,
+  "learning_rate": 3e-3,
+  "trace": 0.5,
 }
 _VALIDATION = 0.1  # Of the sessions, to choose the epochs of the model's fit.
 LOGGING = ("uniform", "popularity")
