@@ -6,10 +6,12 @@ import pathlib
 import shutil
 import tempfile
 
+import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax import serving
+from hsrl_jax import serving, sid
 from hsrl_jax.serving import store as store_lib
+from hsrl_jax.serving.http import ids as ids_lib
 from tests import toy
 from tests.serving import running, toy_export
 
@@ -53,6 +55,27 @@ def _send(port, **values):
   return running.post(port, "/feedback", values)
 
 
+class IdsTest(absltest.TestCase):
+  def test_rows_of_a_catalogue_that_changes(self):
+    made = serving.make_catalogue(
+      sid.build_index(np.array([[0], [1], [2]]), 9),
+      np.zeros((1, 9, 2), np.float32),
+      np.zeros((4, 2), np.float32),
+      ["", "tea", "Käse", "x"],
+      [""] * 4,
+      capacity=6,
+    )
+    first = ids_lib.of_catalogue(made)
+    self.assertEqual(first.rows, {"tea": 1, "Käse": 2, "x": 3})
+    # Where items leave nothing is built anew.
+    gone = made.remove_items([2])
+    self.assertIs(ids_lib.of_catalogue(gone, first), first)
+    # An id that comes back in another row is that of the active item.
+    both = gone.add_items([5], np.ones((1, 2), np.float32), ["Käse"])
+    rows = ids_lib.of_catalogue(both, first).rows
+    self.assertEqual(rows, {"tea": 1, "Käse": 5, "x": 3})
+
+
 class FeedbackTest(absltest.TestCase):
   @classmethod
   def setUpClass(cls):
@@ -92,12 +115,17 @@ class FeedbackTest(absltest.TestCase):
         port, history=["id-1", "id-2"], seen=["id-3"], **_USER
       )
       self.assertEqual(status, 200, by_source)
-      for field, item in (("history", "nobody"), ("seen", 1), ("history", 1.5)):
+      for field, item, words in (
+        ("history", "nobody", "history holds 'nobody', which is no known"),
+        ("seen", 1, "seen holds '1', which is no known"),
+        ("history", 1.5, "history holds 1.5; expected item ids"),
+        ("history", True, "history holds True; expected item ids"),
+      ):
         status, answer = running.ask(
           port, **{"history": ["id-1"]} | _USER | {field: [item]}
         )
         self.assertEqual(status, 422, answer)
-        self.assertIn(f"{field} holds {item!r}", answer["error"])
+        self.assertIn(words, answer["error"])
     with self._serving(ids="rows") as (_, _, port):
       status, by_row = running.ask(port, history=[1, 2], seen=[3], **_USER)
     self.assertEqual(by_source["item_ids"], by_row["item_ids"])

@@ -31,22 +31,20 @@ class ItemIds(NamedTuple):
     Raises:
       InputError: one of them is no id, or unknown.
     """
-    found = []
     for item in ids:
-      if isinstance(item, bool) or not isinstance(item, str | int):
+      if type(item) is not str and type(item) is not int:
         raise InputError(
           f"{name} holds {short(item)}; expected item ids of the source, which "
           "are strings or integers"
         )
-      row = self.rows.get(item if isinstance(item, str) else str(item))
-      if row is None:
-        raise InputError(
-          f"{name} holds {short(item)}, which is no known item; expected item "
-          "ids of the source that the catalogue has or had (rows of the "
-          "catalogue with --ids=rows)"
-        )
-      found.append(row)
-    return found
+    try:
+      return [self.rows[item] for item in map(str, ids)]
+    except KeyError as error:
+      raise InputError(
+        f"{name} holds {short(error.args[0])}, which is no known item; "
+        "expected item ids of the source that the catalogue has or had (rows "
+        "of the catalogue with --ids=rows)"
+      ) from error
 
 
 NO_IDS = ItemIds({}, None)
