@@ -13,7 +13,7 @@ from typing import Any
 
 from hsrl_jax.checked import Checked, seed_setting, setting
 from hsrl_jax.experiment_config import ExperimentConfig as ExperimentConfig
-from hsrl_jax.session_config import SessionConfig
+from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -161,8 +161,10 @@ class SimulatorConfig(SessionConfig):
 
   def of_fit(self) -> "SimulatorConfig":
     """The same fit, with what it does not depend on at its defaults."""
-    ignored = dataclasses.fields(SessionConfig)
-    return dataclasses.replace(self, **{x.name: x.default for x in ignored})
+    changes = {x.name: x.default for x in dataclasses.fields(SessionConfig)}
+    if self.boredom == FITTED_TO_LOGS:
+      del changes["boredom"]
+    return dataclasses.replace(self, **changes)
 
 
 @dataclasses.dataclass(frozen=True)

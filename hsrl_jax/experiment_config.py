@@ -40,6 +40,9 @@ class ExperimentConfig(Checked):
     logged_slates: how many are learned from in conservatism.
     conservative_weights: of the conservative term in conservatism, beside that
       of the flags, with the most slates.
+    rounds: of serving and learning in closed_loop.
+    sessions: of each of these rounds.
+    served_temperature: that slates are drawn with there.
   """
 
   agents: tuple[str, ...] | None = None
@@ -66,6 +69,9 @@ class ExperimentConfig(Checked):
   conservative_weights: tuple[float, ...] = setting(
     (0.0, 0.01, 1.0), least=0, length=1
   )
+  rounds: int = setting(10, least=2)
+  sessions: int = setting(2_000, least=2)
+  served_temperature: float = setting(0.5, least=0)
 
   def __post_init__(self):
     super().__post_init__()

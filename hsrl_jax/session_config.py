@@ -8,7 +8,8 @@ import dataclasses
 from hsrl_jax.checked import Checked, setting
 
 PROTOCOLS = ("paper", "no_repeat")
-BOREDOM = ("none", "topic", "all")
+FITTED_TO_LOGS = "fitted"
+BOREDOM = ("none", "topic", "all", FITTED_TO_LOGS)
 LEAVE_RULES = ("patience", "length", "boredom", "distance")
 OBSERVED = ("likes", "interactions")
 FITTED = "fitted"
@@ -43,7 +44,8 @@ class SessionConfig(Checked):
     slate_size: K, items shown at once; None: as many as in the logs.
     boredom: what a user likes less after likes of the same topic: `none`;
       `topic`: items of a boring topic get no likes; `all`: no item gets any
-      while a topic bores. An item's topic is the rarest of its categories.
+      while a topic bores; `fitted`: what the sessions of the logs say of it. An
+      item's topic is the rarest of its categories.
     boredom_memory: last liked items that a user remembers.
     boredom_window: of those, the ones liked in so many last steps count; a
       boring topic stays boring for as many steps.
@@ -91,7 +93,8 @@ class SessionConfig(Checked):
     super().__post_init__()
     self.require(
       "boredom_threshold",
-      self.boredom == "none" or self.boredom_threshold <= self.boredom_memory,
+      self.boredom not in ("topic", "all")
+      or self.boredom_threshold <= self.boredom_memory,
       f"at most boredom_memory = {self.boredom_memory}: else nothing bores",
     )
     self.require(

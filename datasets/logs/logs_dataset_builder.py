@@ -37,6 +37,7 @@ from hsrl_jax.data import feedback, item_vectors
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import (
+  arrow,
   interactions,
   options,
   steps,
@@ -208,7 +209,9 @@ def read_sessions(
 
   users = tables.column(table, "user_id", tables.id_)
   user_number = {user: i for i, user in enumerate(dict.fromkeys(users), 1)}
-  exposed = tables.matrix(table, "exposed", slate, dtype=np.int32)
+  exposed = arrow.slates(table.columns, "exposed", item_ids)
+  if exposed is None:
+    exposed = tables.matrix(table, "exposed", slate, dtype=np.int32)
   width = exposed.shape[1]
   response = tables.matrix(table, "response", tables.responses, width)
   timestamp = np.array(tables.column(table, "timestamp", tables.time))
@@ -226,10 +229,16 @@ def read_sessions(
   if optional["propensity"].size:
     tables.check_actions(table, exposed)
   order = np.argsort(timestamp, kind="stable")
+  history = None
   if "history" in table.columns:
-    past = tables.column(table, "history", items)
+    history = arrow.histories(table.columns, "history", item_ids)
+    past = [] if history is not None else tables.column(table, "history", items)
   else:
     past = _liked_before(users, exposed, response, order)
+  if history is None:
+    history = np.array(
+      [schema.left_padded(x, schema.HISTORY_LENGTH) for x in past]
+    )
   by_user = chosen.split_by == options.BY_USER
   if "split" in table.columns:
     if by_user:
@@ -244,9 +253,7 @@ def read_sessions(
     split = interactions.split_by_time(timestamp)
   columns = {
     "user_id": user_id,
-    "history": np.array(
-      [schema.left_padded(x, schema.HISTORY_LENGTH) for x in past]
-    ),
+    "history": history,
     "exposed": exposed,
     "response": response,
     "timestamp": timestamp,

@@ -173,6 +173,21 @@ class Spec(NamedTuple):
   train: TrainConfig
 
 
+class Ranked(NamedTuple):
+  """Items among which a slate was chosen; where it is served, one is drawn.
+
+  Attributes:
+    items: int32 [M].
+    scores: float32 [M], without noise: the K largest are the greedy slate, but
+      for one that was composed.
+    allowed: bool [M], which of them may be shown.
+  """
+
+  items: Array
+  scores: Array
+  allowed: Array
+
+
 class Action(NamedTuple):
   """What an agent does.
 
@@ -184,12 +199,18 @@ class Action(NamedTuple):
     latent: float32 [A], see Transition.
     notes: what the agent wants to know of it when it learns on-policy; any
       pytree of arrays.
+    ranked: what a greedy slate was chosen from; None where the agent draws
+      place by place.
+    propensity: float32 [K], where the agent draws place by place: the
+      probability of each item at the temperature, given those before it.
   """
 
   slate: Array
   log_prob: Array
   latent: Array
   notes: Any = None
+  ranked: Ranked | None = None
+  propensity: Array | None = None
 
 
 class Choices(NamedTuple):
@@ -272,6 +293,9 @@ class Agent(NamedTuple):
     on_policy: how it learns on-policy; None: it does not, but by `loss`.
     learning: how it learns with optimizers of its own, in place of `loss`; or
       None.
+    place_by_place: whether `act` draws each place of a slate by a softmax of
+      its own, at temperature 0 too, and says its propensities; else it says
+      what it ranked.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -292,6 +316,7 @@ class Agent(NamedTuple):
   on_policy: OnPolicy | None = None
   learning: Learning | None = None
   scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
+  place_by_place: bool = False
 
   @property
   def learns(self) -> bool:
@@ -459,12 +484,8 @@ def choose(
     weighed: see `draw`.
   """
   noise = None if key is None else sampling.gumbel(key, log_pi.shape)
-  ranks, log_prob = draw(
-    log_pi,
-    permitted(index.active, excluded),
-    noise,
-    temperature,
-    weighed,
-  )
+  allowed = permitted(index.active, excluded)
+  ranks, log_prob = draw(log_pi, allowed, noise, temperature, weighed)
   slate = top(ranks, slate_size)
-  return Action(slate, log_prob[slate], jnp.zeros(0))
+  ranked = Ranked(jnp.arange(len(log_pi)), log_pi, allowed)
+  return Action(slate, log_prob[slate], jnp.zeros(0), ranked=ranked)

@@ -93,9 +93,10 @@ def act(
   if key is not None:
     action = explore(action, key, noise)
   scores = network.apply(params, features, method="embed") @ action
-  scores = base.usable(catalogue.index.active, scores, excluded)
-  slate = base.top(scores, slate_size)
-  return base.Action(slate, jnp.zeros(slate_size), action)
+  chosen = base.choose(
+    scores, catalogue.index, excluded, None, noise, slate_size
+  )
+  return chosen._replace(log_prob=jnp.zeros(slate_size), latent=action)
 
 
 def of_slate(

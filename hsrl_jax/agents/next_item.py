@@ -141,7 +141,8 @@ class Policy(NamedTuple):
     ranks, log_prob = base.draw(log_pi, search.valid, noise, temperature)
     best = base.top(ranks, self.slate_size)
     slate = jnp.where(search.valid[best], items[best], 0)
-    return base.Action(slate, log_prob[best], jnp.zeros(0))
+    ranked = base.Ranked(items, log_pi, search.valid)
+    return base.Action(slate, log_prob[best], jnp.zeros(0), ranked=ranked)
 
 
 def reads(agent: str, part: str, field: str) -> bool:

@@ -30,13 +30,14 @@ def make_popularity(settings: Settings, spec: base.Spec) -> base.Agent:
   The agent has no parameters and learns nothing.
 
   It shows everybody the same ranking, with or without a key; new items, which
-  nobody has responded to, come last.
+  nobody has responded to, come last. Where a slate is drawn from that ranking,
+  at temperature 1 items come in proportion to their responses plus 1.
   """
   del settings
 
   def act(params, catalogue, observation, excluded, key, temperature):
     del params, observation, key
-    return base.choose(
+    action = base.choose(
       catalogue.popularity,
       catalogue.index,
       excluded,
@@ -44,6 +45,8 @@ def make_popularity(settings: Settings, spec: base.Spec) -> base.Agent:
       temperature,
       spec.slate_size,
     )
+    ranked = action.ranked._replace(scores=jnp.log1p(catalogue.popularity))
+    return action._replace(ranked=ranked)
 
   return base.Agent(
     init=lambda *_: {},

@@ -72,18 +72,16 @@ def _choose(
   state: Array,
   action: Array,
   excluded: Array,
-) -> tuple[Array, Array]:
-  """The slate, int32 [K], and the items' values, float32 [K]."""
+) -> tuple[Array, Array, base.Ranked]:
+  """The slate, int32 [K], the items' values, float32 [K], and candidates."""
   embedded = network.apply(params, catalogue.features, method="embed")
   scores = base.usable(catalogue.index.active, embedded @ action, excluded)
   count = min(CANDIDATES * slate_size, catalogue.index.capacity)
   items = base.top(scores, count)
   values = _item_values(network, params, catalogue, state, items)
-  best = base.top(
-    jnp.where(scores[items] > masking.NEGATIVE, values, masking.NEGATIVE),
-    slate_size,
-  )
-  return items[best], values[best]
+  allowed = scores[items] > masking.NEGATIVE
+  best = base.top(jnp.where(allowed, values, masking.NEGATIVE), slate_size)
+  return items[best], values[best], base.Ranked(items, values, allowed)
 
 
 def _act(
@@ -101,8 +99,8 @@ def _act(
   action = network.apply(params, state, method="act")
   if key is not None:
     action = latent.explore(action, key, noise)
-  slate, _ = choose(params, catalogue, state, action, excluded)
-  return base.Action(slate, jnp.zeros(len(slate)), action)
+  slate, _, ranked = choose(params, catalogue, state, action, excluded)
+  return base.Action(slate, jnp.zeros(len(slate)), action, ranked=ranked)
 
 
 def _loss(
@@ -121,7 +119,7 @@ def _loss(
   del progress
   step = latent.look(network, params, target_params, catalogue, transition, key)
   nothing = jnp.zeros(0, jnp.int32)
-  _, next_values = choose(
+  _, next_values, _ = choose(
     target_params, catalogue, step.next_state, step.next_action, nothing
   )
   target = returns.td_target(

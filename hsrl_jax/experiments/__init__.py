@@ -13,6 +13,7 @@ from hsrl_jax.experiments import (
 )
 from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
 from hsrl_jax.experiments.logs import conservatism, off_policy
+from hsrl_jax.experiments.loop import closed_loop
 
 # The name of --mode to the function that runs the experiment.
 EXPERIMENTS = {
@@ -25,6 +26,7 @@ EXPERIMENTS = {
   "ab": ab.run,
   "off_policy": off_policy.run,
   "conservatism": conservatism.run,
+  "closed_loop": closed_loop.run,
   "results": document.run,
 }
 
@@ -38,4 +40,5 @@ COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
   "catalogue_size": lambda _: entrants.agents(entrants.POLICIES.values()),
   "ab": ab.compared,
   "conservatism": conservatism.compared,
+  "closed_loop": closed_loop.compared,
 }

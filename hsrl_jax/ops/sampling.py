@@ -59,6 +59,18 @@ def gumbel(key: PRNGKey, shape: tuple[int, ...]) -> Array:
   return -jnp.log(-jnp.log(uniform(key, shape)))
 
 
+def long_tailed_gumbel(key: PRNGKey, shape: tuple[int, ...]) -> Array:
+  """Standard Gumbel noise, float32 `shape`, exact far out.
+
+  `gumbel` ends at 16.6 and is coarse before, so that what has one chance in
+  millions comes too seldom. This one has all 32 bits of its draws in the upper
+  tail, and ends at 22.9.
+  """
+  words = bits(key, int(np.prod(shape))).reshape(shape)
+  upper = (words.astype(jnp.float32) + 0.5) * 2.0**-32  # Near 0: the far end.
+  return -jnp.log(-jnp.log1p(-jnp.minimum(upper, 1.0 - 2.0**-24)))
+
+
 def normal(key: PRNGKey, shape: tuple[int, ...]) -> Array:
   """Standard normal noise, float32 `shape`, by `bits`; within 5.3."""
   return jax.scipy.special.ndtri(uniform(key, shape))

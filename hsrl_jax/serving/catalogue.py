@@ -16,9 +16,13 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.errors import InputError
+from hsrl_jax.serving import arguments
+from hsrl_jax.serving import tags as tags_lib
+from hsrl_jax.serving.tags import Tags
+from hsrl_jax.sid import permits
 from hsrl_jax.types import Array
 
-_FORMAT = 1
+_FORMATS = (1, 2)  # The first is without tags.
 _LARGEST_ID = 2**31 - 2  # Ids are int32 on the device.
 # Members of the file; popularity is there only for agents that rank by it.
 _MEMBERS = {
@@ -26,6 +30,7 @@ _MEMBERS = {
   *("active", "features", "item_ids_utf8", "item_ids_ends", "titles_utf8"),
   *("titles_ends", "popularity"),
 }
+_TAG_MEMBERS = {"tag_names_utf8", "tag_names_ends", "tag_words", "added"}
 
 
 class Texts(NamedTuple):
@@ -51,7 +56,7 @@ class Texts(NamedTuple):
       place = -1
     if not 0 <= place < len(self.ends):
       raise InputError(
-        f"the id {short(row)} has no text; expected an id from 0 to "
+        f"the id {arguments.short(row)} has no text; expected an id from 0 to "
         f"{len(self.ends) - 1}"
       )
     start = self.ends[place - 1] if place else 0
@@ -103,6 +108,7 @@ class Catalogue(NamedTuple):
     titles: [C + 1], for people; "" where there is none.
     popularity: float32 [C + 1], counts of positive responses; None for agents
       that do not rank by popularity.
+    tags: of the items, and when each was added; None in exports of format 1.
   """
 
   index: sid.SidIndex
@@ -111,6 +117,7 @@ class Catalogue(NamedTuple):
   item_ids: Texts
   titles: Texts
   popularity: np.ndarray | None = None
+  tags: Tags | None = None
 
   def add_items(
     self,
@@ -118,22 +125,27 @@ class Catalogue(NamedTuple):
     features: np.ndarray,
     item_ids: Sequence[str] | None = None,
     titles: Sequence[str] | None = None,
+    tags: Sequence[Sequence[str]] | None = None,
+    added: int | None = None,
   ) -> "Catalogue":
     """Returns a catalogue with more active items; see sid.add_items.
 
-    An item that was removed comes back with its old SID, features and names.
+    An item that was removed comes back with its old SID, features, names, tags
+    and time.
 
     Args:
       items: int [M], distinct ids in 1..C that are not active.
       features: float32 [M, D].
       item_ids: [M], names in the source; the ids by default.
       titles: [M], for people; none by default.
+      tags: [M] lists of names; none by default.
+      added: when, see Tags.added; by default one more than the largest so far.
 
     Raises:
       InputError: an argument of another type or shape, an id beyond the
-        capacity, or one that sid.add_items refuses.
+        capacity, or one that sid.add_items refuses; more tags than fit.
     """
-    items = _ids(items)
+    items = arguments.ids(items)
     capacity = self.index.capacity
     if items.size and items.max() > capacity:
       raise InputError(
@@ -141,7 +153,7 @@ class Catalogue(NamedTuple):
         f"ids up to {capacity}: export again with a larger --export_capacity"
       )
     shape = (len(items), self.features.shape[1])
-    features = _floats("features", features, shape)
+    features = arguments.floats("features", features, shape)
     if item_ids is None:
       item_ids = [str(item) for item in items]
     given = {"item_ids": item_ids}
@@ -155,13 +167,68 @@ class Catalogue(NamedTuple):
       raise InputError(str(error)) from error
     rows = np.flatnonzero(~np.asarray(self.index.known)[items])
     new = items[rows]
+    new_tags = self._add_tags(new, rows, len(items), tags, added)
     all_features = self.features.copy()
     all_features[new] = features[rows]
     put = {
       name: getattr(self, name).put(new, [given[name][i] for i in rows])
       for name in given
     }
-    return self._replace(index=index, features=all_features, **put)
+    return self._replace(
+      index=index, features=all_features, tags=new_tags, **put
+    )
+
+  def _add_tags(
+    self,
+    new: np.ndarray,
+    rows: np.ndarray,
+    count: int,
+    tags: Sequence[Sequence[str]] | None,
+    added: int | None,
+  ) -> Tags | None:
+    """The tags with those of the new items, rows of the `count` given ones."""
+    if self.tags is None:
+      if tags is not None or added is not None:
+        raise InputError(
+          "tags or added are given, for which this export has no room: run "
+          "--mode=export again"
+        )
+      return None
+    given = tags_lib.check([()] * count if tags is None else tags, count)
+    if added is None:
+      added = int(self.tags.added.max()) + 1
+    return self.tags.put(
+      new, [given[i] for i in rows], tags_lib.check_time("added", added)
+    )
+
+  def tag_items(
+    self, items: Sequence[int], tags: Sequence[Sequence[str]]
+  ) -> "Catalogue":
+    """Returns a catalogue in which items have these tags, and no others.
+
+    Args:
+      items: int [M], distinct ids of items, active or not.
+      tags: [M] lists of names; new ones are added, up to the room for them.
+
+    Raises:
+      InputError: `items` are no ids of items, `tags` no M lists of texts, no
+        room is left for a tag, or the export takes none.
+    """
+    ids = arguments.ids(items)
+    known = np.asarray(self.index.known)
+    bad = (ids < 1) | (ids > self.index.capacity)
+    bad |= ~known[np.where(bad, 0, ids)]
+    if bad.any():
+      raise InputError(
+        f"item {ids[bad.argmax()]} is not known; expected ids of items"
+      )
+    if len(set(ids.tolist())) < len(ids):
+      raise InputError("items are there twice; expected distinct ids")
+    if self.tags is None:
+      raise InputError(
+        "this export has no room for tags: run --mode=export again"
+      )
+    return self._replace(tags=self.tags.put(ids, tags, None))
 
   def remove_items(self, items: Sequence[int]) -> "Catalogue":
     """Returns a catalogue in which these active items are not recommended.
@@ -174,8 +241,9 @@ class Catalogue(NamedTuple):
     Raises:
       InputError: `items` are no ids, or an id is not active or there twice.
     """
+    ids = arguments.ids(items)
     try:
-      return self._replace(index=sid.remove_items(self.index, _ids(items)))
+      return self._replace(index=sid.remove_items(self.index, ids))
     except ValueError as error:
       raise InputError(str(error)) from error
 
@@ -186,6 +254,14 @@ class Catalogue(NamedTuple):
     rest = {"codebooks": self.codebooks, "features": self.features}
     if self.popularity is not None:
       rest["popularity"] = self.popularity
+    if self.tags is not None:
+      rest |= {"tags": self.tags.words, "added": self.tags.added}
+      summaries = permits.summarise(self.index, *self.tags[1:])
+      rest |= {
+        f"tags.{name}[{level}]": array
+        for name, arrays in summaries._asdict().items()
+        for level, array in enumerate(arrays)
+      }
     return {**index, **rest}
 
   def sizes(self) -> dict[str, int]:
@@ -195,6 +271,7 @@ class Catalogue(NamedTuple):
       "vocab_size": self.index.vocab_size,
       "capacity": self.index.capacity,
       "features": self.features.shape[1],
+      "tags": 0 if self.tags is None else self.tags.words.shape[1],
     }
 
   def codebooks_digest(self) -> str:
@@ -213,8 +290,17 @@ class Catalogue(NamedTuple):
       # Only known items have texts.
       utf8, ends = getattr(self, name)
       rows |= {f"{name}_utf8": utf8, f"{name}_ends": ends[items]}
+    if self.tags is not None:
+      names = texts(self.tags.names)
+      rows |= {
+        "tag_names_utf8": names.utf8,
+        "tag_names_ends": names.ends,
+        "tag_words": self.tags.words[items],
+        "added": self.tags.added[items],
+      }
+    format = _FORMATS[self.tags is not None]
     buffer = io.BytesIO()
-    np.savez(buffer, format=_FORMAT, codebooks=self.codebooks, **arrays, **rows)
+    np.savez(buffer, format=format, codebooks=self.codebooks, **arrays, **rows)
     return buffer.getvalue()
 
 
@@ -228,19 +314,20 @@ def of_bytes(data: bytes) -> Catalogue:
   """
   with np.load(io.BytesIO(data)) as arrays:
     saved = dict(arrays)
-  if saved["format"] != _FORMAT:
-    raise ValueError(f"format {saved['format']}, expected {_FORMAT}")
-  if unknown := saved.keys() - _MEMBERS:
+  if saved["format"] not in _FORMATS:
+    raise ValueError(f"format {saved['format']}, expected 1 or 2")
+  members = _MEMBERS | (_TAG_MEMBERS if saved["format"] == 2 else set())
+  if unknown := saved.keys() - members:
     raise ValueError(f"the array {min(unknown)!r} belongs to no catalogue")
   index = sid.from_arrays(saved)
   items = saved["items"]
 
-  def check(name, *shape):
+  def check(name, *shape, dtype=np.float32):
     array = saved[name]
-    if array.dtype != np.float32 or array.shape != shape:
+    if array.dtype != dtype or array.shape != shape:
       raise ValueError(
         f"{name} are {array.dtype} {list(array.shape)}, "
-        f"expected float32 {list(shape)}"
+        f"expected {np.dtype(dtype)} {list(shape)}"
       )
     if not np.isfinite(array).all():
       raise ValueError(f"{name} are not finite")
@@ -260,6 +347,20 @@ def of_bytes(data: bytes) -> Catalogue:
     rows.check()
     return rows
 
+  def read_tags():
+    names = Texts(saved["tag_names_utf8"], saved["tag_names_ends"])
+    names.check()
+    count, width = len(names.ends), saved["tag_words"].shape[-1]
+    check("tag_words", len(items), width, dtype=np.uint32)
+    check("added", len(items), dtype=np.uint32)
+    if not width or count > width * tags_lib.WORD:
+      raise ValueError(f"{count} tags in {width} words")
+    return Tags(
+      tuple(names.of(i) for i in range(count)),
+      spread(saved["tag_words"]),
+      spread(saved["added"]),
+    )
+
   width = saved["codebooks"].shape[-1]
   check("codebooks", index.levels, index.vocab_size, width)
   check("features", len(items), saved["features"].shape[-1])
@@ -272,6 +373,7 @@ def of_bytes(data: bytes) -> Catalogue:
     item_ids=read_texts("item_ids"),
     titles=read_texts("titles"),
     popularity=spread(saved["popularity"]) if "popularity" in saved else None,
+    tags=read_tags() if saved["format"] == 2 else None,
   )
 
 
@@ -284,6 +386,7 @@ def make_catalogue(
   *,
   capacity: int | None = None,
   popularity: np.ndarray | None = None,
+  tags: Sequence[Sequence[str]] | None = None,
 ) -> Catalogue:
   """Builds the served catalogue from the arrays of the training side.
 
@@ -295,18 +398,21 @@ def make_catalogue(
     titles: [N + 1], for people.
     capacity: C; None: that of the index.
     popularity: float32 [N + 1], or None.
+    tags: [N + 1] lists of names of tags, the first of padding; None: no tags.
 
   Raises:
     InputError: an argument of another type or shape, numbers that are not
       finite, or more items than the capacity.
   """
   if not isinstance(index, sid.SidIndex):
-    raise InputError(f"index is {short(index)}; expected a SidIndex")
+    raise InputError(f"index is {arguments.short(index)}; expected a SidIndex")
   if capacity is not None:
     index = _with_capacity(index, capacity)
   sizes = (index.levels, index.vocab_size)
-  codebooks = _floats("codebooks", codebooks, (*sizes, None), finite=True)
-  features = _floats("features", features, (None, None), finite=True)
+  codebooks = arguments.floats(
+    "codebooks", codebooks, (*sizes, None), finite=True
+  )
+  features = arguments.floats("features", features, (None, None), finite=True)
   count = len(features)
   if not index.num_items < count <= index.capacity + 1:
     raise InputError(
@@ -316,7 +422,9 @@ def make_catalogue(
     )
   missing = index.capacity + 1 - count
   if popularity is not None:
-    popularity = _floats("popularity", popularity, (count,), finite=True)
+    popularity = arguments.floats(
+      "popularity", popularity, (count,), finite=True
+    )
     popularity = np.pad(popularity, (0, missing))
   room = (0, missing)
   names = {
@@ -331,6 +439,7 @@ def make_catalogue(
     codebooks=codebooks,
     features=np.pad(features, (room, (0, 0))),
     popularity=popularity,
+    tags=tags_lib.make(tags, count - 1, index.capacity),
     **names,
   )
 
@@ -340,7 +449,7 @@ def _with_capacity(index: sid.SidIndex, capacity: int) -> sid.SidIndex:
   is_number = isinstance(capacity, int | np.integer)
   if not is_number or not 1 <= capacity <= _LARGEST_ID:
     raise InputError(
-      f"capacity is {short(capacity)}; expected an integer from 1 to "
+      f"capacity is {arguments.short(capacity)}; expected an integer from 1 to "
       f"{_LARGEST_ID}"
     )
   arrays = sid.to_arrays(index) | {"capacity": np.asarray(capacity)}
@@ -348,43 +457,6 @@ def _with_capacity(index: sid.SidIndex, capacity: int) -> sid.SidIndex:
     return sid.from_arrays(arrays)
   except ValueError as error:
     raise InputError(str(error)) from error
-
-
-def _ids(items: Any) -> np.ndarray:
-  """Returns ids as int [M]; raises InputError for what is no list of ids."""
-  try:
-    ids = np.asarray(items)
-  except ValueError:  # Rows of unequal lengths.
-    ids = np.asarray("")
-  if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
-    raise InputError(f"items are {short(items)}; expected a list of item ids")
-  return ids.astype(np.int64)
-
-
-def _floats(
-  name: str, values: Any, shape: tuple[int | None, ...], finite: bool = False
-) -> np.ndarray:
-  """Returns float32 of a shape (None: any size); raises InputError else."""
-  wanted = ["any" if size is None else size for size in shape]
-  expected = f"expected numbers of the shape {wanted}".replace("'", "")
-  try:
-    array = np.asarray(values)
-  except ValueError:  # Rows of unequal lengths.
-    array = np.asarray("")
-  if array.dtype.kind not in "fiu":
-    raise InputError(f"{name} are {short(values)}; {expected}")
-  if array.ndim != len(shape) or any(
-    want is not None and size != want
-    for size, want in zip(array.shape, shape, strict=True)
-  ):
-    raise InputError(f"{name} have the shape {list(array.shape)}; {expected}")
-  with np.errstate(over="ignore"):
-    array = array.astype(np.float32)
-  if finite and not np.isfinite(array).all():
-    raise InputError(
-      f"{name} have numbers that are not finite float32; {expected}"
-    )
-  return array
 
 
 def _texts(name: str, rows: Any, count: int) -> Texts:
@@ -395,13 +467,7 @@ def _texts(name: str, rows: Any, count: int) -> Texts:
     joined = None
   if joined is None or len(joined.ends) != count:
     raise InputError(
-      f"{name} are {short(rows)}; expected a list of {count} strings of valid "
-      "Unicode"
+      f"{name} are {arguments.short(rows)}; expected a list of {count} strings "
+      "of valid Unicode"
     )
   return joined
-
-
-def short(value: Any) -> str:
-  """Returns how a value looks, in one line of 40 characters at most."""
-  text = " ".join(repr(value).split())
-  return text if len(text) <= 40 else text[:40] + "..."

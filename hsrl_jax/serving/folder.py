@@ -22,16 +22,18 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.serving import catalogue as catalogue_lib
 from hsrl_jax.serving.catalogue import Catalogue
 
-FORMAT = 1
+FORMAT = 2
+# Sizes that exports of format 1 lack: they see no session and no tags.
+SINCE_2 = {"shown": 0, "tags": 0}
 MANIFEST = "manifest.json"
 POINTER = "current"
 VERSIONS = "versions"
 ROLES = ("decode", "policy", "catalogue")
 SIZES = (
   *("history", "profile", "seen", "slate", "levels", "vocab_size"),
-  *("capacity", "features"),
+  *("capacity", "features", "shown", "tags"),
 )
-_MAY_BE_ZERO = ("profile", "seen")
+_MAY_BE_ZERO = ("profile", "seen", "shown", "tags")
 _LARGEST = 2**24  # Bytes of a manifest, at most.
 _KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
@@ -56,7 +58,8 @@ class Manifest:
 
   Attributes:
     sizes: `history` H, `profile` P, `seen` T, `slate` K, `levels` L,
-      `vocab_size` V, `capacity` C and `features` D.
+      `vocab_size` V, `capacity` C, `features` D, `shown` R (items of a session
+      that the policy sees; 0: likes alone) and `tags` W (words of an item).
     batch_sizes: users decoded at once, ascending.
     platforms: of `cpu`, `cuda`, `tpu`.
     codebooks: short hash of those that the policy was trained with.
@@ -168,15 +171,17 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     version = values["format"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise unreadable(path, error) from error
-  if version != FORMAT:
+  if version not in (1, FORMAT):
     raise InputError(
-      f"{path} has format {version}; expected {FORMAT}: export again, or serve "
-      "it with the version of hsrl_jax that wrote it"
+      f"{path} has format {version}; expected 1 or {FORMAT}: export again, or "
+      "serve it with the version of hsrl_jax that wrote it"
     )
   try:
+    old = SINCE_2 if version == 1 else {}
     manifest = Manifest(
       **values
       | {
+        "sizes": old | values["sizes"],
         "files": {role: File(**values["files"][role]) for role in ROLES},
         "batch_sizes": tuple(values["batch_sizes"]),
         "platforms": tuple(values["platforms"]),

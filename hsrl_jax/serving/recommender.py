@@ -22,23 +22,12 @@ from jax import export
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
-from hsrl_jax.serving.catalogue import Catalogue, short
+from hsrl_jax.serving import request as request_lib
+from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.request import Query
 
-_LARGEST = float(np.finfo(np.float32).max)
-
-
-class Query(NamedTuple):
-  """A checked request, padded.
-
-  Attributes:
-    profile: float32 [P].
-    history: int32 [H], left-padded with 0.
-    seen: int32 [T], padded with 0.
-  """
-
-  profile: np.ndarray
-  history: np.ndarray
-  seen: np.ndarray
+# Of exports of format 1, which take no more of a request.
+_OLD_NAMES = ("profile", "history", "seen")
 
 
 class Recommendations(NamedTuple):
@@ -50,12 +39,16 @@ class Recommendations(NamedTuple):
     log_probs: float32 [n, K], log pi, up to a constant of the user; -inf where
       there is no item, 0 for agents that have none.
     valid: bool [n, K], whether there is an item.
+    propensity: float32 [n, K], the probability with which each item was drawn
+      for its place, given the places before: their product is that of the
+      slate. 1 at temperature 0; 0 where there is no item.
   """
 
   items: np.ndarray
   sids: np.ndarray
   log_probs: np.ndarray
   valid: np.ndarray
+  propensity: np.ndarray
 
 
 class Inputs(NamedTuple):
@@ -64,19 +57,19 @@ class Inputs(NamedTuple):
   Attributes:
     policy: shape and dtype of each parameter, by name.
     catalogue: shape and dtype of each array of the catalogue, by name.
-    rows: sizes of a request: P, H and T.
-    slate: K.
+    sizes: those of a request and of its answer, named as in a manifest.
+    old: whether it is of format 1, whose requests are profile, history and
+      seen alone.
   """
 
   policy: dict[str, jax.ShapeDtypeStruct]
   catalogue: dict[str, jax.ShapeDtypeStruct]
-  rows: tuple[int, ...]
-  slate: int
+  sizes: dict[str, int]
+  old: bool
 
   def check(self, folder: pathlib.Path, manifest: folder_lib.Manifest) -> None:
     """Raises InputError if a manifest has other sizes than the artefact."""
-    sizes = dict(zip(("profile", "history", "seen"), self.rows, strict=True))
-    for name, size in (sizes | {"slate": self.slate}).items():
+    for name, size in self.sizes.items():
       if manifest.sizes[name] != size:
         raise InputError(
           f"{folder / folder_lib.MANIFEST} has {name} {manifest.sizes[name]}; "
@@ -180,7 +173,7 @@ class Recommender:
     """
     folder = pathlib.Path(folder)
     old, new = self.manifest, folder_lib.read_manifest(folder)
-    for name in ("history", "profile", "seen"):
+    for name in ("history", "profile", "seen", "shown", "tags"):
       if old.sizes[name] != new.sizes[name]:
         raise InputError(
           f"{folder} has {name} {new.sizes[name]} and what is served has "
@@ -229,61 +222,48 @@ class Recommender:
     history: Sequence[int],
     profile: Sequence[float] = (),
     seen: Sequence[int] = (),
+    *,
+    earlier: Sequence[tuple[Sequence[int], Sequence[float]]] = (),
+    k: int | None = None,
+    temperature: float = 0.0,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    since: int | None = None,
   ) -> Query:
     """Checks and pads one user's request.
 
     Args:
-      history: ids of items that the user liked, newest last; of more than H
-        the newest H count. Removed items are allowed.
+      history: ids of items that the user liked, newest last, those of this
+        session too; of more than H the newest H count. Removed items are
+        allowed.
       profile: P finite numbers.
       seen: at most T ids that are not to be recommended; 0 is ignored.
+      earlier: the slates of this session, oldest first, each a pair of item ids
+        and their responses, from 0 to 1. An export whose policy sees likes
+        alone checks and ignores them.
+      k: the first so many items of the slate; None: all K.
+      temperature: 0 for the best slate; else that of a draw.
+      include: names of tags, of which an item needs one; none: all items.
+      exclude: names of tags, of which an item may have none.
+      since: the least `added` of an item, see Tags.
 
     Raises:
       InputError: names what is wrong.
     """
-    sizes = self.manifest.sizes
-    if len(seen) > sizes["seen"]:
-      raise InputError(
-        f"seen has {len(seen)} ids; expected {sizes['seen']} at most: leave "
-        "out the oldest, or export with a larger --export_seen"
-      )
-    if len(profile) != sizes["profile"]:
-      raise InputError(
-        f"profile has {len(profile)} numbers; expected {sizes['profile']}"
-      )
-    padded = Query(
-      np.zeros(sizes["profile"], np.float32),
-      np.zeros(sizes["history"], np.int32),
-      np.zeros(sizes["seen"], np.int32),
+    return request_lib.make(
+      self.manifest.sizes,
+      self._known,
+      self.catalogue.tags,
+      history,
+      profile,
+      seen,
+      earlier=earlier,
+      k=k,
+      temperature=temperature,
+      include=include,
+      exclude=exclude,
+      since=since,
     )
-    self._check_ids("history", history, 1)
-    self._check_ids("seen", seen, 0)
-    history = history[-sizes["history"] :]
-    if len(history):
-      padded.history[-len(history) :] = history
-    padded.seen[: len(seen)] = seen
-    for place, value in enumerate(profile):
-      if isinstance(value, bool) or not isinstance(
-        value, int | float | np.number
-      ):
-        raise InputError(f"profile holds {short(value)}; expected numbers")
-      if not abs(value) <= _LARGEST:
-        raise InputError(
-          f"profile holds {short(value)}; expected finite float32 numbers"
-        )
-      padded.profile[place] = value
-    return padded
-
-  def _check_ids(self, name: str, ids: Sequence[int], first: int) -> None:
-    known, capacity = self._known, self.manifest.sizes["capacity"]
-    for item in ids:
-      if type(item) is not int and not isinstance(item, np.integer):
-        raise InputError(f"{name} holds {short(item)}; expected item ids")
-      if not first <= item <= capacity or (item and not known[item]):
-        raise InputError(
-          f"{name} holds {short(item)}, which is no known item; expected ids "
-          f"from 1 to {capacity} that the catalogue has or had"
-        )
 
   def decode(self, queries: Sequence[Query]) -> Recommendations:
     """Recommends to any number of users, in as few calls as possible."""
@@ -300,16 +280,18 @@ class Recommender:
     """Recommends to at most as many users as the largest batch; may be 0."""
     count, sizes = len(queries), self.manifest.sizes
     batch = next(size for size in self.batch_sizes if size >= count)
-    padded = Query(
-      np.zeros((batch, sizes["profile"]), np.float32),
-      np.zeros((batch, sizes["history"]), np.int32),
-      np.zeros((batch, sizes["seen"]), np.int32),
+    padded = request_lib.padding(sizes, batch)
+    of_each = [jax.tree.leaves(query) for query in queries]
+    for number, rows in enumerate(jax.tree.leaves(padded)):
+      for row, leaves in enumerate(of_each):
+        rows[row] = leaves[number]
+    decoded = self._decoders[batch](
+      self._policy, self._arrays, *_request(padded, self._inputs.old)
     )
-    for row, query in enumerate(queries):
-      for rows, given in zip(padded, query, strict=True):
-        rows[row] = given
-    decoded = self._decoders[batch](self._policy, self._arrays, *padded)
-    return Recommendations(*(np.asarray(x)[:count] for x in decoded))
+    slates = [np.asarray(x)[:count] for x in decoded]
+    if self._inputs.old:  # It draws nothing.
+      slates.append(slates[-1].astype(np.float32))
+    return _first(Recommendations(*slates), padded.k[:count])
 
   def recommend(
     self,
@@ -387,15 +369,19 @@ def _read_decode(
   artefact = folder_lib.read_file(folder, manifest, "decode")
   try:
     exported = export.deserialize(bytearray(artefact))
-    (policy, catalogue, *rows), _ = jax.tree.unflatten(
+    (policy, catalogue, *request), _ = jax.tree.unflatten(
       exported.in_tree, exported.in_avals
     )
-    inputs = Inputs(
-      policy,
-      catalogue,
-      tuple(row.shape[1] for row in rows),
-      exported.out_avals[0].shape[1],
-    )
+    old = len(request) > 1
+    if old:
+      rows = dict(zip(_OLD_NAMES, request, strict=True))
+    else:
+      rows = {name: request[0][name] for name in _OLD_NAMES}
+      rows["shown"] = request[0]["earlier"]["items"]
+      rows["tags"] = request[0]["allow"]["include"]
+    sizes = {name: row.shape[1] for name, row in rows.items()}
+    sizes["slate"] = exported.out_avals[0].shape[1]
+    inputs = Inputs(policy, catalogue, sizes, old)
   except Exception as error:  # Of another version of jax, say.
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
@@ -417,12 +403,12 @@ def _compile(
   )
 
   def compiled(batch: int) -> Callable:
-    rows = [
-      jax.ShapeDtypeStruct((batch, size), dtype)
-      for size, dtype in zip(
-        inputs.rows, (np.float32, np.int32, np.int32), strict=True
-      )
-    ]
+    # Of the tags' words the artefact says how many; format 1 has no sizes.
+    sizes = folder_lib.SINCE_2 | inputs.sizes
+    rows = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+      _request(request_lib.padding(sizes, batch), inputs.old),
+    )
     return jax.jit(exported.call).lower(*arrays, *rows).compile()
 
   # XLA compiles without the GIL.
@@ -430,6 +416,28 @@ def _compile(
     len(os.sched_getaffinity(0))
   ) as pool:
     return dict(zip(batch_sizes, pool.map(compiled, batch_sizes), strict=True))
+
+
+def _request(query: Query, old: bool) -> tuple[Any, ...]:
+  """The arguments of the exported function after policy and catalogue."""
+  if old:
+    return tuple(getattr(query, name) for name in _OLD_NAMES)
+  return (query.inputs(),)
+
+
+def _first(slates: Recommendations, k: np.ndarray) -> Recommendations:
+  """The first k places, int32 [n], of slates; the others show nothing."""
+  count = slates.items.shape[1]
+  cut = np.arange(count) >= k[:, None]
+  if not cut.any():
+    return slates
+  return Recommendations(
+    items=np.where(cut, 0, slates.items),
+    sids=np.where(cut[..., None], -1, slates.sids),
+    log_probs=np.where(cut, -np.inf, slates.log_probs),
+    valid=slates.valid & ~cut,
+    propensity=np.where(cut, 0, slates.propensity),
+  )
 
 
 def _read_policy(

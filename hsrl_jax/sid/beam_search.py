@@ -1,7 +1,8 @@
 """Constrained beam search over SIDs of ONE user; callers vmap.
 
-Only prefixes with an active item below them survive. The caller's function
-computes the policy at a prefix, so both residual modes share this search.
+Only prefixes with an active item below them survive, and where the index has a
+`permit`, those below which it permits one. The caller's function computes the
+policy at a prefix, so both residual modes share this search.
 """
 
 from collections.abc import Callable
@@ -108,7 +109,7 @@ def beam_search(
     step = jax.vmap(log_prob_fn, in_axes=(0, None), axis_size=len(node))(
       context, level
     )
-    valid = jax.vmap(sid_index.valid_tokens, in_axes=(None, 0, None))(
+    valid = jax.vmap(sid_index.permitted_tokens, in_axes=(None, 0, None))(
       index, node, level
     )
     if closed is not None:

@@ -13,6 +13,7 @@ host.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,6 +42,7 @@ class SidIndex:
     live: per level, int32 [nodes_l], the active items below each node.
     leaf_item: int32 [min(V^L, C)], the item of each leaf, in order of SIDs.
     vocab_size: V, static.
+    permit: what a search asks of prefixes beside, see `permits`; None: nothing.
   """
 
   tokens: Array
@@ -52,6 +54,7 @@ class SidIndex:
   live: tuple[Array, ...]
   leaf_item: Array
   vocab_size: int = dataclasses.field(metadata={"static": True})
+  permit: Any = None
 
   @property
   def levels(self) -> int:
@@ -135,6 +138,14 @@ def _row(array: Array, node: Array) -> Array:
   return array.at[jnp.maximum(node, 0)].get(mode="promise_in_bounds")
 
 
+def permitted_tokens(index: SidIndex, node: Array, level: int) -> Array:
+  """`valid_tokens`, without those below which `permit` has nothing."""
+  valid = valid_tokens(index, node, level)
+  if index.permit is None:
+    return valid
+  return valid & index.permit.may(level + 1, _children(index, node, level)[1])
+
+
 def live_children(index: SidIndex, node: Array, level: int) -> Array:
   """Active items below each child of a node, int32 [V].
 
@@ -143,13 +154,19 @@ def live_children(index: SidIndex, node: Array, level: int) -> Array:
     node: int32 [], a node of `level`; -1 is no node.
     level: length of the node's prefix, 0..L-1.
   """
-  words = _row(index.present[level], node)
-  bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1
-  there = bits.reshape(-1)[: index.vocab_size].astype(jnp.int32)
-  number = _row(index.first_child[level], node) + jnp.cumsum(there) - there
+  there, number = _children(index, node, level)
   if level + 1 < index.levels:
     live = index.live[level + 1].at[number].get(mode="clip")
   else:
     leaf = index.leaf_item.at[number].get(mode="clip")
     live = index.active[leaf].astype(jnp.int32)
-  return jnp.where((there == 1) & (node >= 0), live, 0)
+  return jnp.where(there & (node >= 0), live, 0)
+
+
+def _children(index: SidIndex, node: Array, level: int) -> tuple[Array, Array]:
+  """Whether a node has each child, and the children's numbers, [V]."""
+  words = _row(index.present[level], node)
+  bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1
+  there = bits.reshape(-1)[: index.vocab_size].astype(jnp.int32)
+  number = _row(index.first_child[level], node) + jnp.cumsum(there) - there
+  return there == 1, number

@@ -59,12 +59,14 @@ class ResponseParams(NamedTuple):
     blend: statistics of the logs and their weights; None: the network alone.
     shift: float32 [], added to each logit, which brings probabilities that were
       fitted to drawn negatives to a known base rate; None: nothing is added.
+    boredom: parameters of FittedBoredom; None where it is a rule, or none.
   """
 
   network: Params
   item_features: Array
   blend: blend_lib.Blend | None = None
   shift: Array | None = None
+  boredom: Params | None = None
 
 
 def make_network(config: SimulatorConfig):

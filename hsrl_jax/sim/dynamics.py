@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
 from hsrl_jax.types import Array
 
 _NEVER = -1  # A step before the session.
@@ -26,7 +28,12 @@ class Dynamics(Protocol):
     """The state at the start of a session."""
 
   def probabilities(
-    self, state: Any, topics: Array, probability: Array, step: Array
+    self,
+    state: Any,
+    topics: Array,
+    probability: Array,
+    step: Array,
+    fitted: Any,
   ) -> Array:
     """Probabilities of a positive response in a step, float32 [M].
 
@@ -35,6 +42,7 @@ class Dynamics(Protocol):
       topics: [M], of the items.
       probability: float32 [M], by the click model.
       step: which step.
+      fitted: what was fitted to logs; None where the dynamics are a rule.
     """
 
   def after(
@@ -56,7 +64,7 @@ class Dynamics(Protocol):
     """Likes that a topic can take in a step without harm, int32 [T + 1].
 
     0 where items of the topic get no likes. It is what the bound `farsighted`
-    knows of the dynamics.
+    knows of the dynamics; those that are fitted have no such number.
     """
 
 
@@ -123,8 +131,10 @@ class Boredom:
     topics: Array,
     probability: Array,
     step: Array,
+    fitted: None = None,
   ) -> Array:
     """See Dynamics."""
+    del fitted
     return jnp.where(self.bores(state, step)[topics], 0.0, probability)
 
   def after(
@@ -173,6 +183,8 @@ def of_config(config: SimulatorConfig, topics: int) -> Dynamics | None:
   """
   if config.boredom == "none":
     return None
+  if config.boredom == FITTED_TO_LOGS:
+    return FittedBoredom(topics)
   return Boredom(
     topics,
     config.boredom == "all",

@@ -209,7 +209,11 @@ class UserSimulator(NamedTuple):
     if self.dynamics is None:
       return probability
     return self.dynamics.probabilities(
-      state.dynamics, params.topics[items], probability, state.steps
+      state.dynamics,
+      params.topics[items],
+      probability,
+      state.steps,
+      getattr(params.response, "boredom", None),
     )
 
   def hidden(self, state: EnvState, params: EnvParams) -> Array:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,10 +21,12 @@ from hsrl_jax.evaluation import verdict
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import stop, watch
 from hsrl_jax.ops import tree
+from hsrl_jax.session_config import FITTED_TO_LOGS
 from hsrl_jax.sim import blend as blend_lib
 from hsrl_jax.sim import click_model
 from hsrl_jax.sim.click_model import ResponseParams
 from hsrl_jax.sim.response_file import ResponseFile
+from hsrl_jax.stages import boredom
 from hsrl_jax.types import Params, Sessions
 
 FOLDER = "simulator"
@@ -58,8 +61,11 @@ def run(
 
   Raises:
     FloatingPointError: a parameter became NaN or infinite.
+    InputError: the logs say nothing of boredom, which is to be fitted to them.
   """
   folder = workdir / FOLDER
+  if config.boredom == FITTED_TO_LOGS:
+    boredom.check(dataset)
   val = dataset.splits["val"]
   fit = _make_fit(config, dataset)
   state = fit.init()
@@ -91,6 +97,12 @@ def run(
           break
   blend = _blended(config, dataset, fit, state.best_params)
   params = _params(dataset, state.best_params, blend)
+  if config.boredom == FITTED_TO_LOGS:
+    splits = {name: dataset.splits[name] for name in ("train", "val")}
+    predict = _predictor(config, params._replace(shift=None), dataset)
+    known = {name: predict(logs) for name, logs in splits.items()}
+    fitted = boredom.fit(config, workdir, dataset, known)
+    params = params._replace(boredom=fitted)
   quality = _judged(config, params, dataset)
   if blend is not None:
     names = blend_lib.TERMS, np.asarray(blend.weights).tolist()
@@ -187,22 +199,7 @@ def _judged(
     `format`; `verdict.measure` on the validation split; and what
     `verdict.of_fit` says.
   """
-  respond = jax.jit(
-    jax.vmap(click_model.response_fn(config), in_axes=(None, 0, 0, 0, 0))
-  )
-  params, offset = params._replace(shift=None), _offset(dataset)
-
-  def predict(logs: Sessions) -> np.ndarray:
-    users = np.zeros(len(logs.user_id), np.float32)
-    if params.blend is not None:
-      users = np.float32(params.blend.of_users(logs.user_id))
-    p = respond(params, logs.profile, logs.history, logs.exposed, users)
-    p = np.asarray(p)
-    if offset is None:
-      return p
-    p = np.clip(p.astype(np.float64), _LEAST, 1 - _LEAST)
-    return special.expit(special.logit(p) + offset[logs.exposed])
-
+  predict = _predictor(config, params._replace(shift=None), dataset)
   splits = {"validation": dataset.splits["val"], "test": dataset.splits["test"]}
   known = verdict.baselines(
     dataset.splits["train"], len(dataset.items.features) - 1
@@ -216,14 +213,42 @@ def _judged(
   return {"format": QUALITY_FORMAT, **_scalars(judged["validation"]), **judged}
 
 
+def _predictor(
+  config: SimulatorConfig, params: ResponseParams, dataset: Dataset
+) -> Callable[[Sessions], np.ndarray]:
+  """Logged slates to probabilities of likes, [S, K].
+
+  Negatives that were drawn are expected as they were drawn.
+  """
+  respond = jax.jit(
+    jax.vmap(click_model.response_fn(config), in_axes=(None, 0, 0, 0, 0))
+  )
+  offset = _offset(dataset)
+
+  def predict(logs: Sessions) -> np.ndarray:
+    users = np.zeros(len(logs.user_id), np.float32)
+    if params.blend is not None:
+      users = np.float32(params.blend.of_users(logs.user_id))
+    p = respond(params, logs.profile, logs.history, logs.exposed, users)
+    p = np.asarray(p)
+    if params.boredom is not None:
+      p = boredom.predicted(params.boredom, dataset, logs, p)
+    if offset is None:
+      return p
+    p = np.clip(p.astype(np.float64), _LEAST, 1 - _LEAST)
+    return special.expit(special.logit(p) + offset[logs.exposed])
+
+  return predict
+
+
 def load(
   config: SimulatorConfig, workdir: pathlib.Path, dataset: Dataset
 ) -> ResponseParams:
   """The click model that `run` fitted.
 
   Raises:
-    InputError: no checkpoint can be read, or quality.json has no weights of the
-      blend.
+    InputError: no checkpoint can be read, quality.json has no weights of the
+      blend, or the fitted boredom cannot be read.
   """
   folder = workdir / FOLDER / "checkpoints"
   again = f"delete {workdir}/.done/simulator and run --mode=simulator again"
@@ -232,8 +257,12 @@ def load(
     state = checkpoint.restore_latest(checkpointer, like)
   if state is None:
     raise InputError(f"{folder}: no checkpoint can be read; {again}")
+  params = _params(dataset, state.best_params, None)
+  if config.boredom == FITTED_TO_LOGS:
+    fitted = boredom.load(workdir, dataset, again)
+    params = params._replace(boredom=fitted)
   if config.click_model not in click_model.BLENDED:
-    return _params(dataset, state.best_params, None)
+    return params
   path = workdir / FOLDER / "quality.json"
   with reading(path, f"the weights of the blend: {again}"):
     weights = json.loads(path.read_text())["blend"]
@@ -241,7 +270,7 @@ def load(
   blend, _ = blend_lib.of_logs(
     dataset.splits["train"], dataset.items.features, _offset(dataset)
   )
-  return _params(dataset, state.best_params, blend._replace(weights=weights))
+  return params._replace(blend=blend._replace(weights=weights))
 
 
 def made_up(workdir: pathlib.Path) -> dict[str, Any]:

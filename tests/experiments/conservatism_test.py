@@ -46,6 +46,8 @@ class PlanTest(absltest.TestCase):
       ("cql", 40, 0.0),
       ("hsrl", 20, None),
       ("hsrl", 40, None),
+      ("model", 20, None),
+      ("model", 40, None),
     ]
     self.assertEqual(rows, own * 2)
 
@@ -78,7 +80,10 @@ class WholeTest(absltest.TestCase):
   def test_from_data_to_plot_and_again(self):
     root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     config = dataclasses.replace(
-      CONFIG, logged_slates=(40,), conservative_weights=(0.0,), agents=("cql",)
+      CONFIG,
+      logged_slates=(40,),
+      conservative_weights=(0.0,),
+      agents=("cql", "model"),
     )
     with (
       contextlib.redirect_stdout(io.StringIO()) as out,
@@ -87,7 +92,7 @@ class WholeTest(absltest.TestCase):
       conservatism.run(_experiment(root, config))
     results = json.loads((root / "results.json").read_text())
     self.assertTrue((root / "plot.png").exists())
-    self.assertLen(results["rows"], 4)
+    self.assertLen(results["rows"], 6)
     for row in results["rows"]:
       reward = row["total_reward"]
       self.assertLen(reward["per_seed"], 2)
@@ -98,7 +103,7 @@ class WholeTest(absltest.TestCase):
     # Nothing is simulated in training, and what is finished is kept.
     lines = (root / "uniform/cql_40_0/policy/metrics.jsonl").read_text()
     self.assertNotIn("eval", lines)
-    self.assertIn("job 4 of 4", out.getvalue())
+    self.assertIn("job 6 of 6", out.getvalue())
 
 
 if __name__ == "__main__":

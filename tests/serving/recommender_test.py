@@ -243,7 +243,7 @@ class RecommenderTest(parameterized.TestCase):
     path = folder / folder_lib.MANIFEST
     values = json.loads(path.read_text())
     for change, what in (
-      ({"format": 2}, "has format 2; expected 1"),
+      ({"format": 3}, "has format 3; expected 1 or 2"),
       ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
       ({"files": {}}, "cannot be read"),
     ):

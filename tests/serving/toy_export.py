@@ -11,11 +11,12 @@ from hsrl_jax import serving, sid
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import ExportConfig
 from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.sim import observed
 from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
 from tests import toy
 
-ROOM, SEEN = 48, 5
+ROOM, SEEN, SHOWN = 48, 5, 8
 LEVELS, VOCAB, WIDTH = 2, 8, 7
 
 
@@ -43,11 +44,11 @@ class Exported(NamedTuple):
       profile: float [n, P].
       seen: int [n, T].
     """
-    items = _for_agents(catalogue)
+    items, params = for_agents(catalogue), jax.device_put(self.params)
 
     def one(profile, history, seen):
       return self.agent.act(
-        self.params, items, Observation(profile, history), seen, None, 1.0
+        params, items, Observation(profile, history), seen, None, 1.0
       )
 
     act = jax.jit(jax.vmap(one))(
@@ -56,7 +57,7 @@ class Exported(NamedTuple):
     return np.asarray(act.slate), np.asarray(act.log_prob)
 
 
-def _for_agents(catalogue: serving.Catalogue) -> ActionSpace:
+def for_agents(catalogue: serving.Catalogue) -> ActionSpace:
   """The same as the training side has it."""
   return ActionSpace(
     jnp.asarray(catalogue.features),
@@ -72,9 +73,11 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
   Args:
     folder: is written.
     salt: makes other parameters.
-    **overrides: see `toy.config`; `platforms` of the export.
+    **overrides: see `toy.config`; `platforms` of the export; `tags` of the
+      catalogue.
   """
   platforms = overrides.pop("platforms", ("cpu",))
+  tags = overrides.pop("tags", None)
   config = toy.config(**overrides)
   agent = toy.agent(config)
   rng = np.random.default_rng(0)
@@ -91,12 +94,16 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     ["", *(f"Título {i}" for i in range(1, toy.ITEMS + 1))],
     capacity=ROOM,
     popularity=popularity if agent.reads_popularity else None,
+    tags=tags,
   )
-  user = Observation(
-    np.zeros(toy.GROUPS, np.float32), np.ones(toy.HISTORY, np.int32)
+  sees_shown = config.train.learning == "on_policy"
+  user = observed.start(
+    np.zeros(toy.GROUPS, np.float32),
+    np.ones(toy.HISTORY, np.int32),
+    SHOWN if sees_shown else 0,
   )
   shapes = jax.eval_shape(
-    agent.init, jax.random.key(0), _for_agents(catalogue), user
+    agent.init, jax.random.key(0), for_agents(catalogue), user
   )
   rng = np.random.default_rng(salt)
   params = jax.tree.map(

@@ -18,7 +18,7 @@ from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data import feedback, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import click_model, response_file, user_simulator
-from hsrl_jax.stages import simulator
+from hsrl_jax.stages import boredom, simulator
 from hsrl_jax.types import Sessions
 from tests.sim import self_selected
 
@@ -61,6 +61,13 @@ class ConfigTest(parameterized.TestCase):
       field.name in of_sessions
       or field.name.startswith(("boredom_", "leave_")),
     )
+
+  def test_fitted_boredom_is_part_of_the_fit(self):
+    fingerprints = {
+      config_lib.fingerprint(SimulatorConfig(boredom=x).of_fit())
+      for x in ("none", "topic", "fitted")
+    }
+    self.assertLen(fingerprints, 2)
 
   def test_ones_own_logs_get_the_blended_click_model(self):
     for dataset, file, expected in (
@@ -287,6 +294,65 @@ class FittedTest(absltest.TestCase):
       test.response.ravel(), special.expit(logits).ravel()
     )
     self.assertAlmostEqual(loss, quality["test"]["log_loss"], delta=0.01)
+
+  def test_boredom_is_fitted_judged_and_loaded(self):
+    """In these sessions nobody likes anything after a slate with a like."""
+    rng = np.random.default_rng(0)
+    splits = {}
+    for name, count in (("train", 300), ("val", 60), ("test", 60)):
+      exposed = rng.permuted(np.tile(np.arange(1, 9), (4 * count, 1)), axis=1)
+      liked = rng.random((count, 4, 3)) < 0.5
+      for step in range(1, 4):
+        liked[:, step] &= ~liked[:, step - 1].any(-1, keepdims=True)
+      splits[name] = Sessions(
+        user_id=np.repeat(np.arange(count), 4),
+        profile=np.ones((4 * count, 1), np.float32),
+        history=np.zeros((4 * count, 5), np.int32),
+        exposed=exposed[:, :3].astype(np.int32),
+        response=liked.reshape(-1, 3).astype(np.float32),
+        session=np.repeat(np.arange(count), 4),
+        step=np.tile(np.arange(4), count),
+      )
+    # The rows of a log may lie in any order.
+    splits["test"] = jax.tree.map(lambda x: x[::-1], splits["test"])
+    names = [""] * 9
+    genres = ["", *["a|b", "c"] * 4]
+    items = source.Items(np.eye(9, dtype=np.float32), names, names, genres)
+    dataset = source.Dataset(items, splits)
+    plain = {"click_model": "attention", "epochs": 1}
+    quality, config, params = self._run(dataset, **plain, boredom="fitted")
+    without = self._run(dataset, **plain)[0]
+    self.assertGreater(without["test"]["log_loss"], 0.6)
+    # By the rule itself 0.39.
+    self.assertLess(quality["test"]["log_loss"], 0.45)
+    self.assertGreater(quality["test"]["auc"], 0.77)  # At best 0.81.
+    logs = splits["test"]
+    first = logs.step == 0
+    p = np.full(logs.exposed.shape, 0.3)
+    p = boredom.predicted(params.boredom, dataset, logs, p)
+    after = np.zeros(len(first), bool)
+    after[:-1] = (logs.response.any(-1) & (logs.step < 3))[1:]
+    self.assertLess(p[after].mean(), 0.1)
+    self.assertGreater(p[first].mean(), 0.3)
+    env = user_simulator.make(config, 3, topics=3)
+    self.assertEqual(env.dynamics.topics, 3)
+
+  def test_logs_that_say_nothing_of_boredom_are_refused(self):
+    world = self_selected.world()
+    with self.assertRaisesRegex(InputError, "no item has a category"):
+      boredom.check(world)
+    items = world.items._replace(genres=["", *["a"] * 300])
+    world = world._replace(items=items)
+    one = world.splits["train"]
+    one = one._replace(session=np.arange(len(one.user_id)))
+    one = world._replace(splits=world.splits | {"train": one})
+    with self.assertRaisesRegex(InputError, "each session of the logs has one"):
+      boredom.check(one)
+    about = feedback.Feedback("implicit", "uniform", 3, None, 0)
+    drawn = world._replace(items=items._replace(feedback=about))
+    with self.assertRaisesRegex(InputError, "negatives were drawn, which"):
+      boredom.check(drawn)
+    boredom.check(world)
 
   def test_a_rate_of_likes_that_nobody_knows_is_not_claimed(self):
     world = self_selected.world()

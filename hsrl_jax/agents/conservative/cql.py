@@ -32,7 +32,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.checked import setting
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.heads import SlateValues
-from hsrl_jax.ops import masking, returns, sampling
+from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -97,7 +97,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   init, act, loss = (
     functools.partial(x, networks) for x in (_init, _act, _loss)
   )
-  return base.Agent(init, act, loss, scores=networks.first)
+  return base.Agent(init, act, loss, scores=networks.first, place_by_place=True)
 
 
 def _init(
@@ -130,10 +130,10 @@ def _act(
   state = networks.state(params, catalogue, observation)
   modules = networks.bound(params)
   items = [x.items(catalogue.features) for x in modules]
-  noise = jnp.zeros((count, 1))
+  noise, tempered = jnp.zeros((count, 1)), 0.0
   if key is not None:
     shape = (count, len(catalogue.features))
-    noise = sampling.gumbel(key, shape) * temperature
+    noise, tempered = sampling.gumbel(key, shape) * temperature, temperature
 
   def place(carry, inputs):
     before, allowed = carry
@@ -142,19 +142,23 @@ def _act(
       own.values(module.context(state, sum_, number))
       for module, own, sum_ in zip(modules, items, before, strict=True)
     )
-    scores = jnp.where(allowed, earned + count * future + noise, -jnp.inf)
-    item = jnp.argmax(scores)
+    q = earned + count * future
+    item = jnp.argmax(jnp.where(allowed, q + noise, -jnp.inf))
+    propensity = plackett_luce.of_choice(q, allowed, item, tempered)
     before = tuple(
       x + own.added[item] for x, own in zip(before, items, strict=True)
     )
-    return (before, allowed.at[item].set(False)), item
+    return (before, allowed.at[item].set(False)), (item, propensity)
 
   start = (
     (jnp.zeros(items[0].added.shape[1]),) * 2,
     base.permitted(catalogue.index.active, excluded),
   )
-  _, slate = jax.lax.scan(place, start, (jnp.arange(count), noise))
-  return base.Action(slate.astype(jnp.int32), jnp.zeros(count), jnp.zeros(0))
+  _, (slate, propensity) = jax.lax.scan(
+    place, start, (jnp.arange(count), noise)
+  )
+  slate, none = slate.astype(jnp.int32), jnp.zeros(count)
+  return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
 
 
 def _loss(

@@ -121,7 +121,10 @@ def act(
     best = _composed(spec, ranks, log_pi + candidates.click_offset)
   else:
     best = base.top(ranks, spec.slate_size)
-  return base.Action(candidates.items[best], log_prob[best], jnp.zeros(0))
+  ranked = base.Ranked(candidates.items, log_pi, candidates.allowed)
+  return base.Action(
+    candidates.items[best], log_prob[best], jnp.zeros(0), ranked=ranked
+  )
 
 
 def _all_items(

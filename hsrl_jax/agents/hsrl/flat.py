@@ -16,7 +16,7 @@ from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import flat, policy
 from hsrl_jax.networks.slates.critic import PrefixCritic
 from hsrl_jax.networks.slates.flat import FlatPolicy, Likeness
-from hsrl_jax.ops import masking, sampling
+from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Decision, Observation, Params, PRNGKey
 
@@ -106,9 +106,9 @@ def _act(
   start = actor.start(catalogue.features, observed.seen(observation))
   allowed = base.permitted(catalogue.index.active, excluded)
   sizes = (parts.spec.slate_size, len(allowed))
-  noise = jnp.zeros(sizes)
+  noise, tempered = jnp.zeros(sizes), 0.0
   if key is not None:
-    noise = sampling.gumbel(key, sizes) * temperature
+    noise, tempered = sampling.gumbel(key, sizes) * temperature, temperature
 
   def slot(carry, inputs):
     chosen, may = carry
@@ -117,17 +117,21 @@ def _act(
     item = jnp.argmax(jnp.where(may, logits + noise, -jnp.inf))
     item = jnp.where(may.any(), item, 0).astype(jnp.int32)
     log_prob = masking.log_softmax(logits, may)[item]
+    propensity = plackett_luce.of_choice(logits, may, item, tempered)
     one = actor.one_chosen(start, item, place)
     chosen = jax.tree.map(jnp.add, chosen, one)
-    return (chosen, may.at[item].set(False)), (item, log_prob)
+    carry = (chosen, may.at[item].set(False))
+    return carry, (item, log_prob, propensity)
 
-  _, (slate, log_prob) = jax.lax.scan(
+  _, (slate, log_prob, propensity) = jax.lax.scan(
     slot,
     (flat.none_chosen(len(allowed)), allowed),
     (jnp.arange(len(noise)), noise),
   )
   notes = _Notes(allowed, start.estimate)
-  return base.Action(slate, log_prob, jnp.zeros(0), notes)
+  return base.Action(
+    slate, log_prob, jnp.zeros(0), notes, propensity=propensity
+  )
 
 
 def _scores(

@@ -19,7 +19,7 @@ from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import policy as slates
 from hsrl_jax.networks.slates.critic import PrefixCritic
 from hsrl_jax.networks.slates.policy import SlatePolicy, Tokens
-from hsrl_jax.ops import masking, sampling
+from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
 from hsrl_jax.types import (
@@ -82,7 +82,9 @@ def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
   own = (functools.partial(x, parts) for x in functions)
   init, act, scores, choices, value = own
   on_policy = base.OnPolicy(choices, value, parts.settings)
-  return base.Agent(init, act, None, scores=scores, on_policy=on_policy)
+  return base.Agent(
+    init, act, None, scores=scores, on_policy=on_policy, place_by_place=True
+  )
 
 
 def _tokens(catalogue: base.ActionSpace) -> Tokens:
@@ -134,9 +136,9 @@ def _act(
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   start = policy.start(tokens, observed.seen(observation))
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
-  noise = jnp.zeros(sizes)
+  noise, tempered = jnp.zeros(sizes), 0.0
   if key is not None:
-    noise = sampling.gumbel(key, sizes) * temperature
+    noise, tempered = sampling.gumbel(key, sizes) * temperature, temperature
   banned = _distinct(excluded, index.active)
 
   def slot(carry, inputs):
@@ -145,7 +147,7 @@ def _act(
     sids = sid_of(index, jnp.concatenate([banned, taken]))
     node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
     below = (sids >= 0).all(-1)
-    log_prob, allowed = jnp.float32(0), []
+    log_prob, propensity, allowed = jnp.float32(0), jnp.float32(1), []
     for level in range(spec.levels):
       if level:
         logits = policy.lower_logits(start, chosen, partial, place, level)
@@ -156,6 +158,7 @@ def _act(
       may = live_children(index, node, level) > used
       token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
       log_prob += masking.log_softmax(logits, may)[token]
+      propensity *= plackett_luce.of_choice(logits, may, token, tempered)
       below &= sids[:, level] == token
       node = child(index, node, token, level)
       partial += start.vectors[level, token]
@@ -168,15 +171,17 @@ def _act(
     one = policy.one_chosen(sid[0], vector, likes)
     chosen = jax.tree.map(jnp.add, chosen, one)
     taken = taken.at[place].set(item)
-    return (chosen, taken), (item, log_prob, allowed)
+    return (chosen, taken), (item, log_prob, propensity, allowed)
 
   chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
   taken = jnp.zeros(spec.slate_size, jnp.int32)
-  _, (slate, log_prob, allowed) = jax.lax.scan(
+  _, (slate, log_prob, propensity, allowed) = jax.lax.scan(
     slot, (chosen, taken), (jnp.arange(spec.slate_size), noise)
   )
   notes = _Notes(allowed, start.estimate)
-  return base.Action(slate, log_prob, jnp.zeros(0), notes)
+  return base.Action(
+    slate, log_prob, jnp.zeros(0), notes, propensity=propensity
+  )
 
 
 def _scores(

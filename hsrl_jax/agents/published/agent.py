@@ -170,10 +170,8 @@ def _act(
   log_pi = policy_gradient.token_values(
     jax.nn.log_softmax(view.logits), index.tokens.astype(jnp.int32)
   ).sum(-1)
-  slate = base.top(
-    base.usable(index.active, log_pi, excluded), method.spec.slate_size
-  )
-  return base.Action(slate, log_pi[slate], jnp.zeros(0))
+  slate_size = method.spec.slate_size
+  return base.choose(log_pi, index, excluded, None, 1.0, slate_size)
 
 
 def _init_optimizers(method: _Method, params: Params) -> dict:

@@ -12,6 +12,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated.simulate import CHUNK, Act, Oracle
 from hsrl_jax.ops import masking
+from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
 from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Params, PRNGKey
@@ -164,7 +165,14 @@ def rules(env: UserSimulator) -> tuple[Rule, ...]:
 
 def foresees(env: UserSimulator) -> bool:
   """Whether what is shown matters later, and a rule knows how."""
-  return env.dynamics is not None or isinstance(env.leave, ItemRule)
+  return _has_room(env) or isinstance(env.leave, ItemRule)
+
+
+def _has_room(env: UserSimulator) -> bool:
+  """Whether a rule says how many likes of a topic do no harm."""
+  return env.dynamics is not None and not isinstance(
+    env.dynamics, FittedBoredom
+  )
 
 
 def _best(
@@ -208,7 +216,7 @@ def _later(
   topics, items = env_params.topics, jnp.arange(len(active))
   chances = _worth(fresh, env_params, state, items)
   scores = base.usable(active, chances, state.seen)
-  if env.dynamics is not None:
+  if _has_room(env):
     room = env.dynamics.room(state.dynamics, state.steps)[topics]
     fits = masking.rank_within(topics, scores) < room
     scores = jnp.where(fits, chances, -chances)

@@ -5,9 +5,12 @@ user: uniform, and by popularity with a temperature. From them agents learn
 without the simulator, each by the same number of updates. What they learned is
 then worth what it earns in the world, beside the logging policy and the bounds:
 against the number of slates, and, of CQL, against the weight of its
-conservative term.
+conservative term. `model` is HSRL that learned on-policy in a model of the
+logs, a click model and boredom that are fitted to their sessions.
 """
 
+import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -25,12 +28,23 @@ from hsrl_jax.evaluation.simulated import bounds, logs, simulate
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.host import watch
 from hsrl_jax.report import plots, tables
-from hsrl_jax.stages import policy
+from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sim import user_simulator
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.stages import policy, simulator
 from hsrl_jax.stages.run import Run
 from hsrl_jax.types import Sessions
 
 CONSERVATIVE = "cql"
-DEFAULT = (CONSERVATIVE, entrants.REFERENCE)
+MODEL = "model"
+DEFAULT = (CONSERVATIVE, entrants.REFERENCE, MODEL)
+# Of `model`, beside the flags; found on validation users of the world itself.
+IN_MODEL = {
+  "learn_from": "simulator",
+  "learning": "on_policy",
+  "learning_rate": 2e-3,
+}
+_VALIDATION = 0.1  # Of the sessions, to choose the epochs of the model's fit.
 LOGGING = ("uniform", "popularity")
 _DRAWN = "logged"  # The folder of what is kept of rewards.
 
@@ -54,7 +68,7 @@ class Row(NamedTuple):
 
   Attributes:
     logging: the logging policy, of LOGGING.
-    agent: its name.
+    agent: its name, or MODEL.
     slates: logged.
     weight: of the conservative term; None where the agent has none.
   """
@@ -106,14 +120,20 @@ def run(experiment: jobs.Experiment) -> None:
 
 def compared(config: ExperimentConfig) -> tuple[str, ...]:
   """The agents that the experiment trains."""
-  agents = DEFAULT if config.agents is None else config.agents
-  for name in agents:
-    if name not in FROM_LOGS:
+  of_model = {MODEL: entrants.REFERENCE}
+  return tuple(dict.fromkeys(of_model.get(x, x) for x in _learners(config)))
+
+
+def _learners(config: ExperimentConfig) -> tuple[str, ...]:
+  """Who learns: agents, and MODEL."""
+  names = DEFAULT if config.agents is None else config.agents
+  for name in names:
+    if name not in (*FROM_LOGS, MODEL):
       raise InputError(
         f"--experiment_agents has {name!r}; expected some of "
-        f"{', '.join(FROM_LOGS)}, which learn from logs"
+        f"{', '.join(FROM_LOGS)}, which learn from logs, and {MODEL}"
       )
-  return tuple(agents)
+  return tuple(names)
 
 
 def plan(experiment: jobs.Experiment) -> list[Row]:
@@ -121,7 +141,7 @@ def plan(experiment: jobs.Experiment) -> list[Row]:
   config, rows = experiment.config, []
   own = experiment.with_agent(CONSERVATIVE).settings
   for logging in LOGGING:
-    for agent in compared(config):
+    for agent in _learners(config):
       weights = [None]
       if agent == CONSERVATIVE:
         weights = [own.conservative_weight]
@@ -176,6 +196,10 @@ def _weights(
 
 def _config(experiment: jobs.Experiment, row: Row) -> Config:
   """The configuration that a row is trained by."""
+  if row.agent == MODEL:
+    config = experiment.with_agent(entrants.REFERENCE, **IN_MODEL)
+    simulator = dataclasses.replace(config.simulator, boredom=FITTED_TO_LOGS)
+    return dataclasses.replace(config, simulator=simulator)
   changes: dict[str, Any] = {"learn_from": "logs", "learning": "replay"}
   if row.weight is not None:
     changes["conservative_weight"] = row.weight
@@ -187,24 +211,48 @@ def _trained(
 ) -> list[np.ndarray]:
   """Trains; the total rewards in the world, [S, E]."""
   run, config = world.run, _config(experiment, row)
-  folder = experiment.workdir / row.name
-  users = run.users("train")
+  folder, drawn = experiment.workdir / row.name, logs.first(drawn, row.slates)
+  env, users = run.env, run.users("train")
+  if row.agent == MODEL:
+    env, users = _model(config, folder, run, drawn)
   policy.run(
     config,
     folder,
-    run.env,
+    env,
     run.catalogue,
     users,
     users,
     world.rows,
-    logs.first(drawn, row.slates),
+    drawn,
     watch.Watch(),
   )
-  params = policy.load(config, folder, run.env, run.catalogue, users)
+  params = policy.load(config, folder, env, run.catalogue, users)
   catalogue = run.catalogue
-  agent = make_agent(config, run.env.slate_size, catalogue.index.num_items)
+  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   act = policy.greedy(agent)
   return [_earned(experiment, world, act, (p, catalogue)) for p in params]
+
+
+def _model(
+  config: Config, folder: pathlib.Path, run: Run, drawn: Sessions
+) -> tuple[UserSimulator, EnvParams]:
+  """A simulator that is fitted to logs alone, and its users."""
+  # The last sessions are no other users': what is chosen by them is the epoch.
+  sessions = drawn.session.max() + 1
+  late = drawn.session >= (1 - _VALIDATION) * sessions
+  train, val = (
+    jax.tree.map(lambda x, of=of: x[of], drawn) for of in (~late, late)
+  )
+  dataset = run.dataset._replace(
+    splits={"train": train, "val": val, "test": val}
+  )
+  simulator.run(config.simulator, folder, dataset)
+  response = simulator.load(config.simulator, folder, dataset)
+  env = user_simulator.make(
+    config.simulator, run.env.slate_size, len(run.topics.names)
+  )
+  users = run.dataset.splits["train"]
+  return env, user_simulator.pool(response, users, run.topics)
 
 
 def _bounds(
@@ -316,7 +364,8 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", f"learned from logs of the policy {logging}:", ""]
     lines += tables.aligned(rows)
   note = (
-    "w: weight of the conservative term. log. +: what is earned above the "
+    "model: HSRL, on-policy in a model of the logs. w: weight of the "
+    "conservative term. log. +: what is earned above the "
     "logging policy; const. +: above the best constant slates, both paired by "
     "user and luck."
   )

@@ -8,7 +8,7 @@ import orjson
 from starlette import exceptions, requests
 
 from hsrl_jax.errors import InputError
-from hsrl_jax.serving.catalogue import short
+from hsrl_jax.serving.arguments import short
 from hsrl_jax.serving.http.ids import ItemIds
 from hsrl_jax.serving.http.settings import Settings
 from hsrl_jax.serving.store import Feedback

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hsrl_jax.errors import InputError
-from hsrl_jax.serving.catalogue import Catalogue, Texts, short
+from hsrl_jax.serving.arguments import short
+from hsrl_jax.serving.catalogue import Catalogue, Texts
 
 
 class ItemIds(NamedTuple):

@@ -10,25 +10,28 @@ import contextlib
 import io
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import __version__, serving, sid
+from hsrl_jax import __version__, serving
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.stages import policy as policy_lib
+from hsrl_jax.stages.export.decoder import by_name, decoder
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Observation, Params
+
+__all__ = ["FOLDER", "KIND", "by_name", "capacity", "decoder", "run", "write"]
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
@@ -78,6 +81,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
     items.titles,
     capacity=sizes.capacity,
     popularity=learned.popularity if agent.reads_popularity else None,
+    tags=[[x for x in text.split("|") if x] for text in items.genres],
   )
   how = policy_lib.acting(agent, served.index)
   print(f"export ...\n  acting: {how}", flush=True)
@@ -215,29 +219,26 @@ def write(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
     (named, catalogue.arrays()),
   )
-  rows = [
-    jax.ShapeDtypeStruct((*users, size), dtype)
-    for size, dtype in (
-      (len(like.profile), jnp.float32),
-      (len(like.history), jnp.int32),
-      (seen, jnp.int32),
-    )
-  ]
+  sizes = catalogue.sizes() | {
+    "history": len(like.history),
+    "profile": len(like.profile),
+    "seen": seen,
+    "slate": slate_size,
+    "shown": 0 if like.shown is None else len(like.shown.items),
+  }
+  one = request_lib.padding(sizes).inputs()
+  request = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((*users, *x.shape), x.dtype), one
+  )
   with _no_places():
     exported = jax.export.export(
       jax.jit(decoder(agent, params, catalogue)), platforms=config.platforms
-    )(*arguments, *rows)
+    )(*arguments, request)
   buffer = io.BytesIO()
   np.savez(buffer, **named)
   with workdir_lib.replace_folder(folder, KIND) as new:
     manifest = folder_lib.Manifest(
-      sizes=catalogue.sizes()
-      | {
-        "history": len(like.history),
-        "profile": len(like.profile),
-        "seen": seen,
-        "slate": slate_size,
-      },
+      sizes=sizes,
       batch_sizes=tuple(sorted(set(config.batch_sizes))),
       platforms=tuple(config.platforms),
       codebooks=catalogue.codebooks_digest(),
@@ -272,46 +273,3 @@ def _no_places() -> Iterator[None]:
     yield
   finally:
     jax.config.update(name, before)
-
-
-def by_name(params: Params) -> dict[str, np.ndarray]:
-  """Leaves by their paths, in their order."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
-
-
-def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
-  """The function that is exported.
-
-  Args:
-    agent: acts.
-    params: of the agent, for their structure.
-    catalogue: for the structure of its index.
-
-  Returns:
-    ({name: parameter}, {name: array of the catalogue}, profile [B, P], history
-    [B, H], seen [B, T]) -> the fields of serving.Recommendations.
-  """
-  names = list(by_name(params))
-  of_params = jax.tree.structure(params)
-  of_index = jax.tree.structure(catalogue.index)
-
-  def decode(policy, arrays, profile, history, seen):
-    params = jax.tree.unflatten(of_params, [policy[x] for x in names])
-    places = jax.tree.unflatten(of_index, range(of_index.num_leaves))
-    index = jax.tree_util.tree_map_with_path(
-      lambda path, _: arrays[jax.tree_util.keystr(path)], places
-    )
-    items = ActionSpace(
-      arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
-    )
-
-    def one(profile, history, seen):
-      slate, log_probs, valid = policy_lib.shown(
-        agent, params, items, Observation(profile, history), seen
-      )
-      return slate, sid.sid_of(index, slate), log_probs, valid
-
-    return jax.vmap(one)(profile, history, seen)
-
-  return decode

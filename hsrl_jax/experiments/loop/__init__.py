@@ -1,0 +1,1 @@
+"""The closed loop: serve, take feedback, learn again from logs, publish."""

@@ -1,0 +1,227 @@
+"""Users of a world as clients of the server, over HTTP."""
+
+import asyncio
+import contextlib
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hsrl_jax.host import watch
+from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+
+CONNECTIONS = 64
+_TOGETHER = 250  # Sessions that go on at the same time.
+_START = 120.0  # Seconds until the server must serve.
+_SERVES = re.compile(r"serving at http://([^:]+):(\d+)")
+
+
+class ServerError(Exception):
+  """The server ended, or refused what it should take."""
+
+
+class World(NamedTuple):
+  """A world whose users are clients.
+
+  Attributes:
+    env: how they respond.
+    users: with the pool.
+    names: of the users of the pool.
+    item_ids: the items' ids in the source; "" for padding.
+  """
+
+  env: UserSimulator
+  users: EnvParams
+  names: Sequence[str]
+  item_ids: Sequence[str]
+
+
+@contextlib.contextmanager
+def server(
+  export: pathlib.Path, store: pathlib.Path, log: pathlib.Path
+) -> Iterator[tuple[str, int]]:
+  """The example server in a process of its own; yields host and port.
+
+  Raises:
+    ServerError: it did not start.
+  """
+  command = [sys.executable, "-m", "hsrl_jax.serving.server", "--port=0"]
+  with log.open("ab") as out:
+    begin = out.tell()
+    process = subprocess.Popen(
+      [*command, f"--folder={export}", f"--store={store}", "--timeout=60"],
+      stdout=out,
+      stderr=subprocess.STDOUT,
+    )
+  try:
+    deadline = time.monotonic() + _START
+    while not (found := _SERVES.search(log.read_text()[begin:])):
+      if process.poll() is not None or time.monotonic() > deadline:
+        raise ServerError(f"the server did not start; see {log}")
+      time.sleep(0.1)
+    yield found[1], int(found[2])
+  finally:
+    process.terminate()
+    process.wait()
+
+
+def play(
+  where: tuple[str, int],
+  world: World,
+  rows: np.ndarray,
+  *,
+  temperature: float,
+  seed: int,
+  label: str,
+) -> np.ndarray:
+  """Whole sessions of users, who say what came of each slate; [E] rewards.
+
+  Args:
+    where: host and port of the server.
+    world: of the users.
+    rows: int [E], of the pool: who begins a session.
+    temperature: that slates are drawn with.
+    seed: of the responses.
+    label: of the sessions' names, which no other call may have.
+
+  Raises:
+    ServerError: an answer was none that it should be.
+  """
+  rewards = []
+  with watch.bar(len(rows), label, "session") as bar:
+    for first in range(0, len(rows), _TOGETHER):
+      own = np.arange(first, min(first + _TOGETHER, len(rows)))
+      rewards.append(
+        asyncio.run(
+          _sessions(
+            where, world, rows[own], own, temperature, (seed, first), label
+          )
+        )
+      )
+      bar.update(len(own))
+  return np.concatenate(rewards)
+
+
+async def _sessions(
+  where: tuple[str, int],
+  world: World,
+  rows: np.ndarray,
+  numbers: np.ndarray,
+  temperature: float,
+  seed: tuple[int, int],
+  label: str,
+) -> np.ndarray:
+  """Sessions side by side, [E] total rewards."""
+  env, users = world.env, world.users
+  row_of = {name: i for i, name in enumerate(world.item_ids) if i}
+  state = jax.vmap(lambda row: env.start(row, users))(rows)
+  step = jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
+  key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
+  total = np.zeros(len(rows))
+  alive = np.ones(len(rows), bool)
+  earlier: list[list[dict[str, Any]]] = [[] for _ in rows]
+  profiles = np.asarray(state.observation.profile).tolist()
+  async with _connected(where) as pool:
+    for time_step in range(env.max_steps):
+      history = np.asarray(state.observation.history)
+      seen = np.asarray(state.seen)
+      going = np.flatnonzero(alive)
+      asked = [
+        {
+          "user_id": world.names[rows[i]],
+          "session_id": f"{label}/{numbers[i]}",
+          "history": [world.item_ids[x] for x in history[i] if x],
+          "profile": profiles[i],
+          "seen": [world.item_ids[x] for x in seen[i] if x],
+          "earlier": earlier[i],
+          "temperature": temperature,
+        }
+        for i in going
+      ]
+      answers = await _each(pool, "/recommend", asked)
+      slates = np.zeros((len(rows), env.slate_size), np.int32)
+      for i, answer in zip(going, answers, strict=True):
+        items = [row_of[x] for x in answer["item_ids"]]
+        slates[i, : len(items)] = items
+      keys = jax.random.split(jax.random.fold_in(key, time_step), len(rows))
+      state, result = step(keys, state, slates, users)
+      response, reward, left, cut = (
+        np.asarray(x)
+        for x in (
+          result.response,
+          result.reward,
+          result.terminated,
+          result.truncated,
+        )
+      )
+      total += np.where(alive, reward, 0.0)
+      told = []
+      for i, answer in zip(going, answers, strict=True):
+        responses = response[i, : len(answer["item_ids"])].astype(int).tolist()
+        earlier[i].append({"items": answer["item_ids"], "responses": responses})
+        told.append(
+          {
+            "request_id": answer["request_id"],
+            "responses": responses,
+            "reward": float(reward[i]),
+            "terminated": bool(left[i]),
+          }
+        )
+      await _each(pool, "/feedback", told)
+      alive &= ~(left | cut)
+      if not alive.any():
+        break
+  return total
+
+
+@contextlib.asynccontextmanager
+async def _connected(where: tuple[str, int]):
+  """Connections that are kept."""
+  pool = [await asyncio.open_connection(*where) for _ in range(CONNECTIONS)]
+  try:
+    yield pool
+  finally:
+    for _, writer in pool:
+      writer.close()
+
+
+async def _each(pool, path: str, bodies: list[dict]) -> list[dict]:
+  """The answers to as many requests, in their order."""
+  answers: list[dict] = [{}] * len(bodies)
+
+  async def share(connection, numbers: range) -> None:
+    for number in numbers:
+      answers[number] = await _post(connection, path, bodies[number])
+
+  await asyncio.gather(
+    *(
+      share(connection, range(i, len(bodies), len(pool)))
+      for i, connection in enumerate(pool)
+    )
+  )
+  return answers
+
+
+async def _post(connection, path: str, value: dict) -> dict:
+  """One request and its answer.
+
+  Raises:
+    ServerError: the answer is no 200.
+  """
+  reader, writer = connection
+  body = json.dumps(value).encode()
+  head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+  writer.write(head.encode() + b"\r\n" + body)
+  answered = (await reader.readuntil(b"\r\n\r\n")).lower()
+  size = int(answered.split(b"content-length: ")[1].split(b"\r\n")[0])
+  content = await reader.readexactly(size)
+  if not answered.startswith(b"http/1.1 200"):
+    raise ServerError(f"{path} was refused: {content.decode()[:300]}")
+  return json.loads(content)

@@ -1,0 +1,306 @@
+"""Experiment `closed_loop`: a policy that learns from what it served alone.
+
+A server shows slates to users of the world of the flags, who are clients over
+HTTP. It begins with a popularity policy. After each round of sessions, what was
+shown and what came of it is collected as logs, HSRL learns in a model of all
+logs so far (docs/logs.md), and the next version is published. Beside it stand
+its myopic twin, the policy it began with, and the same agent trained in the
+world itself, which nobody with real users can do.
+"""
+
+import dataclasses
+import pathlib
+import shutil
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from matplotlib.figure import Figure
+
+from hsrl_jax import settings
+from hsrl_jax.config import Config, ExperimentConfig, ExportConfig
+from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.loop import clients
+from hsrl_jax.report import plots, tables
+from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
+from hsrl_jax.stages import collect
+from hsrl_jax.stages.run import Run
+
+FIRST = "popularity"  # The policy of the first round.
+ARMS: Mapping[str, Mapping[str, Any]] = {
+  "hsrl": {},
+  "myopic": {"discount": 0.0},
+}
+IN_WORLD = "in the world"
+STAGES = ("data", "quantize", "simulator", "policy")
+# Of the click model of the logs, of which there are many: as in ml1m.flags.
+_FIT = {
+  "batch_size": 256,
+  "epochs": 4,
+  "learning_rate": 5e-3,
+  "dropout": 0.1,
+  "weight_decay": 0.01,
+}
+_AGAIN = 4  # A round that goes on learns so many times shorter.
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Runs what is missing; leaves results.json, table.txt and plot.png.
+
+  Raises:
+    ServerError: the server ended, or refused what it should take.
+  """
+  world = jobs.prepare(experiment, jobs.Job("world", experiment.base))
+  seeds = experiment.base.train.seeds
+  curves = {
+    arm: [_curve(experiment, world, arm, seed) for seed in seeds]
+    for arm in ARMS
+  }
+  known = [_in_world(experiment, world, seed) for seed in seeds]
+  users = [
+    _users(experiment, world, seeds[0], x)[1]
+    for x in range(experiment.config.rounds)
+  ]
+  own = np.array(curves["hsrl"])  # [S, R, E]
+  results = {
+    "dataset": experiment.base.data.dataset,
+    "rounds": experiment.config.rounds,
+    "sessions": experiment.config.sessions,
+    "temperature": experiment.config.served_temperature,
+    "iterations": experiment.base.train.iterations,
+    "curves": {
+      arm: [
+        statistics.summarise([y[r] for y in x], users[r])
+        for r in range(len(users))
+      ]
+      for arm, x in curves.items()
+    },
+    "in_world": statistics.summarise(known, users[-1]),
+    "share": _share(own[:, -1], np.array(known)),
+    "seconds": jobs.seconds(experiment),
+  }
+  jobs.finish(experiment, results, table(results), figure(results))
+
+
+def compared(config: ExperimentConfig) -> Collection[str]:
+  """The agents that the experiment trains."""
+  del config
+  return (entrants.REFERENCE, FIRST)
+
+
+def _share(last: np.ndarray, known: np.ndarray) -> dict[str, Any]:
+  """What the last round earns of what the world's own policy does."""
+  shares = last.mean(1) / known.mean(1)
+  return {"mean": float(shares.mean()), "per_seed": shares.tolist()}
+
+
+def _users(
+  experiment: jobs.Experiment, world: Run, seed: int, number: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows of the pool of training users, and who they are, int [E] each."""
+  user = world.dataset.splits["train"].user_id
+  rounds = experiment.config.rounds
+  rows = simulate.sample(
+    user, experiment.config.sessions, seed * rounds + number % rounds
+  )
+  return rows, user[rows]
+
+
+def _curve(
+  experiment: jobs.Experiment, world: Run, arm: str, seed: int
+) -> list[list[float]]:
+  """Total rewards of each session of each round, [R, E]."""
+  name = f"{arm}/{seed}"
+  folder = experiment.workdir / name
+
+  def made() -> list[list[float]]:
+    shutil.rmtree(folder, ignore_errors=True)  # What was interrupted.
+    with jobs.timed(experiment, name, "loop"):
+      return _loop(experiment, world, arm, seed, folder)
+
+  return jobs.kept(experiment.workdir / "curves" / f"{arm}_{seed}.json", made)
+
+
+def _loop(
+  experiment: jobs.Experiment,
+  world: Run,
+  arm: str,
+  seed: int,
+  folder: pathlib.Path,
+) -> list[list[float]]:
+  export, store = folder / "export", folder / "store.sqlite"
+  _tables(world, folder)
+  train = world.dataset.splits["train"]
+  shown = clients.World(
+    world.env,
+    world.users("train"),
+    [f"user-{x}" for x in train.user_id],
+    world.dataset.items.external_ids,
+  )
+  rewards, before = [], None
+  for number in range(experiment.config.rounds):
+    name = f"{arm}, seed {seed}, round {number + 1}"
+    config = _first(experiment, seed)
+    if number:
+      config = _config(experiment, arm, seed, folder, before)
+    policy = Run(config, folder / f"round_{number + 1}")
+    policy.claim(settings.texts(config))
+    policy.complete(STAGES)
+    policy.export(ExportConfig(dir=str(export), platforms=("cpu",)))
+    before = policy.workdir if number else None
+    rows, _ = _users(experiment, world, seed, number)
+    with clients.server(export, store, folder / "server.log") as where:
+      earned = clients.play(
+        where,
+        shown,
+        rows,
+        temperature=experiment.config.served_temperature,
+        seed=seed * experiment.config.rounds + number,
+        label=f"round {number + 1}",
+      )
+    print(f"{name}: {earned.mean():.2f}", flush=True)
+    rewards.append(earned.tolist())
+    collect.run(str(store), folder / "logs", str(export), 0.0)
+    jax.clear_caches()
+  return rewards
+
+
+def _tables(world: Run, folder: pathlib.Path) -> None:
+  """Items as they are known, beside where the collected slates will be."""
+  items, place = world.dataset.items, folder / "tables"
+  place.mkdir(parents=True)
+  slates = folder / "logs" / f"slates_{world.env.slate_size}"
+  (place / collect.SESSIONS).symlink_to(slates.absolute() / collect.SESSIONS)
+  pyarrow.parquet.write_table(
+    pa.table(
+      {
+        "item_id": list(items.external_ids[1:]),
+        "title": list(items.titles[1:]),
+        "genres": list(items.genres[1:]),
+        "feature": np.asarray(items.features[1:], float).tolist(),
+      }
+    ),
+    place / collect.ITEMS,
+  )
+
+
+def _first(experiment: jobs.Experiment, seed: int) -> Config:
+  """Of the policy that the loop begins with."""
+  return experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
+
+
+def _config(
+  experiment: jobs.Experiment,
+  arm: str,
+  seed: int,
+  folder: pathlib.Path,
+  before: pathlib.Path | None,
+) -> Config:
+  """Of HSRL in a model of the logs so far, going on from the round before."""
+  changes: dict[str, Any] = {"seeds": (seed,)} | dict(ARMS[arm])
+  if before is not None:
+    iterations = experiment.base.train.iterations // _AGAIN
+    every = {"iterations": iterations, "save_every": iterations}
+    changes |= every | {"continue_from": str(before)}
+  config = experiment.with_agent(entrants.REFERENCE, **changes)
+  rule = {
+    x.name: x.default
+    for x in dataclasses.fields(SessionConfig)
+    if x.name.startswith("boredom")
+  }
+  simulator = dataclasses.replace(
+    config.simulator, **(rule | {"boredom": FITTED_TO_LOGS} | _FIT)
+  )
+  data = dataclasses.replace(
+    config.data, dataset="logs", raw_data_dir=str(folder / "tables")
+  )
+  return dataclasses.replace(config, data=data, simulator=simulator)
+
+
+def _in_world(
+  experiment: jobs.Experiment, world: Run, seed: int
+) -> list[float]:
+  """Total rewards of the agent that was trained in the world, [E]."""
+  name = f"{IN_WORLD.replace(' ', '_')}/{seed}"
+
+  def made() -> list[float]:
+    config = experiment.with_agent(entrants.REFERENCE, seeds=(seed,))
+    run = jobs.prepare(experiment, jobs.Job(name, config), world)
+    with jobs.timed(experiment, name, "policy"):
+      run.stage("policy")
+    ((act, params),) = run.policies()
+    rows, _ = _users(experiment, world, seed, -1)
+    sessions = simulate.simulate(
+      act,
+      world.env,
+      params,
+      world.users("train"),
+      jax.random.key(seed),
+      rows,
+      episodes=len(rows),
+    )
+    return np.asarray(sessions.total_reward).tolist()
+
+  return jobs.kept(experiment.workdir / "curves" / f"world_{seed}.json", made)
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a terminal, at most 80 columns wide."""
+  head = (
+    f"{results['dataset']}: {results['rounds']} rounds of "
+    f"{results['sessions']:,} sessions, served at temperature "
+    f"{results['temperature']:g}; total reward of a session"
+  )
+  curves = results["curves"]
+  rows = [("round", *(x for arm in curves for x in (arm, "[95% CI]")))]
+  for number, of_arms in enumerate(zip(*curves.values(), strict=True), start=1):
+    rows.append(
+      (
+        str(number),
+        *(y for x in of_arms for y in (tables.mean(x), tables.interval(x))),
+      )
+    )
+  world = results["in_world"]
+  note = (
+    f"Round 1 is the {FIRST} policy, which nothing but these logs has improved "
+    f"on. Trained in the world itself: {tables.mean(world)} "
+    f"{tables.interval(world)}; the last round of hsrl earns "
+    f"{results['share']['mean']:.0%} of that."
+  )
+  lines = (tables.filled(head), "", *tables.aligned(rows), "")
+  return "\n".join((*lines, tables.filled(note)))
+
+
+def figure(results: Mapping[str, Any]) -> Figure:
+  """Reward by round."""
+  made = Figure(figsize=(7, 4), layout="constrained")
+  axes = made.subplots()
+  for number, (arm, rows) in enumerate(results["curves"].items()):
+    mean = np.array([x["mean"] for x in rows])
+    low, high = np.array([x["ci95"] for x in rows]).T
+    rounds = np.arange(1, len(mean) + 1)
+    axes.plot(rounds, mean, color=f"C{number}", marker="o", label=arm)
+    axes.fill_between(rounds, low, high, color=f"C{number}", alpha=0.2)
+  for name, row in (
+    ("trained in the world", results["in_world"]),
+    ("no retraining", results["curves"]["hsrl"][0]),
+  ):
+    axes.axhline(row["mean"], color=plots.GREY, linewidth=0.8, linestyle="--")
+    axes.annotate(
+      name,
+      (1, row["mean"]),
+      xycoords=("axes fraction", "data"),
+      ha="right",
+      va="bottom",
+      fontsize=8,
+      color=plots.GREY,
+    )
+  plots.style(axes, "a policy that learns from what it served", "round")
+  axes.set_ylabel("total reward of a session")
+  axes.legend(frameon=False)
+  return made

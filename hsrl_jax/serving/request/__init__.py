@@ -1,0 +1,228 @@
+"""Requests to an exported policy, checked and padded."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from hsrl_jax.errors import InputError
+from hsrl_jax.serving import tags as tags_lib
+from hsrl_jax.serving.arguments import short
+from hsrl_jax.sid import permits
+from hsrl_jax.types import Shown
+
+_LARGEST = float(np.finfo(np.float32).max)
+# Below, scores divided by it have no digits left; above, all draws are alike.
+_TEMPERATURES = (1e-3, 1e3)
+_OLD = "which this export, of an older version, cannot: run --mode=export again"
+
+
+class Query(NamedTuple):
+  """A checked request, padded.
+
+  Attributes:
+    profile: float32 [P].
+    history: int32 [H], left-padded with 0.
+    seen: int32 [T], padded with 0.
+    earlier: the session so far, the last R items; R is 0 where the policy sees
+      likes alone.
+    temperature: float32 []; 0: the best slate.
+    seed: uint32 [2], random bits of the draw.
+    allow: the tags and the age of what may be recommended.
+    k: int32 [], the first places of the slate that are wanted.
+  """
+
+  profile: np.ndarray
+  history: np.ndarray
+  seen: np.ndarray
+  earlier: Shown
+  temperature: np.ndarray
+  seed: np.ndarray
+  allow: permits.Allow
+  k: np.ndarray
+
+  def inputs(self) -> dict[str, Any]:
+    """What the exported function takes, by name; arrays may be stacked."""
+    named = self._asdict()
+    del named["k"]
+    return named | {
+      name: named[name]._asdict() for name in ("earlier", "allow")
+    }
+
+
+def padding(sizes: Mapping[str, int], *batch: int) -> Query:
+  """Queries of nobody, leaves [*batch, ...]; `sizes` are a manifest's."""
+
+  def zeros(dtype, *shape):
+    return np.zeros((*batch, *shape), dtype)
+
+  shown = sizes["shown"]
+  return Query(
+    profile=zeros(np.float32, sizes["profile"]),
+    history=zeros(np.int32, sizes["history"]),
+    seen=zeros(np.int32, sizes["seen"]),
+    earlier=Shown(
+      items=zeros(np.int32, shown),
+      response=zeros(np.float32, shown),
+      position=zeros(np.int32, shown),
+      ago=zeros(np.int32, shown),
+      step=zeros(np.int32),
+    ),
+    temperature=zeros(np.float32),
+    seed=zeros(np.uint32, 2),
+    allow=permits.Allow(
+      include=zeros(np.uint32, sizes["tags"]),
+      exclude=zeros(np.uint32, sizes["tags"]),
+      since=zeros(np.uint32),
+    ),
+    k=np.full(batch, sizes["slate"], np.int32),
+  )
+
+
+def make(
+  sizes: Mapping[str, int],
+  known: bytes,
+  tags: tags_lib.Tags | None,
+  history: Sequence[int],
+  profile: Sequence[float],
+  seen: Sequence[int],
+  *,
+  earlier: Sequence[tuple[Sequence[int], Sequence[float]]],
+  k: int | None,
+  temperature: float,
+  include: Sequence[str],
+  exclude: Sequence[str],
+  since: int | None,
+) -> Query:
+  """Checks and pads a request, see Recommender.query.
+
+  Args:
+    sizes: of the manifest.
+    known: of the catalogue's index, a byte for each id from 0.
+    tags: of the catalogue; None where the export takes none.
+    history: see Recommender.query, like all that follow.
+    profile: the same.
+    seen: the same.
+    earlier: the same.
+    k: the same.
+    temperature: the same.
+    include: the same.
+    exclude: the same.
+    since: the same.
+
+  Raises:
+    InputError: names what is wrong.
+  """
+  padded = padding(sizes)
+  if len(seen) > sizes["seen"]:
+    raise InputError(
+      f"seen has {len(seen)} ids; expected {sizes['seen']} at most: leave "
+      "out the oldest, or export with a larger --export_seen"
+    )
+  if len(profile) != sizes["profile"]:
+    raise InputError(
+      f"profile has {len(profile)} numbers; expected {sizes['profile']}"
+    )
+  _check_ids("history", known, history, 1)
+  _check_ids("seen", known, seen, 0)
+  history = history[-sizes["history"] :]
+  if len(history):
+    padded.history[-len(history) :] = history
+  padded.seen[: len(seen)] = seen
+  for place, value in enumerate(profile):
+    padded.profile[place] = _number("profile holds", value)
+  if len(earlier):
+    padded = padded._replace(earlier=_shown(sizes, known, earlier))
+  if temperature:
+    padded = padded._replace(
+      temperature=_temperature(temperature, drawn=tags is not None),
+      seed=np.frombuffer(os.urandom(8), np.uint32),
+    )
+  if k is not None:
+    padded = padded._replace(k=_count(k, sizes["slate"]))
+  if len(include) or len(exclude) or since is not None:
+    if tags is None:
+      raise InputError(f"include, exclude or since is given, {_OLD}")
+    allow = tags.allow(include, exclude, since)
+    padded = padded._replace(allow=allow)
+  return padded
+
+
+def _check_ids(name: str, known: bytes, ids: Sequence[int], first: int) -> None:
+  capacity = len(known) - 1
+  for item in ids:
+    if type(item) is not int and not isinstance(item, np.integer):
+      raise InputError(f"{name} holds {short(item)}; expected item ids")
+    if not first <= item <= capacity or (item and not known[item]):
+      raise InputError(
+        f"{name} holds {short(item)}, which is no known item; expected ids "
+        f"from 1 to {capacity} that the catalogue has or had"
+      )
+
+
+def _number(what: str, value: Any) -> float:
+  """A finite number; `what` begins the error."""
+  if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+    raise InputError(f"{what} {short(value)}; expected numbers")
+  if not abs(value) <= _LARGEST:
+    raise InputError(f"{what} {short(value)}; expected finite float32 numbers")
+  return value
+
+
+def _temperature(value: Any, drawn: bool) -> np.ndarray:
+  number, (least, most) = _number("temperature is", value), _TEMPERATURES
+  if not least <= number <= most:
+    raise InputError(
+      f"temperature is {short(value)}; expected 0 for the best slate, or a "
+      f"number from {least:g} to {most:g}"
+    )
+  if not drawn:
+    raise InputError(f"temperature is {short(value)}, {_OLD}")
+  return np.float32(number)
+
+
+def _count(value: Any, most: int) -> np.ndarray:
+  is_count = isinstance(value, int | np.integer) and type(value) is not bool
+  if not is_count or not 1 <= value <= most:
+    raise InputError(
+      f"k is {short(value)}; expected an integer from 1 to {most}, the slate "
+      "size of the export: a larger one needs a larger --export_slate_size"
+    )
+  return np.int32(value)
+
+
+def _shown(
+  sizes: Mapping[str, int], known: bytes, earlier: Sequence[Any]
+) -> Shown:
+  """The last R items that were shown, as the simulator has them."""
+  items, response, position, ago = [], [], [], []
+  for step, slate in enumerate(earlier):
+    try:
+      shown, answers = slate
+      pairs = list(zip(shown, answers, strict=True))
+    except (TypeError, ValueError) as error:
+      raise InputError(
+        f"earlier holds {short(slate)}; expected slates, each a pair of item "
+        "ids and as many responses"
+      ) from error
+    _check_ids("earlier", known, shown, 0)
+    for place, (item, answer) in enumerate(pairs):
+      number = float(answer) if isinstance(answer, bool) else answer
+      if not 0 <= _number("earlier has the response", number) <= 1:
+        raise InputError(
+          f"earlier has the response {short(answer)}; expected numbers from 0 "
+          "to 1, 1 for a positive one"
+        )
+      items.append(item)
+      response.append(number if item else 0.0)
+      position.append(place if item else 0)
+      ago.append(len(earlier) - step if item else 0)
+  padded = padding(sizes).earlier
+  count = min(len(items), sizes["shown"])
+  if count:
+    for array, values in zip(
+      padded, (items, response, position, ago), strict=False
+    ):
+      array[-count:] = values[-count:]
+  return padded._replace(step=np.int32(len(earlier)))

@@ -1,0 +1,1 @@
+"""Boredom as the sessions of the logs have it."""

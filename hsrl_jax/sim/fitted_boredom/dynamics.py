@@ -1,0 +1,111 @@
+"""Dynamics that are fitted to logged sessions, in place of a rule."""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.networks.boredom import BoredomModel
+from hsrl_jax.types import Array, Params, PRNGKey
+
+STEPS = 10  # That are told apart; what is older does not count.
+LIKES = 10  # The newest likes are counted apart.
+_SCALE = 4.0  # Of counts.
+_LEAST = 1e-6  # Of a probability, so that its logit is finite.
+
+
+class LatelyState(NamedTuple):
+  """What a user was shown and liked lately.
+
+  Attributes:
+    shown: float32 [STEPS, T + 1], items by step, the newest first, and topic.
+    liked: float32 [STEPS, T + 1], those that were liked.
+    newest: int32 [LIKES], topics of the last liked items, newest last.
+    ago: int32 [LIKES], steps since each was liked, from 1; 0: no item.
+  """
+
+  shown: Array
+  liked: Array
+  newest: Array
+  ago: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class FittedBoredom:
+  """What was shown and liked lately changes all logits, by a fitted model.
+
+  See dynamics.Dynamics. What a rule knows, `room`, it does not.
+
+  Attributes:
+    topics: T.
+  """
+
+  topics: int
+
+  def init(self, key: PRNGKey) -> Params:
+    """Parameters before any fit: of no boredom."""
+    counts = jnp.zeros((self.topics + 1, 3 * STEPS))
+    one = jnp.zeros(1)
+    return BoredomModel().init(key, counts, one.astype(jnp.int32), one)
+
+  def start(self) -> LatelyState:
+    """See Dynamics."""
+    nothing = jnp.zeros((STEPS, self.topics + 1))
+    none = jnp.zeros(LIKES, jnp.int32)
+    return LatelyState(nothing, nothing, none, none)
+
+  def probabilities(
+    self,
+    state: LatelyState,
+    topics: Array,
+    probability: Array,
+    step: Array,
+    fitted: Params,
+  ) -> Array:
+    """See Dynamics."""
+    del step
+    probability = jnp.clip(probability, _LEAST, 1 - _LEAST)
+    logits = jnp.log(probability) - jnp.log1p(-probability)
+    return jax.nn.sigmoid(self.logits(fitted, state, topics, logits))
+
+  def logits(
+    self, fitted: Params, state: LatelyState, topics: Array, logits: Array
+  ) -> Array:
+    """Logits of a user in a state, of the click model's, [M] -> [M]."""
+    counts = (state.shown, state.liked, self._newest(state))
+    counts = jnp.concatenate(counts).T / _SCALE
+    return BoredomModel().apply(fitted, counts, topics, logits)
+
+  def _newest(self, state: LatelyState) -> Array:
+    """The last likes by step, the newest first, and topic, [STEPS, T + 1]."""
+    by_step = jax.nn.one_hot(state.ago - 1, STEPS, axis=0)
+    return by_step @ jax.nn.one_hot(state.newest, self.topics + 1)
+
+  def after(
+    self, state: LatelyState, topics: Array, response: Array, step: Array
+  ) -> LatelyState:
+    """See Dynamics. A place that shows nothing counts as one without topic."""
+    del step
+    of_topics = jax.nn.one_hot(topics, self.topics + 1)
+
+    def joined(rows: Array, new: Array) -> Array:
+      return jnp.concatenate([new[None], rows[:-1]])
+
+    ago = jnp.where(state.ago > 0, state.ago + 1, 0)
+    ago = jnp.concatenate([ago, (response > 0).astype(jnp.int32)])
+    newest = jnp.concatenate([state.newest, topics])
+    # A stable sort moves what was not liked to the front.
+    kept = jnp.argsort(ago > 0, stable=True)[-LIKES:]
+    return LatelyState(
+      joined(state.shown, of_topics.sum(0)),
+      joined(state.liked, response @ of_topics),
+      newest[kept],
+      ago[kept],
+    )
+
+  def hidden(self, state: LatelyState, step: Array) -> Array:
+    """See Dynamics: the newest likes by topic, and likes by step."""
+    del step
+    newest = self._newest(state).sum(0)
+    return jnp.concatenate([newest, state.liked.sum(1)]) / _SCALE

@@ -1,0 +1,156 @@
+"""Boredom that is fitted to the sessions of the logs; of stage `simulator`."""
+
+import io
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import special
+
+from hsrl_jax import files
+from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.data.logged import transitions
+from hsrl_jax.data.source import Dataset
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.host import watch
+from hsrl_jax.sim import topics as topics_lib
+from hsrl_jax.sim.fitted_boredom import fitting
+from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
+from hsrl_jax.types import Params, Sessions
+
+FILE = "simulator/boredom.npz"
+_FORMAT = 1
+_EPOCHS = 12  # At least; as many as _UPDATES take where logs are few.
+_UPDATES = 600
+_LEAST = 1e-6  # Of a probability, so that its logit is finite.
+_ASKED = "--simulator_boredom=fitted"
+
+
+def check(dataset: Dataset) -> None:
+  """Raises InputError where the logs of a dataset say nothing of boredom."""
+  if dataset.items.feedback.per_positive:
+    raise InputError(
+      f"{_ASKED}, but negatives were drawn, which nobody was shown; expected "
+      "logs of what was shown, or another --simulator_boredom"
+    )
+  if not topics_lib.of_categories(dataset.items.genres).names:
+    raise InputError(
+      f"{_ASKED}, but no item has a category; expected items with `genres`, or "
+      "another --simulator_boredom"
+    )
+  if not transitions.order(dataset.splits["train"]).place.any():
+    raise InputError(
+      f"{_ASKED}, but each session of the logs has one slate; expected "
+      "sessions of more: a column session_id, or timestamps at most "
+      f"{transitions.SESSION_GAP:g} s apart"
+    )
+
+
+def fit(
+  config: SimulatorConfig,
+  workdir: pathlib.Path,
+  dataset: Dataset,
+  probability: dict[str, np.ndarray],
+) -> Params:
+  """Fits to the training split, chooses the epoch by the validation split.
+
+  Writes simulator/boredom.npz.
+
+  Args:
+    config: for the seed.
+    workdir: of the run.
+    dataset: with its logs.
+    probability: float [S, K] of `train` and `val`, by the click model.
+  """
+  topics = topics_lib.of_categories(dataset.items.genres)
+  sessions = {
+    name: _sessions(topics, dataset.splits[name], p)[0]
+    for name, p in probability.items()
+  }
+  updates = fitting.updates(sessions["train"])
+  epochs = max(_EPOCHS, -(-_UPDATES // updates))
+  with watch.bar(epochs, "boredom", "epoch") as bar:
+
+    def tell(epoch: int, loss: float) -> None:
+      del epoch
+      bar.update()
+      bar.set_postfix(val_log_loss=f"{loss:.4f}")
+
+    fitted = fitting.fit(
+      FittedBoredom(len(topics.names)),
+      sessions["train"],
+      sessions["val"],
+      epochs=epochs,
+      seed=config.seed,
+      tell=tell,
+    )
+  buffer = io.BytesIO()
+  np.savez(buffer, format=_FORMAT, **_named(fitted))
+  files.write_atomic(workdir / FILE, buffer.getvalue())
+  return fitted
+
+
+def load(workdir: pathlib.Path, dataset: Dataset, again: str) -> Params:
+  """What `fit` wrote.
+
+  Args:
+    workdir: of the run.
+    dataset: with its items.
+    again: what to do where it cannot be read.
+
+  Raises:
+    InputError: it cannot be read.
+  """
+  topics = topics_lib.of_categories(dataset.items.genres)
+  like = jax.eval_shape(
+    FittedBoredom(len(topics.names)).init, jax.random.key(0)
+  )
+  with reading(workdir / FILE, f"the fitted boredom: {again}"):
+    arrays = files.read_npz(workdir / FILE, _FORMAT)
+    return jax.tree_util.tree_map_with_path(
+      lambda path, x: jnp.asarray(
+        arrays[jax.tree_util.keystr(path)], x.dtype
+      ).reshape(x.shape),
+      like,
+    )
+
+
+def predicted(
+  fitted: Params, dataset: Dataset, logs: Sessions, probability: np.ndarray
+) -> np.ndarray:
+  """Probabilities of likes after what the sessions had shown, [S, K] -> [S, K].
+
+  Args:
+    fitted: see `fit`.
+    dataset: with its items.
+    logs: S slates.
+    probability: of their items, by the click model.
+  """
+  topics = topics_lib.of_categories(dataset.items.genres)
+  sessions, (rows, at) = _sessions(topics, logs, probability)
+  logits = fitting.predicted(FittedBoredom(len(topics.names)), fitted, sessions)
+  changed = np.empty(probability.shape)
+  changed[rows] = special.expit(np.asarray(logits, np.float64)[at])
+  return changed
+
+
+def _sessions(
+  topics: topics_lib.Topics, logs: Sessions, probability: np.ndarray
+) -> tuple[fitting.Sessions, tuple[np.ndarray, Any]]:
+  """Sessions side by side; the rows of the logs, and where each is in them."""
+  rows, _, place = transitions.order(logs)
+  p = np.clip(probability.astype(np.float64), _LEAST, 1 - _LEAST)
+  sessions, at = fitting.side_by_side(
+    place,
+    topics.of_items[logs.exposed[rows]],
+    special.logit(p)[rows],
+    logs.response[rows],
+  )
+  return sessions, (rows, at)
+
+
+def _named(fitted: Params) -> dict[str, np.ndarray]:
+  leaves, _ = jax.tree_util.tree_flatten_with_path(fitted)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
