@@ -52,7 +52,8 @@ class CollectTest(parameterized.TestCase):
     super().setUpClass()
     cls.root = pathlib.Path(tempfile.mkdtemp())
     cls.export = cls.root / "export"
-    cls.catalogue = toy_export.make(cls.export).catalogue
+    tags = [[], ["tea", "hot"], *[["cold"]] * 39]
+    cls.catalogue = toy_export.make(cls.export, tags=tags).catalogue
 
   @classmethod
   def tearDownClass(cls):
@@ -142,6 +143,8 @@ class CollectTest(parameterized.TestCase):
       np.array(items["feature"].to_pylist(), np.float32),
       self.catalogue.features[1:41],
     )
+    genres = items["genres"].to_pylist()
+    self.assertEqual(genres, ["hot|tea", *["cold"] * 39])
 
   def test_partial_feedback_waits_and_then_takes_no_more(self):
     self._show("a", time=time.time())

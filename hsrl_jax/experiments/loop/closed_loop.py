@@ -16,8 +16,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 from matplotlib.figure import Figure
 
 from hsrl_jax import settings
@@ -134,7 +132,6 @@ def _loop(
   folder: pathlib.Path,
 ) -> list[list[float]]:
   export, store = folder / "export", folder / "store.sqlite"
-  _tables(world, folder)
   train = world.dataset.splits["train"]
   shown = clients.World(
     world.env,
@@ -147,7 +144,8 @@ def _loop(
     name = f"{arm}, seed {seed}, round {number + 1}"
     config = _first(experiment, seed)
     if number:
-      config = _config(experiment, arm, seed, folder, before)
+      logs = folder / "logs" / f"slates_{world.env.slate_size}"
+      config = _config(experiment, arm, seed, logs, before)
     policy = Run(config, folder / f"round_{number + 1}")
     policy.claim(settings.texts(config))
     policy.complete(STAGES)
@@ -170,25 +168,6 @@ def _loop(
   return rewards
 
 
-def _tables(world: Run, folder: pathlib.Path) -> None:
-  """Items as they are known, beside where the collected slates will be."""
-  items, place = world.dataset.items, folder / "tables"
-  place.mkdir(parents=True)
-  slates = folder / "logs" / f"slates_{world.env.slate_size}"
-  (place / collect.SESSIONS).symlink_to(slates.absolute() / collect.SESSIONS)
-  pyarrow.parquet.write_table(
-    pa.table(
-      {
-        "item_id": list(items.external_ids[1:]),
-        "title": list(items.titles[1:]),
-        "genres": list(items.genres[1:]),
-        "feature": np.asarray(items.features[1:], float).tolist(),
-      }
-    ),
-    place / collect.ITEMS,
-  )
-
-
 def _first(experiment: jobs.Experiment, seed: int) -> Config:
   """Of the policy that the loop begins with."""
   return experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
@@ -198,7 +177,7 @@ def _config(
   experiment: jobs.Experiment,
   arm: str,
   seed: int,
-  folder: pathlib.Path,
+  logs: pathlib.Path,
   before: pathlib.Path | None,
 ) -> Config:
   """Of HSRL in a model of the logs so far, going on from the round before."""
@@ -217,7 +196,7 @@ def _config(
     config.simulator, **(rule | {"boredom": FITTED_TO_LOGS} | _FIT)
   )
   data = dataclasses.replace(
-    config.data, dataset="logs", raw_data_dir=str(folder / "tables")
+    config.data, dataset="logs", raw_data_dir=str(logs)
   )
   return dataclasses.replace(config, data=data, simulator=simulator)
 

@@ -28,6 +28,7 @@ from hsrl_jax.serving.store.database import Store
 
 SESSIONS = "sessions.parquet"  # A folder, which parquet reads as one table.
 ITEMS = "items.parquet"
+_ABOUT = ("title", "genres", "feature")  # Its columns beside item_id.
 _NAME = re.compile(r"part-([0-9a-f]{8})-(\d{12})-(\d{12})\.parquet")
 _ROWS = 10_000  # Slates that are held in memory at once.
 _SCHEMA = pa.schema(
@@ -229,7 +230,7 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   """The items that may have been shown, of all versions of an export.
 
   Returns:
-    Id to title and feature; of the newest version that has it.
+    Id to title, tags and feature; of the newest version that has it.
   """
   where = export or store.about().get("folder")
   if where is None:
@@ -247,16 +248,20 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   items = {}
   for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
     manifest = folder_lib.read_manifest(folder)
-    items |= _items(folder_lib.read_catalogue(folder, manifest))
+    topics = manifest.about.get("topics", 0)
+    items |= _items(folder_lib.read_catalogue(folder, manifest), topics)
   return items
 
 
-def _items(catalogue: Catalogue) -> dict[str, tuple]:
+def _items(catalogue: Catalogue, topics: int) -> dict[str, tuple]:
+  """See _served; without the last features, which are `topics`."""
+  width = catalogue.features.shape[1] - topics
   rows = np.flatnonzero(np.asarray(catalogue.index.known))
   return {
     catalogue.item_ids.of(row): (
       catalogue.titles.of(row),
-      catalogue.features[row].tolist(),
+      "|".join(catalogue.tags.of(row)),
+      catalogue.features[row, :width].tolist(),
     )
     for row in rows[rows > 0]
   }
@@ -268,15 +273,16 @@ def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
   if path.exists():
     with reading(path, "what --mode=collect wrote"):
       table = pyarrow.parquet.read_table(path).to_pydict()
-    values = zip(table["title"], table["feature"], strict=True)
+    values = zip(*(table[x] for x in _ABOUT), strict=True)
     before = dict(zip(table["item_id"], values, strict=True))
   merged = before | items  # Numbers of items stay: old ones come first.
   if merged != before:
-    titles, features = zip(*merged.values(), strict=True)
+    titles, genres, features = zip(*merged.values(), strict=True)
     table = pa.table(
       {
         "item_id": pa.array(merged, pa.string()),
         "title": pa.array(titles, pa.string()),
+        "genres": pa.array(genres, pa.string()),
         "feature": pa.array(features, pa.list_(pa.float32())),
       }
     )

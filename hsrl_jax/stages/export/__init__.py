@@ -76,7 +76,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
   served = serving.make_catalogue(
     learned.index,
     learned.codebooks,
-    items.features,
+    parts.items.features,
     items.external_ids,
     items.titles,
     capacity=sizes.capacity,
@@ -99,6 +99,8 @@ def run(parts: Parts, export: ExportConfig) -> None:
       "acting": how,
       "seed": sizes.seed,
       "dataset": parts.name,
+      # The last features of an item, where topics are joined to them.
+      "topics": parts.items.features.shape[1] - items.features.shape[1],
       "fingerprint": parts.fingerprints["policy"],
       "config": config_lib.values(config),
     },
