@@ -44,8 +44,8 @@ _BAD_REQUESTS = (
   ({"earlier": [[1]]}, "earlier holds"),
   ({"earlier": [{"items": ["id-1"], "responses": []}]}, "1 items with 0"),
   ({"earlier": [{"items": ["x"], "responses": [1]}]}, "earlier holds 'x'"),
-  ({"earlier": [{"items": ["id-1"], "responses": [3]}]}, "0 or 1"),
-  ({"include": [1]}, "include holds 1"),
+  ({"earlier": [{"items": ["id-1"], "responses": [3]}]}, "0 to 1"),
+  ({"include": [1]}, "include holds"),
   ({"include": "Drama"}, "include is no list"),
   ({"since": [1]}, "since is [1]"),
 )
@@ -242,6 +242,30 @@ class FeedbackTest(absltest.TestCase):
         self.assertEqual(status, 422, (given, body))
         self.assertIn(words, body["error"])
     self.assertEmpty(self._rows())
+
+  def test_drawn_slates_are_kept_with_their_propensities(self):
+    with self._serving() as (_, _, port):
+      answers = [
+        running.ask(port, history=["id-1"], temperature=3, **_USER)[1]
+        for _ in range(12)
+      ]
+      _, best = running.ask(port, history=["id-1"], temperature=0, **_USER)
+      status, refused = running.ask(
+        port, history=["id-1"], include=["no tag"], **_USER
+      )
+    self.assertEqual(status, 422, refused)
+    self.assertEqual(best["propensities"], [1.0] * toy.SLATE)
+    chances = {}
+    for answer in answers:
+      row = self._rows()[answer["request_id"]]
+      kept = json.loads(row["propensities"])
+      np.testing.assert_allclose(kept, answer["propensities"])
+      self.assertTrue(all(0 < x < 1 for x in kept), kept)
+      # The first place of all is drawn from one distribution.
+      chances.setdefault(answer["items"][0], set()).add(round(kept[0], 5))
+    self.assertGreater(len(chances), 1)
+    self.assertEqual({len(x) for x in chances.values()}, {1})
+    self.assertLess(sum(min(x) for x in chances.values()), 1.001)
 
   def test_without_a_store_nothing_is_known(self):
     with running.serving(self.recommender, folder=self.folder) as (_, _, port):
