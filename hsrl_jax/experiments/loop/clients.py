@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -70,6 +71,22 @@ def server(
   finally:
     process.terminate()
     process.wait()
+
+
+def wait(where: tuple[str, int], version: int) -> None:
+  """Waits until a server has taken over a version of its export.
+
+  Raises:
+    ServerError: it did not.
+  """
+  deadline, served = time.monotonic() + _START, None
+  while time.monotonic() < deadline:
+    with urllib.request.urlopen(f"http://{where[0]}:{where[1]}/health") as x:
+      served = json.load(x)["versions"]
+    if set(served.values()) == {str(version)}:
+      return
+    time.sleep(0.1)
+  raise ServerError(f"version {version} is not served, but {served}")
 
 
 def play(

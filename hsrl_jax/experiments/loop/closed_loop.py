@@ -8,6 +8,7 @@ its myopic twin, the policy it began with, and the same agent trained in the
 world itself, which nobody with real users can do.
 """
 
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -139,38 +140,44 @@ def _loop(
     [f"user-{x}" for x in train.user_id],
     world.dataset.items.external_ids,
   )
-  rewards, before = [], None
-  for number in range(experiment.config.rounds):
-    name = f"{arm}, seed {seed}, round {number + 1}"
-    config = _first(experiment, seed)
-    if number:
-      logs = folder / "logs" / f"slates_{world.env.slate_size}"
-      config = _config(experiment, arm, seed, logs, before)
-    policy = Run(config, folder / f"round_{number + 1}")
-    policy.claim(settings.texts(config))
-    policy.complete(STAGES)
-    policy.export(ExportConfig(dir=str(export), platforms=("cpu",)))
-    before = policy.workdir if number else None
-    rows, _ = _users(experiment, world, seed, number)
-    with clients.server(export, store, folder / "server.log") as where:
+  rewards: list[list[float]] = []
+  before, where = None, ("", 0)
+  with contextlib.ExitStack() as server:
+    for number in range(experiment.config.rounds):
+      if number:
+        logs = folder / "logs" / f"slates_{world.env.slate_size}"
+        config = _config(experiment, arm, seed, logs, before)
+        policy = Run(config, folder / f"round_{number + 1}")
+        policy.claim(settings.texts(config))
+        before = policy.workdir
+      else:
+        config = experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
+        job = jobs.Job(f"{arm}/{seed}/round_1", config)
+        policy = jobs.prepare(experiment, job, world)
+      policy.complete(STAGES)
+      policy.export(ExportConfig(dir=str(export), platforms=("cpu",)))
+      if number > 1:
+        clients.wait(where, number + 1)
+      else:  # The first policy takes other requests: no earlier slates.
+        server.close()
+        log = folder / "server.log"
+        where = server.enter_context(clients.server(export, store, log))
       earned = clients.play(
         where,
         shown,
-        rows,
+        _users(experiment, world, seed, number)[0],
         temperature=experiment.config.served_temperature,
         seed=seed * experiment.config.rounds + number,
         label=f"round {number + 1}",
       )
-    print(f"{name}: {earned.mean():.2f}", flush=True)
-    rewards.append(earned.tolist())
-    collect.run(str(store), folder / "logs", str(export), 0.0)
-    jax.clear_caches()
+      print(
+        f"{arm}, seed {seed}, round {number + 1}: {earned.mean():.2f}",
+        flush=True,
+      )
+      rewards.append(earned.tolist())
+      collect.run(str(store), folder / "logs", str(export), 0.0)
+      jax.clear_caches()
   return rewards
-
-
-def _first(experiment: jobs.Experiment, seed: int) -> Config:
-  """Of the policy that the loop begins with."""
-  return experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
 
 
 def _config(
