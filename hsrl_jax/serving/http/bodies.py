@@ -146,7 +146,7 @@ def ask(values: dict[str, Any], ids: ItemIds | None) -> Ask:
     user_of(values),
     _id("session_id", values.get("session_id")),
     len(earlier),
-    None if ids is None else [str(x) for x in values["history"]],
+    None if ids is None else list(map(str, values["history"])),
   )
 
 

@@ -10,6 +10,9 @@ from hsrl_jax.serving.arguments import short
 from hsrl_jax.serving.catalogue import Catalogue, Texts
 
 
+_TYPES = frozenset((str, int))  # A bool has a type of its own.
+
+
 class ItemIds(NamedTuple):
   """The ids of one catalogue.
 
@@ -32,14 +35,14 @@ class ItemIds(NamedTuple):
     Raises:
       InputError: one of them is no id, or unknown.
     """
-    for item in ids:
-      if type(item) is not str and type(item) is not int:
-        raise InputError(
-          f"{name} holds {short(item)}; expected item ids of the source, which "
-          "are strings or integers"
-        )
+    if not _TYPES.issuperset(map(type, ids)):
+      item = next(x for x in ids if type(x) not in _TYPES)
+      raise InputError(
+        f"{name} holds {short(item)}; expected item ids of the source, which "
+        "are strings or integers"
+      )
     try:
-      return [self.rows[item] for item in map(str, ids)]
+      return list(map(self.rows.__getitem__, map(str, ids)))
     except KeyError as error:
       raise InputError(
         f"{name} holds {short(error.args[0])}, which is no known item; "
