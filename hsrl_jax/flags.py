@@ -30,9 +30,8 @@ MODE = flags.DEFINE_enum(
   "all",
   MODES,
   "The stage to run; `all` runs what is missing, in order. `add_items` and "
-  "`remove_items` change a catalogue of --embeddings, `export` is for serving, "
-  "`collect` takes what came of it as logs, `rollback` goes back to the export "
-  "before. The others: see launch/flags/experiments.",
+  "`remove_items` change a catalogue of --embeddings. For `export`, `collect` "
+  "and `rollback` see docs/loop.md, for others launch/flags/experiments.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
@@ -47,7 +46,7 @@ EMBEDDINGS = flags.DEFINE_string(
 ITEM_IDS = flags.DEFINE_string(
   "item_ids",
   None,
-  "What --mode=remove_items removes: .txt with one id a line, or .npy.",
+  "What --mode=remove_items removes: .txt, one id a line, or .npy.",
 )
 FROM = flags.DEFINE_string(
   "from",

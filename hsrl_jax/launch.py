@@ -4,9 +4,8 @@
 
 Stages: data, quantize, simulator, policy, evaluate, report. Each is skipped
 where its output is in --workdir, and goes on where it was stopped. Then
---mode=export writes what a server needs, --mode=collect takes what came of it
-as logs, and --mode=rollback goes back to the export before. --helpfull lists
-all flags.
+--mode=export writes what a server needs, and collect takes what came of it as
+logs (docs/loop.md). --helpfull lists all flags.
 
   python -m hsrl_jax.launch --mode=quantize --embeddings=items.npy --workdir=W
 

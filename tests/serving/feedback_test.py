@@ -6,10 +6,12 @@ import pathlib
 import shutil
 import tempfile
 
+import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax import serving
+from hsrl_jax import serving, sid
 from hsrl_jax.serving import store as store_lib
+from hsrl_jax.serving.http import ids as ids_lib
 from tests import toy
 from tests.serving import running, toy_export
 
@@ -42,8 +44,8 @@ _BAD_REQUESTS = (
   ({"earlier": [[1]]}, "earlier holds"),
   ({"earlier": [{"items": ["id-1"], "responses": []}]}, "1 items with 0"),
   ({"earlier": [{"items": ["x"], "responses": [1]}]}, "earlier holds 'x'"),
-  ({"earlier": [{"items": ["id-1"], "responses": [3]}]}, "0 or 1"),
-  ({"include": [1]}, "include holds 1"),
+  ({"earlier": [{"items": ["id-1"], "responses": [3]}]}, "0 to 1"),
+  ({"include": [1]}, "include holds"),
   ({"include": "Drama"}, "include is no list"),
   ({"since": [1]}, "since is [1]"),
 )
@@ -51,6 +53,27 @@ _BAD_REQUESTS = (
 
 def _send(port, **values):
   return running.post(port, "/feedback", values)
+
+
+class IdsTest(absltest.TestCase):
+  def test_rows_of_a_catalogue_that_changes(self):
+    made = serving.make_catalogue(
+      sid.build_index(np.array([[0], [1], [2]]), 9),
+      np.zeros((1, 9, 2), np.float32),
+      np.zeros((4, 2), np.float32),
+      ["", "tea", "Käse", "x"],
+      [""] * 4,
+      capacity=6,
+    )
+    first = ids_lib.of_catalogue(made)
+    self.assertEqual(first.rows, {"tea": 1, "Käse": 2, "x": 3})
+    # Where items leave nothing is built anew.
+    gone = made.remove_items([2])
+    self.assertIs(ids_lib.of_catalogue(gone, first), first)
+    # An id that comes back in another row is that of the active item.
+    both = gone.add_items([5], np.ones((1, 2), np.float32), ["Käse"])
+    rows = ids_lib.of_catalogue(both, first).rows
+    self.assertEqual(rows, {"tea": 1, "Käse": 5, "x": 3})
 
 
 class FeedbackTest(absltest.TestCase):
@@ -92,12 +115,17 @@ class FeedbackTest(absltest.TestCase):
         port, history=["id-1", "id-2"], seen=["id-3"], **_USER
       )
       self.assertEqual(status, 200, by_source)
-      for field, item in (("history", "nobody"), ("seen", 1), ("history", 1.5)):
+      for field, item, words in (
+        ("history", "nobody", "history holds 'nobody', which is no known"),
+        ("seen", 1, "seen holds '1', which is no known"),
+        ("history", 1.5, "history holds 1.5; expected item ids"),
+        ("history", True, "history holds True; expected item ids"),
+      ):
         status, answer = running.ask(
           port, **{"history": ["id-1"]} | _USER | {field: [item]}
         )
         self.assertEqual(status, 422, answer)
-        self.assertIn(f"{field} holds {item!r}", answer["error"])
+        self.assertIn(words, answer["error"])
     with self._serving(ids="rows") as (_, _, port):
       status, by_row = running.ask(port, history=[1, 2], seen=[3], **_USER)
     self.assertEqual(by_source["item_ids"], by_row["item_ids"])
@@ -214,6 +242,30 @@ class FeedbackTest(absltest.TestCase):
         self.assertEqual(status, 422, (given, body))
         self.assertIn(words, body["error"])
     self.assertEmpty(self._rows())
+
+  def test_drawn_slates_are_kept_with_their_propensities(self):
+    with self._serving() as (_, _, port):
+      answers = [
+        running.ask(port, history=["id-1"], temperature=3, **_USER)[1]
+        for _ in range(12)
+      ]
+      _, best = running.ask(port, history=["id-1"], temperature=0, **_USER)
+      status, refused = running.ask(
+        port, history=["id-1"], include=["no tag"], **_USER
+      )
+    self.assertEqual(status, 422, refused)
+    self.assertEqual(best["propensities"], [1.0] * toy.SLATE)
+    chances = {}
+    for answer in answers:
+      row = self._rows()[answer["request_id"]]
+      kept = json.loads(row["propensities"])
+      np.testing.assert_allclose(kept, answer["propensities"])
+      self.assertTrue(all(0 < x < 1 for x in kept), kept)
+      # The first place of all is drawn from one distribution.
+      chances.setdefault(answer["items"][0], set()).add(round(kept[0], 5))
+    self.assertGreater(len(chances), 1)
+    self.assertEqual({len(x) for x in chances.values()}, {1})
+    self.assertLess(sum(min(x) for x in chances.values()), 1.001)
 
   def test_without_a_store_nothing_is_known(self):
     with running.serving(self.recommender, folder=self.folder) as (_, _, port):

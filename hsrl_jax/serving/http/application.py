@@ -15,7 +15,7 @@ import prometheus_client as prometheus
 from starlette import applications, exceptions, requests, responses, routing
 
 from hsrl_jax.errors import InputError
-from hsrl_jax.serving.http import adapter, bodies
+from hsrl_jax.serving.http import bodies
 from hsrl_jax.serving.http.arms import Served
 from hsrl_jax.serving.http.batches import Full, Server
 from hsrl_jax.serving.http.bodies import Refused
@@ -117,7 +117,7 @@ async def _recommend(server: Server, body: bytes) -> bytes:
   served = server.served_to(bodies.user_of(values) or os.urandom(8).hex())
   try:
     ask = bodies.ask(values, served.ids)
-    query = adapter.query(served.recommender, ask.arguments)
+    query = served.recommender.query(**ask.arguments)
     slate = await server.recommend(query, served)
   except InputError as error:
     raise Refused(422, str(error)) from error
@@ -125,9 +125,6 @@ async def _recommend(server: Server, body: bytes) -> bytes:
     raise Refused(
       503, "too many requests wait; try again", {"Retry-After": "1"}
     ) from error
-  k = ask.arguments.get("k")
-  if k is not None:
-    slate = Recommendations(*(x[:k] for x in slate))
   names = _names(served, slate)
   request_id = await server.record(ask, served, slate, names)
   return _answer(served, slate, names, request_id)
@@ -221,7 +218,7 @@ def _answer(
       "titles": [catalogue.titles.of(item) for item in items],
       "sids": slate.sids[:count],
       "log_probs": slate.log_probs[:count],
-      "propensities": adapter.propensity(slate)[:count],
+      "propensities": slate.propensity[:count],
       "catalogue": recommender.version,
       "version": served.version,
       "arm": served.arm,

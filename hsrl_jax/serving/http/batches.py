@@ -14,7 +14,6 @@ import orjson
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.http import adapter
 from hsrl_jax.serving.http import arms as arms_lib
 from hsrl_jax.serving.http.arms import Arms, Served
 from hsrl_jax.serving.http.bodies import Ask
@@ -253,7 +252,8 @@ class Server:
     history = (ask.history or ask.arguments["history"])[-longest:]
     if ask.history is None:
       history = [names.of(item) for item in history]
-    chances = adapter.propensity(slate)[:count]
+    # Logs take no propensity of 0, to which a small one is rounded.
+    chances = np.clip(slate.propensity[:count], np.finfo(np.float32).tiny, 1)
     now = round(time.time(), 3)
     request_id = f"{int(1e3 * now):012x}{os.urandom(10).hex()}"
 
@@ -268,7 +268,7 @@ class Server:
       now,
       count,
       text(items),
-      text(np.clip(chances, np.finfo(np.float32).tiny, 1)),
+      text(chances),
       text(history),
       text(ask.arguments.get("profile", [])),
       served.version,

@@ -10,6 +10,9 @@ from hsrl_jax.serving.arguments import short
 from hsrl_jax.serving.catalogue import Catalogue, Texts
 
 
+_TYPES = frozenset((str, int))  # A bool has a type of its own.
+
+
 class ItemIds(NamedTuple):
   """The ids of one catalogue.
 
@@ -32,22 +35,20 @@ class ItemIds(NamedTuple):
     Raises:
       InputError: one of them is no id, or unknown.
     """
-    found = []
-    for item in ids:
-      if isinstance(item, bool) or not isinstance(item, str | int):
-        raise InputError(
-          f"{name} holds {short(item)}; expected item ids of the source, which "
-          "are strings or integers"
-        )
-      row = self.rows.get(item if isinstance(item, str) else str(item))
-      if row is None:
-        raise InputError(
-          f"{name} holds {short(item)}, which is no known item; expected item "
-          "ids of the source that the catalogue has or had (rows of the "
-          "catalogue with --ids=rows)"
-        )
-      found.append(row)
-    return found
+    if not _TYPES.issuperset(map(type, ids)):
+      item = next(x for x in ids if type(x) not in _TYPES)
+      raise InputError(
+        f"{name} holds {short(item)}; expected item ids of the source, which "
+        "are strings or integers"
+      )
+    try:
+      return list(map(self.rows.__getitem__, map(str, ids)))
+    except KeyError as error:
+      raise InputError(
+        f"{name} holds {short(error.args[0])}, which is no known item; "
+        "expected item ids of the source that the catalogue has or had (rows "
+        "of the catalogue with --ids=rows)"
+      ) from error
 
 
 NO_IDS = ItemIds({}, None)

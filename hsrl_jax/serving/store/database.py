@@ -63,7 +63,9 @@ _SCHEMA = (
   "(user_id, session_id, part, step, time) WHERE session_id IS NOT NULL",
   "CREATE INDEX IF NOT EXISTS slates_open ON slates (time, request_id) "
   "WHERE closed IS NULL AND responses IS NOT NULL",
-  "CREATE UNIQUE INDEX IF NOT EXISTS slates_closed ON slates (width, closed) "
+  "CREATE UNIQUE INDEX IF NOT EXISTS slates_closed ON slates (closed) "
+  "WHERE closed IS NOT NULL",
+  "CREATE INDEX IF NOT EXISTS slates_width ON slates (width, closed) "
   "WHERE closed IS NOT NULL",
   "CREATE INDEX IF NOT EXISTS slates_earned ON slates "
   "(arm, version, user_id, earned) WHERE earned IS NOT NULL",
@@ -265,22 +267,25 @@ class Store:
     return self.about()[name]
 
   def sessions(self, keys: list[tuple[str, str]]) -> list[Sequence]:
-    """The last part of sessions that are there.
+    """The last slates of sessions that are there.
 
     Args:
       keys: user_id and session_id of each.
 
     Returns:
-      Rows of user_id, session_id, part, its last step, its last time, and 1
-      where it ended.
+      Rows of user_id, session_id, part, step, time, and 1 where the session
+      ended.
     """
+    last = (
+      "SELECT l.request_id FROM slates l WHERE l.user_id = k.user_id "
+      "AND l.session_id = k.session_id "
+      "ORDER BY l.part DESC, l.step DESC LIMIT 1"
+    )
     query = (
-      "SELECT s.user_id, s.session_id, s.part, max(s.step), max(s.time), "
-      "max(coalesce(s.terminated, 0)) "
+      "SELECT k.user_id, k.session_id, s.part, s.step, s.time, "
+      "coalesce(s.terminated, 0) "
       f"FROM ({self._engine.rows(('user_id', 'session_id'))}) k "
-      "JOIN slates s ON s.user_id = k.user_id AND s.session_id = k.session_id "
-      "WHERE s.session_id IS NOT NULL "
-      "GROUP BY s.user_id, s.session_id, s.part ORDER BY s.part"
+      f"JOIN slates s ON s.request_id = ({last})"
     )
     return self._engine.read(query, 6, json.dumps(keys))
 
