@@ -193,6 +193,37 @@ class CommandsTest(absltest.TestCase):
     self.assertIn("4 items; slates: train 2, val 1, test 1", out)
     self.assertNotIn("columns not used", out)
 
+  @pytest.mark.slow
+  def test_in_a_model_of_the_logs(self):
+    """Of sessions that are large enough for a split by user."""
+    rng = np.random.default_rng(0)
+    place = self.folder / "my_sessions"
+    place.mkdir()
+    items = [f"i{x},{x % 3};{x % 4};{x / 9},g{x % 3}" for x in range(12)]
+    lines = ["item_id,feature,genres", *items]
+    (place / "items.csv").write_text("\n".join(lines))
+    lines = ["user_id,session_id,step,exposed,response,timestamp"]
+    for user in range(40):
+      for step in range(4):
+        shown = ";".join(f"i{x}" for x in rng.permutation(12)[:2])
+        liked = ";".join(str(x) for x in rng.integers(0, 2, 2))
+        lines.append(f"u{user},{user},{step},{shown},{liked},{4 * user + step}")
+    (place / "sessions.csv").write_text("\n".join(lines))
+    (command,) = (x for x in _commands() if "runs/my_model" in x)
+    sizes = ("--sid_levels=2", "--sid_vocab_size=8", "--simulator_max_steps=3")
+    with contextlib.chdir(self.folder):
+      status, out, err = run(*_arguments(command), *SMALL, *sizes)
+      self.assertEqual(status, 0, err)
+      self.assertIn("best_constant", out)
+      run_folder = pathlib.Path("runs/my_model")
+      self.assertTrue((run_folder / "simulator/boredom.npz").exists())
+      results = json.loads((run_folder / "results.json").read_text())
+      # No rule says how much of a topic does no harm.
+      self.assertNotIn("farsighted", results["policies"])
+      flags = ("--mode=export", "--workdir=runs/my_model")
+      status, out, err = run(*flags, "--export_platforms=cpu")
+    self.assertEqual(status, 0, err)
+
   def test_public_data_as_logs(self):
     """The page's conversions, of made-up files in the same formats."""
     with contextlib.chdir(self.folder):

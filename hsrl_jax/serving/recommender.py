@@ -171,7 +171,7 @@ class Recommender:
       InputError: a file is missing or damaged, requests are of other sizes, or
         `probe` fails.
     """
-    folder = pathlib.Path(folder)
+    folder = folder_lib.current(pathlib.Path(folder))
     old, new = self.manifest, folder_lib.read_manifest(folder)
     for name in ("history", "profile", "seen", "shown", "tags"):
       if old.sizes[name] != new.sizes[name]:
@@ -343,7 +343,8 @@ def load(
     InputError: a file is missing, damaged or of another version; the export is
       not for this platform; `probe` fails.
   """
-  folder = pathlib.Path(folder)
+  # One version, whatever is published meanwhile.
+  folder = folder_lib.current(pathlib.Path(folder))
   manifest = folder_lib.read_manifest(folder)
   backend = jax.default_backend()
   platform = {"gpu": "cuda"}.get(backend, backend)

@@ -17,8 +17,10 @@ from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.logs import conservatism
 from tests import toy
 
+TOY = toy.config(iterations=4, curve_every=4, save_every=4, seeds=(0, 1))
 BASE = dataclasses.replace(
-  toy.config(iterations=4, curve_every=4, save_every=4, seeds=(0, 1)),
+  TOY,
+  train=dataclasses.replace(TOY.train, segment=4),
   data=config_lib.DataConfig("toy"),
   quantizer=config_lib.QuantizerConfig(
     levels=2, vocab_size=16, iterations=2, restarts=1

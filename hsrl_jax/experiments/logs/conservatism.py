@@ -44,6 +44,7 @@ IN_MODEL = {
   "learning": "on_policy",
   "learning_rate": 3e-3,
   "trace": 0.5,
+  "critic_sees_state": True,
 }
 _VALIDATION = 0.1  # Of the sessions, to choose the epochs of the model's fit.
 LOGGING = ("uniform", "popularity")

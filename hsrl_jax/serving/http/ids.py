@@ -9,7 +9,6 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.serving.arguments import short
 from hsrl_jax.serving.catalogue import Catalogue, Texts
 
-
 _TYPES = frozenset((str, int))  # A bool has a type of its own.
 
 
