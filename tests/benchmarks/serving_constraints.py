@@ -15,7 +15,7 @@ were left, which takes a count over all items and is done for a part of them.
 `ratio` is the time of these requests to that of the same requests, without
 tags, to the same function exported from a catalogue without tags; `free_ratio`
 that of requests without tags to the function with them. Both functions are
-called by turns.
+called by turns; times are CPU time.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def permitted(bits, added, rule) -> np.ndarray:
 
 
 class Timer:
-  """Seconds of calls."""
+  """Seconds of CPU time of calls, which other programs change little."""
 
   def __init__(self):
     """Starts with none."""
@@ -75,9 +75,9 @@ class Timer:
 
   def __call__(self, function, *arguments):
     """Calls, and keeps the time."""
-    start = time.perf_counter()
+    start = time.process_time()
     result = function(*arguments)
-    self.seconds.append(time.perf_counter() - start)
+    self.seconds.append(time.process_time() - start)
     return result
 
   @property

@@ -89,7 +89,7 @@ class PermitsTest(parameterized.TestCase):
     @jax.jit
     def tokens(allow, permitted, prefix):
       bounded = dataclasses.replace(
-        index, permit=permits.Bounds(summaries, allow)
+        index, permit=permits.Bounds(summaries, allow, jnp.bool(True))
       )
       result = []
       for own in (bounded, permits.exactly(index, permitted)):

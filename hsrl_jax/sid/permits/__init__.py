@@ -21,6 +21,7 @@ with the best that have a permitted one.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -73,18 +74,36 @@ class Bounds(NamedTuple):
   Attributes:
     summaries: per level 1..L, see `summarise`.
     allow: of the request.
+    asked: bool [], whether a request of the batch asks for anything; the same
+      for all of them, so that else nothing is looked up.
   """
 
   summaries: tuple[Array, ...]
   allow: Allow
+  asked: Array
 
   def may(self, level: int, nodes: Array) -> Array:
     """Whether items may be permitted below nodes of `level`, bool [...]."""
-    rows = self.summaries[level - 1].at[nodes].get(mode="clip")
+
+    def look(nodes):
+      rows = self.summaries[level - 1].at[nodes].get(mode="clip")
+      return self._of_rows(rows, level)
+
+    every = functools.partial(jnp.ones_like, dtype=bool)
+    return jax.lax.cond(self.asked, look, every, nodes)
+
+  def leaf(self, index: SidIndex, leaves: Array) -> tuple[Array, Array]:
+    """The last token of leaves, int32 [...], and whether each is permitted."""
+    rows = self.summaries[-1].at[leaves].get(mode="clip")
+    token = rows[..., len(self.allow.include)].astype(jnp.int32)
+    return token, self._of_rows(rows, index.levels)
+
+  def _of_rows(self, rows: Array, level: int) -> Array:
     width = len(self.allow.include)
-    # A leaf has one item's tags, which are union and intersection.
-    shared = rows[..., -1 - width : -1]
-    return self.allow.of(rows[..., :width], shared, rows[..., -1])
+    union = shared = rows[..., :width]
+    if level < len(self.summaries):  # A leaf's tags are one item's.
+      shared = rows[..., width:-1]
+    return self.allow.of(union, shared, rows[..., -1])
 
 
 class Counts(NamedTuple):
@@ -92,13 +111,21 @@ class Counts(NamedTuple):
 
   Attributes:
     there: per level 1..L, bool [nodes], whether an item is permitted below.
+    asked: see Bounds.
   """
 
   there: tuple[Array, ...]
+  asked: Array
 
   def may(self, level: int, nodes: Array) -> Array:
     """Whether an item is permitted below nodes of `level`, bool [...]."""
     return self.there[level - 1].at[nodes].get(mode="clip")
+
+  def leaf(self, index: SidIndex, leaves: Array) -> tuple[Array, Array]:
+    """See Bounds.leaf."""
+    item = index.leaf_item.at[leaves].get(mode="clip")
+    token = index.tokens[item, -1].astype(jnp.int32)
+    return token, self.may(index.levels, leaves)
 
 
 def tokens(index: SidIndex, node: Array, level: int) -> Array:
@@ -128,21 +155,30 @@ def best_prefixes(
     Scores, `masking.NEGATIVE` where there are fewer, and positions in the flat
     scores, [width].
   """
-  many = min(WIDER * width, score.size)
-  score, flat = jax.lax.top_k(score.reshape(-1), many)
-  below = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
-    index,
-    node[flat // index.vocab_size],
-    (flat % index.vocab_size).astype(jnp.int32),
-    index.levels - 2,
+
+  def look(score):
+    many = min(WIDER * width, score.size)
+    score, flat = jax.lax.top_k(score, many)
+    below = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
+      index,
+      node[flat // index.vocab_size],
+      (flat % index.vocab_size).astype(jnp.int32),
+      index.levels - 2,
+    )
+    first, count = sid_index.leaves(index, below)
+    place = jnp.arange(_WINDOW)[None]
+    _, there = index.permit.leaf(index, first[:, None] + place)
+    there &= place < count[:, None]
+    there = there.any(-1) | (count > _WINDOW)
+    kept = jax.lax.top_k(jnp.where(there, score, masking.NEGATIVE), width)
+    return kept[0], flat[kept[1]]
+
+  return jax.lax.cond(
+    index.permit.asked,
+    look,
+    lambda score: tuple(jax.lax.top_k(score, width)),
+    score.reshape(-1),
   )
-  first, count = sid_index.leaves(index, below)
-  place = jnp.arange(_WINDOW)[None]
-  there = index.permit.may(index.levels, first[:, None] + place)
-  there &= place < count[:, None]
-  there = there.any(-1) | (count > _WINDOW)
-  kept = jax.lax.top_k(jnp.where(there, score, masking.NEGATIVE), width)
-  return kept[0], flat[kept[1]]
 
 
 def best_leaves(
@@ -171,10 +207,8 @@ def best_leaves(
     place, best, leaf = carry
     places = place + jnp.arange(_WINDOW)[None]
     number = first[:, None] + places
-    item = index.leaf_item.at[number].get(mode="clip")
-    token = index.tokens[item, -1].astype(jnp.int32)
-    there = (places < count[:, None]) & open_[beam, token]
-    there &= index.active[item] & index.permit.may(index.levels, number)
+    token, there = index.permit.leaf(index, number)
+    there &= (places < count[:, None]) & open_[beam, token]
     found = jnp.where(there, score[beam, token], masking.NEGATIVE)
     both = jnp.concatenate([best, found.reshape(-1)])
     best, kept = jax.lax.top_k(both, width)
@@ -205,14 +239,16 @@ def summarise(
   Returns:
     Per level 1..L - 1, uint32 [nodes, 2 W + 1]: union and intersection of the
     tags, and the latest time plus 1, 0 where no item is active; of the leaves
-    uint32 [C, W + 1], the item's tags and time.
+    uint32 [C, W + 2], the item's tags, last token and time, which are read
+    together.
   """
   item = np.asarray(index.leaf_item)
   active = np.asarray(index.active)[item]
   union = np.where(active[:, None], words[item], np.uint32(0))
   shared = np.where(active[:, None], words[item], _ALL)
   after = np.where(active, added[item] + np.uint32(1), np.uint32(0))
-  rows = [np.concatenate([union, after[:, None]], 1)]
+  token = np.asarray(index.tokens)[item, -1:].astype(np.uint32)
+  rows = [np.concatenate([union, token, after[:, None]], 1)]
   for level in reversed(range(1, index.levels)):
     children = np.bitwise_count(np.asarray(index.present[level])).sum(1)
     starts = np.asarray(index.first_child[level])
@@ -254,7 +290,10 @@ def exactly(index: SidIndex, permitted: Array) -> SidIndex:
     if level:
       there.insert(0, count > 0)
   return dataclasses.replace(
-    index, active=permitted, live=tuple(live), permit=Counts(tuple(there))
+    index,
+    active=permitted,
+    live=tuple(live),
+    permit=Counts(tuple(there), jnp.bool(True)),
   )
 
 

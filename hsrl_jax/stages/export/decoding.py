@@ -75,10 +75,14 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
       own = permits.exactly(index, permitted(every, request))
       return _act(agent, params, items._replace(index=own), request)
 
+    asked = jnp.bool(False)
+    for mask in request["allow"].values():
+      asked |= (mask != 0).any()
+
     def bounded(request):
       levels = range(1, index.levels + 1)
       summaries = tuple(arrays[f"tags[{level}]"] for level in levels)
-      bounds = permits.Bounds(summaries, _allow(request))
+      bounds = permits.Bounds(summaries, _allow(request), asked)
       own = dataclasses.replace(index, permit=bounds)
       return _act(agent, params, items._replace(index=own), request)
 
