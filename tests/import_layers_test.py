@@ -82,6 +82,7 @@ EXCEPTIONS = {
   "hsrl_jax.serving.catalogue names flags": _ADVICE,
   "hsrl_jax.serving.folder names flags": _ADVICE,
   "hsrl_jax.serving.recommender names flags": _ADVICE,
+  "hsrl_jax.serving.request names flags": _ADVICE,
   "hsrl_jax.sim.click_model names flags": _ADVICE,
   "hsrl_jax.sim.response_file names flags": _ADVICE,
 }

@@ -111,15 +111,11 @@ def beam_search(
       context, level
     )
     by_leaves = permit is not None and key is None and level == index.levels - 1
-    valid = jnp.ones(step.shape, bool)
-    if not by_leaves:
-      valid = jax.vmap(permits.tokens, (None, 0, None))(index, node, level)
-    if closed is not None:
-      valid = _close(valid, node, closed[level])
+    valid = _valid(index, node, closed, level, by_leaves)
     next_log_prob = log_prob[:, None] + step
     if by_leaves:
-      args = (index, node, next_log_prob, valid, beams)
-      score, node = permits.best_leaves(*args)
+      best = permits.best_leaves(index, node, next_log_prob, valid, beams)
+      score, node = best
       alive, log_prob = node >= 0, score
       break
     if key is None:
@@ -166,6 +162,14 @@ def beam_search(
     noise=jnp.pad(noise, missing),
     valid=jnp.pad(alive, missing),
   )
+
+
+def _valid(index, node, closed, level: int, by_leaves: bool) -> Array:
+  """Tokens that may be taken, bool [B, V]; `by_leaves` asks only for closed."""
+  valid = jnp.ones((len(node), index.vocab_size), bool)
+  if not by_leaves:
+    valid = jax.vmap(permits.tokens, (None, 0, None))(index, node, level)
+  return valid if closed is None else _close(valid, node, closed[level])
 
 
 class _Edges(NamedTuple):
