@@ -257,11 +257,7 @@ class Catalogue(NamedTuple):
     if self.tags is not None:
       rest |= {"tags": self.tags.words, "added": self.tags.added}
       summaries = permits.summarise(self.index, *self.tags[1:])
-      rest |= {
-        f"tags.{name}[{level}]": array
-        for name, arrays in summaries._asdict().items()
-        for level, array in enumerate(arrays)
-      }
+      rest |= {f"tags[{i}]": rows for i, rows in enumerate(summaries, 1)}
     return {**index, **rest}
 
   def sizes(self) -> dict[str, int]:

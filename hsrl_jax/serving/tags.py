@@ -16,7 +16,7 @@ from hsrl_jax.serving.arguments import short
 from hsrl_jax.sid import permits
 
 WORD = 32  # Tags, one bit each, in a word.
-_LATEST = 2**32 - 1
+_LATEST = 2**32 - 2
 
 
 class Tags(NamedTuple):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sid import index as sid_index
+from hsrl_jax.sid import permits
 from hsrl_jax.types import Array, PRNGKey
 
 # (context, level) -> token log-probabilities [V] of that context.
@@ -95,7 +96,7 @@ def beam_search(
   Returns:
     Beams.
   """
-  vocab = index.vocab_size
+  vocab, permit = index.vocab_size, index.permit
   node = jnp.zeros(1, jnp.int32)
   log_prob = jnp.zeros(1)
   tempered = jnp.zeros(1)  # log of pi^(1/temperature), renormalised by level.
@@ -109,12 +110,14 @@ def beam_search(
     step = jax.vmap(log_prob_fn, in_axes=(0, None), axis_size=len(node))(
       context, level
     )
-    valid = jax.vmap(sid_index.permitted_tokens, in_axes=(None, 0, None))(
-      index, node, level
-    )
-    if closed is not None:
-      valid = _close(valid, node, closed[level])
+    by_leaves = permit is not None and key is None and level == index.levels - 1
+    valid = _valid(index, node, closed, level, by_leaves)
     next_log_prob = log_prob[:, None] + step
+    if by_leaves:
+      best = permits.best_leaves(index, node, next_log_prob, valid, beams)
+      score, node = best
+      alive, log_prob = node >= 0, score
+      break
     if key is None:
       next_score = jnp.where(valid, next_log_prob, masking.NEGATIVE)
     else:
@@ -126,7 +129,10 @@ def beam_search(
       )
       next_score = jnp.where(valid, next_score, masking.NEGATIVE)
     width = min(beams, next_score.size)
-    score, flat = jax.lax.top_k(next_score.reshape(-1), width)
+    if permit is not None and level == index.levels - 2:
+      score, flat = permits.best_prefixes(index, node, next_score, width)
+    else:
+      score, flat = jax.lax.top_k(next_score.reshape(-1), width)
     parent, token = flat // vocab, (flat % vocab).astype(jnp.int32)
     alive = score > masking.NEGATIVE / 2
     node = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
@@ -156,6 +162,14 @@ def beam_search(
     noise=jnp.pad(noise, missing),
     valid=jnp.pad(alive, missing),
   )
+
+
+def _valid(index, node, closed, level: int, by_leaves: bool) -> Array:
+  """Tokens that may be taken, bool [B, V]; `by_leaves` asks only for closed."""
+  valid = jnp.ones((len(node), index.vocab_size), bool)
+  if not by_leaves:
+    valid = jax.vmap(permits.tokens, (None, 0, None))(index, node, level)
+  return valid if closed is None else _close(valid, node, closed[level])
 
 
 class _Edges(NamedTuple):

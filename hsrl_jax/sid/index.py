@@ -138,14 +138,6 @@ def _row(array: Array, node: Array) -> Array:
   return array.at[jnp.maximum(node, 0)].get(mode="promise_in_bounds")
 
 
-def permitted_tokens(index: SidIndex, node: Array, level: int) -> Array:
-  """`valid_tokens`, without those below which `permit` has nothing."""
-  valid = valid_tokens(index, node, level)
-  if index.permit is None:
-    return valid
-  return valid & index.permit.may(level + 1, _children(index, node, level)[1])
-
-
 def live_children(index: SidIndex, node: Array, level: int) -> Array:
   """Active items below each child of a node, int32 [V].
 
@@ -154,7 +146,7 @@ def live_children(index: SidIndex, node: Array, level: int) -> Array:
     node: int32 [], a node of `level`; -1 is no node.
     level: length of the node's prefix, 0..L-1.
   """
-  there, number = _children(index, node, level)
+  there, number = children(index, node, level)
   if level + 1 < index.levels:
     live = index.live[level + 1].at[number].get(mode="clip")
   else:
@@ -163,10 +155,23 @@ def live_children(index: SidIndex, node: Array, level: int) -> Array:
   return jnp.where(there & (node >= 0), live, 0)
 
 
-def _children(index: SidIndex, node: Array, level: int) -> tuple[Array, Array]:
+def children(index: SidIndex, node: Array, level: int) -> tuple[Array, Array]:
   """Whether a node has each child, and the children's numbers, [V]."""
   words = _row(index.present[level], node)
-  bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1
-  there = bits.reshape(-1)[: index.vocab_size].astype(jnp.int32)
-  number = _row(index.first_child[level], node) + jnp.cumsum(there) - there
-  return there == 1, number
+  bit = jnp.uint32(1) << jnp.arange(WORD, dtype=jnp.uint32)[None]
+  there = (words[:, None] & bit) != 0
+  # Counting bits is faster than a running sum over tokens.
+  count = jax.lax.population_count(words)
+  before = _row(index.first_child[level], node) + jnp.cumsum(count) - count
+  rank = jax.lax.population_count(words[:, None] & (bit - 1))
+  number = before.astype(jnp.int32)[:, None] + rank.astype(jnp.int32)
+  size = index.vocab_size
+  return there.reshape(-1)[:size], number.reshape(-1)[:size]
+
+
+def leaves(index: SidIndex, nodes: Array) -> tuple[Array, Array]:
+  """The first leaf below nodes of level L - 1, and how many, int32 [B]."""
+  words = _row(index.present[-1], nodes)
+  count = jax.lax.population_count(words).astype(jnp.int32).sum(-1)
+  first = _row(index.first_child[-1], nodes)
+  return first, jnp.where(nodes >= 0, count, 0)

@@ -102,8 +102,8 @@ def main() -> None:
     jitted = jax.jit(live.function)
 
     def unexported(batch):
-      padded = [np.stack(x) for x in zip(*batch[1], strict=True)]
-      return jax.device_get(jitted(policy, arrays, *padded))
+      padded = jax.tree.map(lambda *x: np.stack(x), *batch[1])
+      return jax.device_get(jitted(policy, arrays, padded.inputs()))
 
     measure("unexported", unexported)
     jitted = jax.jit(live.every_item)

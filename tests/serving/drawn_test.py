@@ -2,6 +2,7 @@
 
 import itertools
 import pathlib
+import tempfile
 from unittest import mock
 
 import numpy as np
@@ -28,19 +29,20 @@ def _seeds(query, count, number):
   return [query._replace(seed=seed) for seed in seeds]
 
 
-class DrawnTest(parameterized.TestCase):
-  def _load(self, search_from=10**6, sizes=(BATCH,), **overrides):
-    folder = pathlib.Path(self.create_tempdir().full_path) / "export"
-    with mock.patch.object(acting, "SEARCH_FROM", search_from):
-      exported = toy_export.make(folder, **overrides)
-    recommender = serving.load(folder, sizes)
-    gone = [i for i in range(1, toy.ITEMS + 1) if i not in LEFT]
-    catalogue = exported.catalogue.remove_items(gone)
-    return exported, recommender.with_catalogue(catalogue)
+def _load(folder, search_from=10**6, sizes=(BATCH,), **overrides):
+  """An export with five items left, and its recommender."""
+  with mock.patch.object(acting, "SEARCH_FROM", search_from):
+    exported = toy_export.make(folder, **overrides)
+  gone = [i for i in range(1, toy.ITEMS + 1) if i not in LEFT]
+  catalogue = exported.catalogue.remove_items(gone)
+  return exported, serving.load(folder, sizes).with_catalogue(catalogue)
 
+
+class FrequenciesTest(parameterized.TestCase):
   def _check(self, temperature=0.7, **overrides):
     """Frequencies of all slates of five items; returns the slates drawn."""
-    exported, recommender = self._load(**overrides)
+    folder = pathlib.Path(self.create_tempdir().full_path) / "export"
+    exported, recommender = _load(folder, **overrides)
     query = recommender.query(HISTORY, PROFILE, temperature=temperature)
     drawn = [
       recommender.decode(_seeds(query, BATCH, call)) for call in range(CALLS)
@@ -106,9 +108,17 @@ class DrawnTest(parameterized.TestCase):
       with self.subTest(str(overrides)):
         self._check(**overrides)
 
+
+class DrawnTest(parameterized.TestCase):
+  @classmethod
+  def setUpClass(cls):
+    super().setUpClass()
+    name = cls.enterClassContext(tempfile.TemporaryDirectory())
+    _, cls.recommender = _load(pathlib.Path(name) / "export", sizes=(4,))
+
   def test_a_draw_is_by_log_pi(self):
     """Propensities of a scoring agent, from its log pi by the definition."""
-    _, recommender = self._load(sizes=(4,))
+    recommender = self.recommender
     query = recommender.query(HISTORY, PROFILE, temperature=0.5)
     slates = recommender.decode(_seeds(query, 40, 0))
     log_pi = dict(
@@ -124,7 +134,7 @@ class DrawnTest(parameterized.TestCase):
         del left[item]
 
   def test_a_batch_mixes_temperatures(self):
-    exported, recommender = self._load(sizes=(4,))
+    recommender = self.recommender
     best = recommender.query(HISTORY, PROFILE)
     alone = recommender.decode([best])
     drawn = recommender.query(HISTORY, PROFILE, temperature=2.0)
@@ -137,7 +147,7 @@ class DrawnTest(parameterized.TestCase):
     np.testing.assert_array_equal(again.items, mixed.items[1:3])
 
   def test_first_places_alone(self):
-    _, recommender = self._load(sizes=(4,))
+    recommender = self.recommender
     query = recommender.query(HISTORY, PROFILE, temperature=1.0)
     whole = recommender.decode([query])
     two = recommender.decode([query._replace(k=np.int32(2))])

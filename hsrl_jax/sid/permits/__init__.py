@@ -10,25 +10,32 @@ intersection of the tags of the active items below it, and the latest time:
 - the latest time too early: none is.
 
 A search by these (`Bounds`) reads a few words for each token it looks at,
-however many items there are. Of a leaf the answer is exact, so that no item
-comes out that is not permitted. Of a prefix above, one rule alone is exact as
-well; rules together may keep a prefix below which nothing is permitted, since
-each has other items in mind. Such prefixes take beams, and may leave too few
-items: `exactly` counts what is permitted below each node, in one pass over all
-items, and then a search misses nothing.
+however many items there are. Of a leaf the answer is exact, so no item comes
+out that is not permitted. Of a prefix above, one rule alone is exact; several
+rules together may let a prefix through below which nothing is permitted, since
+each has other items in mind. So where the next token is the last, the search
+takes WIDER times as many prefixes, looks at the items below each, and goes on
+with the best that have a permitted one.
+
+`exactly` counts what is permitted below each node, in one pass over all items.
 """
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax.ops import masking
+from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid.index import SidIndex
 from hsrl_jax.types import Array
 
 _ALL = np.uint32(2**32 - 1)
+WIDER = 4
+_WINDOW = 32  # Items below a prefix that are looked at together.
 
 
 class Allow(NamedTuple):
@@ -37,68 +44,66 @@ class Allow(NamedTuple):
   Attributes:
     include: uint32 [W]; an item needs one of these tags, where there are any.
     exclude: uint32 [W]; an item may have none of these.
-    since: uint32 [], the least `added` of an item.
+    since: uint32 [], the least `added` of an item, below 2^32 - 1.
   """
 
   include: Array
   exclude: Array
   since: Array
 
-  def any(self) -> Array:
-    """Whether anything is asked of an item at all, bool [...]."""
-    asked = (self.include | self.exclude).any(-1)
-    return asked | (self.since > 0)
-
-  def of(self, union: Array, shared: Array, added: Array) -> Array:
+  def of(self, union: Array, shared: Array, after: Array) -> Array:
     """Whether items may be permitted, bool [...]; W last in the words.
 
     Args:
       union: uint32 [..., W], tags that some of the items have.
       shared: uint32 [..., W], tags that all of them have.
-      added: uint32 [...], the latest time.
+      after: uint32 [...], the latest time of an item, plus 1; 0 where there is
+        no active item.
     """
     include, exclude = (
       jnp.broadcast_to(x, union.shape) for x in (self.include, self.exclude)
     )
     included = ((union & include) != 0).any(-1) | (self.include == 0).all()
     excluded = ((shared & exclude) != 0).any(-1)
-    return included & ~excluded & (added >= self.since)
-
-
-class Summaries(NamedTuple):
-  """Tags and times of the active items below each node, levels 1..L.
-
-  Attributes:
-    union: per level, uint32 [nodes, W]; of leaves the item's own tags.
-    shared: the same of the tags that all have, but of leaves, whose union it
-      is: L - 1 levels.
-    latest: per level, uint32 [nodes].
-  """
-
-  union: tuple[Array, ...]
-  shared: tuple[Array, ...]
-  latest: tuple[Array, ...]
+    return included & ~excluded & (after > self.since)
 
 
 class Bounds(NamedTuple):
   """What a request permits at most below each node; exact at leaves.
 
   Attributes:
-    summaries: of the catalogue.
+    summaries: per level 1..L, see `summarise`.
     allow: of the request.
+    asked: bool [], whether a request of the batch asks for anything; the same
+      for all of them, so that else nothing is looked up.
   """
 
-  summaries: Summaries
+  summaries: tuple[Array, ...]
   allow: Allow
+  asked: Array
 
   def may(self, level: int, nodes: Array) -> Array:
     """Whether items may be permitted below nodes of `level`, bool [...]."""
-    union, shared, latest = self.summaries
-    words = _rows(union[level - 1], nodes)
-    all_have = words
-    if level <= len(shared):
-      all_have = _rows(shared[level - 1], nodes)
-    return self.allow.of(words, all_have, _rows(latest[level - 1], nodes))
+
+    def look(nodes):
+      rows = self.summaries[level - 1].at[nodes].get(mode="clip")
+      return self._of_rows(rows, level)
+
+    every = functools.partial(jnp.ones_like, dtype=bool)
+    return jax.lax.cond(self.asked, look, every, nodes)
+
+  def leaf(self, index: SidIndex, leaves: Array) -> tuple[Array, Array]:
+    """The last token of leaves, int32 [...], and whether each is permitted."""
+    rows = self.summaries[-1].at[leaves].get(mode="clip")
+    token = rows[..., len(self.allow.include)].astype(jnp.int32)
+    return token, self._of_rows(rows, index.levels)
+
+  def _of_rows(self, rows: Array, level: int) -> Array:
+    width = len(self.allow.include)
+    union = shared = rows[..., :width]
+    if level < len(self.summaries):  # A leaf's tags are one item's.
+      shared = rows[..., width:-1]
+    return self.allow.of(union, shared, rows[..., -1])
 
 
 class Counts(NamedTuple):
@@ -106,45 +111,152 @@ class Counts(NamedTuple):
 
   Attributes:
     there: per level 1..L, bool [nodes], whether an item is permitted below.
+    asked: see Bounds.
   """
 
   there: tuple[Array, ...]
+  asked: Array
 
   def may(self, level: int, nodes: Array) -> Array:
     """Whether an item is permitted below nodes of `level`, bool [...]."""
-    return _rows(self.there[level - 1], nodes)
+    return self.there[level - 1].at[nodes].get(mode="clip")
+
+  def leaf(self, index: SidIndex, leaves: Array) -> tuple[Array, Array]:
+    """See Bounds.leaf."""
+    item = index.leaf_item.at[leaves].get(mode="clip")
+    token = index.tokens[item, -1].astype(jnp.int32)
+    return token, self.may(index.levels, leaves)
 
 
-def _rows(array: Array, nodes: Array) -> Array:
-  return array.at[nodes].get(mode="clip")
+def tokens(index: SidIndex, node: Array, level: int) -> Array:
+  """`valid_tokens`, without those below which `permit` has nothing."""
+  valid = sid_index.valid_tokens(index, node, level)
+  if index.permit is None:
+    return valid
+  _, number = sid_index.children(index, node, level)
+  return valid & index.permit.may(level + 1, number)
+
+
+def best_prefixes(
+  index: SidIndex, node: Array, score: Array, width: int
+) -> tuple[Array, Array]:
+  """The best prefixes of L - 1 tokens of WIDER times as many.
+
+  Those are the best with a permitted item below, or with more than _WINDOW
+  items, of which one may be.
+
+  Args:
+    index: with a `permit`.
+    node: int32 [B], beams of L - 2 tokens.
+    score: float32 [B, V], of their next tokens.
+    width: how many are taken.
+
+  Returns:
+    Scores, `masking.NEGATIVE` where there are fewer, and positions in the flat
+    scores, [width].
+  """
+
+  def look(score):
+    many = min(WIDER * width, score.size)
+    score, flat = jax.lax.top_k(score, many)
+    below = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
+      index,
+      node[flat // index.vocab_size],
+      (flat % index.vocab_size).astype(jnp.int32),
+      index.levels - 2,
+    )
+    first, count = sid_index.leaves(index, below)
+    place = jnp.arange(_WINDOW)[None]
+    _, there = index.permit.leaf(index, first[:, None] + place)
+    there &= place < count[:, None]
+    there = there.any(-1) | (count > _WINDOW)
+    kept = jax.lax.top_k(jnp.where(there, score, masking.NEGATIVE), width)
+    return kept[0], flat[kept[1]]
+
+  return jax.lax.cond(
+    index.permit.asked,
+    look,
+    lambda score: tuple(jax.lax.top_k(score, width)),
+    score.reshape(-1),
+  )
+
+
+def best_leaves(
+  index: SidIndex, node: Array, score: Array, open_: Array, width: int
+) -> tuple[Array, Array]:
+  """The best permitted leaves below beams of L - 1 tokens.
+
+  Most tokens lead to no item, so leaves are looked at in their order, _WINDOW
+  below each beam at a time, until no beam has more.
+
+  Args:
+    index: with a `permit`.
+    node: int32 [B], the beams; -1 is no node.
+    score: float32 [B, V], of their next tokens.
+    open_: bool [B, V], which of these may be taken.
+    width: how many are taken.
+
+  Returns:
+    Scores, best first, `masking.NEGATIVE` where there are fewer, and leaves,
+    [width].
+  """
+  first, count = sid_index.leaves(index, node)
+  beam = jnp.arange(len(node))[:, None]
+
+  def look(carry):
+    place, best, leaf = carry
+    places = place + jnp.arange(_WINDOW)[None]
+    number = first[:, None] + places
+    token, there = index.permit.leaf(index, number)
+    there &= (places < count[:, None]) & open_[beam, token]
+    found = jnp.where(there, score[beam, token], masking.NEGATIVE)
+    both = jnp.concatenate([best, found.reshape(-1)])
+    best, kept = jax.lax.top_k(both, width)
+    leaf = jnp.concatenate([leaf, number.reshape(-1)])[kept]
+    return place + _WINDOW, best, leaf
+
+  start = (
+    jnp.int32(0),
+    jnp.full(width, masking.NEGATIVE),
+    jnp.full(width, -1, jnp.int32),
+  )
+  _, best, leaf = jax.lax.while_loop(
+    lambda carry: carry[0] < count.max(), look, start
+  )
+  return best, jnp.where(best > masking.NEGATIVE / 2, leaf, -1)
 
 
 def summarise(
   index: SidIndex, words: np.ndarray, added: np.ndarray
-) -> Summaries:
-  """Computes the summaries, on the host.
+) -> tuple[np.ndarray, ...]:
+  """Tags and times of the active items below each node, on the host.
 
   Args:
     index: of items 1..C.
     words: uint32 [C + 1, W], tags of the items.
-    added: uint32 [C + 1], when each was added.
+    added: uint32 [C + 1], when each was added, below 2^32 - 1.
+
+  Returns:
+    Per level 1..L - 1, uint32 [nodes, 2 W + 1]: union and intersection of the
+    tags, and the latest time plus 1, 0 where no item is active; of the leaves
+    uint32 [C, W + 2], the item's tags, last token and time, which are read
+    together.
   """
   item = np.asarray(index.leaf_item)
   active = np.asarray(index.active)[item]
   union = np.where(active[:, None], words[item], np.uint32(0))
   shared = np.where(active[:, None], words[item], _ALL)
-  latest = np.where(active, added[item], np.uint32(0))
-  unions, shares, times = [union], [], [latest]
+  after = np.where(active, added[item] + np.uint32(1), np.uint32(0))
+  token = np.asarray(index.tokens)[item, -1:].astype(np.uint32)
+  rows = [np.concatenate([union, token, after[:, None]], 1)]
   for level in reversed(range(1, index.levels)):
     children = np.bitwise_count(np.asarray(index.present[level])).sum(1)
     starts = np.asarray(index.first_child[level])
     union = _of_children(np.bitwise_or, union, children, starts)
     shared = _of_children(np.bitwise_and, shared, children, starts)
-    latest = _of_children(np.maximum, latest, children, starts)
-    unions.insert(0, union)
-    shares.insert(0, shared)
-    times.insert(0, latest)
-  return Summaries(tuple(unions), tuple(shares), tuple(times))
+    after = _of_children(np.maximum, after, children, starts)
+    rows.insert(0, np.concatenate([union, shared, after[:, None]], 1))
+  return tuple(rows)
 
 
 def _of_children(
@@ -178,7 +290,10 @@ def exactly(index: SidIndex, permitted: Array) -> SidIndex:
     if level:
       there.insert(0, count > 0)
   return dataclasses.replace(
-    index, active=permitted, live=tuple(live), permit=Counts(tuple(there))
+    index,
+    active=permitted,
+    live=tuple(live),
+    permit=Counts(tuple(there), jnp.bool(True)),
   )
 
 

@@ -6,11 +6,12 @@ running server, and so that they are stored once for all platforms. The number
 of users is symbolic: each batch size is compiled where it is served.
 """
 
+import collections
 import contextlib
 import io
 import json
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +28,7 @@ from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.stages import policy as policy_lib
-from hsrl_jax.stages.export.decoder import by_name, decoder
+from hsrl_jax.stages.export.decoding import by_name, decoder
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Observation, Params
 
@@ -35,6 +36,7 @@ __all__ = ["FOLDER", "KIND", "by_name", "capacity", "decoder", "run", "write"]
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
+_TAGS = 200  # Of a dataset, at most: each costs a bit of each item and node.
 
 
 def _is_export(folder: pathlib.Path) -> bool:
@@ -81,7 +83,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
     items.titles,
     capacity=sizes.capacity,
     popularity=learned.popularity if agent.reads_popularity else None,
-    tags=[[x for x in text.split("|") if x] for text in items.genres],
+    tags=_tags(items.genres),
   )
   how = policy_lib.acting(agent, served.index)
   print(f"export ...\n  acting: {how}", flush=True)
@@ -113,6 +115,14 @@ def run(parts: Parts, export: ExportConfig) -> None:
     f"{size / 1e6:.1f} MB"
   )
   print(f"export: {root}, version {folder.name}")
+
+
+def _tags(genres: Sequence[str]) -> list[list[str]]:
+  """The most frequent genres as tags; `genres` are texts such as "A|B"."""
+  rows = [[x for x in text.split("|") if x] for text in genres]
+  counts = collections.Counter(name for row in rows for name in row)
+  kept = {name for name, _ in counts.most_common(_TAGS)}
+  return [[name for name in row if name in kept] for row in rows]
 
 
 class _Sizes(NamedTuple):

@@ -43,7 +43,8 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
   Args:
     agent: acts.
     params: of the agent, for their structure.
-    catalogue: for the structure of its index.
+    catalogue: for the structure of its index. One without tags makes a function
+      that asks nothing of the items.
 
   Returns:
     ({name: parameter}, {name: array of the catalogue}, the fields of
@@ -63,26 +64,35 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     items = ActionSpace(
       arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
+    has_tags = "tags" in arrays
     permitted = functools.partial(_permitted, arrays)
+
+    def free(request):
+      return _act(agent, params, items, request)
 
     def exact(request):
       every = jnp.arange(len(index.active))
       own = permits.exactly(index, permitted(every, request))
       return _act(agent, params, items._replace(index=own), request)
 
+    asked = jnp.bool(False)
+    for mask in request["allow"].values():
+      asked |= (mask != 0).any()
+
     def bounded(request):
-      bounds = permits.Bounds(_summaries(arrays), _allow(request))
+      levels = range(1, index.levels + 1)
+      summaries = tuple(arrays[f"tags[{level}]"] for level in levels)
+      bounds = permits.Bounds(summaries, _allow(request), asked)
       own = dataclasses.replace(index, permit=bounds)
       return _act(agent, params, items._replace(index=own), request)
 
-    if agent.beams:
-      actions = _searched(bounded, exact, request)
-    else:
-      actions = jax.vmap(exact)(request)
+    act = bounded if agent.beams else exact
+    actions = jax.vmap(act if has_tags else free)(request)
     slate = _drawn(actions, request)
     # An id of 0 is not active.
     valid = index.active[slate.items]
-    valid &= jax.vmap(permitted)(slate.items, request)
+    if has_tags:
+      valid &= jax.vmap(permitted)(slate.items, request)
     seen = request["seen"][:, None]
     valid &= ~(slate.items[..., None] == seen).any(-1)
     shown = jnp.where(valid, slate.items, 0)
@@ -106,44 +116,7 @@ def _permitted(
 ) -> Array:
   """Whether a request allows items by their tags and times, bool [...]."""
   tags = arrays["tags"][items]
-  return _allow(request).of(tags, tags, arrays["added"][items])
-
-
-def _summaries(arrays: dict[str, Array]) -> permits.Summaries:
-  """The summaries among the arrays of a catalogue."""
-
-  def levels(field):
-    names = (f"tags.{field}[{level}]" for level in range(len(arrays)))
-    return tuple(arrays[name] for name in names if name in arrays)
-
-  return permits.Summaries(*map(levels, permits.Summaries._fields))
-
-
-def _searched(
-  bounded: Callable[[Any], Action],
-  exact: Callable[[Any], Action],
-  request: dict[str, Any],
-) -> Action:
-  """What searches find for requests, leaves [B, ...].
-
-  Those that find less than a slate by bounds search again, by exact counts.
-  """
-  actions = jax.vmap(bounded)(request)
-  found = actions.ranked.allowed.sum(-1)
-  again = (found < actions.slate.shape[-1]) & _allow(request).any()
-
-  def one(inputs):
-    action, again, request = inputs
-    return jax.lax.cond(again, exact, lambda _: action, request)
-
-  return jax.lax.cond(
-    again.any(),
-    lambda *inputs: jax.lax.map(one, inputs),
-    lambda actions, *_: actions,
-    actions,
-    again,
-    request,
-  )
+  return _allow(request).of(tags, tags, arrays["added"][items] + 1)
 
 
 def _act(
