@@ -29,6 +29,7 @@ from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.host import watch
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim import user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, simulator
@@ -250,11 +251,12 @@ def _model(
   )
   simulator.run(config.simulator, folder, dataset)
   response = simulator.load(config.simulator, folder, dataset)
+  topics = topics_lib.of_categories(run.dataset.items.genres)
   env = user_simulator.make(
-    config.simulator, run.env.slate_size, len(run.topics.names)
+    config.simulator, run.env.slate_size, len(topics.names)
   )
   users = run.dataset.splits["train"]
-  return env, user_simulator.pool(response, users, run.topics)
+  return env, user_simulator.pool(response, users, topics)
 
 
 def _bounds(

@@ -65,7 +65,8 @@ def server(
     deadline = time.monotonic() + _START
     while not (found := _SERVES.search(log.read_text()[begin:])):
       if process.poll() is not None or time.monotonic() > deadline:
-        raise ServerError(f"the server did not start; see {log}")
+        said = log.read_text()[begin:].strip().splitlines()[-1:]
+        raise ServerError(f"the server did not start; see {log}: {said}")
       time.sleep(0.1)
     yield found[1], int(found[2])
   finally:
