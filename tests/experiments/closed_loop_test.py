@@ -8,6 +8,7 @@ import json
 import pathlib
 import tempfile
 import threading
+from unittest import mock
 
 import numpy as np
 import pyarrow.parquet
@@ -158,6 +159,7 @@ class WholeTest(absltest.TestCase):
     config = config_lib.ExperimentConfig(rounds=3, sessions=30)
     experiment = jobs.Experiment("closed_loop", base, config, root, "")
     with (
+      mock.patch.object(closed_loop, "ARMS", {"hsrl": {}}),
       contextlib.redirect_stdout(io.StringIO()) as out,
       contextlib.redirect_stderr(io.StringIO()),
     ):

@@ -22,7 +22,7 @@ from tests.command import ROOT, environment, run
 from tests.serving import running, toy_export
 
 # HSRL_TEST_KILLS=20 for a thorough run.
-KILLS, CLIENTS = int(os.environ.get("HSRL_TEST_KILLS", 8)), 8
+KILLS, CLIENTS = int(os.environ.get("HSRL_TEST_KILLS", 4)), 8
 
 
 class Client:
