@@ -70,11 +70,16 @@ class PlanTest(absltest.TestCase):
       **{"dataset": "movielens_latest_small", "split": "test"},
       **{"episodes": 2_000, "iterations": 100_000},
       "bounds": dict.fromkeys(names, measure),
-      "rows": [row, row | {"logging": "popularity", "weight": None}],
+      "rows": [
+        row,
+        *(row | {"logging": x, "weight": None} for x in conservatism.LOGGING),
+      ],
     }
     text = conservatism.table(results)
     self.assertLessEqual(max(map(len, text.splitlines())), 80, text)
-    conservatism.figure(results)
+    self.assertLen(conservatism.figure(results).axes, 4)
+    results["rows"] = results["rows"][1:]
+    self.assertLen(conservatism.figure(results).axes, 2)
 
 
 @pytest.mark.slow

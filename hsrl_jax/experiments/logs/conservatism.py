@@ -382,8 +382,9 @@ def _cells(measure: dict[str, Any]) -> tuple[str, str]:
 
 def figure(results: Mapping[str, Any]) -> Figure:
   """True value against the size of the logs, and the conservative weight."""
-  made = Figure(figsize=(9, 6), layout="constrained")
-  panels = made.subplots(len(LOGGING), 2, sharey=True)
+  weighed = any(x["weight"] is not None for x in results["rows"])
+  made = Figure(figsize=(9 if weighed else 5, 6), layout="constrained")
+  panels = made.subplots(len(LOGGING), 1 + weighed, sharey=True, squeeze=False)
   for axes, logging in zip(panels, LOGGING, strict=True):
     rows = [x for x in results["rows"] if x["logging"] == logging]
     most = max(x["slates"] for x in rows)
@@ -394,10 +395,9 @@ def figure(results: Mapping[str, Any]) -> Figure:
       _line(axes[0], sizes, "slates", agent, f"C{number}")
       weights = [x for x in own if x["weight"] is not None]
       weights = [x for x in weights if x["slates"] == most]
-      _line(axes[1], weights, "weight", agent, f"C{number}")
-    for panel, label in zip(
-      axes, ("slates", "weight of the conservative term"), strict=True
-    ):
+      _line(axes[-1], weights, "weight", agent, f"C{number}")
+    labels = ("slates", "weight of the conservative term")
+    for panel, label in zip(axes, labels, strict=False):
       plots.style(panel, f"logs: {logging}", label)
       for name in (f"logging: {logging}", "best_constant"):
         mean = results["bounds"][name]["mean"]
@@ -412,7 +412,8 @@ def figure(results: Mapping[str, Any]) -> Figure:
           color=plots.GREY,
         )
     axes[0].set_xscale("log")
-    axes[1].set_xscale("symlog", linthresh=0.01)
+    if weighed:
+      axes[1].set_xscale("symlog", linthresh=0.01)
   panels[0, 0].legend(fontsize=8, frameon=False)
   return made
 
