@@ -37,6 +37,8 @@ SECTIONS = {
   "estimated from the logs of the other, beside the mean of its own logs.",
   "conservatism": "What is learned from logs alone that were drawn in a world, "
   "and what it then earns there.",
+  "closed_loop": "A policy that is served, and learns from what it served "
+  "alone, round after round.",
 }
 
 
