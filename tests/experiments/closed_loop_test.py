@@ -116,7 +116,9 @@ class ClientsTest(absltest.TestCase):
   def test_a_server_that_ends_is_named(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     with (
-      self.assertRaisesRegex(clients.ServerError, "did not start; see .*log"),
+      self.assertRaisesRegex(
+        clients.ServerError, r"did not start \(error: .*see .*log"
+      ),
       clients.server(folder / "no", folder / "store", folder / "log"),
     ):
       pass

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from hsrl_jax.errors import InputError
 from hsrl_jax.host import watch
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 
@@ -24,7 +25,7 @@ _START = 120.0  # Seconds until the server must serve.
 _SERVES = re.compile(r"serving at http://([^:]+):(\d+)")
 
 
-class ServerError(Exception):
+class ServerError(InputError):
   """The server ended, or refused what it should take."""
 
 
@@ -66,7 +67,10 @@ def server(
     while not (found := _SERVES.search(log.read_text()[begin:])):
       if process.poll() is not None or time.monotonic() > deadline:
         said = log.read_text()[begin:].strip().splitlines()[-1:]
-        raise ServerError(f"the server did not start; see {log}: {said}")
+        raise ServerError(
+          f"the server did not start ({' '.join(said)}); expected the extra "
+          f"`serve` and a free port: see {log}"
+        )
       time.sleep(0.1)
     yield found[1], int(found[2])
   finally:
