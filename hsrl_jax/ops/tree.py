@@ -33,6 +33,12 @@ def digest(tree: Params) -> int:
   return total % 2**32
 
 
+def by_name(tree: Params) -> dict[str, np.ndarray]:
+  """Leaves by their paths, in their order; on the host."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+
+
 def first_not_finite(tree: Params) -> str | None:
   """The path of the first leaf with NaN or an infinity, if any; on the host."""
   for path, x in jax.tree_util.tree_leaves_with_path(tree):

@@ -15,6 +15,7 @@ from hsrl_jax.data.logged import transitions
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.host import watch
+from hsrl_jax.ops import tree
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim.fitted_boredom import fitting
 from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
@@ -87,7 +88,7 @@ def fit(
       tell=tell,
     )
   buffer = io.BytesIO()
-  np.savez(buffer, format=_FORMAT, **_named(fitted))
+  np.savez(buffer, format=_FORMAT, **tree.by_name(fitted))
   files.write_atomic(workdir / FILE, buffer.getvalue())
   return fitted
 
@@ -149,8 +150,3 @@ def _sessions(
     logs.response[rows],
   )
   return sessions, (rows, at)
-
-
-def _named(fitted: Params) -> dict[str, np.ndarray]:
-  leaves, _ = jax.tree_util.tree_flatten_with_path(fitted)
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}

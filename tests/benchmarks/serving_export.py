@@ -14,6 +14,7 @@ import numpy as np
 from hsrl_jax import agents, serving, sid
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, ExportConfig, QuantizerConfig
+from hsrl_jax.ops import tree
 from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
 
@@ -97,7 +98,7 @@ def write(
   )
   scoring = agents.make_agent(config, SLATE, items=1)
   every_item = export.decoder(scoring, params, catalogue)
-  return Live(export.by_name(params), function, every_item)
+  return Live(tree.by_name(params), function, every_item)
 
 
 def request(rng: np.random.Generator, items: int) -> dict[str, list]:

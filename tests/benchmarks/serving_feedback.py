@@ -30,7 +30,7 @@ import serving_load
 
 from hsrl_jax.serving import store as store_lib
 
-CLIENTS, BATCHES = 64, (8, 32)
+CLIENTS, BATCHES = serving_load.CLIENTS, serving_load.BATCHES
 RECOMMEND, FEEDBACK = "recommend", "feedback"
 
 
@@ -48,83 +48,37 @@ class Answer(NamedTuple):
   ok: bool
 
 
-class Client(asyncio.Protocol):
+class Client(serving_load.Client):
   """Asks for a slate, answers it, and so on; keeps its connection."""
 
-  def __init__(self, payloads: list[bytes], first: int, answers, end: float):
-    """Asks for the payloads by turns, from `first`, until `end`."""
-    self.payloads, self.turn, self.end = payloads, first, end
-    self.answers, self.received, self.length = answers, b"", None
-    self.path = FEEDBACK  # The last one: a slate is next.
-    self.done = asyncio.get_running_loop().create_future()
-
-  def connection_made(self, transport: asyncio.Transport) -> None:
-    self.transport = transport
-    self.ask(b"")
+  path = FEEDBACK  # The last one: a slate is next.
 
   def ask(self, body: bytes) -> None:
-    if self.path == FEEDBACK:
-      self.path = RECOMMEND
-      self.turn = (self.turn + 1) % len(self.payloads)
-      payload = self.payloads[self.turn]
-    else:
+    if self.path == RECOMMEND:
       self.path = FEEDBACK
       slate = json.loads(body)
       likes = [int(x % 3 == 0) for x in slate["items"]]
       given = {"request_id": slate["request_id"], "responses": likes}
       payload = post(f"/{FEEDBACK}", given)
-    self.start = time.perf_counter()
-    self.transport.write(payload)
+      self.start = time.perf_counter()
+      self.transport.write(payload)
+    else:
+      self.path = RECOMMEND
+      super().ask(body)
 
-  def data_received(self, data: bytes) -> None:
-    self.received += data
-    if self.length is None:
-      head = self.received.find(b"\r\n\r\n")
-      if head < 0:
-        return
-      lower = self.received[:head].lower()
-      size = lower.split(b"content-length: ")[1].split(b"\r\n")[0]
-      self.head, self.length = head + 4, head + 4 + int(size)
-    if len(self.received) < self.length:
-      return
-    now = time.perf_counter()
-    body = self.received[self.head : self.length]
-    ok = self.received.startswith(b"HTTP/1.1 200")
+  def goes_on(self, body: bytes, ok: bool, now: float) -> bool:
     ok = ok and not body.startswith(b'{"request_id":null')
     self.answers.append(Answer(self.path, now - self.start, ok))
-    self.received, self.length = b"", None
-    if ok and (now < self.end or self.path == RECOMMEND):
-      self.ask(body)
-    else:
-      self.done.set_result(None)
-      self.transport.close()
+    return ok and (now < self.end or self.path == RECOMMEND)
 
-  def connection_lost(self, error: Exception | None) -> None:
-    if not self.done.done():
-      self.answers.append(Answer(self.path, 0.0, False))
-      self.done.set_result(None)
+  def failed(self) -> Answer:
+    return Answer(self.path, 0.0, False)
 
 
 def post(path: str, values: dict) -> bytes:
   """A request of a connection that stays."""
   raw = serving_bad_requests.post(json.dumps(values).encode(), path)
   return raw.replace(b"Connection: close\r\n", b"")
-
-
-async def load(port: int, payloads: list[bytes], seconds: float) -> list:
-  """All answers."""
-  answers, loop = [], asyncio.get_running_loop()
-  end = time.perf_counter() + seconds
-  clients = [
-    (
-      await loop.create_connection(
-        lambda i=i: Client(payloads, 31 * i, answers, end), "127.0.0.1", port
-      )
-    )[1]
-    for i in range(CLIENTS)
-  ]
-  await asyncio.gather(*(client.done for client in clients))
-  return answers
 
 
 def cpu(pid: int) -> float:
@@ -135,12 +89,12 @@ def cpu(pid: int) -> float:
 
 async def run(server, port: int, payloads, seconds: float) -> dict:
   """Loads, and returns what was seen."""
-  warm = await load(port, payloads, 3.0)
+  warm = await serving_load.load(port, payloads, 3.0, Client)
   memories = [round(serving_bad_requests.rss(server.pid), 1)]
   watching = asyncio.create_task(serving_load.memory(server.pid, memories))
   start, pids = time.perf_counter(), (server.pid, os.getpid())
   used = [cpu(pid) for pid in pids]
-  answers = await load(port, payloads, seconds)
+  answers = await serving_load.load(port, payloads, seconds, Client)
   used = [cpu(pid) - x for pid, x in zip(pids, used, strict=True)]
   took = time.perf_counter() - start
   watching.cancel()

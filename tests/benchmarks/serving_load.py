@@ -43,9 +43,11 @@ class Client(asyncio.Protocol):
 
   def connection_made(self, transport: asyncio.Transport) -> None:
     self.transport = transport
-    self.ask()
+    self.ask(b"")
 
-  def ask(self) -> None:
+  def ask(self, body: bytes) -> None:
+    """Sends the next request, after an answer with this body."""
+    del body
     self.turn = (self.turn + 1) % len(self.payloads)
     self.start = time.perf_counter()
     self.transport.write(self.payloads[self.turn])
@@ -58,33 +60,45 @@ class Client(asyncio.Protocol):
         return
       lower = self.received[:head].lower()
       size = lower.split(b"content-length: ")[1].split(b"\r\n")[0]
-      self.length = head + 4 + int(size)
+      self.head, self.length = head + 4, head + 4 + int(size)
     if len(self.received) < self.length:
       return
     now = time.perf_counter()
+    body = self.received[self.head : self.length]
     ok = self.received.startswith(b"HTTP/1.1 200")
-    self.answers.append((now - self.start, ok))
     self.received, self.length = b"", None
-    if now < self.end:
-      self.ask()
+    if self.goes_on(body, ok, now):
+      self.ask(body)
     else:
       self.done.set_result(None)
       self.transport.close()
 
+  def goes_on(self, body: bytes, ok: bool, now: float) -> bool:
+    """Keeps an answer; whether another request follows."""
+    del body
+    self.answers.append((now - self.start, ok))
+    return now < self.end
+
+  def failed(self):
+    """The answer that a lost connection counts as."""
+    return 0.0, False
+
   def connection_lost(self, error: Exception | None) -> None:
     if not self.done.done():
-      self.answers.append((0.0, False))
+      self.answers.append(self.failed())
       self.done.set_result(None)
 
 
-async def load(port: int, payloads: list[bytes], seconds: float) -> list:
-  """(seconds, whether it was a 200) of each request."""
+async def load(
+  port: int, payloads: list[bytes], seconds: float, client: type = Client
+) -> list:
+  """What clients keep; of Client (seconds, whether it was a 200) a request."""
   answers, loop = [], asyncio.get_running_loop()
   end = time.perf_counter() + seconds
   clients = [
     (
       await loop.create_connection(
-        lambda i=i: Client(payloads, 31 * i, answers, end), "127.0.0.1", port
+        lambda i=i: client(payloads, 31 * i, answers, end), "127.0.0.1", port
       )
     )[1]
     for i in range(CLIENTS)

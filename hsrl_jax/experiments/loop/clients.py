@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import pathlib
 import re
@@ -131,6 +132,12 @@ def play(
   return np.concatenate(rewards)
 
 
+@functools.partial(jax.jit, static_argnames="env")
+def _step(env, keys, state, slates, users):
+  """A step of each session; compiled once for all that are as many."""
+  return jax.vmap(env.step, (0, 0, 0, None))(keys, state, slates, users)
+
+
 async def _sessions(
   where: tuple[str, int],
   world: World,
@@ -144,7 +151,6 @@ async def _sessions(
   env, users = world.env, world.users
   row_of = {name: i for i, name in enumerate(world.item_ids) if i}
   state = jax.vmap(lambda row: env.start(row, users))(rows)
-  step = jax.jit(jax.vmap(env.step, (0, 0, 0, None)))
   key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
   total = np.zeros(len(rows))
   alive = np.ones(len(rows), bool)
@@ -173,7 +179,7 @@ async def _sessions(
         items = [row_of[x] for x in answer["item_ids"]]
         slates[i, : len(items)] = items
       keys = jax.random.split(jax.random.fold_in(key, time_step), len(rows))
-      state, result = step(keys, state, slates, users)
+      state, result = _step(env, keys, state, slates, users)
       response, reward, left, cut = (
         np.asarray(x)
         for x in (

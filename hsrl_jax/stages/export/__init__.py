@@ -23,16 +23,17 @@ from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.ops import tree
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.stages import policy as policy_lib
-from hsrl_jax.stages.export.decoding import by_name, decoder
+from hsrl_jax.stages.export.decoding import decoder
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Observation, Params
 
-__all__ = ["FOLDER", "KIND", "by_name", "capacity", "decoder", "run", "write"]
+__all__ = ["FOLDER", "KIND", "capacity", "decoder", "run", "write"]
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
@@ -225,7 +226,7 @@ def write(
   Returns:
     The manifest.
   """
-  named = by_name(params)
+  named = tree.by_name(params)
   users = jax.export.symbolic_shape("users")
   arguments = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),

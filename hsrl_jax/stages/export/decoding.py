@@ -7,11 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.agents.base import Action, ActionSpace, Agent
-from hsrl_jax.ops import plackett_luce
+from hsrl_jax.ops import plackett_luce, tree
 from hsrl_jax.serving.catalogue import Catalogue
 from hsrl_jax.sid import permits
 from hsrl_jax.types import Array, Observation, Params, Shown
@@ -31,12 +30,6 @@ class _Slate(NamedTuple):
   propensity: Array
 
 
-def by_name(params: Params) -> dict[str, np.ndarray]:
-  """Leaves by their paths, in their order."""
-  leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-  return {jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
-
-
 def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
   """The function that is exported.
 
@@ -51,7 +44,7 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     serving.Query as `inputs` has them, leaves [B, ...]) -> the fields of
     serving.Recommendations.
   """
-  names = list(by_name(params))
+  names = list(tree.by_name(params))
   of_params = jax.tree.structure(params)
   of_index = jax.tree.structure(catalogue.index)
 
