@@ -28,13 +28,13 @@ class BoredomModel(nn.Module):
       logits: float32 [K], of the click model.
     """
     total = counts.sum(0)
-    # A total beside the counts of each topic: a share is worth more than a sum.
+    # Beside the counts of a topic their total, so that shares can be told.
     first, *others = self.hidden
     x = nn.Dense(first, name="topic")(counts)
     x = nn.relu(x + nn.Dense(first, use_bias=False, name="all")(total)[None])
     for width in others:
       x = nn.relu(nn.Dense(width)(x))
-    # No topic's items do not bore; they are bored with, as all are.
+    # Row 0, of items without a topic, makes nothing boring.
     largest = x[1:].max(0)
     zeros = nn.initializers.zeros
     own = nn.Dense(1, kernel_init=zeros, name="own")(x)[:, 0]
