@@ -35,7 +35,7 @@ COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
   "benchmark": compare.compared,
   "ablation": lambda _: entrants.agents(entrants.VARIANTS.values()),
   "world": worlds.compared,
-  "tune": compare.compared,
+  "tune": tuning.compared,
   "changing_catalogue": lambda _: entrants.agents(entrants.POLICIES.values()),
   "catalogue_size": lambda _: entrants.agents(entrants.POLICIES.values()),
   "ab": ab.compared,

@@ -9,14 +9,14 @@ grid tries more learning rates instead.
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.agents import make_agent, reads
-from hsrl_jax.config import Config
+from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import reading
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
@@ -62,6 +62,11 @@ def run(experiment: jobs.Experiment) -> None:
   jobs.finish(
     experiment, results, table(results), experiment_plots.tune(results)
   )
+
+
+def compared(config: ExperimentConfig) -> Collection[str]:
+  """The agents that are tuned, and HSRL, whose flagfile they are tuned in."""
+  return dict.fromkeys((*compare.compared(config), entrants.REFERENCE))
 
 
 def grid(agent: str, trials: int) -> list[dict[str, float]]:

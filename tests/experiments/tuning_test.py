@@ -116,6 +116,10 @@ class RunTest(absltest.TestCase):
       entrants.changed(entered["hsrl"][1], twin), {"policy.discount": 0.0}
     )
 
+  def test_flags_of_hsrl_may_stand_in_the_flagfile_of_others(self):
+    config = config_lib.ExperimentConfig(agents=("td3",))
+    self.assertCountEqual(tuning.compared(config), ["td3", "hsrl"])
+
   def test_a_file_of_something_else(self):
     self.path.write_text("{}")
     with self.assertRaisesRegex(InputError, "lacks 'best'; expected .* tune"):
