@@ -2,24 +2,42 @@
 
 A policy draws the item of each place of a slate from one distribution, whatever
 the place and the other items; so does the model of responses. That is how the
-items of a logged slate become decisions of a bandit, see off_policy.bandit.
+items of a logged slate become decisions of a bandit, see off_policy.bandit, and
+the slates of a session its steps, see off_policy.sessions.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.data.logged import transitions
 from hsrl_jax.evaluation import off_policy, ranking
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
 # (params, observation of one user) -> probability of each item, [N + 1].
 PolicyFn = Callable[[Params, Observation], Array]
 
 TEMPERATURE = 1.0  # Of a softmax: the policy as it was trained.
+
+
+class Seen(NamedTuple):
+  """A policy and a model of responses at S logged slates of K items.
+
+  Attributes:
+    target: float64 [S, K], pi of each item shown.
+    predicted: float64 [S, K], the model's expected response q to it.
+    expected: float64 [S, 1], sum_i pi(i) q(i), the same at each place.
+  """
+
+  target: np.ndarray
+  predicted: np.ndarray
+  expected: np.ndarray
 
 
 def softmax(scores: Array, active: Array) -> Array:
@@ -77,41 +95,83 @@ def seen_by(
   model: tuple[PolicyFn, Params],
   logs: Sessions,
   items: int,
-) -> off_policy.Logged:
-  """Logged slates as a policy sees them; of several seeds, as their mixture.
+) -> Seen:
+  """What a policy does at logged slates; of several seeds, their mixture.
 
   Args:
     policy: of one user; vmapped here.
     seeds: its parameters, of each seed.
     model: (params, observation) -> expected response to each item, [N + 1], and
       its parameters.
-    logs: S rows of K items, with propensities.
+    logs: S rows of K items.
     items: N.
-
-  Raises:
-    InputError: a propensity is outside (0, 1].
   """
-  model_fn, model_params = model
   slate_size = logs.exposed.shape[1]
   parts = np.mean(
     [
       ranking.by_rows(
-        _row, (policy, model_fn), (own, model_params), logs, items
+        _row, (policy, model[0]), (own, model[1]), logs, items
       ).astype(np.float64)
       for own in seeds
     ],
     axis=0,
   )
-  target, predicted, expected = np.split(
-    parts, [slate_size, 2 * slate_size], axis=1
-  )
+  return Seen(*np.split(parts, [slate_size, 2 * slate_size], axis=1))
+
+
+def of_items(seen: Seen, logs: Sessions) -> off_policy.Logged:
+  """Each item of S slates as a decision, worth its response.
+
+  Raises:
+    InputError: a propensity is outside (0, 1].
+  """
   return off_policy.bandit(
-    target=target,
+    target=seen.target,
     logging=np.asarray(logs.propensity, np.float64),
     reward=np.asarray(logs.response, np.float64),
-    predicted=predicted,
-    expected=np.broadcast_to(expected, target.shape),
+    predicted=seen.predicted,
+    expected=np.broadcast_to(seen.expected, seen.target.shape),
     user=np.asarray(logs.user_id),
+  )
+
+
+def of_sessions(
+  seen: Seen, logs: Sessions, reward: Reward
+) -> off_policy.Logged:
+  """Each slate as a decision, worth its reward; a session as its steps.
+
+  The model knows what a slate earns, and nothing of later ones.
+
+  Args:
+    seen: at S slates.
+    logs: the slates.
+    reward: of slates whose reward was not logged.
+
+  Raises:
+    InputError: a propensity is outside (0, 1].
+  """
+  order = transitions.order(logs)
+
+  def worth(q: np.ndarray) -> np.ndarray:
+    if not reward.is_mean:  # Of the mean response nothing follows.
+      return np.zeros(len(q))
+    return np.asarray(reward.slate(q + (1 - q) * reward.penalty))
+
+  earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
+  if logs.reward is not None:
+    earned = np.where(np.isnan(logs.reward), earned, logs.reward)
+  columns = {
+    "target": seen.target.prod(1),
+    "logging": np.asarray(logs.propensity, np.float64).prod(1),
+    "reward": earned,
+    "predicted": worth(seen.predicted),
+    "expected": worth(np.broadcast_to(seen.expected, seen.target.shape)),
+  }
+  return off_policy.sessions(
+    order.session,
+    order.place,
+    np.asarray(logs.user_id)[order.rows],
+    **{name: x[order.rows] for name, x in columns.items()},
   )
 
 

@@ -361,16 +361,17 @@ def shown(estimate: Estimate) -> dict:
   }
 
 
-def sentences(results: Mapping) -> list[str]:
+def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:
   """Whether each policy is believed to differ from the one that logged.
 
   It is where the intervals of all estimators are on one side of 0.
 
   Args:
-    results: with what `compare` returns, or without.
+    table: `off_policy`, of what `compare` returns.
+    table_of_differences: `off_policy_differences` of it.
   """
   said = []
-  for name, estimated in results.get("off_policy", {}).items():
+  for name, estimated in table.items():
     if name == LOGGING_POLICY:
       continue
     refused = {x["refused"] for x in estimated.values() if "refused" in x}
@@ -379,7 +380,7 @@ def sentences(results: Mapping) -> list[str]:
       continue
     cautions = {x["caution"] for x in estimated.values() if "caution" in x}
     said += [f"{name}: {caution}." for caution in cautions]
-    differences = results["off_policy_differences"][name]
+    differences = table_of_differences[name]
     if "refused" in differences:
       said.append(
         f"{name} and the logging policy: whether they differ cannot be told; "

@@ -33,6 +33,11 @@ _HELD_OUT = (
 _ESTIMATORS = {x: x.upper() for x in off_policy.ESTIMATORS} | {
   off_policy.ON_POLICY: "on-policy"
 }
+# What is estimated from logs: name in results.json to head of the table.
+_FROM_LOGS = {
+  "off_policy": "value of an item",
+  "off_policy_sessions": "value of a session",
+}
 _OPTIONAL = ("learning_curve", "next_item", "simulator", "journeys")
 _QUALITY = (
   ("AUC", "auc"),
@@ -123,9 +128,9 @@ def table(results: dict[str, Any]) -> str:
   if "held_out" in results:
     lines += [*tables.aligned(_held_out_rows(results)), ""]
     lines += [tables.filled(x) for x in held_out.sentences(results)] + [""]
-  if "off_policy" in results:
-    lines += [*tables.aligned(off_policy_rows(results)), ""]
-    lines += [tables.filled(x) for x in off_policy.sentences(results)] + [""]
+  for rows, sentences in _from_logs(results):
+    lines += [*tables.aligned(rows), ""]
+    lines += [tables.filled(x) for x in sentences] + [""]
   lines += tables.aligned(_simulated_rows(results))
   if "verdict" in results.get("simulator", {}):
     lines += ["", tables.filled(verdict.line(results["simulator"]))]
@@ -192,10 +197,24 @@ def _held_out_columns(results: dict[str, Any]) -> list[tuple[str, str, str]]:
   return [x for x in _HELD_OUT if x[1] in measured or x[1] != _WITH_HISTORY]
 
 
-def off_policy_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
-  """Rows of the off-policy table, the head first; a dash where refused."""
-  rows = [("value from logs", "estimator", "mean", "[95% CI]", "ESS")]
-  for name, estimated in results["off_policy"].items():
+def _from_logs(
+  results: dict[str, Any],
+) -> list[tuple[list[tuple[str, ...]], list[str]]]:
+  """Rows and sentences of each table of values from logs."""
+  return [
+    (
+      _off_policy_rows(head, results[name]),
+      off_policy.sentences(results[name], results[f"{name}_differences"]),
+    )
+    for name, head in _FROM_LOGS.items()
+    if name in results
+  ]
+
+
+def _off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
+  """Rows of an off-policy table, the head first; a dash where refused."""
+  rows = [(head, "estimator", "mean", "[95% CI]", "ESS")]
+  for name, estimated in table.items():
     for estimator, found in estimated.items():
       mean, ends = tables.mean(found, "{:.4f}"), "-"
       if "refused" not in found:
@@ -251,8 +270,7 @@ def _page(
     results=results,
     held_out=_held_out_columns(results),
     sentences=held_out.sentences(results),
-    off_policy=off_policy_rows(results) if "off_policy" in results else [],
-    off_policy_sentences=off_policy.sentences(results),
+    from_logs=_from_logs(results),
     columns=measures.columns(),
     withheld=_withheld(results),
     policies=[

@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
 from hsrl_jax.evaluation import logged, off_policy
+from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
 from tests import toy
 from tests.agents import checks
@@ -91,11 +92,11 @@ class SeenByTest(absltest.TestCase):
     q = np.linspace(0, 1, toy.ITEMS + 1)[1:]
     flat = logs.exposed - 1
     np.testing.assert_allclose(
-      seen.target[:, 0],
-      np.take_along_axis(pi, flat, 1).ravel(),
-      rtol=1e-5,
+      seen.target, np.take_along_axis(pi, flat, 1), rtol=1e-5
     )
-    np.testing.assert_allclose(seen.predicted[:, 0], q[flat].ravel(), rtol=1e-5)
+    np.testing.assert_allclose(seen.predicted, q[flat], rtol=1e-5)
+    np.testing.assert_allclose(seen.expected[:, 0], pi @ q, rtol=1e-5)
+    seen = logged.of_items(seen, logs)
     np.testing.assert_allclose(
       seen.expected[:, 0], np.repeat(pi @ q, toy.SLATE), rtol=1e-5
     )
@@ -106,6 +107,43 @@ class SeenByTest(absltest.TestCase):
       low, high = found["ci95"]
       self.assertBetween(truth, low, high, name)
       self.assertLess(high - low, 0.15)
+
+  def test_sessions_by_hand(self):
+    # Two users: one session of two slates, its second one first; one of one.
+    logs = Sessions(
+      user_id=np.array([7, 3, 3]),
+      profile=np.zeros((3, 1)),
+      history=np.zeros((3, 1), int),
+      exposed=np.ones((3, 2), np.int32),
+      response=np.array([[1, 1], [0, 1], [1, 0]]),
+      session=np.array([0, 1, 1]),
+      step=np.array([0, 1, 0]),
+      propensity=np.array([[0.5, 0.5], [0.5, 0.25], [1.0, 0.5]]),
+      reward=np.array([np.nan, 9.0, np.nan]),
+    )
+    q = np.array([[0.5, 1.0], [0.2, 0.4], [0.0, 0.0]])
+    seen = logged.Seen(
+      np.array([[0.5, 1.0], [0.2, 0.5], [0.3, 0.5]]), q, np.full((3, 1), 0.5)
+    )
+    got = logged.of_sessions(seen, logs, Reward(-0.2))
+    by_user = {int(user): i for i, user in enumerate(got.user)}
+    first, other = by_user[3], by_user[7]
+    np.testing.assert_allclose(got.target[first], [0.15, 0.1])
+    np.testing.assert_allclose(got.logging[first], [0.5, 0.125])
+    np.testing.assert_allclose(got.reward[first], [0.4, 9.0])
+    # The means of q - 0.2 (1 - q).
+    np.testing.assert_allclose(got.predicted[first], [-0.2, 0.16], atol=1e-9)
+    np.testing.assert_allclose(got.expected[first], [0.4, 0.4])
+    np.testing.assert_allclose(got.target[other], [0.5, 1.0])
+    np.testing.assert_allclose(got.logging[other], [0.25, 1.0])
+    np.testing.assert_allclose(got.reward[other], [1.0, 0.0])
+    weight = off_policy.weights(got)
+    np.testing.assert_allclose(weight[first], [0.3, 0.24])
+    # By decision: (0.3 x 0.4 + 0.24 x 9 + 2 x 1) / 2.
+    self.assertAlmostEqual(off_policy.ips(got).value, 2.14)
+    # Of rewards that are no mean the model knows nothing.
+    got = logged.of_sessions(seen, logs, Reward(-0.2, sweet_point=0.5))
+    self.assertFalse(got.predicted.any())
 
 
 if __name__ == "__main__":

@@ -313,7 +313,7 @@ class CompareTest(absltest.TestCase):
     self.assertAlmostEqual((high - low) / 2, 1.966 * stats.sem(rows), places=3)
     refused = found["off_policy_differences"]["list"]["refused"]
     self.assertStartsWith(refused, "no overlap")
-    one, other = off_policy.sentences(found)
+    one, other = off_policy.sentences(*found.values())
     self.assertRegex(one, r"^new, doubly robust, less .*: \+0\.26.*is believ")
     self.assertRegex(one, "above 0")
     self.assertRegex(other, "^list: no estimate; no overlap")
@@ -321,10 +321,11 @@ class CompareTest(absltest.TestCase):
   def test_a_difference_that_may_be_chance(self):
     weight, liked = np.tile([0.9, 1.1], 100), np.arange(200) // 2 % 3 > 0
     found = off_policy.compare({"same": _many(weight, liked.astype(float))})
-    (said,) = off_policy.sentences(found)
+    (said,) = off_policy.sentences(*found.values())
     self.assertRegex(said, "may be chance")
     flipped = _many(np.tile([1.8, 0.2], 200), users=400)
-    (said,) = off_policy.sentences(off_policy.compare({"worse": flipped}))
+    found = off_policy.compare({"worse": flipped})
+    (said,) = off_policy.sentences(*found.values())
     self.assertRegex(said, "every interval is below 0")
 
   def test_very_few_rewards_are_told(self):
@@ -334,7 +335,9 @@ class CompareTest(absltest.TestCase):
       found = off_policy.compare({"new": _many(weight, liked, users=400)})
       caution = found["off_policy"]["new"]["ips"].get("caution")
       self.assertEqual(bool(caution), told is not None)
-      self.assertRegex(off_policy.sentences(found)[0], told or "cannot be told")
+      self.assertRegex(
+        off_policy.sentences(*found.values())[0], told or "cannot be told"
+      )
 
   def test_few_rewards_compare_nothing(self):
     # ESS 400 / 1.64; of 400 rewards 30 differ, by that sample 18; or 40.
@@ -347,11 +350,11 @@ class CompareTest(absltest.TestCase):
       logged = _many(weight, liked.astype(float), users=400)
       found = off_policy.compare({"new": logged})
       self.assertIsNotNone(found["off_policy"]["new"]["dr"]["mean"])
-      (said,) = off_policy.sentences(found)
+      (said,) = off_policy.sentences(*found.values())
       self.assertRegex(said, told)
 
   def test_nothing_to_say(self):
-    self.assertEmpty(off_policy.sentences({}))
+    self.assertEmpty(off_policy.sentences({}, {}))
 
 
 class SkewedIntervalTest(absltest.TestCase):

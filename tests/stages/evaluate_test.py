@@ -96,6 +96,19 @@ class FromLogsTest(absltest.TestCase):
     for name, estimate in table["popularity"].items():
       self.assertAlmostEqual(estimate["ess"], shown, places=3, msg=name)
       self.assertIn("too little overlap", estimate["refused"])
+    self.assertNotIn("off_policy_sessions", found)
+    # Sessions of two slates of a user: the mean of their totals.
+    session = np.arange(rows) // (2 * toy.USERS) * toy.USERS + user
+    split = logs._replace(session=session)
+    parts.dataset.splits = dict.fromkeys(("train", "test"), split)
+    found = from_logs.measure(parts, [(made.params, made.catalogue)])
+    self.assertEqual(found["off_policy"], table)
+    own = found["off_policy_sessions"]["logging_policy"]["on_policy"]
+    earned = np.where(logs.response > 0, 1.0, parts.env.reward.penalty).sum()
+    self.assertAlmostEqual(
+      own["mean"], earned / len(np.unique(session)), places=4
+    )
+    self.assertIn("sasrec", found["off_policy_sessions_differences"])
     of_split = dict.fromkeys(("train", "test"), logs._replace(propensity=None))
     parts.dataset.splits = of_split
     self.assertEmpty(from_logs.measure(parts, []))

@@ -13,9 +13,11 @@ from hsrl_jax.types import Params
 def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
   """`off_policy` of results.json; empty where no propensities were logged.
 
-  The value is the mean response to an item. Beside the trained policy there are
-  the lists that know no user, and the policy that logged. Doubly robust
-  estimates ask the click model, which has seen the training split alone.
+  The value is the mean response to an item; where sessions were logged,
+  `off_policy_sessions` has the total reward of one beside it. Beside the
+  trained policy there are the lists that know no user, and the policy that
+  logged. Doubly robust estimates ask the click model, which has seen the
+  training split alone.
 
   Args:
     parts: of the run.
@@ -43,12 +45,22 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
     parts.config.agent: (_agent(parts, slate_size), params)
   } | policies
   model = on_logs.click_model(parts), parts.response
-  return off_policy.compare(
-    {
-      name: logged.seen_by(policy, seeds, model, logs, items)
-      for name, (policy, seeds) in policies.items()
-    }
+  seen = {
+    name: logged.seen_by(policy, seeds, model, logs, items)
+    for name, (policy, seeds) in policies.items()
+  }
+  of_items = {name: logged.of_items(x, logs) for name, x in seen.items()}
+  found = off_policy.compare(of_items)
+  if logs.session is None:
+    return found
+  reward = parts.env.reward
+  of_sessions = off_policy.compare(
+    {name: logged.of_sessions(x, logs, reward) for name, x in seen.items()}
   )
+  return found | {
+    name.replace("off_policy", "off_policy_sessions"): x
+    for name, x in of_sessions.items()
+  }
 
 
 def _agent(parts: Parts, slate_size: int) -> logged.PolicyFn:
