@@ -36,7 +36,7 @@ from hsrl_jax.data import embeddings, sids
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import COMPARED, EXPERIMENTS, jobs, sweep
-from hsrl_jax.host import stop
+from hsrl_jax.host import compiled, stop
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.serving import versions
@@ -432,6 +432,7 @@ def _fail(error, status: int = 2) -> None:
 
 def entry() -> None:
   """The command `hsrl`."""
+  compiled.keep()
   app.run(lambda argv: _guarded(argv, sys.argv[1:]), flags_parser=_parse)
 
 
