@@ -6,6 +6,7 @@ Sessions in the simulator follow, of the policy and of the bounds, with the
 verdict on the simulator.
 """
 
+import io
 import json
 from typing import Any
 
@@ -17,14 +18,17 @@ from hsrl_jax.evaluation import ranking, verdict
 from hsrl_jax.evaluation.simulated import bounds, measures, planned, simulate
 from hsrl_jax.host import watch
 from hsrl_jax.report import examples, journeys
+from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.stages.scoring import from_logs, on_logs, pictures
-from hsrl_jax.types import Params
+from hsrl_jax.types import Array, Params
 
 RESULTS = "results.json"
 SESSIONS = "sessions.npz"  # Measures of each evaluated session, by policy.
 _EXAMPLES = 4
+_BOUNDS, _BOUNDS_FORMAT = "sessions.npz", 1
+_FIELDS = simulate.Sessions._fields
 
 
 def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
@@ -39,14 +43,11 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   held_out, lists = on_logs.measure(parts, params)
   users = parts.judged_users(c.split)
   active = parts.catalogue.index.active
-  policies = {
-    name: [bound]
-    for name, bound in bounds.bounds(parts.judge, users, active).items()
-  }
   logged = parts.dataset.splits[c.split]
   # Session e is of row rows[e] of the split, whatever the policy.
   rows = simulate.sample(logged.user_id, c.episodes, c.seed)
-  sessions = _simulate(parts, policies | {agent: trained}, rows)
+  sessions = _of_bounds(parts, users, active, rows)
+  sessions |= _simulate(parts, {agent: trained}, rows)
   few = {}
   if c.planned:
     planner = planned.planned(parts.judge), (users, active)
@@ -130,6 +131,34 @@ def _policies(
         len(seeds), f"the simulator is useless: {quality['reasons'][0]}"
       )
   return policies
+
+
+def _of_bounds(
+  parts: Parts, users: EnvParams, active: Array, rows: np.ndarray
+) -> dict[str, list[simulate.Sessions]]:
+  """Sessions of each bound; runs that share stages share these too."""
+  path = parts.folder("bounds") / _BOUNDS
+  is_shared = parts.shared is not None
+  if is_shared and path.exists():
+    kept = files.read_npz(path, _BOUNDS_FORMAT)
+    names = dict.fromkeys(x.partition("/")[0] for x in kept if "/" in x)
+    return {
+      name: [simulate.Sessions(*(kept[f"{name}/{x}"] for x in _FIELDS))]
+      for name in names
+    }
+  policies = bounds.bounds(parts.judge, users, active)
+  sessions = _simulate(parts, {k: [x] for k, x in policies.items()}, rows)
+  if is_shared:
+    arrays = {
+      f"{name}/{field}": getattr(one, field)
+      for name, (one,) in sessions.items()
+      for field in _FIELDS
+    }
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, format=_BOUNDS_FORMAT, **arrays)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files.write_atomic(path, buffer.getvalue())
+  return sessions
 
 
 def _simulate(

@@ -29,7 +29,7 @@ from hsrl_jax.stages import quantize, simulator
 from hsrl_jax.stages.scoring import truth as scored_by
 from hsrl_jax.stages.start import source as start_lib
 
-_SHARED = ("data", "quantize", "simulator")
+_SHARED = ("data", "quantize", "simulator", "bounds")
 _MADE_UP = "sardine"  # The dataset of WORLDS.
 
 
@@ -44,7 +44,8 @@ class Parts:
     given: the file of a click model that was trained elsewhere, or None.
     sid_file: the file of SIDs that were made elsewhere, or None.
     start: the run that this one continues from, or None.
-    fingerprints: stage to the short name of what decides its output.
+    fingerprints: stage, or `bounds`, to the short name of what decides its
+      output.
   """
 
   def __init__(
@@ -106,6 +107,10 @@ class Parts:
       "data": config_lib.fingerprint(*data),
       "quantize": config_lib.fingerprint(*data, c.quantizer, *brought),
       "simulator": config_lib.fingerprint(c.data, c.simulator.of_fit(), *given),
+      # No stage: how simple policies do in the world, for `evaluate`.
+      "bounds": config_lib.fingerprint(
+        c.data, c.simulator, c.evaluate, *given, *scored
+      ),
       "policy": whole,
       "evaluate": whole,
       "report": whole,

@@ -57,7 +57,9 @@ class WholeTest(absltest.TestCase):
     self.assertIn("job 2 of 2: no_repeat/hsrl", self.ran["benchmark"][1])
     found = [x.name.split("-")[0] for x in (self.workdir / "shared").iterdir()]
     # Other SIDs are others; the rest is made once, HSRL is trained once.
-    self.assertCountEqual(found, ["data", "quantize", "quantize", "simulator"])
+    self.assertCountEqual(
+      found, ["data", "quantize", "quantize", "simulator", "bounds"]
+    )
     self.assertEqual(self.ran["ablation"][1].count("policy ..."), 1)
 
   def test_rows_are_what_the_sessions_say(self):

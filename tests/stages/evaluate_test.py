@@ -1,15 +1,21 @@
 """Stage evaluate: the scores that it ranks by, and what it withholds."""
 
 import dataclasses
+import pathlib
+import tempfile
 import types
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import agents
+from hsrl_jax.config import Config
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
+from hsrl_jax.stages.parts import Parts
 from hsrl_jax.stages.scoring import from_logs, on_logs
 from hsrl_jax.types import Sessions
 from tests import toy
@@ -112,6 +118,55 @@ class FromLogsTest(absltest.TestCase):
     of_split = dict.fromkeys(("train", "test"), logs._replace(propensity=None))
     parts.dataset.splits = of_split
     self.assertEmpty(from_logs.measure(parts, []))
+
+
+class BoundsTest(absltest.TestCase):
+  def test_runs_that_share_stages_share_them(self):
+    root = self.enterContext(tempfile.TemporaryDirectory())
+    env, rows = toy.env(), np.arange(6, dtype=np.int32) % toy.USERS
+    users, active = toy.users(), jnp.arange(toy.ITEMS + 1) > 0
+
+    def sessions(shared, simulates):
+      parts = types.SimpleNamespace(
+        judge=env,
+        judged_users=lambda split: users,
+        config=Config(),
+        shared=shared,
+        folder=lambda stage: pathlib.Path(root) / stage,
+      )
+      with mock.patch.object(
+        evaluate, "_simulate", wraps=evaluate._simulate
+      ) as run:
+        found = evaluate._of_bounds(parts, users, active, rows)
+      self.assertEqual(run.called, simulates)
+      return found
+
+    alone = sessions(None, True)
+    self.assertEmpty(list(pathlib.Path(root).iterdir()))
+    first, second = sessions(root, True), sessions(root, False)
+    for found in (first, second):
+      self.assertEqual(list(found), list(alone))
+      for name, (want,) in alone.items():
+        (got,) = found[name]
+        for x, y in zip(want, got, strict=True):
+          np.testing.assert_array_equal(x, y)
+
+  def test_what_they_depend_on(self):
+    base = agents.configure(Config(), "hsrl")
+
+    def name(**changes):
+      config = dataclasses.replace(base, **changes)
+      return Parts(config, pathlib.Path("w")).fingerprints["bounds"]
+
+    network = dataclasses.replace(base.network, dropout=0.5)
+    self.assertEqual(name(network=network), name())
+    for part, field, value in (
+      ("simulator", "protocol", "no_repeat"),
+      ("evaluate", "episodes", 7),
+      ("data", "dataset", "toy"),
+    ):
+      other = dataclasses.replace(getattr(base, part), **{field: value})
+      self.assertNotEqual(name(**{part: other}), name(), field)
 
 
 class PoliciesTest(absltest.TestCase):
