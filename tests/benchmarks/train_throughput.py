@@ -105,26 +105,42 @@ def show(result: dict[str, Any]) -> None:
   print(json.dumps(result))
 
 
-def main(items: int, agent: str, layers: int) -> None:
-  """Compiles the step, runs it, prints what it took."""
-  whole = configure(agent, layers=layers)
+class Speed(NamedTuple):
+  """How fast a configuration trains.
+
+  Attributes:
+    rates: iterations/s of each call after the first.
+    first_seconds: of the first call, which compiles.
+    acting: how slates are chosen.
+  """
+
+  rates: list[float]
+  first_seconds: float
+  acting: str
+
+
+def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
+  """Trains for some calls of the device."""
   engine, inputs, how = problem(items, whole)
   config = whole.train
   layout = parallel.layout(len(config.seeds))
   learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
   learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
   run = parallel.over_devices(engine.run, layout)
-  rates = []
-  start = time.perf_counter()
-  for call in range(CALLS + 1):
+  seconds = []
+  for _ in range(calls + 1):
+    start = time.perf_counter()
     learner, stream, metrics = run(learner, stream, inputs)
     jax.block_until_ready(metrics)
-    seconds, start = time.perf_counter() - start, time.perf_counter()
-    if call:
-      rates.append(config.iterations_per_call / seconds)
-    else:  # The first call compiles.
-      first_seconds = seconds
+    seconds.append(time.perf_counter() - start)
+  rates = [config.iterations_per_call / x for x in seconds[1:]]
+  return Speed(rates, seconds[0], how)
 
+
+def main(items: int, agent: str, layers: int) -> None:
+  """Compiles the step, runs it, prints what it took."""
+  whole = configure(agent, layers=layers)
+  rates, first_seconds, how = measured(items, whole)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   result = {
     "agent": agent,
@@ -135,7 +151,9 @@ def main(items: int, agent: str, layers: int) -> None:
     "iterations_per_second_min": round(min(rates), 1),
     "iterations_per_second_max": round(max(rates), 1),
     "compile_seconds": round(
-      first_seconds - config.iterations_per_call / statistics.median(rates), 1
+      first_seconds
+      - whole.train.iterations_per_call / statistics.median(rates),
+      1,
     ),
     "peak_rss_mib": round(peak),
     "devices": jax.local_device_count(),
