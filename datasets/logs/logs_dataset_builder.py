@@ -7,8 +7,9 @@ row for each slate), and `items`. Columns, those with * may be missing:
   sessions      user_id, profile*, history*, exposed, response*, propensity*,
                 position*, timestamp, split*, session_id*, step*, reward*,
                 terminated*
-  items         item_id, feature*, title*, genres*, and any others: numbers,
-                categories and texts that item vectors are made of
+  items         item_id, feature*, title*, genres*, added*, tags*, and any
+                others: numbers, categories and texts that item vectors are made
+                of; categories are tags too, see tags.py
 
 Ids are integers or strings; items are numbered 1..N and users 1..U in the
 order of their rows. `feature` and `profile` are lists of as many numbers in
@@ -42,9 +43,10 @@ from hsrl_jax.shipped.datasets.logs import (
   options,
   steps,
   tables,
+  tags,
 )
 
-_ITEMS = ("item_id", "feature", "title", "genres")
+_ITEMS = ("item_id", "feature", "title", "genres", "added")
 _SESSIONS = (
   *("user_id", "profile", "history", "exposed", "response", "propensity"),
   *("position", "timestamp", "split"),
@@ -71,6 +73,8 @@ class Builder(schema.SlateBuilder):
   }
   EXTRA_ITEMS = {
     "attributes": tfds.features.Text(),
+    "tags": tfds.features.Text(),
+    "added": tfds.features.Tensor(shape=(None,), dtype=np.int64),
     "sampling": tfds.features.Tensor(shape=(None,), dtype=np.float32),
   }
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
@@ -141,12 +145,13 @@ def read_items(
   if not tables.has(folder, "items") and tables.has(folder, "interactions"):
     table = tables.read_table(folder, "interactions", interactions.NEEDED)
     ids = list(dict.fromkeys(tables.column(table, "item_id", tables.id_)))
-    table = tables.Table(table.path, {"item_id": ids}, [])
+    rows = range(1, len(ids) + 1)
+    table = tables.Table(table.path, {"item_id": ids}, rows)
   else:
     table = tables.read_table(folder, "items", ("item_id",))
     ids = tables.column(table, "item_id", tables.id_)
   first: dict[str, int] = {}
-  for row, item in zip(table.rows, ids, strict=False):
+  for row, item in zip(table.rows, ids, strict=True):
     if item in first:
       raise InputError(
         f"{table.path}: row {row}, column item_id: {item!r} is in row "
@@ -159,17 +164,20 @@ def read_items(
     feature, notes = item_vectors.tamed(feature, chosen.normalise)
   others = [x for x in table.columns if x not in _ITEMS]
   texts = [tables.texts(table, x, []) for x in others]
+  tagged, told = tags.read(table, others)
   columns = {
     "feature": feature,
     "external_id": ids,
     "title": tables.texts(table, "title", ids),
-    "genres": tables.texts(table, "genres", [""] * len(ids)),
+    "genres": tables.texts(table, "genres", [""] * len(ids), "|"),
     "attributes": [
       json.dumps(dict(zip(others, cells, strict=True)), ensure_ascii=False)
       for cells in (zip(*texts, strict=True) if texts else [()] * len(ids))
     ],
+    "tags": [json.dumps(x, ensure_ascii=False) for x in tagged],
+    "added": tags.added(table),
   }
-  return columns, [f"{table.path.name}: {note}" for note in notes]
+  return columns, [f"{table.path.name}: {x}" for x in (*notes, *told)]
 
 
 def read_sessions(

@@ -147,10 +147,20 @@ def check_actions(table: Table, exposed: np.ndarray) -> None:
     )
 
 
-def texts(table: Table, name: str, default: list[str]) -> list[str]:
-  """A column of texts; `default` where it is missing."""
-  cells = table.columns.get(name, default)
-  return ["" if x is None else str(x) for x in cells]
+def texts(
+  table: Table, name: str, default: list[str], between: str = ";"
+) -> list[str]:
+  """A column of texts; `default` where it is missing.
+
+  Entries of lists have `between` between them.
+  """
+
+  def text(cell) -> str:
+    if isinstance(cell, list):
+      return between.join(map(text, cell))
+    return "" if cell is None else str(cell)
+
+  return [text(x) for x in table.columns.get(name, default)]
 
 
 def short(cell) -> str:

@@ -75,8 +75,8 @@ def write(
     if not unused:
       return []
     return [
-      f"items: columns not used: {', '.join(unused)} (their features are); "
-      "--item_vectors=logs joins them"
+      f"items: columns not in their vectors: {', '.join(unused)} (their "
+      "features are); --item_vectors=logs joins them"
     ]
   vectors = of_dataset(dataset, dimensions)
   rows = np.concatenate([np.zeros_like(vectors.rows[:1]), vectors.rows])
@@ -313,13 +313,21 @@ def _by_kind(columns: Mapping[str, list[str]]):
   for name, cells in columns.items():
     if not any(cells):
       continue
-    try:
-      values = [float(x) if x else np.nan for x in cells]
-    except ValueError:
-      texts[name] = cells
+    if is_numbers(cells):
+      numbers[name] = [float(x) if x else np.nan for x in cells]
     else:
-      numbers[name] = values
+      texts[name] = cells
   return numbers, texts
+
+
+def is_numbers(cells: Sequence[str]) -> bool:
+  """Whether all cells are numbers or empty."""
+  try:
+    for cell in filter(None, cells):
+      float(cell)
+  except ValueError:
+    return False
+  return True
 
 
 def _svd(matrix: scipy.sparse.csr_matrix, dimensions: int) -> np.ndarray:

@@ -30,6 +30,9 @@ class Items(NamedTuple):
     genres: [N + 1] for people.
     attributes: [N + 1] JSON objects, column to text, of what else a user's
       items have; None where there is nothing else.
+    tags: [N + 1] lists of names beside the genres; None: there are none.
+    added: int64 [N + 1], when an item was added, such as seconds since 1970;
+      None where that is not known.
     sampling: float32 [N + 1], the distribution of drawn negatives (see
       feedback.py); None where none was drawn.
     feedback: what the responses to the items are, and which were drawn.
@@ -40,6 +43,8 @@ class Items(NamedTuple):
   titles: list[str]
   genres: list[str]
   attributes: list[str] | None = None
+  tags: list[list[str]] | None = None
+  added: np.ndarray | None = None
   sampling: np.ndarray | None = None
   feedback: feedback_lib.Feedback = feedback_lib.Feedback()
 
@@ -99,8 +104,12 @@ def read(data_dir: pathlib.Path) -> Dataset:
     attributes=_text(items["attributes"]) if "attributes" in items else None,
     feedback=feedback_lib.read(data_dir),
   )
-  if "sampling" in items and items["sampling"].shape[1]:
-    catalogue = catalogue._replace(sampling=_padded(items["sampling"])[:, 0])
+  if "tags" in items:
+    tags = [json.loads(x) for x in items["tags"]]
+    catalogue = catalogue._replace(tags=[[], *tags])
+  for name in ("sampling", "added"):
+    if name in items and items[name].shape[1]:
+      catalogue = catalogue._replace(**{name: _padded(items[name])[:, 0]})
   splits = {}
   for split in SPLITS:
     rows = _read(data_dir, "sessions", split)

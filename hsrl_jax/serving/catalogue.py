@@ -383,6 +383,7 @@ def make_catalogue(
   capacity: int | None = None,
   popularity: np.ndarray | None = None,
   tags: Sequence[Sequence[str]] | None = None,
+  added: np.ndarray | None = None,
 ) -> Catalogue:
   """Builds the served catalogue from the arrays of the training side.
 
@@ -395,6 +396,7 @@ def make_catalogue(
     capacity: C; None: that of the index.
     popularity: float32 [N + 1], or None.
     tags: [N + 1] lists of names of tags, the first of padding; None: no tags.
+    added: int [N + 1], see Tags.added; None: zeros.
 
   Raises:
     InputError: an argument of another type or shape, numbers that are not
@@ -435,7 +437,7 @@ def make_catalogue(
     codebooks=codebooks,
     features=np.pad(features, (room, (0, 0))),
     popularity=popularity,
-    tags=tags_lib.make(tags, count - 1, index.capacity),
+    tags=tags_lib.make(tags, added, count - 1, index.capacity),
     **names,
   )
 

@@ -35,12 +35,9 @@ class Tags(NamedTuple):
 
   def of(self, item: int) -> list[str]:
     """Names of the tags of an item."""
-    words = self.words[item]
-    return [
-      name
-      for tag, name in enumerate(self.names)
-      if words[tag // WORD] >> np.uint32(tag % WORD) & np.uint32(1)
-    ]
+    octets = self.words[item].astype("<u4").view(np.uint8)
+    bits = np.unpackbits(octets, bitorder="little")
+    return [self.names[tag] for tag in np.flatnonzero(bits)]
 
   def mask(self, what: str, names: Sequence[str]) -> np.ndarray:
     """The words in which these tags are set, uint32 [W].
@@ -135,16 +132,17 @@ def check_time(name: str, value: Any) -> int:
   return int(value)
 
 
-def make(rows: Any, items: int, capacity: int) -> Tags:
+def make(rows: Any, added: Any, items: int, capacity: int) -> Tags:
   """The tags of a new catalogue, with room for a quarter more names.
 
   Args:
     rows: [N + 1] lists of names, the first of padding; None: no tags.
+    added: [N + 1] integers, see Tags.added; None: zeros.
     items: N.
     capacity: C.
 
   Raises:
-    InputError: `rows` are no N + 1 lists of texts.
+    InputError: `rows` are no N + 1 lists of texts, or `added` no times.
   """
   rows = [[]] * (items + 1) if rows is None else check(rows, items + 1)
   names = {name for row in rows[1:] for name in row}
@@ -158,4 +156,17 @@ def make(rows: Any, items: int, capacity: int) -> Tags:
   for item, row in enumerate(rows[1:], 1):
     for name in row:
       none.words[item] |= bits[name]
+  if added is not None:
+    none.added[: items + 1] = _times(added, items + 1)
   return none
+
+
+def _times(added: Any, count: int) -> np.ndarray:
+  times = np.asarray(added)
+  if times.dtype.kind not in "iu" or times.shape != (count,):
+    raise InputError(
+      f"added are {times.dtype} {list(times.shape)}; expected {count} integers"
+    )
+  for wrong in times[(times < 0) | (times > _LATEST)].tolist():
+    check_time("added", wrong)
+  return times

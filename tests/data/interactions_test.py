@@ -488,7 +488,7 @@ class FilesTest(parameterized.TestCase):
     ).to_csv(self.raw / "items.csv", index=False)
     given, _ = self._prepare()
     self.assertEqual(given.features[1:, 0].tolist(), list(range(len(ids))))
-    self.assertIn("columns not used: brand", prepare.notes(self.data)[-1])
+    self.assertIn("not in their vectors: brand", prepare.notes(self.data)[-1])
     joined, _ = self._prepare(item_vectors="logs", dimensions=3)
     # Interactions, the feature, and one direction that all brands share.
     self.assertEqual(joined.features.shape, (len(ids) + 1, 3 + 1 + 1))

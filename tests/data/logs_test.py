@@ -102,6 +102,43 @@ class LogsTest(parameterized.TestCase):
       ],
     )
 
+  @parameterized.parameters(".csv", ".parquet")
+  def test_tags_and_times(self, suffix):
+    many = ";".join(map(str, range(97)))
+    self.items |= {
+      "tags": [["new", "kids", "new"], [], ["region=us"], ["kids"]],
+      "region": ["eu; us", "", "us", "eu"],
+      "stars": ["3", "", "4.5", "1"],
+      "story": [f"{many};a", "b", "c", "d"],
+      "tone": [f"{many};a", "b", "c", ""],
+      "added": ["7", "0", "1970-01-02", "4294967294"],
+    }
+    if suffix == ".parquet":
+      lists = [x.split(";") if x else None for x in self.items["region"]]
+      self.items["region"] = lists
+    items, _ = self._prepare(suffix)
+    tones = [f"tone={x}" for x in range(97)]
+    self.assertEqual(
+      items.tags,
+      [
+        [],
+        ["new", "kids", "region=eu", "region=us", *tones, "tone=a"],
+        ["tone=b"],
+        ["region=us", "tone=c"],
+        ["kids", "region=eu"],
+      ],
+    )
+    self.assertEqual(items.added.tolist(), [0, 7, 0, 86_400, 2**32 - 2])
+    self.assertIn(
+      f"items{suffix}: tags that requests may include: genres, tags, region, "
+      "tone; not of stars (numbers), story (101 values, more than 100)",
+      prepare.notes(self.folder / "data"),
+    )
+
+  def test_without_tags_or_times(self):
+    items, _ = self._prepare()
+    self.assertEqual((items.tags, items.added), ([[]] * 5, None))
+
   def test_ids_of_integers(self):
     self.items["item_id"] = [30, 7, 1, 2]
     new = {"b": 30, "2": 7, "a": 1, "1": 2}
@@ -136,8 +173,13 @@ class LogsTest(parameterized.TestCase):
     ("sessions", "response", [1, 2], "found '1;2'; expected 0 or 1"),
     ("sessions", "timestamp", "noon", "found 'noon'; expected a finite number"),
     ("sessions", "split", "dev", "found 'dev'; expected train, val, test"),
+    ("items", "tags", "a;;b", "found 'a;;b'; expected names (csv: with ; "),
+    ("items", "added", "-1", "found '-1'; expected a time from 0 to 42949672"),
+    ("items", "added", "4294967295", "found '4294967295'; expected a time f"),
+    ("items", "added", "", "found ''; expected a finite number, or a date"),
   )
   def test_a_bad_cell_is_named(self, name, column, cell, message):
+    self.items |= {"tags": ["a"] * 4, "added": ["0"] * 4}
     getattr(self, name)[column][2] = cell
     self._write(".csv")
     self._refused(f"{name}.csv: row 4, column {column}: {message}")
@@ -151,8 +193,10 @@ class LogsTest(parameterized.TestCase):
       "row 3, column feature: found None; expected a fi",
     ),
     ("feature", [1.0, 1e300], "row 3, column feature: found 1e+300; expected"),
+    ("tags", ["a", None], "row 3, column tags: found ['a', None]; expected na"),
   )
   def test_a_bad_cell_of_a_parquet_file(self, column, cell, message):
+    self.items["tags"] = [["a"]] * 4
     self.items[column][2] = cell
     self._write(".parquet")
     self._refused(f"items.parquet: {message}")

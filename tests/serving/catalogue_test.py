@@ -58,6 +58,10 @@ class CatalogueTest(parameterized.TestCase):
     ("capacity", -1, "capacity is -1"),
     ("popularity", [1.0], r"popularity have the shape \[1\]"),
     ("popularity", ["a"] * 4, "popularity are"),
+    ("added", [0.5] * 4, r"added are float64 \[4\]"),
+    ("added", [0] * 3, r"added are int64 \[3\]"),
+    ("added", [0, 1, 2, -1], "added is -1"),
+    ("added", [0, 1, 2**32 - 1, 0], "added is 4294967295"),
   )
   def test_make_catalogue(self, name, value, words):
     self._check(

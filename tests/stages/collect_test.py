@@ -1,5 +1,6 @@
 """Mode `collect`: each slate in one file, whatever happens, and as logs."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -16,10 +17,12 @@ import numpy as np
 import pyarrow.parquet
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import serving
 from hsrl_jax.data import source
+from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import store as store_lib
 from hsrl_jax.serving.store import Feedback, Slate, writer
-from hsrl_jax.stages import collect
+from hsrl_jax.stages import collect, export
 from tests.command import run
 from tests.serving import toy_export
 
@@ -52,13 +55,25 @@ class CollectTest(parameterized.TestCase):
     super().setUpClass()
     cls.root = pathlib.Path(tempfile.mkdtemp())
     cls.export = cls.root / "export"
-    tags = [[], ["tea", "hot"], *[["cold"]] * 39]
-    cls.catalogue = toy_export.make(cls.export, tags=tags).catalogue
+    tags = [[], ["tea", "hot", "region=eu"], *[["cold"]] * 39]
+    made = toy_export.make(cls.export, tags=tags)
+    cls.catalogue = made.catalogue.add_items(
+      [41], made.catalogue.features[[3]], ["id-41"], tags=[["hot", "x;y"]]
+    )
+    serving.write_catalogue(cls.export, cls.catalogue)
+    cls.say(cls.export, genres=["cold", "hot"])
 
   @classmethod
   def tearDownClass(cls):
     shutil.rmtree(cls.root)
     super().tearDownClass()
+
+  @staticmethod
+  def say(folder, **about):
+    """Writes what the manifest of an export tells beside."""
+    manifest = folder_lib.read_manifest(folder)
+    changed = dataclasses.replace(manifest, about=about)
+    folder_lib.write_manifest(folder, changed)
 
   def setUp(self):
     super().setUp()
@@ -137,14 +152,36 @@ class CollectTest(parameterized.TestCase):
     items = pyarrow.parquet.read_table(self.logs / "slates_2" / collect.ITEMS)
     self.assertEqual(
       items["item_id"].to_pylist(),
-      [self.catalogue.item_ids.of(i) for i in range(1, 41)],
+      [self.catalogue.item_ids.of(i) for i in range(1, 42)],
     )
     np.testing.assert_array_equal(
       np.array(items["feature"].to_pylist(), np.float32),
-      self.catalogue.features[1:41],
+      self.catalogue.features[1:42],
     )
-    genres = items["genres"].to_pylist()
-    self.assertEqual(genres, ["hot|tea", *["cold"] * 39])
+    genres, tags = (items[x].to_pylist() for x in ("genres", "tags"))
+    self.assertEqual(genres, ["hot", *["cold"] * 39, "hot"])
+    self.assertEqual(tags, [["region=eu", "tea"], *[[]] * 39, ["x;y"]])
+    self.assertEqual(items["added"].to_pylist(), [0] * 40 + [1])
+
+  def test_exports_that_do_not_say_which_tags_are_genres(self):
+    self.export = self.folder / "export"
+    shutil.copytree(type(self).export, self.export)
+    self.say(self.export)
+    self._show("a")
+    self._answer("a", [0, 1])
+    self.assertEqual(self._collect()[0], 0)
+    path = self.logs / "slates_2" / collect.ITEMS
+    items = pyarrow.parquet.read_table(path)
+    self.assertEqual(items["genres"][0].as_py(), "hot|region=eu|tea")
+    self.assertEqual(items["tags"].to_pylist(), [[]] * 41)
+    # What an older version collected has neither tags nor times.
+    pyarrow.parquet.write_table(items.drop_columns(["tags", "added"]), path)
+    self._show("b")
+    self._answer("b", [0, 1])
+    self.say(self.export, genres=["cold"])
+    self.assertEqual(self._collect()[0], 0)
+    items = pyarrow.parquet.read_table(path)
+    self.assertEqual(items["tags"][0].as_py(), ["hot", "region=eu", "tea"])
 
   def test_partial_feedback_waits_and_then_takes_no_more(self):
     self._show("a", time=time.time())
@@ -232,6 +269,10 @@ class CollectTest(parameterized.TestCase):
     self.assertEqual(status, 0, err)
     self.assertIn("columns not used: request_id", out)
     dataset = source.load(workdir / "data")
+    self.assertIn(
+      "items.parquet: tags that requests may include: genres, t", out
+    )
+    self._check_tags(dataset.items)
     rows, names = self._rows(3), dataset.items.external_ids
     found = 0
     for split in dataset.splits.values():
@@ -248,6 +289,16 @@ class CollectTest(parameterized.TestCase):
         found += 1
     self.assertEqual(found, 60)
     self.assertGreater(max(x["step"] for x in rows.values()), 2)
+
+  def _check_tags(self, items):
+    """Compares what would be exported with what was."""
+    tags, genres, left_out = export.tags_of(items)
+    want = self.catalogue.tags
+    self.assertEqual(
+      [sorted(x) for x in tags], [sorted(want.of(i)) for i in range(42)]
+    )
+    self.assertEqual((genres, left_out), (["cold", "hot"], 0))
+    np.testing.assert_array_equal(items.added, want.added[:42])
 
   def test_killed_under_load_nothing_acknowledged_is_lost(self):
     """The real server is killed in tests/serving/store/kill_test.py."""
@@ -292,11 +343,11 @@ class CollectTest(parameterized.TestCase):
     self.assertEqual(status, 2)
     self.assertIn("holds 'mine.parquet'", err)
     mine.unlink()
-    self._show("b", (1, 41))  # Of no export.
+    self._show("b", (1, 42))  # Of no export.
     self._answer("b", [0, 1])
     status, _, err = self._collect()
     self.assertEqual(status, 2)
-    self.assertIn("the item 'id-41'", err)
+    self.assertIn("the item 'id-42'", err)
     self.assertEqual([*self._rows()], ["a"])
     self.assertLen(os.listdir(mine.parent), 1)
 

@@ -13,6 +13,7 @@ import pathlib
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -28,7 +29,14 @@ from hsrl_jax.serving.store.database import Store
 
 SESSIONS = "sessions.parquet"  # A folder, which parquet reads as one table.
 ITEMS = "items.parquet"
-_ABOUT = ("title", "genres", "feature")  # Its columns beside item_id.
+# Its columns beside item_id, and what older files have in those they lack.
+_ABOUT = {
+  "title": (pa.string(), ""),
+  "genres": (pa.string(), ""),
+  "tags": (pa.list_(pa.string()), []),
+  "added": (pa.int64(), 0),
+  "feature": (pa.list_(pa.float32()), []),
+}
 _NAME = re.compile(r"part-([0-9a-f]{8})-(\d{12})-(\d{12})\.parquet")
 _ROWS = 10_000  # Slates that are held in memory at once.
 _SCHEMA = pa.schema(
@@ -230,7 +238,7 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   """The items that may have been shown, of all versions of an export.
 
   Returns:
-    Id to title, tags and feature; of the newest version that has it.
+    Id to what _ABOUT names; of the newest version that has it.
   """
   where = export or store.about().get("folder")
   if where is None:
@@ -248,23 +256,33 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   items = {}
   for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
     manifest = folder_lib.read_manifest(folder)
-    topics = manifest.about.get("topics", 0)
-    items |= _items(folder_lib.read_catalogue(folder, manifest), topics)
+    items |= _items(folder_lib.read_catalogue(folder, manifest), manifest.about)
   return items
 
 
-def _items(catalogue: Catalogue, topics: int) -> dict[str, tuple]:
-  """See _served; without the last features, which are `topics`."""
-  width = catalogue.features.shape[1] - topics
+def _items(catalogue: Catalogue, about: dict[str, Any]) -> dict[str, tuple]:
+  """See _served.
+
+  Args:
+    catalogue: of an export.
+    about: it; `topics` of the features are no item's own, and those tags are
+      genres that `genres` names: all of them in exports that do not say.
+  """
+  width = catalogue.features.shape[1] - about.get("topics", 0)
+  tags = catalogue.tags
+  genres = set(about.get("genres", tags.names if tags else ()))
   rows = np.flatnonzero(np.asarray(catalogue.index.known))
-  return {
-    catalogue.item_ids.of(row): (
+  items = {}
+  for row in rows[rows > 0]:
+    names = tags.of(row) if tags else []
+    items[catalogue.item_ids.of(row)] = (
       catalogue.titles.of(row),
-      "|".join(catalogue.tags.of(row)),
+      "|".join(x for x in names if x in genres),
+      [x for x in names if x not in genres],
+      int(tags.added[row]) if tags else 0,
       catalogue.features[row, :width].tolist(),
     )
-    for row in rows[rows > 0]
-  }
+  return items
 
 
 def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
@@ -273,17 +291,21 @@ def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
   if path.exists():
     with reading(path, "what --mode=collect wrote"):
       table = pyarrow.parquet.read_table(path).to_pydict()
-    values = zip(*(table[x] for x in _ABOUT), strict=True)
-    before = dict(zip(table["item_id"], values, strict=True))
+    ids = table["item_id"]
+    columns = (
+      table.get(name, [default] * len(ids))
+      for name, (_, default) in _ABOUT.items()
+    )
+    before = dict(zip(ids, zip(*columns, strict=True), strict=True))
   merged = before | items  # Numbers of items stay: old ones come first.
   if merged != before:
-    titles, genres, features = zip(*merged.values(), strict=True)
+    columns = zip(
+      _ABOUT.items(), zip(*merged.values(), strict=True), strict=True
+    )
     table = pa.table(
       {
         "item_id": pa.array(merged, pa.string()),
-        "title": pa.array(titles, pa.string()),
-        "genres": pa.array(genres, pa.string()),
-        "feature": pa.array(features, pa.list_(pa.float32())),
+        **{name: pa.array(x, kind) for (name, (kind, _)), x in columns},
       }
     )
     sink = pa.BufferOutputStream()

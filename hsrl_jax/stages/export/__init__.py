@@ -11,7 +11,7 @@ import contextlib
 import io
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,7 @@ from hsrl_jax import __version__, serving
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, ExportConfig
+from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.ops import tree
@@ -33,11 +34,11 @@ from hsrl_jax.stages.export.decoding import decoder
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Observation, Params
 
-__all__ = ["FOLDER", "KIND", "capacity", "decoder", "run", "write"]
+__all__ = ["FOLDER", "KIND", "capacity", "decoder", "run", "tags_of", "write"]
 
 FOLDER = "export"
 _ROOM = 1.25  # Capacity, in items, where none is given.
-_TAGS = 200  # Of a dataset, at most: each costs a bit of each item and node.
+_TAGS = 1_000  # Of a dataset, at most: each costs a bit of each item and node.
 
 
 def _is_export(folder: pathlib.Path) -> bool:
@@ -76,6 +77,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
   env = parts.env._replace(slate_size=sizes.slate)
   learned, users = parts.catalogue, parts.users("train")
   params = policy_lib.trained(parts)
+  tags, genres, left_out = tags_of(items)
   served = serving.make_catalogue(
     learned.index,
     learned.codebooks,
@@ -84,7 +86,8 @@ def run(parts: Parts, export: ExportConfig) -> None:
     items.titles,
     capacity=sizes.capacity,
     popularity=learned.popularity if agent.reads_popularity else None,
-    tags=_tags(items.genres),
+    tags=tags,
+    added=items.added,
   )
   how = policy_lib.acting(agent, served.index)
   print(f"export ...\n  acting: {how}", flush=True)
@@ -104,6 +107,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
       "dataset": parts.name,
       # The last features of an item, where topics are joined to them.
       "topics": parts.items.features.shape[1] - items.features.shape[1],
+      "genres": genres,
       "fingerprint": parts.fingerprints["policy"],
       "config": config_lib.values(config),
     },
@@ -113,17 +117,30 @@ def run(parts: Parts, export: ExportConfig) -> None:
   print(
     f"  {served.index.num_items:,} items with room for {sizes.capacity:,}, "
     f"slates of {sizes.slate}, for {', '.join(manifest.platforms)}; "
-    f"{size / 1e6:.1f} MB"
+    f"{len(served.tags.names):,} tags; {size / 1e6:.1f} MB"
   )
+  if left_out:
+    print(f"  {left_out:,} tags of fewer items were left out")
   print(f"export: {root}, version {folder.name}")
 
 
-def _tags(genres: Sequence[str]) -> list[list[str]]:
-  """The most frequent genres as tags; `genres` are texts such as "A|B"."""
-  rows = [[x for x in text.split("|") if x] for text in genres]
+def tags_of(items: Items) -> tuple[list[list[str]], list[str], int]:
+  """What a dataset says of its items, as tags: genres and all others.
+
+  Returns:
+    [N + 1] lists of distinct names, the most frequent ones; which of them are
+    genres; and how many tags are left out.
+  """
+  genres = [[x for x in text.split("|") if x] for text in items.genres]
+  others = items.tags or [[]] * len(genres)
+  rows = [[*dict.fromkeys(x + y)] for x, y in zip(genres, others, strict=True)]
   counts = collections.Counter(name for row in rows for name in row)
   kept = {name for name, _ in counts.most_common(_TAGS)}
-  return [[name for name in row if name in kept] for row in rows]
+  return (
+    [[name for name in row if name in kept] for row in rows],
+    sorted(kept & {name for row in genres for name in row}),
+    len(counts) - len(kept),
+  )
 
 
 class _Sizes(NamedTuple):
