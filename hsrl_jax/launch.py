@@ -230,8 +230,10 @@ def _check_inputs(mode: str) -> None:
     (flags_lib.ITEM_IDS, ("remove_items",), ("remove_items",)),
     (flags_lib.SWEEP, ("quantize",), ()),
     (flags_lib.FROM, ("collect",), ("collect",)),
+    (flags_lib.COLLECT_AFTER, ("collect",), ()),
   ):
-    if flag.value and mode not in modes:
+    is_given = flag.present and flag.value not in (None, "", [])  # 0 is.
+    if is_given and mode not in modes:
       raise InputError(
         f"--{flag.name} with --mode={mode}; expected "
         f"{' or '.join(f'--mode={x}' for x in modes)}"

@@ -324,6 +324,7 @@ class CollectTest(parameterized.TestCase):
     (("--from=/nowhere/x.db",), "/nowhere/x.db is missing"),
     (("--from=mysql://host/x",), "unknown scheme"),
     (("--from=x", "--mode=policy"), "--from with --mode=policy"),
+    (("--collect_after=0", "--mode=data"), "--collect_after with --mode=data"),
     (("--collect_after=nan",), "expected a finite number"),
     (("--collect_after=-1",), "expected a finite number"),
   )
