@@ -164,21 +164,14 @@ class Recommender:
     """Returns a recommender of what the folder holds now.
 
     Another catalogue and other parameters are read; another artefact is loaded
-    and compiled, as long as it takes the same requests. All that changed is
+    and compiled, and its requests may be of other sizes. All that changed is
     checked, and asked for one slate.
 
     Raises:
-      InputError: a file is missing or damaged, requests are of other sizes, or
-        `probe` fails.
+      InputError: a file is missing or damaged, or `probe` fails.
     """
     folder = folder_lib.current(pathlib.Path(folder))
     old, new = self.manifest, folder_lib.read_manifest(folder)
-    for name in ("history", "profile", "seen", "shown", "tags"):
-      if old.sizes[name] != new.sizes[name]:
-        raise InputError(
-          f"{folder} has {name} {new.sizes[name]} and what is served has "
-          f"{old.sizes[name]}; expected the same sizes of requests: start anew"
-        )
     if old.files["decode"] != new.files["decode"]:
       return load(folder, self.batch_sizes)
     self._inputs.check(folder, new)

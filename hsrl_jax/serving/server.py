@@ -179,14 +179,12 @@ def _opened(settings: Settings, arms: arms_lib.Arms) -> Store | None:
   if not settings.store:
     return None
   store = open_store(settings.store)
-  profile = str(arms.stable.recommender.manifest.sizes["profile"])
-  kept = store.note("profile", profile)
-  if kept != profile:
+  profile = arms.stable.recommender.manifest.sizes["profile"]
+  try:
+    arms_lib.check_profiles(arms, int(store.note("profile", str(profile))))
+  except InputError:
     store.close()
-    raise InputError(
-      f"the store is of profiles of {kept} numbers and the export of "
-      f"{profile}; expected the same: use another --store"
-    )
+    raise
   store.note("folder", os.path.abspath(settings.folder), replace=True)
   return store
 

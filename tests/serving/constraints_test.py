@@ -15,7 +15,6 @@ from hsrl_jax.serving import folder as folder_lib
 from tests import toy
 from tests.serving import toy_export
 
-ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
 NAMES = ("drama", "é", "region=EU", "new")
 PROFILE = [0.5, -0.5, 0.2, 1.0]
 
@@ -85,7 +84,7 @@ class ConstraintsTest(parameterized.TestCase):
   @parameterized.parameters(
     (1, dict(beams=3)),
     (10**6, dict()),
-    (10**6, ON_POLICY),
+    (10**6, toy_export.ON_POLICY),
   )
   def test_random_requests(self, search_from, overrides):
     made, recommender = self._load(search_from, **overrides)
@@ -109,7 +108,7 @@ class ConstraintsTest(parameterized.TestCase):
       (10**6, dict(agent="ddpg")),
       (10**6, dict(agent="wolpertinger")),
       (10**6, dict(agent="cql")),
-      (10**6, dict(choices="items", **ON_POLICY)),
+      (10**6, dict(choices="items", **toy_export.ON_POLICY)),
     ):
       with self.subTest(str(overrides)):
         self._check(self._load(search_from, **overrides)[1])

@@ -26,9 +26,7 @@ class SessionTest(parameterized.TestCase):
       pathlib.Path(cls.enterClassContext(tempfile.TemporaryDirectory()))
       / "export"
     )
-    cls.exported = toy_export.make(
-      folder, learning="on_policy", segment=4, minibatches=2
-    )
+    cls.exported = toy_export.make(folder, **toy_export.ON_POLICY)
     cls.recommender = serving.load(folder, [1])
 
   def test_a_session_is_that_of_the_agent_in_the_simulator(self):

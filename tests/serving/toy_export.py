@@ -18,6 +18,7 @@ from tests import toy
 
 ROOM, SEEN, SHOWN = 48, 5, 8
 LEVELS, VOCAB, WIDTH = 2, 8, 7
+ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
 
 
 class Exported(NamedTuple):
@@ -73,9 +74,10 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
   Args:
     folder: is written.
     salt: makes other parameters.
-    **overrides: see `toy.config`; `platforms` of the export; `tags` of the
-      catalogue.
+    **overrides: see `toy.config`; `platforms` and `seen` of the export; `tags`
+      of the catalogue.
   """
+  size = overrides.pop("seen", SEEN)
   platforms = overrides.pop("platforms", ("cpu",))
   tags = overrides.pop("tags", None)
   config = toy.config(**overrides)
@@ -117,7 +119,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     user,
     ExportConfig(batch_sizes=(1, 4), platforms=platforms),
     slate_size=toy.SLATE,
-    seen=SEEN,
+    seen=size,
     about={},
   )
   return Exported(manifest, agent, params, catalogue)

@@ -1,11 +1,16 @@
 """Versions of an export: published, rolled back, served to shares of users."""
 
+import asyncio
 import atexit
+import copy
+import dataclasses
 import functools
+import json
 import math
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -16,9 +21,10 @@ from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import store as store_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.http import arms as arms_lib
-from hsrl_jax.serving.http import measures
+from hsrl_jax.serving.http import batches, measures
 from hsrl_jax.serving.http.settings import Settings
 from hsrl_jax.serving.store import Feedback, Slate, writer
+from tests import toy
 from tests.command import run
 from tests.serving import running, toy_export
 
@@ -202,6 +208,91 @@ class ArmsTest(_WithFolder):
       running.until(lambda: server.arms.canary is None)
       self.assertEqual({ask(user)["version"] for user in range(40)}, {"3"})
       self.assertEqual(server.measures.swap_errors._value.get(), 0)
+
+  def test_a_version_with_other_sizes_takes_over(self):
+    """It sees what was shown, takes more seen items, and has more tags."""
+    other = self.folder.parent / "other"
+    rows = [[], *([f"t{i}"] for i in range(toy.ITEMS))]
+    toy_export.make(other, seen=7, tags=rows, **toy_export.ON_POLICY)
+    _publish(self.folder, self.exports[0])
+    old, new = (serving.load(x, [1]) for x in (self.exports[0], other))
+    for name in ("seen", "shown", "tags"):
+      self.assertLess(old.manifest.sizes[name], new.manifest.sizes[name])
+    settings = {"folder": self.folder, "canary": 0.5}
+    earlier = [{"items": [4, 2, 9], "responses": [0, 1, 0]}]
+    given = _USER | {"seen": [11, 12, 13, 14, 15], "earlier": earlier}
+    shown = [([4, 2, 9], [0, 1, 0])]
+    want = {
+      version: x.decode(
+        [x.query(*_USER.values(), seen=given["seen"], earlier=shown)]
+      ).items[0]
+      for version, x in (("1", old), ("2", new))
+    }
+    self.assertNotEqual(*(x.tolist() for x in want.values()))
+
+    def ask(user, **values):
+      return running.ask(port, user_id=user, **given | values)
+
+    with running.serving(old, None, "open sesame", **settings) as (
+      server,
+      _,
+      port,
+    ):
+      self.assertEqual(ask("a")[1]["version"], "1")
+      self.assertEqual(_publish(self.folder, other), 2)
+      running.until(lambda: server.arms.canary is not None)
+      sizes = json.loads(running.call(port, "GET", "/health")[2])
+      self.assertEqual((sizes["sizes"]["seen"], sizes["sizes"]["tags"]), (5, 1))
+      self.assertEqual(sizes["canary_sizes"], new.manifest.sizes)
+      for user in map(str, range(20)):
+        version = "2" if arms_lib.share_of(user, "2") < 0.5 else "1"
+        status, answer = ask(user)
+        self.assertEqual((status, answer["version"]), (200, version))
+        self.assertEqual(answer["items"], want[version].tolist())
+        # Each version checks what it answers itself.
+        status, answer = ask(user, seen=[1, 2, 3, 5, 6, 7, 8])
+        self.assertEqual(status, 200 if version == "2" else 422, answer)
+        status, answer = ask(user, include=["t7", "t30", "t21"])
+        self.assertEqual(status, 200 if version == "2" else 422, answer)
+        if status == 200:
+          self.assertEqual({*answer["items"]}, {8, 31, 22})
+      # All get it, and then the one before.
+      for path, version in (("promote", "2"), ("rollback", "1")):
+        running.post(port, f"/admin/{path}", {}, _TOKEN)
+        running.until(lambda want=version: ask("a")[1]["version"] == want)
+        for user in "abc":
+          self.assertEqual(ask(user)[1]["items"], want[version].tolist())
+      self.assertEqual(server.measures.swap_errors._value.get(), 0)
+
+  def test_a_version_with_other_profiles_is_refused_where_slates_are_kept(self):
+    for export in self.exports:
+      _publish(self.folder, export)
+    settings = Settings(self.folder, canary=0.5, watch=0.01)
+    arms = arms_lib.load(settings)
+    arms_lib.check_profiles(arms, 4)
+    other = copy.copy(arms.canary.recommender)
+    sizes = other.manifest.sizes | {"profile": 3}
+    other.manifest = dataclasses.replace(other.manifest, sizes=sizes)
+    wrong = arms._replace(canary=arms.canary._replace(recommender=other))
+    words = "of profiles of 4 numbers and version 2 of 3; expected the same"
+    with self.assertRaisesRegex(InputError, words):
+      arms_lib.check_profiles(wrong, 4)
+    before = arms._replace(canary=None)
+    for store, taken in ((None, 1), (store_lib.open_store(":memory:"), 0)):
+      with mock.patch.object(arms_lib, "refreshed", return_value=wrong):
+        server = batches.Server(before, settings, store)
+        swaps, refused = (
+          getattr(server.measures, x)._value for x in ("swaps", "swap_errors")
+        )
+
+        async def watch(server=server, swaps=swaps, refused=refused):
+          async with server.running(None):
+            while not swaps.get() + refused.get():
+              await asyncio.sleep(0.01)
+
+        asyncio.run(watch())
+      self.assertEqual((swaps.get(), refused.get()), (taken, 1 - taken))
+      self.assertEqual(server.arms, wrong if taken else before)
 
   def test_the_administrator_has_a_token_or_there_is_none(self):
     for export in self.exports:

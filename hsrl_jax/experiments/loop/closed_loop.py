@@ -156,10 +156,9 @@ def _loop(
         policy = jobs.prepare(experiment, job, world)
       policy.complete(STAGES)
       policy.export(ExportConfig(dir=str(export), platforms=("cpu",)))
-      if number > 1:
+      if number:
         clients.wait(where, number + 1)
-      else:  # The first policy takes other requests: no earlier slates.
-        server.close()
+      else:
         log = folder / "server.log"
         where = server.enter_context(clients.server(export, store, log))
       earned = clients.play(

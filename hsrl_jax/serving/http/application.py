@@ -48,6 +48,9 @@ def make_app(server: Server) -> applications.Starlette:
       "sizes": recommender.manifest.sizes,
       "versions": {x.arm: x.version for x in server.arms.all()},
     }
+    if server.arms.canary is not None:
+      canary = server.arms.canary.recommender
+      about["canary_sizes"] = canary.manifest.sizes
     try:
       slate = await server.recommend(recommender.empty_query())
       served = server.arms.stable

@@ -8,6 +8,7 @@ import hashlib
 import pathlib
 from typing import NamedTuple
 
+from hsrl_jax.errors import InputError
 from hsrl_jax.serving import recommender as recommender_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.folder import MANIFEST
@@ -115,6 +116,22 @@ def _refreshed(before: Served, version: Version, settings: Settings) -> Served:
   return serve(recommender, version.name, settings, before)
 
 
+def check_profiles(arms: Arms, width: int) -> None:
+  """Raises InputError unless all arms take the profiles that a store has.
+
+  Args:
+    arms: to be served.
+    width: numbers of a profile in the store, whose logs have one width.
+  """
+  for served in arms.all():
+    own = served.recommender.manifest.sizes["profile"]
+    if own != width:
+      raise InputError(
+        f"the store is of profiles of {width} numbers and version "
+        f"{served.version} of {own}; expected the same: use another --store"
+      )
+
+
 def signature(settings: Settings) -> tuple:
   """Returns what tells whether the folder has changed.
 
@@ -134,7 +151,7 @@ def refreshed(arms: Arms, settings: Settings) -> Arms:
   """Returns arms of what the folder holds now.
 
   Raises:
-    InputError: something is missing or damaged, or takes other requests.
+    InputError: something is missing or damaged.
   """
   by_version = {served.version: served for served in arms.all()}
   new = []

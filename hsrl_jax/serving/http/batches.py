@@ -202,11 +202,13 @@ class Server:
         try:
           if failed is not None:
             raise failed
-          self._take(
-            await loop.run_in_executor(
-              thread, arms_lib.refreshed, self.arms, settings
-            )
+          arms = await loop.run_in_executor(
+            thread, arms_lib.refreshed, self.arms, settings
           )
+          if self.store is not None:  # Of the profiles that are served.
+            profile = self.recommender.manifest.sizes["profile"]
+            arms_lib.check_profiles(arms, profile)
+          self._take(arms)
         except Exception as error:
           # The old arms go on; the next change of the folder is tried.
           self.measures.swap_errors.inc()
