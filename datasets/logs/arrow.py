@@ -81,7 +81,7 @@ def numbers(
   if not is_number or (lengths != width).any():
     return None
   values = entries.to_numpy(zero_copy_only=False).astype(np.float64)
-  return values.reshape(-1, width) if good(values).all() else None
+  return values.reshape(len(lengths), width) if good(values).all() else None
 
 
 def items(

@@ -1,7 +1,8 @@
 """Tags out of the columns of a user's items, and when each was added.
 
 The names in a column `tags` are tags. So are the values of any other column of
-texts, as `column=value`, where there are not too many to be a choice.
+texts, as `column=value`, where items share them: there are at most MOST, and at
+most half as many as items.
 """
 
 from collections.abc import Sequence
@@ -9,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from hsrl_jax.data import item_vectors
 from hsrl_jax.shipped.datasets.logs import tables
 
 COLUMN = "tags"
@@ -39,16 +39,18 @@ def read(
     of.append("genres")
   for name in others:
     cells = tables.texts(table, name, [])
+    if not any(cells):
+      continue
     if name == COLUMN:
       values = tables.column(table, name, _names)
-    elif item_vectors.is_numbers(cells):
+    elif all(map(_is_number, filter(None, cells))):
       none.append(f"{name} (numbers)")
       continue
     else:
       values = [_values(name, cell) for cell in cells]
       count = len({x for row in values for x in row})
-      if count > MOST:
-        none.append(f"{name} ({count:,} values, more than {MOST})")
+      if count > min(MOST, len(tags) // 2):
+        none.append(f"{name} ({count:,} values of {len(tags):,} items)")
         continue
     of.append(name)
     for own, new in zip(tags, values, strict=True):
@@ -68,6 +70,14 @@ def added(table: tables.Table) -> np.ndarray:
   if "added" not in table.columns:
     return np.zeros((len(table.rows), 0), np.int64)
   return np.array(tables.column(table, "added", _time), np.int64)[:, None]
+
+
+def _is_number(text: str) -> bool:
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
 
 
 def _names(cell: Any) -> list[str]:

@@ -313,21 +313,13 @@ def _by_kind(columns: Mapping[str, list[str]]):
   for name, cells in columns.items():
     if not any(cells):
       continue
-    if is_numbers(cells):
-      numbers[name] = [float(x) if x else np.nan for x in cells]
-    else:
+    try:
+      values = [float(x) if x else np.nan for x in cells]
+    except ValueError:
       texts[name] = cells
+    else:
+      numbers[name] = values
   return numbers, texts
-
-
-def is_numbers(cells: Sequence[str]) -> bool:
-  """Whether all cells are numbers or empty."""
-  try:
-    for cell in filter(None, cells):
-      float(cell)
-  except ValueError:
-    return False
-  return True
 
 
 def _svd(matrix: scipy.sparse.csr_matrix, dimensions: int) -> np.ndarray:

@@ -102,11 +102,9 @@ def read(data_dir: pathlib.Path) -> Dataset:
     titles=_text(items["title"]),
     genres=_text(items["genres"]),
     attributes=_text(items["attributes"]) if "attributes" in items else None,
+    tags=[[], *map(json.loads, items["tags"])] if "tags" in items else None,
     feedback=feedback_lib.read(data_dir),
   )
-  if "tags" in items:
-    tags = [json.loads(x) for x in items["tags"]]
-    catalogue = catalogue._replace(tags=[[], *tags])
   for name in ("sampling", "added"):
     if name in items and items[name].shape[1]:
       catalogue = catalogue._replace(**{name: _padded(items[name])[:, 0]})

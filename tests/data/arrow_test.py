@@ -56,6 +56,12 @@ class ArrowTest(parameterized.TestCase):
     finally:
       path.unlink()
 
+  def test_users_without_profiles(self):
+    """As a server writes them whose export has no profiles."""
+    columns = _columns(0) | {"profile": [[]] * 40}
+    found = self._read(columns, ".parquet")[0]["profile"]
+    self.assertEqual(found.shape, (40, 0))
+
   @parameterized.parameters(0, 1)
   def test_as_a_csv_file(self, seed):
     columns = _columns(seed)
