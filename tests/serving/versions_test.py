@@ -294,6 +294,13 @@ class ArmsTest(_WithFolder):
       self.assertEqual((swaps.get(), refused.get()), (taken, 1 - taken))
       self.assertEqual(server.arms, wrong if taken else before)
 
+  def test_a_version_that_is_missing_is_named(self):
+    _publish(self.folder, self.exports[0])
+    (self.folder / "current").write_text('{"version": 9, "before": null}')
+    words = "versions/9/manifest.json cannot be read .*; expected what"
+    with self.assertRaisesRegex(InputError, words):
+      arms_lib.signature(Settings(self.folder))
+
   def test_the_administrator_has_a_token_or_there_is_none(self):
     for export in self.exports:
       _publish(self.folder, export)

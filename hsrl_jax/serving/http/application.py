@@ -42,15 +42,7 @@ def make_app(server: Server) -> applications.Starlette:
 
   async def health(request: requests.Request) -> responses.Response:
     del request
-    recommender = server.recommender
-    about = {
-      "catalogue": recommender.version,
-      "sizes": recommender.manifest.sizes,
-      "versions": {x.arm: x.version for x in server.arms.all()},
-    }
-    if server.arms.canary is not None:
-      canary = server.arms.canary.recommender
-      about["canary_sizes"] = canary.manifest.sizes
+    recommender, about = server.recommender, _about(server)
     try:
       slate = await server.recommend(recommender.empty_query())
       served = server.arms.stable
@@ -107,6 +99,19 @@ def make_app(server: Server) -> applications.Starlette:
   )
   app.router.redirect_slashes = False
   return app
+
+
+def _about(server: Server) -> dict[str, Any]:
+  """Returns what is served, for /health."""
+  arms = server.arms
+  about = {
+    "catalogue": server.recommender.version,
+    "sizes": server.recommender.manifest.sizes,
+    "versions": {x.arm: x.version for x in arms.all()},
+  }
+  if arms.canary is not None:
+    about["canary_sizes"] = arms.canary.recommender.manifest.sizes
+  return about
 
 
 async def _recommend(server: Server, body: bytes) -> bytes:

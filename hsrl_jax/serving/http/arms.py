@@ -5,10 +5,10 @@ served, checked, and returned.
 """
 
 import hashlib
-import pathlib
 from typing import NamedTuple
 
 from hsrl_jax.errors import InputError
+from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import recommender as recommender_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.folder import MANIFEST
@@ -136,13 +136,17 @@ def signature(settings: Settings) -> tuple:
   """Returns what tells whether the folder has changed.
 
   Raises:
-    InputError: the file that names the version is damaged.
-    OSError: a manifest is missing.
+    InputError: the file that names the version is damaged, or a manifest is
+      missing.
   """
   seen = []
   for version in wanted(settings):
     if version is not None:
-      stat = pathlib.Path(version.folder, MANIFEST).stat()
+      path = version.folder / MANIFEST
+      try:
+        stat = path.stat()
+      except OSError as error:
+        raise folder_lib.unreadable(path, error) from error
       seen.append((version, stat.st_mtime_ns, stat.st_ino))
   return tuple(seen)
 

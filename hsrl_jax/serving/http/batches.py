@@ -192,10 +192,10 @@ class Server:
     loop, settings = asyncio.get_running_loop(), self.settings
     seen = None
     while True:
-      failed: Exception | None = None
+      failed: InputError | None = None
       try:
         now = arms_lib.signature(settings)
-      except (InputError, OSError) as error:
+      except InputError as error:
         now, failed = str(error), error
       if now != seen:
         seen = now

@@ -16,7 +16,7 @@ import time
 _USERS = ("postgres", "nobody")  # The server refuses to run as root.
 
 
-def _programs() -> pathlib.Path | None:
+def programs() -> pathlib.Path | None:
   """The folder of initdb and postgres; None: not installed."""
   found = sorted(pathlib.Path("/usr/lib/postgresql").glob("*/bin/initdb"))
   path = str(found[-1]) if found else shutil.which("initdb")
@@ -37,9 +37,15 @@ def _account() -> dict:
 class Cluster:
   """A server with a data folder of its own, which goes when it ends."""
 
-  def __init__(self, programs: pathlib.Path):
-    """Makes the data and starts the server on loopback."""
+  def __init__(self, programs: pathlib.Path, durable: bool = False):
+    """Makes the data and starts the server on loopback.
+
+    Args:
+      programs: folder of initdb and postgres.
+      durable: whether a commit waits for the disk.
+    """
     self._programs, self._account = programs, _account()
+    self._sync = "on" if durable else "off"
     self._folder = pathlib.Path(tempfile.mkdtemp(prefix="pg"))
     if self._account:
       os.chown(self._folder, self._account["user"], self._account["group"])
@@ -61,7 +67,7 @@ class Cluster:
     """Starts the server, and waits until it answers."""
     self._process = subprocess.Popen(
       [self._programs / "postgres", "-D", self.data, "-p", str(self.port)]
-      + ["-h", "127.0.0.1", "-k", self._folder, "-c", "fsync=off"],
+      + ["-h", "127.0.0.1", "-k", self._folder, "-c", f"fsync={self._sync}"],
       cwd=self._folder,
       stdout=subprocess.DEVNULL,
       stderr=subprocess.DEVNULL,
@@ -97,7 +103,7 @@ class Cluster:
 @functools.cache
 def cluster() -> Cluster:
   """One server for all tests of a process."""
-  server = Cluster(_programs())
+  server = Cluster(programs())
   atexit.register(server.remove)
   return server
 
@@ -105,6 +111,6 @@ def cluster() -> Cluster:
 @contextlib.contextmanager
 def database(test):
   """Yields the URL of a new database; skips the test where there is none."""
-  if _programs() is None or importlib.util.find_spec("psycopg") is None:
+  if programs() is None or importlib.util.find_spec("psycopg") is None:
     test.skipTest("PostgreSQL or psycopg is not installed")
   yield cluster().url(f"t{time.monotonic_ns()}")
