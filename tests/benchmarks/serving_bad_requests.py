@@ -254,7 +254,7 @@ def _send(server, port: int, sizes: dict[str, int], count: int) -> dict:
 
 def wait(port: int) -> None:
   """Waits until the server answers."""
-  for _ in range(600):
+  for _ in range(3_000):
     try:
       if answer(port, post(b"", "/health", "GET"))[0] == 200:
         return

@@ -1,18 +1,22 @@
 """The example server with a store: slates and feedback a second.
 
   taskset -c 0,1 python tests/benchmarks/serving_feedback.py [--seconds=60]
+    [--store=postgresql]
 
 10^5 items, 64 clients on loopback, each of which asks for a slate, answers all
 its items, and asks again. Server and clients (one process) share the cores.
 Every answer is durable: --store=PATH is an SQLite file beside the export
 (--folder; on a disk, not in memory, for figures that mean something), or
---store=postgresql://... Measures requests/s, latency, CPU of a slate with its
-feedback (other programs change it little), errors, memory, and whether the
-store has as many answers as were acknowledged.
+--store=postgresql://USER@HOST/DATABASE, or --store=postgresql, a server that is
+started for it on the same cores. Measures requests/s, latency, CPU of a slate
+with its feedback (other programs change it little; that of PostgreSQL is not in
+it), errors, memory, and whether the store has as many answers as were
+acknowledged.
 """
 
 import argparse
 import asyncio
+import atexit
 import json
 import os
 import pathlib
@@ -29,6 +33,10 @@ import serving_export
 import serving_load
 
 from hsrl_jax.serving import store as store_lib
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "serving/store"))
+
+import postgres
 
 CLIENTS, BATCHES = serving_load.CLIENTS, serving_load.BATCHES
 RECOMMEND, FEEDBACK = "recommend", "feedback"
@@ -139,6 +147,10 @@ def main() -> None:
   with tempfile.TemporaryDirectory(dir=options.folder) as name:
     folder = pathlib.Path(name) / "export"
     where = options.store or str(pathlib.Path(name) / "store.db")
+    if where == "postgresql":
+      cluster = postgres.Cluster(postgres.programs(), durable=True)
+      atexit.register(cluster.remove)
+      where = cluster.url("benchmark")
     serving_export.write(folder, options.items, BATCHES)
     with socket.create_server(("127.0.0.1", 0)) as free:
       port = free.getsockname()[1]
