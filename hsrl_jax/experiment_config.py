@@ -15,8 +15,8 @@ class ExperimentConfig(Checked):
   Attributes:
     agents: that benchmark and world compare; None: all.
     protocols: under which the jobs are run.
-    variants: parts that ablation and world leave out; none given: all, and in
-      world those that matter where tomorrow counts.
+    variants: parts that ablation, world and closed_loop leave out; none given:
+      all, and in world those that matter where tomorrow counts.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
     tuned: results.json that tune left; world takes for each agent the settings

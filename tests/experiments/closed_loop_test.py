@@ -8,7 +8,6 @@ import json
 import pathlib
 import tempfile
 import threading
-from unittest import mock
 
 import numpy as np
 import pyarrow.parquet
@@ -16,6 +15,7 @@ import pytest
 from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
+from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.loop import clients, closed_loop
 from tests import toy
@@ -125,6 +125,20 @@ class ClientsTest(absltest.TestCase):
     self.assertIn("error: ", (folder / "log").read_text())
 
 
+class ArmsTest(absltest.TestCase):
+  def test_the_twin_is_there_unless_others_are_named(self):
+    config = config_lib.ExperimentConfig
+    twin = {"discount": 0.0}
+    for names, want in (
+      (None, {"hsrl": {}, "myopic": twin}),
+      ((), {"hsrl": {}}),
+      (("myopic",), {"hsrl": {}, "myopic": twin}),
+    ):
+      self.assertEqual(closed_loop.arms(config(variants=names)), want)
+    with self.assertRaisesRegex(InputError, "has 'x'; expected some of myopic"):
+      closed_loop.arms(config(variants=("x",)))
+
+
 class TableTest(absltest.TestCase):
   def test_table_is_80_columns(self):
     row = {"mean": 123.456, "ci95": [-123.4, 130.1]}
@@ -158,10 +172,9 @@ class WholeTest(absltest.TestCase):
         base.train, learning="on_policy", segment=2, minibatches=1
       ),
     )
-    config = config_lib.ExperimentConfig(rounds=3, sessions=30)
+    config = config_lib.ExperimentConfig(rounds=3, sessions=30, variants=())
     experiment = jobs.Experiment("closed_loop", base, config, root, "")
     with (
-      mock.patch.object(closed_loop, "ARMS", {"hsrl": {}}),
       contextlib.redirect_stdout(io.StringIO()) as out,
       contextlib.redirect_stderr(io.StringIO()),
     ):

@@ -23,7 +23,7 @@ from hsrl_jax import settings
 from hsrl_jax.config import Config, ExperimentConfig, ExportConfig
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import simulate
-from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.loop import clients
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
@@ -31,10 +31,8 @@ from hsrl_jax.stages import collect
 from hsrl_jax.stages.run import Run
 
 FIRST = "popularity"  # The policy of the first round.
-ARMS: Mapping[str, Mapping[str, Any]] = {
-  "hsrl": {},
-  "myopic": {"discount": 0.0},
-}
+# Beside HSRL, unless --experiment_variants names others.
+VARIANTS: Mapping[str, Mapping[str, Any]] = {"myopic": {"discount": 0.0}}
 IN_WORLD = "in the world"
 STAGES = ("data", "quantize", "simulator", "policy")
 # Of the click model of the logs, of which there are many: as in ml1m.flags.
@@ -58,7 +56,7 @@ def run(experiment: jobs.Experiment) -> None:
   seeds = experiment.base.train.seeds
   curves = {
     arm: [_curve(experiment, world, arm, seed) for seed in seeds]
-    for arm in ARMS
+    for arm in arms(experiment.config)
   }
   known = [_in_world(experiment, world, seed) for seed in seeds]
   users = [
@@ -90,6 +88,16 @@ def compared(config: ExperimentConfig) -> Collection[str]:
   """The agents that the experiment trains."""
   del config
   return (entrants.REFERENCE, FIRST)
+
+
+def arms(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
+  """Who goes round the loop, by name: changes to the flags' configuration.
+
+  Raises:
+    InputError: a variant is unknown.
+  """
+  names = VARIANTS if config.variants is None else config.variants
+  return {entrants.REFERENCE: {}} | compare.variants(names, VARIANTS)
 
 
 def _share(last: np.ndarray, known: np.ndarray) -> dict[str, Any]:
@@ -187,7 +195,8 @@ def _config(
   before: pathlib.Path | None,
 ) -> Config:
   """Of HSRL in a model of the logs so far, going on from the round before."""
-  changes: dict[str, Any] = {"seeds": (seed,)} | dict(ARMS[arm])
+  varied = arms(experiment.config)[arm]
+  changes: dict[str, Any] = {"seeds": (seed,)} | dict(varied)
   if before is not None:
     train = experiment.base.train
     calls = train.iterations // train.iterations_per_call // _AGAIN
