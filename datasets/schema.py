@@ -47,7 +47,8 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   A subclass is called `Builder` and defines VERSION, `read_items` and
   `read_sessions`; the docstring of its module describes the dataset. A subclass
   with MANUAL_DOWNLOAD_INSTRUCTIONS, the names of its files, reads a folder of
-  the user's. All rows of a config are held in memory. What a reader may leave
+  the user's. All rows of a config are held in memory (of slates that are more
+  than it holds, a sample: see logs/sessions.py). What a reader may leave
   in `self.info.metadata`: "notes", lines for people, and "feedback", see
   hsrl_jax/data/feedback.py.
 
@@ -58,6 +59,9 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     HOMEPAGE: of the source.
     SPLITS_BY: what its splits can be made by; see config.DataConfig.
     split_by: what they are made by; set before the builder reads.
+    blocks: folder for slates that are more than memory holds; likewise.
+    progress: called with how many tables more will be read, and after each;
+      likewise.
   """
 
   RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
@@ -72,6 +76,8 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   SPLITS_BY: ClassVar[tuple[str, ...]] = ("time",)
 
   split_by = "time"
+  blocks: pathlib.Path | None = None
+  progress = staticmethod(lambda more=0: None)
 
   def widths(self) -> Widths:
     """Number of entries of each list in a row."""

@@ -110,8 +110,8 @@ class Sessions(NamedTuple):
     propensity: float32 [S, K], probability by which the logging policy chose
       each item; None where it was not logged.
     position: int32 [S, K], where each item was shown; None likewise.
-    session: int32 [S], number of the session; None where it was not logged, as
-      all that follows.
+    session: int32 [S], number of the session, which another user's may have
+      too; None where it was not logged, as all that follows.
     step: int32 [S], slates of the session before this one.
     reward: float32 [S], what the slate earned; NaN where nobody said.
     terminated: float32 [S], 1 where the user left after the slate.

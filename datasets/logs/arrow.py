@@ -12,6 +12,8 @@ import pyarrow.compute
 
 from hsrl_jax.shipped.datasets import schema
 
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}  # Units of dates.
+
 
 class Cells(Mapping[str, list[Any]]):
   """Columns of a table; each is made a list when it is asked for."""
@@ -38,19 +40,77 @@ class Cells(Mapping[str, list[Any]]):
     return len(self.table.column_names)
 
 
-def _flat(columns: Mapping[str, Any], name: str):
-  """Entries of all lists, and the length of each; None for other columns."""
+def _whole(columns: Mapping[str, Any], name: str):
+  """A column without nulls as one array; None where there is no such thing."""
   if not isinstance(columns, Cells):
     return None
   column = columns.table[name].combine_chunks()
   if isinstance(column, pa.ChunkedArray):  # Of more than one, still.
     return None
-  if not pa.types.is_list(column.type) or column.null_count:
+  return None if column.null_count else column
+
+
+def _flat(columns: Mapping[str, Any], name: str):
+  """Entries of all lists, and the length of each; None for other columns."""
+  column = _whole(columns, name)
+  if column is None or not pa.types.is_list(column.type):
     return None
   entries = column.flatten()
   if entries.null_count:
     return None
   return entries, np.diff(column.offsets.to_numpy())
+
+
+def scalars(
+  columns: Mapping[str, Any],
+  name: str,
+  good: Callable[[np.ndarray], np.ndarray],
+) -> np.ndarray | None:
+  """A column of numbers, or of dates as seconds since 1970, float64 [R].
+
+  Args:
+    columns: of a table.
+    name: of the column.
+    good: cells, float64, to whether each may be there.
+
+  Returns:
+    None where the column is no such thing.
+  """
+  column = _whole(columns, name)
+  if column is None:
+    return None
+  scale = 1.0
+  if pa.types.is_timestamp(column.type) and column.type.unit in _PER_SECOND:
+    scale = _PER_SECOND[column.type.unit]
+    column = column.cast(pa.int64())
+  if not (_is_number(column.type) or pa.types.is_boolean(column.type)):
+    return None
+  values = column.to_numpy(zero_copy_only=False).astype(np.float64) / scale
+  return values if good(values).all() else None
+
+
+def codes(
+  columns: Mapping[str, Any], name: str
+) -> tuple[np.ndarray, list[str]] | None:
+  """The number of each cell among the different ones, int [R], and these.
+
+  They are in the order of their first rows.
+
+  Args:
+    columns: of a table.
+    name: of a column of ids.
+
+  Returns:
+    None where the column is no such thing.
+  """
+  column = _whole(columns, name)
+  if column is None or not (
+    pa.types.is_integer(column.type) or _is_text(column.type)
+  ):
+    return None
+  encoded = column.dictionary_encode()
+  names = encoded.dictionary.cast(pa.string()).to_pylist()
+  return None if "" in names else (encoded.indices.to_numpy(), names)
 
 
 def numbers(
@@ -75,10 +135,7 @@ def numbers(
     return None
   entries, lengths = flat
   width = int(lengths[0]) if width is None else width
-  is_number = pa.types.is_integer(entries.type) or pa.types.is_floating(
-    entries.type
-  )
-  if not is_number or (lengths != width).any():
+  if not _is_number(entries.type) or (lengths != width).any():
     return None
   values = entries.to_numpy(zero_copy_only=False).astype(np.float64)
   return values.reshape(len(lengths), width) if good(values).all() else None
@@ -111,6 +168,10 @@ def items(
   return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1, lengths
 
 
+def _is_number(kind: pa.DataType) -> bool:
+  return pa.types.is_integer(kind) or pa.types.is_floating(kind)
+
+
 def _is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -138,11 +199,22 @@ def histories(
   if found is None:
     return None
   numbers, lengths = found
-  size = schema.HISTORY_LENGTH
-  ends = np.cumsum(lengths)
-  # Entry h of a row is that many before the row's end.
-  back = size - np.arange(size)
-  place = ends[:, None] - back
-  there = back[None] <= lengths[:, None]
-  padded = np.concatenate([numbers, np.zeros(1, np.int32)])
-  return np.where(there, padded[np.where(there, place, -1)], 0)
+  return last(numbers, np.cumsum(lengths), lengths, schema.HISTORY_LENGTH)
+
+
+def last(
+  numbers: np.ndarray, ends: np.ndarray, lengths: np.ndarray, size: int
+) -> np.ndarray:
+  """The last entries of lists that lie one after another, int32 [R, size].
+
+  Args:
+    numbers: entries of all lists.
+    ends: int [R], where in them each list ends.
+    lengths: int [R], how many are its own.
+    size: of a row, with 0 on the left.
+  """
+  rows = np.zeros((len(ends), size), np.int32)
+  for back in range(1, min(size, int(lengths.max(initial=0))) + 1):
+    there = np.flatnonzero(lengths >= back)
+    rows[there, size - back] = numbers[ends[there] - back]
+  return rows

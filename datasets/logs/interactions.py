@@ -149,7 +149,7 @@ def read(
     users=list(user_number),
   )
   if optional["propensity"].size:
-    tables.check_actions(table, log.item)
+    tables.check_actions(table.path, log.item)
   if options.split_by is None:
     return log
   if split is not None:

@@ -38,20 +38,14 @@ from hsrl_jax.data import feedback, item_vectors
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import (
-  arrow,
   interactions,
   options,
-  steps,
+  sessions,
   tables,
   tags,
 )
 
 _ITEMS = ("item_id", "feature", "title", "genres", "added")
-_SESSIONS = (
-  *("user_id", "profile", "history", "exposed", "response", "propensity"),
-  *("position", "timestamp", "split"),
-  *steps.COLUMNS,
-)
 
 
 class Builder(schema.SlateBuilder):
@@ -101,8 +95,9 @@ class Builder(schema.SlateBuilder):
     log = _interactions(folder, ids, chosen)
     if log is None:
       options.check_for_sessions(folder, chosen)
-      columns, notes, users = read_sessions(folder, ids, chosen)
-      about = feedback.Feedback()
+      slates = self._slates(folder, ids, chosen.split_by == options.BY_USER)
+      columns, notes = sessions.by_time(slates), slates.notes
+      users, about = slates.users, feedback.Feedback()
     else:
       cut = interactions.slates(log, len(ids), chosen)
       columns, notes, about = cut.columns, cut.notes, cut.about
@@ -112,16 +107,28 @@ class Builder(schema.SlateBuilder):
     self.info.metadata["users"] = users
     return columns
 
+  def _slates(self, folder, item_ids, by_user) -> sessions.Slates:
+    """The slates of `sessions`, a table or a folder of tables."""
+    if sessions.is_folder(folder):
+      return sessions.read_folder(
+        folder, item_ids, by_user, self.blocks, self.progress
+      )
+    return sessions.read_table(folder, item_ids, by_user)
+
 
 def _interactions(
   folder: pathlib.Path, item_ids: list[str], chosen: options.Options
 ) -> interactions.Log | None:
   """The log of interactions; None where sessions with responses are given."""
   given = [x for x in ("interactions", "sessions") if tables.has(folder, x)]
+  if sessions.is_folder(folder):
+    given.append("a folder sessions")
   if len(given) == 2:
     raise InputError(
-      f"{folder} has both interactions and sessions; expected one of them"
+      f"{folder} has both {given[0]} and {given[1]}; expected one of them"
     )
+  if sessions.is_folder(folder):
+    return None
   if given == ["interactions"]:
     table = tables.read_table(folder, "interactions", interactions.NEEDED)
   else:
@@ -178,114 +185,3 @@ def read_items(
     "added": tags.added(table),
   }
   return columns, [f"{table.path.name}: {x}" for x in (*notes, *told)]
-
-
-def read_sessions(
-  folder: pathlib.Path, item_ids: list[str], chosen: options.Options
-) -> tuple[dict[str, np.ndarray], list[str], list[str]]:
-  """Reads and checks the slates.
-
-  Args:
-    folder: where the file is.
-    item_ids: of item 1, 2, ...
-    chosen: of which `split_by` counts, where it is `user`.
-
-  Returns:
-    Columns of `sessions` (see schema.py) by time, notes, and the name of user
-    1, 2, ...
-
-  Raises:
-    InputError: the file, row and column that is no good.
-  """
-  table = tables.read_table(
-    folder, "sessions", ("user_id", "exposed", "response", "timestamp")
-  )
-  number = {item: i for i, item in enumerate(item_ids, 1)}
-
-  def items(cell) -> list[int]:
-    ids = [tables.id_(x) for x in tables.list_(cell)]
-    unknown = [x for x in ids if x not in number]
-    if unknown:
-      raise ValueError(f"item {unknown[0]!r}; expected item_ids of the items")
-    return [number[x] for x in ids]
-
-  def slate(cell) -> list[int]:
-    shown = items(cell)
-    if len(set(shown)) < len(shown) or not shown:
-      raise ValueError(f"{tables.short(cell)}; expected different items")
-    return shown
-
-  users = tables.column(table, "user_id", tables.id_)
-  user_number = {user: i for i, user in enumerate(dict.fromkeys(users), 1)}
-  exposed = arrow.slates(table.columns, "exposed", item_ids)
-  if exposed is None:
-    exposed = tables.matrix(table, "exposed", slate, dtype=np.int32)
-  width = exposed.shape[1]
-  response = tables.matrix(table, "response", tables.responses, width)
-  timestamp = np.array(tables.column(table, "timestamp", tables.time))
-  empty = np.zeros((len(users), 0), np.float32)
-  optional = {"profile": empty, "propensity": empty, "position": empty}
-  for name, parse, size, dtype in (
-    ("profile", tables.numbers, None, np.float32),
-    ("propensity", tables.probabilities, width, np.float32),
-    ("position", tables.places, width, np.int32),
-  ):
-    if name in table.columns:
-      optional[name] = tables.matrix(table, name, parse, size, dtype)
-  user_id = np.array([user_number[x] for x in users], np.int32)
-  optional |= steps.read(table, user_id, timestamp, response)
-  if optional["propensity"].size:
-    tables.check_actions(table, exposed)
-  order = np.argsort(timestamp, kind="stable")
-  history = None
-  if "history" in table.columns:
-    history = arrow.histories(table.columns, "history", item_ids)
-    past = [] if history is not None else tables.column(table, "history", items)
-  else:
-    past = _liked_before(users, exposed, response, order)
-  if history is None:
-    history = np.array(
-      [schema.left_padded(x, schema.HISTORY_LENGTH) for x in past]
-    )
-  by_user = chosen.split_by == options.BY_USER
-  if "split" in table.columns:
-    if by_user:
-      raise InputError(
-        f"{table.path} has a column split, and the split is by user; expected "
-        "one of them"
-      )
-    split = np.array(tables.column(table, "split", tables.split))
-  elif by_user:
-    split = schema.split_of_user(users)
-  else:
-    split = interactions.split_by_time(timestamp)
-  columns = {
-    "user_id": user_id,
-    "history": history,
-    "exposed": exposed,
-    "response": response,
-    "timestamp": timestamp,
-    "split": split,
-    **optional,
-  }
-  columns = {name: column[order] for name, column in columns.items()}
-  return columns, tables.unused(table, _SESSIONS), list(user_number)
-
-
-def _liked_before(
-  users: list[str], exposed: np.ndarray, response: np.ndarray, order: np.ndarray
-) -> list[list[int]]:
-  """Items that the user of each row liked in earlier slates, newest last.
-
-  Args:
-    users: R names.
-    exposed: int [R, K].
-    response: [R, K].
-    order: int [R], the rows by time.
-  """
-  liked: dict[str, list[int]] = {user: [] for user in users}
-  past: list[list[int]] = [[]] * len(users)
-  for row in order:
-    past[row] = liked[users[row]][-schema.HISTORY_LENGTH :]
-    liked[users[row]] += exposed[row][response[row] > 0].tolist()
-  return past

@@ -35,17 +35,17 @@ def read(
   """
   found: dict[str, np.ndarray] = {}
   for name, parse in (
-    ("session_id", tables.id_),
     ("step", tables.place),
-    ("reward", _reward),
+    ("reward", tables.number_or_none),
     ("terminated", tables.binary),
   ):
     if name in table.columns:
       found[name] = np.array(tables.column(table, name, parse))
   if "reward" in found and np.isnan(found["reward"]).all():
     del found["reward"]
-  if "session_id" in found:
-    _, found["session_id"] = np.unique(found["session_id"], return_inverse=True)
+  if "session_id" in table.columns:
+    codes, names = tables.codes(table, "session_id")
+    found["session_id"] = np.unique(names, return_inverse=True)[1][codes]
   rows = Sessions(
     *(user, None, None, response, response),
     timestamp=timestamp,
@@ -66,11 +66,6 @@ def read(
       ("terminated", "terminated", np.float32),
     )
   }
-
-
-def _reward(cell) -> float:
-  """What a slate earned; NaN where a .parquet file has no value."""
-  return np.nan if cell is None else tables.number(cell)
 
 
 def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:

@@ -50,9 +50,23 @@ def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
       f"{folder} has {' and '.join(present) or f'no {name} file'}"
       f"; expected one of {paths[0].name} and {paths[1].name}"
     )
-  path = folder / present[0]
+  return read_file(folder / present[0], needed)
+
+
+def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
+  """Reads a .csv or .parquet file.
+
+  Args:
+    path: of the file.
+    needed: names of columns that must be there.
+    only: whether of a .parquet file these alone are read.
+
+  Raises:
+    InputError: it is damaged, empty or lacks a column.
+  """
   with reading(path, f"a complete {path.suffix} file"):
-    table = _csv(path) if path.suffix == ".csv" else _parquet(path)
+    read = list(needed) if only else None
+    table = _csv(path) if path.suffix == ".csv" else _parquet(path, read)
   missing = [x for x in needed if x not in table.columns]
   if missing:
     raise InputError(
@@ -84,8 +98,8 @@ def _csv(path: pathlib.Path) -> Table:
   return Table(path, columns, rows)
 
 
-def _parquet(path: pathlib.Path) -> Table:
-  table = pyarrow.parquet.read_table(path)
+def _parquet(path: pathlib.Path, columns: list[str] | None) -> Table:
+  table = pyarrow.parquet.read_table(path, columns=columns)
   return Table(path, arrow.Cells(table), range(1, len(table) + 1))
 
 
@@ -97,8 +111,14 @@ def unused(table: Table, known: tuple[str, ...]) -> list[str]:
   return [f"{table.path.name}: columns not used: {', '.join(names)}"]
 
 
-def column(table: Table, name: str, parse: Callable[[Any], Any]) -> list:
+def column(
+  table: Table, name: str, parse: Callable[[Any], Any]
+) -> Sequence[Any]:
   """Parses a column; names file, row and column of a cell that is no good."""
+  if parse in _GOOD_CELLS:
+    at_once = arrow.scalars(table.columns, name, _GOOD_CELLS[parse])
+    if at_once is not None:
+      return at_once.astype(np.int64) if parse is place else at_once
   values = []
   for row, cell in zip(table.rows, table.columns[name], strict=True):
     try:
@@ -108,6 +128,19 @@ def column(table: Table, name: str, parse: Callable[[Any], Any]) -> list:
         f"{table.path}: row {row}, column {name}: found {error}"
       ) from error
   return values
+
+
+def codes(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
+  """A column of ids as numbers from 0, int [R], and the id of each number.
+
+  Ids are numbered in the order of their first rows.
+  """
+  at_once = arrow.codes(table.columns, name)
+  if at_once is not None:
+    return at_once
+  ids = column(table, name, id_)
+  number = {x: i for i, x in enumerate(dict.fromkeys(ids))}
+  return np.array([number[x] for x in ids]), list(number)
 
 
 def matrix(
@@ -134,7 +167,7 @@ def matrix(
   return np.array(values, dtype)
 
 
-def check_actions(table: Table, exposed: np.ndarray) -> None:
+def check_actions(path: pathlib.Path, exposed: np.ndarray) -> None:
   """Checks that logs with propensities show several items.
 
   Raises:
@@ -142,7 +175,7 @@ def check_actions(table: Table, exposed: np.ndarray) -> None:
   """
   if len(np.unique(exposed)) < 2:
     raise InputError(
-      f"{table.path}: every row shows the same item; expected at least two: "
+      f"{path}: every row shows the same item; expected at least two: "
       "logs of one action tell nothing of another"
     )
 
@@ -193,6 +226,11 @@ def number(cell) -> float:
   if not np.isfinite(value):
     raise ValueError(f"{short(cell)}; expected a finite number")
   return value
+
+
+def number_or_none(cell) -> float:
+  """A finite number; NaN where a .parquet file has no value."""
+  return np.nan if cell is None else number(cell)
 
 
 def time(cell) -> float:
@@ -295,10 +333,26 @@ def _is_number(values: np.ndarray) -> np.ndarray:
   return np.abs(values) <= schema.FLOAT32_MAX  # NaN is not.
 
 
+def _is_binary(values: np.ndarray) -> np.ndarray:
+  return (values == 0) | (values == 1)
+
+
+def _is_place(values: np.ndarray) -> np.ndarray:
+  return (values >= 0) & (values < 2**31) & (values == np.floor(values))
+
+
 # What parses a list to which of its entries, as numbers, are good.
 _GOOD = {
   numbers: _is_number,
-  responses: lambda x: (x == 0) | (x == 1),
+  responses: _is_binary,
   probabilities: lambda x: (x > 0) & (x <= 1),
-  places: lambda x: (x >= 0) & (x < 2**31) & (x == np.floor(x)),
+  places: _is_place,
+}
+# What parses a cell to which cells, as numbers, are good.
+_GOOD_CELLS = {
+  number: np.isfinite,
+  number_or_none: np.isfinite,
+  time: np.isfinite,
+  binary: _is_binary,
+  place: _is_place,
 }

@@ -70,7 +70,7 @@ def read_logs(folder: pathlib.Path) -> dict[str, Impressions]:
       return number[cell]
 
     logs[logger] = _impressions(table, item)
-    tables.check_actions(table, logs[logger].item)
+    tables.check_actions(table.path, logs[logger].item)
   return logs
 
 

@@ -25,7 +25,7 @@ _OPTIONS = "logs.json"
 def in_folder(folder: pathlib.Path) -> bool:
   """Whether a folder has a table of logs."""
   names = [f"{name}{suffix}" for name in _LOGS for suffix in SUFFIXES]
-  return any((folder / name).exists() for name in names)
+  return any((folder / name).exists() for name in (*names, "sessions"))
 
 
 def tables(logs: Any, items: Any = None) -> dict[str, Any]:

@@ -11,7 +11,8 @@ MANIFEST = "manifest.json"  # Path to [bytes, SHA-256] of each file.
 
 def write(data_dir: pathlib.Path) -> None:
   """Lists what lies below `data_dir`, as the last step of preparing it."""
-  paths = sorted([*data_dir.glob("*/*/*/*"), *data_dir.glob("*.np[yz]")])
+  single = (*data_dir.glob("*.np[yz]"), *data_dir.glob("*/index.json"))
+  paths = sorted([*data_dir.glob("*/*/*/*"), *single])
   files.write_json(
     data_dir / MANIFEST,
     {

@@ -16,6 +16,7 @@ import tensorflow_datasets as tfds
 from hsrl_jax import files
 from hsrl_jax.data import item_vectors as vectors_lib
 from hsrl_jax.data import manifest, source
+from hsrl_jax.data.logged import blocks
 from hsrl_jax.errors import InputError
 
 CONFIGS = ("items", "sessions")
@@ -56,7 +57,7 @@ def prepare(
   dataset: str,
   data_dir: pathlib.Path,
   raw_data_dir: str | None = None,
-  progress: Callable[[], None] = lambda: None,
+  progress: Callable[..., None] = lambda more=0: None,
   item_vectors: str = vectors_lib.AUTO,
   dimensions: int = vectors_lib.DIMENSIONS,
   split_by: str = "time",
@@ -72,7 +73,7 @@ def prepare(
     data_dir: where to write.
     raw_data_dir: where the source lies; for builders that say in
       MANUAL_DOWNLOAD_INSTRUCTIONS what they expect there.
-    progress: called after each of CONFIGS.
+    progress: called after each of CONFIGS, and as a builder calls its own.
     item_vectors: what they are made of; see item_vectors.write.
     dimensions: of each block that is made by SVD.
     split_by: what the splits are made by; see config.DataConfig.
@@ -101,13 +102,15 @@ def prepare(
   malformed, told = {}, []
   for old in [x for name in CONFIGS for x in data_dir.glob(f"*/{name}")]:
     shutil.rmtree(old)
+  shutil.rmtree(data_dir / blocks.FOLDER, ignore_errors=True)
   for name in (source.ITEM_VECTORS, NOTES):
     (data_dir / name).unlink(missing_ok=True)
   for config in CONFIGS:
     builder = module.Builder(
       config=config, data_dir=data_dir, file_format="array_record"
     )
-    builder.split_by = split_by
+    builder.split_by, builder.progress = split_by, progress
+    builder.blocks = data_dir / blocks.FOLDER
     try:
       with contextlib.redirect_stdout(
         io.StringIO()

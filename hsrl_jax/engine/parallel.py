@@ -181,10 +181,8 @@ def place(learner, stream, inputs, layout: Layout):
       ]
       return tuple(map(jax.device_put, own, devices))
 
-    everywhere = tuple(jax.device_put(inputs, d) for d in devices)
-    return spread(learner), spread(stream), everywhere
+    return spread(learner), spread(stream), everywhere(inputs, layout)
   mesh = jax.sharding.Mesh(devices, (AXIS,))
-  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
   # A state that one device holds, such as one read for it, is spread now.
@@ -196,10 +194,20 @@ def place(learner, stream, inputs, layout: Layout):
     return jax.make_array_from_single_device_arrays(shape, split, own)
 
   return (
-    jax.device_put(one_copy(learner), everywhere),
+    everywhere(one_copy(learner), layout),
     jax.tree.map(rows, stream),
-    jax.device_put(inputs, everywhere),
+    everywhere(inputs, layout),
   )
+
+
+def everywhere(x, layout: Layout):
+  """A pytree on all devices of this process, as `place` leaves inputs."""
+  devices = jax.local_devices()[: layout.devices]
+  if layout.by_seed:
+    return tuple(jax.device_put(x, d) for d in devices)
+  mesh = jax.sharding.Mesh(devices, (AXIS,))
+  spec = jax.sharding.PartitionSpec()
+  return jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
 
 
 def collect(learner, stream, layout: Layout):

@@ -95,8 +95,8 @@ def _learned(parts: Parts) -> dict[str, Any]:
   """`learned_from` of results.json, where that are logs."""
   if not parts.config.train.from_logs:
     return {}
-  train = parts.dataset.splits["train"]
-  return {"learned_from": logged_lib.facts(parts.config, train)}
+  known = logged_lib.facts(parts.config, parts.training_logs)
+  return {"learned_from": known}
 
 
 def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:

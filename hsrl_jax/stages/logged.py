@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from hsrl_jax.config import Config
-from hsrl_jax.data.logged import behaviour, transitions
+from hsrl_jax.data.logged import behaviour, blocks, transitions
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition
@@ -34,8 +34,8 @@ def learned(
     raise InputError(
       f"--learn_from=logs: {len(logs.user_id):,} slates are {size / 2**30:.1f} "
       f"GiB as transitions; expected at most {MEMORY_BYTES / 2**30:g}, since "
-      "all are held in memory: fewer slates, or a smaller "
-      "--simulator_observed_items"
+      "all are held in memory: a folder `sessions` of .parquet files "
+      "(docs/logs.md), fewer slates, or a smaller --simulator_observed_items"
     )
   earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
   log_prob = behaviour.behaviour(logs, items).log_prob
@@ -43,18 +43,13 @@ def learned(
   return jax.tree.map(jax.numpy.asarray, made)
 
 
-def facts(config: Config, logs: Sessions) -> dict[str, Any]:
-  """What results.json says of learning from S slates."""
-  ordered = transitions.order(logs)
-  ends = ordered.last if logs.terminated is None else logs.terminated
-  return {
-    "slates": len(ordered.rows),
-    "sessions": int(ordered.session[-1]) + 1,
-    "sessions_logged": logs.session is not None,
-    "ends": int(np.sum(ends)),
-    "ends_logged": logs.terminated is not None,
-    "rewards_logged": logs.reward is not None,
-    "propensities": "logged" if logs.propensity is not None else ESTIMATED,
+def facts(config: Config, logs: Sessions | blocks.Blocks) -> dict[str, Any]:
+  """What results.json says of learning from slates."""
+  on_disk = isinstance(logs, blocks.Blocks)
+  known = dict(logs.counts if on_disk else transitions.counts(logs))
+  is_logged = known.pop("propensities_logged")
+  return known | {
+    "propensities": "logged" if is_logged else ESTIMATED,
     "importance_clip": getattr(config.settings, "importance_clip", None),
   }
 

@@ -12,6 +12,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.data import sids, source
+from hsrl_jax.data.logged import blocks
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.session_config import FITTED, WORLDS
@@ -28,6 +29,7 @@ from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
 from hsrl_jax.stages.scoring import truth as scored_by
 from hsrl_jax.stages.start import source as start_lib
+from hsrl_jax.types import Sessions
 
 _SHARED = ("data", "quantize", "simulator", "bounds")
 _MADE_UP = "sardine"  # The dataset of WORLDS.
@@ -148,6 +150,14 @@ class Parts:
     if self.own_users:
       return self.given.dataset
     return source.load(self.folder("data") / "data")
+
+  @functools.cached_property
+  def training_logs(self) -> Sessions | blocks.Blocks:
+    """What is learned from with --learn_from=logs: all training slates."""
+    on_disk = None
+    if not self.own_users:
+      on_disk = blocks.load(self.folder("data") / "data" / blocks.FOLDER)
+    return on_disk or self.dataset.splits["train"]
 
   @functools.cached_property
   def brought(self) -> sids.BroughtSids | None:

@@ -1,6 +1,7 @@
 """Stage `policy`: trains the agent in the simulator, or from logs."""
 
 import contextlib
+import functools
 import pathlib
 from collections.abc import Callable
 
@@ -11,7 +12,9 @@ import numpy as np
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, TrainConfig
+from hsrl_jax.data.logged import blocks
 from hsrl_jax.engine import checkpoint, engines, loop, parallel, processes
+from hsrl_jax.engine import windows as windows_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import measures, simulate
@@ -101,7 +104,7 @@ def run(
   users: EnvParams,
   val_users: EnvParams,
   val_rows: np.ndarray,
-  logs: Sessions,
+  logs: Sessions | blocks.Blocks,
   watch: watch_lib.Watch,
   start: Callable[[Params], Params] | None = None,
 ) -> None:
@@ -119,7 +122,8 @@ def run(
     users: the pool of the training split.
     val_users: the pool of the learning curve.
     val_rows: int32 [E], of that pool, of which its sessions are.
-    logs: the training slates, for a run that learns from them.
+    logs: the training slates, for a run that learns from them; where they are
+      on disk they are read by windows.
     watch: counts the time of the phases.
     start: makes of fresh parameters, [S, ...], those that training starts from;
       None: the fresh ones are.
@@ -136,14 +140,20 @@ def run(
     folder.mkdir(parents=True, exist_ok=True)
     return
   engine = engines.make(agent, env, train)
-  inputs = loop.Inputs(catalogue, users, _logs(config, agent, env, logs, items))
   layout = parallel.layout(len(train.seeds))
+  feeding = contextlib.nullcontext(lambda done, inputs: inputs)
+  if isinstance(logs, blocks.Blocks):
+    windows = windows_lib.reader(logs, env.reward, env.observed_items)
+    waiting = functools.partial(watch.phase, "waiting for slates")
+    feeding = windows_lib.feed(*windows, train, layout, waiting)
+  inputs = loop.Inputs(catalogue, users, _logs(config, agent, env, logs, items))
   curve = None
   if not train.from_logs:  # Else no session is simulated.
     curve = _curve(agent, env, config, catalogue, val_users, val_rows)
   with (
     stop.deferred(by_all=True) as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
+    feeding as feed,
   ):
     with watch.phase("start"):
       placed, saved = _start(
@@ -152,6 +162,7 @@ def run(
     learner = _train(
       parallel.over_devices(engine.run, layout),
       placed,
+      feed,
       saved,
       train,
       layout,
@@ -168,10 +179,15 @@ def _logs(
   config: Config,
   agent: Agent,
   env: UserSimulator,
-  logs: Sessions,
+  logs: Sessions | blocks.Blocks,
   items: int,
 ) -> Transition | None:
-  """The slates that an agent learns from; None where it makes its own."""
+  """The slates that an agent learns from.
+
+  None where it makes its own, or windows of them come later.
+  """
+  if isinstance(logs, blocks.Blocks):
+    return None
   if config.train.from_logs:
     return logged.learned(logs, env.reward, items, env.observed_items)
   return loop.logged(logs, env.reward) if agent.offline else None
@@ -219,6 +235,7 @@ def _with_params(learner: loop.Learner, params: Params) -> loop.Learner:
 def _train(
   iterate: Callable,
   placed: tuple,
+  feed: windows_lib.Feed,
   saved: int,
   train: TrainConfig,
   layout: parallel.Layout,
@@ -232,6 +249,7 @@ def _train(
   Args:
     iterate: one call of the device, of `parallel.over_devices`.
     placed: learner, stream and inputs where it wants them.
+    feed: gives the inputs of the next call.
     saved: step of the last checkpoint.
     train: how long, and what is done when.
     layout: of seeds and devices.
@@ -259,6 +277,7 @@ def _train(
   ):
     for step in range(saved + per_call, train.iterations + 1, per_call):
       profiler(step - per_call + 1, step)
+      inputs = feed(step - per_call, inputs)
       with watch.phase("training"):
         learner, stream, measured = iterate(learner, stream, inputs)
         measured = metrics_lib.seed_means(measured)

@@ -52,12 +52,17 @@ class Run(Parts):
     """Stage data."""
     if not self.own_users:
       with watch.bar(len(prepare.CONFIGS), "data", "table") as bar:
+
+        def progress(more: int = 0) -> None:
+          bar.total += more
+          bar.update(0 if more else 1)
+
         c = self.config.data
         malformed = prepare.prepare(
           c.dataset,
           self.folder("data") / "data",
           c.raw_data_dir,
-          bar.update,
+          progress,
           c.item_vectors,
           c.item_vectors_dimensions,
           c.split_by,
@@ -111,9 +116,10 @@ class Run(Parts):
     if self.config.train.task == "next_item":
       next_item.run(self)
       return
+    logs = self.dataset.splits["train"]
     if self.config.train.from_logs:
-      known = logged.facts(self.config, self.dataset.splits["train"])
-      for line in logged.lines(known):
+      logs = self.training_logs
+      for line in logged.lines(logged.facts(self.config, logs)):
         print(f"  {line}")
     policy.run(
       self.config,
@@ -127,7 +133,7 @@ class Run(Parts):
         self.config.train.curve_episodes,
         self.config.evaluate.seed,
       ),
-      self.dataset.splits["train"],
+      logs,
       self._phases,
       functools.partial(loading.load, self) if self.start else None,
     )

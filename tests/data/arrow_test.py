@@ -11,8 +11,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import (
   arrow,
-  logs_dataset_builder,
-  options,
+  sessions,
   tables,
 )
 
@@ -24,12 +23,14 @@ def _columns(seed, rows=40, width=3):
   names = [f"i{x}" for x in range(30)]
   return {
     "user_id": [f"u{x}" for x in rng.integers(0, 6, rows)],
-    "timestamp": rng.permutation(rows).astype(float).tolist(),
+    "timestamp": [0.5] * rows,
     "exposed": [list(rng.permutation(names)[:width]) for _ in range(rows)],
     "response": rng.integers(0, 2, (rows, width)).tolist(),
     "propensity": rng.uniform(0.01, 1, (rows, width)).tolist(),
     "profile": rng.normal(size=(rows, 2)).tolist(),
     "history": [list(rng.choice(names, x)) for x in rng.integers(0, 70, rows)],
+    "session_id": rng.integers(8, 12, rows).tolist(),
+    "step": rng.permutation(rows).tolist(),
   }
 
 
@@ -51,8 +52,7 @@ class ArrowTest(parameterized.TestCase):
         lines.append(",".join(map(str, cells)))
       path.write_text("\n".join(lines))
     try:
-      chosen = options.Options()
-      return logs_dataset_builder.read_sessions(self.folder, ITEMS, chosen)
+      return sessions.read_table(self.folder, ITEMS, by_user=False)
     finally:
       path.unlink()
 
@@ -66,10 +66,10 @@ class ArrowTest(parameterized.TestCase):
   def test_as_a_csv_file(self, seed):
     columns = _columns(seed)
     found, expected = (self._read(columns, x) for x in (".parquet", ".csv"))
-    self.assertEqual(found[0].keys(), expected[0].keys())
-    for name, value in expected[0].items():
-      np.testing.assert_array_equal(found[0][name], value, name)
-      self.assertEqual(found[0][name].dtype, value.dtype, name)
+    self.assertEqual(found.columns.keys(), expected.columns.keys())
+    for name, value in expected.columns.items():
+      np.testing.assert_array_equal(found.columns[name], value, name)
+      self.assertEqual(found.columns[name].dtype, value.dtype, name)
     self.assertEqual(found[1:], expected[1:])
 
   def test_all_of_it_is_read_at_once(self):
@@ -79,10 +79,46 @@ class ArrowTest(parameterized.TestCase):
       ("profile", tables.numbers),
     ):
       self.assertIsNotNone(arrow.numbers(cells, name, tables._GOOD[good], None))
+    for name in ("timestamp", "step"):
+      self.assertIsNotNone(arrow.scalars(cells, name, np.isfinite))
+    for name in ("user_id", "session_id"):
+      self.assertIsNotNone(arrow.codes(cells, name))
     self.assertIsNotNone(arrow.slates(cells, "exposed", ITEMS))
     self.assertIsNotNone(arrow.histories(cells, "history", ITEMS))
 
+  def test_dates_as_a_csv_file(self):
+    columns = _columns(0, rows=3)
+    del columns["step"]
+    dates = ["2025-01-31 12:00:00.25", "1969-12-31 23:59:59", "2025-02-01"]
+    columns["timestamp"] = dates
+    expected = self._read(columns, ".csv").columns["timestamp"]
+    for unit in ("ms", "us"):
+      for zone in (None, "Asia/Tokyo"):
+        columns["timestamp"] = pa.array(
+          np.array(dates, f"datetime64[{unit}]"), pa.timestamp(unit, zone)
+        )
+        found = self._read(columns, ".parquet").columns["timestamp"]
+        np.testing.assert_array_equal(found, expected)
+
+  def test_what_was_liked_before(self):
+    """Against a walk through the rows by time."""
+    columns = _columns(0, rows=300)
+    del columns["history"], columns["step"]
+    columns["timestamp"] = np.arange(300)[::-1] // 3  # With ties.
+    read = self._read(columns, ".parquet").columns
+    liked = {user: [0] * 50 for user in columns["user_id"]}
+    for row in np.argsort(columns["timestamp"], kind="stable"):
+      own = liked[columns["user_id"][row]]
+      self.assertEqual(read["history"][row].tolist(), own[-50:])
+      own += read["exposed"][row][read["response"][row] > 0].tolist()
+    self.assertGreater(min(map(len, liked.values())), 100)
+
   @parameterized.parameters(
+    ("step", -1, "found -1; expected a whole number from 0"),
+    ("step", None, "found None; expected a finite number"),
+    ("timestamp", float("nan"), "found nan; expected a finite number"),
+    ("user_id", None, "found None; expected an integer or a string"),
+    ("user_id", "", "found ''; expected an integer or a string"),
     ("response", [0, 2, 1], "expected 0 or 1"),
     ("response", [0, 1], "found 2 entries; expected 3"),
     ("response", None, "expected a list"),

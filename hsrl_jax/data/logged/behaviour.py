@@ -24,13 +24,23 @@ class Behaviour(NamedTuple):
   estimated: bool
 
 
-def behaviour(logs: Sessions, items: int) -> Behaviour:
-  """The logging policy of S slates, of a catalogue of N `items`."""
+def behaviour(
+  logs: Sessions, items: int, exposures: np.ndarray | None = None
+) -> Behaviour:
+  """The logging policy of S slates.
+
+  Args:
+    logs: the slates.
+    items: N of the catalogue.
+    exposures: int [N + 1], how often each item was shown in all logs; None:
+      `logs` are all.
+  """
   if logs.propensity is not None:
     log_prob = np.log(np.asarray(logs.propensity, np.float64))
     return Behaviour(log_prob.astype(np.float32), False)
   exposed = np.asarray(logs.exposed)
-  # One more of each, so that no share is 0.
-  count = np.bincount(exposed.ravel(), minlength=items + 1) + 1.0
+  if exposures is None:
+    exposures = np.bincount(exposed.ravel(), minlength=items + 1)
+  count = exposures + 1.0  # One more of each, so that no share is 0.
   log_share = np.log(count / count[1:].sum())
   return Behaviour(log_share[exposed].astype(np.float32), True)

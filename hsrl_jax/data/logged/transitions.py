@@ -109,6 +109,22 @@ def transitions(
   )
 
 
+def counts(logs: Sessions) -> dict[str, int]:
+  """Slates, sessions and ends of S slates, and which of these were logged."""
+  ordered = order(logs)
+  ends = ordered.last if logs.terminated is None else logs.terminated
+  rewards = logs.reward is not None and not np.isnan(logs.reward).all()
+  return {
+    "slates": len(ordered.rows),
+    "sessions": int(ordered.session[-1]) + 1 if len(ordered.rows) else 0,
+    "sessions_logged": logs.session is not None,
+    "ends": int(np.sum(ends)),
+    "ends_logged": logs.terminated is not None,
+    "rewards_logged": rewards,
+    "propensities_logged": logs.propensity is not None,
+  }
+
+
 def size(logs: Sessions, observed_items: int = 0) -> int:
   """Bytes of `transitions` of S slates."""
   width = logs.profile.shape[1] + 2 * logs.history.shape[1]
