@@ -1,6 +1,7 @@
 """The command, run inside a test or in a process of its own."""
 
 import contextlib
+import importlib
 import io
 import multiprocessing
 import os
@@ -11,11 +12,16 @@ import runpy
 import subprocess
 import sys
 import time
+import warnings
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 from absl import flags, logging
 
 from hsrl_jax import launch
+from hsrl_jax.engine import checkpoint
+from hsrl_jax.stages import policy
 
 ROOT = pathlib.Path(__file__).parents[1]
 # On top of smoke.flags: as small as it gets, for a process of its own.
@@ -60,6 +66,27 @@ def run(*arguments: str) -> tuple[int, str, str]:
       status = stop.code
   flags.FLAGS.mark_as_parsed()
   return status, out.getvalue(), err.getvalue()
+
+
+def last_state(workdir: pathlib.Path) -> tuple[int, Any]:
+  """The last checkpoint of training: its step, and what it holds.
+
+  Keys are words, which can be compared.
+  """
+  path = workdir / policy.FOLDER / "checkpoints"
+  with (
+    checkpoint.open_directory(path, read_only=True) as checkpointer,
+    warnings.catch_warnings(),
+  ):
+    warnings.simplefilter("ignore")  # It is placed as it was saved.
+    newest = checkpointer.latest.step
+    state = checkpointer.load(newest)
+
+  def words(x):
+    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+    return jax.random.key_data(x) if is_key else x
+
+  return newest, jax.tree.map(words, state)
 
 
 def environment() -> dict[str, str]:
@@ -162,6 +189,7 @@ def _in_fork(
   xla_flags,
   clock_jumps: bool = False,
   file_size: int | None = None,
+  constants: Mapping[str, Any] | None = None,
 ) -> None:
   """Runs the command.
 
@@ -172,6 +200,7 @@ def _in_fork(
     xla_flags: see `quick`.
     clock_jumps: whether the wall clock goes back and forth by years.
     file_size: bytes beyond which no file can grow, as if the disk were full.
+    constants: other values of constants, by module and name.
   """
   handle = os.open(log, os.O_WRONLY | os.O_CREAT)
   os.dup2(handle, 1)
@@ -186,6 +215,9 @@ def _in_fork(
     time.time = lambda: real() + offsets[int(2 * time.monotonic()) % 999]
   if file_size is not None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+  for name, value in (constants or {}).items():
+    module, _, constant = name.rpartition(".")
+    setattr(importlib.import_module(module), constant, value)
   launch.run_command(["hsrl", *arguments])
 
 

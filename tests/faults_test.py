@@ -8,16 +8,13 @@ import shutil
 import signal
 import tempfile
 import time
-import warnings
 
 import chex
 import jax
 import pytest
 from absl.testing import absltest
 
-from hsrl_jax.engine import checkpoint
 from hsrl_jax.host import metrics, stop
-from hsrl_jax.stages import policy
 from hsrl_jax.stages import run as run_lib
 from tests import command
 from tests.command import SMALL
@@ -75,7 +72,9 @@ class FaultsTest(absltest.TestCase):
         (workdir / name).read_bytes(), (self.whole / name).read_bytes(), name
       )
     self.assertEqual(_results(workdir), _results(self.whole))
-    (step, state), (last, expected) = map(_last_state, (workdir, self.whole))
+    (step, state), (last, expected) = map(
+      command.last_state, (workdir, self.whole)
+    )
     self.assertEqual((step, last), (120, 120))
     self.assertGreater(len(jax.tree.leaves(expected)), 50)
     chex.assert_trees_all_equal(state, expected)
@@ -220,24 +219,6 @@ def _progress(workdir):
   done = {p.name for p in workdir.glob(".done/*")}
   lines = [p.read_text().count("\n") for p in workdir.glob("*/metrics.jsonl")]
   return len(done), sum(lines)
-
-
-def _last_state(workdir):
-  """What the last checkpoint holds; keys as words, which can be compared."""
-  path = workdir / policy.FOLDER / "checkpoints"
-  with (
-    checkpoint.open_directory(path, read_only=True) as checkpointer,
-    warnings.catch_warnings(),
-  ):
-    warnings.simplefilter("ignore")  # It is placed as it was saved.
-    newest = checkpointer.latest.step
-    state = checkpointer.load(newest)
-
-  def words(x):
-    is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(x) if is_key else x
-
-  return newest, jax.tree.map(words, state)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ class Cells(Mapping[str, list[Any]]):
       self._lists[name] = self.table[name].to_pylist()
     return self._lists[name]
 
+  def __contains__(self, name: object) -> bool:
+    """Whether there is such a column; no list is made of it."""
+    return name in self.table.column_names
+
   def __iter__(self):
     """Names of columns."""
     return iter(self.table.column_names)

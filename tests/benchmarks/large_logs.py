@@ -29,7 +29,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 from hsrl_jax.host import watch
 
 ROOT = pathlib.Path(__file__).parents[2]
-ITEMS, SLATE, STEPS, SESSIONS, FILE = 1_000, 5, 10, 2, 500_000
+ITEMS, SLATE, STEPS, SESSIONS, FILE = 1_000, 5, 10, 2, 250_000
 STAGES = ("data", "quantize", "simulator", "policy")
 
 
