@@ -1,8 +1,10 @@
 """Logs that memory does not hold, by the command: killed, resumed, shared."""
 
+import contextlib
 import json
 import pathlib
 import shutil
+import socket
 import tempfile
 import time
 
@@ -14,6 +16,7 @@ import pytest
 from absl.testing import absltest
 
 from hsrl_jax.data.logged import blocks
+from hsrl_jax.engine import checkpoint
 from hsrl_jax.host import metrics
 from hsrl_jax.stages import policy
 from tests import command
@@ -75,11 +78,45 @@ class LargeLogsTest(absltest.TestCase):
     self.processes = command.Processes(self.folder)
     _write(self.folder / "raw")
 
-  def _start(self, workdir):
+  def _start(self, workdir, *arguments):
     raw = f"--raw_data_dir={self.folder / 'raw'}"
     return self.processes.start(
-      *(*FLAGS, raw, f"--workdir={workdir}"), constants=FEW
+      *(*FLAGS, raw, f"--workdir={workdir}", *arguments), constants=FEW
     )
+
+  def _start_two(self, workdir):
+    with contextlib.closing(socket.socket()) as free:
+      free.bind(("127.0.0.1", 0))
+      address = f"127.0.0.1:{free.getsockname()[1]}"
+    given = (f"--coordinator={address}", "--processes=2", "--mode=policy")
+    return [self._start(workdir, *given, f"--process={i}") for i in range(2)]
+
+  def _kill(self, workdir, step, *running):
+    """Kills processes at a step of training."""
+    lines = workdir / policy.FOLDER / metrics.METRICS
+    while all(x.running() for x in running) and not (
+      lines.exists() and f'"step": {step},' in lines.read_text()
+    ):
+      time.sleep(0.001)
+    for process in running:
+      process.kill()
+    self.assertNotIn(100, self._saved(workdir))
+
+  def _saved(self, workdir):
+    """Steps of which there is a checkpoint."""
+    folder = workdir / policy.FOLDER / "checkpoints"
+    return [int(x.name) for x in folder.iterdir() if x.name.isdecimal()]
+
+  def _assert_same_policy(self, workdirs):
+    folders = [x / policy.FOLDER / "checkpoints" for x in workdirs]
+    digest, expected = map(checkpoint.latest_digest, folders)
+    self.assertEqual(digest, expected)
+    for workdir in workdirs:
+      self.assertIn(100, self._saved(workdir))
+    lines, all_lines = (
+      (x / policy.FOLDER / metrics.METRICS).read_bytes() for x in workdirs
+    )
+    self.assertEqual(lines, all_lines)
 
   def _finish(self, workdir):
     process = self._start(workdir)
@@ -96,22 +133,22 @@ class LargeLogsTest(absltest.TestCase):
     self.assertEqual(results["learned_from"]["slates"], stored.rows.sum())
 
     shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("policy"))
-    lines = killed / policy.FOLDER / metrics.METRICS
     for step in (25, 60):
-      process = self._start(killed)
-      while process.running() and not (
-        lines.exists() and f'"step": {step},' in lines.read_text()
-      ):
-        time.sleep(0.001)
-      process.kill()
-      self.assertLess(command.last_state(killed)[0], 100)
+      self._kill(killed, step, self._start(killed))
     self._finish(killed)
-    (step, state), (last, expected) = map(command.last_state, (killed, whole))
-    self.assertEqual((step, last), (100, 100))
+    self._assert_same_policy((killed, whole))
+    (_, state), (_, expected) = map(command.last_state, (killed, whole))
     chex.assert_trees_all_equal(state, expected)
-    self.assertEqual(
-      lines.read_bytes(), (whole / "policy/metrics.jsonl").read_bytes()
-    )
+
+    # Two processes, and two that are killed.
+    workdirs = [self.folder / name for name in ("two", "two_killed")]
+    for workdir in workdirs:
+      shutil.copytree(whole, workdir, ignore=shutil.ignore_patterns("policy"))
+    self._kill(workdirs[1], 25, *self._start_two(workdirs[1]))
+    for workdir in workdirs:
+      for process in self._start_two(workdir):
+        self.assertEqual(process.wait(), 0, process.output())
+    self._assert_same_policy(workdirs)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ each row, `exposed` is a list of as many different items, `response`,
 last. `session_id` names a session, `step` counts its slates, `terminated` is 1
 where the user left after the slate. In a csv file a list is written with ;
 between. `timestamp` is a number, such as seconds, or a date. Interactions need
-no `items`.
+no `items`. `sessions` may be a folder of .parquet files; see sessions.py.
 
 Without `history`, it is what the user responded to positively before. Without
 `split` (train, val or test), the last tenth of the slates is the test split and

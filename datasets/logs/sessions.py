@@ -225,14 +225,15 @@ def read_folder(
   progress(2 * len(paths))
   survey = _survey(paths, by_user, target.parent, progress)
   large = survey.slates > IN_MEMORY
-  parts, written, users, seen, first = [], [], [], (0, 0), None
+  parts, written, users, seen = [], [], [], (0, 0)
   for path in paths:
     slates = read(tables.read_file(path, NEEDED), item_ids, by_user)
     columns, time = slates.columns, slates.columns["timestamp"]
     if "reward" in survey.columns and not columns["reward"].size:
       columns["reward"] = np.full((len(time), 1), np.nan, np.float32)
-    first = first or slates
-    _check_widths(columns, first.columns, path, paths[0])
+    if not parts:
+      notes, widths = slates.notes, _widths(columns)
+    _check_widths(_widths(columns), widths, path, paths[0])
     if "split" not in columns:
       columns["split"], seen = _split_by_time(time, survey.cuts, seen)
     if large:
@@ -253,7 +254,6 @@ def read_folder(
     tables.check_actions(folder / NAME, columns["exposed"])
   if np.isnan(columns["reward"]).all():
     columns["reward"] = columns["reward"][:, :0]
-  notes = first.notes
   if large:
     blocks.write_index(target, written, len(item_ids))
     slates = sum(x.counts["slates"] for x in written)
@@ -315,6 +315,7 @@ def _survey(
 ) -> _Survey:
   """Reads users and times of all tables, and checks that they go together."""
   columns = _columns(paths[0])
+  tables.check_columns(paths[0], columns, NEEDED)
   for path in paths[1:]:
     if sorted(_columns(path)) != sorted(columns):
       raise InputError(
@@ -447,19 +448,23 @@ def _split_by_time(
   return split, tuple(now)
 
 
+def _widths(columns: dict[str, np.ndarray]) -> dict[str, int]:
+  """Entries of the lists that are as long in all rows."""
+  return {name: columns[name].shape[1] for name in ("exposed", "profile")}
+
+
 def _check_widths(
-  columns: dict[str, np.ndarray],
-  first: dict[str, np.ndarray],
+  widths: dict[str, int],
+  expected: dict[str, int],
   path: pathlib.Path,
-  first_path: pathlib.Path,
+  first: pathlib.Path,
 ) -> None:
   """Raises InputError where lists are not as long as in the first table."""
-  for name in ("exposed", "profile"):
-    width, expected = columns[name].shape[1], first[name].shape[1]
-    if width != expected:
+  for name, width in widths.items():
+    if width != expected[name]:
       raise InputError(
-        f"{path}: {name} has {width} entries; expected {expected}, as in "
-        f"{first_path.name}"
+        f"{path}: {name} has {width} entries; expected {expected[name]}, as in "
+        f"{first.name}"
       )
 
 

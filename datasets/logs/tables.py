@@ -67,15 +67,20 @@ def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
   with reading(path, f"a complete {path.suffix} file"):
     read = list(needed) if only else None
     table = _csv(path) if path.suffix == ".csv" else _parquet(path, read)
-  missing = [x for x in needed if x not in table.columns]
-  if missing:
-    raise InputError(
-      f"{path} has the columns {', '.join(table.columns) or 'none'}; expected "
-      f"{', '.join(missing)} too"
-    )
+  check_columns(path, list(table.columns), needed)
   if not table.rows:
     raise InputError(f"{path} has no rows; expected at least one")
   return table
+
+
+def check_columns(path: pathlib.Path, names: list[str], needed: tuple) -> None:
+  """Raises InputError where a file lacks a column."""
+  missing = [x for x in needed if x not in names]
+  if missing:
+    raise InputError(
+      f"{path} has the columns {', '.join(names) or 'none'}; expected "
+      f"{', '.join(missing)} too"
+    )
 
 
 def _csv(path: pathlib.Path) -> Table:

@@ -49,6 +49,7 @@ def facts(config: Config, logs: Sessions | blocks.Blocks) -> dict[str, Any]:
   known = dict(logs.counts if on_disk else transitions.counts(logs))
   is_logged = known.pop("propensities_logged")
   return known | {
+    "on_disk": on_disk,
     "propensities": "logged" if is_logged else ESTIMATED,
     "importance_clip": getattr(config.settings, "importance_clip", None),
   }
@@ -62,6 +63,8 @@ def lines(known: dict[str, Any]) -> list[str]:
     f"from logs: {known['slates']:,} slates in {known['sessions']:,} sessions "
     f"({cut}), {known['ends']:,} ends ({ends})"
   ]
+  if known["on_disk"]:
+    said.append("read from disk by windows; all else sees a sample of users")
   clip, source = known["importance_clip"], known["propensities"]
   if clip:
     guess = "; a guess, so the weights are one too"
