@@ -26,7 +26,7 @@ from hsrl_jax.sid import SidIndex
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import logged, next_item
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import Array, Observation, Params, Sessions, Transition
+from hsrl_jax.types import Array, Observation, Params, Sessions
 
 FOLDER = "policy"
 
@@ -141,12 +141,16 @@ def run(
     return
   engine = engines.make(agent, env, train)
   layout = parallel.layout(len(train.seeds))
-  feeding = contextlib.nullcontext(lambda done, inputs: inputs)
+  slates, feeding = None, contextlib.nullcontext(lambda done, inputs: inputs)
   if isinstance(logs, blocks.Blocks):
     windows = windows_lib.reader(logs, env.reward, env.observed_items)
     waiting = functools.partial(watch.phase, "waiting for slates")
     feeding = windows_lib.feed(*windows, train, layout, waiting)
-  inputs = loop.Inputs(catalogue, users, _logs(config, agent, env, logs, items))
+  elif train.from_logs:
+    slates = logged.learned(logs, env.reward, items, env.observed_items)
+  elif agent.offline:
+    slates = loop.logged(logs, env.reward)
+  inputs = loop.Inputs(catalogue, users, slates)
   curve = None
   if not train.from_logs:  # Else no session is simulated.
     curve = _curve(agent, env, config, catalogue, val_users, val_rows)
@@ -173,24 +177,6 @@ def run(
     )
   watch.split_compilation("training", "curve")
   parallel.assert_replicated(learner, layout)
-
-
-def _logs(
-  config: Config,
-  agent: Agent,
-  env: UserSimulator,
-  logs: Sessions | blocks.Blocks,
-  items: int,
-) -> Transition | None:
-  """The slates that an agent learns from.
-
-  None where it makes its own, or windows of them come later.
-  """
-  if isinstance(logs, blocks.Blocks):
-    return None
-  if config.train.from_logs:
-    return logged.learned(logs, env.reward, items, env.observed_items)
-  return loop.logged(logs, env.reward) if agent.offline else None
 
 
 def _start(
