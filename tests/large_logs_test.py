@@ -133,8 +133,7 @@ class LargeLogsTest(absltest.TestCase):
     self.assertEqual(results["learned_from"]["slates"], stored.rows.sum())
 
     shutil.copytree(whole, killed, ignore=shutil.ignore_patterns("policy"))
-    for step in (25, 60):
-      self._kill(killed, step, self._start(killed))
+    self._kill(killed, 55, self._start(killed))
     self._finish(killed)
     self._assert_same_policy((killed, whole))
     (_, state), (_, expected) = map(command.last_state, (killed, whole))

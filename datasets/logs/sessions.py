@@ -255,8 +255,13 @@ def read_folder(
   if np.isnan(columns["reward"]).all():
     columns["reward"] = columns["reward"][:, :0]
   if large:
-    blocks.write_index(target, written, len(item_ids))
     slates = sum(x.counts["slates"] for x in written)
+    if not slates:
+      raise InputError(
+        f"{folder / NAME}: no slate is in the train split; expected at least "
+        "one"
+      )
+    blocks.write_index(target, written, len(item_ids))
     notes = [
       *notes,
       f"{folder / NAME}: {survey.slates:,} slates, more than {IN_MEMORY:,}: "

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import frames, prepare, source
 from hsrl_jax.data.logged import blocks, transitions
 from hsrl_jax.engine import windows
 from hsrl_jax.errors import InputError
@@ -98,6 +98,7 @@ class FolderTest(parameterized.TestCase):
       )
     chex.assert_trees_all_equal(found.items, expected.items)
     self.assertIsNone(blocks.load(data / blocks.FOLDER))
+    self.assertTrue(frames.in_folder(self.folder / "shards"))
     self.assertEqual(
       source.user_names(data), source.user_names(self.folder / "data_table")
     )
@@ -200,6 +201,20 @@ class FolderTest(parameterized.TestCase):
       "2.parquet has the columns user_id, .*; expected .*, reward, .*, as in 0",
       lambda paths: self._change(paths[2], reward=None),
     )
+
+  def test_a_column_that_is_needed(self):
+    del self.rows["response"]
+    self._refused(
+      "0.parquet has the columns .*; expected response too", lambda paths: None
+    )
+
+  def test_no_slate_to_train_on(self):
+    self.rows["split"] = ["val"] * len(self.rows["user_id"])
+    with mock.patch.object(sessions, "IN_MEMORY", 10):
+      self._refused(
+        "sessions: no slate is in the train split; expected at least one",
+        lambda paths: None,
+      )
 
   def test_slates_of_another_size(self):
     two = {"exposed": [["i1", "i2"]] * 80, "response": [[0, 1]] * 80}

@@ -106,16 +106,8 @@ def write(folder: pathlib.Path, number: int, logs: Sessions) -> File:
 def write_index(
   folder: pathlib.Path, written: Sequence[File], items: int
 ) -> None:
-  """Writes the list of all files, without which they are not read.
-
-  Raises:
-    InputError: there is no row.
-  """
+  """Writes the list of all files, one or more with rows, to be read by it."""
   own = [x for x in written if x.name is not None]
-  if not own:
-    raise InputError(
-      "no slate is in the train split; expected at least one: more data"
-    )
   exposures = np.zeros(items + 1, np.int64)
   for file in own:
     exposures[: len(file.exposures)] += file.exposures
