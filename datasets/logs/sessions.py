@@ -25,7 +25,7 @@ from hsrl_jax.types import Sessions
 NAME = "sessions"
 NEEDED = ("user_id", "exposed", "response", "timestamp")
 IN_MEMORY = 1_000_000  # Slates of a folder that are all read into memory.
-SAMPLE = 200_000  # Slates of users that are drawn from a larger one.
+SAMPLE = 100_000  # Slates of users that are drawn from a larger one.
 _KNOWN = (
   *("user_id", "profile", "history", "exposed", "response", "propensity"),
   *("position", "timestamp", "split"),

@@ -102,11 +102,11 @@ def feed(
       with waiting():
         if window not in coming:
           ask(window)
-        slates = coming.pop(window).result()
+        inputs = _with_logs(inputs, coming.pop(window).result(), layout)
       if window < last:
         ask(window + 1)
       held = window
-      return _with_logs(inputs, slates, layout)
+      return inputs
 
     yield of_step
 

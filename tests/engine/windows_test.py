@@ -31,9 +31,12 @@ def _config(**values):
   )
 
 
-def _fed(config, process=0, of_all=1, done=None):
-  """The rows that each call of the device learns from."""
-  layout = parallel.Layout(1, 1, False)
+def _fed(config, process=0, of_all=1, done=None, devices=1):
+  """The rows that each call of the devices learns from.
+
+  Where there are more than one, each has a seed of its own.
+  """
+  layout = parallel.Layout(devices, devices, devices > 1)
   with (
     mock.patch.object(jax, "process_count", lambda: of_all),
     mock.patch.object(jax, "process_index", lambda: process),
@@ -45,10 +48,13 @@ def _fed(config, process=0, of_all=1, done=None):
       contextlib.nullcontext,
     ) as feed,
   ):
-    inputs = loop.Inputs(None, None)
+    inputs = parallel.everywhere(loop.Inputs(None, None), layout)
     for step in done or range(0, 24, 2):
       inputs = feed(step, inputs)
-      yield np.asarray(inputs.logs)
+      each = inputs if layout.by_seed else (inputs,)
+      rows = [np.asarray(x.logs) for x in each]
+      np.testing.assert_array_equal(rows, [rows[0]] * devices)
+      yield rows[0]
 
 
 class FeedTest(parameterized.TestCase):
@@ -67,6 +73,10 @@ class FeedTest(parameterized.TestCase):
     for own in each:
       for call, window in enumerate(own):
         np.testing.assert_array_equal(window, own[call - call % stay])
+
+  def test_devices_with_seeds_of_their_own_share_the_windows(self):
+    alone, shared = (list(_fed(_config(), devices=x)) for x in (1, 2))
+    np.testing.assert_array_equal(shared, alone)
 
   def test_a_step_tells_the_window(self):
     config = _config()
