@@ -118,6 +118,11 @@ def restore_latest(
   return None
 
 
+def latest_step(checkpointer: ocp.training.Checkpointer) -> int:
+  """The step of the newest checkpoint, damaged or not; 0: there is none."""
+  return max((x.step for x in checkpointer.checkpoints), default=0)
+
+
 def latest_digest(directory: pathlib.Path) -> int | None:
   """The digest that the newest checkpoint was saved with.
 

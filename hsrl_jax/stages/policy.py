@@ -141,11 +141,12 @@ def run(
     return
   engine = engines.make(agent, env, train)
   layout = parallel.layout(len(train.seeds))
-  slates, feeding = None, contextlib.nullcontext(lambda done, inputs: inputs)
+  slates, feeding = None, windows_lib.unchanged
   if isinstance(logs, blocks.Blocks):
     windows = windows_lib.reader(logs, env.reward, env.observed_items)
     waiting = functools.partial(watch.phase, "waiting for slates")
-    feeding = windows_lib.feed(*windows, train, layout, waiting)
+    given = (*windows, train, layout, waiting)
+    feeding = functools.partial(windows_lib.feed, *given)
   elif train.from_logs:
     slates = logged.learned(logs, env.reward, items, env.observed_items)
   elif agent.offline:
@@ -157,7 +158,7 @@ def run(
   with (
     stop.deferred(by_all=True) as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
-    feeding as feed,
+    feeding(checkpoint.latest_step(checkpointer)) as feed,
   ):
     with watch.phase("start"):
       placed, saved = _start(

@@ -210,7 +210,7 @@ class FolderTest(parameterized.TestCase):
 
   def test_no_slate_to_train_on(self):
     self.rows["split"] = ["val"] * len(self.rows["user_id"])
-    with mock.patch.object(sessions, "IN_MEMORY", 10):
+    with mock.patch.multiple(sessions, IN_MEMORY=100, SAMPLE=50):
       self._refused(
         "sessions: no slate is in the train split; expected at least one",
         lambda paths: None,

@@ -125,7 +125,9 @@ class RestartTest(absltest.TestCase):
     def states(done, state):
       """After each call to the end."""
       waiting = contextlib.nullcontext
-      with windows.feed(noted, _COUNT, config.train, layout, waiting) as feed:
+      with windows.feed(
+        noted, _COUNT, config.train, layout, waiting, done
+      ) as feed:
         inputs = toy.inputs()
         for step in range(done, 24, per_call):
           inputs = feed(step, inputs)
