@@ -7,8 +7,9 @@ from typing import Any
 
 from hsrl_jax import agents, files
 from hsrl_jax import settings as settings_lib
+from hsrl_jax.api import frames
 from hsrl_jax.api.recommender import Recommender
-from hsrl_jax.data import frames, prepare
+from hsrl_jax.data import prepare
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sid import store

@@ -5,7 +5,7 @@
 Logs are made up file by file: sessions of ten slates, of 5 items of 1,000, with
 propensities. For both sizes the stages run, each a command of its own; what is
 reported of training: the most memory of the process, iterations a second, and
-which share of the time it waited for slates to be read. 10^8 slates take 15 GB
+which share of the time it waited for slates to be read. 10^8 slates take 4 GB
 of disk, half of them until the stage data is done. With --keep a second call
 goes on where the first one was stopped. Prints a table, then one line of JSON.
 """

@@ -11,7 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import frames, prepare, source
+from hsrl_jax.api import frames
+from hsrl_jax.data import prepare, source
 from hsrl_jax.data.logged import blocks, transitions
 from hsrl_jax.engine import windows
 from hsrl_jax.errors import InputError

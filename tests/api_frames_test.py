@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import frames, prepare, source
+from hsrl_jax.api import frames
+from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
 
 _LOG = {
