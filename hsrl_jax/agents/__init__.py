@@ -19,6 +19,7 @@ from hsrl_jax.agents.conservative import cql
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
+from hsrl_jax.agents.planner import agent as planner
 from hsrl_jax.agents.published import agent as published
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
@@ -36,6 +37,7 @@ AGENTS = {
   "pgra": Algorithm(pgra.Settings, pgra.make),
   "wolpertinger": Algorithm(wolpertinger.Settings, wolpertinger.make),
   "hac": Algorithm(hac.Settings, hac.make),
+  "planner": Algorithm(planner.Settings, planner.make),
   "hsrl": Algorithm(hsrl.Settings, hsrl.make),
   "hsrl_published": Algorithm(published.Settings, published.make),
 }

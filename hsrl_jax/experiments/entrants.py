@@ -26,6 +26,15 @@ OVERRIDES = {
   },
   # At the flags' rate it overfits the logs after 500 iterations.
   "sasrec": {"learning_rate": 5e-4},
+  # Its scores are rewards, so that a temperature is one too. Its targets are
+  # values alone, which may follow fast.
+  "planner": {
+    "batch_size": 256,
+    "learning_rate": 3e-3,
+    "polyak": 0.05,
+    "temperature": 0.02,
+    "temperature_end": 0.02,
+  },
   # What it has in common with HSRL as published; the variant "flat_features"
   # is A2C with HSRL's losses.
   "a2c": {

@@ -17,6 +17,7 @@ class LearningTest(parameterized.TestCase):
     ("td3", {}),
     ("wolpertinger", {}),
     ("hac", {}),
+    ("planner", {}),
   )
   def test_learns(self, name, values):
     untrained, trained = toy.learning(name, **values)

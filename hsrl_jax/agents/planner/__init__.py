@@ -1,0 +1,1 @@
+"""Planning with what was learned of responses, boredom and leaving."""
