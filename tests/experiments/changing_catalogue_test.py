@@ -11,18 +11,20 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pandas as pd
 import pytest
 from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax import sid
-from hsrl_jax.data import source
+from hsrl_jax.data import prepare, source
 from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.catalogue import changing_catalogue as changing
 from hsrl_jax.experiments.catalogue import content
 from hsrl_jax.report import experiment_plots
 from tests import toy
 
+MOVIELENS = "movielens_latest_small"
 SHARES = (50,)
 START, CHANGED = 26, 13  # Of the 40 items of the toy, 14 are held out.
 BASE = dataclasses.replace(
@@ -115,6 +117,46 @@ class WorldTest(absltest.TestCase):
       kept / np.linalg.norm(kept), given / np.linalg.norm(given), rtol=1e-4
     )
     np.testing.assert_array_equal(made[0][0], 0)
+
+  def test_ratings_of_newcomers_change_nothing_of_theirs(self):
+    """Through the builder of MovieLens, whose features are made of ratings."""
+    folder = prepare.builder_folder(MOVIELENS)
+    builder = prepare.load_builder(folder / f"{MOVIELENS}_dataset_builder.py")
+    users, films = 12, 30
+    new, start = np.array([3, 8, 21]), np.array([1, 2, 30])
+    film = np.tile(np.arange(1, films + 1), users)
+    rng = np.random.default_rng(0)
+    ratings = pd.DataFrame(
+      {
+        "user_id": np.repeat(np.arange(1, users + 1), films),
+        "item": film,
+        "year": 1950.0 + film,
+        "genres": [("Action", "Drama", "Action|Drama")[i % 3] for i in film],
+      }
+    )
+
+    def features(stars):
+      given = builder.item_features(
+        ratings.assign(rating=stars), np.ones(len(ratings), bool)
+      )
+      items = source.Items(
+        np.pad(given, ((1, 0), (0, 0))),
+        [str(i) for i in range(films + 1)],
+        ["", *(f"Film {i} ({1950 + i})" for i in range(1, films + 1))],
+        ["", *(ratings.genres[:films])],
+      )
+      return items.features, content.for_newcomers(items, new, dimensions=8)
+
+    stars = rng.integers(1, 6, len(ratings)).astype(float)
+    other = np.where(np.isin(film, new), 6.0 - stars, stars)
+    given, known = zip(features(stars), features(other), strict=True)
+    self.assertGreater(np.abs(given[0] - given[1])[new].max(), 0.1)
+    np.testing.assert_array_equal(known[0][new], known[1][new])
+    # Of the others, the ratings are known.
+    changed = np.where(np.isin(film, start), 6.0 - stars, stars)
+    self.assertGreater(
+      np.abs(known[0] - features(changed)[1])[start].max(), 0.1
+    )
 
   def test_the_year_is_that_of_the_title(self):
     items = self.prepared.dataset.items

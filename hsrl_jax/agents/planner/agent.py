@@ -4,7 +4,7 @@ It is what model-free RL is measured against. Supervised by what it showed, it
 learns the probability of a like, the probability that the user leaves, and how
 both depend on what was shown and liked lately (`networks.slates.outlook`); and,
 by temporal differences, what a step earns from a state on. A slate is filled
-place by place, each with the item that adds most (`plan`). Nothing of the
+place by place, each with the item that adds most (`gains`). Nothing of the
 world's rules is known to it, and nothing that other agents do not see.
 """
 
