@@ -26,10 +26,9 @@ OVERRIDES = {
   },
   # At the flags' rate it overfits the logs after 500 iterations.
   "sasrec": {"learning_rate": 5e-4},
-  # Its scores are rewards, so that a temperature is one too. Its targets are
-  # values alone, which may follow fast.
+  # Its scores are rewards of items, so that a temperature is one too. Its
+  # targets are values alone, which may follow fast.
   "planner": {
-    "batch_size": 256,
     "learning_rate": 3e-3,
     "polyak": 0.05,
     "temperature": 0.02,

@@ -171,15 +171,16 @@ def gains(
   and the probability `stays` that the user is still there then, an item of
   reward r that makes the user leave by probability l adds
 
-    r + gamma stays ((1 - l) (V + D) - V).
+    r + K gamma stays ((1 - l) (V + D) - V),
 
-  V is the value after the slate so far, and D what the item changes of it: for
-  each of its kinds the difference that one more of that kind makes, liked or
-  not, in proportion to its membership.
+  in units of an item's reward: of a slate that earns the sum of its items,
+  without the factor K. V is the value after the slate so far, and D what the
+  item changes of it: for each of its kinds the difference that one more of that
+  kind makes, liked or not, in proportion to its membership.
   """
   count, reward = parts.spec.slate_size, parts.spec.reward
   chance = jax.nn.sigmoid(known.logits) * known.places[place]
-  earned = reward_of(reward, chance) / (1 if reward.sums else count)
+  earned = reward_of(reward, chance)
   changes = jnp.stack([outlook.one_more(False), outlook.one_more(True)])
   now, changed = parts.outlook.apply(
     params["outlook"],
@@ -192,7 +193,8 @@ def gains(
   later = (1.0 - chance) * differences[:, 0] + chance * differences[:, 1]
   value = parts.horizon * now
   future = (1.0 - known.leaves) * (value + later) - value
-  return earned + parts.settings.discount * so_far.stays * future, chance
+  weight = parts.settings.discount * (1 if reward.sums else count)
+  return earned + weight * so_far.stays * future, chance
 
 
 def reward_of(reward: Reward, chance: Array) -> Array:
