@@ -5,7 +5,7 @@ import dataclasses
 from hsrl_jax.checked import Checked, seed_setting, setting
 from hsrl_jax.session_config import PROTOCOLS
 
-NEWCOMERS = ("content", "logged")
+NEWCOMERS = ("content", "unrated", "logged")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,10 @@ class ExperimentConfig(Checked):
     trials: of each agent in tune; a multiple of 4.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
     newcomers: what is known of items that arrive in changing_catalogue:
-      `content`, words of their title and genres, and their year; `logged`,
-      their features as they are, which may be made of their ratings.
+      `content`, as of all items there, words of their title and genres, and
+      their year; `unrated`, the same, but features as they are, which may be
+      made of ratings, stand beside it, and are zeros for newcomers; `logged`,
+      their features as they are.
     sizes: items in the catalogue, for catalogue_size.
     memory_gb: what a job of catalogue_size may take; one that needs more is
       left out.

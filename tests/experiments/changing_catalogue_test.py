@@ -145,18 +145,34 @@ class WorldTest(absltest.TestCase):
         ["", *(f"Film {i} ({1950 + i})" for i in range(1, films + 1))],
         ["", *(ratings.genres[:films])],
       )
-      return items.features, content.for_newcomers(items, new, dimensions=8)
+      return (
+        items.features,
+        content.for_newcomers(items, new, dimensions=8),
+        content.of_items(items, dimensions=8),
+      )
 
     stars = rng.integers(1, 6, len(ratings)).astype(float)
     other = np.where(np.isin(film, new), 6.0 - stars, stars)
-    given, known = zip(features(stars), features(other), strict=True)
+    given, known, alone = zip(features(stars), features(other), strict=True)
     self.assertGreater(np.abs(given[0] - given[1])[new].max(), 0.1)
     np.testing.assert_array_equal(known[0][new], known[1][new])
+    np.testing.assert_array_equal(*alone)
     # Of the others, the ratings are known.
     changed = np.where(np.isin(film, start), 6.0 - stars, stars)
     self.assertGreater(
       np.abs(known[0] - features(changed)[1])[start].max(), 0.1
     )
+
+  def test_by_default_all_items_are_known_by_content_alone(self):
+    self.assertEqual(config_lib.ExperimentConfig().newcomers, "content")
+    items = self.prepared.dataset.items
+    for kind, want in (
+      ("content", content.of_items(items, 64)),
+      ("unrated", content.for_newcomers(items, self.world.split.newcomers, 64)),
+      ("logged", items.features),
+    ):
+      world = changing.World(self.prepared, SHARES, 0, kind)
+      np.testing.assert_array_equal(world.start.features, want)
 
   def test_the_year_is_that_of_the_title(self):
     items = self.prepared.dataset.items

@@ -5,8 +5,9 @@ catalogue has the others alone, codebooks are fitted on it alone, and logged
 histories lose the held-out items. A policy is trained on the start catalogue
 for half of the iterations. Then a share of it leaves, as many held-out items
 arrive, and training goes on with what the learner has, in the same compiled
-function. Newcomers get SIDs by the living index: no new fit. All that policies
-know of them is content, unless --experiment_newcomers=logged.
+function. Newcomers get SIDs by the living index: no new fit. Policies know all
+items by their content alone, which no rating changes; for other features see
+--experiment_newcomers.
 
 Compared, with the same losses: HSRL, and policies with one logit per item,
 whose weights are of the item alone (`free`) or come from its features
@@ -137,12 +138,11 @@ class World:
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
     self.split = split_items(len(features) - 1, shares, seed)
+    items, size = run.dataset.items, run.config.data.item_vectors_dimensions
     if newcomers == "content":
-      features = content.for_newcomers(
-        run.dataset.items,
-        self.split.newcomers,
-        run.config.data.item_vectors_dimensions,
-      )
+      features = content.of_items(items, size)
+    elif newcomers == "unrated":
+      features = content.for_newcomers(items, self.split.newcomers, size)
     self.users, self.held_out_users = (
       without(run.users(name), self.split.newcomers)
       for name in ("train", run.config.evaluate.split)

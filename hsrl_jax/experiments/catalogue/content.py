@@ -15,7 +15,8 @@ def of_items(items: Items, dimensions: int) -> np.ndarray:
 
   Words are those of titles, genres and further columns of a user's items, see
   `item_vectors.of_words`; the year is what stands in brackets at the end of a
-  title.
+  title. Both are equally long in the mean square over the items. No rating has
+  a part in them.
 
   Args:
     items: N of them, and padding.
