@@ -309,7 +309,7 @@ class CommandsTest(absltest.TestCase):
 
   def _launch_without_source(self, command):
     workdir = tempfile.mkdtemp(dir=self.folder)
-    with contextlib.chdir(ROOT):
+    with contextlib.chdir(self.folder):  # A checkout may have a folder `data`.
       status, _, err = run(*_arguments(command), f"--workdir={workdir}")
     self.assertEqual(status, 2, err)
     self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
