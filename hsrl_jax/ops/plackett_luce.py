@@ -6,11 +6,19 @@ the K largest sums of scaled score and Gumbel noise, in that order, are such a
 slate (arXiv 1903.06059).
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from hsrl_jax.ops import masking, sampling
 from hsrl_jax.types import Array, PRNGKey
+
+# Of a position and what was allowed there: the new state, and what is kept.
+After = Callable[[Array, Array], tuple[Any, Any]]
+# Of a state and the number of a place: float32 [M] scores, and what follows.
+Step = Callable[[Any, Array], tuple[Array, After]]
 
 
 def draw(
@@ -83,3 +91,53 @@ def of_choice(
   scaled = scale(scores, allowed, jnp.where(is_draw, temperature, 1.0))
   probability = jnp.exp(masking.log_softmax(scaled, allowed)[choice])
   return jnp.where(is_draw, probability, 1.0)
+
+
+def in_turn(
+  step: Step,
+  state: Any,
+  allowed: Array,
+  count: int,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> tuple[Array, Array, Any]:
+  """Chooses K of M items, each by scores that may know those before it.
+
+  Args:
+    step: see Step; it is traced once.
+    state: before the first place, a pytree.
+    allowed: bool [M], what may be chosen, once.
+    count: K.
+    key: of Gumbel noise, and then consumed; None for the best item each time.
+    temperature: of the noise, in units of the scores.
+
+  Returns:
+    Positions, int32 [K], 0 where nothing was left; the probability of each as
+    drawn, float32 [K]; and what `step` kept of each place, leaves [K, ...].
+  """
+  noise, tempered = perturbation(key, (count, len(allowed)), temperature)
+
+  def place(carry, inputs):
+    state, allowed = carry
+    number, noise = inputs
+    scores, after = step(state, number)
+    item = jnp.argmax(jnp.where(allowed, scores + noise, -jnp.inf))
+    item = item.astype(jnp.int32)
+    propensity = of_choice(scores, allowed, item, tempered)
+    state, kept = after(item, allowed)
+    return (state, allowed.at[item].set(False)), (item, propensity, kept)
+
+  _, chosen = jax.lax.scan(place, (state, allowed), (jnp.arange(count), noise))
+  return chosen
+
+
+def perturbation(
+  key: PRNGKey | None, shape: tuple[int, ...], temperature: Array | float
+) -> tuple[Array, Array | float]:
+  """Gumbel noise times the temperature, `shape`, and the temperature.
+
+  Without a key both are 0, and the last axis of the noise has one entry.
+  """
+  if key is None:
+    return jnp.zeros((*shape[:-1], 1)), 0.0
+  return sampling.gumbel(key, shape) * temperature, temperature

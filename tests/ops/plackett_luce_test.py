@@ -75,6 +75,55 @@ class PlackettLuceTest(parameterized.TestCase):
     self.assertCountEqual(slate[:2].tolist(), [1, 5])
     self.assertEqual(said[1:].tolist(), [1.0, 0.0, 0.0])
 
+  def _in_turn(self, key, temperature, count=2):
+    """Of scores that fall by 3 beside what was chosen last."""
+
+    def step(last, place):
+      near = jnp.abs(jnp.arange(len(SCORES)) - last) == 1
+      scores = SCORES - 3.0 * near + place
+
+      def after(item, allowed):
+        return item, (scores[item], allowed)
+
+      return scores, after
+
+    return plackett_luce.in_turn(
+      step, jnp.int32(-9), jnp.asarray(ALLOWED), count, key, temperature
+    )
+
+  def test_the_best_in_turn_by_hand(self):
+    # 2 is the best; then 1 and 3 have -4 and -3, 5 has 1; then 0 is left.
+    slate, propensity, (scores, allowed) = self._in_turn(None, 1.0, count=6)
+    self.assertEqual(slate.tolist()[:3], [2, 5, 0])
+    self.assertCountEqual(slate.tolist()[3:5], [1, 3])
+    self.assertEqual(slate[5], 0)  # Nothing is left.
+    np.testing.assert_array_equal(propensity[:5], 1.0)
+    np.testing.assert_allclose(scores[:3], [2.0, 2.0, 2.3], rtol=1e-6)
+    np.testing.assert_array_equal(allowed[0], ALLOWED)
+    self.assertFalse(allowed[1, 2] | allowed[2, 5])
+
+  def test_draws_in_turn_come_as_often_as_they_say(self):
+    count, temperature = 20_000, 2.0
+    keys = jax.random.split(jax.random.key(0), count)
+    slates, said, _ = jax.jit(
+      jax.vmap(lambda key: self._in_turn(key, temperature))
+    )(keys)
+    want = {}
+    for first, second in itertools.permutations(np.flatnonzero(ALLOWED), 2):
+      near = np.abs(np.arange(len(SCORES)) - first) == 1
+      left = np.where(np.arange(len(SCORES)) == first, 0.0, 1.0) * ALLOWED
+      later = left * np.exp((SCORES - 3.0 * near) / temperature)
+      chance = later[second] / later.sum()
+      want[first, second] = by_hand(temperature, [first])[0] * chance
+    self.assertAlmostEqual(sum(want.values()), 1.0)
+    seen = [tuple(x) for x in np.asarray(slates).tolist()]
+    np.testing.assert_allclose(
+      np.prod(said, axis=1), [want[x] for x in seen], rtol=1e-4
+    )
+    counts = [seen.count(pair) for pair in want]
+    expected = count * np.array(list(want.values()))
+    self.assertGreater(stats.chisquare(counts, expected).pvalue, 1e-3)
+
   def test_one_choice(self):
     for temperature in (0.5, 1.0):
       found = plackett_luce.of_choice(

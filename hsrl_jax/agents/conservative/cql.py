@@ -130,34 +130,29 @@ def _act(
   state = networks.state(params, catalogue, observation)
   modules = networks.bound(params)
   items = [x.items(catalogue.features) for x in modules]
-  noise, tempered = jnp.zeros((count, 1)), 0.0
-  if key is not None:
-    shape = (count, len(catalogue.features))
-    noise, tempered = sampling.gumbel(key, shape) * temperature, temperature
 
-  def place(carry, inputs):
-    before, allowed = carry
-    number, noise = inputs
+  def place(before, number):
     earned, future = (
       own.values(module.context(state, sum_, number))
       for module, own, sum_ in zip(modules, items, before, strict=True)
     )
-    q = earned + count * future
-    item = jnp.argmax(jnp.where(allowed, q + noise, -jnp.inf))
-    propensity = plackett_luce.of_choice(q, allowed, item, tempered)
-    before = tuple(
-      x + own.added[item] for x, own in zip(before, items, strict=True)
-    )
-    return (before, allowed.at[item].set(False)), (item, propensity)
 
-  start = (
+    def after(item, allowed):
+      del allowed
+      added = zip(before, items, strict=True)
+      return tuple(x + own.added[item] for x, own in added), ()
+
+    return earned + count * future, after
+
+  slate, propensity, _ = plackett_luce.in_turn(
+    place,
     (jnp.zeros(items[0].added.shape[1]),) * 2,
     base.permitted(catalogue.index.active, excluded),
+    count,
+    key,
+    temperature,
   )
-  _, (slate, propensity) = jax.lax.scan(
-    place, start, (jnp.arange(count), noise)
-  )
-  slate, none = slate.astype(jnp.int32), jnp.zeros(count)
+  none = jnp.zeros(count)
   return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
 
 

@@ -105,28 +105,24 @@ def _act(
   actor = parts.policy.bind(params["policy"])
   start = actor.start(catalogue.features, observed.seen(observation))
   allowed = base.permitted(catalogue.index.active, excluded)
-  sizes = (parts.spec.slate_size, len(allowed))
-  noise, tempered = jnp.zeros(sizes), 0.0
-  if key is not None:
-    noise, tempered = sampling.gumbel(key, sizes) * temperature, temperature
 
-  def slot(carry, inputs):
-    chosen, may = carry
-    place, noise = inputs
+  def slot(chosen, place):
     logits = actor.logits(start, chosen, place)
-    item = jnp.argmax(jnp.where(may, logits + noise, -jnp.inf))
-    item = jnp.where(may.any(), item, 0).astype(jnp.int32)
-    log_prob = masking.log_softmax(logits, may)[item]
-    propensity = plackett_luce.of_choice(logits, may, item, tempered)
-    one = actor.one_chosen(start, item, place)
-    chosen = jax.tree.map(jnp.add, chosen, one)
-    carry = (chosen, may.at[item].set(False))
-    return carry, (item, log_prob, propensity)
 
-  _, (slate, log_prob, propensity) = jax.lax.scan(
+    def after(item, may):
+      one = actor.one_chosen(start, item, place)
+      log_prob = masking.log_softmax(logits, may)[item]
+      return jax.tree.map(jnp.add, chosen, one), log_prob
+
+    return logits, after
+
+  slate, propensity, log_prob = plackett_luce.in_turn(
     slot,
-    (flat.none_chosen(len(allowed)), allowed),
-    (jnp.arange(len(noise)), noise),
+    flat.none_chosen(len(allowed)),
+    allowed,
+    parts.spec.slate_size,
+    key,
+    temperature,
   )
   notes = _Notes(allowed, start.estimate)
   return base.Action(

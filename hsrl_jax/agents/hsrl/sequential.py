@@ -136,9 +136,7 @@ def _act(
   policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
   start = policy.start(tokens, observed.seen(observation))
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
-  noise, tempered = jnp.zeros(sizes), 0.0
-  if key is not None:
-    noise, tempered = sampling.gumbel(key, sizes) * temperature, temperature
+  noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
   banned = _distinct(excluded, index.active)
 
   def slot(carry, inputs):

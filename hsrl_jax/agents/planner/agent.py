@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from hsrl_jax.agents import base
 from hsrl_jax.checked import setting
 from hsrl_jax.networks.slates import outlook
-from hsrl_jax.networks.slates.outlook import Added, Outlook
+from hsrl_jax.networks.slates.outlook import Added, Effects, Outlook
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.sim import observed
 from hsrl_jax.sim.reward import Reward
@@ -58,8 +58,8 @@ class Forecast(NamedTuple):
   Attributes:
     kinds: float32 [N + 1, M], memberships.
     lately: what was shown and liked.
-    logits: float32 [N + 1], of likes in the first place.
-    places: float32 [K], what each place adds to them.
+    logits: float32 [N + 1], of a like of what was looked at.
+    places: float32 [K], the probability of a look at each place.
     leaves: float32 [N + 1], the probability by which each makes the user leave.
     stays: float32 [], the probability that the state does not.
     tastes: float32 [d], the value's view of the user.
@@ -128,26 +128,36 @@ def forecast(
   observation: Observation,
 ) -> Forecast:
   """What the learned parts say of all items."""
-  learned, observation = (
-    parts.outlook.bind(params["outlook"]),
-    observed.seen(observation),
-  )
-  features = catalogue.features
+  learned, features = parts.outlook.bind(params["outlook"]), catalogue.features
+  observation = observed.seen(observation)
   kinds = memberships(params, features)
   lately = outlook.lately(observation, kinds)
   effects = learned.effects(outlook.counts(lately))
   user = learned.user(features, observation)
-  logits = learned.logits(user, features) + kinds @ effects.liking
-  leaving, anyway = effects.all_leaving + _LEAVES_ANYWAY
+  hazards, anyway = _hazards(effects, kinds)
   return Forecast(
     kinds,
     lately,
-    logits + effects.all_liking,
+    _like_logits(learned, user, effects, features, kinds),
     jax.nn.sigmoid(learned.places(parts.spec.slate_size)),
-    jax.nn.sigmoid(kinds @ effects.leaving + leaving),
+    jax.nn.sigmoid(hazards),
     jax.nn.sigmoid(-anyway),
     learned.tastes(features, observation),
   )
+
+
+def _like_logits(
+  learned: Outlook, user: Array, effects: Effects, features: Array, kinds: Array
+) -> Array:
+  """Of a like of I items that were looked at, [I]; kinds [I, M]."""
+  logits = learned.logits(user, features)
+  return logits + (kinds @ effects.liking + effects.all_liking)
+
+
+def _hazards(effects: Effects, kinds: Array) -> tuple[Array, Array]:
+  """The logits by which each of I items, [I], and all else, [], drive away."""
+  leaving, anyway = effects.all_leaving + _LEAVES_ANYWAY
+  return kinds @ effects.leaving + leaving, anyway
 
 
 class Planned(NamedTuple):
@@ -215,33 +225,29 @@ def _act(
   """See base.Agent.act; each place has Gumbel noise of its own."""
   count = parts.spec.slate_size
   known = forecast(parts, params, catalogue, observation)
-  noise, tempered = jnp.zeros((count, 1)), 0.0
-  if key is not None:
-    shape = (count, len(catalogue.features))
-    noise, tempered = sampling.gumbel(key, shape) * temperature, temperature
 
-  def place(carry, inputs):
-    so_far, allowed = carry
-    number, noise = inputs
+  def place(so_far, number):
     worth, chance = gains(parts, params, known, number, so_far)
-    item = jnp.argmax(jnp.where(allowed, worth + noise, -jnp.inf))
-    propensity = plackett_luce.of_choice(worth, allowed, item, tempered)
-    kind, like = known.kinds[item], chance[item]
-    one = Added(kind, like * kind, like)
-    so_far = Planned(
-      jax.tree.map(jnp.add, so_far.added, one),
-      so_far.stays * (1.0 - known.leaves[item]),
-    )
-    return (so_far, allowed.at[item].set(False)), (item, propensity)
 
-  start = (
+    def after(item, allowed):
+      del allowed
+      kind, like = known.kinds[item], chance[item]
+      added = jax.tree.map(
+        jnp.add, so_far.added, Added(kind, like * kind, like)
+      )
+      return Planned(added, so_far.stays * (1.0 - known.leaves[item])), ()
+
+    return worth, after
+
+  slate, propensity, _ = plackett_luce.in_turn(
+    place,
     nothing_planned(known),
     base.permitted(catalogue.index.active, excluded),
+    count,
+    key,
+    temperature,
   )
-  _, (slate, propensity) = jax.lax.scan(
-    place, start, (jnp.arange(count), noise)
-  )
-  slate, none = slate.astype(jnp.int32), jnp.zeros(count)
+  none = jnp.zeros(count)
   return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
 
 
@@ -281,13 +287,11 @@ def _loss(
   counts = outlook.counts(lately)
   effects = learned.effects(counts)
   user = learned.user(features, now, keys[0])
-  logits = learned.logits(user, features[slate])
-  logits += kinds[slate] @ effects.liking + effects.all_liking
+  logits = _like_logits(learned, user, effects, features[slate], kinds[slate])
   there = slate > 0
   likes = _like_loss(logits, learned.places(len(slate)), transition.response)
   likes = jnp.where(there, likes, 0.0).mean()
-  leaving, anyway = effects.all_leaving + _LEAVES_ANYWAY
-  hazards = kinds[slate] @ effects.leaving + leaving
+  hazards, anyway = _hazards(effects, kinds[slate])
   leaves = _leave_loss(
     jnp.where(there, hazards, masking.NEGATIVE), anyway, transition.terminated
   )
