@@ -1,6 +1,7 @@
 """Files that are whole or not there, and what tells whether they changed."""
 
 import hashlib
+import io
 import json
 import os
 import pathlib
@@ -55,6 +56,13 @@ def read_json(path: pathlib.Path, known: int) -> Any:
   value = json.loads(path.read_text())
   check_format(path, value.get("format", 1), known)
   return value
+
+
+def write_npz(path: pathlib.Path, number: int, **arrays: Any) -> None:
+  """Writes arrays and the number of their format, atomically."""
+  buffer = io.BytesIO()
+  np.savez_compressed(buffer, format=number, **arrays)
+  write_atomic(path, buffer.getvalue())
 
 
 def read_npz(path: pathlib.Path, known: int) -> dict[str, np.ndarray]:

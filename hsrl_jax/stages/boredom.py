@@ -1,6 +1,5 @@
 """Boredom that is fitted to the sessions of the logs; of stage `simulator`."""
 
-import io
 import pathlib
 from typing import Any
 
@@ -87,9 +86,7 @@ def fit(
       seed=config.seed,
       tell=tell,
     )
-  buffer = io.BytesIO()
-  np.savez(buffer, format=_FORMAT, **tree.by_name(fitted))
-  files.write_atomic(workdir / FILE, buffer.getvalue())
+  files.write_npz(workdir / FILE, _FORMAT, **tree.by_name(fitted))
   return fitted
 
 

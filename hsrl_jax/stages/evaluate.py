@@ -6,7 +6,6 @@ Sessions in the simulator follow, of the policy and of the bounds, with the
 verdict on the simulator.
 """
 
-import io
 import json
 from typing import Any
 
@@ -154,10 +153,7 @@ def _of_bounds(
       for name, (one,) in sessions.items()
       for field in _FIELDS
     }
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, format=_BOUNDS_FORMAT, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.write_atomic(path, buffer.getvalue())
+    files.write_npz(path, _BOUNDS_FORMAT, **arrays)
   return sessions
 
 

@@ -4,7 +4,6 @@ A new measure is an entry of MEASURES, and nothing else; a number of all
 sessions together is one of TOTALS.
 """
 
-import io
 import pathlib
 from collections.abc import Callable
 from typing import NamedTuple
@@ -158,10 +157,9 @@ def save(
     policies: name to the sessions of each seed.
     user: int32 [E], the user of each session.
   """
-  buffer = io.BytesIO()
-  np.savez_compressed(
-    buffer,
-    format=SESSIONS_FORMAT,
+  files.write_npz(
+    path,
+    SESSIONS_FORMAT,
     user=user,
     **{
       f"{policy}/{name}": np.stack([measure.of(x) for x in seeds])
@@ -170,7 +168,6 @@ def save(
       if measure.saved
     },
   )
-  files.write_atomic(path, buffer.getvalue())
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
