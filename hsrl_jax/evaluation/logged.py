@@ -157,13 +157,11 @@ def of_sessions(
       return np.zeros(len(q))
     return np.asarray(reward.slate(q + (1 - q) * reward.penalty))
 
-  earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
-  if logs.reward is not None:
-    earned = np.where(np.isnan(logs.reward), earned, logs.reward)
+  of_responses = reward.slate(reward.items(np.asarray(logs.response)))
   columns = {
     "target": seen.target.prod(1),
     "logging": np.asarray(logs.propensity, np.float64).prod(1),
-    "reward": earned,
+    "reward": transitions.earned(logs, np.asarray(of_responses)),
     "predicted": worth(seen.predicted),
     "expected": worth(np.broadcast_to(seen.expected, seen.target.shape)),
   }

@@ -309,18 +309,21 @@ def on_policy(logged: Logged) -> Logged:
 
 
 def compare(
-  policies: Mapping[str, Logged], discount: float = 1.0
+  policies: Mapping[str, Logged],
+  discount: float = 1.0,
+  what: str = "off_policy",
 ) -> dict[str, dict]:
   """Target policies beside the policy that logged.
 
   Args:
     policies: name to the same logs, as each policy sees them.
     discount: gamma.
+    what: the name of what is returned.
 
   Returns:
-    `off_policy`: name to `estimates`, and LOGGING_POLICY to {ON_POLICY: its
-    mean}; `off_policy_differences`: name to estimator to the policy less the
-    logging policy, {"mean", "ci95"}, paired by user, or to {"refused": why}.
+    `what`: name to `estimates`, and LOGGING_POLICY to {ON_POLICY: its mean};
+    `what`_differences: name to estimator to the policy less the logging policy,
+    {"mean", "ci95"}, paired by user, or to {"refused": why}.
   """
   own = on_policy(next(iter(policies.values())))
   real = ips(own)
@@ -332,7 +335,7 @@ def compare(
     name: _differences(logged, real, discount)
     for name, logged in policies.items()
   }
-  return {"off_policy": table, "off_policy_differences": differences}
+  return {what: table, f"{what}_differences": differences}
 
 
 def _differences(logged: Logged, real: Estimate, discount: float) -> dict:
@@ -367,8 +370,8 @@ def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:
   It is where the intervals of all estimators are on one side of 0.
 
   Args:
-    table: `off_policy`, of what `compare` returns.
-    table_of_differences: `off_policy_differences` of it.
+    table: name to estimates, of what `compare` returns.
+    table_of_differences: the differences beside it.
   """
   said = []
   for name, estimated in table.items():

@@ -88,9 +88,7 @@ def transitions(
   if observed_items:
     shown = _shown(logs, place, step, observed_items)
     next_shown = _shown(logs, place, step, observed_items, after=True)
-  rewards = rewards[ordered.rows]
-  if logs.reward is not None:
-    rewards = np.where(np.isnan(logs.reward), rewards, logs.reward)
+  rewards = earned(logs, rewards[ordered.rows])
   ends = last if logs.terminated is None else logs.terminated
   history = logs.history.astype(np.int32)
   next_history = np.where(
@@ -107,6 +105,13 @@ def transitions(
     next_history=next_history,
     next_shown=next_shown,
   )
+
+
+def earned(logs: Sessions, rewards: np.ndarray) -> np.ndarray:
+  """The logged rewards of S slates, [S]; where there is none, those given."""
+  if logs.reward is None:
+    return rewards
+  return np.where(np.isnan(logs.reward), rewards, logs.reward)
 
 
 def counts(logs: Sessions) -> dict[str, int]:

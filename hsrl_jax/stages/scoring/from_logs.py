@@ -54,13 +54,10 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
   if logs.session is None:
     return found
   reward = parts.env.reward
-  of_sessions = off_policy.compare(
-    {name: logged.of_sessions(x, logs, reward) for name, x in seen.items()}
-  )
-  return found | {
-    name.replace("off_policy", "off_policy_sessions"): x
-    for name, x in of_sessions.items()
+  of_sessions = {
+    name: logged.of_sessions(x, logs, reward) for name, x in seen.items()
   }
+  return found | off_policy.compare(of_sessions, what="off_policy_sessions")
 
 
 def _agent(parts: Parts, slate_size: int) -> logged.PolicyFn:
