@@ -31,7 +31,7 @@ class AcceleratorTest(absltest.TestCase):
   def test_every_section_has_its_figures(self):
     found = self._run("--minutes=20")
     self.assertEqual(found["platform"], "cpu")
-    for name in ("training", "sardine", "quantizer", "search", "served"):
+    for name in ("training", "sardine", "codebooks", "search", "served"):
       self.assertNotEmpty(found[name])
       for figure in found[name].values():
         self.assertGreater(figure, 0)

@@ -26,16 +26,18 @@ from typing import Any, NamedTuple
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import beam_search
+import index
 import jax
 import jax.numpy as jnp
 import numpy as np
+import quantizer
 import serving_export
 import train_throughput
 
 from hsrl_jax import environments, serving, sid
 from hsrl_jax.environments import gymnax_like
 
-LEVELS, VOCAB, WIDTH = 3, 256, 64
+LEVELS, VOCAB, WIDTH = quantizer.LEVELS, quantizer.VOCAB, quantizer.WIDTH
 # Of what a GPU or TPU rounds differently, at most: see docs/scaling.md.
 MAX_TOKENS, MAX_ITEMS, MAX_SCORE = 1e-3, 0.05, 0.05
 # Measurement: a name and what returns its figure, a number or a text.
@@ -113,46 +115,25 @@ def sardine(sizes: Sizes) -> Measurements:
   yield "steps_s", rate
 
 
-def items(count: int) -> np.ndarray:
-  """Clusters in a space of WIDTH, float32 [N, WIDTH]."""
-  rng = np.random.default_rng(0)
-  centers = rng.normal(size=(1_000, WIDTH)).astype(np.float32)
-  x = rng.standard_normal((count, WIDTH), np.float32)
-  return x + centers[rng.integers(0, len(centers), count)]
-
-
-def quantizer(sizes: Sizes) -> Measurements:
+def codebooks(sizes: Sizes) -> Measurements:
   """Seconds to fit codebooks by mini-batches, and to give unique SIDs."""
   for count in sizes.items:
     known = {}
 
     def fit(count=count, known=known) -> float:
-      known["x"] = items(count)
-      start = time.perf_counter()
-      known["codebooks"] = jax.block_until_ready(
-        sid.fit(
-          jax.random.key(0),
-          known["x"],
-          levels=LEVELS,
-          vocab_size=VOCAB,
-          batch_size=65_536,
-        )
+      known["x"] = quantizer.DATA["mixture"](np.random.default_rng(0), count)
+      known["codebooks"], seconds = quantizer.timed(
+        lambda: quantizer.fit(known["x"], batch_size=quantizer.BATCH)
       )
-      return time.perf_counter() - start
+      return seconds
 
     def unique(known=known) -> float:
-      start = time.perf_counter()
-      sid.encode_unique(np.asarray(known["codebooks"]), known["x"])
-      return time.perf_counter() - start
+      return quantizer.timed(
+        lambda: sid.encode_unique(known["codebooks"], known["x"])
+      )[1]
 
     yield f"fit_{count}_s", fit
     yield f"unique_{count}_s", unique
-
-
-def random_tokens(count: int) -> np.ndarray:
-  """Distinct SIDs, int32 [N, L]."""
-  numbers = np.random.default_rng(0).permutation(VOCAB**LEVELS)[:count]
-  return np.stack(np.unravel_index(numbers, (VOCAB,) * LEVELS), 1, dtype="i4")
 
 
 def search(sizes: Sizes) -> Measurements:
@@ -163,10 +144,11 @@ def search(sizes: Sizes) -> Measurements:
     known = {}
 
     def build(count=count, known=known) -> float:
-      tokens = random_tokens(count)
-      start = time.perf_counter()
-      known["index"] = jax.block_until_ready(sid.build_index(tokens, VOCAB))
-      return time.perf_counter() - start
+      tokens = index.random_tokens(np.random.default_rng(0), count)
+      known["index"], seconds = quantizer.timed(
+        lambda: sid.build_index(tokens, VOCAB)
+      )
+      return seconds
 
     def decode(users, known=known) -> float:
       rows = rng.normal(size=(users, LEVELS, VOCAB)).astype(np.float32)
@@ -231,8 +213,9 @@ def tests(sizes: Sizes) -> Measurements:
 def agreement(sizes: Sizes) -> Measurements:
   """Shares that differ from the CPU's, which bounds are set to."""
   count, cpu = min(sizes.items[0], 100_000), jax.devices("cpu")[0]
-  x, tokens = items(count), random_tokens(count)
   rng = np.random.default_rng(1)
+  x = quantizer.DATA["mixture"](rng, count)
+  tokens = index.random_tokens(rng, count)
   codebooks = rng.normal(size=(LEVELS, VOCAB, WIDTH)).astype(np.float32)
   rows = rng.normal(size=(8, LEVELS, VOCAB)).astype(np.float32)
   table = rng.normal(size=(LEVELS, VOCAB, VOCAB)).astype(np.float32)
@@ -252,8 +235,8 @@ def agreement(sizes: Sizes) -> Measurements:
 
   def looked_up() -> str:
     def look():
-      index = sid.build_index(tokens, VOCAB)
-      return sid.sid_of(index, jnp.arange(1, count + 1))
+      built = sid.build_index(tokens, VOCAB)
+      return sid.sid_of(built, jnp.arange(1, count + 1))
 
     own, known = twice(look)
     return bounded(float(np.mean(own != known)), 0.0)
@@ -277,7 +260,7 @@ def agreement(sizes: Sizes) -> Measurements:
   yield "scores", functools.partial(found, "scores")
 
 
-SECTIONS = (agreement, training, sardine, quantizer, search, served, tests)
+SECTIONS = (agreement, training, sardine, codebooks, search, served, tests)
 
 
 def figure(measure: Callable[[], Any]) -> Any:
