@@ -321,9 +321,10 @@ def compare(
     what: the name of what is returned.
 
   Returns:
-    `what`: name to `estimates`, and LOGGING_POLICY to {ON_POLICY: its mean};
-    `what`_differences: name to estimator to the policy less the logging policy,
-    {"mean", "ci95"}, paired by user, or to {"refused": why}.
+    Two tables. Named `what`: name to `estimates`, and LOGGING_POLICY to
+    {ON_POLICY: its mean}. Named the same with "_differences" after it: name to
+    estimator to the policy less the logging policy, {"mean", "ci95"}, paired by
+    user, or to {"refused": why}.
   """
   own = on_policy(next(iter(policies.values())))
   real = ips(own)
