@@ -110,14 +110,16 @@ def beam_search(
     step = jax.vmap(log_prob_fn, in_axes=(0, None), axis_size=len(node))(
       context, level
     )
-    by_leaves = permit is not None and key is None and level == index.levels - 1
-    valid = _valid(index, node, closed, level, by_leaves)
     next_log_prob = log_prob[:, None] + step
-    if by_leaves:
-      best = permits.best_leaves(index, node, next_log_prob, valid, beams)
-      score, node = best
+    if permit is not None and key is None and level == index.levels - 1:
+      if closed is not None:
+        next_log_prob = _close(next_log_prob, node, closed[level])
+      score, node = permits.best_leaves(index, node, next_log_prob, beams)
       alive, log_prob = node >= 0, score
       break
+    valid = jax.vmap(permits.tokens, (None, 0, None))(index, node, level)
+    if closed is not None:
+      valid = _close(valid, node, closed[level])
     if key is None:
       next_score = jnp.where(valid, next_log_prob, masking.NEGATIVE)
     else:
@@ -164,14 +166,6 @@ def beam_search(
   )
 
 
-def _valid(index, node, closed, level: int, by_leaves: bool) -> Array:
-  """Tokens that may be taken, bool [B, V]; `by_leaves` asks only for closed."""
-  valid = jnp.ones((len(node), index.vocab_size), bool)
-  if not by_leaves:
-    valid = jax.vmap(permits.tokens, (None, 0, None))(index, node, level)
-  return valid if closed is None else _close(valid, node, closed[level])
-
-
 class _Edges(NamedTuple):
   """Edges of the trie at one level, one for each excluded item.
 
@@ -209,13 +203,17 @@ def _closed(index: sid_index.SidIndex, excluded: Array) -> list[_Edges]:
   return edges
 
 
-def _close(valid: Array, node: Array, edges: _Edges) -> Array:
-  """Removes closed edges from the valid tokens [B, V] of the nodes [B]."""
+def _close(tokens: Array, node: Array, edges: _Edges) -> Array:
+  """Takes closed edges out of the tokens [B, V] of the nodes [B].
+
+  `tokens` says which are valid, or has their scores.
+  """
   beams = len(node)
   here = (node[:, None] == edges.node[None]) & edges.closed[None]
   # The beams' nodes differ: at most one beam is at an edge; `beams` is none.
   beam = beams + jnp.where(here, jnp.arange(beams)[:, None] - beams, 0).sum(0)
-  return valid.at[beam, edges.token].set(False, mode="drop")
+  out = False if tokens.dtype == bool else masking.NEGATIVE
+  return tokens.at[beam, edges.token].set(out, mode="drop")
 
 
 def _take(x: Array, place: Array) -> Array:

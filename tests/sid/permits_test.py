@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
+from hsrl_jax.ops import masking
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid import permits
 
@@ -159,6 +160,42 @@ class PermitsTest(parameterized.TestCase):
         self.assertGreaterEqual(
           np.sort(scores.sum(-1)[usable])[-1], worst - 1e-6
         )
+
+  @parameterized.parameters(1, 3, 7)
+  def test_leaves_below_beams(self, beams):
+    """The best permitted ones of all, however many a beam has."""
+    rng = np.random.default_rng(5)
+    vocab = 96
+    tokens = [(v, w) for v in range(8) for w in range(v, vocab, v // 3 + 1)]
+    index = sid.build_index(np.array(tokens), vocab)
+    words = rng.integers(0, 8, (len(tokens) + 1, 1), dtype=np.uint32)
+    none = np.zeros(len(words), np.uint32)
+    allow = permits.Allow(*np.array([[1], [4]], np.uint32), np.uint32(0))
+    own = dataclasses.replace(
+      index,
+      permit=permits.Bounds(
+        jax.device_put(permits.summarise(index, words, none)),
+        allow,
+        jnp.bool(True),
+      ),
+    )
+    node = np.concatenate([rng.permutation(8)[: beams - 1], [-1]])
+    score = rng.normal(size=(beams, vocab)).astype(np.float32)
+    score[rng.random(score.shape) < 0.2] = masking.NEGATIVE
+    best, leaf = jax.jit(permits.best_leaves, static_argnums=3)(
+      own, jnp.asarray(node), jnp.asarray(score), 200
+    )
+    want = {}
+    for item, (v, w) in enumerate(tokens, 1):
+      if v in node and words[item, 0] & 1 and not words[item, 0] & 4:
+        value = score[node.tolist().index(v), w]
+        if value > masking.NEGATIVE / 2:
+          want[item] = value
+    found = np.asarray(sid_index.item_of(index, leaf))
+    count = len(want)
+    self.assertEqual(dict(zip(found[:count], best[:count], strict=True)), want)
+    self.assertFalse(found[count:].any())
+    self.assertTrue((np.diff(best) <= 0).all())
 
   def test_empty_index(self):
     index = sid.build_index(np.zeros((0, LEVELS), int), VOCAB, capacity=4)

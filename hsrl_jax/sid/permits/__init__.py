@@ -13,9 +13,9 @@ A search by these (`Bounds`) reads a few words for each token it looks at,
 however many items there are. Of a leaf the answer is exact, so no item comes
 out that is not permitted. Of a prefix above, one rule alone is exact; several
 rules together may let a prefix through below which nothing is permitted, since
-each has other items in mind. So where the next token is the last, the search
-takes WIDER times as many prefixes, looks at the items below each, and goes on
-with the best that have a permitted one.
+each has other items in mind. So where the next token is the last, a search of
+few prefixes takes WIDER times as many, looks at the items below each, and goes
+on with the best that have a permitted one.
 
 `exactly` counts what is permitted below each node, in one pass over all items.
 """
@@ -35,7 +35,9 @@ from hsrl_jax.types import Array
 
 _ALL = np.uint32(2**32 - 1)
 WIDER = 4
+ENOUGH = 256  # Prefixes; a search as wide as that looks at no others.
 _WINDOW = 32  # Items below a prefix that are looked at together.
+_TOGETHER = 24  # Leaves a beam that are looked at together.
 
 
 class Allow(NamedTuple):
@@ -140,10 +142,10 @@ def tokens(index: SidIndex, node: Array, level: int) -> Array:
 def best_prefixes(
   index: SidIndex, node: Array, score: Array, width: int
 ) -> tuple[Array, Array]:
-  """The best prefixes of L - 1 tokens of WIDER times as many.
+  """The best prefixes of L - 1 tokens, of WIDER times as many up to ENOUGH.
 
   Those are the best with a permitted item below, or with more than _WINDOW
-  items, of which one may be.
+  items, of which one may be. A search that takes ENOUGH anyway takes the best.
 
   Args:
     index: with a `permit`.
@@ -156,8 +158,11 @@ def best_prefixes(
     scores, [width].
   """
 
+  many = min(WIDER * width, ENOUGH, score.size)
+  if many <= width:
+    return tuple(jax.lax.top_k(score.reshape(-1), width))
+
   def look(score):
-    many = min(WIDER * width, score.size)
     score, flat = jax.lax.top_k(score, many)
     below = jax.vmap(sid_index.child, in_axes=(None, 0, 0, None))(
       index,
@@ -182,18 +187,18 @@ def best_prefixes(
 
 
 def best_leaves(
-  index: SidIndex, node: Array, score: Array, open_: Array, width: int
+  index: SidIndex, node: Array, score: Array, width: int
 ) -> tuple[Array, Array]:
   """The best permitted leaves below beams of L - 1 tokens.
 
-  Most tokens lead to no item, so leaves are looked at in their order, _WINDOW
-  below each beam at a time, until no beam has more.
+  Most tokens lead to no item, so leaves are looked at in their order, _TOGETHER
+  times as many as there are beams at a time, until no beam has more.
 
   Args:
     index: with a `permit`.
     node: int32 [B], the beams; -1 is no node.
-    score: float32 [B, V], of their next tokens.
-    open_: bool [B, V], which of these may be taken.
+    score: float32 [B, V], of their next tokens; `masking.NEGATIVE` takes one
+      out.
     width: how many are taken.
 
   Returns:
@@ -201,19 +206,25 @@ def best_leaves(
     [width].
   """
   first, count = sid_index.leaves(index, node)
-  beam = jnp.arange(len(node))[:, None]
+  ends = jnp.cumsum(count)
+  shift = first - (ends - count)
+  together = _TOGETHER * len(node)
 
   def look(carry):
-    place, best, leaf = carry
-    places = place + jnp.arange(_WINDOW)[None]
-    number = first[:, None] + places
+    start, best, leaf = carry
+    # Positions in one row of the leaves below all beams, and whose they are.
+    place = start + jnp.arange(together)
+    passed = jnp.zeros(together + 1, jnp.int32)
+    passed = passed.at[jnp.clip(ends - start, 0, together)].add(1)
+    beam = jnp.minimum(jnp.cumsum(passed[:-1]), len(node) - 1)
+    number = place + shift[beam]
     token, there = index.permit.leaf(index, number)
-    there &= (places < count[:, None]) & open_[beam, token]
+    there &= place < ends[-1]
     found = jnp.where(there, score[beam, token], masking.NEGATIVE)
-    both = jnp.concatenate([best, found.reshape(-1)])
+    both = jnp.concatenate([best, found])
     best, kept = jax.lax.top_k(both, width)
-    leaf = jnp.concatenate([leaf, number.reshape(-1)])[kept]
-    return place + _WINDOW, best, leaf
+    leaf = jnp.concatenate([leaf, number])[kept]
+    return start + together, best, leaf
 
   start = (
     jnp.int32(0),
@@ -221,7 +232,7 @@ def best_leaves(
     jnp.full(width, -1, jnp.int32),
   )
   _, best, leaf = jax.lax.while_loop(
-    lambda carry: carry[0] < count.max(), look, start
+    lambda carry: carry[0] < ends[-1], look, start
   )
   return best, jnp.where(best > masking.NEGATIVE / 2, leaf, -1)
 
