@@ -63,8 +63,8 @@ class PlanTest(absltest.TestCase):
     measure = {"mean": -123.4, "ci95": [-124.5, -122.1]}
     row = {
       **{"logging": "uniform", "agent": "sasrec", "slates": 100_000},
-      **{"weight": 0.01, "total_reward": measure, "above_logging": measure},
-      "above_best_constant": measure,
+      **{"weight": 0.01, "total_reward": measure, "in_model": measure},
+      **{"above_logging": measure, "above_best_constant": measure},
     }
     names = ("best_constant", "logging: uniform", "logging: popularity")
     results = {
@@ -109,6 +109,9 @@ class WholeTest(absltest.TestCase):
       np.testing.assert_allclose(
         row["above_logging"]["mean"], reward["mean"] - logging
       )
+      # The estimate is not the truth, but of the same kind.
+      self.assertNotEqual(row["in_model"]["per_seed"], reward["per_seed"])
+      self.assertLen(row["in_model"]["per_seed"], 2)
     # Nothing is simulated in training, and what is finished is kept.
     lines = (root / "uniform/cql_40_0/policy/metrics.jsonl").read_text()
     self.assertNotIn("eval", lines)

@@ -6,11 +6,13 @@ without the simulator, each by the same number of updates. What they learned is
 then worth what it earns in the world, beside the logging policy and the bounds:
 against the number of slates, and, of CQL, against the weight of its
 conservative term. `model` is HSRL that learned on-policy in a model of the
-logs, a click model and boredom that are fitted to their sessions.
+logs, a click model and boredom that are fitted to their sessions. What each
+policy earns in that model is the estimate that the logs alone give, and stands
+beside the truth. (Weights of whole sessions know nothing of slates like these:
+a session is 20 slates of ten out of thousands of items.)
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -57,11 +59,15 @@ class _World(NamedTuple):
 
   Attributes:
     run: with data, SIDs and click model.
-    rows: int32 [E], of the pool of the evaluation's split.
+    env: how its users respond.
+    users: with the pool of the evaluation's split.
+    rows: int32 [E], of that pool.
     user: int [E], who they are.
   """
 
   run: Run
+  env: UserSimulator
+  users: EnvParams
   rows: np.ndarray
   user: np.ndarray
 
@@ -96,7 +102,7 @@ def run(experiment: jobs.Experiment) -> None:
   """
   world = _world(experiment)
   rows = plan(experiment)
-  known = _bounds(experiment, world)
+  earned = _bounds(experiment, world)
   measured = []
   for logging in LOGGING:
     own = [row for row in rows if row.logging == logging]
@@ -104,8 +110,10 @@ def run(experiment: jobs.Experiment) -> None:
     for row in own:
       number = len(measured) + 1
       print(f"job {number} of {len(rows)}: {row.name}", flush=True)
-      rewards = _kept(experiment, row.name, _trained, world, row, drawn)
-      measured.append((row, rewards))
+      known = world, row, logs.first(drawn, row.slates)
+      rewards = _kept(experiment, row.name, _trained, *known)
+      believed = _kept(experiment, f"in_model/{row.name}", _believed, *known)
+      measured.append((row, rewards, believed))
       jax.clear_caches()
   results = {
     "dataset": experiment.base.data.dataset,
@@ -114,9 +122,9 @@ def run(experiment: jobs.Experiment) -> None:
     "iterations": experiment.base.train.iterations,
     "logging_temperature": experiment.config.logging_temperature,
     "bounds": {
-      name: statistics.summarise(x, world.user) for name, x in known.items()
+      name: statistics.summarise(x, world.user) for name, x in earned.items()
     },
-    "rows": [_row(experiment, world, *x, known) for x in measured],
+    "rows": [_row(experiment, world, *x, earned) for x in measured],
   }
   jobs.finish(experiment, results, table(results), figure(results))
 
@@ -166,7 +174,7 @@ def _world(experiment: jobs.Experiment) -> _World:
   c = experiment.base.evaluate
   user = run.dataset.splits[c.split].user_id
   rows = simulate.sample(user, c.episodes, c.seed)
-  return _World(run, rows, user[rows])
+  return _World(run, run.env, run.users(c.split), rows, user[rows])
 
 
 def _drawn(
@@ -213,33 +221,70 @@ def _trained(
   experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
 ) -> list[np.ndarray]:
   """Trains; the total rewards in the world, [S, E]."""
-  run, config = world.run, _config(experiment, row)
-  folder, drawn = experiment.workdir / row.name, logs.first(drawn, row.slates)
-  env, users = run.env, run.users("train")
-  if row.agent == MODEL:
-    env, users = _model(config, folder, run, drawn)
+  env, users = _teacher(experiment, world, row, drawn)
   policy.run(
-    config,
-    folder,
+    _config(experiment, row),
+    experiment.workdir / row.name,
     env,
-    run.catalogue,
+    world.run.catalogue,
     users,
     users,
     world.rows,
     drawn,
     watch.Watch(),
   )
-  params = policy.load(config, folder, env, run.catalogue, users)
-  catalogue = run.catalogue
+  return _earned_by(experiment, world, row, (env, users))
+
+
+def _believed(
+  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
+) -> list[np.ndarray]:
+  """Total rewards in a model of the logs, of the same users, [S, E]."""
+  teacher = _teacher(experiment, world, row, drawn)
+  env, _, users = _model(experiment, world, row, drawn)
+  world = world._replace(env=env, users=users)
+  return _earned_by(experiment, world, row, teacher)
+
+
+def _teacher(
+  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
+) -> tuple[UserSimulator, EnvParams]:
+  """The simulator that a row is trained with; one from logs does not ask it."""
+  if row.agent == MODEL:
+    return _model(experiment, world, row, drawn)[:2]
+  return world.run.env, world.run.users("train")
+
+
+def _earned_by(
+  experiment: jobs.Experiment,
+  world: _World,
+  row: Row,
+  teacher: tuple[UserSimulator, EnvParams],
+) -> list[np.ndarray]:
+  """Total rewards in a world of what `teacher` trained, [S, E]."""
+  config, catalogue = _config(experiment, row), world.run.catalogue
+  folder, (env, users) = experiment.workdir / row.name, teacher
+  params = policy.load(config, folder, env, catalogue, users)
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   act = policy.greedy(agent)
   return [_earned(experiment, world, act, (p, catalogue)) for p in params]
 
 
 def _model(
-  config: Config, folder: pathlib.Path, run: Run, drawn: Sessions
-) -> tuple[UserSimulator, EnvParams]:
-  """A simulator that is fitted to logs alone, and its users."""
+  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
+) -> tuple[UserSimulator, EnvParams, EnvParams]:
+  """A simulator that is fitted to logs alone, its users, and the tested ones.
+
+  Args:
+    experiment: the experiment.
+    world: whose items and users these are.
+    row: whose logs they are; rows of the same logs have the same model.
+    drawn: the logs.
+  """
+  run = world.run
+  of_logs = Row(row.logging, MODEL, row.slates, None)
+  folder = experiment.workdir / of_logs.name
+  config = _config(experiment, of_logs).simulator
   # The last sessions are no other users': what is chosen by them is the epoch.
   sessions = drawn.session.max() + 1
   late = drawn.session >= (1 - _VALIDATION) * sessions
@@ -249,27 +294,27 @@ def _model(
   dataset = run.dataset._replace(
     splits={"train": train, "val": val, "test": val}
   )
-  simulator.run(config.simulator, folder, dataset)
-  response = simulator.load(config.simulator, folder, dataset)
+  simulator.run(config, folder, dataset)
+  response = simulator.load(config, folder, dataset)
   topics = topics_lib.of_categories(run.dataset.items.genres)
-  env = user_simulator.make(
-    config.simulator, run.env.slate_size, len(topics.names)
+  env = user_simulator.make(config, run.env.slate_size, len(topics.names))
+  pools = (
+    user_simulator.pool(response, run.dataset.splits[split], topics)
+    for split in ("train", experiment.base.evaluate.split)
   )
-  users = run.dataset.splits["train"]
-  return env, user_simulator.pool(response, users, topics)
+  return env, *pools
 
 
 def _bounds(
   experiment: jobs.Experiment, world: _World
 ) -> dict[str, list[np.ndarray]]:
   """Total rewards, [1, E], of the bounds and the logging policies."""
-  run = world.run
-  active = run.catalogue.index.active
-  users = run.users(experiment.base.evaluate.split)
-  policies = bounds.bounds(run.env, users, active)
-  act = logs.policy(run.env.slate_size)
+  catalogue = world.run.catalogue
+  active = catalogue.index.active
+  policies = bounds.bounds(world.env, world.users, active)
+  act = logs.policy(world.env.slate_size)
   for logging in LOGGING:
-    weights = _weights(experiment, run.catalogue, logging)
+    weights = _weights(experiment, catalogue, logging)
     policies[f"logging: {logging}"] = act, (weights, active)
   return {
     name: _kept(
@@ -287,13 +332,12 @@ def _earned(
   experiment: jobs.Experiment, world: _World, act: simulate.Act, params: Any
 ) -> np.ndarray:
   """Total rewards of a policy in the world, [E]."""
-  c = experiment.base.evaluate
   sessions = simulate.simulate(
     act,
-    world.run.env,
+    world.env,
     params,
-    world.run.users(c.split),
-    jax.random.key(c.seed),
+    world.users,
+    jax.random.key(experiment.base.evaluate.seed),
     world.rows,
     episodes=len(world.rows),
   )
@@ -316,6 +360,7 @@ def _row(
   world: _World,
   row: Row,
   rewards: np.ndarray,
+  believed: np.ndarray,
   known: Mapping[str, np.ndarray],
 ) -> dict[str, Any]:
   """An entry of `rows` of results.json."""
@@ -331,6 +376,7 @@ def _row(
 
   return row._asdict() | {
     "total_reward": statistics.summarise(rewards, world.user),
+    "in_model": statistics.summarise(believed, world.user),
     "above_logging": above(f"logging: {row.logging}"),
     "above_best_constant": above("best_constant"),
     "seconds": jobs.seconds(experiment).get(row.name, {}).get("policy"),
@@ -350,7 +396,7 @@ def table(results: Mapping[str, Any]) -> str:
   lines = [tables.filled(head), "", *tables.aligned(known)]
   for logging in LOGGING:
     rows = [
-      ("agent", "slates", "w", "reward", "log. +", "[95% CI]", "const. +")
+      ("agent", "slates", "w", "reward", "in model", "log. +", "const. +")
     ]
     for row in results["rows"]:
       if row["logging"] == logging:
@@ -361,7 +407,8 @@ def table(results: Mapping[str, Any]) -> str:
             f"{row['slates']:,}",
             "" if weight is None else f"{weight:g}",
             tables.mean(row["total_reward"]),
-            *_cells(row["above_logging"]),
+            tables.mean(row["in_model"]),
+            tables.interval(row["above_logging"]),
             tables.interval(row["above_best_constant"]),
           )
         )
@@ -369,9 +416,10 @@ def table(results: Mapping[str, Any]) -> str:
     lines += tables.aligned(rows)
   note = (
     "model: HSRL, on-policy in a model of the logs. w: weight of the "
-    "conservative term. log. +: what is earned above the "
-    "logging policy; const. +: above the best constant slates, both paired by "
-    "user and luck."
+    "conservative term. in model: what the same policy earns in a model of its "
+    "logs, all that one knows without the world. log. +, const. +: 95 % "
+    "intervals of what is earned above the logging policy, and above the best "
+    "constant slates, both paired by user and luck."
   )
   return "\n".join([*lines, "", tables.filled(note)])
 
@@ -392,10 +440,13 @@ def figure(results: Mapping[str, Any]) -> Figure:
     for number, agent in enumerate(dict.fromkeys(x["agent"] for x in rows)):
       own = [x for x in rows if x["agent"] == agent]
       sizes = [x for x in own if x["weight"] in (None, usual)]
-      _line(axes[0], sizes, "slates", agent, f"C{number}")
       weights = [x for x in own if x["weight"] is not None]
       weights = [x for x in weights if x["slates"] == most]
-      _line(axes[-1], weights, "weight", agent, f"C{number}")
+      for panel, shown, by in (
+        (axes[0], sizes, "slates"),
+        (axes[-1], weights, "weight"),
+      ):
+        _line(panel, shown, by, agent, f"C{number}")
     labels = ("slates", "weight of the conservative term")
     for panel, label in zip(axes, labels, strict=False):
       plots.style(panel, f"logs: {logging}", label)
@@ -421,19 +472,16 @@ def figure(results: Mapping[str, Any]) -> Figure:
 def _line(
   axes: Axes, rows: list[dict[str, Any]], by: str, agent: str, color: str
 ) -> None:
-  """Rewards with their intervals, by a number of the rows."""
+  """Rewards with their intervals, and in the model, by a number of the rows."""
   rows = sorted(rows, key=lambda x: x[by])
   if not rows:
     return
   mean = np.array([x["total_reward"]["mean"] for x in rows])
   low, high = np.array([x["total_reward"]["ci95"] for x in rows]).T
-  axes.errorbar(
-    [x[by] for x in rows],
-    mean,
-    [mean - low, high - mean],
-    color=color,
-    marker="o",
-    markersize=3.5,
-    capsize=3,
-    label=agent,
-  )
+  places = [x[by] for x in rows]
+  how = {"color": color, "marker": "o", "markersize": 3.5}
+  errors = [mean - low, high - mean]
+  axes.errorbar(places, mean, errors, capsize=3, label=agent, **how)
+  believed = [x["in_model"]["mean"] for x in rows]
+  how |= {"linestyle": ":", "markerfacecolor": "white"}
+  axes.plot(places, believed, label=f"{agent}, in a model of its logs", **how)
