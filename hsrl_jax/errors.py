@@ -1,4 +1,4 @@
-"""The one exception that a user's bad input raises."""
+"""The one exception that a user's bad input raises, and how it is told."""
 
 import contextlib
 from collections.abc import Iterator
@@ -6,6 +6,11 @@ from collections.abc import Iterator
 
 class InputError(Exception):
   """Bad input: one line that names what was found, expected, and what to do."""
+
+
+def line(error: object) -> str:
+  """What the command prints of an error."""
+  return f"error: {' '.join(str(error).split())}"
 
 
 @contextlib.contextmanager

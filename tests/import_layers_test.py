@@ -42,6 +42,7 @@ LAYERS = (
   ("api", "environments"),
   ("experiments",),
   ("flags",),  # Only what starts a run may see flags.
+  ("command",),
   ("launch",),
 )
 # Modules of `agents` that are no agent.
@@ -65,7 +66,7 @@ ONLY = {
 ROOM_FILES, ROOM_LINES, FILE_LINES, FUNCTION_LINES = 12, 2100, 500, 80
 # Groups that may name agents, and flags of the command, in their strings.
 NAMES_AGENTS = {"agents", "experiments"}
-NAMES_FLAGS = {"launch", "flags", "stages"}
+NAMES_FLAGS = {"launch", "command", "flags", "stages"}
 # Rules that are broken, each as `broken_rules` says it, with the reason.
 _ADVICE = "its errors say which command to run"
 EXCEPTIONS = {

@@ -17,9 +17,9 @@ import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import command, settings
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax import launch, settings
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
 from tests.command import ROOT, SMALL, environment, quick
@@ -91,6 +91,26 @@ class FlagsTest(parameterized.TestCase):
     self.assertIn("python -m hsrl_jax.launch", ran.stdout)
     self.assertLess(len(ran.stdout.splitlines()), 60)
 
+  def test_help_waits_for_nothing_heavy(self):
+    """A flag that is wrong is told before what trains is imported."""
+    heavy = ("scipy.stats", "sklearn", "matplotlib", "orbax.checkpoint")
+    program = f"""
+import sys
+from hsrl_jax import launch
+print([x for x in {heavy} if x in sys.modules])
+launch.run_command(["hsrl", "--itrations=3"])
+"""
+    ran = subprocess.run(
+      [sys.executable, "-c", program],
+      cwd=ROOT,
+      env=environment(),
+      capture_output=True,
+      text=True,
+    )
+    self.assertEqual(ran.returncode, 2, ran.stderr)
+    self.assertEqual(ran.stdout, "[]\n")
+    self.assertStartsWith(ran.stderr, "error: Unknown command line flag")
+
 
 class NumbersTest(parameterized.TestCase):
   """Every flag with values at which programs break; nothing is run."""
@@ -108,10 +128,10 @@ class NumbersTest(parameterized.TestCase):
 
     with (
       tempfile.TemporaryDirectory() as folder,
-      mock.patch.object(launch, "_run", build),
-      mock.patch.object(launch, "_run_stages", build),
-      mock.patch.object(launch, "_use_cores"),
-      mock.patch.object(launch.processes, "start"),
+      mock.patch.object(command, "_run", build),
+      mock.patch.object(command, "_run_stages", build),
+      mock.patch.object(command, "_use_cores"),
+      mock.patch.object(command.processes, "start"),
     ):
       status, _, err = _in_process(f"--workdir={folder}/run", *arguments)
     if status:

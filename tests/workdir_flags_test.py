@@ -8,8 +8,9 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import launch
+from hsrl_jax import command
 from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import registry
 from tests.command import run
 
 TOY = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
@@ -36,7 +37,7 @@ class WorkdirFlagsTest(parameterized.TestCase):
     self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
     self.stages = Stages()
-    self.enter_context(mock.patch.object(launch, "_run_claimed", self.stages))
+    self.enter_context(mock.patch.object(command, "_run_claimed", self.stages))
 
   def _run(self, *arguments, workdir=None):
     status, _, err = run(f"--workdir={workdir or self.workdir}", *arguments)
@@ -160,7 +161,7 @@ class WorkdirFlagsTest(parameterized.TestCase):
       Stages(".done/data")(mode, run, workdir)
       raise InputError("too few; expected more")
 
-    with mock.patch.object(launch, "_run_claimed", data_alone):
+    with mock.patch.object(command, "_run_claimed", data_alone):
       self._refused("too few", f"--workdir={self.workdir}", *TOY)
     self.assertEqual(self._run()[2].data.dataset, "toy")
 
@@ -181,7 +182,7 @@ class OtherModesTest(parameterized.TestCase):
 
     names = ("ablation", "benchmark", "results")
     fakes = dict.fromkeys(names, experiment)
-    self.enter_context(mock.patch.dict(launch.EXPERIMENTS, fakes))
+    self.enter_context(mock.patch.dict(registry.RUN, fakes))
 
   def _ok(self, *arguments):
     status, _, err = run(self.own, *arguments)
@@ -224,7 +225,7 @@ class OtherModesTest(parameterized.TestCase):
     self.assertNotIn("--beams", text)
 
   def test_an_experiment_in_the_workdir_of_a_run(self):
-    with mock.patch.object(launch, "_run_claimed", Stages()):
+    with mock.patch.object(command, "_run_claimed", Stages()):
       self._ok(*TOY)
     kept = f"--flagfile={self.workdir}/flags.txt"
     self._refused("belongs to a single run; expected", "--mode=ablation")

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.ranking import Rankings, counts
@@ -72,15 +72,17 @@ def within_slates(
 def _of_slates(scores, liked) -> dict[str, np.ndarray]:
   count = scores.shape[1]
   positive = liked.sum(1)
-  rank = stats.rankdata(scores, axis=1)  # Ascending; ties share their mean.
+  rank = scipy.stats.rankdata(
+    scores, axis=1
+  )  # Ascending; ties share their mean.
   with np.errstate(invalid="ignore", divide="ignore"):
     auc = ((rank * liked).sum(1) - positive * (positive + 1) / 2) / (
       positive * (count - positive)
     )
   # Ties: the mean discount of the places that they share.
   total = np.concatenate([[0.0], np.cumsum(_discount(count))])
-  better = count - stats.rankdata(scores, "max", axis=1).astype(int)
-  upto = count + 1 - stats.rankdata(scores, "min", axis=1).astype(int)
+  better = count - scipy.stats.rankdata(scores, "max", axis=1).astype(int)
+  upto = count + 1 - scipy.stats.rankdata(scores, "min", axis=1).astype(int)
   gain = (total[upto] - total[better]) / (upto - better)
   first = (better == 0) / upto
   defined = (positive > 0) & (count > 1)
@@ -190,14 +192,14 @@ def mean(rows: Sequence[Rows]) -> dict | None:
 
 def _interval(error, users: int, per_seed, value: float) -> list[float]:
   seeds = len(per_seed)
-  of_seeds = float(stats.sem(per_seed)) if seeds > 1 else 0.0
+  of_seeds = float(scipy.stats.sem(per_seed)) if seeds > 1 else 0.0
   variance = error**2 + of_seeds**2
   if variance == 0:
     return [value, value]
   freedom = variance**2 / (
     error**4 / max(users - 1, 1) + of_seeds**4 / max(seeds - 1, 1)
   )
-  half = float(stats.t.ppf(0.975, freedom)) * variance**0.5
+  half = float(scipy.stats.t.ppf(0.975, freedom)) * variance**0.5
   return [value - half, value + half]
 
 

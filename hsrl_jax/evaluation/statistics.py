@@ -8,7 +8,7 @@ unit on it (the delta method): the ratio moves by the mean of them.
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 
 def summarise(
@@ -104,7 +104,7 @@ def standard_error(influence: np.ndarray) -> float:
 
 def interval(value: float, error: float, units: int) -> list[float]:
   """Student's 95 % confidence interval, [low, high]."""
-  half = error * float(stats.t.ppf(0.975, max(units - 1, 1)))
+  half = error * float(scipy.stats.t.ppf(0.975, max(units - 1, 1)))
   return [value - half, value + half]
 
 
@@ -121,7 +121,7 @@ def skewed_interval(value: float, influence: np.ndarray) -> list[float]:
   # Skewness of the estimate, which shrinks with the number of units.
   centred = influence - influence.mean()
   skew = (centred**3).mean() / (centred**2).mean() ** 1.5 / units**0.5
-  quantile = float(stats.t.ppf(0.975, units - 1))
+  quantile = float(scipy.stats.t.ppf(0.975, units - 1))
 
   def restored(t: float) -> float:
     if abs(skew) < 1e-6:
@@ -135,7 +135,7 @@ def p_value(value: float, error: float, units: int) -> float:
   """Two-sided, of the hypothesis that the true value is 0 (Student's t)."""
   if error == 0:
     return float(value == 0)
-  return float(2 * stats.t.sf(abs(value) / error, max(units - 1, 1)))
+  return float(2 * scipy.stats.t.sf(abs(value) / error, max(units - 1, 1)))
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
@@ -176,7 +176,7 @@ def sample_size(
   """
   if difference == 0:
     return None
-  z = stats.norm.ppf(1 - level / 2) + stats.norm.ppf(power)
+  z = scipy.stats.norm.ppf(1 - level / 2) + scipy.stats.norm.ppf(power)
   return max(2, int(np.ceil(z**2 * sum(variances) / difference**2)))
 
 
@@ -219,10 +219,10 @@ def difference(
     means.append(((users @ x.T) * drawn).sum(1))
   mean, drawn = float(a.mean() - b.mean()), means[0] - means[1]
   wide, units = error(a, b)
-  spread, quantile = drawn.std(), stats.norm.ppf(0.975)
+  spread, quantile = drawn.std(), scipy.stats.norm.ppf(0.975)
   scale = 0.0
   if spread > 0:
-    scale = wide / spread * float(stats.t.ppf(0.975, units)) / quantile
+    scale = wide / spread * float(scipy.stats.t.ppf(0.975, units)) / quantile
   ends = np.percentile(drawn - drawn.mean(), [2.5, 97.5])
   low, high = mean + scale * ends
   return {"mean": mean, "ci95": [float(low), float(high)]}

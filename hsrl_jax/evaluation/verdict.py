@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from hsrl_jax.evaluation import ranking
 from hsrl_jax.types import Sessions
@@ -128,7 +128,9 @@ def measure(
     mean = float(aucs.mean())
     half = 0.0
     if len(aucs) > 1:
-      half = float(stats.sem(aucs) * stats.t.ppf(0.975, len(aucs) - 1))
+      half = float(
+        scipy.stats.sem(aucs) * scipy.stats.t.ppf(0.975, len(aucs) - 1)
+      )
     measured |= {
       "auc_within_users": mean,
       "auc_within_users_ci95": [mean - half, mean + half],
@@ -156,7 +158,7 @@ def _auc(score: np.ndarray, liked: np.ndarray) -> float:
   negative = len(liked) - positive
   if not positive or not negative:
     return float("nan")
-  ranks = stats.rankdata(score)[liked].sum()
+  ranks = scipy.stats.rankdata(score)[liked].sum()
   return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
 
 

@@ -1,44 +1,16 @@
-"""Comparisons of many runs, and the registry of their names."""
+"""Comparisons of many runs; `registry` has what runs each."""
 
-from collections.abc import Callable, Collection
-
-from hsrl_jax.config import ExperimentConfig
-from hsrl_jax.experiments import (
-  ab,
-  compare,
-  document,
-  entrants,
-  tuning,
-  worlds,
+# By the names that --mode gives them.
+EXPERIMENTS = (
+  "benchmark",
+  "ablation",
+  "world",
+  "tune",
+  "changing_catalogue",
+  "catalogue_size",
+  "ab",
+  "off_policy",
+  "conservatism",
+  "closed_loop",
+  "results",
 )
-from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
-from hsrl_jax.experiments.logs import conservatism, off_policy
-from hsrl_jax.experiments.loop import closed_loop
-
-# The name of --mode to the function that runs the experiment.
-EXPERIMENTS = {
-  "benchmark": compare.benchmark,
-  "ablation": compare.ablation,
-  "world": worlds.run,
-  "tune": tuning.run,
-  "changing_catalogue": changing_catalogue.run,
-  "catalogue_size": catalogue_size.run,
-  "ab": ab.run,
-  "off_policy": off_policy.run,
-  "conservatism": conservatism.run,
-  "closed_loop": closed_loop.run,
-  "results": document.run,
-}
-
-# The agents that an experiment trains, where they are others than --agent.
-COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
-  "benchmark": compare.compared,
-  "ablation": lambda _: entrants.agents(entrants.VARIANTS.values()),
-  "world": worlds.compared,
-  "tune": tuning.compared,
-  "changing_catalogue": lambda _: entrants.agents(entrants.POLICIES.values()),
-  "catalogue_size": lambda _: entrants.agents(entrants.POLICIES.values()),
-  "ab": ab.compared,
-  "conservatism": conservatism.compared,
-  "closed_loop": closed_loop.compared,
-}

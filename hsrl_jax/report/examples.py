@@ -7,7 +7,7 @@ runs that have no such lists. Both return what is written to examples.json.
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from hsrl_jax.data.source import Items
 from hsrl_jax.evaluation.simulated.simulate import Sessions as Simulated
@@ -52,7 +52,7 @@ def of_lists(
   users, first = np.unique(logs.user_id, return_index=True)
   lists = top[first, :_LIST]
   everybody = np.bincount(lists[lists > 0], minlength=len(likes)) / len(users)
-  popularity = stats.rankdata(-likes[1:], "min")
+  popularity = scipy.stats.rankdata(-likes[1:], "min")
   directions = items.features / np.maximum(
     np.linalg.norm(items.features, axis=1, keepdims=True), 1e-12
   )

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from scipy.optimize import linear_sum_assignment
+import scipy
 
 from hsrl_jax.sid import quantizer
 
@@ -271,7 +271,7 @@ def _assign_parents(
     cost = table[start - begin : end - begin]
     if last[i] > first[i]:
       cost[:, free.taken[first[i] : last[i]] % vocab_size] = np.inf
-    chosen[start:end] = linear_sum_assignment(cost)[1]
+    chosen[start:end] = scipy.optimize.linear_sum_assignment(cost)[1]
   tokens[rows, -1] = chosen
 
 

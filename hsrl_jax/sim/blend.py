@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import optimize, special
+import scipy
 
 from hsrl_jax.types import Array, Sessions
 
@@ -118,15 +118,15 @@ def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Table:
     offset: float [S, K], what else is known of the showing's logit.
   """
   rate = float(np.clip(liked.mean(), _LEAST, 1 - _LEAST))
-  level = special.logit(rate)
+  level = scipy.special.logit(rate)
   if offset.any():  # So that as much is expected as was liked.
     wide = 1.0 + np.abs(offset).max()
-    level = optimize.brentq(
-      lambda x: special.expit(x + offset).mean() - rate,
+    level = scipy.optimize.brentq(
+      lambda x: scipy.special.expit(x + offset).mean() - rate,
       level - wide,
       level + wide,
     )
-  expected = special.expit(level + offset)
+  expected = scipy.special.expit(level + offset)
   keys, group, shown = np.unique(
     key.ravel(), return_inverse=True, return_counts=True
   )
@@ -134,7 +134,7 @@ def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Table:
   def smoothed(likes):
     total = np.bincount(group, likes.ravel())
     share = (total + _SMOOTHING * rate) / (shown + _SMOOTHING)
-    return special.logit(share.clip(_LEAST, 1 - _LEAST))
+    return scipy.special.logit(share.clip(_LEAST, 1 - _LEAST))
 
   return Table(keys, smoothed(liked) - smoothed(expected))
 
@@ -213,8 +213,8 @@ def fit(
     z = x @ weights + offset.ravel()
     away = weights - start
     value = (np.logaddexp(0, z) - liked * z).sum() + _RIDGE * away @ away / 2
-    return value, x.T @ (special.expit(z) - liked) + _RIDGE * away
+    return value, x.T @ (scipy.special.expit(z) - liked) + _RIDGE * away
 
   bounds = [(0, None)] * (len(TERMS) - 1) + [(None, None)]
-  found = optimize.minimize(loss, start, jac=True, bounds=bounds)
+  found = scipy.optimize.minimize(loss, start, jac=True, bounds=bounds)
   return blend._replace(weights=jnp.asarray(found.x, jnp.float32))

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from hsrl_jax import files
 from hsrl_jax.config import SimulatorConfig
@@ -130,7 +130,7 @@ def predicted(
   sessions, (rows, at) = _sessions(topics, logs, probability)
   logits = fitting.predicted(FittedBoredom(len(topics.names)), fitted, sessions)
   changed = np.empty(probability.shape)
-  changed[rows] = special.expit(np.asarray(logits, np.float64)[at])
+  changed[rows] = scipy.special.expit(np.asarray(logits, np.float64)[at])
   return changed
 
 
@@ -143,7 +143,7 @@ def _sessions(
   sessions, at = fitting.side_by_side(
     place,
     topics.of_items[logs.exposed[rows]],
-    special.logit(p)[rows],
+    scipy.special.logit(p)[rows],
     logs.response[rows],
   )
   return sessions, (rows, at)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import special
+import scipy
 
 from hsrl_jax import files
 from hsrl_jax.config import Config, SimulatorConfig
@@ -157,7 +157,7 @@ def _blended(
   )
   drawn = np.zeros(val.exposed.shape) if offset is None else offset[val.exposed]
   members = np.asarray(fit.predict(network, val), np.float64)
-  logits = special.logit(np.clip(members, _LEAST, 1 - _LEAST)) - drawn
+  logits = scipy.special.logit(np.clip(members, _LEAST, 1 - _LEAST)) - drawn
   known = drawn
   if positions is not None and val.position is not None:
     known = known + positions(val.position)
@@ -236,7 +236,7 @@ def _predictor(
     if offset is None:
       return p
     p = np.clip(p.astype(np.float64), _LEAST, 1 - _LEAST)
-    return special.expit(special.logit(p) + offset[logs.exposed])
+    return scipy.special.expit(scipy.special.logit(p) + offset[logs.exposed])
 
   return predict
 

@@ -1,0 +1,363 @@
+"""Runs what the flags say: stages, an experiment, a change of a catalogue."""
+
+import contextlib
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Collection
+
+import jax
+import numpy as np
+from absl import flags, logging
+
+from hsrl_jax import agents, errors
+from hsrl_jax import config as config_lib
+from hsrl_jax import flags as flags_lib
+from hsrl_jax.config import STAGES
+from hsrl_jax.data import embeddings, sids
+from hsrl_jax.engine import processes
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import EXPERIMENTS, jobs, registry, sweep
+from hsrl_jax.host import stop
+from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.report import run_page, sid_page
+from hsrl_jax.serving import versions
+from hsrl_jax.sid import store
+from hsrl_jax.stages import collect, export, quantize
+from hsrl_jax.stages import run as run_lib
+
+_FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
+_OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
+
+
+def main(argv: list[str], command: str) -> None:
+  """Runs what --mode names.
+
+  Args:
+    argv: the command's name and what is left of its arguments.
+    command: all of it, for the record.
+  """
+  if len(argv) > 1:
+    raise InputError(
+      f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
+    )
+  if flags_lib.MODE.value == "rollback":
+    _roll_back()
+    return
+  if not flags_lib.WORKDIR.value:
+    raise InputError("--workdir is missing; expected a folder to write to")
+  workdir = pathlib.Path(flags_lib.WORKDIR.value)
+  mode = _adopt_flags(workdir)
+  _check_inputs(mode)
+  config = flags_lib.config_from_flags(_compared(mode))
+  # A bad flag is told before anything runs, whatever the mode reads.
+  flags_lib.export_from_flags()
+  flags_lib.experiment_from_flags()
+  if _joins_others(mode):
+    # Only process 0 prints, and keeps other runs out.
+    with contextlib.ExitStack() as inside:
+      if processes.is_first():
+        inside.enter_context(workdir_lib.locked(workdir))
+      else:
+        logging.set_verbosity(logging.ERROR)
+        nowhere = inside.enter_context(open(os.devnull, "w"))
+        inside.enter_context(contextlib.redirect_stdout(nowhere))
+      _run_stages(mode, config, workdir)
+    return
+  _use_cores(len(config.train.seeds))
+  with workdir_lib.locked(workdir):
+    _run(mode, config, workdir, command)
+
+
+def _run(
+  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
+) -> None:
+  """Runs it in this process alone."""
+  workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
+  if mode in ("add_items", "remove_items"):
+    _change_items(mode, workdir)
+  elif mode == "collect":
+    collect.run(
+      flags_lib.FROM.value,
+      workdir,
+      flags_lib.export_from_flags().dir,
+      flags_lib.COLLECT_AFTER.value,
+    )
+  elif mode in EXPERIMENTS:
+    _run_experiment(mode, config, workdir, command)
+  elif flags_lib.SWEEP.value:
+    _sweep(config, workdir)
+  elif flags_lib.EMBEDDINGS.value:
+    with workdir_lib.unclaimed_on_error(workdir):
+      _quantize_embeddings(config, workdir)
+  else:
+    _run_stages(mode, config, workdir)
+
+
+def _roll_back() -> None:
+  """Serves the version before; a run of the workdir is not disturbed.
+
+  Raises:
+    InputError: there is none, or no folder is named.
+  """
+  folder, workdir = flags_lib.export_from_flags().dir, flags_lib.WORKDIR.value
+  if folder is None and workdir is None:
+    raise InputError(
+      "--mode=rollback needs --workdir or --export_dir; expected the folder of "
+      "a run, or of its exports"
+    )
+  root = pathlib.Path(folder or os.path.join(workdir, export.FOLDER))
+  print(f"export: {root} serves version {versions.rollback(root)}")
+
+
+def _adopt_flags(workdir: pathlib.Path) -> str:
+  """The mode, once the flags that nobody gave are those the workdir kept."""
+  kept, mode = workdir_lib.kept_flags(workdir), flags_lib.MODE.value
+  experiment = kept.get("mode")
+  if experiment and not flags_lib.MODE.present:
+    mode = experiment
+  if kept and (experiment is None) == (mode in EXPERIMENTS):
+    whose = "an experiment" if experiment else "a single run"
+    raise InputError(
+      f"{workdir} belongs to {whose}; expected another --workdir for "
+      f"--mode={mode}, which may have the same flags: "
+      f"--flagfile={workdir / workdir_lib.FLAGS} --workdir=..."
+    )
+  if "embeddings" in kept and mode not in _OF_EMBEDDINGS:
+    raise InputError(
+      f"{workdir} has SIDs of --embeddings and no run; expected another "
+      f"--workdir for --mode={mode}, or one of {', '.join(_OF_EMBEDDINGS)}"
+    )
+  if mode != "quantize":
+    kept.pop("embeddings", None)
+  if mode != experiment:
+    kept = {k: x for k, x in kept.items() if not k.startswith("experiment_")}
+  if mode != "results":
+    flags_lib.adopt(kept, str(workdir / workdir_lib.FLAGS))
+  return mode
+
+
+def _compared(mode: str) -> Collection[str] | None:
+  """The agents that an experiment trains; None: --agent, if any is trained."""
+  if mode not in registry.COMPARED:
+    return None
+  return registry.COMPARED[mode](flags_lib.experiment_from_flags())
+
+
+def _run_experiment(
+  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
+) -> None:
+  """Runs an experiment, whose workdir keeps its flags too."""
+  settings = {x: flags_lib.settings_from_flags(x) for x in agents.AGENTS}
+  compare = flags_lib.experiment_from_flags()
+  kept = flags_lib.resolved(mode, _compared(mode) or ())
+  with workdir_lib.unclaimed_on_error(workdir):
+    if mode != "results":  # It reads the folders of others.
+      workdir_lib.claim(workdir, kept, flags_lib.given(mode))
+    registry.RUN[mode](
+      jobs.Experiment(mode, config, compare, workdir, command, settings)
+    )
+
+
+def _joins_others(mode: str) -> bool:
+  """Starts this process as one of many, if flags say so."""
+  names = [flags_lib.COORDINATOR, flags_lib.PROCESSES, flags_lib.PROCESS]
+  given = [flag.value for flag in names]
+  if not flags_lib.DISTRIBUTED.value and given == [None] * 3:
+    return False
+  own = flags_lib.EMBEDDINGS.value or flags_lib.SWEEP.value
+  if own or mode not in ("all", *STAGES):
+    raise InputError(
+      f"--mode={mode} with many processes; expected a single one: only the "
+      "stages of a dataset know what to do with more"
+    )
+  if flags.FLAGS.task == "next_item":
+    raise InputError(
+      "--task=next_item with many processes; expected a single one"
+    )
+  try:
+    processes.start(*given)
+  except InputError as error:
+    raise InputError(
+      f"{error}; see --distributed, --coordinator, --processes and --process"
+    ) from error
+  return True
+
+
+def _use_cores(seeds: int) -> None:
+  """On a CPU, lets seeds train beside one another: a device for each core."""
+  cores = len(os.sched_getaffinity(0))
+  if min(seeds, cores) > 1 and "XLA_FLAGS" not in os.environ:
+    jax.config.update("jax_num_cpu_devices", min(seeds, cores))
+
+
+def _check_inputs(mode: str) -> None:
+  """Raises InputError where a flag does not go with the mode."""
+  for flag, modes, needed in (
+    (flags_lib.EMBEDDINGS, ("quantize", "add_items"), ("add_items",)),
+    (flags_lib.ITEM_IDS, ("remove_items",), ("remove_items",)),
+    (flags_lib.SWEEP, ("quantize",), ()),
+    (flags_lib.FROM, ("collect",), ("collect",)),
+    (flags_lib.COLLECT_AFTER, ("collect",), ()),
+  ):
+    is_given = flag.present and flag.value not in (None, "", [])  # 0 is.
+    if is_given and mode not in modes:
+      raise InputError(
+        f"--{flag.name} with --mode={mode}; expected "
+        f"{' or '.join(f'--mode={x}' for x in modes)}"
+      )
+    if not flag.value and mode in needed:
+      raise InputError(f"--mode={mode} needs --{flag.name}; expected a path")
+  if flags.FLAGS.task == "next_item" and mode in EXPERIMENTS:
+    raise InputError(
+      f"--task=next_item with --mode={mode}; expected --task=rl: experiments "
+      "train in the simulator"
+    )
+  fits = "--sweep" if flags_lib.SWEEP.value else f"--mode={mode}"
+  if flags.FLAGS.sids and fits in _FIT_SIDS:
+    raise InputError(
+      f"--sids with {fits}, which fits SIDs of its own; expected one of them"
+    )
+  if flags.FLAGS.continue_from and mode in EXPERIMENTS:
+    raise InputError(
+      f"--continue_from with --mode={mode}; expected a single run"
+    )
+
+
+def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
+  run = run_lib.Run(config, workdir)
+  with workdir_lib.unclaimed_on_error(workdir):
+    run.claim(flags_lib.resolved(), flags_lib.given(mode), flags_lib.of_data())
+    _run_claimed(mode, run, workdir)
+
+
+def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
+  if mode == "export":
+    run.export(flags_lib.export_from_flags())
+    return
+  ran = run.complete(STAGES if mode == "all" else [mode])
+  if not ran:
+    what = "all stages" if mode == "all" else f"stage {mode}"
+    print(f"{what} of this configuration found in {workdir}; nothing to do")
+  if mode in ("all", "evaluate", "report") and processes.is_first():
+    print(run_page.table(run.results()))
+    print(f"results: {workdir / 'results.json'}")
+    page = workdir / "report" / "report.html"
+    print(f"report:  {page if page.exists() else 'run --mode=report'}")
+  if ran and processes.is_first():
+    print("\n".join(run.summarise()))
+
+
+def _quantize_embeddings(config: config_lib.Config, workdir) -> None:
+  """Stage quantize of a file, which needs no dataset."""
+  path = pathlib.Path(flags_lib.EMBEDDINGS.value)
+  source = quantize.source_of(path)
+  sizes, file = config.quantizer, None
+  if config.data.sids is not None:
+    file = sids.taken_file(config.data.sids, workdir)
+    sizes = sids.sized(sizes, file)
+  given = flags_lib.given("quantize")
+  kept = run_lib.with_sizes(flags_lib.resolved(), given, sizes)
+  workdir_lib.claim(workdir, kept, given, flags_lib.of_data())
+  if (workdir / store.FOLDER).exists():  # Complete, since it is replaced.
+    facts = store.read(workdir).facts
+    if file and facts.get("brought", {}).get("sha256") != file.digest:
+      raise InputError(
+        f"{file.path} has changed since {workdir} took its SIDs; expected the "
+        "same content: use a new --workdir"
+      )
+    if facts["source"]["digest"] != source.digest:
+      raise InputError(
+        f"{path} has changed since its SIDs in {workdir} were made; expected "
+        "the same content: use a new --workdir, or --mode=add_items for new "
+        "items"
+      )
+    print(f"the SIDs of {path.name} found in {workdir}; nothing to do")
+    return
+  start = time.monotonic()
+  print("quantize ...", flush=True)
+  items, brought = embeddings.read(path), None
+  if file is not None:
+    ids = items.item_ids
+    ids = np.arange(1, items.rows.shape[0] + 1) if ids is None else ids
+    brought = sids.of_items(file, ids)
+  run_lib.quantize_catalogue(sizes, workdir, items, source, None, brought)
+  print(f"quantize done in {time.monotonic() - start:.1f} s", flush=True)
+
+
+def _change_items(mode: str, workdir: pathlib.Path) -> None:
+  """Adds items to SIDs made of embeddings, or removes them."""
+  workdir_lib.agree(workdir, flags_lib.resolved(), flags_lib.given(mode))
+  if "embeddings" not in workdir_lib.kept_flags(workdir):
+    raise InputError(
+      f"--mode={mode}: {workdir} has no SIDs of --embeddings; expected the "
+      "workdir of --mode=quantize --embeddings=..."
+    )
+  if mode == "add_items":
+    path = pathlib.Path(flags_lib.EMBEDDINGS.value)
+    new = embeddings.read(path)
+    facts = quantize.add_items(workdir, new, str(path))
+    print(f"  {new.rows.shape[0]:,} items added; {facts['items']:,} now")
+  else:
+    path = pathlib.Path(flags_lib.ITEM_IDS.value)
+    ids = embeddings.read_ids(path)
+    facts = quantize.remove_items(workdir, ids, str(path))
+    print(f"  {len(ids):,} items removed; {facts['items']:,} now")
+  if facts["drift"]:
+    print(f"  {sid_page.drift_line(facts)}")
+  run_lib.show_sids(workdir)
+
+
+def _sweep(config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Compares sizes; leaves no SIDs and claims no workdir."""
+  sizes = flags_lib.sweep_sizes()
+  if flags_lib.EMBEDDINGS.value:
+    path = pathlib.Path(flags_lib.EMBEDDINGS.value)
+    items, name = embeddings.read(path), path.name
+  else:
+    run = run_lib.Run(config, workdir)
+    name = run.name
+    run.require("data")
+    items = quantize.of_dataset(run.dataset.items)
+  results = sweep.run(config.quantizer, workdir, items, name, sizes)
+  print(sweep.table(results))
+  print(f"sizes:   {workdir / 'sweep.html'}")
+
+
+def _not_of_orbax(record) -> bool:
+  return "orbax" not in record.pathname
+
+
+def run(argv: list[str], arguments: list[str]) -> None:
+  """Runs what the flags say; errors are one line, and a status.
+
+  Args:
+    argv: the command's name and what its flags left over.
+    arguments: all of them, for the record.
+  """
+  logging.set_verbosity(logging.WARNING)
+  # Orbax logs what it raises, too: pages of it.
+  logging.get_absl_logger().addFilter(_not_of_orbax)
+  try:
+    with stop.on_sigterm():
+      main(argv, jobs.command_line(arguments))
+  except InputError as error:
+    _fail(error)
+  except FloatingPointError as error:
+    _fail(error, status=1)
+  except jax.errors.JaxRuntimeError as error:
+    processes.end_if_lost(error)
+    raise
+  except OSError as error:  # Such as a full disk; what is written is whole.
+    where = f"{error.filename}: " if error.filename else ""
+    _fail(f"{where}{error.strerror or error}", status=1)
+  except (stop.Terminated, KeyboardInterrupt) as signal:
+    print(f"\n{stop.LINE}", file=sys.stderr)
+    sys.exit(130 if isinstance(signal, KeyboardInterrupt) else 0)
+
+
+def _fail(error, status: int = 2) -> None:
+  print(errors.line(error), file=sys.stderr)
+  processes.leave(status)
+  sys.exit(status)
