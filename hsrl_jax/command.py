@@ -31,7 +31,7 @@ _FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
 _OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
 
 
-def main(argv: list[str], command: str) -> None:
+def _main(argv: list[str], command: str) -> None:
   """Runs what --mode names.
 
   Args:
@@ -341,7 +341,7 @@ def run(argv: list[str], arguments: list[str]) -> None:
   logging.get_absl_logger().addFilter(_not_of_orbax)
   try:
     with stop.on_sigterm():
-      main(argv, jobs.command_line(arguments))
+      _main(argv, jobs.command_line(arguments))
   except InputError as error:
     _fail(error)
   except FloatingPointError as error:
