@@ -1,7 +1,6 @@
 """Boredom that is fitted to the sessions of the logs; of stage `simulator`."""
 
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -65,11 +64,11 @@ def fit(
     probability: float [S, K] of `train` and `val`, by the click model.
   """
   topics = topics_lib.of_categories(dataset.items.genres)
-  sessions = {
-    name: _sessions(topics, dataset.splits[name], p)[0]
+  slates = {
+    name: _slates(topics, dataset.splits[name], p)[0]
     for name, p in probability.items()
   }
-  updates = fitting.updates(sessions["train"])
+  updates = fitting.updates(slates["train"])
   epochs = max(_EPOCHS, -(-_UPDATES // updates))
   with watch.bar(epochs, "boredom", "epoch") as bar:
 
@@ -80,8 +79,8 @@ def fit(
 
     fitted = fitting.fit(
       FittedBoredom(len(topics.names)),
-      sessions["train"],
-      sessions["val"],
+      slates["train"],
+      slates["val"],
       epochs=epochs,
       seed=config.seed,
       tell=tell,
@@ -127,23 +126,23 @@ def predicted(
     probability: of their items, by the click model.
   """
   topics = topics_lib.of_categories(dataset.items.genres)
-  sessions, (rows, at) = _sessions(topics, logs, probability)
-  logits = fitting.predicted(FittedBoredom(len(topics.names)), fitted, sessions)
+  slates, rows = _slates(topics, logs, probability)
+  logits = fitting.predicted(FittedBoredom(len(topics.names)), fitted, slates)
   changed = np.empty(probability.shape)
-  changed[rows] = scipy.special.expit(np.asarray(logits, np.float64)[at])
+  changed[rows] = scipy.special.expit(np.asarray(logits, np.float64))
   return changed
 
 
-def _sessions(
+def _slates(
   topics: topics_lib.Topics, logs: Sessions, probability: np.ndarray
-) -> tuple[fitting.Sessions, tuple[np.ndarray, Any]]:
-  """Sessions side by side; the rows of the logs, and where each is in them."""
+) -> tuple[fitting.Slates, np.ndarray]:
+  """Slates in the order of sessions and steps, and their rows in the logs."""
   rows, _, place = transitions.order(logs)
   p = np.clip(probability.astype(np.float64), _LEAST, 1 - _LEAST)
-  sessions, at = fitting.side_by_side(
-    place,
-    topics.of_items[logs.exposed[rows]],
-    scipy.special.logit(p)[rows],
-    logs.response[rows],
+  slates = fitting.Slates(
+    topics=topics.of_items[logs.exposed[rows]].astype(np.int32),
+    logits=scipy.special.logit(p)[rows].astype(np.float32),
+    response=logs.response[rows].astype(np.float32),
+    place=place.astype(np.int32),
   )
-  return sessions, (rows, at)
+  return slates, rows

@@ -73,7 +73,45 @@ class FittedBoredom:
     self, fitted: Params, state: LatelyState, topics: Array, logits: Array
   ) -> Array:
     """Logits of a user in a state, of the click model's, [M] -> [M]."""
-    counts = (state.shown, state.liked, self._newest(state))
+    return self._by_counts(
+      fitted, (state.shown, state.liked, self._newest(state)), topics, logits
+    )
+
+  def logits_after(
+    self,
+    fitted: Params,
+    before: tuple[Array, Array, Array],
+    topics: Array,
+    logits: Array,
+  ) -> Array:
+    """`logits` in the state after some slates, without the steps between.
+
+    Args:
+      fitted: see `init`.
+      before: the last STEPS slates, the newest first: topics int32 [STEPS, K],
+        responses float32 [STEPS, K], and whether there was one, bool [STEPS].
+      topics: int32 [M].
+      logits: float32 [M].
+    """
+    shown_topics, response, there = before
+    of_topics = jax.nn.one_hot(shown_topics, self.topics + 1)
+    likes = (response > 0) * there[:, None]
+    # From the newest like back; in a slate the last place is the newest.
+    number = jnp.cumsum(likes[:, ::-1].reshape(-1)).reshape(likes.shape)
+    newest = likes * (number[:, ::-1] <= LIKES)
+    counts = (
+      jnp.einsum("sk,skt->st", x.astype(jnp.float32), of_topics)
+      for x in (jnp.broadcast_to(there[:, None], likes.shape), likes, newest)
+    )
+    return self._by_counts(fitted, tuple(counts), topics, logits)
+
+  def _by_counts(
+    self,
+    fitted: Params,
+    counts: tuple[Array, Array, Array],
+    topics: Array,
+    logits: Array,
+  ) -> Array:
     counts = jnp.concatenate(counts).T / _SCALE
     return BoredomModel().apply(fitted, counts, topics, logits)
 
