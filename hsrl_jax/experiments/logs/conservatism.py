@@ -431,7 +431,7 @@ def _cells(measure: dict[str, Any]) -> tuple[str, str]:
 def figure(results: Mapping[str, Any]) -> Figure:
   """True value against the size of the logs, and the conservative weight."""
   weighed = any(x["weight"] is not None for x in results["rows"])
-  made = Figure(figsize=(9 if weighed else 5, 6), layout="constrained")
+  made = Figure(figsize=(9 if weighed else 5, 6.5), layout="constrained")
   panels = made.subplots(len(LOGGING), 1 + weighed, sharey=True, squeeze=False)
   for axes, logging in zip(panels, LOGGING, strict=True):
     rows = [x for x in results["rows"] if x["logging"] == logging]
@@ -465,7 +465,11 @@ def figure(results: Mapping[str, Any]) -> Figure:
     axes[0].set_xscale("log")
     if weighed:
       axes[1].set_xscale("symlog", linthresh=0.01)
-  panels[0, 0].legend(fontsize=8, frameon=False)
+      axes[1].set_xlim(left=-0.002)
+  lines = panels[0, 0].get_legend_handles_labels()
+  made.legend(
+    *lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False
+  )
   return made
 
 
