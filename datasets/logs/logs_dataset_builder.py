@@ -172,11 +172,15 @@ def read_items(
   others = [x for x in table.columns if x not in _ITEMS]
   texts = [tables.texts(table, x, []) for x in others]
   tagged, told = tags.read(table, others)
+  genres = tables.texts(table, "genres", [""] * len(ids), "|")
+  joined = sum(";" in x for x in genres)
+  if joined and not any("|" in x for x in genres):
+    told = [*told, f"genres: {joined:,} have ';' in a name; expected | between"]
   columns = {
     "feature": feature,
     "external_id": ids,
     "title": tables.texts(table, "title", ids),
-    "genres": tables.texts(table, "genres", [""] * len(ids), "|"),
+    "genres": genres,
     "attributes": [
       json.dumps(dict(zip(others, cells, strict=True)), ensure_ascii=False)
       for cells in (zip(*texts, strict=True) if texts else [()] * len(ids))

@@ -134,6 +134,13 @@ class LogsTest(parameterized.TestCase):
       prepare.notes(self.folder / "data"),
     )
 
+  def test_genres_that_look_like_one(self):
+    told = "items.csv: genres: 2 have ';' in a name; expected | between"
+    self.items["genres"] = ["x;y", "", "y;z", "x"]
+    items, _ = self._prepare()
+    self.assertEqual(items.genres[1], "x;y")
+    self.assertIn(told, prepare.notes(self.folder / "data"))
+
   def test_a_column_has_so_many_tags(self):
     self.items |= {"region": ["eu", "us", "us", "eu"], "tone": ["a"] * 4}
     with mock.patch.object(tags, "MOST", 1):
