@@ -33,6 +33,7 @@ FOLDER = "simulator"
 GIVEN = "response.npz"  # The copy of a file with weights.
 QUALITY_FORMAT = 2  # Of quality.json; format 1 had no verdict and no number.
 _LEAST = 1e-7  # Of a probability, so that its logit is finite.
+_TOGETHER = 4_096  # Slates that the click model is asked about at once.
 
 
 def chosen(config: Config) -> SimulatorConfig:
@@ -220,16 +221,22 @@ def _predictor(
 
   Negatives that were drawn are expected as they were drawn.
   """
-  respond = jax.jit(
-    jax.vmap(click_model.response_fn(config), in_axes=(None, 0, 0, 0, 0))
-  )
+  respond = click_model.response_fn(config)
+
+  @jax.jit
+  def of_slates(params, *slates):
+    # Some at a time: each has its history's activations.
+    return jax.lax.map(
+      lambda slate: respond(params, *slate), slates, batch_size=_TOGETHER
+    )
+
   offset = _offset(dataset)
 
   def predict(logs: Sessions) -> np.ndarray:
     users = np.zeros(len(logs.user_id), np.float32)
     if params.blend is not None:
       users = np.float32(params.blend.of_users(logs.user_id))
-    p = respond(params, logs.profile, logs.history, logs.exposed, users)
+    p = of_slates(params, logs.profile, logs.history, logs.exposed, users)
     p = np.asarray(p)
     if params.boredom is not None:
       p = boredom.predicted(params.boredom, dataset, logs, p)
