@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 import tempfile
 import types
 
@@ -19,7 +17,7 @@ from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Observation
 from tests import toy
-from tests.command import ROOT, environment
+from tests.command import interpreter
 from tests.command import run as _command
 
 _SETTINGS = {
@@ -296,14 +294,7 @@ class FitTest(parameterized.TestCase):
       "except InputError as error: print(error)\n"
       "print(flags.FLAGS.is_parsed(), 'workdir' in flags.FLAGS)"
     )
-    ran = subprocess.run(
-      [sys.executable, "-c", code],
-      cwd=ROOT,
-      env=environment(),
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    ran = interpreter("-c", code)
     self.assertRegex(
       ran.stdout, "^iterations is 3; expected .*\nFalse False\n$", ran.stderr
     )

@@ -105,8 +105,13 @@ def quick(devices: int = 1) -> dict[str, str]:
 
 def process(*arguments: str) -> subprocess.CompletedProcess:
   """The command in a new interpreter."""
+  return interpreter("-m", "hsrl_jax.launch", *arguments)
+
+
+def interpreter(*arguments: str) -> subprocess.CompletedProcess:
+  """A new interpreter, in the checkout."""
   return subprocess.run(
-    [sys.executable, "-m", "hsrl_jax.launch", *arguments],
+    [sys.executable, *arguments],
     cwd=ROOT,
     env=environment(),
     capture_output=True,

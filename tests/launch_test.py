@@ -22,7 +22,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
-from tests.command import ROOT, SMALL, environment, quick
+from tests.command import ROOT, SMALL, environment, interpreter, quick
 from tests.command import process as _process
 from tests.command import run as _in_process
 from tests.sim import response_file_test
@@ -100,13 +100,7 @@ from hsrl_jax import launch
 print([x for x in {heavy} if x in sys.modules])
 launch.run_command(["hsrl", "--itrations=3"])
 """
-    ran = subprocess.run(
-      [sys.executable, "-c", program],
-      cwd=ROOT,
-      env=environment(),
-      capture_output=True,
-      text=True,
-    )
+    ran = interpreter("-c", program)
     self.assertEqual(ran.returncode, 2, ran.stderr)
     self.assertEqual(ran.stdout, "[]\n")
     self.assertStartsWith(ran.stderr, "error: Unknown command line flag")
@@ -277,13 +271,7 @@ class NumbersTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_help_without_docstrings(self):
-    ran = subprocess.run(
-      [sys.executable, "-OO", "-c", "import hsrl_jax.flags"],
-      cwd=ROOT,
-      capture_output=True,
-      text=True,
-      check=False,
-    )
+    ran = interpreter("-OO", "-c", "import hsrl_jax.flags")
     self.assertEqual(ran.returncode, 0, ran.stderr)
 
   def test_by_the_real_command(self):

@@ -93,8 +93,10 @@ class WholeTest(absltest.TestCase):
       conservative_weights=(0.0,),
       agents=("cql", "model"),
     )
+    fit = conservatism.simulator.run
     with (
       mock.patch.object(conservatism, "LOGGING", ("uniform",)),
+      mock.patch.object(conservatism.simulator, "run", wraps=fit) as fits,
       contextlib.redirect_stdout(io.StringIO()) as out,
       contextlib.redirect_stderr(io.StringIO()),
     ):
@@ -116,6 +118,7 @@ class WholeTest(absltest.TestCase):
     lines = (root / "uniform/cql_40_0/policy/metrics.jsonl").read_text()
     self.assertNotIn("eval", lines)
     self.assertIn("job 3 of 3", out.getvalue())
+    self.assertEqual(fits.call_count, 2)  # The world's, and one of the logs.
 
 
 if __name__ == "__main__":

@@ -10,7 +10,13 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import EXPERIMENTS, document, entrants, jobs
+from hsrl_jax.experiments import (
+  EXPERIMENTS,
+  document,
+  entrants,
+  jobs,
+  registry,
+)
 from tests import toy
 
 
@@ -78,6 +84,10 @@ class JobsTest(parameterized.TestCase):
     self.assertEqual(jobs.kept(path, lambda: 2), 1)
     self.assertEqual(jobs.kept(path, lambda: 3, lambda x: x > 1), 1)
     self.assertEqual(jobs.kept(path, lambda: 4, lambda x: x == 1), 4)
+
+  def test_every_name_of_a_mode_has_its_experiment(self):
+    self.assertEqual(tuple(registry.RUN), EXPERIMENTS)
+    self.assertLess(set(registry.COMPARED), set(EXPERIMENTS))
 
   def test_the_page_of_results_knows_every_experiment(self):
     known = {*document.SECTIONS, document.TUNING}

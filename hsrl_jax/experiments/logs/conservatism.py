@@ -278,7 +278,7 @@ def _model(
   Args:
     experiment: the experiment.
     world: whose items and users these are.
-    row: whose logs they are; rows of the same logs have the same model.
+    row: whose logs they are; rows of the same logs share a model, fitted once.
     drawn: the logs.
   """
   run = world.run
@@ -294,7 +294,9 @@ def _model(
   dataset = run.dataset._replace(
     splits={"train": train, "val": val, "test": val}
   )
-  simulator.run(config, folder, dataset)
+  # What is written last says that it is whole.
+  if not (folder / simulator.FOLDER / "quality.json").exists():
+    simulator.run(config, folder, dataset)
   response = simulator.load(config, folder, dataset)
   topics = topics_lib.of_categories(run.dataset.items.genres)
   env = user_simulator.make(config, run.env.slate_size, len(topics.names))

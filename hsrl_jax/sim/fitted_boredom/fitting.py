@@ -51,7 +51,6 @@ def _logits(
 @functools.partial(jax.jit, static_argnames="dynamics")
 def predicted(dynamics: FittedBoredom, fitted: Params, slates: Slates) -> Array:
   """Logits of likes, float32 [S, K]."""
-  slates = jax.tree.map(jnp.asarray, slates)
   return jax.lax.map(
     functools.partial(_logits, dynamics, fitted, slates),
     jnp.arange(len(slates.place)),
