@@ -103,7 +103,10 @@ def deferred(by_all: bool = False) -> Iterator[Deferral]:
     yield deferral
     return
   old = {number: signal.getsignal(number) for number in _SIGNALS}
-  for number in _SIGNALS:
+  # Ctrl-C is ignored where a script started the command in the background:
+  # training must not stop for what then ends nothing.
+  old = {x: own for x, own in old.items() if own is not signal.SIG_IGN}
+  for number in old:
     signal.signal(number, deferral.receive)
   try:
     yield deferral

@@ -63,6 +63,16 @@ class DeferredTest(parameterized.TestCase):
       with stop.deferred() as deferral:
         self.assertFalse(deferral.due())
 
+  def test_what_was_ignored_stays_so(self):
+    """As in a command that a script starts in the background."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with stop.deferred() as deferral:
+      signal.raise_signal(signal.SIGINT)
+      self.assertFalse(deferral.due())
+    self.assertEqual(signal.getsignal(signal.SIGINT), signal.SIG_IGN)
+    with self.assertRaises(Heard), stop.deferred():
+      signal.raise_signal(signal.SIGTERM)
+
   def test_nothing_comes(self):
     with stop.deferred() as deferral:
       self.assertFalse(deferral.due())

@@ -184,6 +184,9 @@ class StageTest(absltest.TestCase):
     )
 
   def _goes_on(self, parts, trainer, judge):
+    # Whatever started the tests may ignore it.
+    old = signal.signal(signal.SIGINT, signal.default_int_handler)
+    self.addCleanup(signal.signal, signal.SIGINT, old)
     whole = parts.workdir = self.folder / "whole"
     judged = []
 
