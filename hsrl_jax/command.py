@@ -227,7 +227,9 @@ def _check_inputs(mode: str) -> None:
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
   run = run_lib.Run(config, workdir)
-  with workdir_lib.unclaimed_on_error(workdir):
+  with contextlib.ExitStack() as inside:
+    if processes.is_first():  # What the first one wrote, it alone takes back.
+      inside.enter_context(workdir_lib.unclaimed_on_error(workdir))
     run.claim(flags_lib.resolved(), flags_lib.given(mode), flags_lib.of_data())
     _run_claimed(mode, run, workdir)
 

@@ -191,6 +191,18 @@ class HostsTest(absltest.TestCase):
       "error: the processes did not meet at 127.* within 2 s",
     )
 
+  def test_only_the_first_takes_back_what_it_wrote(self):
+    # Two that did would remove the same file.
+    for first in (True, False):
+      workdir = self.folder / f"first_{first}"
+      with mock.patch.object(processes, "is_first", return_value=first):
+        status, _, err = command.run(
+          *SMALL, f"--workdir={workdir}", "--mode=policy"
+        )
+      self.assertEqual(status, 2)
+      self.assertIn("stage data is missing", err)
+      self.assertEqual((workdir / "flags.txt").exists(), not first)
+
   def test_what_has_no_use_for_many_processes(self):
     for arguments in (
       ["--mode=benchmark", "--distributed"],
