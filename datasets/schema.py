@@ -1,5 +1,8 @@
 """The schema that all datasets share: rows of `items` and of `sessions`.
 
+Rows are kept in blocks: an example of TFDS is up to BLOCK rows, and each of its
+features has a leading axis for them.
+
 A new dataset is one file, `NAME/NAME_dataset_builder.py`, with a class
 `Builder(SlateBuilder)` that says where the rows come from.
 """
@@ -17,6 +20,7 @@ import tensorflow_datasets as tfds
 from hsrl_jax.data.source import SPLITS
 
 HISTORY_LENGTH = 50  # Items of a history of most datasets.
+BLOCK = 4_096
 HELD_OUT = 0.1  # Share of what is split in `val`, and again in `test`.
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # Of features and profiles.
@@ -124,7 +128,12 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     return tfds.core.DatasetInfo(
       builder=self,
       description=sys.modules[type(self).__module__].__doc__,
-      features=tfds.features.FeaturesDict(features),
+      features=tfds.features.FeaturesDict(
+        {
+          name: _block(feature)
+          for name, feature in tfds.features.FeaturesDict(features).items()
+        }
+      ),
       homepage=self.HOMEPAGE,
       metadata=tfds.core.MetadataDict(),
       disable_shuffling=True,
@@ -145,7 +154,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       split = np.asarray(columns["split"])
       rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     columns = {
-      name: _column(columns[name], feature)
+      name: np.asarray(columns[name], feature.np_dtype)
       for name, feature in self.info.features.items()
     }
     return {
@@ -153,8 +162,9 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     }
 
   def _generate_examples(self, columns, rows):
-    for row in rows:
-      yield int(row), {name: column[row] for name, column in columns.items()}
+    for start in range(0, len(rows), BLOCK):
+      own = np.asarray(rows[start : start + BLOCK])
+      yield start, {name: column[own] for name, column in columns.items()}
 
 
 def item_features(widths: Widths) -> dict[str, Any]:
@@ -209,7 +219,17 @@ def _list_of(dtype: type, width: int | None) -> tfds.features.Tensor:
   return tfds.features.Tensor(shape=(width,), dtype=dtype)
 
 
-def _column(values: Sequence[Any], feature) -> Sequence[Any]:
-  if isinstance(feature, tfds.features.Text):
-    return list(values)
-  return np.asarray(values, feature.np_dtype)
+def _block(feature: tfds.features.FeatureConnector) -> tfds.features.Tensor:
+  """The feature of many rows.
+
+  Numbers are kept as bytes, since TFDS keeps others one by one, and floats of
+  64 bits in 32. Compressed, since it cannot read back no bytes at all; no
+  width, since it cannot read back one of 0.
+  """
+  shape = (None, *(width or None for width in feature.shape))
+  text = isinstance(feature, tfds.features.Text)
+  return tfds.features.Tensor(
+    shape=shape,
+    dtype=np.object_ if text else feature.np_dtype,
+    encoding="none" if text else "zlib",
+  )

@@ -53,10 +53,7 @@ class Builder(schema.SlateBuilder):
 
   SPLITS_BY = ("time", "user")
   VERSION = tfds.core.Version("1.0.0")
-  # As bytes: TFDS keeps other floats in 32 bits, which lose up to a minute.
-  TIMESTAMP = tfds.features.Tensor(
-    shape=(), dtype=np.float64, encoding=tfds.features.Encoding.BYTES
-  )
+  TIMESTAMP = np.float64
   EXTRA = {
     "propensity": tfds.features.Tensor(shape=(None,), dtype=np.float32),
     "position": tfds.features.Tensor(shape=(None,), dtype=np.int32),

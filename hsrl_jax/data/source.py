@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 ITEM_VECTORS = "item_vectors.npy"  # float32 [N + 1, D]; see item_vectors.py.
 # Columns that say where in a session a slate was, with one entry or none.
 STEP_COLUMNS = ("session", "step", "reward", "terminated")
-_ROWS = 8_192  # Read at once.
+_EXAMPLES = 8_192  # Read at once.
 
 
 class Items(NamedTuple):
@@ -94,7 +94,7 @@ def read(data_dir: pathlib.Path) -> Dataset:
   Raises:
     InputError: a split is empty, or a row of it is malformed.
   """
-  items = _read(data_dir, "items", "items")
+  items = _read(data_dir, "items", "items", "item_id")
   check_ids(items["item_id"], data_dir)
   catalogue = Items(
     features=_padded(items["feature"]).astype(np.float32),
@@ -110,7 +110,7 @@ def read(data_dir: pathlib.Path) -> Dataset:
       catalogue = catalogue._replace(**{name: _padded(items[name])[:, 0]})
   splits = {}
   for split in SPLITS:
-    rows = _read(data_dir, "sessions", split)
+    rows = _read(data_dir, "sessions", split, "user_id")
     check_sessions(rows, len(items["item_id"]), f"{data_dir} ({split})")
     splits[split] = Sessions(
       **{
@@ -246,7 +246,7 @@ def check_sessions(
 
 
 def _read(
-  data_dir: pathlib.Path, config: str, split: str
+  data_dir: pathlib.Path, config: str, split: str, key: str
 ) -> dict[str, np.ndarray]:
   (info,) = pathlib.Path(data_dir).glob(f"*/{config}/*/dataset_info.json")
   source = tfds.builder_from_directory(info.parent).as_data_source(split=split)
@@ -256,9 +256,12 @@ def _read(
       "prepare data that has some"
     )
   parts = []  # Many rows as Python objects take several times their memory.
-  for start in range(0, len(source), _ROWS):
-    rows = source.__getitems__(range(start, min(start + _ROWS, len(source))))
-    parts.append({k: np.stack([row[k] for row in rows]) for k in rows[0]})
+  for start in range(0, len(source), _EXAMPLES):
+    end = min(start + _EXAMPLES, len(source))
+    examples = source.__getitems__(range(start, end))
+    # Blocks of rows, or single ones of a builder that is no SlateBuilder.
+    join = np.stack if np.isscalar(examples[0][key]) else np.concatenate
+    parts.append({k: join([x[k] for x in examples]) for k in examples[0]})
   return {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
 
 

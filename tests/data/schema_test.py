@@ -1,8 +1,11 @@
 """A dataset of one file through `prepare`, and what builders share."""
 
+import contextlib
 import pathlib
 import tempfile
+from unittest import mock
 
+import chex
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -87,9 +90,29 @@ class OneFileTest(absltest.TestCase):
     folder = self.folder / "data" / "hours" / "sessions" / "2.1.0"
     builder = prepare.tfds.builder_from_directory(folder)
     self.assertIn("a slate at each full hour", builder.info.description)
-    rows = list(builder.as_data_source("val"))
-    self.assertEqual([row["history_length"] for row in rows], [1, 2])
-    self.assertEqual([row["timestamp"] for row in rows], [3600, 14400])
+    (block,) = builder.as_data_source("val")
+    np.testing.assert_array_equal(block["history_length"], [1, 2])
+    np.testing.assert_array_equal(block["timestamp"], [3600, 14400])
+
+  def test_blocks_of_any_size_and_single_rows_are_read_alike(self):
+    def rows(builder, columns, own):
+      del builder
+      for row in own:
+        yield int(row), {name: column[row] for name, column in columns.items()}
+
+    whole = self._prepare()
+    small = (mock.patch.object(schema, "BLOCK", 1),)
+    single = (  # As of a builder that is no SlateBuilder.
+      mock.patch.object(schema, "_block", lambda feature: feature),
+      mock.patch.object(schema.SlateBuilder, "_generate_examples", rows),
+    )
+    for number, changes in enumerate((small, single)):
+      data = self.folder / f"data_{number}"
+      with contextlib.ExitStack() as changed:
+        for change in changes:
+          changed.enter_context(change)
+        prepare.prepare(str(self.folder / "hours"), data, str(self.raw))
+      chex.assert_trees_all_equal(source.load(data), whole)
 
   def test_its_rows_are_checked(self):
     with self.assertRaisesRegex(InputError, "feature 1 of item 1 is nan"):
