@@ -90,7 +90,7 @@ def cases(rng: random.Random, sizes: dict[str, int]) -> Iterator[Case]:
     return put(rng.choice(["history", "profile", "seen"]), value)
 
   def no_object() -> bytes:
-    value = rng.choice([[], [1, 2], 3, "history", None, True, [{"history": 1}]])
+    value = rng.choice([[], 3, "history", None, True])
     return post(json.dumps(value).encode())
 
   def no_history() -> bytes:

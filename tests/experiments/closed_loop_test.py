@@ -26,24 +26,31 @@ NAMES = ["", *(f"item-{i}" for i in range(1, toy.ITEMS + 1))]
 class _Server:
   """Shows the first items that were not seen, and keeps what it is told."""
 
-  def __init__(self):
+  def __init__(self, refused=""):
     self.asked, self.told = {}, {}
+    self._refused = refused
+
+  def _slate(self, value):
+    items = [x for x in NAMES[1:] if x not in value["seen"]][: toy.SLATE]
+    name = f"{value['session_id']}:{len(value['earlier'])}"
+    self.asked[name] = value
+    return {"request_id": name, "item_ids": items}
+
+  def _keep(self, value):
+    if value["request_id"] == self._refused:
+      return {"status": 507, "error": "the disk is full"}
+    self.told[value["request_id"]] = value
+    return {"accepted": 1}
 
   async def _answer(self, reader, writer):
     with contextlib.suppress(asyncio.IncompleteReadError):
       while True:
         head = await reader.readuntil(b"\r\n\r\n")
         size = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
-        value = json.loads(await reader.readexactly(size))
-        answer = {}
-        if head.startswith(b"POST /recommend"):
-          items = [x for x in NAMES[1:] if x not in value["seen"]][: toy.SLATE]
-          name = f"{value['session_id']}:{len(value['earlier'])}"
-          self.asked[name] = value
-          answer = {"request_id": name, "item_ids": items}
-        else:
-          self.told[value["request_id"]] = value
-        body = json.dumps(answer).encode()
+        values = json.loads(await reader.readexactly(size))
+        shown = head.startswith(b"POST /recommend")
+        one = self._slate if shown else self._keep
+        body = json.dumps([one(x) for x in values]).encode()
         writer.write(
           b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b" % (len(body), body)
         )
@@ -112,6 +119,17 @@ class ClientsTest(absltest.TestCase):
         shown.append({"items": items, "responses": told[place]["responses"]})
         mean = np.mean([1.0 if x else -0.1 for x in shown[-1]["responses"]])
         self.assertAlmostEqual(told[place]["reward"], mean, places=5)
+
+  def test_an_answer_that_is_an_error_ends_it(self):
+    world = clients.World(toy.env(), toy.users(), ["a"] * toy.USERS, NAMES)
+    with (
+      _Server(refused="a/1:1").running() as where,
+      contextlib.redirect_stderr(io.StringIO()),
+      self.assertRaisesRegex(clients.ServerError, "refused: the disk is full"),
+    ):
+      clients.play(
+        where, world, np.arange(3), temperature=0.7, seed=0, label="a"
+      )
 
   def test_a_server_that_ends_is_named(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))

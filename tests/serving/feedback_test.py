@@ -207,6 +207,47 @@ class FeedbackTest(absltest.TestCase):
     row = self._rows()[name]
     self.assertEqual(json.loads(row["responses"]), [0, 1, 1])
 
+  def test_a_list_of_requests_gets_as_many_answers(self):
+    users = [
+      {"history": [f"id-{i}"], "user_id": f"user-{i}"} | _USER
+      for i in range(1, 6)
+    ]
+    users.insert(2, {"history": ["nobody"]} | _USER)
+    users.append(None)
+    with self._serving(max_queue=7) as (_, _, port):
+      status, slates = running.post(port, "/recommend", users)
+      self.assertEqual(status, 200, slates)
+      alone = [running.ask(port, **x) for x in users[:-1]]
+      told = [
+        {"request_id": x["request_id"], "responses": [1, 0, i % 2]}
+        for i, x in enumerate(slates)
+        if "request_id" in x
+      ]
+      told.insert(1, {"request_id": "0" * 32, "responses": [1, 1, 1]})
+      status, answers = running.post(port, "/feedback", told)
+      self.assertEqual(status, 200, answers)
+      for path in ("/recommend", "/feedback"):
+        for body in ([], [{}] * 8):
+          status, answer = running.post(port, path, body)
+          self.assertEqual(status, 422, answer)
+          self.assertIn("expected 1 to 7", answer["error"])
+      values = running.metrics(port)
+    self.assertLen(slates, 7)
+    for got, (status, want) in zip(slates[:-1], alone, strict=True):
+      self.assertEqual(got.get("status", 200), status)
+      self.assertEqual(got.get("item_ids"), want.get("item_ids"))
+      self.assertEqual(got.get("error"), want.get("error"))
+    self.assertEqual(slates[-1]["status"], 400)
+    self.assertEqual(
+      [x.get("accepted", x.get("status")) for x in answers], [3, 404, 3, 3, 3, 3]
+    )
+    rows = self._rows()
+    for said in told[:1] + told[2:]:
+      row = rows[said["request_id"]]
+      self.assertEqual(json.loads(row["responses"]), said["responses"])
+    self.assertEqual(values['hsrl_requests_total{status="404"}'], 1)
+    self.assertEqual(values['hsrl_requests_total{status="422"}'], 2 + 4)
+
   def test_rows_name_the_items_of_feedback_where_requests_have_rows(self):
     with self._serving(ids="rows") as (_, _, port):
       _, answer = running.ask(port, history=[1], **_USER)

@@ -20,8 +20,9 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.host import watch
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 
-CONNECTIONS = 64
-_TOGETHER = 250  # Sessions that go on at the same time.
+CONNECTIONS = 4
+_TOGETHER = 256  # Sessions that go on at the same time.
+_BODY = 2**24  # Bytes of a list of requests, at most.
 _START = 120.0  # Seconds until the server must serve.
 _SERVES = re.compile(r"serving at http://([^:]+):(\d+)")
 
@@ -59,7 +60,11 @@ def server(
   with log.open("ab") as out:
     begin = out.tell()
     process = subprocess.Popen(
-      [*command, f"--folder={export}", f"--store={store}", "--timeout=60"],
+      [
+        *command,
+        *(f"--folder={export}", f"--store={store}"),
+        *("--timeout=60", f"--max_body={_BODY}"),
+      ],
       stdout=out,
       stderr=subprocess.STDOUT,
     )
@@ -221,24 +226,28 @@ async def _connected(where: tuple[str, int]):
 
 
 async def _each(pool, path: str, bodies: list[dict]) -> list[dict]:
-  """The answers to as many requests, in their order."""
-  answers: list[dict] = [{}] * len(bodies)
+  """The answers to as many requests, in their order.
 
-  async def share(connection, numbers: range) -> None:
-    for number in numbers:
-      answers[number] = await _post(connection, path, bodies[number])
-
-  await asyncio.gather(
+  Raises:
+    ServerError: a request was refused.
+  """
+  size = max(1, -(-len(bodies) // len(pool)))
+  lists = [bodies[i : i + size] for i in range(0, len(bodies), size)]
+  parts = await asyncio.gather(
     *(
-      share(connection, range(i, len(bodies), len(pool)))
-      for i, connection in enumerate(pool)
+      _post(connection, path, own)
+      for connection, own in zip(pool, lists, strict=False)
     )
   )
+  answers = [answer for part in parts for answer in part]
+  for answer in answers:
+    if "error" in answer:
+      raise ServerError(f"{path} was refused: {answer['error'][:300]}")
   return answers
 
 
-async def _post(connection, path: str, value: dict) -> dict:
-  """One request and its answer.
+async def _post(connection, path: str, value: list[dict]) -> list[dict]:
+  """A list of requests and its answer.
 
   Raises:
     ServerError: the answer is no 200.

@@ -4,10 +4,12 @@ Bounds on bodies, on the requests that wait and on the time to answer are here;
 those on connections and heads are the HTTP server's, see `server`.
 """
 
+import asyncio
 import hashlib
 import hmac
 import os
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -29,16 +31,12 @@ def make_app(server: Server) -> applications.Starlette:
 
   async def recommend(request: requests.Request) -> responses.Response:
     start = time.perf_counter()
-    body = await _recommend(server, await bodies.read(request, server.settings))
+    answered = await _each(server, request, _recommend)
     measures.seconds.observe(time.perf_counter() - start)
-    measures.requests.labels("200").inc()
-    return responses.Response(body, media_type="application/json")
+    return answered
 
   async def feedback(request: requests.Request) -> responses.Response:
-    body = await bodies.read(request, server.settings)
-    body = await _feedback(server, body)
-    measures.requests.labels("200").inc()
-    return responses.Response(body, media_type="application/json")
+    return await _each(server, request, _feedback)
 
   async def health(request: requests.Request) -> responses.Response:
     del request
@@ -114,13 +112,51 @@ def _about(server: Server) -> dict[str, Any]:
   return about
 
 
-async def _recommend(server: Server, body: bytes) -> bytes:
+async def _each(
+  server: Server,
+  request: requests.Request,
+  answer: Callable[[Server, Any], Awaitable[bytes]],
+) -> responses.Response:
+  """Answers the one request of a body, or each of a list.
+
+  Of a list each request stands for itself: the answer to one that is refused is
+  its status and why.
+
+  Raises:
+    Refused: the body is wrong, or its only request is.
+  """
+  settings, counted = server.settings, server.measures.requests
+  body = await bodies.read(request, settings)
+  content = bodies.parsed(body, settings.max_queue)
+
+  async def settled(values: Any) -> bytes:
+    try:
+      made = await answer(server, values)
+    except Refused as error:
+      if not isinstance(content, list):
+        raise
+      counted.labels(str(error.status_code)).inc()
+      return orjson.dumps(
+        {"status": error.status_code, "error": error.detail}
+      )
+    counted.labels("200").inc()
+    return made
+
+  if isinstance(content, list):
+    made = b",".join(await asyncio.gather(*map(settled, content)))
+    made = b"[" + made + b"]"
+  else:
+    made = await settled(content)
+  return responses.Response(made, media_type="application/json")
+
+
+async def _recommend(server: Server, values: Any) -> bytes:
   """Returns the answer to a request for a slate.
 
   Raises:
     Refused: the request is wrong, or too many wait.
   """
-  values = bodies.asked(body)
+  values = bodies.asked(values)
   # Of whom nothing is known is somebody else each time.
   served = server.served_to(bodies.user_of(values) or os.urandom(8).hex())
   try:
@@ -138,7 +174,7 @@ async def _recommend(server: Server, body: bytes) -> bytes:
   return _answer(served, slate, names, request_id)
 
 
-async def _feedback(server: Server, body: bytes) -> bytes:
+async def _feedback(server: Server, values: Any) -> bytes:
   """Returns the answer to feedback.
 
   Raises:
@@ -162,7 +198,7 @@ async def _feedback(server: Server, body: bytes) -> bytes:
 
   try:
     given = bodies.feedback(
-      body, to_source if server.settings.ids == "rows" else None
+      values, to_source if server.settings.ids == "rows" else None
     )
     outcome = await server.answer(given)
   except InputError as error:

@@ -70,16 +70,33 @@ async def read(request: requests.Request, settings: Settings) -> bytes:
   return bytes(body)
 
 
-def fields(body: bytes, known: tuple[str, ...]) -> dict[str, Any]:
-  """Returns the fields of a body.
+def parsed(body: bytes, most: int) -> Any:
+  """Returns the content of a body: a request, or a list of them.
+
+  Args:
+    body: JSON.
+    most: requests of a list.
+
+  Raises:
+    Refused: 400 if it is no JSON, 422 if a list is empty or too long.
+  """
+  try:
+    content = orjson.loads(body)
+  except orjson.JSONDecodeError as error:
+    raise Refused(400, f"the body is no JSON: {error}") from error
+  if isinstance(content, list) and not 0 < len(content) <= most:
+    raise Refused(
+      422, f"the list has {len(content)} requests; expected 1 to {most}"
+    )
+  return content
+
+
+def fields(values: Any, known: tuple[str, ...]) -> dict[str, Any]:
+  """Returns the fields of a request.
 
   Raises:
     Refused: 400 if it is no JSON object, 422 if a field is unknown.
   """
-  try:
-    values = orjson.loads(body)
-  except orjson.JSONDecodeError as error:
-    raise Refused(400, f"the body is no JSON: {error}") from error
   if not isinstance(values, dict):
     raise Refused(
       400, "the body is no JSON object; expected one with " + ", ".join(known)
@@ -101,9 +118,9 @@ def user_of(values: dict[str, Any]) -> str | None:
   return _id("user_id", values.get("user_id"))
 
 
-def asked(body: bytes) -> dict[str, Any]:
+def asked(values: Any) -> dict[str, Any]:
   """Returns the fields of a request for a slate; see `fields`."""
-  values = fields(body, _FIELDS)
+  values = fields(values, _FIELDS)
   if "history" not in values:
     raise Refused(422, "history is missing; expected a list of item ids")
   for name in _LISTS:
@@ -150,19 +167,19 @@ def ask(values: dict[str, Any], ids: ItemIds | None) -> Ask:
   )
 
 
-def feedback(body: bytes, to_source: Any = None) -> Feedback:
-  """Returns the checked feedback of a body.
+def feedback(values: Any, to_source: Any = None) -> Feedback:
+  """Returns the checked feedback of a request.
 
   Args:
-    body: JSON.
+    values: of `parsed`.
     to_source: item as the client calls it to its id in the source; None: the
       client calls items so.
 
   Raises:
-    Refused: 400 if the body is no JSON object, 422 if a value is wrong.
+    Refused: 400 if it is no JSON object, 422 if a value is wrong.
     InputError: a value is wrong.
   """
-  values = fields(body, _FEEDBACK)
+  values = fields(values, _FEEDBACK)
   if "request_id" not in values:
     raise Refused(422, "request_id is missing; expected that of an answer")
   request_id = values["request_id"]
