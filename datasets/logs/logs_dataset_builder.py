@@ -39,6 +39,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import (
   interactions,
+  newest,
   options,
   sessions,
   tables,
@@ -99,6 +100,17 @@ class Builder(schema.SlateBuilder):
       cut = interactions.slates(log, len(ids), chosen)
       columns, notes, about = cut.columns, cut.notes, cut.about
       users = log.users
+    if chosen.newest is not None:
+      if self.blocks is not None and self.blocks.exists():
+        raise InputError(
+          f"{folder / options.NAME}: newest is given, and there are more than "
+          f"{sessions.IN_MEMORY:,} slates, all of which are for learning; "
+          "expected fewer slates, or no such option"
+        )
+      rows = len(columns["user_id"])
+      columns = newest.keep(columns, chosen.newest)
+      left = len(columns["user_id"])
+      notes = [*notes, f"newest: {left:,} of {rows:,} slates are read"]
     self.info.metadata["feedback"] = about._asdict()
     self.info.metadata["notes"] = notes
     self.info.metadata["users"] = users

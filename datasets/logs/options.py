@@ -14,6 +14,8 @@ All may be missing:
                "user": a tenth of the users are for the test, and a tenth for
                validation, by a hash of their id, as with --split_by=user. If
                missing: the column `split`, or by time where there is none
+  newest       only the newest sessions are read, with so many training slates
+               at most, and an eighth as many of each of the other splits
 """
 
 import dataclasses
@@ -40,6 +42,7 @@ class Options:
   seed: int = 0
   normalise: bool | None = None
   split_by: str | None = None
+  newest: int | None = None
 
 
 def read(folder: pathlib.Path, split_by: str = "time") -> Options:
@@ -88,6 +91,7 @@ def _read(folder: pathlib.Path) -> Options:
   for name, holds, expected in (
     ("slate_size", lambda x: whole(x, 1), "a whole number from 1"),
     ("seed", lambda x: whole(x, 0), "a whole number from 0"),
+    ("newest", lambda x: x is None or whole(x, 8), "a whole number from 8"),
     (
       "negatives",
       lambda x: x in feedback.NEGATIVES,
@@ -118,7 +122,7 @@ def check_for_sessions(folder: pathlib.Path, options: Options) -> None:
   Raises:
     InputError: such an option.
   """
-  plain = Options(normalise=options.normalise)
+  plain = Options(normalise=options.normalise, newest=options.newest)
   if options.split_by == BY_USER:
     plain = dataclasses.replace(plain, split_by=BY_USER)
   if options != plain:

@@ -141,10 +141,17 @@ def timed(experiment: Experiment, job: str, stage: str) -> Iterator[None]:
   finally:
     spent = time.monotonic() - start
     if spent >= 0.01:  # Else there was nothing to do.
-      table = seconds(experiment)
-      stages = table.setdefault(job, {})
-      stages[stage] = stages.get(stage, 0.0) + spent
-      files.write_json(experiment.workdir / _SECONDS, table)
+      add_seconds(experiment, job, stage, spent)
+
+
+def add_seconds(
+  experiment: Experiment, job: str, stage: str, spent: float
+) -> None:
+  """Adds seconds to those of a job's stage."""
+  table = seconds(experiment)
+  stages = table.setdefault(job, {})
+  stages[stage] = stages.get(stage, 0.0) + spent
+  files.write_json(experiment.workdir / _SECONDS, table)
 
 
 def seconds(experiment: Experiment) -> dict[str, dict[str, float]]:

@@ -243,24 +243,45 @@ def make_fit(
     jax.tree.map(jnp.asarray, train),
     None if offset is None else jnp.asarray(offset, jnp.float32),
   )
+  arrays = {
+    name: getattr(problem, name)
+    for name in ("key", "item_features", "train", "offset")
+  }
+
+  def compiled(function):
+    """Compiled with the data as arguments, of which a program knows shapes."""
+
+    @jax.jit
+    def run(arrays, *args):
+      return function(problem._replace(**arrays), *args)
+
+    return functools.partial(run, arrays)
+
   if config.ensemble == 1:
     return Fit(
-      functools.partial(_init, problem),
-      jax.jit(functools.partial(_epoch, problem)),
-      jax.jit(functools.partial(_predict, problem)),
-      jax.jit(_keep_best),
+      compiled(_init), compiled(_epoch), compiled(_predict), jax.jit(_keep_best)
     )
   keys = jax.vmap(jax.random.key)(
     jnp.uint32(config.seed) + jnp.arange(config.ensemble, dtype=jnp.uint32)
   )
 
-  def of_member(function):
-    return lambda key, *args: function(problem._replace(key=key), *args)
+  def of_members(function):
+    def run(problem, *args):
+      return jax.vmap(
+        lambda key, *args: function(problem._replace(key=key), *args)
+      )(keys, *args)
+
+    return compiled(run)
+
+  def predict(problem, params, sessions):
+    return jax.vmap(functools.partial(_predict, problem), (0, None))(
+      params, sessions
+    )
 
   return Fit(
-    functools.partial(jax.vmap(of_member(_init)), keys),
-    jax.jit(functools.partial(jax.vmap(of_member(_epoch)), keys)),
-    jax.jit(jax.vmap(functools.partial(_predict, problem), (0, None))),
+    of_members(_init),
+    of_members(_epoch),
+    compiled(predict),
     jax.jit(jax.vmap(_keep_best)),
   )
 

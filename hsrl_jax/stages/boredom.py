@@ -21,7 +21,7 @@ from hsrl_jax.types import Params, Sessions
 
 FILE = "simulator/boredom.npz"
 _FORMAT = 1
-_EPOCHS = 12  # At least; as many as _UPDATES take where logs are few.
+_EPOCHS = 6  # At least; as many as _UPDATES take where logs are few.
 _UPDATES = 600
 _LEAST = 1e-6  # Of a probability, so that its logit is finite.
 _ASKED = "--simulator_boredom=fitted"

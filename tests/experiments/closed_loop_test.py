@@ -197,11 +197,13 @@ class WholeTest(absltest.TestCase):
       contextlib.redirect_stderr(io.StringIO()),
     ):
       closed_loop.run(experiment)
-      self.assertIn("hsrl, seed 0, round 3: ", out.getvalue())
+      self.assertRegex(out.getvalue(), r"hsrl/0:( \d+\.\d\d){3}\n")
+      log = (root / "logs" / "hsrl_0.log").read_text()
+      self.assertIn("hsrl, seed 0, round 3: ", log)
       results = json.loads((root / "results.json").read_text())
       out.truncate(0)
       closed_loop.run(experiment)  # What is there is kept.
-    self.assertNotIn("round 3", out.getvalue())
+    self.assertNotIn("hsrl/0", out.getvalue())
     curve = results["curves"]["hsrl"]
     self.assertLen(curve, 3)
     logs = pyarrow.parquet.read_table(

@@ -5,26 +5,28 @@ HTTP. It begins with a popularity policy. After each round of sessions, what was
 shown and what came of it is collected as logs, HSRL learns in a model of all
 logs so far (docs/logs.md), and the next version is published. Beside it stand
 its myopic twin, the policy it began with, and the same agent trained in the
-world itself, which nobody with real users can do.
+world itself, which nobody with real users can do. Each seed of each has a
+process of its own, and prints to a file below `logs/`.
 """
 
 import contextlib
 import dataclasses
+import json
 import pathlib
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from hsrl_jax import settings
+from hsrl_jax import files, settings
 from hsrl_jax.config import Config, ExperimentConfig, ExportConfig
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import simulate
 from hsrl_jax.experiments import compare, entrants, jobs
-from hsrl_jax.experiments.loop import clients
+from hsrl_jax.experiments.loop import clients, workers
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
 from hsrl_jax.stages import collect
@@ -33,12 +35,15 @@ from hsrl_jax.stages.run import Run
 FIRST = "popularity"  # The policy of the first round.
 # Beside HSRL, unless --experiment_variants names others.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"myopic": {"discount": 0.0}}
-IN_WORLD = "in the world"
+_WORLD = "world"  # Trained in it.
 STAGES = ("data", "quantize", "simulator", "policy")
+# A round learns from so many training slates, the newest: then it costs what the
+# one before did, and its programs have the same shapes, which compiles them once.
+_NEWEST = 80_000
 # Of the click model of the logs, of which there are many: as in ml1m.flags.
 _FIT = {
   "batch_size": 256,
-  "epochs": 4,
+  "epochs": 2,
   "learning_rate": 5e-3,
   "dropout": 0.1,
   "weight_decay": 0.01,
@@ -53,20 +58,33 @@ def run(experiment: jobs.Experiment) -> None:
     ServerError: the server ended, or refused what it should take.
   """
   world = jobs.prepare(experiment, jobs.Job("world", experiment.base))
-  seeds = experiment.base.train.seeds
-  curves = {
-    arm: [_curve(experiment, world, arm, seed) for seed in seeds]
-    for arm in arms(experiment.config)
-  }
-  known = [_in_world(experiment, world, seed) for seed in seeds]
-  users = [
-    _users(experiment, world, seeds[0], x)[1]
-    for x in range(experiment.config.rounds)
+  seeds, names = experiment.base.train.seeds, arms(experiment.config)
+  rounds = experiment.config.rounds
+  tasks = [
+    workers.Task(f"{arm}/{seed}", _curve, (experiment, arm, seed), rounds)
+    for seed in seeds
+    for arm in names
+  ] + [
+    workers.Task(f"{_WORLD}/{seed}", _in_world, (experiment, seed), 1)
+    for seed in seeds
   ]
+  missing = [x for x in tasks if not _file(experiment, x.name).exists()]
+  for task, spent in workers.run(missing, experiment.workdir / "logs", "round"):
+    jobs.add_seconds(experiment, task.name, "loop", spent)
+    rewards = json.loads(_file(experiment, task.name).read_text())
+    means = " ".join(f"{np.mean(x):.2f}" for x in rewards)
+    print(f"{task.name}: {means}", flush=True)
+
+  def known_of(name: str) -> Any:
+    return json.loads(_file(experiment, name).read_text())
+
+  curves = {arm: [known_of(f"{arm}/{x}") for x in seeds] for arm in names}
+  known = [known_of(f"{_WORLD}/{x}")[0] for x in seeds]
+  users = [_users(experiment, world, seeds[0], x)[1] for x in range(rounds)]
   own = np.array(curves["hsrl"])  # [S, R, E]
   results = {
     "dataset": experiment.base.data.dataset,
-    "rounds": experiment.config.rounds,
+    "rounds": rounds,
     "sessions": experiment.config.sessions,
     "temperature": experiment.config.served_temperature,
     "iterations": experiment.base.train.iterations,
@@ -118,19 +136,20 @@ def _users(
   return rows, user[rows]
 
 
+def _file(experiment: jobs.Experiment, name: str) -> pathlib.Path:
+  """Where the rewards of an arm, or of the world's own policy, are kept."""
+  return experiment.workdir / "curves" / f"{name.replace('/', '_')}.json"
+
+
 def _curve(
-  experiment: jobs.Experiment, world: Run, arm: str, seed: int
-) -> list[list[float]]:
-  """Total rewards of each session of each round, [R, E]."""
-  name = f"{arm}/{seed}"
-  folder = experiment.workdir / name
-
-  def made() -> list[list[float]]:
-    shutil.rmtree(folder, ignore_errors=True)  # What was interrupted.
-    with jobs.timed(experiment, name, "loop"):
-      return _loop(experiment, world, arm, seed, folder)
-
-  return jobs.kept(experiment.workdir / "curves" / f"{arm}_{seed}.json", made)
+  experiment: jobs.Experiment, arm: str, seed: int, tell: Callable[[], None]
+) -> None:
+  """Total rewards of each session of each round, [R, E], into a file."""
+  folder = experiment.workdir / arm / str(seed)
+  shutil.rmtree(folder, ignore_errors=True)  # What was interrupted.
+  world = jobs.prepare(experiment, jobs.Job("world", experiment.base))
+  rewards = _loop(experiment, world, arm, seed, folder, tell)
+  files.write_json(_file(experiment, f"{arm}/{seed}"), rewards)
 
 
 def _loop(
@@ -139,6 +158,7 @@ def _loop(
   arm: str,
   seed: int,
   folder: pathlib.Path,
+  tell: Callable[[], None],
 ) -> list[list[float]]:
   export, store = folder / "export", folder / "store.sqlite"
   train = world.dataset.splits["train"]
@@ -154,6 +174,7 @@ def _loop(
     for number in range(experiment.config.rounds):
       if number:
         logs = folder / "logs" / f"slates_{world.env.slate_size}"
+        files.write_json(logs / "logs.json", {"newest": _NEWEST})
         config = _config(experiment, arm, seed, logs, before)
         policy = Run(config, folder / f"round_{number + 1}")
         policy.claim(settings.texts(config))
@@ -184,6 +205,7 @@ def _loop(
       rewards.append(earned.tolist())
       collect.run(str(store), folder / "logs", str(export), 0.0)
       jax.clear_caches()
+      tell()
   return rewards
 
 
@@ -219,30 +241,28 @@ def _config(
 
 
 def _in_world(
-  experiment: jobs.Experiment, world: Run, seed: int
-) -> list[float]:
-  """Total rewards of the agent that was trained in the world, [E]."""
-  name = f"{IN_WORLD.replace(' ', '_')}/{seed}"
-
-  def made() -> list[float]:
-    config = experiment.with_agent(entrants.REFERENCE, seeds=(seed,))
-    run = jobs.prepare(experiment, jobs.Job(name, config), world)
-    with jobs.timed(experiment, name, "policy"):
-      run.stage("policy")
-    ((act, params),) = run.policies()
-    rows, _ = _users(experiment, world, seed, -1)
-    sessions = simulate.simulate(
-      act,
-      world.env,
-      params,
-      world.users("train"),
-      jax.random.key(seed),
-      rows,
-      episodes=len(rows),
-    )
-    return np.asarray(sessions.total_reward).tolist()
-
-  return jobs.kept(experiment.workdir / "curves" / f"world_{seed}.json", made)
+  experiment: jobs.Experiment, seed: int, tell: Callable[[], None]
+) -> None:
+  """Total rewards of who is trained in the world, [1, E], into a file."""
+  world = jobs.prepare(experiment, jobs.Job("world", experiment.base))
+  config = experiment.with_agent(entrants.REFERENCE, seeds=(seed,))
+  name = f"in_the_world/{seed}"
+  run = jobs.prepare(experiment, jobs.Job(name, config), world)
+  run.stage("policy")
+  ((act, params),) = run.policies()
+  rows, _ = _users(experiment, world, seed, -1)
+  sessions = simulate.simulate(
+    act,
+    world.env,
+    params,
+    world.users("train"),
+    jax.random.key(seed),
+    rows,
+    episodes=len(rows),
+  )
+  rewards = np.asarray(sessions.total_reward).tolist()
+  files.write_json(_file(experiment, f"{_WORLD}/{seed}"), [rewards])
+  tell()
 
 
 def table(results: Mapping[str, Any]) -> str:
