@@ -72,7 +72,9 @@ class NewestTest(parameterized.TestCase):
 
   def test_what_leaves_a_split_empty_is_told(self):
     # One slate of a held-out split, of whose sessions the newest has more.
-    with self.assertRaisesRegex(InputError, "has no row; expected at least one"):
+    with self.assertRaisesRegex(
+      InputError, "has no row; expected at least one"
+    ):
       self._prepare("none", newest=8)
 
   def test_a_bad_number_is_named(self):

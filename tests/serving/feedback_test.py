@@ -239,7 +239,8 @@ class FeedbackTest(absltest.TestCase):
       self.assertEqual(got.get("error"), want.get("error"))
     self.assertEqual(slates[-1]["status"], 400)
     self.assertEqual(
-      [x.get("accepted", x.get("status")) for x in answers], [3, 404, 3, 3, 3, 3]
+      [x.get("accepted", x.get("status")) for x in answers],
+      [3, 404, 3, 3, 3, 3],
     )
     rows = self._rows()
     for said in told[:1] + told[2:]:

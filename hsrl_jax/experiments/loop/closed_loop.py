@@ -37,8 +37,8 @@ FIRST = "popularity"  # The policy of the first round.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"myopic": {"discount": 0.0}}
 _WORLD = "world"  # Trained in it.
 STAGES = ("data", "quantize", "simulator", "policy")
-# A round learns from so many training slates, the newest: then it costs what the
-# one before did, and its programs have the same shapes, which compiles them once.
+# A round learns from so many training slates, the newest: so it costs what the
+# one before did, and programs of the same shapes are compiled once.
 _NEWEST = 80_000
 # Of the click model of the logs, of which there are many: as in ml1m.flags.
 _FIT = {

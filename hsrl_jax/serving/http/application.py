@@ -136,9 +136,7 @@ async def _each(
       if not isinstance(content, list):
         raise
       counted.labels(str(error.status_code)).inc()
-      return orjson.dumps(
-        {"status": error.status_code, "error": error.detail}
-      )
+      return orjson.dumps({"status": error.status_code, "error": error.detail})
     counted.labels("200").inc()
     return made
 
