@@ -50,7 +50,7 @@ def _main(argv: list[str], command: str) -> None:
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
   mode = _adopt_flags(workdir)
   _check_inputs(mode)
-  config = flags_lib.config_from_flags(_compared(mode))
+  config = flags_lib.config_from_flags(_compared(mode), registry.ALSO.get(mode))
   # A bad flag is told before anything runs, whatever the mode reads.
   flags_lib.export_from_flags()
   flags_lib.experiment_from_flags()
@@ -151,7 +151,9 @@ def _run_experiment(
   """Runs an experiment, whose workdir keeps its flags too."""
   settings = {x: flags_lib.settings_from_flags(x) for x in agents.AGENTS}
   compare = flags_lib.experiment_from_flags()
-  kept = flags_lib.resolved(mode, _compared(mode) or ())
+  kept = flags_lib.resolved(
+    mode, _compared(mode) or (), registry.ALSO.get(mode)
+  )
   with workdir_lib.unclaimed_on_error(workdir):
     if mode != "results":  # It reads the folders of others.
       workdir_lib.claim(workdir, kept, flags_lib.given(mode))

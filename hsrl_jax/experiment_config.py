@@ -45,6 +45,7 @@ class ExperimentConfig(Checked):
     rounds: of serving and learning in closed_loop.
     sessions: of each of these rounds.
     served_temperature: that slates are drawn with there.
+    kl_weights: that hold RL to the supervised policy in after_supervised.
   """
 
   agents: tuple[str, ...] | None = None
@@ -74,6 +75,7 @@ class ExperimentConfig(Checked):
   rounds: int = setting(10, least=2)
   sessions: int = setting(2_000, least=2)
   served_temperature: float = setting(0.5, least=0)
+  kl_weights: tuple[float, ...] = setting((0.0, 1.0, 5.0), least=0, length=1)
 
   def __post_init__(self):
     super().__post_init__()

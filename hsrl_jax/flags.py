@@ -29,9 +29,9 @@ MODE = flags.DEFINE_enum(
   "mode",
   "all",
   MODES,
-  "The stage to run; `all` runs what is missing, in order. `add_items` and "
-  "`remove_items` change a catalogue of --embeddings. For `export`, `collect` "
-  "and `rollback` see docs/loop.md, for others launch/flags/experiments.",
+  "The stage to run; `all`: what is missing. `add_items` and `remove_items` "
+  "change a catalogue of --embeddings; for `export`, `collect`, `rollback` see "
+  "docs/loop.md, for others launch/flags/experiments.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
@@ -147,12 +147,13 @@ _define()
 
 
 def config_from_flags(
-  compared: Collection[str] | None = None,
+  compared: Collection[str] | None = None, also: str | None = None
 ) -> config_lib.Config:
   """The configuration that the parsed flags describe.
 
   Args:
     compared: the agents that an experiment trains; None: --agent alone.
+    also: another task that the experiment trains them on; None: there is none.
 
   Raises:
     InputError: a value is out of range, or a flag is given that agent and task
@@ -160,7 +161,7 @@ def config_from_flags(
   """
   name = AGENT.value
   settings.check_agent("--agent", name)
-  _check_read((name,) if compared is None else compared)
+  _check_read((name,) if compared is None else compared, also)
   return config_lib.Config(
     **{x.name: _from_flags(x) for x in settings.STAGES},
     agent=name,
@@ -173,10 +174,12 @@ def settings_from_flags(agent: str) -> agents.Settings:
   return _from_flags(settings.of_agent(agent))
 
 
-def _check_read(trained: Collection[str]) -> None:
+def _check_read(trained: Collection[str], also: str | None) -> None:
   """Raises InputError where a flag is given that no trained agent reads."""
   groups = (*settings.STAGES, *settings.of_agents())
-  names = [name for _, _, name, _ in settings.fields(groups)]
+  names = {name for _, _, name, _ in settings.fields(groups)}
+  if also is not None:
+    names -= set().union(*(settings.reads(x, also) for x in trained))
   present = [name for name in names if flags.FLAGS[name].present]
   settings.check_read(
     present, trained, flags.FLAGS.task, "--", flags.FLAGS.learn_from
@@ -200,7 +203,9 @@ def _from_flags(group: settings.Group):
 
 
 def resolved(
-  experiment: str | None = None, compared: Collection[str] = ()
+  experiment: str | None = None,
+  compared: Collection[str] = (),
+  also: str | None = None,
 ) -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what a run is.
 
@@ -208,11 +213,12 @@ def resolved(
     experiment: the mode of the experiment, whose flags count too; None: a
       single run.
     compared: the agents whose flags count; none: that of --agent.
+    also: another task than --task, whose flags count too.
   """
   trained = compared or [AGENT.value]
   groups = (*settings.STAGES, *map(settings.of_agent, trained))
-  task = flags.FLAGS.task
-  read = set().union(*(settings.reads(x, task) for x in trained))
+  tasks = (flags.FLAGS.task, *([also] if also else []))
+  read = set().union(*(settings.reads(x, y) for x in trained for y in tasks))
   read -= agents.unread_of(flags.FLAGS.learn_from)
   names = ["agent", "embeddings", *(x for x in _deciding(groups) if x in read)]
   if experiment is not None:

@@ -76,6 +76,7 @@ EXCEPTIONS = {
   "hsrl_jax.data.prepare names flags": _ADVICE,
   "hsrl_jax.experiments.catalogue.changing_catalogue names flags": _ADVICE,
   "hsrl_jax.experiments.compare names flags": _ADVICE,
+  "hsrl_jax.experiments.logs.after_supervised names flags": _ADVICE,
   "hsrl_jax.experiments.logs.conservatism names flags": _ADVICE,
   "hsrl_jax.experiments.document names flags": _ADVICE,
   "hsrl_jax.experiments.logs.off_policy names flags": _ADVICE,

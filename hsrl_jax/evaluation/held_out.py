@@ -203,9 +203,17 @@ def _interval(error, users: int, per_seed, value: float) -> list[float]:
   return [value - half, value + half]
 
 
-def difference(ours: Sequence[Rows], theirs: Rows) -> dict | None:
-  """The same of the paired difference of two scores on the same rows."""
-  return mean([Rows(x.value - theirs.value, x.user) for x in ours])
+def difference(ours: Sequence[Rows], theirs: Sequence[Rows]) -> dict | None:
+  """The same of the paired difference of two scores on the same rows.
+
+  Args:
+    ours: of each seed.
+    theirs: of each seed, or of one that stands for all.
+  """
+  if len(theirs) == 1:
+    theirs = [*theirs] * len(ours)
+  pairs = zip(ours, theirs, strict=True)
+  return mean([Rows(x.value - y.value, x.user) for x, y in pairs])
 
 
 def coverage(top: Sequence[np.ndarray], user: np.ndarray, items: int) -> dict:
@@ -252,6 +260,25 @@ def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
   return mean([Rows(np.asarray(x.value, np.float64), x.user) for x in rows])
 
 
+def by_row(
+  rankings: Sequence[Rankings], sessions: Sessions, train: Sessions, items: int
+) -> list[dict[str, Rows]]:
+  """Each measure of each logged row, by its name, for each seed.
+
+  Args:
+    rankings: of each seed of a policy.
+    sessions: the held-out rows.
+    train: the training logs.
+    items: N.
+  """
+  user, (_, liked) = np.asarray(sessions.user_id), counts(train, items)
+  return [
+    within_slates(x.shown, sessions.response, user)
+    | _of_all(x, sessions, liked)
+    for x in rankings
+  ]
+
+
 def measure(
   rankings: Mapping[str, Sequence[Rankings]],
   sessions: Sessions,
@@ -274,13 +301,8 @@ def measure(
     measured on.
   """
   user = np.asarray(sessions.user_id)
-  train_liked = counts(train, items)[1]
   rows = {
-    name: [
-      within_slates(x.shown, sessions.response, user)
-      | _of_all(x, sessions, train_liked)
-      for x in seeds
-    ]
+    name: by_row(seeds, sessions, train, items)
     for name, seeds in rankings.items()
   }
   table = {}
@@ -296,7 +318,7 @@ def measure(
       x: found
       for x in PAIRED
       if x in seeds[0]
-      and (found := difference([s[x] for s in rows[reference]], seeds[0][x]))
+      and (found := difference([s[x] for s in rows[reference]], [seeds[0][x]]))
     }
     for name, seeds in rows.items()
     if name != reference

@@ -12,5 +12,6 @@ EXPERIMENTS = (
   "off_policy",
   "conservatism",
   "closed_loop",
+  "after_supervised",
   "results",
 )

@@ -12,7 +12,11 @@ from hsrl_jax.experiments import (
   worlds,
 )
 from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
-from hsrl_jax.experiments.logs import conservatism, off_policy
+from hsrl_jax.experiments.logs import (
+  after_supervised,
+  conservatism,
+  off_policy,
+)
 from hsrl_jax.experiments.loop import closed_loop
 
 RUN = {
@@ -26,6 +30,7 @@ RUN = {
   "off_policy": off_policy.run,
   "conservatism": conservatism.run,
   "closed_loop": closed_loop.run,
+  "after_supervised": after_supervised.run,
   "results": document.run,
 }
 
@@ -40,4 +45,8 @@ COMPARED: dict[str, Callable[[ExperimentConfig], Collection[str]]] = {
   "ab": ab.compared,
   "conservatism": conservatism.compared,
   "closed_loop": closed_loop.compared,
+  "after_supervised": lambda _: (entrants.REFERENCE,),
 }
+
+# Another task than --task that an experiment trains its agents on.
+ALSO = {"after_supervised": "next_item"}

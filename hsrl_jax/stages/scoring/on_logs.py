@@ -50,31 +50,46 @@ def measure(
   agent = ranking_of(parts)
   if agent is not None:
     rankers = {parts.config.agent: [(agent, x) for x in params]} | rankers
-  rankings = {}
+  ranked = {}
   without_history = not ranking.repeats(train)
   with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
     for name, seeds in rankers.items():
-      rankings[name] = []
+      ranked[name] = []
       for ranker, own in seeds:
-        rankings[name].append(
+        ranked[name].append(
           ranking.rank(
             ranker, own, logs, items, without_history=without_history
           )
         )
         bar.update()
-  reference = next(iter(rankings))
+  reference = next(iter(ranked))
   logging = ranking.logging_policy(logs)
   if logging is not None:
-    rankings["logging_policy"] = [logging]
-  measured = held_out.measure(rankings, logs, train, items, reference)
+    ranked["logging_policy"] = [logging]
+  measured = held_out.measure(ranked, logs, train, items, reference)
   measured["held_out_rows"]["without_history"] = without_history
   if agent is None:
     return measured, None
   if without_history:
-    return measured, rankings[parts.config.agent][0].top
+    return measured, ranked[parts.config.agent][0].top
   # Only the lists are wanted, not the scores of the logged slates once more.
   top = ranking.best(agent, params[0], logs, items, without_history=True)
   return measured, top
+
+
+def rankings(parts: Parts, params: list[Params]) -> list[ranking.Rankings]:
+  """How the policy of each seed ranks the rows of the evaluation's split."""
+  train, items = parts.dataset.splits["train"], parts.catalogue.index.num_items
+  return [
+    ranking.rank(
+      ranking_of(parts),
+      own,
+      parts.dataset.splits[parts.config.evaluate.split],
+      items,
+      without_history=not ranking.repeats(train),
+    )
+    for own in params
+  ]
 
 
 def click_model(parts: Parts) -> ranking.ScoreFn:

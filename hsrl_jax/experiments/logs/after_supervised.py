@@ -1,0 +1,190 @@
+"""Experiment `after_supervised`: does RL help or hurt a supervised policy?
+
+HSRL is trained on what users of the logs liked next. From there it goes on by
+RL in a simulator of the same logs, held to the policy that it started from by a
+KL of some weights. All are measured on held-out logs and in the simulator: what
+RL gains there, and what it loses here. `kl_W_no_actor` has the same losses
+without the actor's: what the regression on simulated likes does alone.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hsrl_jax import settings
+from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import held_out
+from hsrl_jax.experiments import compare, jobs
+from hsrl_jax.experiments.entrants import REFERENCE
+from hsrl_jax.report import plots, tables
+from hsrl_jax.stages import policy
+from hsrl_jax.stages.run import Run
+from hsrl_jax.stages.scoring import on_logs
+
+START = "supervised"
+# Of held-out logs, with their heads in the table.
+MEASURES = {
+  "auc_within_slates": "AUC",
+  "recall@10": "recall@10",
+  "ndcg@10": "NDCG@10",
+}
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Runs what is missing; leaves results.json, table.txt and plot.png.
+
+  Raises:
+    InputError: the dataset has no logged slates to hold out.
+  """
+  if Run(experiment.base, experiment.workdir).without_slates:
+    raise InputError(
+      "--mode=after_supervised needs logged slates, on which policies are "
+      "measured; expected another --dataset"
+    )
+  runs = {START: _supervised(experiment)}
+  start = str(runs[START].workdir)
+  runs |= jobs.run_all(
+    experiment,
+    [
+      jobs.Job(name, experiment.with_agent(REFERENCE, **x))
+      for name, x in after(experiment.config.kl_weights, start).items()
+    ],
+  )
+  rows = {name: _by_row(run) for name, run in runs.items()}
+  base = experiment.base
+  results = {
+    "dataset": runs[START].results()["dataset"],
+    "protocol": base.simulator.protocol,
+    "split": base.evaluate.split,
+    "episodes": base.evaluate.episodes,
+    "iterations": base.train.iterations,
+    "resamples": experiment.config.resamples,
+    "simulator": runs[START].results()["simulator"],
+    "rows": {
+      name: _row(experiment, (runs[START], rows[START]), (run, rows[name]))
+      for name, run in runs.items()
+    },
+    "seconds_of_jobs": jobs.seconds(experiment),
+  }
+  jobs.finish(experiment, results, table(results), figure(results))
+
+
+def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:
+  """What goes on from the supervised policy: name to changes of the flags."""
+  found: dict[str, dict[str, Any]] = {
+    f"kl_{x:g}": {"kl_weight": x} for x in weights
+  }
+  last = max(weights)
+  found[f"kl_{last:g}_no_actor"] = {"kl_weight": last, "actor_weight": 0.0}
+  return {k: x | {"continue_from": start} for k, x in found.items()}
+
+
+def _supervised(experiment: jobs.Experiment) -> Run:
+  """A run of its own, with data and SIDs, from which the others go on."""
+  config = experiment.with_agent(REFERENCE)
+  train = dataclasses.replace(config.train, task="next_item")
+  kept = settings.texts(dataclasses.replace(config, train=train))
+  folder = experiment.workdir / START
+  # As those who go on from it will read it: without what it has no use for.
+  run = Run(settings.of_texts(START, kept), folder)
+  run.claim(kept)
+  with jobs.timed(experiment, START, "policy"):
+    run.complete(("data", "quantize", "simulator", "policy", "evaluate"))
+  return run
+
+
+def _by_row(run: Run) -> list[dict[str, held_out.Rows]]:
+  """Measures of the held-out rows, of each seed."""
+  params = [(x, run.catalogue) for x in policy.trained(run)]
+  splits = run.dataset.splits
+  return held_out.by_row(
+    on_logs.rankings(run, params),
+    splits[run.config.evaluate.split],
+    splits["train"],
+    run.catalogue.index.num_items,
+  )
+
+
+def _row(experiment: jobs.Experiment, start, own) -> dict[str, Any]:
+  """Of one policy, and what it has more than the supervised one.
+
+  Args:
+    experiment: what it is of.
+    start: run and measures of the supervised policy.
+    own: those of this one.
+  """
+  (run, rows), (first, before) = own, start
+  row: dict[str, Any] = {
+    name: held_out.mean([x[name] for x in rows]) for name in MEASURES
+  }
+  agent = run.config.agent
+  row["total_reward"] = run.results()["policies"][agent]["total_reward"]
+  row["difference"] = None
+  if run is not first:
+    row["difference"] = {
+      name: held_out.difference(
+        [x[name] for x in rows], [x[name] for x in before]
+      )
+      for name in MEASURES
+    }
+    row["difference"]["total_reward"] = compare.difference(
+      experiment, (run, agent), (first, agent)
+    )
+  return row
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a terminal, at most 80 columns wide."""
+  head = (
+    f"{results['dataset']}, protocol {results['protocol']}, split "
+    f"{results['split']}: HSRL supervised on the next item, then "
+    f"{results['iterations']:,} iterations of RL"
+  )
+  lines = [tables.filled(head)]
+  for name, label in (*MEASURES.items(), ("total_reward", "simulated reward")):
+    form = "{:z.2f}" if name == "total_reward" else "{:z.4f}"
+    rows = [(label, "", "[95% CI]", "more", "[95% CI]")]
+    for policy_name, row in results["rows"].items():
+      more = (row["difference"] or {}).get(name)
+      cells = [_cells(x, form) if x else ("", "") for x in (row[name], more)]
+      rows.append((policy_name, *cells[0], *cells[1]))
+    lines += ["", *tables.aligned(rows)]
+  note = (
+    "kl_W: RL held to the supervised policy by a KL of weight W; more: than "
+    "that one. The first three measures are of held-out logs; intervals over users and seeds, "
+    "those of differences paired."
+  )
+  return "\n".join([*lines, "", tables.filled(note)])
+
+
+def _cells(measured: Mapping[str, Any], form: str) -> tuple[str, str]:
+  low, high = (form.format(x) for x in measured["ci95"])
+  return form.format(measured["mean"]), f"[{low}, {high}]"
+
+
+def figure(results: Mapping[str, Any]) -> Figure:
+  """What RL gains in the simulator against what it loses on held-out logs."""
+  made = Figure(figsize=(7, 4), layout="constrained")
+  axes = made.subplots()
+  for number, (name, row) in enumerate(results["rows"].items()):
+    x, y = row["recall@10"], row["total_reward"]
+    errors = [np.abs(np.array(m["ci95"])[:, None] - m["mean"]) for m in (x, y)]
+    axes.errorbar(
+      x["mean"],
+      y["mean"],
+      xerr=errors[0],
+      yerr=errors[1],
+      color=f"C{number}",
+      marker="o",
+      capsize=3,
+      label=name,
+    )
+  plots.style(
+    axes, "RL after supervised training", "recall@10 of what was liked next"
+  )
+  axes.set_ylabel("simulated reward of a session")
+  axes.legend(frameon=False)
+  return made

@@ -1,0 +1,89 @@
+"""Experiment `after_supervised`: its jobs, its table, and all of it, small."""
+
+import json
+import pathlib
+import tempfile
+
+import numpy as np
+import pytest
+from absl.testing import absltest
+
+from hsrl_jax.evaluation import held_out
+from hsrl_jax.experiments.logs import after_supervised
+from tests import command
+
+
+class JobsTest(absltest.TestCase):
+  def test_each_weight_and_the_last_without_an_actor(self):
+    start = {"continue_from": "there"}
+    self.assertEqual(
+      after_supervised.after((0.0, 5.0), "there"),
+      {
+        "kl_0": {"kl_weight": 0.0} | start,
+        "kl_5": {"kl_weight": 5.0} | start,
+        "kl_5_no_actor": {"kl_weight": 5.0, "actor_weight": 0.0} | start,
+      },
+    )
+
+
+class DifferenceTest(absltest.TestCase):
+  def test_seeds_are_paired(self):
+    # What differs between seeds alone is no part of a paired difference.
+    rng, user = np.random.default_rng(0), np.repeat(np.arange(20), 3)
+    theirs = [rng.normal(size=60) + 10 * seed for seed in range(3)]
+    ours = [x + 0.5 + 0.01 * rng.normal(size=60) for x in theirs]
+    found = held_out.difference(
+      *([held_out.Rows(x, user) for x in y] for y in (ours, theirs))
+    )
+    self.assertAlmostEqual(found["mean"], 0.5, places=2)
+    self.assertLess(found["ci95"][1] - found["ci95"][0], 0.05)
+
+
+class TableTest(absltest.TestCase):
+  def test_table_is_80_columns(self):
+    share = {"mean": -0.12345, "ci95": [-0.12345, -0.12345]}
+    reward = {"mean": -123.45678, "ci95": [-123.45678, 130.12345]}
+    row = dict.fromkeys(after_supervised.MEASURES, share)
+    row["total_reward"] = reward
+    rows = {
+      "supervised": row | {"difference": None},
+      "kl_0.25_no_actor": row | {"difference": row},
+    }
+    results = {
+      **{"dataset": "movielens_latest_small", "protocol": "no_repeat"},
+      **{"split": "test", "iterations": 10_000, "rows": rows},
+    }
+    text = after_supervised.table(results)
+    self.assertLessEqual(max(map(len, text.splitlines())), 80, text)
+    after_supervised.figure(results)
+
+
+@pytest.mark.slow
+class WholeTest(absltest.TestCase):
+  def test_what_learns_nothing_more_stays_as_it_was(self):
+    folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    given = (
+      *(*command.EXPERIMENT, "--mode=after_supervised", "--seeds=0,1"),
+      *(f"--workdir={folder}/own", "--experiment_kl_weights=1"),
+      *("--next_item_epochs=1", "--learning_rate=1e-12"),
+    )
+    status, out, err = command.run(*given)
+    self.assertEqual(status, 0, err)
+    self.assertIn("kl_1_no_actor", out)
+    results = json.loads((folder / "own" / "results.json").read_text())
+    rows = results["rows"]
+    self.assertCountEqual(rows, ("supervised", "kl_1", "kl_1_no_actor"))
+    alone = json.loads((folder / "own/supervised/results.json").read_text())
+    for name in after_supervised.MEASURES:
+      self.assertEqual(
+        rows["supervised"][name], alone["held_out"]["hsrl"][name]
+      )
+      for other in ("kl_1", "kl_1_no_actor"):
+        self.assertAlmostEqual(rows[other]["difference"][name]["mean"], 0)
+    status, out, err = command.run(f"--workdir={folder}/own")
+    self.assertEqual(status, 0, err)
+    self.assertNotIn("policy done", out)
+
+
+if __name__ == "__main__":
+  absltest.main()
