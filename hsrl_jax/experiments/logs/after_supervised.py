@@ -154,8 +154,8 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", *tables.aligned(rows)]
   note = (
     "kl_W: RL held to the supervised policy by a KL of weight W; more: than "
-    "that one. The first three measures are of held-out logs; intervals over users and seeds, "
-    "those of differences paired."
+    "that one. The first three measures are of held-out logs; intervals over "
+    "users and seeds, those of differences paired."
   )
   return "\n".join([*lines, "", tables.filled(note)])
 
