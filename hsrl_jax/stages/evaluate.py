@@ -9,25 +9,21 @@ verdict on the simulator.
 import json
 from typing import Any
 
-import jax
 import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.evaluation import ranking, verdict
 from hsrl_jax.evaluation.simulated import bounds, measures, planned, simulate
-from hsrl_jax.host import watch
 from hsrl_jax.report import examples, journeys
-from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.stages.scoring import from_logs, on_logs, pictures
-from hsrl_jax.types import Array, Params
+from hsrl_jax.stages.scoring import sessions as sessions_lib
+from hsrl_jax.types import Params
 
 RESULTS = "results.json"
 SESSIONS = "sessions.npz"  # Measures of each evaluated session, by policy.
 _EXAMPLES = 4
-_BOUNDS, _BOUNDS_FORMAT = "sessions.npz", 1
-_FIELDS = simulate.Sessions._fields
 
 
 def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
@@ -45,12 +41,12 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   logged = parts.dataset.splits[c.split]
   # Session e is of row rows[e] of the split, whatever the policy.
   rows = simulate.sample(logged.user_id, c.episodes, c.seed)
-  sessions = _of_bounds(parts, users, active, rows)
-  sessions |= _simulate(parts, {agent: trained}, rows)
+  sessions = sessions_lib.with_bounds(parts, {agent: trained}, rows)
   few = {}
   if c.planned:
     planner = planned.planned(parts.judge), (users, active)
-    few = _simulate(parts, {planned.NAME: [planner]}, rows[: c.planned])
+    first = rows[: c.planned]
+    few = sessions_lib.simulated(parts, {planned.NAME: [planner]}, first)
   quality = _quality(parts, sessions[agent])
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
   files.write_json(
@@ -130,52 +126,6 @@ def _policies(
         len(seeds), f"the simulator is useless: {quality['reasons'][0]}"
       )
   return policies
-
-
-def _of_bounds(
-  parts: Parts, users: EnvParams, active: Array, rows: np.ndarray
-) -> dict[str, list[simulate.Sessions]]:
-  """Sessions of each bound; runs that share stages share these too."""
-  path = parts.folder("bounds") / _BOUNDS
-  is_shared = parts.shared is not None
-  if is_shared and path.exists():
-    kept = files.read_npz(path, _BOUNDS_FORMAT)
-    names = dict.fromkeys(x.partition("/")[0] for x in kept if "/" in x)
-    return {
-      name: [simulate.Sessions(*(kept[f"{name}/{x}"] for x in _FIELDS))]
-      for name in names
-    }
-  policies = bounds.bounds(parts.judge, users, active)
-  sessions = _simulate(parts, {k: [x] for k, x in policies.items()}, rows)
-  if is_shared:
-    arrays = {
-      f"{name}/{field}": getattr(one, field)
-      for name, (one,) in sessions.items()
-      for field in _FIELDS
-    }
-    files.write_npz(path, _BOUNDS_FORMAT, **arrays)
-  return sessions
-
-
-def _simulate(
-  parts: Parts,
-  policies: dict[str, list[tuple[simulate.Act, Params]]],
-  rows: np.ndarray,
-) -> dict[str, list[simulate.Sessions]]:
-  """Sessions of each policy and seed, of the same users with the same luck."""
-  c = parts.config.evaluate
-  users, key = parts.judged_users(c.split), jax.random.key(c.seed)
-  sessions = {}
-  with watch.bar(sum(map(len, policies.values())), "evaluate", "policy") as bar:
-    for name, seeds in policies.items():
-      sessions[name] = []
-      for act, params in seeds:
-        of_seed = simulate.simulate(
-          act, parts.judge, params, users, key, rows, episodes=len(rows)
-        )
-        sessions[name].append(jax.device_get(of_seed))
-        bar.update()
-  return sessions
 
 
 def _json(path):

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
+from concurrent import futures
 
 import jax
 import jax.numpy as jnp
@@ -153,9 +154,8 @@ def run(
     slates = loop.logged(logs, env.reward)
   inputs = loop.Inputs(catalogue, users, slates)
   curve = None
-  if not train.from_logs:  # Else no session is simulated.
-    curve = _curve(agent, env, config, catalogue, val_users, val_rows)
   with (
+    futures.ThreadPoolExecutor(1) as beside,
     stop.deferred(by_all=True) as signals,
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
     feeding(checkpoint.latest_step(checkpointer)) as feed,
@@ -164,6 +164,10 @@ def run(
       placed, saved = _start(
         engine, inputs, layout, train.seeds, checkpointer, start
       )
+    if not train.from_logs:  # Else no session is simulated.
+      users = catalogue, val_users, val_rows
+      first = parallel.target_params(placed[0], layout)
+      curve = _curve(agent, env, config, *users, first, beside)
     learner = _train(
       parallel.over_devices(engine.run, layout),
       placed,
@@ -359,27 +363,28 @@ def _curve(
   catalogue: ActionSpace,
   users: EnvParams,
   rows: np.ndarray,
+  params: Params,
+  beside: futures.Executor,
 ) -> Callable[[Params], tuple[dict, dict]]:
   """A point of the learning curve: sessions of the validation users.
 
-  It comes with how often each token was shown, by level.
+  It comes with how often each token was shown, by level. A first call compiles
+  it beside training.
   """
-  act = greedy(agent)
-  key = jax.random.key(config.evaluate.seed)
+  act, key = greedy(agent), jax.random.key(config.evaluate.seed)
+
+  def simulated(params: Params) -> simulate.Sessions:
+    given = (act, env, (params, catalogue), users, key, rows)
+    return simulate.simulate(*given, episodes=len(rows))
+
+  first = None
+  if not processes.many():  # All would have to call it at the same time.
+    first = beside.submit(simulated, by_seed(config.train, params)[0])
 
   def point(params: Params) -> tuple[dict, dict]:
-    sessions = [
-      simulate.simulate(
-        act,
-        env,
-        (p, catalogue),
-        users,
-        key,
-        rows,
-        episodes=len(rows),
-      )
-      for p in by_seed(config.train, params)
-    ]
+    if first is not None:
+      first.result()
+    sessions = [simulated(p) for p in by_seed(config.train, params)]
     counts = measures.code_usage(
       catalogue.index, [np.asarray(s.slates) for s in sessions]
     )
@@ -387,11 +392,9 @@ def _curve(
     measured = {
       name: statistics.summarise([getattr(s, name) for s in sessions])
       for name in ("total_reward", "depth")
-    } | {
-      "perplexity": {
-        name: statistics.perplexity(x) for name, x in by_level.items()
-      }
     }
+    spread = {name: statistics.perplexity(x) for name, x in by_level.items()}
+    measured["perplexity"] = spread
     return measured, {f"tokens/{name}": x for name, x in by_level.items()}
 
   return point

@@ -17,6 +17,7 @@ from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.stages.scoring import from_logs, on_logs
+from hsrl_jax.stages.scoring import sessions as sessions_lib
 from hsrl_jax.types import Sessions
 from tests import toy
 from tests.agents import checks
@@ -124,21 +125,22 @@ class BoundsTest(absltest.TestCase):
   def test_runs_that_share_stages_share_them(self):
     root = self.enterContext(tempfile.TemporaryDirectory())
     env, rows = toy.env(), np.arange(6, dtype=np.int32) % toy.USERS
-    users, active = toy.users(), jnp.arange(toy.ITEMS + 1) > 0
+    index = types.SimpleNamespace(active=jnp.arange(toy.ITEMS + 1) > 0)
 
     def sessions(shared, simulates):
       parts = types.SimpleNamespace(
         judge=env,
-        judged_users=lambda split: users,
+        judged_users=lambda split: toy.users(),
+        catalogue=types.SimpleNamespace(index=index),
         config=Config(),
         shared=shared,
         folder=lambda stage: pathlib.Path(root) / stage,
       )
       with mock.patch.object(
-        evaluate, "_simulate", wraps=evaluate._simulate
+        sessions_lib, "simulated", wraps=sessions_lib.simulated
       ) as run:
-        found = evaluate._of_bounds(parts, users, active, rows)
-      self.assertEqual(run.called, simulates)
+        found = sessions_lib.with_bounds(parts, {}, rows)
+      self.assertEqual(bool(run.call_args.args[1]), simulates)
       return found
 
     alone = sessions(None, True)

@@ -9,7 +9,7 @@ import numpy as np
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.evaluation import held_out, ranking
-from hsrl_jax.host import watch
+from hsrl_jax.host import threads, watch
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
@@ -50,18 +50,22 @@ def measure(
   agent = ranking_of(parts)
   if agent is not None:
     rankers = {parts.config.agent: [(agent, x) for x in params]} | rankers
-  ranked = {}
   without_history = not ranking.repeats(train)
   with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
-    for name, seeds in rankers.items():
-      ranked[name] = []
+
+    def of_policy(seeds):
+      found = []
       for ranker, own in seeds:
-        ranked[name].append(
+        found.append(
           ranking.rank(
             ranker, own, logs, items, without_history=without_history
           )
         )
         bar.update()
+      return found
+
+    made = threads.side_by_side(of_policy, rankers.values())
+    ranked = dict(zip(rankers, made, strict=True))
   reference = next(iter(ranked))
   logging = ranking.logging_policy(logs)
   if logging is not None:
