@@ -97,7 +97,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       progress,
       critic=(value - target) ** 2,
       actor=actor,
-      entropy=-jnp.where(active, jnp.exp(log_pi) * log_pi, 0.0).sum(),
+      entropy=masking.entropy(log_pi, active),
       behaviour=behaviour,
       value=value,
       target=target,

@@ -20,6 +20,18 @@ def log_softmax(logits: Array, mask: Array) -> Array:
   return logits - norm
 
 
+def entropy(log_probs: Array, mask: Array) -> Array:
+  """-sum p log p over what `mask` marks, nats; [..., V] -> [...].
+
+  Args:
+    log_probs: of `log_softmax`. Those of masked elements may be so large that
+      their exponential is no number, which gradients must not meet.
+    mask: bool, of the same shape.
+  """
+  own = jnp.where(mask, log_probs, 0.0)
+  return -jnp.where(mask, jnp.exp(own) * own, 0.0).sum(-1)
+
+
 def rank_within(groups: Array, scores: Array) -> Array:
   """The rank of each score among those of its group, int32 [N], 0 the best.
 

@@ -16,6 +16,21 @@ class MaskingTest(absltest.TestCase):
     gradient = jax.grad(lambda x: masking.log_softmax(x, mask)[2])(logits)
     np.testing.assert_allclose(gradient, [-0.25, -0.75, 1.0], rtol=1e-6)
 
+  def test_entropy_and_its_gradient_know_what_counts_alone(self):
+    # The gradient of sum p (-log p) by logits: -p (log p + H).
+    p = np.array([0.25, 0.75])
+    entropy = -(p * np.log(p)).sum()
+    for left in (2.0, 100.0, 1e4):  # Whose exponential is no number.
+      logits = jnp.asarray([0.0, np.log(3.0), left])
+      mask = jnp.asarray([True, True, False])
+      found, gradient = jax.value_and_grad(
+        lambda x, mask=mask: masking.entropy(masking.log_softmax(x, mask), mask)
+      )(logits)
+      np.testing.assert_allclose(found, entropy, rtol=1e-6)
+      np.testing.assert_allclose(
+        gradient, [*(-p * (np.log(p) + entropy)), 0.0], rtol=1e-5, atol=1e-7
+      )
+
   def test_rank_within_equals_a_loop(self):
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 4, 50).astype(np.int32)

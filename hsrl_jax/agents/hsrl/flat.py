@@ -166,7 +166,7 @@ def _choices(
   allowed = notes.allowed[None] & (before == 0)
   log_pi = masking.log_softmax(logits, allowed)
   of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
-  entropy = -jnp.where(allowed, jnp.exp(log_pi) * log_pi, 0.0).sum(-1)
+  entropy = masking.entropy(log_pi, allowed)
   values = parts.critic.apply(
     params["critic"],
     _tokens(catalogue),

@@ -221,8 +221,9 @@ def _distance(seen: _Seen, start: _Seen, active: Array) -> Array:
   start = jax.lax.stop_gradient(start)
   kl = divergence(seen.tokens.logits, start.tokens.logits, seen.tokens.tokens)
   if seen.items is not None:
-    of_each = jnp.exp(seen.items) * (seen.items - start.items)
-    kl += jnp.where(active, of_each, 0.0).sum()
+    # Without what is not active, whose exponential may be no number.
+    own, before = (jnp.where(active, x.items, 0.0) for x in (seen, start))
+    kl += jnp.where(active, jnp.exp(own) * (own - before), 0.0).sum()
   return kl
 
 

@@ -252,9 +252,7 @@ def _choices(
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
   log_probs = masking.log_softmax(jnp.stack(logits, 1), notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
-  entropy = -jnp.where(notes.allowed, jnp.exp(log_probs) * log_probs, 0.0).sum(
-    -1
-  )
+  entropy = masking.entropy(log_probs, notes.allowed)
   values = parts.critic.apply(
     params["critic"],
     tokens,

@@ -6,6 +6,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -57,6 +58,8 @@ def server(
     ServerError: it did not start.
   """
   command = [sys.executable, "-m", "hsrl_jax.serving.server", "--port=0"]
+  if shutil.which("setpriv"):  # It ends with this process, however that ends.
+    command = ["setpriv", "--pdeathsig", "TERM", *command]
   with log.open("ab") as out:
     begin = out.tell()
     process = subprocess.Popen(

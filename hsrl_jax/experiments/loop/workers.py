@@ -37,8 +37,8 @@ def run(
 ) -> Iterator[tuple[Task, float]]:
   """Runs tasks; yields each that is done, and the seconds that it took.
 
-  What a task prints goes to a file. If one fails the others are stopped, as
-  they are where the caller leaves.
+  What a task prints goes to a file. If one fails, those that run are waited
+  for, and no other begins; where the caller leaves, all are stopped.
 
   Args:
     tasks: in the order of their start.
@@ -50,7 +50,7 @@ def run(
   """
   context = multiprocessing.get_context("spawn")
   count = context.Value("i", 0)
-  waiting, running = list(tasks), {}
+  waiting, running, failed = list(tasks), {}, None
   logs.mkdir(parents=True, exist_ok=True)
   try:
     with watch.bar(sum(x.units for x in tasks), "tasks", unit) as bar:
@@ -68,12 +68,18 @@ def run(
           process, task, start = running.pop(sentinel)
           process.join()
           if process.exitcode:
-            raise _failed(task, process.exitcode, _log(logs, task))
-          yield task, time.monotonic() - start
+            waiting.clear()
+            failed = _failed(task, process.exitcode, _log(logs, task))
+          else:
+            yield task, time.monotonic() - start
+    if failed is not None:
+      raise failed
   finally:
     for process, _, _ in running.values():
       process.terminate()
     for process, _, _ in running.values():
+      process.join(stop.GRACE_SECONDS)
+      process.kill()  # Where an exception in a destructor was lost, say.
       process.join()
 
 
