@@ -39,6 +39,8 @@ SECTIONS = {
   "and what it then earns there.",
   "closed_loop": "A policy that is served, and learns from what it served "
   "alone, round after round.",
+  "after_supervised": "What RL adds to a policy that was trained on what users "
+  "liked next, and what it costs.",
 }
 
 
