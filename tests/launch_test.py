@@ -163,6 +163,7 @@ class NumbersTest(parameterized.TestCase):
         "evaluate_planned",
         "evaluate_seed",
         "experiment_conservative_weights",
+        "experiment_kl_weights",
         "experiment_seed",
         "experiment_served_temperature",
         "experiment_shares",
