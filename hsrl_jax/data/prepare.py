@@ -44,12 +44,23 @@ def builder_folder(dataset: str) -> pathlib.Path:
 
 
 def load_builder(path: pathlib.Path) -> types.ModuleType:
-  """Imports the file of a builder, by its path."""
+  """Imports the file of a builder, by its path.
+
+  Raises:
+    InputError: it needs a package that is not installed.
+  """
   spec = importlib.util.spec_from_file_location(path.stem, path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[path.stem] = module  # TFDS asks where its builders come from.
-  with tfds.core.registered.skip_registration():
-    spec.loader.exec_module(module)
+  try:
+    with tfds.core.registered.skip_registration():
+      spec.loader.exec_module(module)
+  except ModuleNotFoundError as error:
+    raise InputError(
+      f"{path.name} needs the package {error.name}, which is not installed; "
+      "expected it there: those of the shipped datasets come with the extra "
+      "data, hsrl_jax[data]"
+    ) from error
   return module
 
 

@@ -102,6 +102,15 @@ class RawDataTest(parameterized.TestCase):
     ):
       prepare.prepare("toy", self.data, str(self.raw))
 
+  def test_a_package_that_is_missing_is_named(self):
+    path = self.builder / "numbers_dataset_builder.py"
+    path.write_text("import no_such_package\n" + BUILDER)
+    with self.assertRaisesRegex(
+      InputError, "builder.py needs the package no_such_package, which is not"
+    ):
+      self._prepare(["1"])
+    self.assertFalse(self.data.exists())
+
   def test_rows_left_out_are_told(self):
     listed = self._prepare(["1", "two", "3", "four"])
     ((path, rows),) = listed.items()
