@@ -123,7 +123,9 @@ def read(data_dir: pathlib.Path) -> Dataset:
           ("response", np.float32),
         )
       },
-      timestamp=np.float64(rows["timestamp"]) if "timestamp" in rows else None,
+      timestamp=np.asarray(rows["timestamp"], np.float64)
+      if "timestamp" in rows
+      else None,
       propensity=_optional(rows, "propensity"),
       position=_optional(rows, "position"),
       **{name: _optional(rows, name, True) for name in STEP_COLUMNS},
