@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from hsrl_jax.data.source import SPLITS
 
 HISTORY_LENGTH = 50  # Items of a history of most datasets.
-BLOCK = 4_096
+BLOCK = 4_096  # Rows of an example.
 HELD_OUT = 0.1  # Share of what is split in `val`, and again in `test`.
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # Of features and profiles.

@@ -261,20 +261,19 @@ def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
 
 
 def by_row(
-  rankings: Sequence[Rankings], sessions: Sessions, train: Sessions, items: int
+  rankings: Sequence[Rankings], sessions: Sessions, train_liked: np.ndarray
 ) -> list[dict[str, Rows]]:
   """Each measure of each logged row, by its name, for each seed.
 
   Args:
     rankings: of each seed of a policy.
     sessions: the held-out rows.
-    train: the training logs.
-    items: N.
+    train_liked: float [N + 1], see `next_liked`.
   """
-  user, (_, liked) = np.asarray(sessions.user_id), counts(train, items)
+  user = np.asarray(sessions.user_id)
   return [
     within_slates(x.shown, sessions.response, user)
-    | _of_all(x, sessions, liked)
+    | _of_all(x, sessions, train_liked)
     for x in rankings
   ]
 
@@ -300,9 +299,9 @@ def measure(
     reference less each other, of the measures PAIRED; `held_out_rows`: what was
     measured on.
   """
-  user = np.asarray(sessions.user_id)
+  user, (_, train_liked) = np.asarray(sessions.user_id), counts(train, items)
   rows = {
-    name: by_row(seeds, sessions, train, items)
+    name: by_row(seeds, sessions, train_liked)
     for name, seeds in rankings.items()
   }
   table = {}

@@ -19,7 +19,4 @@ def side_by_side(
   has not begun is left.
   """
   with futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-    try:
-      yield from pool.map(work, items)
-    finally:
-      pool.shutdown(wait=False, cancel_futures=True)
+    yield from pool.map(work, items)

@@ -29,7 +29,7 @@ def entropy(log_probs: Array, mask: Array) -> Array:
     mask: bool, of the same shape.
   """
   own = jnp.where(mask, log_probs, 0.0)
-  return -jnp.where(mask, jnp.exp(own) * own, 0.0).sum(-1)
+  return -(jnp.exp(own) * own).sum(-1)
 
 
 def rank_within(groups: Array, scores: Array) -> Array:

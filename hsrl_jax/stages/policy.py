@@ -165,9 +165,9 @@ def run(
         engine, inputs, layout, train.seeds, checkpointer, start
       )
     if not train.from_logs:  # Else no session is simulated.
-      users = catalogue, val_users, val_rows
-      first = parallel.target_params(placed[0], layout)
-      curve = _curve(agent, env, config, *users, first, beside)
+      judged = catalogue, val_users, val_rows
+      begin = parallel.target_params(placed[0], layout)
+      curve = _curve(agent, env, config, *judged, begin, beside)
     learner = _train(
       parallel.over_devices(engine.run, layout),
       placed,

@@ -92,14 +92,14 @@ def fit(x: np.ndarray, levels: int, vocab_size: int, seed: int):
     through = z + stop(chosen.sum(1) - z)
     again = decoder.apply(params["decoder"], through)
     lost = jnp.square(again - rows).sum(-1).mean()
-    return lost + codes + COMMITMENT * commit, tokens
+    return lost + codes + COMMITMENT * commit
 
   @jax.jit
   def call(params, moments, x, key):
     def step(carry, key):
       params, moments = carry
       rows = x[jax.random.randint(key, (BATCH,), 0, len(x))]
-      (value, _), grads = jax.value_and_grad(loss, has_aux=True)(params, rows)
+      value, grads = jax.value_and_grad(loss)(params, rows)
       changes, moments = optimizer.update(grads, moments)
       return (optax.apply_updates(params, changes), moments), value
 

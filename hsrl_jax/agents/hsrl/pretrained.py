@@ -223,7 +223,7 @@ def _distance(seen: _Seen, start: _Seen, active: Array) -> Array:
   if seen.items is not None:
     # Without what is not active, whose exponential may be no number.
     own, before = (jnp.where(active, x.items, 0.0) for x in (seen, start))
-    kl += jnp.where(active, jnp.exp(own) * (own - before), 0.0).sum()
+    kl += (jnp.exp(own) * (own - before)).sum()
   return kl
 
 

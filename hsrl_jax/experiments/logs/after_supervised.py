@@ -16,11 +16,10 @@ from matplotlib.figure import Figure
 
 from hsrl_jax import settings
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out
+from hsrl_jax.evaluation import held_out, ranking
 from hsrl_jax.experiments import compare, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
-from hsrl_jax.stages import policy
 from hsrl_jax.stages.run import Run
 from hsrl_jax.stages.scoring import on_logs
 
@@ -98,13 +97,10 @@ def _supervised(experiment: jobs.Experiment) -> Run:
 
 def _by_row(run: Run) -> list[dict[str, held_out.Rows]]:
   """Measures of the held-out rows, of each seed."""
-  params = [(x, run.catalogue) for x in policy.trained(run)]
-  splits = run.dataset.splits
+  params, splits = [x for _, x in run.policies()], run.dataset.splits
+  _, liked = ranking.counts(splits["train"], run.catalogue.index.num_items)
   return held_out.by_row(
-    on_logs.rankings(run, params),
-    splits[run.config.evaluate.split],
-    splits["train"],
-    run.catalogue.index.num_items,
+    on_logs.rankings(run, params), splits[run.config.evaluate.split], liked
   )
 
 

@@ -55,7 +55,7 @@ def run(experiment: jobs.Experiment) -> None:
   """Runs what is missing; leaves results.json, table.txt and plot.png.
 
   Raises:
-    ServerError: the server ended, or refused what it should take.
+    InputError: a process failed, such as where its server ended.
   """
   world = jobs.prepare(experiment, jobs.Job("world", experiment.base))
   seeds, names = experiment.base.train.seeds, arms(experiment.config)
@@ -68,16 +68,15 @@ def run(experiment: jobs.Experiment) -> None:
     workers.Task(f"{_WORLD}/{seed}", _in_world, (experiment, seed), 1)
     for seed in seeds
   ]
+
+  def known_of(name: str) -> list[list[float]]:
+    return json.loads(_file(experiment, name).read_text())
+
   missing = [x for x in tasks if not _file(experiment, x.name).exists()]
   for task, spent in workers.run(missing, experiment.workdir / "logs", "round"):
     jobs.add_seconds(experiment, task.name, "loop", spent)
-    rewards = json.loads(_file(experiment, task.name).read_text())
-    means = " ".join(f"{np.mean(x):.2f}" for x in rewards)
+    means = " ".join(f"{np.mean(x):.2f}" for x in known_of(task.name))
     print(f"{task.name}: {means}", flush=True)
-
-  def known_of(name: str) -> Any:
-    return json.loads(_file(experiment, name).read_text())
-
   curves = {arm: [known_of(f"{arm}/{x}") for x in seeds] for arm in names}
   known = [known_of(f"{_WORLD}/{x}")[0] for x in seeds]
   users = [_users(experiment, world, seeds[0], x)[1] for x in range(rounds)]

@@ -83,15 +83,11 @@ def measure(
 
 def rankings(parts: Parts, params: list[Params]) -> list[ranking.Rankings]:
   """How the policy of each seed ranks the rows of the evaluation's split."""
-  train, items = parts.dataset.splits["train"], parts.catalogue.index.num_items
+  splits, items = parts.dataset.splits, parts.catalogue.index.num_items
+  logs, ranker = splits[parts.config.evaluate.split], ranking_of(parts)
+  without_history = not ranking.repeats(splits["train"])
   return [
-    ranking.rank(
-      ranking_of(parts),
-      own,
-      parts.dataset.splits[parts.config.evaluate.split],
-      items,
-      without_history=not ranking.repeats(train),
-    )
+    ranking.rank(ranker, own, logs, items, without_history=without_history)
     for own in params
   ]
 
