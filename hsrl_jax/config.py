@@ -340,6 +340,9 @@ class NextItemConfig(Checked):
     hidden: width of the block before each level's token logits, in hsrl.
     token_dropout: rate on that block.
     smoothing: of the labels of the tokens' cross-entropy, in hsrl.
+    token_weight: in hsrl, the weight of the tokens' cross-entropy; 0: its flat
+      twin, whose items have no tokens and each a logit of its own, as in
+      sasrec.
     item_weight: in hsrl, the weight of a cross-entropy over all items beside
       the tokens'; above 0, items that are found by their tokens are ranked by
       both.
@@ -368,6 +371,7 @@ class NextItemConfig(Checked):
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
   smoothing: float = setting(0.0, least=0, most=_DROPOUT)
+  token_weight: float = setting(1.0, least=0)
   item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
   response_weight: float = setting(10.0, least=0)
@@ -386,6 +390,11 @@ class NextItemConfig(Checked):
       "patience",
       self.patience >= self.eval_every,
       f"at least eval_every = {self.eval_every}",
+    )
+    self.require(
+      "item_weight",
+      self.item_weight > 0 or self.token_weight > 0,
+      "above 0 without token_weight",
     )
 
 

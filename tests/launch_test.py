@@ -180,6 +180,7 @@ class NumbersTest(parameterized.TestCase):
         "next_item_response_weight",
         "next_item_smoothing",
         "next_item_token_dropout",
+        "next_item_token_weight",
         "next_item_weight_decay",
         "place_trace",
         "polyak",

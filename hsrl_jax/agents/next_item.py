@@ -26,7 +26,10 @@ _READ = {
   "train": ("task", "seeds"),
 }
 # Fields of NextItemConfig that only an agent with tokens reads.
-_OF_TOKENS = ("hidden", "token_dropout", "smoothing", "item_weight", "beams")
+_OF_TOKENS = (
+  *("hidden", "token_dropout", "smoothing", "token_weight", "item_weight"),
+  "beams",
+)
 _LEAST = 1e-6  # Of a probability whose logit is taken.
 
 
@@ -181,7 +184,7 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
     ),
     click_model.response_fn(config.simulator),
     c.response_weight > 0,
-    c.beams if config.agent == "hsrl" else 0,
+    c.beams if _has_tokens(config) else 0,
     slate_size,
   )
 
@@ -189,15 +192,15 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
 def model_config(config: Config) -> next_item.ModelConfig:
   """Sizes of the agent's model."""
   c: NextItemConfig = config.next_item
-  tokens = config.agent == "hsrl"
+  tokens = _has_tokens(config)
   return next_item.ModelConfig(
     length=c.history,
     width=config.network.width,
     layers=config.network.layers,
     heads=config.network.heads,
     dropout=config.network.dropout,
-    token_weight=float(tokens),
-    item_weight=c.item_weight if tokens else 1.0,
+    token_weight=c.token_weight if tokens else 0.0,
+    item_weight=c.item_weight if config.agent == "hsrl" else 1.0,
     token_inputs=tokens,
     id_inputs=c.id_inputs,
     feature_inputs=c.feature_inputs,
@@ -205,6 +208,10 @@ def model_config(config: Config) -> next_item.ModelConfig:
     token_dropout=c.token_dropout,
     smoothing=c.smoothing,
   )
+
+
+def _has_tokens(config: Config) -> bool:
+  return config.agent == "hsrl" and config.next_item.token_weight > 0
 
 
 def make(config: Config, slate_size: int, items: int) -> base.Agent:
@@ -223,7 +230,7 @@ def make(config: Config, slate_size: int, items: int) -> base.Agent:
     init=_init(own, config),
     act=own.act,
     loss=None,
-    fixed_items=config.agent == "sasrec",
+    fixed_items=not _has_tokens(config),
     beams=own.beams,
   )
 

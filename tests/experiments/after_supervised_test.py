@@ -72,13 +72,18 @@ class WholeTest(absltest.TestCase):
     self.assertIn("kl_1_no_actor", out)
     results = json.loads((folder / "own" / "results.json").read_text())
     rows = results["rows"]
-    self.assertCountEqual(rows, ("supervised", "kl_1", "kl_1_no_actor"))
+    own = ("supervised", "kl_1", "kl_1_no_actor")
+    self.assertCountEqual(rows, (*own, *(f"flat_{x}" for x in own)))
+    flat = json.loads((folder / "own/flat_supervised/results.json").read_text())
     alone = json.loads((folder / "own/supervised/results.json").read_text())
     for name in after_supervised.MEASURES:
       self.assertEqual(
         rows["supervised"][name], alone["held_out"]["hsrl"][name]
       )
-      for other in ("kl_1", "kl_1_no_actor"):
+      self.assertEqual(
+        rows["flat_supervised"][name], flat["held_out"]["hsrl"][name]
+      )
+      for other in ("kl_1", "kl_1_no_actor", "flat_kl_1"):
         self.assertAlmostEqual(rows[other]["difference"][name]["mean"], 0)
     status, out, err = command.run(f"--workdir={folder}/own")
     self.assertEqual(status, 0, err)

@@ -5,7 +5,8 @@ learns as HSRL does (docs/method.md, RL after supervised training): the critic
 looks at the decoder's expected contexts, the actor follows the gradient of the
 log-probabilities of the tokens that were taken, and the behaviour loss is what
 the policy was trained on before, the cross-entropy of what was liked. A KL
-divergence holds the policy near the one it started from.
+divergence holds the policy near the one it started from. The flat twin, which
+was trained without tokens, has the same losses of its softmax over all items.
 """
 
 import functools
@@ -47,7 +48,9 @@ class _Parts(NamedTuple):
 
   def value(self, params: Params, state: Array) -> Array:
     """V(s), float32 []; its gradient trains the critic alone."""
-    contexts = self.policy.model.contexts(params["model"], state)
+    contexts = state[None]
+    if self.policy.model.config.token_weight:
+      contexts = self.policy.model.contexts(params["model"], state)
     contexts = jax.lax.stop_gradient(contexts)
     return self.critic.apply(params["critic"], contexts)[0]
 
@@ -57,21 +60,31 @@ class _Seen(NamedTuple):
 
   Attributes:
     state: float32 [d], c_0.
-    tokens: of the slate, with log-probabilities as logits.
+    tokens: of the slate, with log-probabilities as logits; None in the flat
+      twin.
     items: float32 [N + 1], log softmax of the items' scores; None where items
       rank by their tokens alone.
   """
 
   state: Array
-  tokens: SlateView
+  tokens: SlateView | None
   items: Array | None
 
   def log_probs(self, slate: Array) -> Array:
-    """Log-probabilities of the parts of each choice, [K, L] or [K, L + 1]."""
-    parts = self.tokens.log_probs()
-    if self.items is None:
-      return parts
-    return jnp.concatenate([parts, self.items[slate][:, None]], -1)
+    """Log-probabilities of the parts of each choice, [K, P].
+
+    The parts are its L tokens, and the item itself; or one of both.
+    """
+    parts = [] if self.tokens is None else [self.tokens.log_probs()]
+    if self.items is not None:
+      parts.append(self.items[slate][:, None])
+    return jnp.concatenate(parts, -1)
+
+  def entropy(self, active: Array) -> Array:
+    """Of the tokens' distributions, else of the items', float32 [], nats."""
+    if self.tokens is None:
+      return masking.entropy(self.items, active)
+    return self.tokens.entropy()
 
 
 def make(config: Config, spec: base.Spec) -> base.Agent:
@@ -99,7 +112,9 @@ def make(config: Config, spec: base.Spec) -> base.Agent:
     liked = {"interactions": jnp.zeros(size)}
     known = parts.policy.catalogue(liked, catalogue)
     model = parts.policy.model.init(jax.random.fold_in(key, 0), known)
-    contexts = jnp.zeros((spec.levels, spec.network.width))
+    contexts = jnp.zeros(
+      (spec.levels if "decoder" in model else 1, spec.network.width)
+    )
     critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
     own = {"model": model, "critic": critic, "start": model}
     return params | liked | own
@@ -149,7 +164,7 @@ def _loss(
     actor=policy_gradient.actor_loss(
       log_probs, advantages, drawn, settings.importance_clip
     ),
-    entropy=seen.tokens.entropy(),
+    entropy=seen.entropy(catalogue.index.active),
     behaviour=_cross_entropy(policy, log_probs, transition.response),
     value=value,
     target=target,
@@ -175,22 +190,24 @@ def _seen(
   policy, model = parts.policy, parts.policy.model
   known = policy.catalogue(params, catalogue)
   state = policy.state(params, catalogue, transition.observation, keys[0])
-  tokens = sid_of(catalogue.index, transition.slate)
-  log_probs = model.taken(
-    params["model"], known, state, jnp.maximum(tokens, 0), keys[1]
-  )
-  items = None
+  view = items = None
+  if model.config.token_weight:
+    tokens = sid_of(catalogue.index, transition.slate)
+    log_probs = model.taken(
+      params["model"], known, state, jnp.maximum(tokens, 0), keys[1]
+    )
+    view = SlateView(log_probs, tokens)
   if model.config.item_weight:
     scores = model.rows(params["model"], known) @ state
     items = masking.log_softmax(scores, catalogue.index.active)
-  return _Seen(state, SlateView(log_probs, tokens), items)
+  return _Seen(state, view, items)
 
 
 def _cross_entropy(
   policy: next_item.Policy, log_probs: Array, response: Array
 ) -> Array:
   """-log pi of the liked items, weighed as before RL; mean over the slate."""
-  weights = jnp.ones(log_probs.shape[1])
+  weights = jnp.full(log_probs.shape[1], policy.model.config.token_weight)
   if policy.model.config.item_weight:
     weights = weights.at[-1].set(policy.model.config.item_weight)
   return -(response * (log_probs @ weights)).mean()
@@ -218,8 +235,10 @@ def _beside(
 
 def _distance(seen: _Seen, start: _Seen, active: Array) -> Array:
   """KL divergence from what the policy started from, which gets no gradient."""
-  start = jax.lax.stop_gradient(start)
-  kl = divergence(seen.tokens.logits, start.tokens.logits, seen.tokens.tokens)
+  start, kl = jax.lax.stop_gradient(start), jnp.float32(0)
+  if seen.tokens is not None:
+    own = seen.tokens
+    kl += divergence(own.logits, start.tokens.logits, own.tokens)
   if seen.items is not None:
     # Without what is not active, whose exponential may be no number.
     own, before = (jnp.where(active, x.items, 0.0) for x in (seen, start))

@@ -4,7 +4,8 @@ HSRL is trained on what users of the logs liked next. From there it goes on by
 RL in a simulator of the same logs, held to the policy that it started from by a
 KL of some weights. All are measured on held-out logs and in the simulator: what
 RL gains there, and what it loses here. `kl_W_no_actor` has the same losses
-without the actor's: what the regression on simulated likes does alone.
+without the actor's: what the regression on simulated likes does alone. Beside
+HSRL stands its flat twin, which has a softmax over all items and no tokens.
 """
 
 import dataclasses
@@ -24,6 +25,11 @@ from hsrl_jax.stages.run import Run
 from hsrl_jax.stages.scoring import on_logs
 
 START = "supervised"
+# What comes before the names of a policy's rows: changes to NextItemConfig.
+POLICIES: Mapping[str, Mapping[str, Any]] = {
+  "": {},
+  "flat_": {"token_weight": 0.0},
+}
 # Of held-out logs, with their heads in the table.
 MEASURES = {
   "auc_within_slates": "AUC",
@@ -43,29 +49,34 @@ def run(experiment: jobs.Experiment) -> None:
       "--mode=after_supervised needs logged slates, on which policies are "
       "measured; expected another --dataset"
     )
-  runs = {START: _supervised(experiment)}
-  start = str(runs[START].workdir)
-  runs |= jobs.run_all(
-    experiment,
-    [
-      jobs.Job(name, experiment.with_agent(REFERENCE, **x))
-      for name, x in after(experiment.config.kl_weights, start).items()
-    ],
-  )
-  rows = {name: _by_row(run) for name, run in runs.items()}
+  starts, rows = {}, {}
+  for prefix, changes in POLICIES.items():
+    start = starts[prefix] = _supervised(experiment, prefix + START, changes)
+    runs = {prefix + START: start} | jobs.run_all(
+      experiment,
+      [
+        jobs.Job(prefix + name, experiment.with_agent(REFERENCE, **x))
+        for name, x in after(
+          experiment.config.kl_weights, str(start.workdir)
+        ).items()
+      ],
+    )
+    measured = {name: _by_row(run) for name, run in runs.items()}
+    before = (start, measured[prefix + START])
+    rows |= {
+      name: _row(experiment, before, (run, measured[name]))
+      for name, run in runs.items()
+    }
   base = experiment.base
   results = {
-    "dataset": runs[START].results()["dataset"],
+    "dataset": starts[""].results()["dataset"],
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
     "episodes": base.evaluate.episodes,
     "iterations": base.train.iterations,
     "resamples": experiment.config.resamples,
-    "simulator": runs[START].results()["simulator"],
-    "rows": {
-      name: _row(experiment, (runs[START], rows[START]), (run, rows[name]))
-      for name, run in runs.items()
-    },
+    "simulator": starts[""].results()["simulator"],
+    "rows": rows,
     "seconds_of_jobs": jobs.seconds(experiment),
   }
   jobs.finish(experiment, results, table(results), figure(results))
@@ -81,16 +92,19 @@ def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:
   return {k: x | {"continue_from": start} for k, x in found.items()}
 
 
-def _supervised(experiment: jobs.Experiment) -> Run:
-  """A run of its own, with data and SIDs, from which the others go on."""
+def _supervised(
+  experiment: jobs.Experiment, name: str, changes: Mapping[str, Any]
+) -> Run:
+  """A run of its own, with data and SIDs, from which others go on."""
   config = experiment.with_agent(REFERENCE)
   train = dataclasses.replace(config.train, task="next_item")
-  kept = settings.texts(dataclasses.replace(config, train=train))
-  folder = experiment.workdir / START
+  own = dataclasses.replace(config.next_item, **changes)
+  kept = settings.texts(dataclasses.replace(config, train=train, next_item=own))
+  folder = experiment.workdir / name
   # As those who go on from it will read it: without what it has no use for.
-  run = Run(settings.of_texts(START, kept), folder)
+  run = Run(settings.of_texts(name, kept), folder)
   run.claim(kept)
-  with jobs.timed(experiment, START, "policy"):
+  with jobs.timed(experiment, name, "policy"):
     run.complete(("data", "quantize", "simulator", "policy", "evaluate"))
   return run
 
@@ -136,8 +150,8 @@ def table(results: Mapping[str, Any]) -> str:
   """The results for a terminal, at most 80 columns wide."""
   head = (
     f"{results['dataset']}, protocol {results['protocol']}, split "
-    f"{results['split']}: HSRL supervised on the next item, then "
-    f"{results['iterations']:,} iterations of RL"
+    f"{results['split']}: HSRL and its flat twin supervised on the next item, "
+    f"then {results['iterations']:,} iterations of RL"
   )
   lines = [tables.filled(head)]
   for name, label in (*MEASURES.items(), ("total_reward", "simulated reward")):
@@ -150,8 +164,9 @@ def table(results: Mapping[str, Any]) -> str:
     lines += ["", *tables.aligned(rows)]
   note = (
     "kl_W: RL held to the supervised policy by a KL of weight W; more: than "
-    "that one. The first three measures are of held-out logs; intervals over "
-    "users and seeds, those of differences paired."
+    "that one, of the flat twin in rows of its own. The first three measures "
+    "are of held-out logs; intervals over users and seeds, those of "
+    "differences paired."
   )
   return "\n".join([*lines, "", tables.filled(note)])
 

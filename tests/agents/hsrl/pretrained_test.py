@@ -23,7 +23,7 @@ LOSSES = ("actor_loss", "behaviour_loss", "critic_loss", "kl")
 
 
 @functools.cache
-def _made(item_weight=WEIGHT, **values):
+def _made(item_weight=WEIGHT, token_weight=1.0, **values):
   values = {"dropout": 0.0, "item_credit": False, "kl_weight": 1.0} | values
   config = toy.config("hsrl", **values)
   config = dataclasses.replace(
@@ -34,6 +34,7 @@ def _made(item_weight=WEIGHT, **values):
       hidden=8,
       beams=toy.ITEMS,
       token_dropout=0.0,
+      token_weight=token_weight,
       item_weight=item_weight,
       interactions=3,
     ),
@@ -46,9 +47,9 @@ def _made(item_weight=WEIGHT, **values):
 
 
 @functools.cache
-def _policy(item_weight=WEIGHT):
+def _policy(item_weight=WEIGHT, token_weight=1.0):
   """The supervised policy's log pi of all items, in two parts, and scores."""
-  made = _made(item_weight)
+  made = _made(item_weight, token_weight)
   policy = next_item.policy(made.config, toy.SLATE, toy.ITEMS)
 
   @jax.jit
@@ -76,14 +77,15 @@ def _policy(item_weight=WEIGHT):
   return parts
 
 
-def _values_and_gradients(params, step, item_weight=WEIGHT):
-  made = _made(item_weight)
-  return _compiled(item_weight)(params, made.params, made.catalogue, step)
+def _values_and_gradients(params, step, item_weight=WEIGHT, token_weight=1.0):
+  made = _made(item_weight, token_weight)
+  losses = _compiled(item_weight, token_weight)
+  return losses(params, made.params, made.catalogue, step)
 
 
 @functools.cache
-def _compiled(item_weight):
-  agent = _made(item_weight).agent
+def _compiled(item_weight, token_weight):
+  agent = _made(item_weight, token_weight).agent
 
   def losses(params, other, catalogue, step):
     _, metrics = agent.loss(params, other, catalogue, step, checks.KEY, 0.5)
@@ -128,23 +130,47 @@ class PretrainedTest(parameterized.TestCase):
     )
 
   def test_losses_by_their_definitions(self):
-    self._check_losses(WEIGHT)
+    self._check_losses(WEIGHT, 1.0)
+
+  @pytest.mark.slow
+  def test_losses_with_another_weight_of_tokens(self):
+    self._check_losses(WEIGHT, 0.7)
 
   @pytest.mark.slow
   def test_losses_of_tokens_alone(self):
-    self._check_losses(0.0)
+    self._check_losses(0.0, 1.0)
 
-  def _check_losses(self, item_weight):
-    made, step = _made(item_weight), _step()
-    values, _, metrics = _values_and_gradients(made.params, step, item_weight)
-    tokens, of_items, _ = _policy(item_weight)(made.params)
-    # Constrained: the probabilities of the catalogue sum to one.
-    np.testing.assert_allclose(np.exp(tokens[1:]).sum(), 1.0, atol=1e-4)
+  def test_losses_of_the_flat_twin(self):
+    self._check_losses(WEIGHT, 0.0)
+    step = _step()
+    made = _made(WEIGHT, 0.0)
+    _, _, metrics = _values_and_gradients(made.params, step, WEIGHT, 0.0)
+    log_probs = _policy(WEIGHT, 0.0)(made.params)[1][1:]
+    self.assertAlmostEqual(
+      float(metrics["entropy"]), stats.entropy(np.exp(log_probs)), places=4
+    )
+    before = _policy(WEIGHT, 0.0)(
+      made.params | {"model": made.params["start"]}
+    )[1][1:]
+    self.assertAlmostEqual(
+      float(metrics["kl"]),
+      stats.entropy(np.exp(log_probs), np.exp(before)),
+      places=3,
+    )
+
+  def _check_losses(self, *weights):
+    item_weight, token_weight = weights
+    made, step = _made(*weights), _step()
+    values, _, metrics = _values_and_gradients(made.params, step, *weights)
+    tokens, of_items, _ = _policy(*weights)(made.params)
+    if token_weight:
+      # Constrained: the probabilities of the catalogue sum to one.
+      np.testing.assert_allclose(np.exp(tokens[1:]).sum(), 1.0, atol=1e-4)
     slate, liked = np.asarray(step.slate), np.asarray(step.response)
     np.testing.assert_allclose(
       values["actor_loss"], -(tokens + of_items)[slate].mean(), rtol=1e-5
     )
-    own = (tokens + item_weight * of_items)[slate]
+    own = (token_weight * tokens + item_weight * of_items)[slate]
     np.testing.assert_allclose(
       values["behaviour_loss"], -(liked * own).mean(), rtol=1e-5
     )
