@@ -52,10 +52,15 @@ def bar(
 
 
 class Watch:
-  """Seconds by phase, of this process."""
+  """Seconds by phase, of this process.
+
+  Attributes:
+    speed: of training, see `speed.of_training`; empty where it was too short.
+  """
 
   def __init__(self):
     self._laps: dict[str, list[float]] = {}
+    self.speed: dict[str, float] = {}
 
   @contextlib.contextmanager
   def phase(self, name: str) -> Iterator[None]:
@@ -98,9 +103,18 @@ def peak_memory() -> dict[str, Any]:
 
 def lines(summary: dict[str, Any]) -> list[str]:
   """The content of summary.json for a terminal."""
-  memory = summary["memory"]
+  memory, speed = summary["memory"], summary["speed"]
   return [
     f"memory:  at most {memory['peak_mib']:,.0f} MiB of {memory['of']}",
+    *(
+      [
+        f"speed:   {speed['iterations_per_second']:,.1f} iterations/s, "
+        f"{speed['slates_per_second']:,.0f} slates/s, "
+        f"{speed['utilisation']:.1%} of a large product's FLOP/s"
+      ]
+      if speed
+      else []
+    ),
     *(
       textwrap.fill(
         ", ".join(f"{name} {s:,.1f} s" for name, s in summary[key].items()),

@@ -20,7 +20,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import measures, simulate
 from hsrl_jax.host import metrics as metrics_lib
-from hsrl_jax.host import stop
+from hsrl_jax.host import speed, stop
 from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.sid import SidIndex
@@ -30,6 +30,7 @@ from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
 FOLDER = "policy"
+_LONG = 20.0  # Seconds of training whose speed is worth a look.
 
 
 def acting(agent: Agent, index: SidIndex) -> str:
@@ -168,7 +169,7 @@ def run(
       judged = catalogue, val_users, val_rows
       begin = parallel.target_params(placed[0], layout)
       curve = _curve(agent, env, config, *judged, begin, beside)
-    learner = _train(
+    learner, done = _train(
       parallel.over_devices(engine.run, layout),
       placed,
       feed,
@@ -182,6 +183,26 @@ def run(
     )
   watch.split_compilation("training", "curve")
   parallel.assert_replicated(learner, layout)
+  spent = watch.seconds().get("training", 0.0)
+  if (
+    spent > _LONG and feeding is windows_lib.unchanged and processes.is_first()
+  ):
+    watch.speed = _speed(engine, inputs, train, done / spent)
+
+
+def _speed(
+  engine: loop.Engine, inputs: loop.Inputs, train: TrainConfig, rate: float
+) -> dict[str, float]:
+  """See `speed.of_training`; `rate` is in iterations a second."""
+  seeds = len(train.seeds)
+  shapes = parallel.shapes(engine.init, train.seeds, inputs)
+  own = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes
+  )
+  slates = seeds * (train.batch_size if train.from_logs else train.users)
+  return speed.of_training(
+    engine.run, (*own, inputs), seeds, train.iterations_per_call, slates, rate
+  )
 
 
 def _start(
@@ -234,7 +255,7 @@ def _train(
   checkpointer,
   signals: stop.Deferral,
   watch: watch_lib.Watch,
-) -> loop.Learner:
+) -> tuple[loop.Learner, int]:
   """Iterates to the end, or to a signal; measures and saves on the way.
 
   Args:
@@ -250,9 +271,10 @@ def _train(
     watch: counts the time of the phases.
 
   Returns:
-    The placed learner at the end.
+    The placed learner at the end, and how many iterations there were.
   """
   learner, stream, inputs = placed
+  done = 0
   folder, first = (
     pathlib.Path(checkpointer.directory).parent,
     processes.is_first(),
@@ -282,6 +304,7 @@ def _train(
       if bad:
         raise _not_finite(bad, step, saved, checkpointer.directory)
       bar.update(per_call)
+      done += per_call
       if first:
         writer.write(step, measured)
         due = step % train.curve_every == 0 or step == train.iterations
@@ -296,7 +319,7 @@ def _train(
         saved = step
       if last:
         break
-  return learner
+  return learner, done
 
 
 def _not_finite(bad: str, step: int, saved: int, folder) -> FloatingPointError:

@@ -223,6 +223,7 @@ class Run(Parts):
     summary = {
       "stages": self._stages.seconds(),
       "policy": self._phases.seconds(),
+      "speed": self._phases.speed,
       "memory": watch.peak_memory(),
     }
     files.write_json(self.workdir / SUMMARY, summary)

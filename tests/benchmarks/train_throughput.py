@@ -31,6 +31,7 @@ from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig, SimulatorConfig
 from hsrl_jax.engine import loop, parallel
+from hsrl_jax.host import speed
 from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy
@@ -112,11 +113,13 @@ class Speed(NamedTuple):
     rates: iterations/s of each call after the first.
     first_seconds: of the first call, which compiles.
     acting: how slates are chosen.
+    gflop: of the matrix products of an iteration.
   """
 
   rates: list[float]
   first_seconds: float
   acting: str
+  gflop: float
 
 
 def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
@@ -125,6 +128,9 @@ def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
   config = whole.train
   layout = parallel.layout(len(config.seeds))
   learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
+  one = jax.tree.map(lambda x: x[0], (learner, stream))
+  gflop = speed.products(engine.run, *one, inputs) / 1e9
+  gflop *= len(config.seeds) / config.iterations_per_call
   learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
   run = parallel.over_devices(engine.run, layout)
   seconds = []
@@ -134,13 +140,13 @@ def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
     jax.block_until_ready(metrics)
     seconds.append(time.perf_counter() - start)
   rates = [config.iterations_per_call / x for x in seconds[1:]]
-  return Speed(rates, seconds[0], how)
+  return Speed(rates, seconds[0], how, gflop)
 
 
 def main(items: int, agent: str, layers: int) -> None:
   """Compiles the step, runs it, prints what it took."""
   whole = configure(agent, layers=layers)
-  rates, first_seconds, how = measured(items, whole)
+  rates, first_seconds, how, gflop = measured(items, whole)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   result = {
     "agent": agent,
@@ -150,6 +156,10 @@ def main(items: int, agent: str, layers: int) -> None:
     "iterations_per_second": round(statistics.median(rates), 1),
     "iterations_per_second_min": round(min(rates), 1),
     "iterations_per_second_max": round(max(rates), 1),
+    "gflop_per_iteration": round(gflop, 3),
+    "utilisation": round(
+      1e9 * gflop * statistics.median(rates) / speed.largest_rate(), 3
+    ),
     "compile_seconds": round(
       first_seconds
       - whole.train.iterations_per_call / statistics.median(rates),
