@@ -6,8 +6,6 @@ one line names the field, what was found and what was expected.
 """
 
 import dataclasses
-import hashlib
-import json
 import re
 from typing import Any
 
@@ -371,7 +369,7 @@ class NextItemConfig(Checked):
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
   smoothing: float = setting(0.0, least=0, most=_DROPOUT)
-  token_weight: float = setting(1.0, least=0)
+  token_weight: float = setting(1.0, least=0, later=True)
   item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
   response_weight: float = setting(10.0, least=0)
@@ -477,20 +475,3 @@ class ExportConfig(Checked):
   seen: int | None = setting(None, least=0)
   capacity: int | None = setting(None, least=1)
   seed: int | None = seed_setting(None)
-
-
-def values(config):
-  """The values that tell configurations apart, as a dict by field.
-
-  What is no dataclass is returned as it is.
-  """
-  if not dataclasses.is_dataclass(config):
-    return config
-  fields = [x.name for x in dataclasses.fields(config) if x.compare]
-  return {name: values(getattr(config, name)) for name in fields}
-
-
-def fingerprint(*parts) -> str:
-  """A short name of configs' values and of texts, the same in every process."""
-  text = json.dumps([values(x) for x in parts], sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import files, sid
+from hsrl_jax import checked, files, sid
+from hsrl_jax import config as config_lib
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
@@ -248,6 +249,26 @@ class NewerTest(absltest.TestCase):
     np.savez(self.folder / "sessions.npz", user=[1])
     found = measures.read(self.folder / "sessions.npz")
     np.testing.assert_array_equal(found["user"], [1])
+
+
+class FingerprintTest(absltest.TestCase):
+  """By it a workdir knows whether it is the flags' own."""
+
+  def test_of_an_earlier_version(self):
+    # A new option is a `later` setting, or all workdirs are refused.
+    self.assertEqual(
+      checked.fingerprint(config_lib.Config()), "deb17f1326ba51ab"
+    )
+
+  def test_later_settings_count_where_they_are_given(self):
+    default = config_lib.NextItemConfig()
+    given = config_lib.NextItemConfig(token_weight=0.5)
+    without = checked.values(default)
+    del without["token_weight"]
+    self.assertEqual(checked.fingerprint(default), checked.fingerprint(without))
+    self.assertNotEqual(
+      checked.fingerprint(default), checked.fingerprint(given)
+    )
 
 
 if __name__ == "__main__":

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import config as config_lib
-from hsrl_jax import files
+from hsrl_jax import checked, files
 from hsrl_jax.agents import base, next_item
 from hsrl_jax.config import Config
 from hsrl_jax.data import item_vectors, sequences, source
@@ -61,12 +60,12 @@ def about(config: Config, interactions: int) -> dict:
     interactions: numbers of a vector by who liked an item, which may be fewer
       than the configuration asks for.
   """
-  sizes = config_lib.values(config.next_item)
+  sizes = checked.values(config.next_item)
   return {
     "format": 1,
     "agent": config.agent,
     "next_item": sizes | {"interactions": interactions},
-    "network": config_lib.values(config.network),
+    "network": checked.values(config.network),
   }
 
 

@@ -7,7 +7,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax import agents
+from hsrl_jax import agents, checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace, Agent
@@ -103,14 +103,14 @@ class Parts:
     brought = (f"SIDs {self.sid_file.digest}",) if self.sid_file else ()
     begun = (f"start {self.start.digest}",) if self.start else ()
     scored = scored_by.digest(config)
-    whole = config_lib.fingerprint(c, *given, *brought, *begun, *scored)
+    whole = checked.fingerprint(c, *given, *brought, *begun, *scored)
     data = (c.data, *given) if self.own_users else (c.data,)
     self.fingerprints = {
-      "data": config_lib.fingerprint(*data),
-      "quantize": config_lib.fingerprint(*data, c.quantizer, *brought),
-      "simulator": config_lib.fingerprint(c.data, c.simulator.of_fit(), *given),
+      "data": checked.fingerprint(*data),
+      "quantize": checked.fingerprint(*data, c.quantizer, *brought),
+      "simulator": checked.fingerprint(c.data, c.simulator.of_fit(), *given),
       # No stage: how simple policies do in the world, for `evaluate`.
-      "bounds": config_lib.fingerprint(
+      "bounds": checked.fingerprint(
         c.data, c.simulator, c.evaluate, *given, *scored
       ),
       "policy": whole,

@@ -7,6 +7,7 @@ import tempfile
 
 from absl.testing import absltest, parameterized
 
+from hsrl_jax import checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.data import manifest, prepare
 from hsrl_jax.errors import InputError
@@ -162,7 +163,7 @@ class RawDataTest(parameterized.TestCase):
       for name, raw in (("a", None), ("a", "/there"), ("b", None))
     )
     self.assertEqual(here, there)
-    names = [config_lib.fingerprint(x, x.data) for x in (here, there, other)]
+    names = [checked.fingerprint(x, x.data) for x in (here, there, other)]
     self.assertEqual(names[0], names[1])
     self.assertNotEqual(names[0], names[2])
 
@@ -171,7 +172,7 @@ class RawDataTest(parameterized.TestCase):
   )
   def test_what_vectors_are_made_of_decides(self, **choice):
     one, other = config_lib.DataConfig(), config_lib.DataConfig(**choice)
-    names = {config_lib.fingerprint(x) for x in (one, other)}
+    names = {checked.fingerprint(x) for x in (one, other)}
     self.assertLen(names, 2)
 
 

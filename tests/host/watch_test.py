@@ -6,7 +6,7 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import config
+from hsrl_jax import checked, config
 from hsrl_jax.host import watch
 
 
@@ -61,7 +61,7 @@ class WatchTest(parameterized.TestCase):
     traced = config.TrainConfig(profile_steps="10:20")
     self.assertEqual(traced.profile_range, (10, 20))
     self.assertEqual(
-      config.fingerprint(traced), config.fingerprint(config.TrainConfig())
+      checked.fingerprint(traced), checked.fingerprint(config.TrainConfig())
     )
 
 

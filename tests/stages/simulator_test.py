@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 from scipy import special
 from sklearn import metrics
 
+from hsrl_jax import checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data import feedback, source
@@ -50,7 +51,7 @@ class ConfigTest(parameterized.TestCase):
       other = field.default + (0.1 if field.type is float else 2)
     config = SimulatorConfig(ensemble=2)  # Without one there is no pessimism.
     changed = dataclasses.replace(config, **{field.name: other})
-    same = config_lib.fingerprint(changed.of_fit()) == config_lib.fingerprint(
+    same = checked.fingerprint(changed.of_fit()) == checked.fingerprint(
       config.of_fit()
     )
     of_sessions = {"protocol", "patience", "max_steps", "slate_size"}
@@ -64,7 +65,7 @@ class ConfigTest(parameterized.TestCase):
 
   def test_fitted_boredom_is_part_of_the_fit(self):
     fingerprints = {
-      config_lib.fingerprint(SimulatorConfig(boredom=x).of_fit())
+      checked.fingerprint(SimulatorConfig(boredom=x).of_fit())
       for x in ("none", "topic", "fitted")
     }
     self.assertLen(fingerprints, 2)

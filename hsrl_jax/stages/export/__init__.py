@@ -17,8 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hsrl_jax import __version__, serving
-from hsrl_jax import config as config_lib
+from hsrl_jax import __version__, checked, serving
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.data.source import Items
@@ -109,7 +108,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
       "topics": parts.items.features.shape[1] - items.features.shape[1],
       "genres": genres,
       "fingerprint": parts.fingerprints["policy"],
-      "config": config_lib.values(config),
+      "config": checked.values(config),
     },
   )
   versions.publish(folder)

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from hsrl_jax import config as config_lib
-from hsrl_jax import sid
+from hsrl_jax import checked, sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.engine import checkpoint
@@ -115,7 +114,7 @@ def fit_or_resume(
   """
   shape = (config.levels, config.vocab_size, rows.shape[1])
   content = hashlib.sha256((source.digest or source.name).encode())
-  name = f"{config_lib.fingerprint(config)}-{content.hexdigest()[:16]}"
+  name = f"{checked.fingerprint(config)}-{content.hexdigest()[:16]}"
   like = {
     "codebooks": np.zeros(shape, np.float32),
     "levels": np.array(0, np.int32),

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from hsrl_jax import agents, files, settings
+from hsrl_jax import agents, checked, files, settings
 from hsrl_jax import config as config_lib
 from hsrl_jax.config import Config
 from hsrl_jax.engine import checkpoint
@@ -127,7 +127,7 @@ def digest(workdir: pathlib.Path) -> str:
     for folder in folders
     if (own := checkpoint.latest_digest(folder)) is not None
   ]
-  return config_lib.fingerprint(*digests) if digests else ""
+  return checked.fingerprint(*digests) if digests else ""
 
 
 def with_sizes(
