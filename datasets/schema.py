@@ -45,6 +45,11 @@ class Widths(NamedTuple):
   slate: int | None = None
 
 
+class _Info(tfds.core.DatasetInfo):
+  def initialize_from_bucket(self) -> None:
+    """Leaves the empty folder in /tmp unmade in which TFDS would look."""
+
+
 class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """A TFDS builder with two configs, `items` and `sessions`.
 
@@ -125,7 +130,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     else:
       features = session_features(self.widths(), self.TIMESTAMP)
       features |= self.EXTRA
-    return tfds.core.DatasetInfo(
+    return _Info(
       builder=self,
       description=sys.modules[type(self).__module__].__doc__,
       features=tfds.features.FeaturesDict(

@@ -114,6 +114,13 @@ class OneFileTest(absltest.TestCase):
         prepare.prepare(str(self.folder / "hours"), data, str(self.raw))
       chex.assert_trees_all_equal(source.load(data), whole)
 
+  def test_nothing_is_left_beside_the_data(self):
+    temporary = self.folder / "temporary"
+    temporary.mkdir()
+    with mock.patch.object(tempfile, "tempdir", str(temporary)):
+      self._prepare()
+    self.assertEmpty(list(temporary.iterdir()))
+
   def test_its_rows_are_checked(self):
     with self.assertRaisesRegex(InputError, "feature 1 of item 1 is nan"):
       self._prepare("float('nan')")
