@@ -77,7 +77,6 @@ def run(experiment: jobs.Experiment) -> None:
     "resamples": experiment.config.resamples,
     "simulator": starts[""].results()["simulator"],
     "rows": rows,
-    "seconds_of_jobs": jobs.seconds(experiment),
   }
   jobs.finish(experiment, results, table(results), figure(results))
 

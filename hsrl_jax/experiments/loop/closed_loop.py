@@ -96,7 +96,6 @@ def run(experiment: jobs.Experiment) -> None:
     },
     "in_world": statistics.summarise(known, users[-1]),
     "share": _share(own[:, -1], np.array(known)),
-    "seconds_of_jobs": jobs.seconds(experiment),
   }
   jobs.finish(experiment, results, table(results), figure(results))
 
