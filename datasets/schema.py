@@ -47,7 +47,7 @@ class Widths(NamedTuple):
 
 class _Info(tfds.core.DatasetInfo):
   def initialize_from_bucket(self) -> None:
-    """Leaves the empty folder in /tmp unmade in which TFDS would look."""
+    """Does nothing; TFDS would make a folder in /tmp and leave it empty."""
 
 
 class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

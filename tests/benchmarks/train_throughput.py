@@ -113,13 +113,13 @@ class Speed(NamedTuple):
     rates: iterations/s of each call after the first.
     first_seconds: of the first call, which compiles.
     acting: how slates are chosen.
-    gflop: of the matrix products of an iteration.
+    training: see `speed.of_training`, by the median of the rates.
   """
 
   rates: list[float]
   first_seconds: float
   acting: str
-  gflop: float
+  training: dict[str, float]
 
 
 def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
@@ -128,9 +128,10 @@ def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
   config = whole.train
   layout = parallel.layout(len(config.seeds))
   learner, stream = parallel.init(engine.init, config.seeds, inputs, layout)
-  one = jax.tree.map(lambda x: x[0], (learner, stream))
-  gflop = speed.products(engine.run, *one, inputs) / 1e9
-  gflop *= len(config.seeds) / config.iterations_per_call
+  state = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), (learner, stream)
+  )
+  given = (engine.run, (*state, inputs), len(config.seeds))
   learner, stream, inputs = parallel.place(learner, stream, inputs, layout)
   run = parallel.over_devices(engine.run, layout)
   seconds = []
@@ -140,13 +141,19 @@ def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
     jax.block_until_ready(metrics)
     seconds.append(time.perf_counter() - start)
   rates = [config.iterations_per_call / x for x in seconds[1:]]
-  return Speed(rates, seconds[0], how, gflop)
+  training = speed.of_training(
+    *given,
+    config.iterations_per_call,
+    len(config.seeds) * config.users,
+    statistics.median(rates),
+  )
+  return Speed(rates, seconds[0], how, training)
 
 
 def main(items: int, agent: str, layers: int) -> None:
   """Compiles the step, runs it, prints what it took."""
   whole = configure(agent, layers=layers)
-  rates, first_seconds, how, gflop = measured(items, whole)
+  rates, first_seconds, how, training = measured(items, whole)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   result = {
     "agent": agent,
@@ -156,10 +163,8 @@ def main(items: int, agent: str, layers: int) -> None:
     "iterations_per_second": round(statistics.median(rates), 1),
     "iterations_per_second_min": round(min(rates), 1),
     "iterations_per_second_max": round(max(rates), 1),
-    "gflop_per_iteration": round(gflop, 3),
-    "utilisation": round(
-      1e9 * gflop * statistics.median(rates) / speed.largest_rate(), 3
-    ),
+    "gflop_per_iteration": round(training["gflop_per_iteration"], 3),
+    "utilisation": round(training["utilisation"], 3),
     "compile_seconds": round(
       first_seconds
       - whole.train.iterations_per_call / statistics.median(rates),

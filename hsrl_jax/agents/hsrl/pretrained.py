@@ -46,12 +46,15 @@ class _Parts(NamedTuple):
   settings: ContinuedSettings
   spec: base.Spec
 
+  def contexts(self, params: Params, state: Array) -> Array:
+    """Of the critic, c_0 .. c_{L-1}, [L, d]; of the flat twin c_0, [1, d]."""
+    if not self.policy.model.config.token_weight:
+      return state[None]
+    return self.policy.model.contexts(params["model"], state)
+
   def value(self, params: Params, state: Array) -> Array:
     """V(s), float32 []; its gradient trains the critic alone."""
-    contexts = state[None]
-    if self.policy.model.config.token_weight:
-      contexts = self.policy.model.contexts(params["model"], state)
-    contexts = jax.lax.stop_gradient(contexts)
+    contexts = jax.lax.stop_gradient(self.contexts(params, state))
     return self.critic.apply(params["critic"], contexts)[0]
 
 
@@ -112,9 +115,8 @@ def make(config: Config, spec: base.Spec) -> base.Agent:
     liked = {"interactions": jnp.zeros(size)}
     known = parts.policy.catalogue(liked, catalogue)
     model = parts.policy.model.init(jax.random.fold_in(key, 0), known)
-    contexts = jnp.zeros(
-      (spec.levels if "decoder" in model else 1, spec.network.width)
-    )
+    state = jnp.zeros(spec.network.width)
+    contexts = parts.contexts({"model": model}, state)
     critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
     own = {"model": model, "critic": critic, "start": model}
     return params | liked | own
