@@ -33,6 +33,8 @@ TOY = (
   "--simulator_epochs=1",
   "--evaluate_episodes=4",
 )
+# A click model that has statistics of the logs, and two networks.
+BLENDED = ("--simulator_click_model=blended", "--simulator_ensemble=2")
 SUPERVISED = (
   "--width=8",
   "--layers=1",
@@ -96,9 +98,9 @@ class RunsTest(absltest.TestCase):
       [x.replace("runs/supervised", str(self.folder / "W")) for x in command]
       for command in _tour()
     )
-    self._ok(*supervised, *TOY, *SUPERVISED)
+    self._ok(*supervised, *TOY, *SUPERVISED, *BLENDED)
     goes_on = [x for x in continued if not x.startswith("--workdir")]
-    status, _, err = self._new("R", *goes_on, "--kl_weight=0.5")
+    status, _, err = self._new("R", *goes_on, *BLENDED, "--kl_weight=0.5")
     self.assertEqual(status, 0, err)
     self.assertIn("--width=8\n", (self.folder / "R/flags.txt").read_text())
     own = self._params("W")
@@ -130,7 +132,9 @@ class RunsTest(absltest.TestCase):
 
     # RL goes on from RL, near what it starts from now.
     path = self.folder / "R"
-    status, _, err = self._new("S", f"--continue_from={path}", like="R")
+    status, _, err = self._new(
+      "S", f"--continue_from={path}", *BLENDED, like="R"
+    )
     self.assertEqual(status, 0, err)
     self._only_first_checkpoint("S")
     again = self._params("S")

@@ -38,7 +38,7 @@ class Policy(NamedTuple):
 
   Parameters are a dict: `model`; `interactions`, float32 [N + 1, X], vectors of
   items by who liked them, which stand beside their features; `response`, the
-  click model's; and `response_weight`, w.
+  click model's (`of_policy`); and `response_weight`, w.
 
   Attributes:
     model: of the next item.
@@ -161,9 +161,19 @@ def reads(agent: str, part: str, field: str) -> bool:
   return field in _READ.get(part, (field,))
 
 
-def without_items(response: click_model.ResponseParams):
-  """A click model that takes its items from the catalogue; see `response`."""
-  return response._replace(item_features=jnp.zeros((0, 0)))
+def of_policy(response: click_model.ResponseParams):
+  """What a policy keeps of a click model; see `Policy.response`.
+
+  Its items are those of the catalogue. It does not know users by their ids, and
+  what is added to the logits of all items does not change how they rank.
+  """
+  blend = response.blend
+  if blend is not None:
+    nobody = blend.user_ids[:0], blend.users[:0]
+    blend = blend._replace(user_ids=nobody[0], users=nobody[1])
+  return response._replace(
+    item_features=jnp.zeros((0, 0)), blend=blend, shift=None, boredom=None
+  )
 
 
 def policy(config: Config, slate_size: int, items: int) -> Policy:
@@ -243,7 +253,7 @@ def _init(own: Policy, config: Config):
     nothing = {"interactions": jnp.zeros((len(catalogue.features), 0))}
     return nothing | {
       "model": own.model.init(keys[0], own.catalogue(nothing, catalogue)),
-      "response": without_items(
+      "response": of_policy(
         click_model.init(
           config.simulator, keys[1], catalogue.features, observation
         )

@@ -73,6 +73,17 @@ class Blend(NamedTuple):
     return Table(np.asarray(self.user_ids), np.asarray(self.users))(user_id)
 
 
+def unfitted(features: Array | np.ndarray) -> Blend:
+  """The network alone, of items [N + 1, D] and no users."""
+  return Blend(
+    jnp.array(_ALONE),
+    jnp.zeros(len(features)),
+    jnp.zeros(0, jnp.int32),
+    jnp.zeros(0),
+    jnp.asarray(features[1:].mean(0), jnp.float32),
+  )
+
+
 def of_logs(
   train: Sessions, features: np.ndarray, drawn: np.ndarray | None = None
 ) -> tuple[Blend, Table | None]:
@@ -96,12 +107,10 @@ def of_logs(
   of_users = np.broadcast_to(np.asarray(train.user_id)[:, None], exposed.shape)
   users = _biases(of_users, liked, offset)
   items = _biases(exposed, liked, offset)(np.arange(len(features)))
-  blend = Blend(
-    jnp.array(_ALONE),
-    jnp.asarray(items, jnp.float32).at[0].set(0.0),
-    jnp.asarray(users.keys, jnp.int32),
-    jnp.asarray(users.biases, jnp.float32),
-    jnp.asarray(features[1:].mean(0), jnp.float32),
+  blend = unfitted(features)._replace(
+    items=jnp.asarray(items, jnp.float32).at[0].set(0.0),
+    user_ids=jnp.asarray(users.keys, jnp.int32),
+    users=jnp.asarray(users.biases, jnp.float32),
   )
   return blend, positions
 

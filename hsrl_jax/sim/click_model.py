@@ -99,13 +99,28 @@ def init(
   item_features: Array,
   observation: Observation,
 ) -> ResponseParams:
-  """Parameters before any fit, of the network alone."""
+  """Parameters before any fit, of the shapes that a fit leaves.
+
+  But for what only some logs lead to: users with a bias, and a shift.
+  """
   network = make_network(config)
   history = observation.history
-  params = network.init(
-    key, item_features, observation.profile, history, history
+
+  def of_member(key):
+    return network.init(
+      key, item_features, observation.profile, history, history
+    )
+
+  members = config.ensemble
+  params = (
+    of_member(key)
+    if members == 1
+    else jax.vmap(of_member)(jax.random.split(key, members))
   )
-  return ResponseParams(params, item_features)
+  blend = None
+  if config.click_model in BLENDED:
+    blend = blend_lib.unfitted(item_features)
+  return ResponseParams(params, item_features, blend)
 
 
 def response_fn(config: SimulatorConfig) -> ResponseFn:

@@ -233,7 +233,7 @@ def clicks(parts: Parts) -> Params:
   if parts.dataset.items.sampling is not None:
     weight = 0.0
   return {
-    "response": next_item.without_items(parts.response),
+    "response": next_item.of_policy(parts.response),
     "response_weight": jnp.float32(weight),
   }
 
