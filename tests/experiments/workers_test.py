@@ -60,7 +60,7 @@ class WorkersTest(absltest.TestCase):
   def test_after_a_failure_what_runs_is_finished_and_nothing_begins(self):
     bad = workers.Task("bad", self.code.refuse, (self.folder / "b",), 1)
     cores = len(os.sched_getaffinity(0))
-    running = [self._task(f"runs_{i}", 6.0) for i in range(cores - 1)]
+    running = [self._task(f"runs_{i}", 6.0) for i in range(cores)]
     late = [self._task(f"late_{i}") for i in range(2 * cores)]
     logs, done = self.folder / "logs", []
     with self.assertRaisesRegex(

@@ -23,6 +23,7 @@ from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 
 CONNECTIONS = 4
 _TOGETHER = 256  # Sessions that go on at the same time.
+BATCH = _TOGETHER // CONNECTIONS  # Requests in a list.
 _BODY = 2**24  # Bytes of a list of requests, at most.
 _START = 120.0  # Seconds until the server must serve.
 _SERVES = re.compile(r"serving at http://([^:]+):(\d+)")

@@ -39,7 +39,7 @@ _WORLD = "world"  # Trained in it.
 STAGES = ("data", "quantize", "simulator", "policy")
 # A round learns from so many training slates, the newest: so it costs what the
 # one before did, and programs of the same shapes are compiled once.
-_NEWEST = 80_000
+_NEWEST = 60_000
 # Of the click model of the logs, of which there are many: as in ml1m.flags.
 _FIT = {
   "batch_size": 256,
@@ -182,7 +182,9 @@ def _loop(
         job = jobs.Job(f"{arm}/{seed}/round_1", config)
         policy = jobs.prepare(experiment, job, world)
       policy.complete(STAGES)
-      policy.export(ExportConfig(dir=str(export), platforms=("cpu",)))
+      policy.export(
+        ExportConfig(str(export), (clients.BATCH,), platforms=("cpu",))
+      )
       if number:
         clients.wait(where, number + 1)
       else:

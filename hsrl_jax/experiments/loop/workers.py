@@ -1,4 +1,7 @@
-"""Tasks in processes of their own, as many at a time as there are cores."""
+"""Tasks in processes of their own, one more at a time than there are cores.
+
+So no core waits while the last task, or what a task waits for, is at work.
+"""
 
 import contextlib
 import multiprocessing
@@ -55,7 +58,7 @@ def run(
   try:
     with watch.bar(sum(x.units for x in tasks), "tasks", unit) as bar:
       while waiting or running:
-        while waiting and len(running) < len(os.sched_getaffinity(0)):
+        while waiting and len(running) <= len(os.sched_getaffinity(0)):
           task = waiting.pop(0)
           process = context.Process(
             target=_alone, args=(task, _log(logs, task), count), daemon=True

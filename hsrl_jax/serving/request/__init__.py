@@ -15,6 +15,7 @@ from hsrl_jax.types import Shown
 _LARGEST = float(np.finfo(np.float32).max)
 # Below, scores divided by it have no digits left; above, all draws are alike.
 _TEMPERATURES = (1e-3, 1e3)
+_USUAL = frozenset((0, 1))  # Responses; others are looked at one by one.
 _OLD = "which this export, of an older version, cannot: run --mode=export again"
 
 
@@ -133,7 +134,7 @@ def make(
   for place, value in enumerate(profile):
     padded.profile[place] = _number("profile holds", value)
   if len(earlier):
-    padded = padded._replace(earlier=_shown(sizes, known, earlier))
+    padded = padded._replace(earlier=_shown(known, earlier, padded.earlier))
   if temperature:
     padded = padded._replace(
       temperature=_temperature(temperature, drawn=tags is not None),
@@ -192,37 +193,54 @@ def _count(value: Any, most: int) -> np.ndarray:
   return np.int32(value)
 
 
-def _shown(
-  sizes: Mapping[str, int], known: bytes, earlier: Sequence[Any]
-) -> Shown:
-  """The last R items that were shown, as the simulator has them."""
-  items, response, position, ago = [], [], [], []
-  for step, slate in enumerate(earlier):
-    try:
-      shown, answers = slate
-      pairs = list(zip(shown, answers, strict=True))
-    except (TypeError, ValueError) as error:
+def _shown(known: bytes, earlier: Sequence[Any], padded: Shown) -> Shown:
+  """The last R items that were shown, as the simulator has them.
+
+  Args:
+    known: see `make`.
+    earlier: see Recommender.query.
+    padded: of nobody; its arrays are filled.
+  """
+  slates = [_slate(known, x) for x in earlier]
+  room = len(padded.items)
+  for ago, (items, responses) in enumerate(reversed(slates), start=1):
+    count = min(room, len(items))
+    if count:
+      own = slice(room - count, room)
+      padded.items[own] = items[-count:]
+      padded.response[own] = responses[-count:]
+      padded.position[own] = np.arange(len(items) - count, len(items))
+      padded.ago[own] = ago
+    room -= count
+  empty = padded.items == 0
+  for array in (padded.response, padded.position, padded.ago):
+    array[empty] = 0
+  return padded._replace(step=np.int32(len(slates)))
+
+
+def _slate(known: bytes, slate: Any) -> tuple[Sequence[int], Sequence[float]]:
+  """A pair of item ids and responses, checked."""
+  try:
+    items, responses = slate
+    fits = len(items) == len(responses)
+  except (TypeError, ValueError):
+    fits = False
+  if not fits:
+    raise InputError(
+      f"earlier holds {short(slate)}; expected slates, each a pair of item ids "
+      "and as many responses"
+    )
+  _check_ids("earlier", known, items, 0)
+  try:
+    if _USUAL.issuperset(responses):
+      return items, responses
+  except TypeError:  # It holds what has no hash, and so no number.
+    pass
+  for answer in responses:
+    number = float(answer) if isinstance(answer, bool) else answer
+    if not 0 <= _number("earlier has the response", number) <= 1:
       raise InputError(
-        f"earlier holds {short(slate)}; expected slates, each a pair of item "
-        "ids and as many responses"
-      ) from error
-    _check_ids("earlier", known, shown, 0)
-    for place, (item, answer) in enumerate(pairs):
-      number = float(answer) if isinstance(answer, bool) else answer
-      if not 0 <= _number("earlier has the response", number) <= 1:
-        raise InputError(
-          f"earlier has the response {short(answer)}; expected numbers from 0 "
-          "to 1, 1 for a positive one"
-        )
-      items.append(item)
-      response.append(number if item else 0.0)
-      position.append(place if item else 0)
-      ago.append(len(earlier) - step if item else 0)
-  padded = padding(sizes).earlier
-  count = min(len(items), sizes["shown"])
-  if count:
-    for array, values in zip(
-      padded, (items, response, position, ago), strict=False
-    ):
-      array[-count:] = values[-count:]
-  return padded._replace(step=np.int32(len(earlier)))
+        f"earlier has the response {short(answer)}; expected numbers from 0 to "
+        "1, 1 for a positive one"
+      )
+  return items, responses
