@@ -1,3 +1,3 @@
 """Hierarchical semantic reinforcement learning for recommendation, in JAX."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

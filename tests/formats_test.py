@@ -26,6 +26,8 @@ from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation.simulated import bounds, measures, simulate
 from hsrl_jax.experiments import document, jobs
+from hsrl_jax.serving import store as serving_store
+from hsrl_jax.serving.store import database, records, writer
 from hsrl_jax.sid import store
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import quantize
@@ -128,6 +130,17 @@ def _experiment_file(path: pathlib.Path) -> None:
   files.write_json(path, {"format": jobs.FORMAT, "seconds": 1.5})
 
 
+def _store_file(path: pathlib.Path) -> None:
+  kept = serving_store.open_store(str(path))
+  slate = serving_store.Slate(
+    *("r1", "ann", "s", 3, 100.0, 2, '["a", "b"]', "[0.5, 0.25]"),
+    *("[]", "[]", "1", "stable"),
+  )
+  answer = serving_store.Feedback("r1", [1, 0], 0.5, True)
+  writer.apply(kept, [slate, answer])
+  kept.close()
+
+
 # Name to today's version and what writes a file.
 FORMATS = {
   "checkpoint": (checkpoint.FORMAT, _checkpoint),
@@ -135,6 +148,7 @@ FORMATS = {
   "sessions": (measures.SESSIONS_FORMAT, _sessions_file),
   "results": (measures.RESULTS_FORMAT, _results_file),
   "experiment": (jobs.FORMAT, _experiment_file),
+  "store": (database.FORMAT, _store_file),
 }
 
 
@@ -194,6 +208,18 @@ class FormatsTest(parameterized.TestCase):
   def test_experiments(self):
     for path in _files("experiment"):
       self.assertEqual(files.read_json(path, jobs.FORMAT)["seconds"], 1.5)
+
+  def test_stores(self):
+    for path in _files("store"):
+      own = pathlib.Path(self.create_tempdir()) / "store.db"
+      shutil.copy(path, own)
+      kept = serving_store.open_store(str(own))
+      self.addCleanup(kept.close)
+      ((name, *values),) = kept.find(["r1"])
+      self.assertEqual(name, "r1")
+      found = records.kept_of(*values)
+      self.assertEqual(found.responses, [1, 0])
+      self.assertEqual((found.reward, found.terminated), (0.5, True))
 
 
 class NewerTest(absltest.TestCase):
