@@ -104,7 +104,7 @@ class OnPolicySettings(ActorCriticSettings):
     place_trace: lambda from place to place of a slate.
     ratio_clip: how far from 1 a choice's ratio of probabilities counts.
     prefix_values: whether a choice's baseline knows the choices before it; else
-      all choices of a slate have one advantage.
+      all choices of a slate have one advantage, over the value of its state.
     critic_sees_state: whether the critic sees the simulator's state, such as
       patience and boredom.
   """
@@ -112,7 +112,7 @@ class OnPolicySettings(ActorCriticSettings):
   trace: float = setting(0.9, least=0, most=1)
   place_trace: float = setting(0.95, least=0, most=1)
   ratio_clip: float = setting(0.2, above=0)
-  prefix_values: bool = True
+  prefix_values: bool = False
   critic_sees_state: bool = False
 
 

@@ -85,8 +85,8 @@ TWINS = {
 # The variants of `world`: parts that can matter where tomorrow counts. A new
 # one is an entry here.
 FORESIGHT = {
-  # All choices of a slate have one advantage.
-  "no_prefix_values": {"prefix_values": False},
+  # Each choice has a baseline of its own, which knows the choices before it.
+  "prefix_values": {"prefix_values": True},
   # All levels see the state.
   "no_residual": {"residual": False},
   # The slots of a slate do not know each other.

@@ -76,13 +76,18 @@ def _init(
     observation,
     jnp.zeros(0) if hidden is None else hidden,
     start.user,
-    *_known(jnp.zeros((1, 2, policy.WIDTH))),
+    *_known(_nothing()),
   )
   return {"policy": actor, "critic": critic}
 
 
 def _tokens(catalogue: base.ActionSpace) -> policy.Tokens:
   return policy.Tokens(catalogue.codebooks, catalogue.features, None)
+
+
+def _nothing() -> Array:
+  """Sums of vectors before the first slot, [1, 2, W]."""
+  return jnp.zeros((1, 2, policy.WIDTH))
 
 
 def _known(vectors: Array) -> tuple[policy.Chosen, Array]:
@@ -167,13 +172,14 @@ def _choices(
   log_pi = masking.log_softmax(logits, allowed)
   of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
   entropy = masking.entropy(log_pi, allowed)
+  before = chosen.vectors if settings.prefix_values else _nothing()
   values = parts.critic.apply(
     params["critic"],
     _tokens(catalogue),
     observation,
     decision.hidden,
     start.estimate.user,
-    *_known(chosen.vectors),
+    *_known(before),
     keys[1],
   )
   return sequential.judged(
@@ -204,5 +210,5 @@ def _value(
     observation,
     hidden,
     start.estimate.user,
-    *_known(jnp.zeros((1, 2, policy.WIDTH))),
+    *_known(_nothing()),
   )[0, 0]

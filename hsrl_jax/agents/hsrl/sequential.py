@@ -2,8 +2,9 @@
 
 An item is chosen token by token, a slate slot after slot, each choice out of
 the tokens that lead to an item which may be shown (docs/method.md, Sequential
-slates). So the log-probability of a slate is exact, and each choice has a
-baseline of its own: the value of the state and of all choices before it.
+slates). So the log-probability of a slate is exact. Their baseline is the value
+of the state; with `prefix_values` each choice has one of its own, the value of
+the state and of all choices before it.
 """
 
 import functools
@@ -253,12 +254,13 @@ def _choices(
   log_probs = masking.log_softmax(jnp.stack(logits, 1), notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
   entropy = masking.entropy(log_probs, notes.allowed)
+  before = (chosen, partial) if settings.prefix_values else _nothing(parts)
   values = parts.critic.apply(
     params["critic"],
     tokens,
     observation,
     decision.hidden,
-    *jax.lax.stop_gradient((start.estimate.user, chosen, partial)),
+    *jax.lax.stop_gradient((start.estimate.user, *before)),
     keys[1],
   )
   chances = policy.chances(start, vectors)
@@ -280,7 +282,7 @@ def judged(
     decision: the slate, int32 [K], and its responses.
     log_probs: float32 [K, P], of each choice.
     entropy: float32 [K, P], nats, of what each was drawn from.
-    values: float32 [K, P], see base.Choices.
+    values: float32 [K, P], see base.Choices; or [1, 1], of the state, for all.
     chances: float32 [K], logits of a like.
   """
   there = decision.slate > 0
@@ -288,7 +290,7 @@ def judged(
   loss = jnp.where(there, loss, 0.0).mean()
   return base.Choices(
     jnp.where(there[:, None], log_probs, 0.0),
-    values,
+    jnp.broadcast_to(values, log_probs.shape),
     jnp.where(there[:, None], entropy, 0.0).mean(),
     settings.behaviour_weight * loss,
     {"behaviour_loss": loss},
