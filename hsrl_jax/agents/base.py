@@ -101,7 +101,7 @@ class OnPolicySettings(ActorCriticSettings):
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
-    place_trace: lambda from place to place of a slate.
+    place_trace: lambda from place to place of a slate, with `prefix_values`.
     ratio_clip: how far from 1 a choice's ratio of probabilities counts.
     prefix_values: whether a choice's baseline knows the choices before it; else
       all choices of a slate have one advantage, over the value of its state.

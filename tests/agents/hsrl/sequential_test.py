@@ -208,10 +208,7 @@ class FlatTest(absltest.TestCase):
 
 
 class ValueTest(absltest.TestCase):
-  @pytest.mark.slow
-  def test_a_choice_is_valued_without_itself_and_what_follows(self):
-    made = _made()
-
+  def _values(self, made):
     @jax.jit
     def values(slate):
       notes = jnp.ones((toy.SLATE, 2, 8), bool)
@@ -220,6 +217,24 @@ class ValueTest(absltest.TestCase):
         made.params, made.catalogue, one, None
       ).values
 
+    return values
+
+  def _alone(self, made):
+    return made.agent.on_policy.value(
+      made.params, made.catalogue, made.observation, NONE
+    )
+
+  def test_all_choices_have_the_value_of_the_state(self):
+    made = _made()
+    found = self._values(made)(jnp.array([9, 20, 7]))
+    np.testing.assert_allclose(
+      found, np.full((toy.SLATE, 2), self._alone(made)), rtol=1e-5
+    )
+
+  @pytest.mark.slow
+  def test_a_choice_is_valued_without_itself_and_what_follows(self):
+    made = _made(prefix_values=True)
+    values = self._values(made)
     tokens = np.asarray(made.catalogue.index.tokens)
     same = [i for i in range(1, 41) if tokens[i, 0] == tokens[1, 0]]
     one, other = (
@@ -229,10 +244,7 @@ class ValueTest(absltest.TestCase):
     np.testing.assert_allclose(one[0], other[0], rtol=1e-5)
     np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
     self.assertGreater(np.abs(one[2] - other[2]).max(), 1e-4)
-    alone = made.agent.on_policy.value(
-      made.params, made.catalogue, made.observation, NONE
-    )
-    np.testing.assert_allclose(alone, one[0, 0], rtol=1e-5)
+    np.testing.assert_allclose(self._alone(made), one[0, 0], rtol=1e-5)
 
 
 class EngineTest(absltest.TestCase):
