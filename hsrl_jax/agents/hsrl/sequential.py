@@ -2,9 +2,9 @@
 
 An item is chosen token by token, a slate slot after slot, each choice out of
 the tokens that lead to an item which may be shown (docs/method.md, Sequential
-slates). So the log-probability of a slate is exact. Their baseline is the value
-of the state; with `prefix_values` each choice has one of its own, the value of
-the state and of all choices before it.
+slates). So the log-probability of a slate is exact. The baseline of all choices
+is the value of the state; with `prefix_values` each has one of its own, the
+value of the state and of all choices before it.
 """
 
 import functools
