@@ -169,8 +169,7 @@ def of_policy(response: click_model.ResponseParams):
   """
   blend = response.blend
   if blend is not None:
-    nobody = blend.user_ids[:0], blend.users[:0]
-    blend = blend._replace(user_ids=nobody[0], users=nobody[1])
+    blend = blend._replace(user_ids=blend.user_ids[:0], users=blend.users[:0])
   return response._replace(
     item_features=jnp.zeros((0, 0)), blend=blend, shift=None, boredom=None
   )
