@@ -109,7 +109,7 @@ class Sqlite:
       sqlite3.Error: it cannot be opened.
     """
     self._connection = sqlite3.connect(
-      path, WAIT, isolation_level=None, check_same_thread=False
+      path, timeout=WAIT, isolation_level=None, check_same_thread=False
     )
     try:
       self._prepare()
