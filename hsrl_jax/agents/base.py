@@ -115,6 +115,15 @@ class OnPolicySettings(ActorCriticSettings):
   prefix_values: bool = False
   critic_sees_state: bool = False
 
+  def __post_init__(self):
+    super().__post_init__()
+    default = OnPolicySettings.place_trace
+    self.require(
+      "place_trace",
+      self.prefix_values or self.place_trace == default,
+      f"{default}, its default, without prefix_values",
+    )
+
 
 @dataclasses.dataclass(frozen=True)
 class ItemLogitsSettings(Settings):

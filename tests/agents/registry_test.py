@@ -181,6 +181,7 @@ class FlagsTest(parameterized.TestCase):
     ("residual_mode", "some", "one of"),
     ("temperature", float("inf"), "above 0"),
     ("critic_hidden", (8, 0), "each at least 1"),
+    ("place_trace", 0.5, "0.95, its default, without prefix_values"),
   )
   def test_bounds_name_field_value_and_expectation(self, name, value, expected):
     with self.assertRaisesRegex(

@@ -207,11 +207,11 @@ class FlatTest(absltest.TestCase):
     self.assertEqual(slate[1], second)
 
 
-class ValueTest(absltest.TestCase):
-  def _values(self, made):
+class ValueTest(parameterized.TestCase):
+  def _values(self, made, allowed=(toy.SLATE, 2, 8)):
     @jax.jit
     def values(slate):
-      notes = jnp.ones((toy.SLATE, 2, 8), bool)
+      notes = jnp.ones(allowed, bool)
       one = _decision(made, slate, notes)
       return made.agent.on_policy.choices(
         made.params, made.catalogue, one, None
@@ -224,11 +224,15 @@ class ValueTest(absltest.TestCase):
       made.params, made.catalogue, made.observation, NONE
     )
 
-  def test_all_choices_have_the_value_of_the_state(self):
-    made = _made()
-    found = self._values(made)(jnp.array([9, 20, 7]))
+  @parameterized.parameters(
+    ("tokens", (toy.SLATE, 2, 8)), ("items", (toy.ITEMS + 1,))
+  )
+  def test_all_choices_have_the_value_of_the_state(self, choices, allowed):
+    made = _made(choices=choices)
+    found = self._values(made, allowed)(jnp.array([9, 20, 7]))
+    self.assertEqual(found.shape[0], toy.SLATE)
     np.testing.assert_allclose(
-      found, np.full((toy.SLATE, 2), self._alone(made)), rtol=1e-5
+      found, np.full(found.shape, self._alone(made)), rtol=1e-5
     )
 
   @pytest.mark.slow
