@@ -39,7 +39,7 @@ _WORLD = "world"  # Trained in it.
 STAGES = ("data", "quantize", "simulator", "policy")
 # A round learns from so many training slates, the newest: so it costs what the
 # one before did, and programs of the same shapes are compiled once.
-_NEWEST = 60_000
+_NEWEST = 40_000
 # Of the click model of the logs, of which there are many: as in ml1m.flags.
 _FIT = {
   "batch_size": 256,
@@ -48,7 +48,7 @@ _FIT = {
   "dropout": 0.1,
   "weight_decay": 0.01,
 }
-_AGAIN = 4  # A round that goes on learns so many times shorter.
+_AGAIN = 6  # A round that goes on learns so many times shorter.
 
 
 def run(experiment: jobs.Experiment) -> None:
