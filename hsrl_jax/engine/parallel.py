@@ -70,12 +70,11 @@ def meet() -> None:
 def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
   """The state of all seeds, by an Engine's `init`."""
   if not layout.shares_users:
-    return jax.jit(_of_all(engine_init))(jnp.array(seeds), inputs)
-  of_part = jax.vmap(engine_init, in_axes=(0, None, None, None))
-  of_part = jax.jit(of_part, static_argnums=3)
+    return _of_all(jax.jit(engine_init), seeds, inputs)
+  of_part = jax.jit(engine_init, static_argnums=3)
   states = [
     jax.device_put(
-      of_part(jnp.array(seeds), inputs, part, layout.devices), device
+      _of_all(of_part, seeds, inputs, part, layout.devices), device
     )
     for part, device in enumerate(_devices(layout))
     if device.process_index == jax.process_index()
@@ -86,11 +85,17 @@ def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
 
 def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs):
   """What `init` returns, as jax.ShapeDtypeStruct without a device."""
-  return jax.eval_shape(_of_all(engine_init), jnp.array(seeds), inputs)
+  of_all = jax.vmap(engine_init, in_axes=(0, None))
+  return jax.eval_shape(of_all, jnp.array(seeds), inputs)
 
 
-def _of_all(engine_init: Callable) -> Callable:
-  return jax.vmap(engine_init, in_axes=(0, None))
+def _of_all(engine_init: Callable, seeds: tuple[int, ...], *rest):
+  """The states of all seeds, each by the program that it has alone.
+
+  Mapped over seeds it would round differently with another number of them.
+  """
+  each = [engine_init(seed, *rest) for seed in jnp.array(seeds)]
+  return jax.tree.map(lambda *x: jnp.stack(x), *each)
 
 
 def over_seeds(run: Callable) -> Callable:

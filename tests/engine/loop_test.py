@@ -216,12 +216,29 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(learner.step.tolist(), [12, 12])
     chex.assert_tree_all_finite(metrics)
 
-  @pytest.mark.slow
-  def test_three_seeds_over_two_devices_equal_seeds_alone(self):
-    # By the compiler as users have it, which is what would round otherwise.
+  def _optimized(self):
+    """By the compiler as users have it, which rounds as it fuses."""
     name = "jax_disable_most_optimizations"
     self.addCleanup(jax.config.update, name, jax.config.values[name])
     jax.config.update(name, False)
+
+  def test_a_seed_begins_alone_as_in_company(self):
+    self._optimized()
+
+    def begin(seed, users):
+      x = jax.random.uniform(jax.random.key(seed), (64, 10))
+      return users * x / x.sum(-1, keepdims=True)
+
+    def begun(*seeds):
+      layout = parallel.Layout(len(seeds), devices=1, by_seed=True)
+      return parallel.init(begin, seeds, jnp.float32(1.0), layout)
+
+    for seed, together in enumerate(begun(*range(10))):
+      np.testing.assert_array_equal(together, begun(seed)[0])
+
+  @pytest.mark.slow
+  def test_three_seeds_over_two_devices_equal_seeds_alone(self):
+    self._optimized()
     seeds = (3, 1, 4)
     engine, inputs = toy.engine(toy.config()), toy.inputs()
     self.assertTrue(parallel.layout(5).by_seed)
