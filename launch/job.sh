@@ -30,10 +30,16 @@ finished() {
     [[ -e "$workdir/results.json" && ! -e "$workdir/.done" ]]
 }
 
+child=
+stopped=false
+stop() {
+  stopped=true
+  [[ -z "$child" ]] || kill -TERM "$child" 2>/dev/null || true
+}
+trap stop TERM INT
 "$python" -m hsrl_jax.launch "$@" &
 child=$!
-stopped=false
-trap 'stopped=true; kill -TERM "$child"' TERM INT
+if $stopped; then stop; fi  # A signal came before the child had a number.
 while true; do
   status=0
   wait "$child" || status=$?

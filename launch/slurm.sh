@@ -28,11 +28,12 @@ set -euo pipefail
   exit 2
 }
 
+# Before the job starts, which may be preempted at once.
+trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 # All GPUs of a node are seen by each of its processes; JAX picks one by the
 # process's number on the node.
 srun --kill-on-bad-exit=0 bash "${JOB:-launch/job.sh}" "$@" &
 child=$!
-trap 'scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 while true; do
   status=0
   wait "$child" || status=$?

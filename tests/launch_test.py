@@ -182,7 +182,6 @@ class NumbersTest(parameterized.TestCase):
         "next_item_token_dropout",
         "next_item_token_weight",
         "next_item_weight_decay",
-        "place_trace",
         "polyak",
         "repeat_penalty",
         "seeds",
