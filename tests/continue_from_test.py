@@ -100,7 +100,8 @@ class RunsTest(absltest.TestCase):
     )
     self._ok(*supervised, *TOY, *SUPERVISED, *BLENDED)
     goes_on = [x for x in continued if not x.startswith("--workdir")]
-    status, _, err = self._new("R", *goes_on, *BLENDED, "--kl_weight=0.5")
+    held = ("--kl_weight=0.5", "--logged_share=0.25")
+    status, _, err = self._new("R", *goes_on, *BLENDED, *held)
     self.assertEqual(status, 0, err)
     self.assertIn("--width=8\n", (self.folder / "R/flags.txt").read_text())
     own = self._params("W")
@@ -116,6 +117,9 @@ class RunsTest(absltest.TestCase):
     # Other sizes, or settings of other networks, go with nothing.
     self._refused("--width is 64, but the policy of", "--width=64")
     self._refused("--beams is given, but nothing reads it", "--beams=9")
+    slates = ("--logged_share=0.5", "--simulator_slate_size=2")
+    message = "--logged_share=0.5: logged slates have 4 items, simulated ones 2"
+    self._refused(message, *BLENDED, *RL, *slates)
 
     # It is complete: the run that it came from is gone.
     (self.folder / "W").rename(self.folder / "gone")
@@ -267,12 +271,13 @@ class RefusalsTest(parameterized.TestCase):
       self.assertLen(err.splitlines(), 1)
       self.assertIn(message, err)
 
-  def test_kl_weight_needs_a_start(self):
+  @parameterized.parameters("kl_weight", "logged_share")
+  def test_what_holds_to_a_start_needs_one(self, name):
     workdir = f"--workdir={self.folder / 'new'}"
-    status, _, err = run(workdir, *TOY, "--kl_weight=0.1", "--mode=data")
+    status, _, err = run(workdir, *TOY, f"--{name}=0.1", "--mode=data")
     self.assertEqual(status, 2, err)
     self.assertIn(
-      "--kl_weight is given, but nothing reads it; it counts in a run", err
+      f"--{name} is given, but nothing reads it; it counts in a run", err
     )
 
   @parameterized.parameters(

@@ -172,6 +172,7 @@ class NumbersTest(parameterized.TestCase):
         "importance_clip",
         "kl_weight",
         "layers",
+        "logged_share",
         "next_item_average",
         "next_item_eval_rows",
         "next_item_hidden",

@@ -120,7 +120,7 @@ def check(config: Config) -> None:
 def needs_logs(config: Config) -> bool:
   """Whether the agent learns from logged slates."""
   agent = make_agent(config, slate_size=1, items=1)
-  return agent.offline or config.train.from_logs
+  return agent.offline or config.train.from_logs or agent.logged_share > 0
 
 
 def unread_of(learn_from: str) -> set[str]:
@@ -146,7 +146,7 @@ def unread(config: Config) -> set[str]:
   continued = dataclasses.fields(CONTINUED[config.agent].settings)
   if config.supervised:
     return reads(config.agent) - {x.name for x in continued}
-  return {"kl_weight"} | hsrl_settings.ON_POLICY
+  return hsrl_settings.CONTINUED | hsrl_settings.ON_POLICY
 
 
 def configure(

@@ -291,6 +291,8 @@ class Agent(NamedTuple):
       (loss [], metrics). `progress` in [0, 1] drives schedules. None where
       there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
+    logged_share: chance that a transition of a batch is a logged slate instead
+      of a replayed one.
     reads_popularity: needs `ActionSpace.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
@@ -317,6 +319,7 @@ class Agent(NamedTuple):
     | None
   )
   offline: bool = False
+  logged_share: float = 0.0
   reads_popularity: bool = False
   draws: bool = False
   fixed_items: bool = False

@@ -5,7 +5,8 @@ devices. All randomness is fold_in(key, step), then by user, so the result does
 not depend on the number of devices (up to the order of floating-point sums).
 What one call of `run` collects can be replayed from the next call on; in the
 very first call nothing is learned yet. An offline agent, and any that learns
-from logs, draws its batches from logged slates instead, and shows none.
+from logs, draws its batches from logged slates instead, and shows none; one may
+also have a share of them in its batches.
 """
 
 import functools
@@ -353,10 +354,11 @@ def _iterate(
   """One iteration; with logs the users are left alone."""
   progress = learner.step / loop.config.iterations
   key = jax.random.fold_in(learner.key, learner.step)
-  act_keys, step_keys, replay_keys, *loss_keys = split(
-    by_user(key, stream.user), 3 + loop.replayed
+  share = loop.agent.logged_share
+  act_keys, step_keys, replay_keys, *rest = split(
+    by_user(key, stream.user), 3 + loop.replayed + (share > 0)
   )
-  loss_keys = jnp.stack(loss_keys, -1)
+  loss_keys = jnp.stack(rest[: loop.replayed], -1)
   if loop.offline:
     batch = _sample_logs(inputs.logs, replay_keys, loop.replayed)
     env_state, transition, shown = stream.env, None, {}
@@ -367,6 +369,8 @@ def _iterate(
     )
     shown = {"reward": transition.reward.mean()}
     batch = replay.sample(stream.replay, replay_keys, loop.replayed)
+    if share:
+      batch = _mixed(batch, inputs.logs, rest[-1], share)
     warm_up = loop.agent.learning.warm_up if loop.agent.learning else 0
     collected = stream.replay.added * loop.config.users
     weight = (collected >= max(warm_up, 1)).astype(jnp.float32)
@@ -383,6 +387,18 @@ def _sample_logs(logs: Transition, keys: PRNGKey, count: int) -> Transition:
     keys
   )
   return jax.tree.map(lambda x: x[rows], logs)
+
+
+def _mixed(
+  batch: Transition, logs: Transition, keys: PRNGKey, share: float
+) -> Transition:
+  """A batch, leaves [U, R, ...], with logged slates in place of a share of it."""
+  row_keys, own_keys = split(keys, 2)
+  count = batch.reward.shape[1]
+  logged = _sample_logs(logs, row_keys, count)
+  draws = jax.vmap(lambda key: sampling.uniform(key, (count,)))(own_keys)
+  either = jax.vmap(jax.vmap(jnp.where))
+  return jax.tree.map(functools.partial(either, draws < share), logged, batch)
 
 
 def _run(

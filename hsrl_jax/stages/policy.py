@@ -144,12 +144,13 @@ def run(
   engine = engines.make(agent, env, train)
   layout = parallel.layout(len(train.seeds))
   slates, feeding = None, windows_lib.unchanged
+  _check_share(agent, env, logs)
   if isinstance(logs, blocks.Blocks):
     windows = windows_lib.reader(logs, env.reward, env.observed_items)
     waiting = functools.partial(watch.phase, "waiting for slates")
     given = (*windows, train, layout, waiting)
     feeding = functools.partial(windows_lib.feed, *given)
-  elif train.from_logs:
+  elif train.from_logs or agent.logged_share:
     slates = logged.learned(logs, env.reward, items, env.observed_items)
   elif agent.offline:
     slates = loop.logged(logs, env.reward)
@@ -188,6 +189,20 @@ def run(
     spent > _LONG and feeding is windows_lib.unchanged and processes.is_first()
   ):
     watch.speed = _speed(engine, inputs, train, done / spent)
+
+
+def _check_share(
+  agent: Agent, env: UserSimulator, logs: Sessions | blocks.Blocks
+) -> None:
+  """Raises InputError where logged and simulated slates are no one batch."""
+  if not agent.logged_share:
+    return
+  size = logs.exposed.shape[1]
+  if size != env.slate_size:
+    raise InputError(
+      f"--logged_share={agent.logged_share:g}: logged slates have {size} items, "
+      f"simulated ones {env.slate_size}; expected as many, or no --logged_share"
+    )
 
 
 def _speed(

@@ -22,6 +22,8 @@ class JobsTest(absltest.TestCase):
         "kl_0": {"kl_weight": 0.0} | start,
         "kl_5": {"kl_weight": 5.0} | start,
         "kl_5_no_actor": {"kl_weight": 5.0, "actor_weight": 0.0} | start,
+        "kl_5_gamma_0": {"kl_weight": 5.0, "discount": 0.0} | start,
+        "mixed": {"kl_weight": 0.0, "logged_share": 0.5} | start,
       },
     )
 
@@ -52,6 +54,7 @@ class TableTest(absltest.TestCase):
     results = {
       **{"dataset": "movielens_latest_small", "protocol": "no_repeat"},
       **{"split": "test", "iterations": 10_000, "rows": rows},
+      **{"lists": {"item_to_item": row}, "bounds": {"best_constant": reward}},
     }
     text = after_supervised.table(results)
     self.assertLessEqual(max(map(len, text.splitlines())), 80, text)
@@ -72,7 +75,7 @@ class WholeTest(absltest.TestCase):
     self.assertIn("kl_1_no_actor", out)
     results = json.loads((folder / "own" / "results.json").read_text())
     rows = results["rows"]
-    own = ("supervised", "kl_1", "kl_1_no_actor")
+    own = ("supervised", "kl_1", "kl_1_no_actor", "kl_1_gamma_0", "mixed")
     self.assertCountEqual(rows, (*own, *(f"flat_{x}" for x in own)))
     flat = json.loads((folder / "own/flat_supervised/results.json").read_text())
     alone = json.loads((folder / "own/supervised/results.json").read_text())
@@ -83,8 +86,16 @@ class WholeTest(absltest.TestCase):
       self.assertEqual(
         rows["flat_supervised"][name], flat["held_out"]["hsrl"][name]
       )
-      for other in ("kl_1", "kl_1_no_actor", "flat_kl_1"):
+      for other in (*own[1:], "flat_kl_1", "flat_mixed"):
         self.assertAlmostEqual(rows[other]["difference"][name]["mean"], 0)
+      self.assertEqual(
+        results["lists"]["item_mean"][name],
+        alone["held_out"]["item_mean"][name],
+      )
+    self.assertEqual(
+      results["bounds"]["random"], alone["policies"]["random"]["total_reward"]
+    )
+    self.assertNotIn("hsrl", {*results["lists"], *results["bounds"]})
     status, out, err = command.run(f"--workdir={folder}/own")
     self.assertEqual(status, 0, err)
     self.assertNotIn("policy done", out)

@@ -122,7 +122,10 @@ def make(config: Config, spec: base.Spec) -> base.Agent:
     return params | liked | own
 
   return supervised._replace(
-    init=init, loss=functools.partial(_loss, parts), frozen=FROZEN
+    init=init,
+    loss=functools.partial(_loss, parts),
+    frozen=FROZEN,
+    logged_share=config.settings.logged_share,
   )
 
 

@@ -13,9 +13,12 @@ class ContinuedSettings(base.ActorCriticSettings):
   Attributes:
     kl_weight: of the KL divergence from the policy of the next item that a run
       continues from; 0: none.
+    logged_share: of each batch, on average, are slates of the logs; the rest
+      was shown to simulated users.
   """
 
   kl_weight: float = setting(5.0, least=0)
+  logged_share: float = setting(0.0, least=0, below=1, later=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +80,12 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     )
 
 
+# What is read by HSRL that goes on from its policy of the next item alone.
+CONTINUED = {x.name for x in dataclasses.fields(ContinuedSettings)} - {
+  x.name for x in dataclasses.fields(base.ActorCriticSettings)
+}
 # What is read where HSRL learns by replay alone, and on-policy alone.
-REPLAY = {
+REPLAY = CONTINUED | {
   "advantage_clip",
   "beams",
   "compose_slates",
@@ -86,7 +93,6 @@ REPLAY = {
   "importance_clip",
   "item_credit",
   "item_residual",
-  "kl_weight",
   "level_advantages",
   "level_critics",
   "residual_mode",

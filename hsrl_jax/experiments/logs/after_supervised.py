@@ -2,10 +2,12 @@
 
 HSRL is trained on what users of the logs liked next. From there it goes on by
 RL in a simulator of the same logs, held to the policy that it started from by a
-KL of some weights. All are measured on held-out logs and in the simulator: what
-RL gains there, and what it loses here. `kl_W_no_actor` has the same losses
-without the actor's: what the regression on simulated likes does alone. Beside
-HSRL stands its flat twin, which has a softmax over all items and no tokens.
+KL of some weights (`kl_W`), or by logged slates in its batches (`mixed`). All
+are measured on held-out logs and in the simulator: what RL gains there, and
+what it loses here. With the largest weight, `no_actor` is without the actor's
+loss, what the regression on simulated likes does alone; `gamma_0` does not look
+ahead. Beside HSRL stands its flat twin, which has a softmax over all items and
+no tokens.
 """
 
 import dataclasses
@@ -30,6 +32,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
   "": {},
   "flat_": {"token_weight": 0.0},
 }
+MIXED = 0.5  # Of a batch are logged slates.
 # Of held-out logs, with their heads in the table.
 MEASURES = {
   "auc_within_slates": "AUC",
@@ -67,16 +70,26 @@ def run(experiment: jobs.Experiment) -> None:
       name: _row(experiment, before, (run, measured[name]))
       for name, run in runs.items()
     }
-  base = experiment.base
+  base, start = experiment.base, starts[""].results()
   results = {
-    "dataset": starts[""].results()["dataset"],
+    "dataset": start["dataset"],
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
     "episodes": base.evaluate.episodes,
     "iterations": base.train.iterations,
     "resamples": experiment.config.resamples,
-    "simulator": starts[""].results()["simulator"],
+    "simulator": start["simulator"],
     "rows": rows,
+    "lists": {
+      name: {x: measured[x] for x in MEASURES}
+      for name, measured in start["held_out"].items()
+      if name != REFERENCE
+    },
+    "bounds": {
+      name: measured["total_reward"]
+      for name, measured in start["policies"].items()
+      if name != REFERENCE
+    },
   }
   jobs.finish(experiment, results, table(results), figure(results))
 
@@ -87,7 +100,12 @@ def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:
     f"kl_{x:g}": {"kl_weight": x} for x in weights
   }
   last = max(weights)
-  found[f"kl_{last:g}_no_actor"] = {"kl_weight": last, "actor_weight": 0.0}
+  for name, changes in (
+    ("no_actor", {"actor_weight": 0.0}),
+    ("gamma_0", {"discount": 0.0}),
+  ):
+    found[f"kl_{last:g}_{name}"] = {"kl_weight": last} | changes
+  found["mixed"] = {"kl_weight": 0.0, "logged_share": MIXED}
   return {k: x | {"continue_from": start} for k, x in found.items()}
 
 
@@ -160,11 +178,16 @@ def table(results: Mapping[str, Any]) -> str:
       more = (row["difference"] or {}).get(name)
       cells = [_cells(x, form) if x else ("", "") for x in (row[name], more)]
       rows.append((policy_name, *cells[0], *cells[1]))
+    beside = results["lists"] if name in MEASURES else results["bounds"]
+    for policy_name, measured in beside.items():
+      value = measured[name] if name in MEASURES else measured
+      rows.append((policy_name, *_cells(value, form), "", ""))
     lines += ["", *tables.aligned(rows)]
   note = (
-    "kl_W: RL held to the supervised policy by a KL of weight W; more: than "
-    "that one, of the flat twin in rows of its own. The first three measures "
-    "are of held-out logs; intervals over users and seeds, those of "
+    "kl_W: RL held to the supervised policy by a KL of weight W; mixed: by "
+    f"logged slates, {MIXED:.0%} of each batch; more: than that policy, of the "
+    "flat twin in rows of its own. The first three measures are of held-out "
+    "logs, beside simple lists; intervals over users and seeds, those of "
     "differences paired."
   )
   return "\n".join([*lines, "", tables.filled(note)])
