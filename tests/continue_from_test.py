@@ -117,9 +117,12 @@ class RunsTest(absltest.TestCase):
     # Other sizes, or settings of other networks, go with nothing.
     self._refused("--width is 64, but the policy of", "--width=64")
     self._refused("--beams is given, but nothing reads it", "--beams=9")
-    slates = ("--logged_share=0.5", "--simulator_slate_size=2")
-    message = "--logged_share=0.5: logged slates have 4 items, simulated ones 2"
-    self._refused(message, *BLENDED, *RL, *slates)
+    other = ("--logged_share=0.5", "--simulator_slate_size=2")
+    workdir = f"--workdir={self.folder / 'K'}"
+    status, _, err = run(*goes_on, *TOY, *BLENDED, *RL, *other, workdir)
+    self.assertEqual(status, 2, err)
+    message = "--logged_share=0.5: logged slates have 5 items, simulated ones 2"
+    self.assertIn(message, err.splitlines()[-1])
 
     # It is complete: the run that it came from is gone.
     (self.folder / "W").rename(self.folder / "gone")

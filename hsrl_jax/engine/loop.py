@@ -392,7 +392,7 @@ def _sample_logs(logs: Transition, keys: PRNGKey, count: int) -> Transition:
 def _mixed(
   batch: Transition, logs: Transition, keys: PRNGKey, share: float
 ) -> Transition:
-  """A batch, leaves [U, R, ...], with logged slates in place of a share of it."""
+  """A batch, leaves [U, R, ...], a share of which becomes logged slates."""
   row_keys, own_keys = split(keys, 2)
   count = batch.reward.shape[1]
   logged = _sample_logs(logs, row_keys, count)

@@ -197,11 +197,12 @@ def _check_share(
   """Raises InputError where logged and simulated slates are no one batch."""
   if not agent.logged_share:
     return
-  size = logs.exposed.shape[1]
-  if size != env.slate_size:
+  logged, simulated = logs.exposed.shape[1], env.slate_size
+  if logged != simulated:
     raise InputError(
-      f"--logged_share={agent.logged_share:g}: logged slates have {size} items, "
-      f"simulated ones {env.slate_size}; expected as many, or no --logged_share"
+      f"--logged_share={agent.logged_share:g}: logged slates have {logged} "
+      f"items, simulated ones {simulated}; expected as many, or no "
+      "--logged_share"
     )
 
 
