@@ -202,7 +202,11 @@ def figure(results: Mapping[str, Any]) -> Figure:
   """What RL gains in the simulator against what it loses on held-out logs."""
   made = Figure(figsize=(7, 4), layout="constrained")
   axes = made.subplots()
+  kinds = len(results["rows"]) // len(POLICIES)
   for number, (name, row) in enumerate(results["rows"].items()):
+    # A colour for what was trained how, a marker for what it was.
+    color = plots.COLOURS[number % kinds % len(plots.COLOURS)]
+    marker = plots.MARKERS[number // kinds]
     x, y = row["recall@10"], row["total_reward"]
     errors = [np.abs(np.array(m["ci95"])[:, None] - m["mean"]) for m in (x, y)]
     axes.errorbar(
@@ -210,8 +214,8 @@ def figure(results: Mapping[str, Any]) -> Figure:
       y["mean"],
       xerr=errors[0],
       yerr=errors[1],
-      color=f"C{number}",
-      marker="o",
+      color=color,
+      marker=marker,
       capsize=3,
       label=name,
     )

@@ -448,7 +448,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
         (axes[0], sizes, "slates"),
         (axes[-1], weights, "weight"),
       ):
-        _line(panel, shown, by, agent, f"C{number}")
+        _line(panel, shown, by, agent, number)
     labels = ("slates", "weight of the conservative term")
     for panel, label in zip(axes, labels, strict=False):
       plots.style(panel, f"logs: {logging}", label)
@@ -476,7 +476,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
 
 
 def _line(
-  axes: Axes, rows: list[dict[str, Any]], by: str, agent: str, color: str
+  axes: Axes, rows: list[dict[str, Any]], by: str, agent: str, number: int
 ) -> None:
   """Rewards with their intervals, and in the model, by a number of the rows."""
   rows = sorted(rows, key=lambda x: x[by])
@@ -485,7 +485,9 @@ def _line(
   mean = np.array([x["total_reward"]["mean"] for x in rows])
   low, high = np.array([x["total_reward"]["ci95"] for x in rows]).T
   places = [x[by] for x in rows]
-  how = {"color": color, "marker": "o", "markersize": 3.5}
+  color = plots.COLOURS[number % len(plots.COLOURS)]
+  marker = plots.MARKERS[number % len(plots.MARKERS)]
+  how = {"color": color, "marker": marker, "markersize": 3.5}
   errors = [mean - low, high - mean]
   axes.errorbar(places, mean, errors, capsize=3, label=agent, **how)
   believed = [x["in_model"]["mean"] for x in rows]

@@ -300,18 +300,20 @@ def figure(results: Mapping[str, Any]) -> Figure:
     mean = np.array([x["mean"] for x in rows])
     low, high = np.array([x["ci95"] for x in rows]).T
     rounds = np.arange(1, len(mean) + 1)
-    axes.plot(rounds, mean, color=f"C{number}", marker="o", label=arm)
-    axes.fill_between(rounds, low, high, color=f"C{number}", alpha=0.2)
-  for name, row in (
-    ("trained in the world", results["in_world"]),
-    ("no retraining", results["curves"]["hsrl"][0]),
+    color, marker = plots.COLOURS[number], plots.MARKERS[number]
+    axes.plot(rounds, mean, color=color, marker=marker, label=arm)
+    axes.fill_between(rounds, low, high, color=color, alpha=0.2)
+  # Each label is where the curves are not: they begin low and end high.
+  for name, row, side in (
+    ("trained in the world", results["in_world"], "left"),
+    ("no retraining", results["curves"]["hsrl"][0], "right"),
   ):
     axes.axhline(row["mean"], color=plots.GREY, linewidth=0.8, linestyle="--")
     axes.annotate(
       name,
-      (1, row["mean"]),
+      (float(side == "right"), row["mean"]),
       xycoords=("axes fraction", "data"),
-      ha="right",
+      ha=side,
       va="bottom",
       fontsize=8,
       color=plots.GREY,
