@@ -291,8 +291,7 @@ class Agent(NamedTuple):
       (loss [], metrics). `progress` in [0, 1] drives schedules. None where
       there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
-    logged_share: chance that a transition of a batch is a logged slate instead
-      of a replayed one.
+    logged_share: chance of a logged slate in place of a replayed one.
     reads_popularity: needs `ActionSpace.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
@@ -305,8 +304,7 @@ class Agent(NamedTuple):
     learning: how it learns with optimizers of its own, in place of `loss`; or
       None.
     place_by_place: whether `act` draws each place of a slate by a softmax of
-      its own, at temperature 0 too, and says its propensities; else it says
-      what it ranked.
+      its own, at temperature 0 too, with propensities; else it says `ranked`.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -333,8 +331,7 @@ class Agent(NamedTuple):
   @property
   def learns(self) -> bool:
     """Whether there is anything to learn."""
-    ways = (self.loss, self.on_policy, self.learning)
-    return any(x is not None for x in ways)
+    return bool(self.loss or self.on_policy or self.learning)
 
 
 class Algorithm(NamedTuple):
