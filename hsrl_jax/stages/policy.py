@@ -197,12 +197,11 @@ def _check_share(
   """Raises InputError where logged and simulated slates are no one batch."""
   if not agent.logged_share:
     return
-  logged, simulated = logs.exposed.shape[1], env.slate_size
-  if logged != simulated:
+  own, simulated = logs.exposed.shape[1], env.slate_size
+  if own != simulated:
     raise InputError(
-      f"--logged_share={agent.logged_share:g}: logged slates have {logged} "
-      f"items, simulated ones {simulated}; expected as many, or no "
-      "--logged_share"
+      f"--logged_share={agent.logged_share:g}: logged slates have {own} items, "
+      f"simulated ones {simulated}; expected as many, or no --logged_share"
     )
 
 
