@@ -146,7 +146,7 @@ def unread(config: Config) -> set[str]:
   continued = dataclasses.fields(CONTINUED[config.agent].settings)
   if config.supervised:
     return reads(config.agent) - {x.name for x in continued}
-  return hsrl_settings.CONTINUED | hsrl_settings.ON_POLICY
+  return hsrl_settings.NEAR_START | hsrl_settings.ON_POLICY
 
 
 def configure(

@@ -5,8 +5,8 @@ devices. All randomness is fold_in(key, step), then by user, so the result does
 not depend on the number of devices (up to the order of floating-point sums).
 What one call of `run` collects can be replayed from the next call on; in the
 very first call nothing is learned yet. An offline agent, and any that learns
-from logs, draws its batches from logged slates instead, and shows none; one may
-also have a share of them in its batches.
+from logs, draws its batches from logged slates instead, and shows none. One
+that shows slates may have logged ones among those it replays (`logged_share`).
 """
 
 import functools
@@ -355,10 +355,11 @@ def _iterate(
   progress = learner.step / loop.config.iterations
   key = jax.random.fold_in(learner.key, learner.step)
   share = loop.agent.logged_share
-  act_keys, step_keys, replay_keys, *rest = split(
+  act_keys, step_keys, replay_keys, *loss_keys = split(
     by_user(key, stream.user), 3 + loop.replayed + (share > 0)
   )
-  loss_keys = jnp.stack(rest[: loop.replayed], -1)
+  mix_keys = loss_keys.pop() if share else None
+  loss_keys = jnp.stack(loss_keys, -1)
   if loop.offline:
     batch = _sample_logs(inputs.logs, replay_keys, loop.replayed)
     env_state, transition, shown = stream.env, None, {}
@@ -370,7 +371,7 @@ def _iterate(
     shown = {"reward": transition.reward.mean()}
     batch = replay.sample(stream.replay, replay_keys, loop.replayed)
     if share:
-      batch = _mixed(batch, inputs.logs, rest[-1], share)
+      batch = _mixed(batch, inputs.logs, mix_keys, share)
     warm_up = loop.agent.learning.warm_up if loop.agent.learning else 0
     collected = stream.replay.added * loop.config.users
     weight = (collected >= max(warm_up, 1)).astype(jnp.float32)

@@ -32,10 +32,11 @@ def learned(
   size = transitions.size(logs, observed_items)
   if size > MEMORY_BYTES:
     raise InputError(
-      f"--learn_from=logs: {len(logs.user_id):,} slates are {size / 2**30:.1f} "
-      f"GiB as transitions; expected at most {MEMORY_BYTES / 2**30:g}, since "
-      "all are held in memory: a folder `sessions` of .parquet files "
-      "(docs/logs.md), fewer slates, or a smaller --simulator_observed_items"
+      f"learning from logs: {len(logs.user_id):,} slates are "
+      f"{size / 2**30:.1f} GiB as transitions; expected at most "
+      f"{MEMORY_BYTES / 2**30:g}, since all are held in memory: a folder "
+      "`sessions` of .parquet files (docs/logs.md), fewer slates, or a smaller "
+      "--simulator_observed_items"
     )
   earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
   log_prob = behaviour.behaviour(logs, items).log_prob

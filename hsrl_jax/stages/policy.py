@@ -144,13 +144,13 @@ def run(
   engine = engines.make(agent, env, train)
   layout = parallel.layout(len(train.seeds))
   slates, feeding = None, windows_lib.unchanged
-  _check_share(agent, env, logs)
   if isinstance(logs, blocks.Blocks):
     windows = windows_lib.reader(logs, env.reward, env.observed_items)
     waiting = functools.partial(watch.phase, "waiting for slates")
     given = (*windows, train, layout, waiting)
     feeding = functools.partial(windows_lib.feed, *given)
   elif train.from_logs or agent.logged_share:
+    _check_share(agent, env, logs)
     slates = logged.learned(logs, env.reward, items, env.observed_items)
   elif agent.offline:
     slates = loop.logged(logs, env.reward)
@@ -191,9 +191,7 @@ def run(
     watch.speed = _speed(engine, inputs, train, done / spent)
 
 
-def _check_share(
-  agent: Agent, env: UserSimulator, logs: Sessions | blocks.Blocks
-) -> None:
+def _check_share(agent: Agent, env: UserSimulator, logs: Sessions) -> None:
   """Raises InputError where logged and simulated slates are no one batch."""
   if not agent.logged_share:
     return

@@ -13,8 +13,8 @@ class ContinuedSettings(base.ActorCriticSettings):
   Attributes:
     kl_weight: of the KL divergence from the policy of the next item that a run
       continues from; 0: none.
-    logged_share: of each batch, on average, are slates of the logs; the rest
-      was shown to simulated users.
+    logged_share: share of a batch, on average, that are slates of the logs, in
+      place of slates that simulated users were shown.
   """
 
   kl_weight: float = setting(5.0, least=0)
@@ -80,12 +80,10 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     )
 
 
-# What is read by HSRL that goes on from its policy of the next item alone.
-CONTINUED = {x.name for x in dataclasses.fields(ContinuedSettings)} - {
-  x.name for x in dataclasses.fields(base.ActorCriticSettings)
-}
+# What HSRL reads only where it goes on from its policy of the next item.
+NEAR_START = {"kl_weight", "logged_share"}
 # What is read where HSRL learns by replay alone, and on-policy alone.
-REPLAY = CONTINUED | {
+REPLAY = NEAR_START | {
   "advantage_clip",
   "beams",
   "compose_slates",

@@ -178,10 +178,10 @@ def table(results: Mapping[str, Any]) -> str:
       more = (row["difference"] or {}).get(name)
       cells = [_cells(x, form) if x else ("", "") for x in (row[name], more)]
       rows.append((policy_name, *cells[0], *cells[1]))
-    beside = results["lists"] if name in MEASURES else results["bounds"]
-    for policy_name, measured in beside.items():
-      value = measured[name] if name in MEASURES else measured
-      rows.append((policy_name, *_cells(value, form), "", ""))
+    beside = results["bounds"]
+    if name in MEASURES:
+      beside = {x: measured[name] for x, measured in results["lists"].items()}
+    rows += [(x, *_cells(beside[x], form), "", "") for x in beside]
     lines += ["", *tables.aligned(rows)]
   note = (
     "kl_W: RL held to the supervised policy by a KL of weight W; mixed: by "
@@ -204,7 +204,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
   axes = made.subplots()
   kinds = len(results["rows"]) // len(POLICIES)
   for number, (name, row) in enumerate(results["rows"].items()):
-    # A colour for what was trained how, a marker for what it was.
+    # A colour for each way of training, a marker for each of POLICIES.
     color = plots.COLOURS[number % kinds % len(plots.COLOURS)]
     marker = plots.MARKERS[number // kinds]
     x, y = row["recall@10"], row["total_reward"]

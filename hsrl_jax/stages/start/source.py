@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from hsrl_jax import agents, checked, files, settings
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.hsrl.settings import CONTINUED
+from hsrl_jax.agents.hsrl.settings import NEAR_START
 from hsrl_jax.config import Config
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError, reading
@@ -161,7 +161,7 @@ def with_sizes(
         "a run that continues from a policy of --task=next_item has the "
         "networks of that policy: leave it out"
       )
-    elif name in CONTINUED:
+    elif name in NEAR_START:
       expected = (
         "it counts in a run that continues from a policy of --task=next_item: "
         "see --continue_from"
