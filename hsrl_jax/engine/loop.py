@@ -39,6 +39,10 @@ from hsrl_jax.types import (
   Transition,
 )
 
+# Names of the parts of an iteration in a profiler's trace.
+ACTING, SIMULATOR, REPLAY, UPDATE = "acting", "simulator", "replay", "update"
+PHASES = (ACTING, SIMULATOR, REPLAY, UPDATE)
+
 
 class Learner(NamedTuple):
   """What all devices of a seed hold alike.
@@ -212,17 +216,19 @@ def _interact(
   """Each user, of leading axis U in states and keys, is shown a slate."""
 
   def of_user(state, act_key, step_key):
-    action = loop.agent.act(
-      params,
-      inputs.catalogue,
-      state.observation,
-      state.seen,
-      act_key,
-      exploration(loop.config, progress),
-    )
-    next_state, result = loop.env.step_or_reset(
-      step_key, state, action.slate, inputs.env_params
-    )
+    with jax.named_scope(ACTING):
+      action = loop.agent.act(
+        params,
+        inputs.catalogue,
+        state.observation,
+        state.seen,
+        act_key,
+        exploration(loop.config, progress),
+      )
+    with jax.named_scope(SIMULATOR):
+      next_state, result = loop.env.step_or_reset(
+        step_key, state, action.slate, inputs.env_params
+      )
     return next_state, Transition(
       observation=state.observation,
       slate=action.slate,
@@ -369,16 +375,17 @@ def _iterate(
       loop, learner.params, stream.env, inputs, act_keys, step_keys, progress
     )
     shown = {"reward": transition.reward.mean()}
-    batch = replay.sample(stream.replay, replay_keys, loop.replayed)
+    with jax.named_scope(REPLAY):
+      batch = replay.sample(stream.replay, replay_keys, loop.replayed)
     if share:
       batch = _mixed(batch, inputs.logs, mix_keys, share)
     warm_up = loop.agent.learning.warm_up if loop.agent.learning else 0
     collected = stream.replay.added * loop.config.users
     weight = (collected >= max(warm_up, 1)).astype(jnp.float32)
   update = _own_update if loop.agent.learning else _update
-  learner, metrics = update(
-    loop, learner, batch, loss_keys, inputs, progress, weight, shown, axis_name
-  )
+  given = (loop, learner, batch, loss_keys, inputs, progress, weight, shown)
+  with jax.named_scope(UPDATE):
+    learner, metrics = update(*given, axis_name)
   return learner, env_state, transition, metrics
 
 
@@ -422,9 +429,9 @@ def _run(
     body, (learner, stream.env), length=loop.config.iterations_per_call
   )
   if not loop.offline:
-    stream = stream._replace(
-      env=env_state, replay=replay.add(stream.replay, transitions)
-    )
+    with jax.named_scope(REPLAY):
+      ring = replay.add(stream.replay, transitions)
+    stream = stream._replace(env=env_state, replay=ring)
   return learner, stream, jax.tree.map(jnp.mean, metrics)
 
 

@@ -93,12 +93,8 @@ def rank(
     without_history: whether the items of a row's history are left out of the
       ranking of all items; then `top_of_all` has them.
   """
-  where = (params, sessions, items)
-  shown = by_rows(_shown, ranker, *where)
-  top = best(ranker, *where, without_history=without_history)
-  if not without_history:
-    return Rankings(shown, top)
-  return Rankings(shown, top, best(ranker, *where, without_history=False))
+  compute = functools.partial(_ranked, without_history=without_history)
+  return by_rows(compute, ranker, params, sessions, items)
 
 
 def best(
@@ -110,11 +106,11 @@ def best(
   without_history: bool,
 ) -> np.ndarray:
   """The best items for each row, int32 [S, M]; see `rank`."""
-  compute = _best_unseen if without_history else _best
+  compute = functools.partial(_best, without_history=without_history)
   return by_rows(compute, ranker, params, sessions, items)
 
 
-def by_rows(compute, ranker, params, sessions, items) -> np.ndarray:
+def by_rows(compute, ranker, params, sessions, items):
   """What `compute` says of each logged row, some rows at a time."""
   rows = len(sessions.user_id)
   size = int(max(1, min(256, rows, _CELLS // (items + 1))))
@@ -124,32 +120,32 @@ def by_rows(compute, ranker, params, sessions, items) -> np.ndarray:
     place = np.minimum(np.arange(first, first + size), rows - 1)
     columns = (sessions.profile, sessions.history, sessions.exposed)
     row = [jnp.asarray(x[place]) for x in columns]
-    parts.append(np.asarray(compute(ranker, params, *row)))
-  return np.concatenate(parts)[:rows]
+    parts.append(jax.device_get(compute(ranker, params, *row)))
+  return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
 
 
-@functools.partial(jax.jit, static_argnames="ranker")
-def _shown(ranker, params, profile, history, exposed):
-  return jax.vmap(lambda p, h, e: ranker.shown(params, Observation(p, h), e))(
+@functools.partial(jax.jit, static_argnames=("ranker", "without_history"))
+def _ranked(ranker, params, profile, history, exposed, *, without_history):
+  """Rankings, in one program: scores that they share are computed once."""
+  given = (ranker, params, profile, history, exposed)
+  shown = jax.vmap(lambda p, h, e: ranker.shown(params, Observation(p, h), e))(
     profile, history, exposed
   )
+  top_of_all = _best(*given, without_history=False)
+  if not without_history:
+    return Rankings(shown, top_of_all)
+  return Rankings(shown, _best(*given, without_history=True), top_of_all)
 
 
-@functools.partial(jax.jit, static_argnames="ranker")
-def _best(ranker, params, profile, history, exposed):
+@functools.partial(jax.jit, static_argnames=("ranker", "without_history"))
+def _best(ranker, params, profile, history, exposed, *, without_history):
   del exposed
-  nothing = jnp.zeros(0, jnp.int32)
-  return jax.vmap(lambda p, h: ranker.best(params, Observation(p, h), nothing))(
-    profile, history
-  )
 
+  def of_row(profile, history):
+    excluded = history if without_history else jnp.zeros(0, jnp.int32)
+    return ranker.best(params, Observation(profile, history), excluded)
 
-@functools.partial(jax.jit, static_argnames="ranker")
-def _best_unseen(ranker, params, profile, history, exposed):
-  del exposed
-  return jax.vmap(lambda p, h: ranker.best(params, Observation(p, h), h))(
-    profile, history
-  )
+  return jax.vmap(of_row)(profile, history)
 
 
 def repeats(train: Sessions) -> bool:

@@ -1,8 +1,11 @@
-"""Training speed at the sizes of the paper's code, on the machine at hand.
+r"""Training speed at the sizes of the paper's code, on the machine at hand.
 
   python tests/benchmarks/train_throughput.py
   python tests/benchmarks/train_throughput.py --items=200000
   python tests/benchmarks/train_throughput.py --agent=a2c --layers=1
+  XLA_FLAGS="--xla_force_host_platform_device_count=2 \
+    --xla_cpu_multi_thread_eigen=false" \
+    python tests/benchmarks/train_throughput.py
 
 32 users, batch 64, history 50, d 32, 2 layers, dropout 0.1, critic 256-64,
 buffer 100k, 9,066 items with random features and SIDs (V 64, L 3), slates of

@@ -222,6 +222,14 @@ class LoopTest(parameterized.TestCase):
     self.addCleanup(jax.config.update, name, jax.config.values[name])
     jax.config.update(name, False)
 
+  def test_a_trace_tells_the_parts_of_an_iteration(self):
+    engine, inputs = toy.engine(toy.config()), toy.inputs()
+    state = engine.init(0, inputs)
+    lowered = jax.jit(engine.run).lower(*state, inputs)
+    text = lowered.as_text(debug_info=True)
+    for phase in loop.PHASES:
+      self.assertRegex(text, rf"[/(]{phase}[/)]")
+
   def test_a_seed_begins_alone_as_in_company(self):
     self._optimized()
 

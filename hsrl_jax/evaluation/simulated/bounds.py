@@ -11,7 +11,7 @@ import numpy as np
 from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated.simulate import CHUNK, Act, Oracle
-from hsrl_jax.ops import masking
+from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
 from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
@@ -96,7 +96,7 @@ def random_policy(slate_size: int) -> Act:
 
   def act(params, observation, excluded, key):
     del observation
-    scores = jax.random.uniform(key, params.shape)
+    scores = sampling.uniform(key, params.shape)
     return base.top(base.usable(params, scores, excluded), slate_size)
 
   return act
