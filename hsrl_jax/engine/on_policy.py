@@ -122,17 +122,19 @@ def _rollout(
 
   def of_user(state, act_key, step_key):
     hidden = _hidden(loop, state, inputs)
-    action = loop.agent.act(
-      learner.params,
-      inputs.catalogue,
-      state.observation,
-      state.seen,
-      act_key,
-      1.0,
-    )
-    next_state, result = loop.env.step_or_reset(
-      step_key, state, action.slate, inputs.env_params
-    )
+    with jax.named_scope(loop_lib.ACTING):
+      action = loop.agent.act(
+        learner.params,
+        inputs.catalogue,
+        state.observation,
+        state.seen,
+        act_key,
+        1.0,
+      )
+    with jax.named_scope(loop_lib.SIMULATOR):
+      next_state, result = loop.env.step_or_reset(
+        step_key, state, action.slate, inputs.env_params
+      )
     decision = Decision(
       state.observation, hidden, action.slate, result.response, action.notes
     )
@@ -315,10 +317,11 @@ def _run(
     learner, env_state = carry
     now = stream._replace(env=env_state)
     env_state, segment = _rollout(loop, learner, now, inputs)
-    batch = _judged(loop, learner, env_state, segment, inputs, axis_name)
-    learner, metrics = _epochs(
-      loop, learner, batch, stream.user, inputs, axis_name
-    )
+    with jax.named_scope(loop_lib.UPDATE):
+      batch = _judged(loop, learner, env_state, segment, inputs, axis_name)
+      learner, metrics = _epochs(
+        loop, learner, batch, stream.user, inputs, axis_name
+      )
     learner = learner._replace(step=learner.step + loop.config.segment)
     shown = segment.rewards.sum(-1).mean()
     if axis_name is not None:

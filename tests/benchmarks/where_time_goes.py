@@ -23,7 +23,7 @@ import train_throughput
 from hsrl_jax import agents
 from hsrl_jax.engine import loop, parallel
 
-ITEMS, CALLS = 9_066, 2
+ITEMS, LAYERS, CALLS = 9_066, 2, 2
 DISPATCH, REST = "dispatch", "the rest"
 _OP = re.compile(
   r"^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{op_name=\"([^\"]*)"
@@ -33,7 +33,7 @@ _EXECUTOR = "ThunkExecutor::Execute"
 
 def main(agent: str) -> None:
   """Compiles, runs and traces some calls, prints where their time went."""
-  whole = train_throughput.configure(agent)
+  whole = train_throughput.configure(agent, layers=LAYERS)
   engine, inputs, _ = train_throughput.problem(ITEMS, whole)
   layout = parallel.layout(1)
   seeds = whole.train.seeds[:1]
