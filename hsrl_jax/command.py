@@ -340,7 +340,6 @@ def run(argv: list[str], arguments: list[str]) -> None:
     argv: the command's name and what its flags left over.
     arguments: all of them, for the record.
   """
-  logging.set_verbosity(logging.WARNING)
   # Orbax logs what it raises, too: pages of it.
   logging.get_absl_logger().addFilter(_not_of_orbax)
   try:

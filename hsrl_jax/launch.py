@@ -21,7 +21,7 @@ import pathlib
 import re
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from hsrl_jax import errors, files
 from hsrl_jax import flags as flags_lib
@@ -89,6 +89,8 @@ def run_command(argv: list[str]) -> None:
 
 
 def _run(argv: list[str], arguments: list[str]) -> None:
+  # Before the import, in which matplotlib tells of fonts that it found.
+  logging.set_verbosity(logging.WARNING)
   # Imported no sooner, so that --help and a bad flag are told at once.
   from hsrl_jax import command
 
