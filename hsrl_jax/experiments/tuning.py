@@ -109,7 +109,7 @@ def best(path: str | None) -> dict[str, dict[str, Any]]:
   """
   if path is None:
     return {}
-  with reading(f"--experiment_tuned={path}", "the results.json of a tune"):
+  with reading(f"experiment_tuned={path}", "the results.json of a tune"):
     return dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
 
 
