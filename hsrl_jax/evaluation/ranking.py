@@ -111,7 +111,11 @@ def best(
 
 
 def by_rows(compute, ranker, params, sessions, items):
-  """What `compute` says of each logged row, some rows at a time."""
+  """What `compute` says of each logged row, some rows at a time.
+
+  Returns:
+    The arrays that `compute` returns, leaves [S, ...], of NumPy.
+  """
   rows = len(sessions.user_id)
   size = int(max(1, min(256, rows, _CELLS // (items + 1))))
   parts = []
