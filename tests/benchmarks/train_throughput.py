@@ -43,6 +43,7 @@ from hsrl_jax.types import Sessions
 FEATURES, PROFILE, USERS, HISTORY, SLATE = 31, 22, 1_000, 50, 10
 LEVELS, VOCAB = 3, 64
 CALLS = 7
+TRAINED = [x for x in agents.AGENTS if x not in ("random", "popularity")]
 
 
 class World(NamedTuple):
@@ -182,10 +183,6 @@ def main(items: int, agent: str, layers: int) -> None:
 if __name__ == "__main__":
   parser = argparse.ArgumentParser()
   parser.add_argument("--items", type=int, default=9_066)
-  parser.add_argument(
-    "--agent",
-    default="hsrl",
-    choices=[x for x in agents.AGENTS if x not in ("random", "popularity")],
-  )
+  parser.add_argument("--agent", default="hsrl", choices=TRAINED)
   parser.add_argument("--layers", type=int, default=2)
   main(**vars(parser.parse_args()))

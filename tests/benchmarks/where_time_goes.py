@@ -12,7 +12,6 @@ code tells. Prints a table, then one line of JSON.
 import argparse
 import collections
 import glob
-import json
 import re
 import tempfile
 import time
@@ -20,14 +19,15 @@ import time
 import jax
 import train_throughput
 
-from hsrl_jax import agents
 from hsrl_jax.engine import loop, parallel
 
 ITEMS, LAYERS, CALLS = 9_066, 2, 2
-DISPATCH, REST = "dispatch", "the rest"
+DISPATCH, REST = "dispatch", "rest"
 _OP = re.compile(
   r"^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{op_name=\"([^\"]*)"
 )
+# A whole name of a path: dynamic_update_slice is no update.
+_PHASE = re.compile(rf"[/(]({'|'.join(loop.PHASES)})[/)]")
 _EXECUTOR = "ThunkExecutor::Execute"
 
 
@@ -53,18 +53,15 @@ def main(agent: str) -> None:
       seconds = time.perf_counter() - start
     spent = _spent(folder, _parts(run.as_text()))
   each = 1e3 / (CALLS * whole.train.iterations_per_call)
-  result = {
-    "agent": agent,
-    "milliseconds": {x: round(y * each, 2) for x, y in spent.items()},
-    "of_threads": round(sum(spent.values()) * each, 2),
-    "of_clock": round(seconds * each, 2),
-  }
-  for name, value in result["milliseconds"].items():
-    print(f"{name:12} {value:8.2f} ms")
+  milliseconds = {f"{x}_ms": round(y * each, 2) for x, y in spent.items()}
   train_throughput.show(
-    {x: y for x, y in result.items() if x != "milliseconds"}
+    {
+      "agent": agent,
+      **milliseconds,
+      "all_threads_ms": round(sum(spent.values()) * each, 2),
+      "clock_ms": round(seconds * each, 2),
+    }
   )
-  print(json.dumps(result))
 
 
 def _parts(compiled: str) -> dict[str, str]:
@@ -73,8 +70,8 @@ def _parts(compiled: str) -> dict[str, str]:
   for line in compiled.splitlines():
     match = _OP.match(line)
     if match:
-      found = [x for x in loop.PHASES if x in match[2]]
-      parts[match[1]] = found[-1] if found else REST
+      phase = _PHASE.search(match[2])
+      parts[match[1]] = phase[1] if phase else REST
   return parts
 
 
@@ -111,8 +108,6 @@ def _add(spent, events, parts) -> None:
 if __name__ == "__main__":
   parser = argparse.ArgumentParser()
   parser.add_argument(
-    "--agent",
-    default="hsrl",
-    choices=[x for x in agents.AGENTS if x not in ("random", "popularity")],
+    "--agent", default="hsrl", choices=train_throughput.TRAINED
   )
   main(**vars(parser.parse_args()))
