@@ -20,6 +20,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import command, settings
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
+from hsrl_jax.experiments import registry
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
 from tests.command import ROOT, SMALL, environment, interpreter, quick
@@ -57,7 +58,8 @@ def _config(*arguments):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   flags.FLAGS(["hsrl", *arguments])
-  config = flags_lib.config_from_flags()
+  also = registry.ALSO.get(flags.FLAGS.mode)
+  config = flags_lib.config_from_flags(also=also)
   flags.FLAGS.mark_as_parsed()
   return config
 
@@ -73,7 +75,11 @@ class FlagsTest(parameterized.TestCase):
     self.assertTrue(flags_lib.WORKDIR.value)
     # The kept flags describe the same configuration.
     with tempfile.NamedTemporaryFile("w", suffix=".flags") as kept:
-      for flag, text in flags_lib.resolved().items():
+      mode = flags.FLAGS.mode
+      kept.write(f"--mode={mode}\n")
+      for flag, text in flags_lib.resolved(
+        also=registry.ALSO.get(mode)
+      ).items():
         kept.write(f"--{flag}={text}\n")
       kept.flush()
       self.assertEqual(_config(f"--flagfile={kept.name}"), config)

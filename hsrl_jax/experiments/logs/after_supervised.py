@@ -118,8 +118,10 @@ def _supervised(
   own = dataclasses.replace(config.next_item, **changes)
   kept = settings.texts(dataclasses.replace(config, train=train, next_item=own))
   folder = experiment.workdir / name
-  # As those who go on from it will read it: without what it has no use for.
-  run = Run(settings.of_texts(name, kept), folder)
+  # As those who go on from it will read it, without what it has no use for; but
+  # where the source files are is not kept.
+  read = settings.of_texts(name, kept)
+  run = Run(dataclasses.replace(read, data=config.data), folder)
   run.claim(kept)
   with jobs.timed(experiment, name, "policy"):
     run.complete(("data", "quantize", "simulator", "policy", "evaluate"))
