@@ -1,5 +1,7 @@
 """The engine that an agent is trained by."""
 
+import jax
+
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import loop, on_policy
@@ -9,4 +11,10 @@ from hsrl_jax.sim.user_simulator import UserSimulator
 def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> loop.Engine:
   """By replay, or on-policy where the agent learns so."""
   engine = loop if agent.on_policy is None else on_policy
-  return engine.make(agent, env, config)
+  made = engine.make(agent, env, config)
+  # Shapes, the program and its arithmetic are all asked of these; inlined, they
+  # are traced once for them all, and the programs are what they would be.
+  return loop.Engine(
+    jax.jit(made.init, static_argnums=3, inline=True),
+    jax.jit(made.run, static_argnums=3, inline=True),
+  )
