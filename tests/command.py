@@ -91,9 +91,9 @@ def last_state(workdir: pathlib.Path) -> tuple[int, Any]:
 
 def environment() -> dict[str, str]:
   """Of a new interpreter: devices and compiler as a user has, and a cache."""
-  cache = {f"JAX_{name}".upper(): str(value) for name, value in _cache()}
+  kept = {name.upper(): str(value) for name, value in cache()}
   ours = ("XLA_FLAGS", "JAX_DISABLE_MOST_OPTIMIZATIONS")
-  return {k: v for k, v in os.environ.items() if k not in ours} | cache
+  return {k: v for k, v in os.environ.items() if k not in ours} | kept
 
 
 def quick(devices: int = 1) -> dict[str, str]:
@@ -120,12 +120,12 @@ def interpreter(*arguments: str) -> subprocess.CompletedProcess:
   )
 
 
-def _cache() -> tuple[tuple[str, object], ...]:
+def cache() -> tuple[tuple[str, object], ...]:
   """Options of jax that keep all that is compiled, for all processes."""
   return (
-    ("compilation_cache_dir", os.environ["HSRL_TEST_COMPILED"]),
-    ("persistent_cache_min_compile_time_secs", 0.0),
-    ("persistent_cache_min_entry_size_bytes", -1),
+    ("jax_compilation_cache_dir", os.environ["HSRL_TEST_COMPILED"]),
+    ("jax_persistent_cache_min_compile_time_secs", 0.0),
+    ("jax_persistent_cache_min_entry_size_bytes", -1),
   )
 
 
@@ -156,7 +156,7 @@ class Process:
   def __init__(self, context, folder, arguments, faults):
     self._log = folder / f"{time.monotonic_ns()}.log"
     # By path, since other packages may be called `tests` too.
-    job = {"arguments": arguments, "log": self._log, "cache": _cache()}
+    job = {"arguments": arguments, "log": self._log, "cache": cache()}
     job["xla_flags"] = quick()["XLA_FLAGS"]
     self._process = context.Process(
       target=runpy.run_path, args=(__file__, {"JOB": job | faults}, "__fork__")
@@ -201,7 +201,7 @@ def _in_fork(
   Args:
     arguments: of the command.
     log: file for its output.
-    cache: see `_cache`.
+    cache: see `cache`.
     xla_flags: see `quick`.
     clock_jumps: whether the wall clock goes back and forth by years.
     file_size: bytes beyond which no file can grow, as if the disk were full.
@@ -213,7 +213,7 @@ def _in_fork(
   logging.use_absl_handler()  # As absl's app does.
   os.environ["XLA_FLAGS"] = xla_flags
   for name, value in cache:
-    jax.config.update(f"jax_{name}", value)
+    jax.config.update(name, value)
   if clock_jumps:
     real, offsets = time.time, random.Random(0).choices((-1e8, 0, 3e7), k=999)
     # Other each half second: within a step of Python's it stays as it is.

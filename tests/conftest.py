@@ -35,6 +35,9 @@ _LONGEST = (
   "compare_test.py",
   "loop_test.py",
   "learning_test.py",
+  "after_supervised_test.py",
+  "closed_loop_test.py",
+  "continue_from_test.py",
   "catalogue_size_test.py",
   "changing_catalogue_test.py",
 )
@@ -53,8 +56,14 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled(tmp_path_factory):
-  """Where processes that tests start keep what they compile."""
+  """Has tests, and processes that they start, share what they compile."""
+  import jax
+
+  from tests import command
+
   folder = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     folder = folder.parent  # Of all workers.
   os.environ["HSRL_TEST_COMPILED"] = str(folder / "compiled")
+  for name, value in command.cache():
+    jax.config.update(name, value)
