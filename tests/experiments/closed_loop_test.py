@@ -190,16 +190,16 @@ class WholeTest(absltest.TestCase):
         base.train, learning="on_policy", segment=2, minibatches=1
       ),
     )
-    config = config_lib.ExperimentConfig(rounds=2, sessions=30, variants=())
+    config = config_lib.ExperimentConfig(rounds=3, sessions=30, variants=())
     experiment = jobs.Experiment("closed_loop", base, config, root, "")
     with (
       contextlib.redirect_stdout(io.StringIO()) as out,
       contextlib.redirect_stderr(io.StringIO()),
     ):
       closed_loop.run(experiment)
-      self.assertRegex(out.getvalue(), r"hsrl/0:( \d+\.\d\d){2}\n")
+      self.assertRegex(out.getvalue(), r"hsrl/0:( \d+\.\d\d){3}\n")
       log = (root / "logs" / "hsrl_0.log").read_text()
-      self.assertIn("hsrl, seed 0, round 2: ", log)
+      self.assertIn("hsrl, seed 0, round 3: ", log)
       results = json.loads((root / "results.json").read_text())
       out.truncate(0)
       closed_loop.run(experiment)  # What is there is kept.
@@ -207,7 +207,7 @@ class WholeTest(absltest.TestCase):
     # A number, as the page of results wants it.
     self.assertGreater(results["seconds"], 0.0)
     curve = results["curves"]["hsrl"]
-    self.assertLen(curve, 2)
+    self.assertLen(curve, 3)
     logs = pyarrow.parquet.read_table(
       next((root / "hsrl/0/logs").glob("slates_*/sessions.parquet"))
     ).to_pandas()

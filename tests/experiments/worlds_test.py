@@ -233,13 +233,14 @@ class WholeTest(absltest.TestCase):
       "--simulator_boredom_threshold=2",
       "--simulator_leave=length",
       "--experiment_agents=popularity",
+      "--experiment_variants=no_residual",
       "--mode=world",
       f"--workdir={root}/bored",
     )
     self.assertEqual(status, 0, err)
     results = json.loads((root / "bored" / "results.json").read_text())
     trained = ("hsrl", "hsrl_gamma_0", "hsrl_no_actor", "popularity")
-    for name in (*trained, "best_constant", *BOUNDS):
+    for name in (*trained, "no_residual", "best_constant", *BOUNDS):
       self.assertIn(name, results["rows"])
       self.assertIn(name, out)
     for name in trained:
