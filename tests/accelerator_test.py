@@ -22,7 +22,7 @@ class AcceleratorTest(absltest.TestCase):
     subprocess.run(
       [sys.executable, SCRIPT, "--small", f"--out={out}", *arguments],
       cwd=command.ROOT,
-      env=command.environment(),
+      env=command.quick(),
       stdout=subprocess.DEVNULL,
       check=True,
     )

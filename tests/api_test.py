@@ -74,7 +74,7 @@ def _recommender(agent="hsrl"):
     own_users=True,
     made_up=False,
     dataset=source.Dataset(items, splits),
-    policies=lambda: [(None, (x, catalogue)) for x in params],
+    policies=[(None, (x, catalogue)) for x in params],
     agent=lambda k: toy.agents.make_agent(config, k, toy.ITEMS),
   )
   return api.Recommender(run), params, catalogue

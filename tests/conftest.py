@@ -1,5 +1,6 @@
 """Settings of the whole suite; they must precede the first use of jax."""
 
+import gc
 import os
 from importlib import metadata
 
@@ -9,6 +10,8 @@ from absl import flags
 # Most of a test's time is compilation; the tests that depend on how users have
 # it say so.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
+# Nobody reads where in the code an operation of a compiled program came from.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 _FLAGS = [
   os.environ.get("XLA_FLAGS", ""),
   "--xla_force_host_platform_device_count=4",
@@ -54,9 +57,23 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda x: rank.get(x.path.name, len(rank)))
 
 
+def pytest_collection_finish(session):
+  """Has the garbage collector leave alone what all modules keep.
+
+  Tracing makes many small objects that live on; it would look at them often.
+  """
+  del session
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000, 10, 10)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _compiled(tmp_path_factory):
-  """Has tests, and processes that they start, share what they compile."""
+  """Has tests, and processes that they start, share what they compile.
+
+  The folder is one of this session, unless the environment names it.
+  """
   import jax
 
   from tests import command
@@ -64,6 +81,6 @@ def _compiled(tmp_path_factory):
   folder = tmp_path_factory.getbasetemp()
   if "PYTEST_XDIST_WORKER" in os.environ:
     folder = folder.parent  # Of all workers.
-  os.environ["HSRL_TEST_COMPILED"] = str(folder / "compiled")
+  os.environ.setdefault("HSRL_TEST_COMPILED", str(folder / "compiled"))
   for name, value in command.cache():
     jax.config.update(name, value)

@@ -42,7 +42,7 @@ launch.run_command(["hsrl", *arguments, *exported])
 run = run_lib.Run(
   flags_lib.config_from_flags(), pathlib.Path(flags_lib.WORKDIR.value)
 )
-((act, params),) = run.policies()
+((act, params),) = run.policies
 users = run.users("test")
 states = [run.env.start(row, users) for row in range(4)]
 live = [act(params, x.observation, x.seen, None).tolist() for x in states]

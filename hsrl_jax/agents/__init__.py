@@ -1,6 +1,7 @@
 """The agents by the name that --agent gives them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from hsrl_jax.agents import (
@@ -57,8 +58,9 @@ DEFAULT = "hsrl"
 PUBLISHED = hsrl.PUBLISHED
 
 
+@functools.lru_cache(maxsize=8)
 def make_agent(config: Config, slate_size: int, items: int) -> Agent:
-  """Builds the agent that a configuration names.
+  """Builds the agent that a configuration names; once, as it is traced once.
 
   Args:
     config: of the run.

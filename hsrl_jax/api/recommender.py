@@ -213,7 +213,7 @@ class Recommender:
     seeds = self._run.config.train.seeds
     if seed is not None and seed not in seeds:
       raise InputError(f"seed is {seed!r}; expected one of {seeds}")
-    return self._policies[0 if seed is None else seeds.index(seed)][1]
+    return self._run.policies[0 if seed is None else seeds.index(seed)][1]
 
   def _state(
     self, history: Any, user_id: Any, profile: Any
@@ -274,10 +274,6 @@ class Recommender:
         f"{self._names[1]!r}"
       )
     return [self._items[str(x)] for x in ids]
-
-  @cached_property
-  def _policies(self):
-    return self._run.policies()
 
   @cached_property
   def _names(self) -> list[str | int]:

@@ -85,8 +85,10 @@ def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
 
 def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs):
   """What `init` returns, as jax.ShapeDtypeStruct without a device."""
-  of_all = jax.vmap(engine_init, in_axes=(0, None))
-  return jax.eval_shape(of_all, jnp.array(seeds), inputs)
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype),
+    jax.eval_shape(engine_init, jnp.int32(0), inputs),
+  )
 
 
 def _of_all(engine_init: Callable, seeds: tuple[int, ...], *rest):

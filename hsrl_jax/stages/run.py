@@ -140,12 +140,13 @@ class Run(Parts):
 
   def evaluate(self) -> None:
     """Stage evaluate."""
-    evaluate.run(self, self.policies())
+    evaluate.run(self, self.policies)
 
   def export(self, settings: config_lib.ExportConfig) -> None:
     """Mode export."""
     export.run(self, settings)
 
+  @functools.cached_property
   def policies(self) -> list[tuple[simulate.Act, Params]]:
     """The trained greedy policy of each seed, with its parameters."""
     params = policy.trained(self)

@@ -130,7 +130,7 @@ def _supervised(
 
 def _by_row(run: Run) -> list[dict[str, held_out.Rows]]:
   """Measures of the held-out rows, of each seed."""
-  params, splits = [x for _, x in run.policies()], run.dataset.splits
+  params, splits = [x for _, x in run.policies], run.dataset.splits
   _, liked = ranking.counts(splits["train"], run.catalogue.index.num_items)
   return held_out.by_row(
     on_logs.rankings(run, params), splits[run.config.evaluate.split], liked

@@ -249,7 +249,7 @@ def _in_world(
   name = f"in_the_world/{seed}"
   run = jobs.prepare(experiment, jobs.Job(name, config), world)
   run.stage("policy")
-  ((act, params),) = run.policies()
+  ((act, params),) = run.policies
   rows, _ = _users(experiment, world, seed, -1)
   sessions = simulate.simulate(
     act,
