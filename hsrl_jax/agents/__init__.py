@@ -1,7 +1,6 @@
 """The agents by the name that --agent gives them."""
 
 import dataclasses
-import functools
 from typing import Any
 
 from hsrl_jax.agents import (
@@ -58,9 +57,8 @@ DEFAULT = "hsrl"
 PUBLISHED = hsrl.PUBLISHED
 
 
-@functools.lru_cache(maxsize=8)
 def make_agent(config: Config, slate_size: int, items: int) -> Agent:
-  """Builds the agent that a configuration names; once, as it is traced once.
+  """Builds the agent that a configuration names.
 
   Args:
     config: of the run.

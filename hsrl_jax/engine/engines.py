@@ -1,7 +1,5 @@
 """The engine that an agent is trained by."""
 
-import functools
-
 import jax
 
 from hsrl_jax.agents.base import Agent
@@ -10,7 +8,6 @@ from hsrl_jax.engine import loop, on_policy
 from hsrl_jax.sim.user_simulator import UserSimulator
 
 
-@functools.lru_cache(maxsize=8)
 def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> loop.Engine:
   """By replay, or on-policy where the agent learns so."""
   engine = loop if agent.on_policy is None else on_policy

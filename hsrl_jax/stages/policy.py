@@ -42,7 +42,6 @@ def acting(agent: Agent, index: SidIndex) -> str:
   return f"beam search, {agent.beams} beams, {index.num_items:,} items"
 
 
-@functools.lru_cache(maxsize=8)
 def greedy(agent: Agent) -> simulate.Act:
   """The agent's greedy policy; its `params` are (params, ActionSpace)."""
 
