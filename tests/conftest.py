@@ -65,7 +65,7 @@ def pytest_collection_finish(session):
   del session
   gc.collect()
   gc.freeze()
-  gc.set_threshold(50_000, 10, 10)
+  gc.set_threshold(10_000, 10, 10)
 
 
 @pytest.fixture(scope="session", autouse=True)
