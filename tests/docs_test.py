@@ -37,6 +37,7 @@ PROGRAMS = (
 )
 # Flags of absl and of programs that are not ours.
 OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir", "outdated"}
+OTHERS |= {"xla_cpu_use_fusion_emitters"}
 # Commands that have tests of their own: the last ones in launch_test and
 # continue_from_test.
 ELSEWHERE = re.compile(
