@@ -36,8 +36,10 @@ PROGRAMS = (
   *ROOT.glob("launch/*.sh"),
 )
 # Flags of absl and of programs that are not ours.
-OTHERS = {"flagfile", "help", "helpfull", "dist", "logdir", "outdated"}
-OTHERS |= {"xla_cpu_use_fusion_emitters"}
+OTHERS = {
+  *("flagfile", "help", "helpfull", "dist", "logdir", "outdated"),
+  "xla_cpu_use_fusion_emitters",
+}
 # Commands that have tests of their own: the last ones in launch_test and
 # continue_from_test.
 ELSEWHERE = re.compile(

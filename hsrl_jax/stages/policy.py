@@ -208,10 +208,7 @@ def _speed(
 ) -> dict[str, float]:
   """See `speed.of_training`; `rate` is in iterations a second."""
   seeds = len(train.seeds)
-  shapes = parallel.shapes(engine.init, train.seeds, inputs)
-  own = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes
-  )
+  own = jax.eval_shape(engine.init, jnp.int32(0), inputs)
   slates = seeds * (train.batch_size if train.from_logs else train.users)
   return speed.of_training(
     engine.run, (*own, inputs), seeds, train.iterations_per_call, slates, rate
