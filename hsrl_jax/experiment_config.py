@@ -19,8 +19,8 @@ class ExperimentConfig(Checked):
       all, and in world those that matter where tomorrow counts.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
-    tuned: results.json that tune left; world takes for each agent the settings
-      that earned most there.
+    tuned: results.json that tune left; world, benchmark and ablation take for
+      each agent the settings that earned most there.
     trials: of each agent in tune; a multiple of 4.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
     newcomers: what is known of items that arrive in changing_catalogue:

@@ -14,11 +14,17 @@ from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulated import bounds, measures
-from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments import entrants, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.stages.evaluate import SESSIONS
 from hsrl_jax.stages.run import Run
+
+# Of held-out logs, what a table shows.
+_SHOWN = {
+  name: held_out_rows.MEASURES[name]
+  for name in ("auc_within_slates", "recall@10")
+}
 
 
 def benchmark(experiment: jobs.Experiment) -> None:
@@ -36,8 +42,12 @@ def benchmark(experiment: jobs.Experiment) -> None:
       f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
       "to which the others are compared"
     )
+  tuned = entrants.tuned(experiment.config)
   compare(
-    experiment, {name: entrants.agent(experiment, name) for name in agents}
+    experiment,
+    {
+      name: entrants.agent(experiment, name, tuned.get(name)) for name in agents
+    },
   )
 
 
@@ -78,9 +88,13 @@ def ablation(experiment: jobs.Experiment) -> None:
   """
   names = experiment.config.variants or tuple(entrants.VARIANTS)
   changes = {REFERENCE: {}} | variants(names)
+  own = entrants.tuned(experiment.config).get(REFERENCE, {})
   compare(
     experiment,
-    {name: entrants.vary(experiment, x) for name, x in changes.items()},
+    {
+      name: entrants.vary(experiment, own | dict(x))
+      for name, x in changes.items()
+    },
   )
 
 
@@ -135,6 +149,9 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
         )
         for name in configs
       },
+      "held_out": held_out_of(
+        reference, {name: runs[f"{protocol}/{name}"] for name in configs}
+      ),
     }
   results = {
     "dataset": first["dataset"],
@@ -150,6 +167,26 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
   jobs.finish(
     experiment, results, table(results), experiment_plots.compare(results)
   )
+
+
+def held_out_of(
+  reference: Run, runs: Mapping[str, Run]
+) -> dict[str, dict[str, Any]]:
+  """Measures of held-out logs of entrants and simple lists, by name.
+
+  Each with `difference`, what the reference has more, which itself has none.
+  """
+  ordered = held_out_rows.of_lists(reference) | {
+    name: rows
+    for name, run in runs.items()
+    if (rows := held_out_rows.of_policy(run))
+  }
+  ours, found = ordered.get(REFERENCE), {}
+  for name, rows in ordered.items():
+    found[name] = held_out_rows.measured(rows) | {"difference": None}
+    if ours and name != REFERENCE:
+      found[name]["difference"] = held_out_rows.more(ours, rows)
+  return found
 
 
 def bound_rows(
@@ -228,27 +265,45 @@ def table(results: Mapping[str, Any]) -> str:
   ]
   protocols = results["protocols"]
   for protocol, policies in protocols.items():
+    # A file of an earlier version has no held-out logs.
+    for name, label in _SHOWN.items():
+      rows = _held_out(policies.get("held_out", {}), name)
+      if rows:
+        head = (f"{protocol}: {label}", "", "[95% CI]")
+        rows.insert(0, (*head, f"{reference} +", "[95% CI]"))
+        parts += ["", *tables.aligned(rows)]
     rows = [
       (protocol, "reward", "[95% CI]", "norm.", f"{reference} +", "[95% CI]")
     ]
     for name, row in ranked(policies):
-      reward, more = row["total_reward"], row.get("difference")
-      rows.append(
-        (
-          name,
-          f"{reward['mean']:z.2f}",
-          tables.interval(reward),
-          tables.mean(row["normalised"]),
-          f"{more['mean']:z.2f}" if more else "",
-          tables.interval(more) if more else "",
-        )
-      )
+      reward, more = tables.cells(row["total_reward"]), row.get("difference")
+      scale = tables.mean(row["normalised"])
+      rows.append((name, *reward, scale, *tables.cells(more)))
     parts += ["", *tables.aligned(rows)]
   foreseen = any(bounds.FARSIGHTED in x["bounds"] for x in protocols.values())
   note = (
     f"norm.: 0 random, 1 {'best bound' if foreseen else 'greedy oracle'}. "
-    f"{reference} +: what {reference} earns "
-    "more, with the interval of a paired bootstrap over users and seeds. The "
-    "other intervals are over the seeds."
+    f"{reference} +: what {reference} has more, paired over users and seeds. "
+    "Intervals of rewards are over the seeds"
   )
-  return "\n".join([*parts, "", tables.filled(note)])
+  if any(x.get("held_out") for x in protocols.values()):
+    heads = " and ".join(_SHOWN.values())
+    note += (
+      f". {heads} are of held-out logs, where nothing is simulated, beside "
+      "simple lists; their intervals are over users and seeds"
+    )
+  return "\n".join([*parts, "", tables.filled(f"{note}.")])
+
+
+def _held_out(rows: Mapping[str, Any], measure: str) -> list[tuple[str, ...]]:
+  """Lines of a table of one measure, the least first."""
+  form = "{:z.4f}"
+  measured = {name: row[measure] for name, row in rows.items() if row[measure]}
+  return [
+    (
+      name,
+      *tables.cells(measured[name], form),
+      *tables.cells((rows[name]["difference"] or {}).get(measure), form),
+    )
+    for name in sorted(measured, key=lambda x: measured[x]["mean"])
+  ]

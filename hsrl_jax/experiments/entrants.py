@@ -6,12 +6,14 @@ the validation split alone.
 """
 
 import dataclasses
+import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hsrl_jax import files
 from hsrl_jax.agents import PUBLISHED, configure, reads
-from hsrl_jax.config import Config, TrainConfig
-from hsrl_jax.errors import InputError
+from hsrl_jax.config import Config, ExperimentConfig, TrainConfig
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.experiments import jobs
 
 REFERENCE = "hsrl"  # To which all others are compared.
@@ -152,11 +154,24 @@ def under(config: Config, protocol: str) -> Config:
 
 
 def agent(
-  experiment: jobs.Experiment, name: str, tuned: Mapping[str, Any] | None = None
+  experiment: jobs.Experiment, name: str, found: Mapping[str, Any] | None = None
 ) -> Config:
   """The configuration of an agent in the benchmark, with what tuning found."""
   known = {"agent": name} | OVERRIDES.get(name, {})
-  return vary(experiment, known | dict(tuned or {}))
+  return vary(experiment, known | dict(found or {}))
+
+
+def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+  """Agent to the changes that earned most when it was tuned, if it was.
+
+  Raises:
+    InputError: the file is none that the experiment `tune` left.
+  """
+  path = config.tuned
+  if path is None:
+    return {}
+  with reading(f"experiment_tuned={path}", "the results.json of a tune"):
+    return dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
 
 
 def agents(changes: Iterable[Mapping[str, Any]]) -> set[str]:

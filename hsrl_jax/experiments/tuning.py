@@ -2,22 +2,19 @@
 
 An agent is trained with every setting of a grid, and measured on users of the
 validation split; nobody of the test is looked at. What earned most is what
-`world` takes with --experiment_tuned. An agent that reads fewer settings of the
-grid tries more learning rates instead.
+other experiments take with --experiment_tuned. An agent that reads fewer
+settings of the grid tries more learning rates instead.
 """
 
 import dataclasses
 import itertools
-import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
-from hsrl_jax import files
 from hsrl_jax.agents import make_agent, reads
 from hsrl_jax.config import Config, ExperimentConfig
-from hsrl_jax.errors import reading
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
 
@@ -99,18 +96,6 @@ def configured(
   config = entrants.agent(experiment, name, changes)
   evaluate = dataclasses.replace(config.evaluate, split="val")
   return dataclasses.replace(config, evaluate=evaluate)
-
-
-def best(path: str | None) -> dict[str, dict[str, Any]]:
-  """Agent to the changes that earned most, of a results.json; None: nothing.
-
-  Raises:
-    InputError: the file is none that the experiment left.
-  """
-  if path is None:
-    return {}
-  with reading(f"experiment_tuned={path}", "the results.json of a tune"):
-    return dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
 
 
 def table(results: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from hsrl_jax.agents import AGENTS
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.evaluation.simulated import bounds
-from hsrl_jax.experiments import compare, entrants, jobs, tuning
+from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
 from hsrl_jax.report import experiment_plots, tables
 
@@ -88,7 +88,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   c = experiment.config
   changes = {REFERENCE: ("method", {})}
   changes |= {name: ("twin", x) for name, x in TWINS.items()}
-  tuned = tuning.best(c.tuned)
+  tuned = entrants.tuned(c)
   own = tuned.get(REFERENCE, {})
   found = {
     name: (kind, entrants.vary(experiment, own | x))

@@ -9,6 +9,10 @@ from matplotlib.figure import Figure
 
 from hsrl_jax.report import plots
 
+_MEASURES = {
+  "total_reward": "total reward of a session",
+  "recall@10": "recall@10 of what was liked next",
+}
 _ESTIMATORS = {
   "ips": ("#009E73", "^", "IPS"),
   "snips": ("#E69F00", "s", "SNIPS"),
@@ -17,25 +21,32 @@ _ESTIMATORS = {
 
 
 def compare(results: Mapping[str, Any]) -> Figure:
-  """Total reward of each entrant with its interval, one panel a protocol."""
+  """A panel for each protocol and measure, with intervals.
+
+  The measures are the total reward and, where logs were held out, recall@10.
+  """
   protocols = results["protocols"]
-  first = next(iter(protocols.values()))
-  names = sorted(
-    first["entrants"],
-    key=lambda name: first["entrants"][name]["total_reward"]["mean"],
-  )
+  first = next(iter(protocols.values()))["entrants"]
+  names = sorted(first, key=lambda x: first[x]["total_reward"]["mean"])
+  panels = []
+  for protocol, found in protocols.items():
+    title = f"protocol {protocol}"
+    panels.append((title, "total_reward", found["bounds"], found["entrants"]))
+    ranked = {
+      k: x for k, x in found.get("held_out", {}).items() if x["recall@10"]
+    }
+    if ranked:
+      lists = {k: x for k, x in ranked.items() if k not in names}
+      panels.append((f"{title}, held-out logs", "recall@10", lists, ranked))
   figure = Figure(
-    figsize=(1.6 + 3.6 * len(protocols), 1.4 + 0.3 * len(names)),
+    figsize=(1.6 + 3.6 * len(panels), 1.4 + 0.3 * len(names)),
     layout="constrained",
   )
-  for axes, (protocol, policies) in zip(
-    figure.subplots(1, len(protocols), sharey=True, squeeze=False)[0],
-    protocols.items(),
-    strict=True,
-  ):
-    special = {results["reference"]: (plots.RED, "D")}
-    _rewards(axes, policies["bounds"], policies["entrants"], names, special)
-    axes.set_title(f"protocol {protocol}", fontsize=10.5, loc="left", pad=36)
+  special = {results["reference"]: (plots.RED, "D")}
+  grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+  for axes, (title, measure, bounds, rows) in zip(grid, panels, strict=True):
+    _measured(axes, measure, bounds, rows, names, special)
+    axes.set_title(title, fontsize=10.5, loc="left", pad=36)
   return figure
 
 
@@ -53,8 +64,9 @@ def world(results: Mapping[str, Any]) -> Figure:
   }
   figure = Figure(figsize=(6, 1.4 + 0.3 * len(names)), layout="constrained")
   axes = figure.add_subplot()
-  _rewards(
+  _measured(
     axes,
+    "total_reward",
     {name: row for name, row in rows.items() if row["kind"] == "bound"},
     rows,
     names,
@@ -66,26 +78,28 @@ def world(results: Mapping[str, Any]) -> Figure:
   return figure
 
 
-def _rewards(
+def _measured(
   axes: Axes,
+  measure: str,
   bounds: Mapping[str, Any],
   rows: Mapping[str, Any],
   names: Sequence[str],
   special: Mapping[str, tuple[str, str]],
 ) -> None:
-  """Rewards with their intervals, a line each, and bounds as dashed lines.
+  """A measure with its intervals, a line each, and bounds as dashed lines.
 
   Args:
     axes: that are drawn on.
+    measure: a key of _MEASURES.
     bounds: name to row of results.
     rows: the same of what is drawn.
-    names: of these, from below.
+    names: from below; one without a row has no line.
     special: colour and marker of names that do not look like the rest.
   """
-  plots.style(axes, "", "total reward of a session")
-  ordered = sorted(bounds, key=lambda x: bounds[x]["total_reward"]["mean"])
+  plots.style(axes, "", _MEASURES[measure])
+  ordered = sorted(bounds, key=lambda x: bounds[x][measure]["mean"])
   for i, name in enumerate(ordered):
-    value = bounds[name]["total_reward"]["mean"]
+    value = bounds[name][measure]["mean"]
     axes.axvline(value, color=plots.GREY, linewidth=1, linestyle="--")
     axes.annotate(
       name.replace("_", " "),
@@ -98,10 +112,12 @@ def _rewards(
       color=plots.GREY,
     )
   for place, name in enumerate(names):
-    reward = rows[name]["total_reward"]
+    if name not in rows:
+      continue
+    own = rows[name][measure]
     colour, marker = special.get(name, (plots.BLUE, "o"))
-    axes.plot(reward["ci95"], [place] * 2, color=colour, linewidth=1.8)
-    axes.plot(reward["mean"], place, color=colour, marker=marker, markersize=6)
+    axes.plot(own["ci95"], [place] * 2, color=colour, linewidth=1.8)
+    axes.plot(own["mean"], place, color=colour, marker=marker, markersize=6)
   axes.set_yticks(range(len(names)), [x.replace("_", " ") for x in names])
   axes.margins(x=0.08)
   axes.set_ylim(-0.6, len(names) - 0.4)

@@ -42,3 +42,10 @@ def interval(measure: dict, form: str = "{:z.2f}") -> str:
     return "-"
   low, high = (form.format(x) for x in measure["ci95"])
   return f"[{low}, {high}]"
+
+
+def cells(measure: dict | None, form: str = "{:z.2f}") -> tuple[str, str]:
+  """Mean and interval of a measure; empty where there is none."""
+  if measure is None:
+    return "", ""
+  return mean(measure, form), interval(measure, form)

@@ -12,7 +12,7 @@ from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.evaluation import held_out
-from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments import held_out_rows, jobs
 from hsrl_jax.experiments.logs import after_supervised
 from tests import command, toy
 
@@ -69,7 +69,7 @@ class TableTest(absltest.TestCase):
   def test_table_is_80_columns(self):
     share = {"mean": -0.12345, "ci95": [-0.12345, -0.12345]}
     reward = {"mean": -123.45678, "ci95": [-123.45678, 130.12345]}
-    row = dict.fromkeys(after_supervised.MEASURES, share)
+    row = dict.fromkeys(held_out_rows.MEASURES, share)
     row["total_reward"] = reward
     rows = {
       "supervised": row | {"difference": None},
@@ -103,7 +103,7 @@ class WholeTest(absltest.TestCase):
     self.assertCountEqual(rows, (*own, *(f"flat_{x}" for x in own)))
     flat = json.loads((folder / "own/flat_supervised/results.json").read_text())
     alone = json.loads((folder / "own/supervised/results.json").read_text())
-    for name in after_supervised.MEASURES:
+    for name in held_out_rows.MEASURES:
       self.assertEqual(
         rows["supervised"][name], alone["held_out"]["hsrl"][name]
       )

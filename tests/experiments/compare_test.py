@@ -17,8 +17,9 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import held_out
 from hsrl_jax.evaluation.simulated import bounds
-from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.experiments import compare, entrants, held_out_rows, jobs
 from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
@@ -246,11 +247,33 @@ class RowsTest(absltest.TestCase):
       self.workdir,
       "",
     )
+    # Two seeds; half of the rows have a measure.
+    user = np.arange(8) // 2
+    self.ranked = {
+      name: [
+        dict.fromkeys(
+          held_out_rows.MEASURES,
+          held_out.Rows(np.where(user % 2, rng.normal(size=8), np.nan), user),
+        )
+        for _ in range(2)
+      ]
+      for name in ("hsrl", "collided_sids", "item_mean")
+    }
+
+    def of_policy(run):
+      return self.ranked.get(run.workdir.name, [])
+
+    def of_lists(run):
+      return {"item_mean": self.ranked["item_mean"][:1]}
+
     with (
       mock.patch.object(jobs, "run_all", run_all),
-      contextlib.redirect_stdout(io.StringIO()),
+      mock.patch.object(held_out_rows, "of_policy", of_policy),
+      mock.patch.object(held_out_rows, "of_lists", of_lists),
+      contextlib.redirect_stdout(io.StringIO()) as out,
     ):
       compare.ablation(experiment)
+    self.out = out.getvalue()
     self.found = json.loads((self.workdir / "results.json").read_text())
     self.policies = self.found["protocols"]["no_repeat"]
 
@@ -273,6 +296,30 @@ class RowsTest(absltest.TestCase):
     self.assertIn("0 random, 1 best bound.", compare.table(self.found))
     del self.policies["bounds"]["farsighted"]
     self.assertIn("0 random, 1 greedy oracle.", compare.table(self.found))
+
+  def test_held_out_logs_stand_beside(self):
+    found = self.policies["held_out"]
+    # What ranks nothing has no row.
+    self.assertCountEqual(found, self.ranked)
+    self.assertIsNone(found["hsrl"]["difference"])
+    values = {
+      name: np.array([x["recall@10"].value for x in seeds])[:, [2, 3, 6, 7]]
+      for name, seeds in self.ranked.items()
+    }
+    values["item_mean"] = values["item_mean"][:1]
+    for name, row in found.items():
+      self.assertAlmostEqual(row["recall@10"]["mean"], values[name].mean())
+      if row["difference"]:
+        self.assertAlmostEqual(
+          row["difference"]["recall@10"]["mean"],
+          (values["hsrl"] - values[name]).mean(),
+        )
+    mean = values["collided_sids"].mean()
+    self.assertRegex(self.out, rf"collided_sids +{mean:z.4f} +\[")
+    self.assertIn("no_repeat: recall@10", self.out)
+    # Results of earlier versions have none.
+    del self.policies["held_out"]
+    self.assertNotIn("recall", compare.table(self.found))
 
   def test_rows_say_what_was_changed(self):
     changed = {k: x["changed"] for k, x in self.policies["entrants"].items()}
@@ -303,7 +350,14 @@ class TableTest(absltest.TestCase):
       for i, name in enumerate(sorted(names))
     }
     bounds = {"best_constant": rows["a2c"]}
-    found = {"bounds": bounds, "entrants": rows}
+    share = dict.fromkeys(held_out_rows.MEASURES, _measure(-0.1))
+    found = {
+      **{"bounds": bounds, "entrants": rows},
+      "held_out": {
+        name: share | {"difference": share if name != "hsrl" else None}
+        for name in names
+      },
+    }
     self.results = {
       "dataset": "a_dataset_with_a_long_name",
       "split": "test",
@@ -318,7 +372,10 @@ class TableTest(absltest.TestCase):
     self.assertLessEqual(max(map(len, lines)), 80)
     # Sorted by reward, which rises with the name here; the reference has no
     # difference to itself.
-    first = lines.index(next(x for x in lines if x.startswith("---"))) + 1
+    head = next(
+      i for i, x in enumerate(lines) if x.split()[:2] == ["paper", "reward"]
+    )
+    first = head + 2
     shown = [x.split()[0] for x in lines[first : lines.index("", first)]]
     entrants = self.results["protocols"]["paper"]["entrants"]
     self.assertEqual([x for x in shown if x in entrants], sorted(entrants))
@@ -328,13 +385,16 @@ class TableTest(absltest.TestCase):
 
   def test_the_plot_draws_every_entrant(self):
     figure = experiment_plots.compare(self.results)
-    self.assertLen(figure.axes, 2)
+    self.assertLen(figure.axes, 4)
     labels = [x.get_text() for x in figure.axes[0].get_yticklabels()]
     shown = [
       x.replace("_", " ")
       for x in self.results["protocols"]["paper"]["entrants"]
     ]
     self.assertCountEqual(labels, shown)
+    dots = [x for x in figure.axes[1].lines if x.get_marker() in ("o", "D")]
+    self.assertLen(dots, len(shown))
+    self.assertEqual({float(x.get_xdata()[0]) for x in dots}, {-0.1})
     self.assertStartsWith(plots.png(figure)[1:4].decode(), "PNG")
 
 

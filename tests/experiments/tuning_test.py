@@ -1,4 +1,4 @@
-"""Experiment `tune`: equal trials for all, and what `world` takes of them."""
+"""Experiment `tune`: equal trials for all, and what others take of them."""
 
 import contextlib
 import io
@@ -31,6 +31,10 @@ def _experiment(workdir=pathlib.Path("bored"), **config):
     workdir,
     "",
   )
+
+
+def _tuned(path):
+  return entrants.tuned(config_lib.ExperimentConfig(tuned=str(path)))
 
 
 class GridTest(parameterized.TestCase):
@@ -116,6 +120,22 @@ class RunTest(absltest.TestCase):
       entrants.changed(entered["hsrl"][1], twin), {"policy.discount": 0.0}
     )
 
+  def test_benchmark_and_ablation_take_it(self):
+    best = self.found["best"]
+    with mock.patch.object(compare, "compare") as compared:
+      for run, config in (
+        (compare.benchmark, {"agents": ("td3", "hsrl")}),
+        (compare.ablation, {"variants": ("no_residual",)}),
+      ):
+        run(_experiment(tuned=str(self.path), **config))
+        for name, found in compared.call_args.args[1].items():
+          for field, value in best[found.agent].items():
+            part = found.train
+            if hasattr(found.settings, field):
+              part = found.settings
+            self.assertEqual(getattr(part, field), value, name)
+    self.assertFalse(found.settings.residual)
+
   def test_flags_of_hsrl_may_stand_in_the_flagfile_of_others(self):
     config = config_lib.ExperimentConfig(agents=("td3",))
     self.assertCountEqual(tuning.compared(config), ["td3", "hsrl"])
@@ -123,9 +143,9 @@ class RunTest(absltest.TestCase):
   def test_a_file_of_something_else(self):
     self.path.write_text("{}")
     with self.assertRaisesRegex(InputError, "lacks 'best'; expected .* tune"):
-      tuning.best(str(self.path))
+      _tuned(self.path)
     with self.assertRaisesRegex(InputError, "is missing; expected"):
-      tuning.best(str(self.path) + "x")
+      _tuned(f"{self.path}x")
 
   def test_results_keep_the_trials_and_show_none(self):
     docs = self.workdir.parent / "docs"

@@ -19,12 +19,10 @@ from matplotlib.figure import Figure
 
 from hsrl_jax import settings
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out, ranking
-from hsrl_jax.experiments import compare, jobs
+from hsrl_jax.experiments import compare, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
 from hsrl_jax.stages.run import Run
-from hsrl_jax.stages.scoring import on_logs
 
 START = "supervised"
 # What comes before the names of a policy's rows: changes to NextItemConfig.
@@ -33,12 +31,6 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
   "flat_": {"token_weight": 0.0},
 }
 MIXED = 0.5  # Of a batch are logged slates.
-# Of held-out logs, with their heads in the table.
-MEASURES = {
-  "auc_within_slates": "AUC",
-  "recall@10": "recall@10",
-  "ndcg@10": "NDCG@10",
-}
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -64,7 +56,9 @@ def run(experiment: jobs.Experiment) -> None:
         ).items()
       ],
     )
-    measured = {name: _by_row(run) for name, run in runs.items()}
+    measured = {
+      name: held_out_rows.of_policy(run) for name, run in runs.items()
+    }
     before = (start, measured[prefix + START])
     rows |= {
       name: _row(experiment, before, (run, measured[name]))
@@ -81,7 +75,7 @@ def run(experiment: jobs.Experiment) -> None:
     "simulator": start["simulator"],
     "rows": rows,
     "lists": {
-      name: {x: measured[x] for x in MEASURES}
+      name: {x: measured[x] for x in held_out_rows.MEASURES}
       for name, measured in start["held_out"].items()
       if name != REFERENCE
     },
@@ -128,15 +122,6 @@ def _supervised(
   return run
 
 
-def _by_row(run: Run) -> list[dict[str, held_out.Rows]]:
-  """Measures of the held-out rows, of each seed."""
-  params, splits = [x for _, x in run.policies], run.dataset.splits
-  _, liked = ranking.counts(splits["train"], run.catalogue.index.num_items)
-  return held_out.by_row(
-    on_logs.rankings(run, params), splits[run.config.evaluate.split], liked
-  )
-
-
 def _row(experiment: jobs.Experiment, start, own) -> dict[str, Any]:
   """Of one policy, and what it has more than the supervised one.
 
@@ -146,19 +131,12 @@ def _row(experiment: jobs.Experiment, start, own) -> dict[str, Any]:
     own: those of this one.
   """
   (run, rows), (first, before) = own, start
-  row: dict[str, Any] = {
-    name: held_out.mean([x[name] for x in rows]) for name in MEASURES
-  }
   agent = run.config.agent
+  row = held_out_rows.measured(rows)
   row["total_reward"] = run.results()["policies"][agent]["total_reward"]
   row["difference"] = None
   if run is not first:
-    row["difference"] = {
-      name: held_out.difference(
-        [x[name] for x in rows], [x[name] for x in before]
-      )
-      for name in MEASURES
-    }
+    row["difference"] = held_out_rows.more(rows, before)
     row["difference"]["total_reward"] = compare.difference(
       experiment, (run, agent), (first, agent)
     )
@@ -173,17 +151,21 @@ def table(results: Mapping[str, Any]) -> str:
     f"then {results['iterations']:,} iterations of RL"
   )
   lines = [tables.filled(head)]
-  for name, label in (*MEASURES.items(), ("total_reward", "simulated reward")):
+  for name, label in (
+    *held_out_rows.MEASURES.items(),
+    ("total_reward", "simulated reward"),
+  ):
     form = "{:z.2f}" if name == "total_reward" else "{:z.4f}"
     rows = [(label, "", "[95% CI]", "more", "[95% CI]")]
     for policy_name, row in results["rows"].items():
       more = (row["difference"] or {}).get(name)
-      cells = [_cells(x, form) if x else ("", "") for x in (row[name], more)]
-      rows.append((policy_name, *cells[0], *cells[1]))
+      rows.append(
+        (policy_name, *tables.cells(row[name], form), *tables.cells(more, form))
+      )
     beside = results["bounds"]
-    if name in MEASURES:
+    if name in held_out_rows.MEASURES:
       beside = {x: measured[name] for x, measured in results["lists"].items()}
-    rows += [(x, *_cells(beside[x], form), "", "") for x in beside]
+    rows += [(x, *tables.cells(beside[x], form), "", "") for x in beside]
     lines += ["", *tables.aligned(rows)]
   note = (
     "kl_W: RL held to the supervised policy by a KL of weight W; mixed: by "
@@ -193,11 +175,6 @@ def table(results: Mapping[str, Any]) -> str:
     "differences paired."
   )
   return "\n".join([*lines, "", tables.filled(note)])
-
-
-def _cells(measured: Mapping[str, Any], form: str) -> tuple[str, str]:
-  low, high = (form.format(x) for x in measured["ci95"])
-  return form.format(measured["mean"]), f"[{low}, {high}]"
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

@@ -16,6 +16,9 @@ from hsrl_jax.types import Params
 
 RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
 
+# Name of a policy or list to its ranker with the parameters of each seed.
+Rankers = dict[str, list[tuple[ranking.Ranker, Params]]]
+
 
 def measure(
   parts: Parts, params: list[Params]
@@ -32,25 +35,67 @@ def measure(
     params: of the agent, of each seed, with its ActionSpace.
   """
   logs = parts.dataset.splits[parts.config.evaluate.split]
+  train = parts.dataset.splits["train"]
+  items = len(parts.dataset.items.features) - 1
+  if parts.shared is not None or not anything(parts):
+    return {}, None
+  own = of_policy(parts, params)
+  ranked = rankings(parts, own | of_lists(parts))
+  reference = next(iter(ranked))
+  logging = ranking.logging_policy(logs)
+  if logging is not None:
+    ranked["logging_policy"] = [logging]
+  measured = held_out.measure(ranked, logs, train, items, reference)
+  without_history = not ranking.repeats(train)
+  measured["held_out_rows"]["without_history"] = without_history
+  if not own:
+    return measured, None
+  if without_history:
+    return measured, ranked[parts.config.agent][0].top
+  # Only the lists are wanted, not the scores of the logged slates once more.
+  ranker, first = own[parts.config.agent][0]
+  top = ranking.best(ranker, first, logs, items, without_history=True)
+  return measured, top
+
+
+def anything(parts: Parts) -> bool:
+  """Whether there are held-out slates, and not too many items."""
+  logs = parts.dataset.splits[parts.config.evaluate.split]
+  items = len(parts.dataset.items.features) - 1
+  return logs.exposed.shape[1] > 0 and items <= RANKED_ITEMS
+
+
+def of_policy(parts: Parts, params: list[Params]) -> Rankers:
+  """The agent with the parameters of each seed; empty if it has no order."""
+  agent = ranking_of(parts)
+  if agent is None:
+    return {}
+  return {parts.config.agent: [(agent, x) for x in params]}
+
+
+def of_lists(parts: Parts) -> Rankers:
+  """Simple lists and the click model, by name."""
   train, active = parts.dataset.splits["train"], parts.catalogue.index.active
   items = len(parts.dataset.items.features) - 1
-  in_experiment = parts.shared is not None
-  if in_experiment or not logs.exposed.shape[1] or items > RANKED_ITEMS:
-    return {}, None
   scored = {
     "popularity": ranking.popularity(train, items),
     "item_mean": ranking.item_mean(train, items),
     "item_to_item": ranking.item_to_item(parts.dataset.items.features),
     "click_model": (click_model(parts), parts.response),
   }
-  rankers = {
+  return {
     name: [(ranking.of_scores(score_fn, active), own)]
     for name, (score_fn, own) in scored.items()
   }
-  agent = ranking_of(parts)
-  if agent is not None:
-    rankers = {parts.config.agent: [(agent, x) for x in params]} | rankers
-  without_history = not ranking.repeats(train)
+
+
+def rankings(
+  parts: Parts, rankers: Rankers
+) -> dict[str, list[ranking.Rankings]]:
+  """How all of them rank the rows of the evaluation's split."""
+  splits, items = parts.dataset.splits, len(parts.dataset.items.features) - 1
+  logs = splits[parts.config.evaluate.split]
+  without_history = not ranking.repeats(splits["train"])
   with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
 
     def of_policy(seeds):
@@ -65,31 +110,7 @@ def measure(
       return found
 
     made = threads.side_by_side(of_policy, rankers.values())
-    ranked = dict(zip(rankers, made, strict=True))
-  reference = next(iter(ranked))
-  logging = ranking.logging_policy(logs)
-  if logging is not None:
-    ranked["logging_policy"] = [logging]
-  measured = held_out.measure(ranked, logs, train, items, reference)
-  measured["held_out_rows"]["without_history"] = without_history
-  if agent is None:
-    return measured, None
-  if without_history:
-    return measured, ranked[parts.config.agent][0].top
-  # Only the lists are wanted, not the scores of the logged slates once more.
-  top = ranking.best(agent, params[0], logs, items, without_history=True)
-  return measured, top
-
-
-def rankings(parts: Parts, params: list[Params]) -> list[ranking.Rankings]:
-  """How the policy of each seed ranks the rows of the evaluation's split."""
-  splits, items = parts.dataset.splits, parts.catalogue.index.num_items
-  logs, ranker = splits[parts.config.evaluate.split], ranking_of(parts)
-  without_history = not ranking.repeats(splits["train"])
-  return [
-    ranking.rank(ranker, own, logs, items, without_history=without_history)
-    for own in params
-  ]
+  return dict(zip(rankers, made, strict=True))
 
 
 def click_model(parts: Parts) -> ranking.ScoreFn:
