@@ -109,6 +109,12 @@ def _is_address(text: str | None) -> bool:
   return parts is not None and 1 <= int(parts[2]) <= 65535
 
 
+for _path in ("embeddings", "item_ids", "from"):
+  flags.register_validator(
+    _path, lambda path: path != "", "expected a path, or leave it out"
+  )
+
+
 @flags.multi_flags_validator(
   ("processes", "process"), "expected --process below --processes"
 )

@@ -227,6 +227,14 @@ class NumbersTest(parameterized.TestCase):
     self.assertEqual(self._accepted(""), {"critic_hidden"})
 
   @parameterized.parameters(
+    *("embeddings", "from", "item_ids"),
+    *("raw_data_dir", "experiment_tuned", "export_dir", *settings.PATHS),
+  )
+  def test_an_empty_path_is_not_the_current_folder(self, name):
+    self.assertEqual(self._status(f"--{name}="), 2)
+    self.assertRegex(self.err, f"--{name}.* expected a (path|text), or leave")
+
+  @parameterized.parameters(
     ("--iterations_per_call=0", "iterations_per_call is 0; expected at least"),
     ("--sid_seed=-1", "--sid_seed is -1; expected in [0, 4294967296)"),
     ("--seeds=1,4294967296", "4294967296; expected an integer below 2^31, or"),

@@ -291,6 +291,8 @@ def _value(name: str, value: Any, kind: Any) -> Any:
   own, several = _element(kind)
   if value is None and type(None) in typing.get_args(kind):
     return None
+  if value == "" and type(None) in typing.get_args(kind):
+    raise InputError(f"{name} is empty; expected a text, or leave it out")
   if not several:
     return _scalar(name, value, own)
   given = value if isinstance(value, list | tuple) else (value,)
