@@ -88,14 +88,7 @@ def ablation(experiment: jobs.Experiment) -> None:
   """
   names = experiment.config.variants or tuple(entrants.VARIANTS)
   changes = {REFERENCE: {}} | variants(names)
-  own = entrants.tuned(experiment.config).get(REFERENCE, {})
-  compare(
-    experiment,
-    {
-      name: entrants.vary(experiment, own | dict(x))
-      for name, x in changes.items()
-    },
-  )
+  compare(experiment, entrants.variants(experiment, changes))
 
 
 def variants(

@@ -174,6 +174,26 @@ def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     return dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
 
 
+def variants(
+  experiment: jobs.Experiment, changes: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Config]:
+  """HSRL, as tuning found it, with some fields changed; by name.
+
+  Where the change is to another agent, it has what it reads of HSRL's settings.
+  """
+  own = tuned(experiment.config).get(REFERENCE, {})
+  found = {}
+  for name, x in changes.items():
+    read = reads(x.get("agent", REFERENCE))
+    known = {
+      field: value
+      for field, value in own.items()
+      if hasattr(TrainConfig, field) or field in read
+    }
+    found[name] = vary(experiment, known | dict(x))
+  return found
+
+
 def agents(changes: Iterable[Mapping[str, Any]]) -> set[str]:
   """The agents that several changes train."""
   return {x.get("agent", REFERENCE) for x in changes} | {REFERENCE}

@@ -86,22 +86,22 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     InputError: an agent or a variant is unknown.
   """
   c = experiment.config
-  changes = {REFERENCE: ("method", {})}
-  changes |= {name: ("twin", x) for name, x in TWINS.items()}
-  tuned = entrants.tuned(c)
-  own = tuned.get(REFERENCE, {})
+  changes = {REFERENCE: {}} | TWINS
   found = {
-    name: (kind, entrants.vary(experiment, own | x))
-    for name, (kind, x) in changes.items()
+    name: ("twin" if name in TWINS else "method", config)
+    for name, config in entrants.variants(experiment, changes).items()
   }
+  tuned = entrants.tuned(c)
   agents = tuple(AGENTS) if c.agents is None else c.agents
   for name in compare.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
-      config = entrants.agent(experiment, name, tuned.get(name, {}))
-      found[name] = ("agent", config)
-  for name, x in _variants(c).items():
+      found[name] = (
+        "agent",
+        entrants.agent(experiment, name, tuned.get(name)),
+      )
+  for name, config in entrants.variants(experiment, _variants(c)).items():
     key = name if name not in found else f"{REFERENCE}_{name}"
-    found[key] = ("variant", entrants.vary(experiment, own | dict(x)))
+    found[key] = ("variant", config)
   return found
 
 
