@@ -110,7 +110,7 @@ def rankings(
       return found
 
     made = threads.side_by_side(of_policy, rankers.values())
-  return dict(zip(rankers, made, strict=True))
+    return dict(zip(rankers, made, strict=True))
 
 
 def click_model(parts: Parts) -> ranking.ScoreFn:
