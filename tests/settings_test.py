@@ -46,6 +46,7 @@ class SettingsTest(parameterized.TestCase):
     ({"learning_rate": 0}, "^learning_rate is 0.0; expected above 0$"),
     ({"sid_seed": 2**32}, "^sid_seed is 4294967296; expected an integer belo"),
     ({"sids": ""}, "^sids is empty; expected a text, or leave it out$"),
+    ({"seeds": np.arange(2)}, r"^seeds is array\(\[0, 1\]\); expected an int"),
     ({"seeds": (1, "x")}, "^seeds is 1,x; expected integers with commas$"),
     ({"explore_no_repeat": 1}, "^explore_no_repeat is 1; expected True or F"),
     ({"iteration": 20}, "^iteration is no setting; expected such as iterati"),

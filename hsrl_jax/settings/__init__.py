@@ -289,11 +289,12 @@ def _value(name: str, value: Any, kind: Any) -> Any:
     InputError: it is of another type, or a number that no array could hold.
   """
   own, several = _element(kind)
-  if value is None and type(None) in typing.get_args(kind):
+  optional = type(None) in typing.get_args(kind)
+  if value is None and optional:
     return None
-  if value == "" and type(None) in typing.get_args(kind):
-    raise InputError(f"{name} is empty; expected a text, or leave it out")
   if not several:
+    if optional and isinstance(value, str) and not value:
+      raise InputError(f"{name} is empty; expected a text, or leave it out")
     return _scalar(name, value, own)
   given = value if isinstance(value, list | tuple) else (value,)
   try:
