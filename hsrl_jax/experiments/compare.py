@@ -88,7 +88,8 @@ def ablation(experiment: jobs.Experiment) -> None:
   """
   names = experiment.config.variants or tuple(entrants.VARIANTS)
   changes = {REFERENCE: {}} | variants(names)
-  compare(experiment, entrants.variants(experiment, changes))
+  own = entrants.tuned(experiment.config).get(REFERENCE, {})
+  compare(experiment, entrants.varied(experiment, changes, own))
 
 
 def variants(
@@ -174,11 +175,12 @@ def held_out_of(
     for name, run in runs.items()
     if (rows := held_out_rows.of_policy(run))
   }
-  ours, found = ordered.get(REFERENCE), {}
+  found = {}
   for name, rows in ordered.items():
     found[name] = held_out_rows.measured(rows) | {"difference": None}
-    if ours and name != REFERENCE:
-      found[name]["difference"] = held_out_rows.more(ours, rows)
+    if name != REFERENCE:
+      more = held_out_rows.more(ordered[REFERENCE], rows)
+      found[name]["difference"] = more
   return found
 
 

@@ -154,11 +154,11 @@ def under(config: Config, protocol: str) -> Config:
 
 
 def agent(
-  experiment: jobs.Experiment, name: str, found: Mapping[str, Any] | None = None
+  experiment: jobs.Experiment, name: str, own: Mapping[str, Any] | None = None
 ) -> Config:
   """The configuration of an agent in the benchmark, with what tuning found."""
   known = {"agent": name} | OVERRIDES.get(name, {})
-  return vary(experiment, known | dict(found or {}))
+  return vary(experiment, known | dict(own or {}))
 
 
 def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
@@ -174,14 +174,19 @@ def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     return dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
 
 
-def variants(
-  experiment: jobs.Experiment, changes: Mapping[str, Mapping[str, Any]]
+def varied(
+  experiment: jobs.Experiment,
+  changes: Mapping[str, Mapping[str, Any]],
+  own: Mapping[str, Any],
 ) -> dict[str, Config]:
-  """HSRL, as tuning found it, with some fields changed; by name.
+  """HSRL with some fields changed, by name.
 
-  Where the change is to another agent, it has what it reads of HSRL's settings.
+  Args:
+    experiment: with the configuration of the flags.
+    changes: name to field to value; see `vary`.
+    own: what tuning found for HSRL; a variant that is another agent takes of it
+      what it reads.
   """
-  own = tuned(experiment.config).get(REFERENCE, {})
   found = {}
   for name, x in changes.items():
     read = reads(x.get("agent", REFERENCE))

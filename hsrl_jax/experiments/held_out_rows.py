@@ -19,7 +19,7 @@ ByRow = dict[str, held_out.Rows]  # Name of a measure to its rows.
 
 def of_policy(run: Run) -> list[ByRow]:
   """The measures of each seed; none where there is nothing to rank."""
-  if not on_logs.anything(run):
+  if not on_logs.can_rank(run):
     return []
   params = [own for _, own in run.policies]
   return _by_row(run, on_logs.of_policy(run, params)).get(run.config.agent, [])
@@ -27,7 +27,7 @@ def of_policy(run: Run) -> list[ByRow]:
 
 def of_lists(run: Run) -> dict[str, list[ByRow]]:
   """The same of simple lists and the click model, by name."""
-  if not on_logs.anything(run):
+  if not on_logs.can_rank(run):
     return {}
   return _by_row(run, on_logs.of_lists(run))
 

@@ -86,20 +86,20 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     InputError: an agent or a variant is unknown.
   """
   c = experiment.config
+  tuned = entrants.tuned(c)
+  own = tuned.get(REFERENCE, {})
   changes = {REFERENCE: {}} | TWINS
   found = {
     name: ("twin" if name in TWINS else "method", config)
-    for name, config in entrants.variants(experiment, changes).items()
+    for name, config in entrants.varied(experiment, changes, own).items()
   }
-  tuned = entrants.tuned(c)
   agents = tuple(AGENTS) if c.agents is None else c.agents
   for name in compare.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
-      found[name] = (
-        "agent",
-        entrants.agent(experiment, name, tuned.get(name)),
-      )
-  for name, config in entrants.variants(experiment, _variants(c)).items():
+      config = entrants.agent(experiment, name, tuned.get(name))
+      found[name] = ("agent", config)
+  left_out = entrants.varied(experiment, _variants(c), own)
+  for name, config in left_out.items():
     key = name if name not in found else f"{REFERENCE}_{name}"
     found[key] = ("variant", config)
   return found
@@ -132,17 +132,13 @@ def table(results: Mapping[str, Any]) -> str:
     main.append(
       (
         name,
-        tables.mean(row["total_reward"]),
-        tables.interval(row["total_reward"]),
+        *tables.cells(row["total_reward"]),
         tables.mean(row["normalised"]),
         tables.mean(row["depth"], "{:.1f}"),
       )
     )
     pairs = (row["difference"], row["above_greedy"])
-    cells = [
-      (tables.mean(x), tables.interval(x)) if x else ("", "") for x in pairs
-    ]
-    more.append((name, *cells[0], *cells[1]))
+    more.append((name, *tables.cells(pairs[0]), *tables.cells(pairs[1])))
   note = (
     f"norm.: 0 random, 1 the best bound. {reference} +: what {reference} earns "
     "more than the row; greedy +: what the row earns more than the greedy "

@@ -65,6 +65,21 @@ class DifferenceTest(absltest.TestCase):
     self.assertLess(found["ci95"][1] - found["ci95"][0], 0.05)
 
 
+class RowTest(absltest.TestCase):
+  def test_the_difference_is_what_rl_adds(self):
+    def rows(value):
+      measure = held_out.Rows(np.full(4, value), np.arange(4))
+      return [dict.fromkeys(held_out_rows.MEASURES, measure)]
+
+    run, first = mock.MagicMock(), mock.MagicMock()
+    with mock.patch.object(after_supervised.compare, "difference") as reward:
+      row = after_supervised._row(None, (first, rows(0.25)), (run, rows(0.75)))
+    self.assertEqual(reward.call_args.args[1][0], run)
+    for name in held_out_rows.MEASURES:
+      self.assertAlmostEqual(row[name]["mean"], 0.75)
+      self.assertAlmostEqual(row["difference"][name]["mean"], 0.5)
+
+
 class TableTest(absltest.TestCase):
   def test_table_is_80_columns(self):
     share = {"mean": -0.12345, "ci95": [-0.12345, -0.12345]}

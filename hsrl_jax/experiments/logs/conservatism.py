@@ -394,7 +394,7 @@ def table(results: Mapping[str, Any]) -> str:
   )
   known = [("", "reward", "[95% CI]")]
   for name, row in results["bounds"].items():
-    known.append((name, *_cells(row)))
+    known.append((name, *tables.cells(row)))
   lines = [tables.filled(head), "", *tables.aligned(known)]
   for logging in LOGGING:
     rows = [
@@ -424,10 +424,6 @@ def table(results: Mapping[str, Any]) -> str:
     "constant slates, both paired by user and luck."
   )
   return "\n".join([*lines, "", tables.filled(note)])
-
-
-def _cells(measure: dict[str, Any]) -> tuple[str, str]:
-  return tables.mean(measure), tables.interval(measure)
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

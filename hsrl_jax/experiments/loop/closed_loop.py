@@ -278,7 +278,7 @@ def table(results: Mapping[str, Any]) -> str:
     rows.append(
       (
         str(number),
-        *(y for x in of_arms for y in (tables.mean(x), tables.interval(x))),
+        *(y for x in of_arms for y in tables.cells(x)),
       )
     )
   world = results["in_world"]

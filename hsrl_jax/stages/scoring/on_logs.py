@@ -37,7 +37,7 @@ def measure(
   logs = parts.dataset.splits[parts.config.evaluate.split]
   train = parts.dataset.splits["train"]
   items = len(parts.dataset.items.features) - 1
-  if parts.shared is not None or not anything(parts):
+  if parts.shared is not None or not can_rank(parts):
     return {}, None
   own = of_policy(parts, params)
   ranked = rankings(parts, own | of_lists(parts))
@@ -46,7 +46,7 @@ def measure(
   if logging is not None:
     ranked["logging_policy"] = [logging]
   measured = held_out.measure(ranked, logs, train, items, reference)
-  without_history = not ranking.repeats(train)
+  without_history = next(iter(ranked.values()))[0].top_of_all is not None
   measured["held_out_rows"]["without_history"] = without_history
   if not own:
     return measured, None
@@ -58,7 +58,7 @@ def measure(
   return measured, top
 
 
-def anything(parts: Parts) -> bool:
+def can_rank(parts: Parts) -> bool:
   """Whether there are held-out slates, and not too many items."""
   logs = parts.dataset.splits[parts.config.evaluate.split]
   items = len(parts.dataset.items.features) - 1
