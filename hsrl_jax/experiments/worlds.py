@@ -98,8 +98,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
       config = entrants.agent(experiment, name, tuned.get(name))
       found[name] = ("agent", config)
-  left_out = entrants.varied(experiment, _variants(c), own)
-  for name, config in left_out.items():
+  for name, config in entrants.varied(experiment, _variants(c), own).items():
     key = name if name not in found else f"{REFERENCE}_{name}"
     found[key] = ("variant", config)
   return found

@@ -46,7 +46,7 @@ def measure(
   if logging is not None:
     ranked["logging_policy"] = [logging]
   measured = held_out.measure(ranked, logs, train, items, reference)
-  without_history = next(iter(ranked.values()))[0].top_of_all is not None
+  without_history = ranked[reference][0].top_of_all is not None
   measured["held_out_rows"]["without_history"] = without_history
   if not own:
     return measured, None
