@@ -4,6 +4,8 @@ import contextlib
 import os
 import pathlib
 import re
+import time
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from orbax.checkpoint import v1 as ocp
+from orbax.checkpoint._src.futures import signaling_client
 from orbax.checkpoint._src.futures.synchronization import OperationIdGenerator
 
 from hsrl_jax import files
@@ -41,12 +44,15 @@ def open_directory(
   context = ocp.Context()
   context.asynchronous.timeout_secs = _PATIENCE
   try:
-    with ocp.training.Checkpointer(
-      directory.absolute(),
-      context=context,
-      preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
-      cleanup_tmp_directories=not read_only,
-    ) as checkpointer:
+    with (
+      _steady_clock(),
+      ocp.training.Checkpointer(
+        directory.absolute(),
+        context=context,
+        preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
+        cleanup_tmp_directories=not read_only,
+      ) as checkpointer,
+    ):
       yield checkpointer
   except ValueError as error:  # What Orbax makes of a full disk.
     code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -59,6 +65,16 @@ def open_directory(
       "before is kept; the same command goes on from it",
       str(directory),
     ) from error
+
+
+@contextlib.contextmanager
+def _steady_clock() -> Iterator[None]:
+  """Within it the threads of a save wait by a clock that does not jump."""
+  signaling_client.time = types.SimpleNamespace(time=time.monotonic)
+  try:
+    yield
+  finally:
+    signaling_client.time = time
 
 
 def save(

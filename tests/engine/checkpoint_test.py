@@ -1,9 +1,12 @@
 """Checkpoints: whole states there and back, and damaged ones passed over."""
 
+import itertools
 import pathlib
 import resource
 import tempfile
+import time
 from typing import NamedTuple
+from unittest import mock
 
 import chex
 import jax
@@ -56,6 +59,14 @@ class CheckpointTest(absltest.TestCase):
     )
     self.assertEqual(got.empty.shape, (2, 0))
     self.assertLen([p for p in self.folder.iterdir() if p.is_dir()], 2)
+
+  def test_wall_clock_that_jumps_at_each_look(self):
+    real, offsets = time.time, itertools.cycle((0, 1e8, -1e8, 3e7))
+    self.enter_context(
+      mock.patch.object(time, "time", lambda: real() + next(offsets))
+    )
+    self._saved(*range(1, 9))
+    self.assertEqual(int(self._restored().step), 8)
 
   def test_cut_in_half_falls_back_and_says_so(self):
     self._saved(1, 2)
