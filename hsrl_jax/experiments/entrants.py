@@ -99,6 +99,8 @@ FORESIGHT = {
   "free_tokens": {"semantic_tokens": False, "item_residual": False},
   # One logit for each item, of its features; all else is the same.
   "flat_features": {"choices": "items"},
+  # What more training earns.
+  "twice_as_long": {"times": 2},
 }
 # HSRL against policies with one logit for each item, where the catalogue grows
 # or changes: changes and label.
@@ -121,7 +123,8 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
 
   Args:
     experiment: with the configuration of the flags.
-    changes: field to value; `agent` is HSRL where none is named.
+    changes: field to value; `agent` is HSRL where none is named, and `times` is
+      how often the flags' iterations are done.
 
   Raises:
     TypeError: a configuration has no such field.
@@ -130,6 +133,10 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
   changes, stages = {"agent": REFERENCE} | dict(changes), {}
   if changes["agent"] != REFERENCE:  # Others learn by replay alone.
     changes = {"learning": "replay"} | changes
+  if "times" in changes:
+    changes["iterations"] = (
+      changes.pop("times") * experiment.base.train.iterations
+    )
   for stage, fields in _STAGES.items():
     values = {k: changes.pop(k) for k in fields if k in changes}
     stages[stage] = dataclasses.replace(

@@ -85,11 +85,20 @@ class EnteredTest(absltest.TestCase):
   def test_variants_change_what_they_say(self):
     experiment = _experiment()
     for name, changes in entrants.FORESIGHT.items():
+      if "times" in changes:  # A test of its own.
+        continue
       config = entrants.vary(experiment, changes)
       differing = entrants.changed(experiment.base, config)
       self.assertNotEmpty(differing, name)
       for path, value in differing.items():
         self.assertEqual(value, changes[path.split(".")[1]], name)
+
+  def test_twice_as_long(self):
+    found = worlds.entered(_experiment(agents=(), variants=("twice_as_long",)))
+    longer = found["twice_as_long"][1]
+    self.assertEqual(
+      longer.train.iterations, 2 * found["hsrl"][1].train.iterations
+    )
 
   def test_without_logs_nobody_learns_from_them(self):
     self.run.return_value.without_slates = True
