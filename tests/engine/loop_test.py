@@ -222,6 +222,7 @@ class LoopTest(parameterized.TestCase):
     self.addCleanup(jax.config.update, name, jax.config.values[name])
     jax.config.update(name, False)
 
+  @pytest.mark.slow
   def test_a_trace_tells_the_parts_of_an_iteration(self):
     engine, inputs = toy.engine(toy.config()), toy.inputs()
     state = engine.init(0, inputs)

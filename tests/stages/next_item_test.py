@@ -155,6 +155,7 @@ class StageTest(absltest.TestCase):
     self.assertAlmostEqual(judged, measured[best], places=5)
     return params
 
+  @pytest.mark.slow
   def test_goes_on_after_an_interrupt(self):
     """Here an epoch is a sum with random numbers: nothing is compiled."""
     parts = _parts("sasrec", seeds=(3, 4))

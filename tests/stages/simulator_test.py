@@ -296,6 +296,7 @@ class FittedTest(absltest.TestCase):
     )
     self.assertAlmostEqual(loss, quality["test"]["log_loss"], delta=0.01)
 
+  @pytest.mark.slow
   def test_boredom_is_fitted_judged_and_loaded(self):
     """In these sessions nobody likes anything after a slate with a like."""
     rng = np.random.default_rng(0)

@@ -74,6 +74,7 @@ def _log_probs(made, slates, banned=()):
 
 
 class SlateTest(parameterized.TestCase):
+  @pytest.mark.slow
   def test_frequencies_are_the_probabilities(self):
     made = _made()
     items = np.arange(1, toy.ITEMS + 1)
