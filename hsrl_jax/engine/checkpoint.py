@@ -25,6 +25,8 @@ FORMAT = 1  # Of what is stored beside the arrays, and of their layout.
 _LATER = ("shown", "next_shown")
 # Seconds. Orbax measures how long it waits by the wall clock, which may jump.
 _PATIENCE = 10**9
+# In place of the module `time`, for Orbax: a clock that does not jump.
+_STEADY = types.SimpleNamespace(time=time.monotonic)
 _KEEP = 2  # One to fall back to where the newest is damaged.
 
 
@@ -43,16 +45,15 @@ def open_directory(
   """
   context = ocp.Context()
   context.asynchronous.timeout_secs = _PATIENCE
+  # The threads of a save wait for one another by this clock, for 300 s at most.
+  signaling_client.time = _STEADY
   try:
-    with (
-      _steady_clock(),
-      ocp.training.Checkpointer(
-        directory.absolute(),
-        context=context,
-        preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
-        cleanup_tmp_directories=not read_only,
-      ) as checkpointer,
-    ):
+    with ocp.training.Checkpointer(
+      directory.absolute(),
+      context=context,
+      preservation_policy=ocp.training.preservation_policies.LatestN(_KEEP),
+      cleanup_tmp_directories=not read_only,
+    ) as checkpointer:
       yield checkpointer
   except ValueError as error:  # What Orbax makes of a full disk.
     code = re.search(r"os_error_code='(\d+)'", str(error))
@@ -65,16 +66,6 @@ def open_directory(
       "before is kept; the same command goes on from it",
       str(directory),
     ) from error
-
-
-@contextlib.contextmanager
-def _steady_clock() -> Iterator[None]:
-  """Within it the threads of a save wait by a clock that does not jump."""
-  signaling_client.time = types.SimpleNamespace(time=time.monotonic)
-  try:
-    yield
-  finally:
-    signaling_client.time = time
 
 
 def save(
