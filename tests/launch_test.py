@@ -181,6 +181,7 @@ class NumbersTest(parameterized.TestCase):
         "export_seen",
         "importance_clip",
         "kl_weight",
+        "lately_penalty",
         "layers",
         "logged_share",
         "next_item_average",

@@ -89,6 +89,10 @@ TWINS = {
 FORESIGHT = {
   # Each choice has a baseline of its own, which knows the choices before it.
   "prefix_values": {"prefix_values": True},
+  # The critic has no network that all kinds of items share.
+  "no_kinds": {"critic_sees_kinds": False},
+  # Training begins with no penalty on what was liked lately.
+  "no_lately_penalty": {"lately_penalty": 0.0},
   # All levels see the state.
   "no_residual": {"residual": False},
   # The slots of a slate do not know each other.

@@ -5,7 +5,7 @@ has, so that what differs is the tokens alone. A choice is an item; its
 log-probability is exact.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from hsrl_jax.agents.hsrl import sequential
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import flat, policy
 from hsrl_jax.networks.slates.critic import PrefixCritic
-from hsrl_jax.networks.slates.flat import FlatPolicy, Likeness
+from hsrl_jax.networks.slates.flat import FlatPolicy
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Decision, Observation, Params, PRNGKey
@@ -51,8 +51,9 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     sequential=settings.slates == "sequential",
     prior_temperature=settings.prior_temperature,
     repeat_penalty=settings.repeat_penalty,
+    lately_penalty=settings.lately_penalty,
   )
-  critic = PrefixCritic(1, encoder, sizes.critic_hidden)
+  critic = sequential.critic_of(settings, spec, 1)
   parts = _Parts(actor, critic, settings, spec)
   return sequential.bound(parts, _init, _act, _scores, _choices, _value)
 
@@ -72,29 +73,28 @@ def _init(
   )
   critic = parts.critic.init(
     keys[1],
-    _tokens(catalogue),
+    sequential.tokens_of(catalogue),
     observation,
     jnp.zeros(0) if hidden is None else hidden,
     start.user,
-    *_known(_nothing()),
+    *_nothing(parts),
   )
   return {"policy": actor, "critic": critic}
 
 
-def _tokens(catalogue: base.ActionSpace) -> policy.Tokens:
-  return policy.Tokens(catalogue.codebooks, catalogue.features, None)
+def _nothing(parts: _Parts) -> tuple[policy.Chosen, Array]:
+  """What the critic knows before the first slot."""
+  return _known(policy.none_chosen(_kinds(parts), 1))
 
 
-def _nothing() -> Array:
-  """Sums of vectors before the first slot, [1, 2, W]."""
-  return jnp.zeros((1, 2, policy.WIDTH))
+def _kinds(parts: _Parts) -> int:
+  """Kinds of items that the critic sees."""
+  return parts.spec.vocab_size if parts.settings.critic_sees_kinds else 0
 
 
-def _known(vectors: Array) -> tuple[policy.Chosen, Array]:
-  """What the critic knows of K slots: sums of vectors, [K, 2, W]."""
-  slots = len(vectors)
-  chosen = policy.Chosen(jnp.zeros((slots, 2, 0)), vectors)
-  return chosen, jnp.zeros((slots, 1, policy.WIDTH))
+def _known(chosen: policy.Chosen) -> tuple[policy.Chosen, Array]:
+  """With partial vectors, of which there are none: an item is one choice."""
+  return chosen, jnp.zeros((len(chosen.vectors), 1, policy.WIDTH))
 
 
 def _act(
@@ -164,22 +164,27 @@ def _choices(
   start = actor.start(catalogue.features, observation, keys[0], notes.estimate)
   slots = jnp.arange(len(slate))
   each = jax.vmap(actor.one_chosen, (None, 0, 0))(start, slate, slots)
-  chosen: Likeness = jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
+  chosen = _before(each)
   logits = jax.vmap(actor.logits, (None, 0, 0))(start, chosen, slots)
   shown = jax.nn.one_hot(slate, len(notes.allowed), dtype=jnp.int32)
-  before = jnp.cumsum(shown, 0) - shown
-  allowed = notes.allowed[None] & (before == 0)
+  allowed = notes.allowed[None] & (_before(shown) == 0)
   log_pi = masking.log_softmax(logits, allowed)
   of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
   entropy = masking.entropy(log_pi, allowed)
-  before = chosen.vectors if settings.prefix_values else _nothing()
+  tokens, before = sequential.tokens_of(catalogue), _nothing(parts)
+  if settings.prefix_values:
+    # An item is as like itself as can be.
+    both = jax.vmap(lambda x, item: x.chosen[:, item])(each, slate)
+    kinds = jax.nn.one_hot(tokens.first[slate], _kinds(parts))
+    counts = _before(both[:, :, None] * kinds[:, None])
+    before = _known(policy.Chosen(counts, chosen.vectors))
   values = parts.critic.apply(
     params["critic"],
-    _tokens(catalogue),
+    tokens,
     observation,
     decision.hidden,
     start.estimate.user,
-    *_known(before),
+    *before,
     keys[1],
   )
   return sequential.judged(
@@ -190,6 +195,11 @@ def _choices(
     values,
     actor.chances(start, start.vectors[slate]),
   )
+
+
+def _before(each: Any) -> Any:
+  """The sums of what is before each slot; leaves [K, ...]."""
+  return jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
 
 
 def _value(
@@ -206,9 +216,9 @@ def _value(
   )
   return parts.critic.apply(
     params["critic"],
-    _tokens(catalogue),
+    sequential.tokens_of(catalogue),
     observation,
     hidden,
     start.estimate.user,
-    *_known(_nothing()),
+    *_nothing(parts),
   )[0, 0]

@@ -18,7 +18,7 @@ import optax
 from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import policy as slates
-from hsrl_jax.networks.slates.critic import PrefixCritic
+from hsrl_jax.networks.slates.critic import Kinds, PrefixCritic
 from hsrl_jax.networks.slates.policy import SlatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
@@ -66,10 +66,23 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     sequential=settings.slates == "sequential",
     prior_temperature=settings.prior_temperature,
     repeat_penalty=settings.repeat_penalty,
+    lately_penalty=settings.lately_penalty,
   )
-  critic = PrefixCritic(spec.levels, encoder, sizes.critic_hidden)
+  critic = critic_of(settings, spec, spec.levels)
   parts = _Parts(policy, critic, settings, spec)
   return bound(parts, _init, _act, _scores, _choices, _value)
+
+
+def critic_of(
+  settings: Settings, spec: base.Spec, levels: int
+) -> PrefixCritic:
+  """The critic of slates whose items are chosen in so many choices each."""
+  sizes = spec.network
+  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
+  kinds = None
+  if settings.critic_sees_kinds:
+    kinds = Kinds(settings.semantic_tokens)
+  return PrefixCritic(levels, encoder, sizes.critic_hidden, kinds)
 
 
 def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
@@ -88,7 +101,8 @@ def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
   )
 
 
-def _tokens(catalogue: base.ActionSpace) -> Tokens:
+def tokens_of(catalogue: base.ActionSpace) -> Tokens:
+  """What policy and critic know of tokens and items."""
   first = catalogue.index.tokens[:, 0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
   return Tokens(catalogue.codebooks, catalogue.features, first)
@@ -102,7 +116,7 @@ def _init(
   hidden: Array | None = None,
 ) -> Params:
   """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
-  keys, tokens = jax.random.split(key), _tokens(catalogue)
+  keys, tokens = jax.random.split(key), tokens_of(catalogue)
   observation = observed.seen(observation)
   policy = parts.policy.init(keys[0], tokens, observation)
   start = parts.policy.apply(policy, tokens, observation, method="start")
@@ -134,7 +148,7 @@ def _act(
 ) -> base.Action:
   """See base.Agent.act; the notes are _Notes."""
   spec, index = parts.spec, catalogue.index
-  policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
+  policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   start = policy.start(tokens, observed.seen(observation))
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
@@ -191,7 +205,7 @@ def _scores(
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
   index, spec = catalogue.index, parts.spec
-  policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
+  policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   start = policy.start(tokens, observed.seen(observation))
   chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
   items = jnp.arange(len(index.known))
@@ -236,7 +250,7 @@ def _choices(
 ) -> base.Choices:
   """See base.OnPolicy."""
   spec, settings = parts.spec, parts.settings
-  policy, tokens = parts.policy.bind(params["policy"]), _tokens(catalogue)
+  policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   keys = (None, None) if key is None else sampling.split(key, 2)
   observation = observed.seen(decision.observation)
   notes = decision.notes
@@ -312,7 +326,7 @@ def _value(
   hidden: Array,
 ) -> Array:
   """See base.OnPolicy."""
-  tokens, observation = _tokens(catalogue), observed.seen(observation)
+  tokens, observation = tokens_of(catalogue), observed.seen(observation)
   start = parts.policy.apply(
     params["policy"], tokens, observation, method="start"
   )

@@ -49,6 +49,9 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
       divided by this.
     repeat_penalty: on-policy, what log pi of a token begins to lose for each
       item of its kind that is in the slate already.
+    lately_penalty: on-policy, the same for each like of its kind lately.
+    critic_sees_kinds: on-policy, whether the critic looks at each kind of items
+      alike, at what was shown, liked and chosen of it.
   """
 
   residual_mode: str = setting("expected", among=("expected", "sampled"))
@@ -65,6 +68,8 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
   repeat_penalty: float = setting(3.0, least=0)
+  lately_penalty: float = setting(0.3, least=0, later=True)
+  critic_sees_kinds: bool = setting(False, later=True)
 
   def __post_init__(self):
     super().__post_init__()
@@ -98,7 +103,9 @@ REPLAY = NEAR_START | {
 }
 ON_POLICY = {
   "choices",
+  "critic_sees_kinds",
   "critic_sees_state",
+  "lately_penalty",
   "place_trace",
   "prefix_values",
   "prior_temperature",

@@ -7,8 +7,53 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.networks.slates.policy import SLOTS, Chosen, Tokens, slot_of
-from hsrl_jax.types import Array, Observation, PRNGKey
+from hsrl_jax.networks.slates.policy import (
+  SLOTS,
+  Chosen,
+  Tokens,
+  counts_lately,
+  likeness,
+  slot_of,
+)
+from hsrl_jax.types import Array, Observation, PRNGKey, Shown
+
+
+class Kinds(nn.Module):
+  """Looks at each kind of items alike: a kind is a token of the first level.
+
+  Whether a kind has had enough is the same question for all of them. They share
+  all but a vector.
+
+  Attributes:
+    semantic: whether a kind is also what is like it.
+    hidden: widths.
+  """
+
+  semantic: bool = True
+  hidden: tuple[int, int] = (32, 16)
+
+  @nn.compact
+  def __call__(self, tokens: Tokens, shown: Shown, chosen: Array) -> Array:
+    """What is found, summed up and at most over the kinds.
+
+    Args:
+      tokens: of the catalogue.
+      shown: of the user.
+      chosen: float32 [K, 2, V], counts of what a slate has before each slot.
+
+    Returns:
+      float32 [K, 2 hidden[-1]].
+    """
+    count, width = chosen.shape[-1], self.hidden[0]
+    like = likeness(tokens, count, self.semantic)
+    lately = counts_lately(shown, tokens.first, count)
+    lately = jnp.concatenate([lately, lately @ like]).T
+    chosen = jnp.concatenate([chosen, chosen @ like], 1).swapaxes(1, 2)
+    x = self.param("own", nn.initializers.normal(0.1), (count, width))
+    x = x + nn.Dense(width, name="lately")(lately)
+    x = x[None] + nn.Dense(width, use_bias=False, name="chosen")(chosen)
+    x = nn.relu(nn.Dense(self.hidden[1], name="out")(nn.relu(x)))
+    return jnp.concatenate([x.sum(1) / 4.0, x.max(1)], 1)
 
 
 class PrefixCritic(nn.Module):
@@ -18,11 +63,13 @@ class PrefixCritic(nn.Module):
     levels: L.
     encoder: sizes of its own Encoder.
     widths: of the hidden layers.
+    kinds: what looks at each kind of items; None: nothing does.
   """
 
   levels: int
   encoder: tuple[int, int, int, float]
   widths: Sequence[int] = (64, 64)
+  kinds: Kinds | None = None
 
   @nn.compact
   def __call__(
@@ -51,12 +98,14 @@ class PrefixCritic(nn.Module):
     )
     state = jnp.concatenate([state, hidden, user])
     first, *others = self.widths
-    slot = jnp.concatenate(
-      [chosen.counts.reshape(len(partial), -1) / 2.0]
-      + [chosen.vectors.reshape(len(partial), -1) / 2.0]
-      + [jax.nn.one_hot(slot_of(jnp.arange(len(partial))), SLOTS)],
-      1,
-    )
+    slot = [
+      chosen.counts.reshape(len(partial), -1) / 2.0,
+      chosen.vectors.reshape(len(partial), -1) / 2.0,
+      jax.nn.one_hot(slot_of(jnp.arange(len(partial))), SLOTS),
+    ]
+    if self.kinds is not None:
+      slot.append(self.kinds(tokens, observation.shown, chosen.counts))
+    slot = jnp.concatenate(slot, 1)
     levels = jnp.eye(self.levels)[None, : partial.shape[1]]
     choice = jnp.concatenate(
       [partial, jnp.broadcast_to(levels, (*partial.shape[:2], self.levels))], -1

@@ -64,8 +64,8 @@ class FlatPolicy(nn.Module):
     sequential: whether a slot sees the earlier ones.
     prior_temperature: of the response head's logits.
     repeat_penalty: logits that an item like it in the slate costs at the start
-      of training; of a like to expect half of that, and of a like lately a
-      tenth.
+      of training, and half of that a like to expect of it.
+    lately_penalty: the same of a like lately.
   """
 
   encoder: tuple[int, int, int, float]
@@ -73,6 +73,7 @@ class FlatPolicy(nn.Module):
   sequential: bool = True
   prior_temperature: float = 0.5
   repeat_penalty: float = 3.0
+  lately_penalty: float = 0.3
 
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
@@ -89,7 +90,8 @@ class FlatPolicy(nn.Module):
     self.norm = LayerNorm()
     sizes = (self.hidden, WIDTH)
     self.out = self.param("out", normal(0.02), sizes)
-    penalties = self.repeat_penalty * jnp.array([1.0, 0.5, 0.1])
+    once, lately = self.repeat_penalty, self.lately_penalty
+    penalties = jnp.array([once, once / 2.0, lately])
     self.repeat = self.param("repeat", lambda key: penalties)
 
   def start(

@@ -109,8 +109,8 @@ class SlatePolicy(nn.Module):
     sequential: whether a slot sees the earlier ones.
     prior_temperature: of the response head's logits.
     repeat_penalty: logits that an item of the same kind in the slate costs at
-      the start of training; of a like to expect half of that, and of a like
-      lately a tenth.
+      the start of training, and half of that a like to expect of it.
+    lately_penalty: the same of a like lately.
   """
 
   levels: int
@@ -122,6 +122,7 @@ class SlatePolicy(nn.Module):
   sequential: bool = True
   prior_temperature: float = 0.5
   repeat_penalty: float = 3.0
+  lately_penalty: float = 0.3
 
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
@@ -144,7 +145,8 @@ class SlatePolicy(nn.Module):
     self.first_map = nn.Dense(h)
     self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
     self.first_out = self.param("first_out", normal(0.03), (h,))
-    penalties = self.repeat_penalty * jnp.array([1.0, 0.5, 0.1])
+    once, lately = self.repeat_penalty, self.lately_penalty
+    penalties = jnp.array([once, once / 2.0, lately])
     self.repeat = self.param("repeat", lambda key: penalties)
     # Of the lower levels.
     lower = max(self.levels - 1, 1)
@@ -173,7 +175,7 @@ class SlatePolicy(nn.Module):
       estimate: which the policy acted by; None: the one of these parameters.
     """
     vectors = self.token_vectors(tokens)
-    kernel = self._kernel(tokens)
+    kernel = likeness(tokens, self.vocab_size, self.semantic)
     seen = (tokens.features, *observation, key)
     user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
     if estimate is None:
@@ -182,7 +184,7 @@ class SlatePolicy(nn.Module):
     held = estimate.user
     state = jnp.concatenate([self.actor(*seen), jnp.tanh(held / 4.0)])
     state = nn.relu(self.state_map(state))
-    counts = _counts(observation.shown, tokens.first, self.vocab_size)
+    counts = counts_lately(observation.shown, tokens.first, self.vocab_size)
     smooth = counts @ kernel
     each = self.count_map(jnp.concatenate([counts, smooth]).T)
     first = each + self.meaning_map(jax.lax.stop_gradient(vectors[0]))
@@ -208,15 +210,6 @@ class SlatePolicy(nn.Module):
       return self.vector_map(tokens.features[items])
     levels = jnp.arange(self.levels)
     return self.vectors[levels, jnp.maximum(sids, 0)].sum(-2)
-
-  def _kernel(self, tokens: Tokens) -> Array:
-    """Cosine of the first level's centred vectors, 0 where it is negative."""
-    if not self.semantic:
-      return jnp.eye(self.vocab_size)
-    centred = tokens.codebooks[0] - tokens.codebooks[0].mean(0)[None]
-    norm = jnp.sqrt((centred**2).sum(-1, keepdims=True))
-    unit = centred / jnp.maximum(norm, 1e-6)
-    return jnp.maximum(unit @ unit.T, 0.0)
 
   def chances(self, start: Start, vectors: Array) -> Array:
     """Logits of a like of what each slot shows, [K, W] -> [K]."""
@@ -304,7 +297,21 @@ def none_chosen(vocab_size: int, slots: int) -> Chosen:
   return Chosen(jnp.zeros((slots, 2, vocab_size)), jnp.zeros((slots, 2, WIDTH)))
 
 
-def _counts(shown: Shown, first: Array, vocab_size: int) -> Array:
+def likeness(tokens: Tokens, vocab_size: int, semantic: bool) -> Array:
+  """How like each other tokens of the first level are, float32 [V, V].
+
+  The cosine of their centred codebook vectors, 0 where it is negative; tokens
+  that mean nothing are like themselves alone.
+  """
+  if not semantic:
+    return jnp.eye(vocab_size)
+  centred = tokens.codebooks[0] - tokens.codebooks[0].mean(0)[None]
+  norm = jnp.sqrt((centred**2).sum(-1, keepdims=True))
+  unit = centred / jnp.maximum(norm, 1e-6)
+  return jnp.maximum(unit @ unit.T, 0.0)
+
+
+def counts_lately(shown: Shown, first: Array, vocab_size: int) -> Array:
   """Likes and items by age and first token, float32 [2 A + 1, V].
 
   Rows are likes of each age, items shown of each age, and the newest likes.

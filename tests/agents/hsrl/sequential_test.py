@@ -11,6 +11,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
 from hsrl_jax.engine import loop, on_policy, parallel
+from hsrl_jax.networks.slates.policy import SLOTS
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Decision
 from tests import toy
@@ -208,6 +209,40 @@ class FlatTest(absltest.TestCase):
     self.assertEqual(slate[1], second)
 
 
+class LatelyTest(parameterized.TestCase):
+  @parameterized.parameters("tokens", "items")
+  def test_what_was_liked_lately_loses_by_the_penalty(self, choices):
+    made = _made(choices=choices, lately_penalty=0.25, repeat_penalty=0.0)
+    params = made.agent.init(
+      jax.random.key(0), made.catalogue, made.observation, NONE
+    )
+    repeat = params["policy"]["params"]["repeat"]
+    params = jax.tree.map(jnp.zeros_like, params)
+    params["policy"]["params"]["repeat"] = repeat
+    scores = made.agent.scores(params, made.catalogue, made.observation)
+    liked = [3, 5, 20]
+    if choices == "items":
+      vectors, found = np.asarray(made.catalogue.features[1:]), scores[1:]
+      of_liked, times = [i - 1 for i in liked], 1
+    else:  # A like counts by its age and among the newest ten.
+      vectors = np.asarray(made.catalogue.codebooks[0])
+      first = np.asarray(made.catalogue.index.tokens)[:, 0]
+      of_liked, times = first[liked], 2
+      sums = np.bincount(first[1:], np.exp(scores[1:]), len(vectors))
+      found = np.log(np.maximum(sums, 1e-30))
+    found = np.asarray(found)
+    there = found > -50
+    centred = vectors - vectors.mean(0)
+    unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
+    like = unit @ unit.T
+    like = np.maximum(like, 0.0) if choices == "tokens" else like
+    lost = 0.25 * times * like[of_liked].sum(0)
+    self.assertGreater(np.ptp(lost[there]), 0.1)
+    np.testing.assert_allclose(
+      (found + lost)[there], (found + lost)[there].mean(), atol=1e-3
+    )
+
+
 class ValueTest(parameterized.TestCase):
   def _values(self, made, allowed=(toy.SLATE, 2, 8)):
     @jax.jit
@@ -236,9 +271,10 @@ class ValueTest(parameterized.TestCase):
       found, np.full(found.shape, self._alone(made)), rtol=1e-5
     )
 
+  @parameterized.parameters(False, True)
   @pytest.mark.slow
-  def test_a_choice_is_valued_without_itself_and_what_follows(self):
-    made = _made(prefix_values=True)
+  def test_a_choice_is_valued_without_itself_and_what_follows(self, kinds):
+    made = _made(prefix_values=True, critic_sees_kinds=kinds)
     values = self._values(made)
     tokens = np.asarray(made.catalogue.index.tokens)
     same = [i for i in range(1, 41) if tokens[i, 0] == tokens[1, 0]]
@@ -250,6 +286,23 @@ class ValueTest(parameterized.TestCase):
     np.testing.assert_allclose(one[1], other[1], rtol=1e-5)
     self.assertGreater(np.abs(one[2] - other[2]).max(), 1e-4)
     np.testing.assert_allclose(self._alone(made), one[0, 0], rtol=1e-5)
+
+
+  @parameterized.parameters("tokens", "items")
+  def test_a_slot_is_valued_by_the_kinds_before_it(self, choices):
+    made = _made(choices=choices, prefix_values=True, critic_sees_kinds=True)
+    critic = made.params["critic"]["params"]
+    # What is left of a slot is its number and, last, what is found of kinds.
+    kernel = critic["slot"]["kernel"].at[: -SLOTS - 32].set(0.0)
+    critic = {"params": critic | {"slot": {"kernel": kernel}}}
+    made = made._replace(params=made.params | {"critic": critic})
+    shape = (toy.SLATE, 2, 8) if choices == "tokens" else (toy.ITEMS + 1,)
+    values = self._values(made, shape)
+    first = np.asarray(made.catalogue.index.tokens)[:, 0]
+    other = [i for i in range(1, 41) if first[i] != first[9]][0]
+    a, b = values(jnp.array([9, 20, 7])), values(jnp.array([other, 20, 7]))
+    np.testing.assert_allclose(a[0, 0], b[0, 0], rtol=1e-5)
+    self.assertGreater(abs(float(a[1, 0] - b[1, 0])), 1e-5)
 
 
 class EngineTest(absltest.TestCase):
