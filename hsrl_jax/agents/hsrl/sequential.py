@@ -73,9 +73,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   return bound(parts, _init, _act, _scores, _choices, _value)
 
 
-def critic_of(
-  settings: Settings, spec: base.Spec, levels: int
-) -> PrefixCritic:
+def critic_of(settings: Settings, spec: base.Spec, levels: int) -> PrefixCritic:
   """The critic of slates whose items are chosen in so many choices each."""
   sizes = spec.network
   encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)

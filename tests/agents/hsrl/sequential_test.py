@@ -211,6 +211,7 @@ class FlatTest(absltest.TestCase):
 
 class LatelyTest(parameterized.TestCase):
   @parameterized.parameters("tokens", "items")
+  @pytest.mark.slow
   def test_what_was_liked_lately_loses_by_the_penalty(self, choices):
     made = _made(choices=choices, lately_penalty=0.25, repeat_penalty=0.0)
     params = made.agent.init(
@@ -287,8 +288,8 @@ class ValueTest(parameterized.TestCase):
     self.assertGreater(np.abs(one[2] - other[2]).max(), 1e-4)
     np.testing.assert_allclose(self._alone(made), one[0, 0], rtol=1e-5)
 
-
   @parameterized.parameters("tokens", "items")
+  @pytest.mark.slow
   def test_a_slot_is_valued_by_the_kinds_before_it(self, choices):
     made = _made(choices=choices, prefix_values=True, critic_sees_kinds=True)
     critic = made.params["critic"]["params"]
