@@ -83,11 +83,13 @@ class EnteredTest(absltest.TestCase):
       self.assertEqual(entrants.changed(base, twin), {f"policy.{field}": 0.0})
 
   def test_variants_change_what_they_say(self):
+    on = {"critic_sees_kinds": True}  # Which it is not by default.
     experiment = _experiment()
+    experiment = experiment._replace(base=entrants.vary(experiment, on))
     for name, changes in entrants.FORESIGHT.items():
       if "times" in changes:  # A test of its own.
         continue
-      config = entrants.vary(experiment, changes)
+      config = entrants.vary(experiment, on | changes)
       differing = entrants.changed(experiment.base, config)
       self.assertNotEmpty(differing, name)
       for path, value in differing.items():
