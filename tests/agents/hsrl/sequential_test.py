@@ -379,6 +379,7 @@ class EngineTest(absltest.TestCase):
       "explore_no_repeat": False,
       "critic_sees_state": True,
       "repeat_penalty": 0.0,
+      "lately_penalty": 0.0,
     }
     config = self._config(**values)
     reward = self._run(config, 10)[2]["reward"]
