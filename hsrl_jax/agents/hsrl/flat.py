@@ -5,7 +5,7 @@ has, so that what differs is the tokens alone. A choice is an item; its
 log-probability is exact.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     repeat_penalty=settings.repeat_penalty,
     lately_penalty=settings.lately_penalty,
   )
-  critic = sequential.critic_of(settings, spec, 1)
+  critic = sequential.critic_of(settings, spec, encoder, 1)
   parts = _Parts(actor, critic, settings, spec)
   return sequential.bound(parts, _init, _act, _scores, _choices, _value)
 
@@ -93,7 +93,7 @@ def _kinds(parts: _Parts) -> int:
 
 
 def _known(chosen: policy.Chosen) -> tuple[policy.Chosen, Array]:
-  """With partial vectors, of which there are none: an item is one choice."""
+  """With nothing of tokens above: an item is a single choice."""
   return chosen, jnp.zeros((len(chosen.vectors), 1, policy.WIDTH))
 
 
@@ -164,10 +164,10 @@ def _choices(
   start = actor.start(catalogue.features, observation, keys[0], notes.estimate)
   slots = jnp.arange(len(slate))
   each = jax.vmap(actor.one_chosen, (None, 0, 0))(start, slate, slots)
-  chosen = _before(each)
+  chosen = policy.before(each)
   logits = jax.vmap(actor.logits, (None, 0, 0))(start, chosen, slots)
   shown = jax.nn.one_hot(slate, len(notes.allowed), dtype=jnp.int32)
-  allowed = notes.allowed[None] & (_before(shown) == 0)
+  allowed = notes.allowed[None] & (policy.before(shown) == 0)
   log_pi = masking.log_softmax(logits, allowed)
   of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
   entropy = masking.entropy(log_pi, allowed)
@@ -176,7 +176,7 @@ def _choices(
     # An item is as like itself as can be.
     both = jax.vmap(lambda x, item: x.chosen[:, item])(each, slate)
     kinds = jax.nn.one_hot(tokens.first[slate], _kinds(parts))
-    counts = _before(both[:, :, None] * kinds[:, None])
+    counts = policy.before(both[:, :, None] * kinds[:, None])
     before = _known(policy.Chosen(counts, chosen.vectors))
   values = parts.critic.apply(
     params["critic"],
@@ -195,11 +195,6 @@ def _choices(
     values,
     actor.chances(start, start.vectors[slate]),
   )
-
-
-def _before(each: Any) -> Any:
-  """The sums of what is before each slot; leaves [K, ...]."""
-  return jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
 
 
 def _value(

@@ -68,19 +68,29 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     repeat_penalty=settings.repeat_penalty,
     lately_penalty=settings.lately_penalty,
   )
-  critic = critic_of(settings, spec, spec.levels)
+  critic = critic_of(settings, spec, encoder, spec.levels)
   parts = _Parts(policy, critic, settings, spec)
   return bound(parts, _init, _act, _scores, _choices, _value)
 
 
-def critic_of(settings: Settings, spec: base.Spec, levels: int) -> PrefixCritic:
-  """The critic of slates whose items are chosen in so many choices each."""
-  sizes = spec.network
-  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
+def critic_of(
+  settings: Settings,
+  spec: base.Spec,
+  encoder: tuple[int, int, int, float],
+  levels: int,
+) -> PrefixCritic:
+  """The critic of slates.
+
+  Args:
+    settings: of the agent.
+    spec: for the widths.
+    encoder: sizes, see PrefixCritic.
+    levels: choices that an item is made of.
+  """
   kinds = None
   if settings.critic_sees_kinds:
     kinds = Kinds(settings.semantic_tokens)
-  return PrefixCritic(levels, encoder, sizes.critic_hidden, kinds)
+  return PrefixCritic(levels, encoder, spec.network.critic_hidden, kinds)
 
 
 def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
@@ -100,7 +110,7 @@ def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
 
 
 def tokens_of(catalogue: base.ActionSpace) -> Tokens:
-  """What policy and critic know of tokens and items."""
+  """What policy and critic know of tokens and items of the catalogue."""
   first = catalogue.index.tokens[:, 0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
   return Tokens(catalogue.codebooks, catalogue.features, first)

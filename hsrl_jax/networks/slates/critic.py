@@ -19,13 +19,14 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Shown
 
 
 class Kinds(nn.Module):
-  """Looks at each kind of items alike: a kind is a token of the first level.
+  """Looks at each kind of items alike (docs/method.md, Sequential slates).
 
-  Whether a kind has had enough is the same question for all of them. They share
-  all but a vector.
+  A kind is a token of the first level. Whether users have had enough of a kind
+  is one question for all kinds, so that one network answers it; each kind adds
+  a vector of its own.
 
   Attributes:
-    semantic: whether a kind is also what is like it.
+    semantic: whether what was counted of a kind counts for kinds like it too.
     hidden: widths.
   """
 
@@ -34,7 +35,7 @@ class Kinds(nn.Module):
 
   @nn.compact
   def __call__(self, tokens: Tokens, shown: Shown, chosen: Array) -> Array:
-    """What is found, summed up and at most over the kinds.
+    """The sums over all kinds of what is found, and the largest of them.
 
     Args:
       tokens: of the catalogue.

@@ -17,6 +17,7 @@ from hsrl_jax.networks.slates.policy import (
   STATE,
   WIDTH,
   Estimate,
+  penalties,
   slot_of,
 )
 from hsrl_jax.types import Array, Observation, PRNGKey
@@ -90,9 +91,8 @@ class FlatPolicy(nn.Module):
     self.norm = LayerNorm()
     sizes = (self.hidden, WIDTH)
     self.out = self.param("out", normal(0.02), sizes)
-    once, lately = self.repeat_penalty, self.lately_penalty
-    penalties = jnp.array([once, once / 2.0, lately])
-    self.repeat = self.param("repeat", lambda key: penalties)
+    start = penalties(self.repeat_penalty, self.lately_penalty)
+    self.repeat = self.param("repeat", lambda key: start)
 
   def start(
     self,

@@ -6,7 +6,7 @@ residual state goes on from token to token and from slot to slot. Everything is
 of ONE user; callers vmap.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -145,9 +145,8 @@ class SlatePolicy(nn.Module):
     self.first_map = nn.Dense(h)
     self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
     self.first_out = self.param("first_out", normal(0.03), (h,))
-    once, lately = self.repeat_penalty, self.lately_penalty
-    penalties = jnp.array([once, once / 2.0, lately])
-    self.repeat = self.param("repeat", lambda key: penalties)
+    start = penalties(self.repeat_penalty, self.lately_penalty)
+    self.repeat = self.param("repeat", lambda key: start)
     # Of the lower levels.
     lower = max(self.levels - 1, 1)
     self.lower_map = nn.Dense(2 * h)
@@ -272,7 +271,7 @@ class SlatePolicy(nn.Module):
       likes: float32 [K], P(like) of each.
     """
     each = jax.vmap(self.one_chosen)(first, vectors, likes)
-    return jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
+    return before(each)
 
   def __call__(self, tokens: Tokens, observation: Observation) -> Array:
     """For initialisation: touches every parameter."""
@@ -295,6 +294,20 @@ def slot_of(slot: Array) -> Array:
 def none_chosen(vocab_size: int, slots: int) -> Chosen:
   """Nothing, before each of so many slots."""
   return Chosen(jnp.zeros((slots, 2, vocab_size)), jnp.zeros((slots, 2, WIDTH)))
+
+
+def before(each: Any) -> Any:
+  """The sums of what is before each slot; leaves [K, ...]."""
+  return jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
+
+
+def penalties(repeat: float, lately: float) -> Array:
+  """What training begins with, float32 [3], in logits.
+
+  Of an item of the same kind in the slate, of a like to expect of it, and of a
+  like lately.
+  """
+  return jnp.array([repeat, repeat / 2.0, lately])
 
 
 def likeness(tokens: Tokens, vocab_size: int, semantic: bool) -> Array:
