@@ -89,6 +89,8 @@ TWINS = {
 FORESIGHT = {
   # Each choice has a baseline of its own, which knows the choices before it.
   "prefix_values": {"prefix_values": True},
+  # What tokens begin with is not of the items below them.
+  "no_item_prior": {"item_prior": False},
   # The critic has no network that all kinds of items share.
   "no_kinds": {"critic_sees_kinds": False},
   # Training begins with no penalty on what was liked lately.

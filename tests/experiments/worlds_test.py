@@ -83,7 +83,8 @@ class EnteredTest(absltest.TestCase):
       self.assertEqual(entrants.changed(base, twin), {f"policy.{field}": 0.0})
 
   def test_variants_change_what_they_say(self):
-    on = {"critic_sees_kinds": True}  # Which it is not by default.
+    # Which are off by default.
+    on = {"critic_sees_kinds": True, "item_prior": True}
     experiment = _experiment()
     experiment = experiment._replace(base=entrants.vary(experiment, on))
     for name, changes in entrants.FORESIGHT.items():

@@ -21,6 +21,7 @@ from hsrl_jax.networks.slates import policy as slates
 from hsrl_jax.networks.slates.critic import Kinds, PrefixCritic
 from hsrl_jax.networks.slates.policy import SlatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
+from hsrl_jax.sid import item_softmax
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
 from hsrl_jax.types import (
@@ -38,10 +39,13 @@ class _Notes(NamedTuple):
   Attributes:
     allowed: bool [K, L, V], the tokens there were to choose from.
     estimate: what the policy knew of the response head.
+    prior: float32 [K, L, V], what the items below each token added to its
+      logit; of no level without `item_prior`.
   """
 
   allowed: Array
   estimate: slates.Estimate
+  prior: Array
 
 
 class _Parts(NamedTuple):
@@ -67,6 +71,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     prior_temperature=settings.prior_temperature,
     repeat_penalty=settings.repeat_penalty,
     lately_penalty=settings.lately_penalty,
+    item_prior=settings.item_prior,
   )
   critic = critic_of(settings, spec, encoder, spec.levels)
   parts = _Parts(policy, critic, settings, spec)
@@ -161,29 +166,35 @@ def _act(
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
   banned = _distinct(excluded, index.active)
+  below = _below(parts, policy, start, catalogue, excluded)
 
   def slot(carry, inputs):
-    chosen, taken = carry
+    chosen, taken, below = carry
     place, noise = inputs
     sids = sid_of(index, jnp.concatenate([banned, taken]))
     node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
-    below = (sids >= 0).all(-1)
-    log_prob, propensity, allowed = jnp.float32(0), jnp.float32(1), []
+    same = (sids >= 0).all(-1)
+    log_prob, propensity = jnp.float32(0), jnp.float32(1)
+    allowed, prior, path = [], [], []
     for level in range(spec.levels):
       if level:
         logits = policy.lower_logits(start, chosen, partial, place, level)
       else:
         logits = policy.first_logits(start, chosen, place)
+      if below:
+        prior.append(item_softmax.token_logits(index, below, node, level))
+        logits += prior[-1]
       used = jnp.zeros(spec.vocab_size, jnp.int32)
-      used = used.at[sids[:, level]].add(below.astype(jnp.int32))
+      used = used.at[sids[:, level]].add(same.astype(jnp.int32))
       may = live_children(index, node, level) > used
       token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
       log_prob += masking.log_softmax(logits, may)[token]
       propensity *= plackett_luce.of_choice(logits, may, token, tempered)
-      below &= sids[:, level] == token
+      same &= sids[:, level] == token
       node = child(index, node, token, level)
       partial += start.vectors[level, token]
       allowed.append(may)
+      path.append(node)
     allowed = jnp.stack(allowed)
     item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
     sid = sid_of(index, item)
@@ -192,14 +203,17 @@ def _act(
     one = policy.one_chosen(sid[0], vector, likes)
     chosen = jax.tree.map(jnp.add, chosen, one)
     taken = taken.at[place].set(item)
-    return (chosen, taken), (item, log_prob, propensity, allowed)
+    if below:
+      below = item_softmax.without(below, path)
+    prior = jnp.array(prior)
+    return (chosen, taken, below), (item, log_prob, propensity, allowed, prior)
 
   chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
   taken = jnp.zeros(spec.slate_size, jnp.int32)
-  _, (slate, log_prob, propensity, allowed) = jax.lax.scan(
-    slot, (chosen, taken), (jnp.arange(spec.slate_size), noise)
+  _, (slate, log_prob, propensity, allowed, prior) = jax.lax.scan(
+    slot, (chosen, taken, below), (jnp.arange(spec.slate_size), noise)
   )
-  notes = _Notes(allowed, start.estimate)
+  notes = _Notes(allowed, start.estimate, prior)
   return base.Action(
     slate, log_prob, jnp.zeros(0), notes, propensity=propensity
   )
@@ -220,6 +234,7 @@ def _scores(
   sids = jnp.maximum(sid_of(index, items), 0)
   node = jnp.zeros(len(items), jnp.int32)
   partial = jnp.zeros((len(items), start.vectors.shape[-1]))
+  below = _below(parts, policy, start, catalogue, jnp.zeros(1, jnp.int32))
   log_pi = jnp.zeros(len(items))
   for level in range(spec.levels):
     # Once for each prefix, of which there are fewer than items.
@@ -231,6 +246,8 @@ def _scores(
         logits = policy.lower_logits(start, chosen, partial, 0, level)
       else:
         logits = policy.first_logits(start, chosen, 0)
+      if below:
+        logits += item_softmax.token_logits(index, below, number, level)
       may = live_children(index, number, level) > 0
       return masking.log_softmax(logits, may)
 
@@ -240,6 +257,22 @@ def _scores(
     follow = jax.vmap(child, (None, 0, 0, None))
     node = jnp.maximum(follow(index, node, sids[:, level], level), 0)
   return log_pi
+
+
+def _below(
+  parts: _Parts,
+  policy: SlatePolicy,
+  start: slates.Start,
+  catalogue: base.ActionSpace,
+  excluded: Array,
+) -> tuple[Array, ...]:
+  """See item_softmax.weights_below; of no level without `item_prior`."""
+  if not parts.settings.item_prior:
+    return ()
+  index = catalogue.index
+  sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
+  logits = policy.item_estimates(start, tokens_of(catalogue), sids)
+  return item_softmax.weights_below(index, logits, excluded)
 
 
 def _distinct(items: Array, active: Array) -> Array:
@@ -273,7 +306,10 @@ def _choices(
   for level in range(1, spec.levels):
     of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
-  log_probs = masking.log_softmax(jnp.stack(logits, 1), notes.allowed)
+  logits = jnp.stack(logits, 1)
+  if settings.item_prior:
+    logits += notes.prior
+  log_probs = masking.log_softmax(logits, notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
   entropy = masking.entropy(log_probs, notes.allowed)
   before = (chosen, partial) if settings.prefix_values else _nothing(parts)

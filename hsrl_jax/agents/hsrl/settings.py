@@ -47,6 +47,8 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
       slots before; `independent`, all by the same probabilities.
     prior_temperature: on-policy, log pi begins as the estimated logit of a like
       divided by this.
+    item_prior: on-policy, whether log pi of a token begins with the estimates
+      of all items below it, instead of that of what the token means.
     repeat_penalty: on-policy, what log pi of a token begins to lose for each
       item of its kind that is in the slate already.
     lately_penalty: on-policy, the same for each like of its kind lately.
@@ -67,6 +69,7 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   choices: str = setting("tokens", among=("tokens", "items"))
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
+  item_prior: bool = setting(False, later=True)
   repeat_penalty: float = setting(3.0, least=0)
   lately_penalty: float = setting(0.3, least=0, later=True)
   critic_sees_kinds: bool = setting(False, later=True)
@@ -105,6 +108,7 @@ ON_POLICY = {
   "choices",
   "critic_sees_kinds",
   "critic_sees_state",
+  "item_prior",
   "lately_penalty",
   "place_trace",
   "prefix_values",

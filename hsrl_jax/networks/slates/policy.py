@@ -58,7 +58,7 @@ class Estimate(NamedTuple):
 
   Attributes:
     user: float32 [W + 1], the head: a vector and a bias.
-    likes: float32 [L, V], logits of tokens by it.
+    likes: float32 [L, V], logits of tokens by it; 0 with `item_prior`.
   """
 
   user: Array
@@ -111,6 +111,8 @@ class SlatePolicy(nn.Module):
     repeat_penalty: logits that an item of the same kind in the slate costs at
       the start of training, and half of that a like to expect of it.
     lately_penalty: the same of a like lately.
+    item_prior: whether callers add the estimate of all items below a token, of
+      `item_estimates`, in place of that of the token's vector.
   """
 
   levels: int
@@ -123,6 +125,7 @@ class SlatePolicy(nn.Module):
   prior_temperature: float = 0.5
   repeat_penalty: float = 3.0
   lately_penalty: float = 0.3
+  item_prior: bool = False
 
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
@@ -179,6 +182,8 @@ class SlatePolicy(nn.Module):
     user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
     if estimate is None:
       likes = vectors @ user[:-1] / self.prior_temperature
+      if self.item_prior:
+        likes = jnp.zeros_like(likes)
       estimate = jax.lax.stop_gradient(Estimate(user, likes))
     held = estimate.user
     state = jnp.concatenate([self.actor(*seen), jnp.tanh(held / 4.0)])
@@ -209,6 +214,18 @@ class SlatePolicy(nn.Module):
       return self.vector_map(tokens.features[items])
     levels = jnp.arange(self.levels)
     return self.vectors[levels, jnp.maximum(sids, 0)].sum(-2)
+
+  def item_estimates(self, start: Start, tokens: Tokens, sids: Array) -> Array:
+    """Logits of all items that the policy begins with, float32 [N + 1].
+
+    Args:
+      start: of the state.
+      tokens: of the catalogue.
+      sids: int32 [N + 1, L].
+    """
+    vectors = self.item_vectors(tokens, jnp.arange(len(sids)), sids)
+    logits = vectors @ start.estimate.user[:-1] / self.prior_temperature
+    return jax.lax.stop_gradient(logits)
 
   def chances(self, start: Start, vectors: Array) -> Array:
     """Logits of a like of what each slot shows, [K, W] -> [K]."""
