@@ -28,6 +28,9 @@ def _made(**values):
   for slate, response in (([3, 4, 5], [1, 0, 1]), ([9, 20, 0], [0, 1, 0])):
     seen = observed.after(seen, jnp.asarray(slate), jnp.asarray(response, "f"))
   params = checks.random_params(made.agent, seen, 1)
+  # Random estimates are so far from each other that one item has all weight.
+  user = params["policy"]["params"]["user"]
+  params["policy"]["params"]["user"] = jax.tree.map(lambda x: x / 20, user)
   return made._replace(params=params, observation=seen)
 
 
@@ -44,40 +47,64 @@ def _allowed(index, slate, banned):
   return result
 
 
-def _decision(made, slate, allowed):
+def _row(tree, row):
+  return jax.tree.map(lambda x: x[row], tree)
+
+
+def _greedy(made):
+  nothing = jnp.zeros(0, jnp.int32)
+  act = (made.params, made.catalogue, made.observation, nothing, None, 1.0)
+  return made.agent.act(*act)
+
+
+def _prior(made, notes, slate, banned):
+  """What the items below each token add to its logit, by hand: [K, L, V]."""
+  kernel = made.params["policy"]["params"]["vector_map"]["kernel"]
+  user = np.asarray(notes.estimate.user)[:-1]
+  logits = np.asarray(made.catalogue.features @ kernel) @ user / 0.5
+  tokens = np.asarray(made.catalogue.index.tokens)
+  left = [i for i in range(1, toy.ITEMS + 1) if i not in banned]
+  weights = np.exp(logits - logits[left].max())
+  sums = np.zeros((len(slate), *made.catalogue.codebooks.shape[:2]))
+  for k, item in enumerate(slate):
+    below = [i for i in left if i not in slate[:k]]
+    for level in range(tokens.shape[1]):
+      np.add.at(sums[k, level], tokens[below, level], weights[below])
+      below = [i for i in below if tokens[i, level] == tokens[item, level]]
+  return np.log(np.maximum(sums, 1e-8)).astype("f")
+
+
+def _decision(made, slate, allowed, prior):
   """A slate, all liked, as it is learned from."""
-  acted = made.agent.act(
-    made.params,
-    made.catalogue,
-    made.observation,
-    jnp.zeros(0, jnp.int32),
-    None,
-    1.0,
-  )
-  notes = acted.notes._replace(allowed=allowed)
+  notes = _greedy(made).notes._replace(allowed=allowed, prior=prior)
   return Decision(made.observation, NONE, slate, jnp.ones(toy.SLATE), notes)
 
 
 def _log_probs(made, slates, banned=()):
   """Log-probability of each place of slates, [B, K], by `choices`."""
-  index = made.catalogue.index
-  notes = np.stack([_allowed(index, x, banned) for x in slates])
+  index, notes = made.catalogue.index, _greedy(made).notes
+  allowed = np.stack([_allowed(index, x, banned) for x in slates])
+  if notes.prior.size:
+    prior = np.stack([_prior(made, notes, x, banned) for x in slates])
+  else:
+    prior = np.zeros((len(slates), 0), "f")
 
   @jax.jit
-  def run(slate, notes):
-    one = _decision(made, slate, notes)
+  def run(slate, allowed, prior):
+    one = _decision(made, slate, allowed, prior)
     choices = made.agent.on_policy.choices(
       made.params, made.catalogue, one, None
     )
     return choices.log_probs.sum(-1)
 
-  return np.asarray(jax.vmap(run)(jnp.asarray(slates), jnp.asarray(notes)))
+  return np.asarray(jax.vmap(run)(jnp.asarray(slates), allowed, prior))
 
 
 class SlateTest(parameterized.TestCase):
+  @parameterized.parameters(False, True)
   @pytest.mark.slow
-  def test_frequencies_are_the_probabilities(self):
-    made = _made()
+  def test_frequencies_are_the_probabilities(self, item_prior):
+    made = _made(item_prior=item_prior)
     items = np.arange(1, toy.ITEMS + 1)
     others = [[j for j in items if j != i][: toy.SLATE - 1] for i in items]
     slates = [[i, *x] for i, x in zip(items, others, strict=True)]
@@ -92,9 +119,10 @@ class SlateTest(parameterized.TestCase):
       np.abs(found / checks.DRAWS - chance).max(), 5 * error.max()
     )
 
+  @parameterized.parameters(False, True)
   @pytest.mark.slow
-  def test_a_later_slot_given_the_first(self):
-    made = _made()
+  def test_a_later_slot_given_the_first(self, item_prior):
+    made = _made(item_prior=item_prior)
     acted = jax.device_get(checks.sample(made, []))
     first = np.bincount(acted.slate[:, 0]).argmax()
     slates = acted.slate[acted.slate[:, 0] == first]
@@ -106,10 +134,12 @@ class SlateTest(parameterized.TestCase):
     error = np.sqrt(chance * (1 - chance) / len(slates)) + 1e-3
     self.assertLess(np.abs(found / len(slates) - chance).max(), 5 * error.max())
 
-  @parameterized.parameters("sequential", "independent")
+  @parameterized.parameters(
+    ("sequential", False), ("independent", False), ("sequential", True)
+  )
   @pytest.mark.slow
-  def test_learning_sees_what_acting_did(self, slates):
-    made = _made(slates=slates)
+  def test_learning_sees_what_acting_did(self, slates, item_prior):
+    made = _made(slates=slates, item_prior=item_prior)
     banned = [2, 7, 30]
     acted = jax.device_get(checks.sample(made, banned))
     for row in range(5):
@@ -118,6 +148,13 @@ class SlateTest(parameterized.TestCase):
       np.testing.assert_array_equal(
         acted.notes.allowed[row], _allowed(made.catalogue.index, slate, banned)
       )
+      if item_prior:
+        notes = _row(acted.notes, row)
+        np.testing.assert_allclose(
+          np.where(notes.allowed, notes.prior, 0.0),
+          np.where(notes.allowed, _prior(made, notes, slate, banned), 0.0),
+          atol=1e-3,
+        )
       np.testing.assert_allclose(
         acted.log_prob[row],
         _log_probs(made, [slate], banned)[0],
@@ -138,6 +175,22 @@ class SlateTest(parameterized.TestCase):
       self.assertGreater(found, 1e-4)
     else:
       self.assertLess(found, 1e-5)
+
+  def test_it_begins_with_a_softmax_over_items(self):
+    made = _made(item_prior=True, repeat_penalty=0.0, lately_penalty=0.0)
+    params = jax.tree.map(jnp.zeros_like, made.params)
+    policy = params["policy"]["params"]
+    for name in ("response", "user_hidden", "user", "vector_map"):
+      policy[name] = made.params["policy"]["params"][name]
+    made = made._replace(params=params)
+    user = np.asarray(_greedy(made).notes.estimate.user)[:-1]
+    vectors = made.catalogue.features @ policy["vector_map"]["kernel"]
+    logits = np.asarray(vectors)[1:] @ user / 0.5
+    self.assertGreater(np.ptp(logits), 0.5)
+    scores = made.agent.scores(params, made.catalogue, made.observation)[1:]
+    np.testing.assert_allclose(
+      scores, logits - np.log(np.exp(logits).sum()), atol=1e-3
+    )
 
   def test_where_too_few_items_are_left_places_stay_empty(self):
     made = _made()
