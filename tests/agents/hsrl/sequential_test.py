@@ -74,9 +74,9 @@ def _prior(made, notes, slate, banned):
   return np.log(np.maximum(sums, 1e-8)).astype("f")
 
 
-def _decision(made, slate, allowed, prior):
+def _decision(made, slate, **notes):
   """A slate, all liked, as it is learned from."""
-  notes = _greedy(made).notes._replace(allowed=allowed, prior=prior)
+  notes = _greedy(made).notes._replace(**notes)
   return Decision(made.observation, NONE, slate, jnp.ones(toy.SLATE), notes)
 
 
@@ -91,7 +91,7 @@ def _log_probs(made, slates, banned=()):
 
   @jax.jit
   def run(slate, allowed, prior):
-    one = _decision(made, slate, allowed, prior)
+    one = _decision(made, slate, allowed=allowed, prior=prior)
     choices = made.agent.on_policy.choices(
       made.params, made.catalogue, one, None
     )
@@ -302,7 +302,7 @@ class ValueTest(parameterized.TestCase):
     @jax.jit
     def values(slate):
       notes = jnp.ones(allowed, bool)
-      one = _decision(made, slate, notes)
+      one = _decision(made, slate, allowed=notes)
       return made.agent.on_policy.choices(
         made.params, made.catalogue, one, None
       ).values

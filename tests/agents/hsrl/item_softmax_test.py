@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.sid import index as sid_index
-from hsrl_jax.sid import item_softmax, trie
+from hsrl_jax.sid import trie
 
 SPACES = (
   # levels, vocab_size, items
