@@ -11,7 +11,8 @@ from hsrl_jax.sid.index import SidIndex, children
 from hsrl_jax.types import Array
 
 _BLOCK = 64  # Of running sums; a scan over single leaves is slower on a CPU.
-# Weights are sums that were subtracted; the largest item's is 1.
+# The largest item weighs 1. Weights are differences of sums, so what is smaller
+# than this is rounding.
 _LEAST = 1e-8
 
 
