@@ -17,24 +17,20 @@ _LEAST = 1e-8
 
 
 def weights_below(
-  index: SidIndex, logits: Array, excluded: Array
+  index: SidIndex, logits: Array, allowed: Array
 ) -> tuple[Array, ...]:
   """Sums of exp(logit) of the items below each node, over the largest of them.
 
   Args:
     index: of the items.
     logits: float32 [C + 1].
-    excluded: int32 [T], items that have no part in it; 0 is ignored.
+    allowed: bool [C + 1], the items that have a part in it.
 
   Returns:
     For each level 1..L float32 [nodes_l]; on the last one nodes are leaves.
   """
-  leaves = len(index.leaf_item)
-  leaf_of = jnp.zeros(len(logits), jnp.int32)
-  leaf_of = leaf_of.at[index.leaf_item].set(jnp.arange(leaves))
-  gone = jnp.where(excluded > 0, leaf_of[excluded], leaves)
-  there = index.active[index.leaf_item].at[gone].set(False, mode="drop")
-  scores = jnp.where(there, logits[index.leaf_item], -jnp.inf)
+  leaves = index.leaf_item
+  scores = jnp.where(allowed[leaves], logits[leaves], -jnp.inf)
   largest = jnp.maximum(scores.max(), jnp.finfo(scores.dtype).min)
   found = [jnp.exp(scores - largest)]
   for level in reversed(range(1, index.levels)):

@@ -166,7 +166,8 @@ def _act(
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
   banned = _distinct(excluded, index.active)
-  below = _below(parts, policy, start, catalogue, excluded)
+  may_be_shown = base.permitted(index.active, excluded)
+  below = _below(parts, policy, start, catalogue, may_be_shown)
 
   def slot(carry, inputs):
     chosen, taken, below = carry
@@ -234,7 +235,7 @@ def _scores(
   sids = jnp.maximum(sid_of(index, items), 0)
   node = jnp.zeros(len(items), jnp.int32)
   partial = jnp.zeros((len(items), start.vectors.shape[-1]))
-  below = _below(parts, policy, start, catalogue, jnp.zeros(1, jnp.int32))
+  below = _below(parts, policy, start, catalogue, index.active)
   log_pi = jnp.zeros(len(items))
   for level in range(spec.levels):
     # Once for each prefix, of which there are fewer than items.
@@ -264,7 +265,7 @@ def _below(
   policy: SlatePolicy,
   start: slates.Start,
   catalogue: base.ActionSpace,
-  excluded: Array,
+  allowed: Array,
 ) -> tuple[Array, ...]:
   """See item_softmax.weights_below; of no level without `item_prior`."""
   if not parts.settings.item_prior:
@@ -272,7 +273,7 @@ def _below(
   index = catalogue.index
   sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
   logits = policy.item_estimates(start, tokens_of(catalogue), sids)
-  return item_softmax.weights_below(index, logits, excluded)
+  return item_softmax.weights_below(index, logits, allowed)
 
 
 def _distinct(items: Array, active: Array) -> Array:

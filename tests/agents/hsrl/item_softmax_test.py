@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
+from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid import trie
@@ -53,7 +54,8 @@ class ItemSoftmaxTest(parameterized.TestCase):
     index, logits, tokens, active = _problem(*sizes)
     gone = np.flatnonzero(active)[:3] + 1
     excluded = jnp.asarray([0, *gone, 0, gone[0]])
-    weights = item_softmax.weights_below(index, logits, excluded)
+    allowed = base.permitted(index.active, excluded)
+    weights = item_softmax.weights_below(index, logits, allowed)
     left = active & ~np.isin(np.arange(len(active)) + 1, gone)
     own = np.asarray(logits)[1 : len(active) + 1]
     expected = own[left] - np.log(np.exp(own[left]).sum())
@@ -72,12 +74,13 @@ class ItemSoftmaxTest(parameterized.TestCase):
   def test_without_an_item_as_if_it_were_excluded(self, *sizes):
     index, logits, tokens, active = _problem(*sizes)
     item = int(np.flatnonzero(active)[1]) + 1
-    weights = item_softmax.weights_below(index, logits, jnp.zeros(1, int))
+    weights = item_softmax.weights_below(index, logits, index.active)
     path, node = [], jnp.int32(0)
     for level, token in enumerate(tokens[item - 1]):
       node = sid_index.child(index, node, jnp.int32(token), level)
       path.append(node)
-    expected = item_softmax.weights_below(index, logits, jnp.array([item]))
+    allowed = base.permitted(index.active, jnp.array([item]))
+    expected = item_softmax.weights_below(index, logits, allowed)
     gone = item_softmax.without(weights, path)
     scale = gone[0].sum() / expected[0].sum()  # Of another largest item.
     for found, want in zip(gone, expected, strict=True):
