@@ -21,6 +21,7 @@ from absl import flags, logging
 
 from hsrl_jax import launch
 from hsrl_jax.engine import checkpoint
+from hsrl_jax.host import stop
 from hsrl_jax.stages import policy
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -129,6 +130,21 @@ def cache() -> tuple[tuple[str, object], ...]:
   )
 
 
+def linger(seconds: float = 0.5) -> None:
+  """From now on training waits after each call of the device.
+
+  Small runs end within a second once compiled; a signal that must find one at
+  work would come too late where the machine is busy.
+  """
+  due = stop.Deferral.due
+
+  def due_later(deferral):
+    time.sleep(seconds)
+    return due(deferral)
+
+  stop.Deferral.due = due_later
+
+
 class Processes:
   """Real processes that start fast: forked once all is imported, and with
   one compilation cache."""
@@ -195,6 +211,7 @@ def _in_fork(
   clock_jumps: bool = False,
   file_size: int | None = None,
   constants: Mapping[str, Any] | None = None,
+  lingers: bool = False,
 ) -> None:
   """Runs the command.
 
@@ -206,6 +223,7 @@ def _in_fork(
     clock_jumps: whether the wall clock goes back and forth by years.
     file_size: bytes beyond which no file can grow, as if the disk were full.
     constants: other values of constants, by module and name.
+    lingers: see `linger`.
   """
   handle = os.open(log, os.O_WRONLY | os.O_CREAT)
   os.dup2(handle, 1)
@@ -223,6 +241,8 @@ def _in_fork(
   for name, value in (constants or {}).items():
     module, _, constant = name.rpartition(".")
     setattr(importlib.import_module(module), constant, value)
+  if lingers:
+    linger()
   launch.run_command(["hsrl", *arguments])
 
 

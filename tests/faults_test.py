@@ -121,7 +121,7 @@ class FaultsTest(absltest.TestCase):
   def test_sigterm_a_second_run_and_a_clock_that_jumps(self):
     workdir = self._without("terminated", "policy", "evaluate", "report")
     arguments = (*SMALL, f"--workdir={workdir}")
-    first = self.processes.start(*arguments, clock_jumps=True)
+    first = self.processes.start(*arguments, clock_jumps=True, lingers=True)
     lines = workdir / "policy" / metrics.METRICS
     self._wait_for(first, lines, '"step": 10')
     before = {p.name for p in workdir.iterdir()}

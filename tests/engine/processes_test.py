@@ -40,6 +40,15 @@ SMALL = (
   "--curve_episodes=20",
   "--evaluate_episodes=40",
 )
+# By path, since other packages may be called `tests` too.
+LINGERING = """
+import sys
+sys.path.insert(0, "tests")
+import command
+from hsrl_jax import launch
+command.linger()
+launch.entry()
+"""
 UNMET = """
 from hsrl_jax.engine import processes
 processes.START_SECONDS = 1
@@ -96,16 +105,21 @@ class HostsTest(absltest.TestCase):
     self.addCleanup(process.kill)
     return process
 
-  def _start(self, workdir, *arguments, devices):
+  def _start(self, workdir, devices):
     return self._python(
-      *("-m", "hsrl_jax.launch", *SMALL, f"--workdir={workdir}", *arguments),
+      *("-m", "hsrl_jax.launch", *SMALL, "--mode=policy"),
+      f"--workdir={workdir}",
       devices=devices,
     )
 
   def _start_two(self, workdir, *arguments):
     given = (f"--coordinator=127.0.0.1:{_free_port()}", "--processes=2")
     return [
-      self._start(workdir, *arguments, *given, f"--process={i}", devices=2)
+      self._python(
+        *("-c", LINGERING, *SMALL, f"--workdir={workdir}", *arguments),
+        *(*given, f"--process={i}"),
+        devices=2,
+      )
       for i in range(2)
     ]
 
@@ -153,8 +167,8 @@ class HostsTest(absltest.TestCase):
     one = self.folder / "one"
     shutil.copytree(two, one, ignore=shutil.ignore_patterns("policy"))
     steps = {*_metrics(two)}
-    alone = self._start(two, "--mode=policy", devices=1)
-    four = self._start(one, "--mode=policy", devices=4)
+    alone = self._start(two, devices=1)
+    four = self._start(one, devices=4)
     self._finish(alone)
     self._finish(four)
     self.assertContainsSubset({10, 20, 30, 40, 50}, steps)
