@@ -42,11 +42,9 @@ SMALL = (
 )
 # By path, since other packages may be called `tests` too.
 LINGERING = """
-import sys
-sys.path.insert(0, "tests")
-import command
+import runpy
 from hsrl_jax import launch
-command.linger()
+runpy.run_path("tests/command.py")["linger"]()
 launch.entry()
 """
 UNMET = """
