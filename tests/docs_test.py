@@ -313,6 +313,8 @@ class CommandsTest(absltest.TestCase):
   def _launch_without_source(self, command):
     workdir = tempfile.mkdtemp(dir=self.folder)
     with contextlib.chdir(self.folder):  # A checkout may have a folder `data`.
+      for path in re.findall(r"--truth=(\S+)", command):
+        np.save(path, np.ones((2, 3)))
       status, _, err = run(*_arguments(command), f"--workdir={workdir}")
     self.assertEqual(status, 2, err)
     self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
