@@ -19,8 +19,8 @@ class ExperimentConfig(Checked):
       all, and in world those that matter where tomorrow counts.
     resamples: of the paired bootstrap.
     workdirs: of finished experiments, which --mode=results adds to the docs.
-    tuned: results.json that tune left; world, benchmark and ablation take for
-      each agent the settings that earned most there.
+    tuned: results.json, or several, that tune left; world, benchmark and
+      ablation take for each agent the settings that earned most there.
     trials: of each agent in tune; a multiple of 4.
     shares: percent of the catalogue that are replaced, for changing_catalogue.
     newcomers: what is known of items that arrive in changing_catalogue:
@@ -53,7 +53,7 @@ class ExperimentConfig(Checked):
   variants: tuple[str, ...] | None = None
   resamples: int = setting(2_000, least=100)
   workdirs: tuple[str, ...] = ()
-  tuned: str | None = None
+  tuned: tuple[str, ...] | None = None
   trials: int = setting(16, least=4)
   shares: tuple[int, ...] = (5, 20, 50)
   newcomers: str = setting("content", among=NEWCOMERS)
@@ -79,6 +79,8 @@ class ExperimentConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
+    given = self.tuned is None or (self.tuned and all(self.tuned))
+    self.require("tuned", bool(given), "a path, or leave it out")
     self.require("trials", self.trials % 4 == 0, "a multiple of 4")
     self.require(
       "shares",

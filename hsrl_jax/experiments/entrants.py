@@ -178,13 +178,18 @@ def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
   """Agent to the changes that earned most when it was tuned, if it was.
 
   Raises:
-    InputError: the file is none that the experiment `tune` left.
+    InputError: a file is none that the experiment `tune` left, or two files
+      have the same agent.
   """
-  path = config.tuned
-  if path is None:
-    return {}
-  with reading(f"experiment_tuned={path}", "the results.json of a tune"):
-    return dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
+  found: dict[str, dict[str, Any]] = {}
+  for path in config.tuned or ():
+    where = f"experiment_tuned={path}"
+    with reading(where, "the results.json of a tune"):
+      best = dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
+    if again := sorted(found.keys() & best):
+      raise InputError(f"{where} has {again[0]} again; expected it in one file")
+    found |= best
+  return found
 
 
 def varied(

@@ -33,8 +33,9 @@ def _experiment(workdir=pathlib.Path("bored"), **config):
   )
 
 
-def _tuned(path):
-  return entrants.tuned(config_lib.ExperimentConfig(tuned=str(path)))
+def _tuned(*paths):
+  tuned = tuple(map(str, paths))
+  return entrants.tuned(config_lib.ExperimentConfig(tuned=tuned))
 
 
 class GridTest(parameterized.TestCase):
@@ -106,7 +107,7 @@ class RunTest(absltest.TestCase):
   def test_world_takes_it_and_twins_differ_as_before(self):
     best = self.found["best"]
     entered = worlds.entered(
-      _experiment(agents=("td3",), variants=(), tuned=str(self.path))
+      _experiment(agents=("td3",), variants=(), tuned=(str(self.path),))
     )
     for name, agent in (("hsrl", "hsrl"), ("td3", "td3")):
       config = entered[name][1]
@@ -127,7 +128,7 @@ class RunTest(absltest.TestCase):
         (compare.benchmark, {"agents": ("td3", "hsrl")}),
         (compare.ablation, {"variants": ("ddpg", "no_residual")}),
       ):
-        run(_experiment(tuned=str(self.path), **config))
+        run(_experiment(tuned=(str(self.path),), **config))
         for name, found in compared.call_args.args[1].items():
           # Another agent has of HSRL's settings what it reads.
           for field, value in best["td3" if name == "td3" else "hsrl"].items():
@@ -148,6 +149,14 @@ class RunTest(absltest.TestCase):
       _tuned(self.path)
     with self.assertRaisesRegex(InputError, "is missing; expected"):
       _tuned(f"{self.path}x")
+
+  def test_agents_of_two_files(self):
+    other = self.path.with_name("other.json")
+    other.write_text('{"best": {"planner": {"discount": 0.8}}}')
+    best = self.found["best"] | {"planner": {"discount": 0.8}}
+    self.assertEqual(_tuned(self.path, other), best)
+    with self.assertRaisesRegex(InputError, "other.json has planner again"):
+      _tuned(other, self.path, other)
 
   def test_results_keep_the_trials_and_show_none(self):
     docs = self.workdir.parent / "docs"
