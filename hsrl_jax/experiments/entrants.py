@@ -91,8 +91,6 @@ FORESIGHT = {
   "prefix_values": {"prefix_values": True},
   # What tokens begin with is not of the items below them.
   "no_item_prior": {"item_prior": False},
-  # Tokens of all levels begin equally sharp.
-  "one_temperature": {"lower_temperature": None},
   # The critic has no network that all kinds of items share.
   "no_kinds": {"critic_sees_kinds": False},
   # Training begins with no penalty on what was liked lately.

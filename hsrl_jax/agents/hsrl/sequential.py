@@ -22,13 +22,7 @@ from hsrl_jax.networks.slates import policy as slates
 from hsrl_jax.networks.slates.critic import Kinds, PrefixCritic
 from hsrl_jax.networks.slates.policy import SlatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
-from hsrl_jax.sid.index import (
-  SidIndex,
-  child,
-  item_of,
-  live_children,
-  sid_of,
-)
+from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
 from hsrl_jax.types import (
   Array,
@@ -75,7 +69,6 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     residual=settings.residual,
     sequential=settings.slates == "sequential",
     prior_temperature=settings.prior_temperature,
-    lower_temperature=settings.lower_temperature,
     repeat_penalty=settings.repeat_penalty,
     lately_penalty=settings.lately_penalty,
     item_prior=settings.item_prior,
@@ -190,7 +183,7 @@ def _act(
       else:
         logits = policy.first_logits(start, chosen, place)
       if below:
-        prior.append(_prior(policy, index, below, node, level))
+        prior.append(item_softmax.token_logits(index, below, node, level))
         logits += prior[-1]
       used = jnp.zeros(spec.vocab_size, jnp.int32)
       used = used.at[sids[:, level]].add(same.astype(jnp.int32))
@@ -255,7 +248,7 @@ def _scores(
       else:
         logits = policy.first_logits(start, chosen, 0)
       if below:
-        logits += _prior(policy, index, below, number, level)
+        logits += item_softmax.token_logits(index, below, number, level)
       may = live_children(index, number, level) > 0
       return masking.log_softmax(logits, may)
 
@@ -281,18 +274,6 @@ def _below(
   sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
   logits = policy.item_estimates(start, tokens_of(catalogue), sids)
   return item_softmax.weights_below(index, logits, allowed)
-
-
-def _prior(
-  policy: SlatePolicy,
-  index: SidIndex,
-  below: tuple[Array, ...],
-  node: Array,
-  level: int,
-) -> Array:
-  """What the items below each token of a node add to its logit, [V]."""
-  logits = item_softmax.token_logits(index, below, node, level)
-  return policy.sharpness(level) * logits
 
 
 def _distinct(items: Array, active: Array) -> Array:

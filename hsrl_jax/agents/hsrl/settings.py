@@ -47,8 +47,6 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
       slots before; `independent`, all by the same probabilities.
     prior_temperature: on-policy, log pi begins as the estimated logit of a like
       divided by this.
-    lower_temperature: on-policy, the same of the tokens below the first level;
-      None: prior_temperature.
     item_prior: on-policy, whether log pi of a token begins with the estimates
       of all items below it, instead of that of what the token means.
     repeat_penalty: on-policy, what log pi of a token begins to lose for each
@@ -71,7 +69,6 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   choices: str = setting("tokens", among=("tokens", "items"))
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
-  lower_temperature: float | None = setting(None, above=0, later=True)
   item_prior: bool = setting(False, later=True)
   repeat_penalty: float = setting(3.0, least=0)
   lately_penalty: float = setting(0.3, least=0, later=True)
@@ -113,7 +110,6 @@ ON_POLICY = {
   "critic_sees_state",
   "item_prior",
   "lately_penalty",
-  "lower_temperature",
   "place_trace",
   "prefix_values",
   "prior_temperature",

@@ -92,10 +92,10 @@ class SlatePolicy(nn.Module):
 
   The response head estimates the logit of a like as <u(s), x_i> + b(s), plus a
   bias of the slot. The policy's logits are that estimate of a token's vector,
-  without gradient and divided by a temperature, and what RL adds: on the first
-  level a network that all tokens share, of how often a token, and tokens like
-  it, were liked and shown lately and are in the slate already; on lower levels
-  an inner product with the tokens' vectors.
+  without gradient and divided by `prior_temperature`, and what RL adds: on the
+  first level a network that all tokens share, of how often a token, and tokens
+  like it, were liked and shown lately and are in the slate already; on lower
+  levels an inner product with the tokens' vectors.
 
   Attributes:
     levels: L.
@@ -107,8 +107,7 @@ class SlatePolicy(nn.Module):
       parameters of their own.
     residual: whether lower levels see what the levels above have chosen.
     sequential: whether a slot sees the earlier ones.
-    prior_temperature: of the response head's logits, on the first level.
-    lower_temperature: the same on the levels below; None: no other.
+    prior_temperature: of the response head's logits.
     repeat_penalty: logits that an item of the same kind in the slate costs at
       the start of training, and half of that a like to expect of it.
     lately_penalty: the same of a like lately.
@@ -124,7 +123,6 @@ class SlatePolicy(nn.Module):
   residual: bool = True
   sequential: bool = True
   prior_temperature: float = 0.5
-  lower_temperature: float | None = None
   repeat_penalty: float = 3.0
   lately_penalty: float = 0.3
   item_prior: bool = False
@@ -184,8 +182,6 @@ class SlatePolicy(nn.Module):
     user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
     if estimate is None:
       likes = vectors @ user[:-1] / self.prior_temperature
-      sharpness = [self.sharpness(level) for level in range(self.levels)]
-      likes = jnp.array(sharpness)[:, None] * likes
       if self.item_prior:
         likes = jnp.zeros_like(likes)
       estimate = jax.lax.stop_gradient(Estimate(user, likes))
@@ -208,12 +204,6 @@ class SlatePolicy(nn.Module):
       estimate,
     )
 
-  def sharpness(self, level: int) -> float:
-    """By what log pi of a level begins more sharply than that of the first."""
-    if level == 0 or self.lower_temperature is None:
-      return 1.0
-    return self.prior_temperature / self.lower_temperature
-
   def token_vectors(self, tokens: Tokens) -> Array:
     """Of all tokens, float32 [L, V, W]."""
     return self.vector_map(tokens.codebooks) if self.semantic else self.vectors
@@ -226,7 +216,7 @@ class SlatePolicy(nn.Module):
     return self.vectors[levels, jnp.maximum(sids, 0)].sum(-2)
 
   def item_estimates(self, start: Start, tokens: Tokens, sids: Array) -> Array:
-    """Logits of all items that the first level begins with, float32 [N + 1].
+    """Logits of all items that the policy begins with, float32 [N + 1].
 
     Args:
       start: of the state.

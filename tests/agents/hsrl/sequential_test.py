@@ -176,45 +176,18 @@ class SlateTest(parameterized.TestCase):
     else:
       self.assertLess(found, 1e-5)
 
-  def _start(self, **values):
-    """HSRL that knows what is liked, and of which RL taught nothing."""
-    made = _made(repeat_penalty=0.0, lately_penalty=0.0, **values)
+  def test_it_begins_with_a_softmax_over_items(self):
+    made = _made(item_prior=True, repeat_penalty=0.0, lately_penalty=0.0)
     params = jax.tree.map(jnp.zeros_like, made.params)
     policy = params["policy"]["params"]
     for name in ("response", "user_hidden", "user", "vector_map"):
       policy[name] = made.params["policy"]["params"][name]
-    return made._replace(params=params), policy
-
-  @parameterized.parameters(False, True)
-  def test_lower_levels_begin_more_sharply(self, item_prior):
-    temperatures = {"prior_temperature": 0.5, "lower_temperature": 0.2}
-    made, policy = self._start(item_prior=item_prior, **temperatures)
-    notes = _greedy(made).notes
-    index, items = made.catalogue.index, range(1, toy.ITEMS + 1)
-    if item_prior:
-      logits = [_prior(made, notes, [i], [])[0] for i in items]
-    else:
-      vectors = made.catalogue.codebooks @ policy["vector_map"]["kernel"]
-      user = np.asarray(notes.estimate.user)[:-1]
-      logits = np.tile(np.asarray(vectors) @ user / 0.5, (toy.ITEMS, 1, 1))
-    logits = np.array(logits) * np.array([1.0, 0.5 / 0.2])[:, None]
-    allowed = np.stack([_allowed(index, [i], [])[0] for i in items])
-    chances = np.where(allowed, np.exp(logits), 0.0)
-    chances /= chances.sum(-1, keepdims=True)
-    tokens = np.asarray(index.tokens)[1:, :, None]
-    by_hand = np.take_along_axis(chances, tokens, -1).prod((1, 2))
-    scores = made.agent.scores(made.params, made.catalogue, made.observation)
-    np.testing.assert_allclose(np.exp(scores[1:]), by_hand, rtol=1e-3)
-
-  def test_it_begins_with_a_softmax_over_items(self):
-    made, policy = self._start(item_prior=True)
+    made = made._replace(params=params)
     user = np.asarray(_greedy(made).notes.estimate.user)[:-1]
     vectors = made.catalogue.features @ policy["vector_map"]["kernel"]
     logits = np.asarray(vectors)[1:] @ user / 0.5
     self.assertGreater(np.ptp(logits), 0.5)
-    scores = made.agent.scores(made.params, made.catalogue, made.observation)[
-      1:
-    ]
+    scores = made.agent.scores(params, made.catalogue, made.observation)[1:]
     np.testing.assert_allclose(
       scores, logits - np.log(np.exp(logits).sum()), atol=1e-3
     )
