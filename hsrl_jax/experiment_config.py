@@ -79,8 +79,8 @@ class ExperimentConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    given = self.tuned is None or (self.tuned and all(self.tuned))
-    self.require("tuned", bool(given), "a path, or leave it out")
+    given = self.tuned != () and all(self.tuned or ())
+    self.require("tuned", given, "a path, or leave it out")
     self.require("trials", self.trials % 4 == 0, "a multiple of 4")
     self.require(
       "shares",

@@ -52,8 +52,8 @@ class _Server:
           shown = head.startswith(b"POST /recommend")
           one = self._slate if shown else self._keep
           body = json.dumps([one(x) for x in values]).encode()
-          head = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
-          writer.write(head % len(body) + body)
+          start = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+          writer.write(start % len(body) + body)
     finally:
       writer.close()
       await writer.wait_closed()
@@ -76,7 +76,8 @@ class _Server:
       # Until all connections are closed, which clients have left: the collector
       # would warn of one that is not, in the middle of some other test.
       while tasks := asyncio.all_tasks(loop):
-        loop.run_until_complete(asyncio.wait(tasks))
+        _, open_still = loop.run_until_complete(asyncio.wait(tasks, timeout=60))
+        assert not open_still, "clients left connections open"
       loop.close()
 
 
