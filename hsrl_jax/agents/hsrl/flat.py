@@ -162,22 +162,28 @@ def _choices(
   observation = observed.seen(decision.observation)
   slate, notes = decision.slate, decision.notes
   start = actor.start(catalogue.features, observation, keys[0], notes.estimate)
+
+  @jax.checkpoint  # What is as long as the catalogue fits a cache, but not K.
+  def slot(carry, inputs):
+    chosen, allowed = carry
+    item, place = inputs
+    log_pi = masking.log_softmax(actor.logits(start, chosen, place), allowed)
+    entropy = masking.entropy(log_pi, allowed)
+    one = actor.one_chosen(start, item, place)
+    carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)
+    # An item is as like itself as can be.
+    kept = one.chosen[:, item], chosen.vectors
+    return carry, (log_pi[item], entropy, kept)
+
+  carry = flat.none_chosen(len(notes.allowed)), notes.allowed
   slots = jnp.arange(len(slate))
-  each = jax.vmap(actor.one_chosen, (None, 0, 0))(start, slate, slots)
-  chosen = policy.before(each)
-  logits = jax.vmap(actor.logits, (None, 0, 0))(start, chosen, slots)
-  shown = jax.nn.one_hot(slate, len(notes.allowed), dtype=jnp.int32)
-  allowed = notes.allowed[None] & (policy.before(shown) == 0)
-  log_pi = masking.log_softmax(logits, allowed)
-  of_choice = jax.vmap(lambda x, item: x[item])(log_pi, slate)
-  entropy = masking.entropy(log_pi, allowed)
+  _, found = jax.lax.scan(slot, carry, (slate, slots))
+  of_choice, entropy, (each, vectors) = found
   tokens, before = sequential.tokens_of(catalogue), _nothing(parts)
   if settings.prefix_values:
-    # An item is as like itself as can be.
-    both = jax.vmap(lambda x, item: x.chosen[:, item])(each, slate)
     kinds = jax.nn.one_hot(tokens.first[slate], _kinds(parts))
-    counts = policy.before(both[:, :, None] * kinds[:, None])
-    before = _known(policy.Chosen(counts, chosen.vectors))
+    counts = policy.before(each[:, :, None] * kinds[:, None])
+    before = _known(policy.Chosen(counts, vectors))
   values = parts.critic.apply(
     params["critic"],
     tokens,

@@ -1,8 +1,10 @@
 """Slates that know themselves, by one logit for each item.
 
-What `policy.SlatePolicy` is without tokens: the same encoders, response head,
-prior and penalties, and an inner product with the items' vectors in place of
-what is added token by token. Everything is of ONE user; callers vmap.
+What `policy.SlatePolicy` is where each item is a token of its own, of the only
+level: the same encoders, response head, prior and penalties, its network of the
+first level, which all items share, and its inner product of the lower ones.
+Likes and items count by how like they are. Everything is of ONE user; callers
+vmap.
 """
 
 from typing import NamedTuple
@@ -13,11 +15,13 @@ import jax.numpy as jnp
 
 from hsrl_jax.networks.encoder import Encoder, LayerNorm
 from hsrl_jax.networks.slates.policy import (
+  AGES,
   SLOTS,
   STATE,
   WIDTH,
   Estimate,
   penalties,
+  rows_lately,
   slot_of,
 )
 from hsrl_jax.types import Array, Observation, PRNGKey
@@ -42,7 +46,8 @@ class Start(NamedTuple):
   Attributes:
     vectors: float32 [N + 1, W], of the items.
     unit: float32 [N + 1, D], centred features of length 1.
-    state: float32 [h].
+    first: float32 [h, N + 1], of the network that all items share.
+    lower: float32 [4 h], of the inner product.
     prior: float32 [N + 1], logits by the response head and by what was liked.
     user: float32 [W + 1], the response head: a vector and a bias.
     estimate: what the policy knows of the response head; `likes` are [N + 1].
@@ -50,7 +55,8 @@ class Start(NamedTuple):
 
   vectors: Array
   unit: Array
-  state: Array
+  first: Array
+  lower: Array
   prior: Array
   user: Array
   estimate: Estimate
@@ -70,7 +76,7 @@ class FlatPolicy(nn.Module):
   """
 
   encoder: tuple[int, int, int, float]
-  hidden: int = 64
+  hidden: int = 16
   sequential: bool = True
   prior_temperature: float = 0.5
   repeat_penalty: float = 3.0
@@ -78,6 +84,7 @@ class FlatPolicy(nn.Module):
 
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
+    h, wide = self.hidden, 4 * self.hidden
     self.actor = Encoder(*self.encoder)
     self.response = Encoder(*self.encoder)
     self.user_hidden = nn.Dense(2 * self.encoder[0])
@@ -85,12 +92,19 @@ class FlatPolicy(nn.Module):
     self.vector_map = nn.Dense(WIDTH, use_bias=False)
     self.position = self.param("position", zeros, (SLOTS,))
     self.state_map = nn.Dense(STATE)
-    self.lower_map = nn.Dense(self.hidden)
-    self.chosen_map = nn.Dense(self.hidden, use_bias=False)
-    self.slot = self.param("slot", zeros, (SLOTS, self.hidden))
+    # Of the network that all items share.
+    self.count_map = nn.Dense(h, use_bias=False)
+    self.slate_map = self.param("slate_map", normal(0.5), (2, h))
+    self.meaning_map = nn.Dense(h)
+    self.first_map = nn.Dense(h)
+    self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
+    self.first_out = self.param("first_out", normal(0.03), (h,))
+    # Of the inner product.
+    self.lower_map = nn.Dense(wide)
+    self.chosen_map = nn.Dense(wide, use_bias=False)
+    self.lower_slot = self.param("lower_slot", zeros, (SLOTS, wide))
     self.norm = LayerNorm()
-    sizes = (self.hidden, WIDTH)
-    self.out = self.param("out", normal(0.02), sizes)
+    self.lower_out = self.param("lower_out", normal(0.02), (wide, WIDTH))
     start = penalties(self.repeat_penalty, self.lately_penalty)
     self.repeat = self.param("repeat", lambda key: start)
 
@@ -117,11 +131,16 @@ class FlatPolicy(nn.Module):
       estimate = jax.lax.stop_gradient(Estimate(user, likes))
     state = [self.actor(*seen), jnp.tanh(estimate.user / 4.0)]
     state = nn.relu(self.state_map(jnp.concatenate(state)))
-    liked = unit[observation.shown.items] * observation.shown.response[:, None]
-    liked = unit @ liked.sum(0)
+    shown = observation.shown
+    # By age, of items like each.
+    counts = rows_lately(shown) @ _likeness(unit, shown.items)
+    liked = counts[:AGES].sum(0) + counts[-1]
+    first = self.count_map(counts.T) + self.first_map(state)[None]
+    first += self.meaning_map(jax.lax.stop_gradient(vectors))
     return Start(
       vectors,
       unit,
+      first.T,
       self.lower_map(state),
       estimate.likes - self.repeat[2] * liked,
       user,
@@ -141,17 +160,22 @@ class FlatPolicy(nn.Module):
     place = self.position[slot_of(slot)]
     likes = jax.nn.sigmoid(vector @ user[:-1] + user[-1] + place)
     both = jnp.stack([jnp.ones_like(likes), likes])[:, None] * (item > 0)
-    like = jnp.maximum(start.unit @ start.unit[item], 0.0)
-    one = Likeness(both * like[None], both * vector[None])
+    like = _likeness(start.unit, item[None])
+    one = Likeness(both * like, both * vector[None])
     return jax.lax.stop_gradient(one)
 
   def logits(self, start: Start, chosen: Likeness, slot: Array) -> Array:
     """Of all items in a slot, float32 [N + 1]."""
-    x = start.state + self.chosen_map(chosen.vectors.reshape(-1))
-    x = nn.relu(self.norm(x + self.slot[slot_of(slot)]))
+    slot = slot_of(slot)
+    # Products of matrices: XLA's fused sums of products may be wrong on a CPU.
+    seen = self.slate_map.T @ chosen.chosen
+    x = nn.relu(start.first + seen + self.first_slot[slot][:, None])
+    shared = 3.0 * self.first_out @ x
+    x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
+    x = nn.relu(self.norm(x + self.lower_slot[slot]))
     vectors = jax.lax.stop_gradient(start.vectors)
-    learned = 15.0 * vectors @ (x @ self.out)
-    return start.prior + learned - self.repeat[:2] @ chosen.chosen
+    own = 3.0 * vectors @ (x @ self.lower_out)
+    return start.prior + shared + own - self.repeat[:2] @ chosen.chosen
 
   def __call__(self, features: Array, observation: Observation) -> Array:
     """For initialisation: touches every parameter."""
@@ -173,3 +197,8 @@ def _unit(features: Array) -> Array:
   centred = jnp.where(there, features - mean[None], 0.0)
   norm = jnp.sqrt((centred**2).sum(-1, keepdims=True))
   return centred / jnp.maximum(norm, 1e-6)
+
+
+def _likeness(unit: Array, items: Array) -> Array:
+  """How like items are to all, int32 [T] -> [T, N + 1]: no cosine below 0."""
+  return jnp.maximum(unit[items] @ unit.T, 0.0)

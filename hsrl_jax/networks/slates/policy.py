@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from hsrl_jax.networks.encoder import Encoder, LayerNorm
 from hsrl_jax.types import Array, Observation, PRNGKey, Shown
 
-_AGES = 6  # Of counts by token; the last one stands for all older ones too.
+AGES = 6  # Of counts by token; the last one stands for all older ones too.
 _NEWEST = 10  # Likes that are counted apart, whatever their age.
 WIDTH = 32  # Of the vectors of tokens and items.
 STATE = 64
@@ -192,7 +192,7 @@ class SlatePolicy(nn.Module):
     smooth = counts @ kernel
     each = self.count_map(jnp.concatenate([counts, smooth]).T)
     first = each + self.meaning_map(jax.lax.stop_gradient(vectors[0]))
-    liked = smooth[:_AGES].sum(0) + smooth[-1]
+    liked = smooth[:AGES].sum(0) + smooth[-1]
     prior = estimate.likes + self.bias
     return Start(
       vectors,
@@ -342,19 +342,23 @@ def likeness(tokens: Tokens, vocab_size: int, semantic: bool) -> Array:
 
 
 def counts_lately(shown: Shown, first: Array, vocab_size: int) -> Array:
-  """Likes and items by age and first token, float32 [2 A + 1, V].
+  """The sums of `rows_lately` by first token, float32 [2 A + 1, V]."""
+  return rows_lately(shown) @ jax.nn.one_hot(first[shown.items], vocab_size)
+
+
+def rows_lately(shown: Shown) -> Array:
+  """What each of T items shown counts for, float32 [2 A + 1, T].
 
   Rows are likes of each age, items shown of each age, and the newest likes.
   """
   there = (shown.items > 0).astype(jnp.float32)
-  age = jnp.clip(shown.ago, 1, _AGES) - 1
-  by_age = jax.nn.one_hot(age, _AGES, axis=0) * there[None]
+  age = jnp.clip(shown.ago, 1, AGES) - 1
+  by_age = jax.nn.one_hot(age, AGES, axis=0) * there[None]
   newest = jnp.cumsum(shown.response[::-1])[::-1] <= _NEWEST
-  rows = jnp.concatenate(
+  return jnp.concatenate(
     [
       by_age * shown.response[None],
       by_age,
       (shown.response * newest)[None],
     ]
   )
-  return rows @ jax.nn.one_hot(first[shown.items], vocab_size)

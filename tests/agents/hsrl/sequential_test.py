@@ -28,9 +28,15 @@ def _made(**values):
   for slate, response in (([3, 4, 5], [1, 0, 1]), ([9, 20, 0], [0, 1, 0])):
     seen = observed.after(seen, jnp.asarray(slate), jnp.asarray(response, "f"))
   params = checks.random_params(made.agent, seen, 1)
-  # Random estimates are so far from each other that one item has all weight.
-  user = params["policy"]["params"]["user"]
-  params["policy"]["params"]["user"] = jax.tree.map(lambda x: x / 20, user)
+  # Random logits are so far from each other that one item has all weight.
+  small = (
+    ("user", "first_out", "lower_out") if "choices" in values else ("user",)
+  )
+  policy = {
+    name: jax.tree.map(lambda x, name=name: x / (20 if name in small else 1), x)
+    for name, x in params["policy"]["params"].items()
+  }
+  params["policy"]["params"] = policy
   return made._replace(params=params, observation=seen)
 
 
@@ -277,20 +283,20 @@ class LatelyTest(parameterized.TestCase):
     liked = [3, 5, 20]
     if choices == "items":
       vectors, found = np.asarray(made.catalogue.features[1:]), scores[1:]
-      of_liked, times = [i - 1 for i in liked], 1
-    else:  # A like counts by its age and among the newest ten.
+      of_liked = [i - 1 for i in liked]
+    else:
       vectors = np.asarray(made.catalogue.codebooks[0])
       first = np.asarray(made.catalogue.index.tokens)[:, 0]
-      of_liked, times = first[liked], 2
+      of_liked = first[liked]
       sums = np.bincount(first[1:], np.exp(scores[1:]), len(vectors))
       found = np.log(np.maximum(sums, 1e-30))
     found = np.asarray(found)
     there = found > -50
     centred = vectors - vectors.mean(0)
     unit = centred / np.linalg.norm(centred, axis=1, keepdims=True)
-    like = unit @ unit.T
-    like = np.maximum(like, 0.0) if choices == "tokens" else like
-    lost = 0.25 * times * like[of_liked].sum(0)
+    like = np.maximum(unit @ unit.T, 0.0)
+    # A like counts by its age and among the newest ten.
+    lost = 0.25 * 2 * like[of_liked].sum(0)
     self.assertGreater(np.ptp(lost[there]), 0.1)
     np.testing.assert_allclose(
       (found + lost)[there], (found + lost)[there].mean(), atol=1e-3
