@@ -39,6 +39,7 @@ PROGRAMS = (
 OTHERS = {
   *("flagfile", "help", "helpfull", "dist", "logdir", "outdated"),
   "xla_cpu_use_fusion_emitters",
+  "xla_cpu_experimental_ynn_fusion_type",
 }
 # Commands that have tests of their own: the last ones in launch_test and
 # continue_from_test.
