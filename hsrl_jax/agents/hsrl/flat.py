@@ -163,7 +163,8 @@ def _choices(
   slate, notes = decision.slate, decision.notes
   start = actor.start(catalogue.features, observation, keys[0], notes.estimate)
 
-  @jax.checkpoint  # What is as long as the catalogue fits a cache, but not K.
+  # A cache holds an array as long as the catalogue, and not K of them.
+  @jax.checkpoint
   def slot(carry, inputs):
     chosen, allowed = carry
     item, place = inputs

@@ -1,10 +1,9 @@
 """Slates that know themselves, by one logit for each item.
 
-What `policy.SlatePolicy` is where each item is a token of its own, of the only
-level: the same encoders, response head, prior and penalties, its network of the
-first level, which all items share, and its inner product of the lower ones.
-Likes and items count by how like they are. Everything is of ONE user; callers
-vmap.
+What `policy.SlatePolicy` would be with a single level whose tokens are the
+items: the same encoders, response head, prior and penalties, and the network of
+the first level, which all items share. An inner product with the items' vectors
+stands for the lower levels. Everything is of ONE user; callers vmap.
 """
 
 from typing import NamedTuple
@@ -23,6 +22,7 @@ from hsrl_jax.networks.slates.policy import (
   penalties,
   rows_lately,
   slot_of,
+  unit_rows,
 )
 from hsrl_jax.types import Array, Observation, PRNGKey
 
@@ -45,7 +45,7 @@ class Start(NamedTuple):
 
   Attributes:
     vectors: float32 [N + 1, W], of the items.
-    unit: float32 [N + 1, D], centred features of length 1.
+    unit: float32 [N + 1, D], centred features of length 1; 0 of padding.
     first: float32 [h, N + 1], of the network that all items share.
     lower: float32 [4 h], of the inner product.
     prior: float32 [N + 1], logits by the response head and by what was liked.
@@ -123,7 +123,8 @@ class FlatPolicy(nn.Module):
       key: of the dropout.
       estimate: which the policy acted by; None: the one of these parameters.
     """
-    vectors, unit = self.vector_map(features), _unit(features)
+    vectors = self.vector_map(features)
+    unit = jnp.pad(unit_rows(features[1:]), ((1, 0), (0, 0)))
     seen = (features, *observation, key)
     user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
     if estimate is None:
@@ -188,15 +189,6 @@ class FlatPolicy(nn.Module):
 def none_chosen(rows: int) -> Likeness:
   """Nothing, of N + 1 items."""
   return Likeness(jnp.zeros((2, rows)), jnp.zeros((2, WIDTH)))
-
-
-def _unit(features: Array) -> Array:
-  """Centred rows of length 1; row 0, padding, is 0."""
-  there = jnp.arange(len(features))[:, None] > 0
-  mean = features.sum(0) / (len(features) - 1)
-  centred = jnp.where(there, features - mean[None], 0.0)
-  norm = jnp.sqrt((centred**2).sum(-1, keepdims=True))
-  return centred / jnp.maximum(norm, 1e-6)
 
 
 def _likeness(unit: Array, items: Array) -> Array:

@@ -335,10 +335,15 @@ def likeness(tokens: Tokens, vocab_size: int, semantic: bool) -> Array:
   """
   if not semantic:
     return jnp.eye(vocab_size)
-  centred = tokens.codebooks[0] - tokens.codebooks[0].mean(0)[None]
+  rows = unit_rows(tokens.codebooks[0])
+  return jnp.maximum(rows @ rows.T, 0.0)
+
+
+def unit_rows(vectors: Array) -> Array:
+  """Rows less their mean, each of length 1, float32 [M, D] -> [M, D]."""
+  centred = vectors - vectors.mean(0)[None]
   norm = jnp.sqrt((centred**2).sum(-1, keepdims=True))
-  unit = centred / jnp.maximum(norm, 1e-6)
-  return jnp.maximum(unit @ unit.T, 0.0)
+  return centred / jnp.maximum(norm, 1e-6)
 
 
 def counts_lately(shown: Shown, first: Array, vocab_size: int) -> Array:

@@ -29,14 +29,11 @@ def _made(**values):
     seen = observed.after(seen, jnp.asarray(slate), jnp.asarray(response, "f"))
   params = checks.random_params(made.agent, seen, 1)
   # Random logits are so far from each other that one item has all weight.
-  small = (
-    ("user", "first_out", "lower_out") if "choices" in values else ("user",)
-  )
-  policy = {
-    name: jax.tree.map(lambda x, name=name: x / (20 if name in small else 1), x)
-    for name, x in params["policy"]["params"].items()
-  }
-  params["policy"]["params"] = policy
+  own, large = params["policy"]["params"], ["user"]
+  if "choices" in values:
+    large += ["first_out", "lower_out"]
+  for name in large:
+    own[name] = jax.tree.map(lambda x: x / 20, own[name])
   return made._replace(params=params, observation=seen)
 
 
