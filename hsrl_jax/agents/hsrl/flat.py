@@ -14,7 +14,6 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import sequential
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import flat, policy
-from hsrl_jax.networks.slates.critic import PrefixCritic
 from hsrl_jax.networks.slates.flat import FlatPolicy
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sim import observed
@@ -33,15 +32,6 @@ class _Notes(NamedTuple):
   estimate: policy.Estimate
 
 
-class _Parts(NamedTuple):
-  """What the agent's functions are made of; all of it is static."""
-
-  policy: FlatPolicy
-  critic: PrefixCritic
-  settings: Settings
-  spec: base.Spec
-
-
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   sizes = spec.network
@@ -54,51 +44,13 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     lately_penalty=settings.lately_penalty,
   )
   critic = sequential.critic_of(settings, spec, encoder, 1)
-  parts = _Parts(actor, critic, settings, spec)
-  return sequential.bound(parts, _init, _act, _scores, _choices, _value)
-
-
-def _init(
-  parts: _Parts,
-  key: PRNGKey,
-  catalogue: base.ActionSpace,
-  observation: Observation,
-  hidden: Array | None = None,
-) -> Params:
-  """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
-  keys, observation = jax.random.split(key), observed.seen(observation)
-  actor = parts.policy.init(keys[0], catalogue.features, observation)
-  start = parts.policy.apply(
-    actor, catalogue.features, observation, method="start"
-  )
-  critic = parts.critic.init(
-    keys[1],
-    sequential.tokens_of(catalogue),
-    observation,
-    jnp.zeros(0) if hidden is None else hidden,
-    start.user,
-    *_nothing(parts),
-  )
-  return {"policy": actor, "critic": critic}
-
-
-def _nothing(parts: _Parts) -> tuple[policy.Chosen, Array]:
-  """What the critic knows before the first slot."""
-  return _known(policy.none_chosen(_kinds(parts), 1))
-
-
-def _kinds(parts: _Parts) -> int:
-  """Kinds of items that the critic sees."""
-  return parts.spec.vocab_size if parts.settings.critic_sees_kinds else 0
-
-
-def _known(chosen: policy.Chosen) -> tuple[policy.Chosen, Array]:
-  """With nothing of tokens above: an item is a single choice."""
-  return chosen, jnp.zeros((len(chosen.vectors), 1, policy.WIDTH))
+  counted = spec.vocab_size if settings.critic_sees_kinds else 0
+  parts = sequential.Parts(actor, critic, counted, settings, spec)
+  return sequential.bound(parts, _act, _scores, _choices)
 
 
 def _act(
-  parts: _Parts,
+  parts: sequential.Parts,
   params: Params,
   catalogue: base.ActionSpace,
   observation: Observation,
@@ -108,7 +60,8 @@ def _act(
 ) -> base.Action:
   """See base.Agent.act; the notes are _Notes."""
   actor = parts.policy.bind(params["policy"])
-  start = actor.start(catalogue.features, observed.seen(observation))
+  tokens = sequential.tokens_of(catalogue)
+  start = actor.start(tokens, observed.seen(observation))
   allowed = base.permitted(catalogue.index.active, excluded)
 
   def slot(chosen, place):
@@ -136,21 +89,22 @@ def _act(
 
 
 def _scores(
-  parts: _Parts,
+  parts: sequential.Parts,
   params: Params,
   catalogue: base.ActionSpace,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
   actor = parts.policy.bind(params["policy"])
-  start = actor.start(catalogue.features, observed.seen(observation))
+  tokens = sequential.tokens_of(catalogue)
+  start = actor.start(tokens, observed.seen(observation))
   nothing = flat.none_chosen(len(catalogue.features))
   logits = actor.logits(start, nothing, jnp.int32(0))
   return masking.log_softmax(logits, catalogue.index.active)
 
 
 def _choices(
-  parts: _Parts,
+  parts: sequential.Parts,
   params: Params,
   catalogue: base.ActionSpace,
   decision: Decision,
@@ -161,7 +115,8 @@ def _choices(
   keys = (None, None) if key is None else sampling.split(key, 2)
   observation = observed.seen(decision.observation)
   slate, notes = decision.slate, decision.notes
-  start = actor.start(catalogue.features, observation, keys[0], notes.estimate)
+  tokens = sequential.tokens_of(catalogue)
+  start = actor.start(tokens, observation, keys[0], notes.estimate)
 
   # A cache holds an array as long as the catalogue, and not K of them.
   @jax.checkpoint
@@ -180,11 +135,13 @@ def _choices(
   slots = jnp.arange(len(slate))
   _, found = jax.lax.scan(slot, carry, (slate, slots))
   of_choice, entropy, (each, vectors) = found
-  tokens, before = sequential.tokens_of(catalogue), _nothing(parts)
+  before = sequential.nothing(parts)
   if settings.prefix_values:
-    kinds = jax.nn.one_hot(tokens.first[slate], _kinds(parts))
+    kinds = jax.nn.one_hot(tokens.first[slate], parts.counted)
     counts = policy.before(each[:, :, None] * kinds[:, None])
-    before = _known(policy.Chosen(counts, vectors))
+    # Nothing of tokens above: an item is a single choice.
+    above = jnp.zeros((len(slate), 1, policy.WIDTH))
+    before = policy.Chosen(counts, vectors), above
   values = parts.critic.apply(
     params["critic"],
     tokens,
@@ -202,25 +159,3 @@ def _choices(
     values,
     actor.chances(start, start.vectors[slate]),
   )
-
-
-def _value(
-  parts: _Parts,
-  params: Params,
-  catalogue: base.ActionSpace,
-  observation: Observation,
-  hidden: Array,
-) -> Array:
-  """See base.OnPolicy."""
-  observation = observed.seen(observation)
-  start = parts.policy.apply(
-    params["policy"], catalogue.features, observation, method="start"
-  )
-  return parts.critic.apply(
-    params["critic"],
-    sequential.tokens_of(catalogue),
-    observation,
-    hidden,
-    start.estimate.user,
-    *_nothing(parts),
-  )[0, 0]

@@ -9,7 +9,7 @@ value of the state and of all choices before it.
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.slates import policy as slates
 from hsrl_jax.networks.slates.critic import Kinds, PrefixCritic
-from hsrl_jax.networks.slates.policy import SlatePolicy, Tokens
+from hsrl_jax.networks.slates.policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
@@ -48,11 +48,20 @@ class _Notes(NamedTuple):
   prior: Array
 
 
-class _Parts(NamedTuple):
-  """What the agent's functions are made of; all of it is static."""
+class Parts(NamedTuple):
+  """What the agent's functions are made of; all of it is static.
 
-  policy: SlatePolicy
+  Attributes:
+    policy: SlatePolicy or FlatPolicy.
+    critic: of slates.
+    counted: tokens of the first level whose counts in a slate the critic sees.
+    settings: of the agent.
+    spec: of the agent.
+  """
+
+  policy: StatePolicy
   critic: PrefixCritic
+  counted: int
   settings: Settings
   spec: base.Spec
 
@@ -62,9 +71,9 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   sizes = spec.network
   encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
   policy = SlatePolicy(
-    spec.levels,
-    spec.vocab_size,
     encoder,
+    levels=spec.levels,
+    vocab_size=spec.vocab_size,
     semantic=settings.semantic_tokens,
     residual=settings.residual,
     sequential=settings.slates == "sequential",
@@ -74,8 +83,8 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     item_prior=settings.item_prior,
   )
   critic = critic_of(settings, spec, encoder, spec.levels)
-  parts = _Parts(policy, critic, settings, spec)
-  return bound(parts, _init, _act, _scores, _choices, _value)
+  parts = Parts(policy, critic, spec.vocab_size, settings, spec)
+  return bound(parts, _act, _scores, _choices)
 
 
 def critic_of(
@@ -98,16 +107,23 @@ def critic_of(
   return PrefixCritic(levels, encoder, spec.network.critic_hidden, kinds)
 
 
-def bound(parts: Any, *functions: Callable[..., Any]) -> base.Agent:
-  """The agent of functions that take its parts first.
+def bound(
+  parts: Parts,
+  act: Callable[..., base.Action],
+  scores: Callable[..., Array],
+  choices: Callable[..., base.Choices],
+) -> base.Agent:
+  """The agent of these functions, which take its parts first.
 
   Args:
-    parts: what they are made of, with `settings`.
-    *functions: init, act and scores of base.Agent, choices and value of
-      base.OnPolicy.
+    parts: what they are made of.
+    act: see base.Agent.
+    scores: see base.Agent.
+    choices: see base.OnPolicy.
   """
-  own = (functools.partial(x, parts) for x in functions)
-  init, act, scores, choices, value = own
+  init, act, scores, choices, value = (
+    functools.partial(x, parts) for x in (_init, act, scores, choices, _value)
+  )
   on_policy = base.OnPolicy(choices, value, parts.settings)
   return base.Agent(
     init, act, None, scores=scores, on_policy=on_policy, place_by_place=True
@@ -122,7 +138,7 @@ def tokens_of(catalogue: base.ActionSpace) -> Tokens:
 
 
 def _init(
-  parts: _Parts,
+  parts: Parts,
   key: PRNGKey,
   catalogue: base.ActionSpace,
   observation: Observation,
@@ -139,19 +155,19 @@ def _init(
     observation,
     jnp.zeros(0) if hidden is None else hidden,
     start.user,
-    *_nothing(parts),
+    *nothing(parts),
   )
   return {"policy": policy, "critic": critic}
 
 
-def _nothing(parts: _Parts) -> tuple[slates.Chosen, Array]:
-  """What is chosen, and partial vectors, before the first choice."""
-  chosen = slates.none_chosen(parts.spec.vocab_size, 1)
+def nothing(parts: Parts) -> tuple[slates.Chosen, Array]:
+  """What the critic knows before the first choice: counts, partial vectors."""
+  chosen = slates.none_chosen(parts.counted, 1)
   return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
 
 
 def _act(
-  parts: _Parts,
+  parts: Parts,
   params: Params,
   catalogue: base.ActionSpace,
   observation: Observation,
@@ -209,7 +225,7 @@ def _act(
     prior = jnp.array(prior)
     return (chosen, taken, below), (item, log_prob, propensity, allowed, prior)
 
-  chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
+  chosen = jax.tree.map(lambda x: x[0], nothing(parts)[0])
   taken = jnp.zeros(spec.slate_size, jnp.int32)
   _, (slate, log_prob, propensity, allowed, prior) = jax.lax.scan(
     slot, (chosen, taken, below), (jnp.arange(spec.slate_size), noise)
@@ -221,7 +237,7 @@ def _act(
 
 
 def _scores(
-  parts: _Parts,
+  parts: Parts,
   params: Params,
   catalogue: base.ActionSpace,
   observation: Observation,
@@ -230,7 +246,7 @@ def _scores(
   index, spec = catalogue.index, parts.spec
   policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   start = policy.start(tokens, observed.seen(observation))
-  chosen = jax.tree.map(lambda x: x[0], _nothing(parts)[0])
+  chosen = jax.tree.map(lambda x: x[0], nothing(parts)[0])
   items = jnp.arange(len(index.known))
   sids = jnp.maximum(sid_of(index, items), 0)
   node = jnp.zeros(len(items), jnp.int32)
@@ -261,7 +277,7 @@ def _scores(
 
 
 def _below(
-  parts: _Parts,
+  parts: Parts,
   policy: SlatePolicy,
   start: slates.Start,
   catalogue: base.ActionSpace,
@@ -284,7 +300,7 @@ def _distinct(items: Array, active: Array) -> Array:
 
 
 def _choices(
-  parts: _Parts,
+  parts: Parts,
   params: Params,
   catalogue: base.ActionSpace,
   decision: Decision,
@@ -313,7 +329,7 @@ def _choices(
   log_probs = masking.log_softmax(logits, notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
   entropy = masking.entropy(log_probs, notes.allowed)
-  before = (chosen, partial) if settings.prefix_values else _nothing(parts)
+  before = (chosen, partial) if settings.prefix_values else nothing(parts)
   values = parts.critic.apply(
     params["critic"],
     tokens,
@@ -364,7 +380,7 @@ def _partial(start: slates.Start, sids: Array) -> Array:
 
 
 def _value(
-  parts: _Parts,
+  parts: Parts,
   params: Params,
   catalogue: base.ActionSpace,
   observation: Observation,
@@ -381,5 +397,5 @@ def _value(
     observation,
     hidden,
     start.estimate.user,
-    *_nothing(parts),
+    *nothing(parts),
   )[0, 0]

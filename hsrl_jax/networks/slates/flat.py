@@ -12,14 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.networks.encoder import Encoder, LayerNorm
+from hsrl_jax.networks.encoder import LayerNorm
 from hsrl_jax.networks.slates.policy import (
   AGES,
   SLOTS,
-  STATE,
   WIDTH,
   Estimate,
-  penalties,
+  StatePolicy,
+  Tokens,
   rows_lately,
   slot_of,
   unit_rows,
@@ -62,55 +62,29 @@ class Start(NamedTuple):
   estimate: Estimate
 
 
-class FlatPolicy(nn.Module):
-  """Actor and response head; as SlatePolicy.
+class FlatPolicy(StatePolicy):
+  """Actor and response head, one logit for each item; as SlatePolicy.
 
-  Attributes:
-    encoder: sizes of Encoder: width, layers, heads, dropout.
-    hidden: h.
-    sequential: whether a slot sees the earlier ones.
-    prior_temperature: of the response head's logits.
-    repeat_penalty: logits that an item like it in the slate costs at the start
-      of training, and half of that a like to expect of it.
-    lately_penalty: the same of a like lately.
+  What the penalties fall on is how like an item is to what was chosen.
   """
 
-  encoder: tuple[int, int, int, float]
-  hidden: int = 16
-  sequential: bool = True
-  prior_temperature: float = 0.5
-  repeat_penalty: float = 3.0
-  lately_penalty: float = 0.3
-
   def setup(self):
-    zeros, normal = nn.initializers.zeros, nn.initializers.normal
-    h, wide = self.hidden, 4 * self.hidden
-    self.actor = Encoder(*self.encoder)
-    self.response = Encoder(*self.encoder)
-    self.user_hidden = nn.Dense(2 * self.encoder[0])
-    self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
+    normal, wide = nn.initializers.normal, 4 * self.hidden
+    self.of_user()
     self.vector_map = nn.Dense(WIDTH, use_bias=False)
-    self.position = self.param("position", zeros, (SLOTS,))
-    self.state_map = nn.Dense(STATE)
-    # Of the network that all items share.
-    self.count_map = nn.Dense(h, use_bias=False)
-    self.slate_map = self.param("slate_map", normal(0.5), (2, h))
-    self.meaning_map = nn.Dense(h)
-    self.first_map = nn.Dense(h)
-    self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
-    self.first_out = self.param("first_out", normal(0.03), (h,))
+    self.slate_map = self.param("slate_map", normal(0.5), (2, self.hidden))
     # Of the inner product.
     self.lower_map = nn.Dense(wide)
     self.chosen_map = nn.Dense(wide, use_bias=False)
-    self.lower_slot = self.param("lower_slot", zeros, (SLOTS, wide))
+    self.lower_slot = self.param(
+      "lower_slot", nn.initializers.zeros, (SLOTS, wide)
+    )
     self.norm = LayerNorm()
     self.lower_out = self.param("lower_out", normal(0.02), (wide, WIDTH))
-    start = penalties(self.repeat_penalty, self.lately_penalty)
-    self.repeat = self.param("repeat", lambda key: start)
 
   def start(
     self,
-    features: Array,
+    tokens: Tokens,
     observation: Observation,
     key: PRNGKey | None = None,
     estimate: Estimate | None = None,
@@ -118,20 +92,20 @@ class FlatPolicy(nn.Module):
     """See Start.
 
     Args:
-      features: float32 [N + 1, D], of the items.
+      tokens: of the catalogue, of which the items' features count alone.
       observation: of the user, with `shown`.
       key: of the dropout.
       estimate: which the policy acted by; None: the one of these parameters.
     """
+    features = tokens.features
     vectors = self.vector_map(features)
     unit = jnp.pad(unit_rows(features[1:]), ((1, 0), (0, 0)))
     seen = (features, *observation, key)
-    user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
+    user = self.head(seen)
     if estimate is None:
       likes = vectors @ user[:-1] / self.prior_temperature
       estimate = jax.lax.stop_gradient(Estimate(user, likes))
-    state = [self.actor(*seen), jnp.tanh(estimate.user / 4.0)]
-    state = nn.relu(self.state_map(jnp.concatenate(state)))
+    state = self.state(seen, estimate.user)
     shown = observation.shown
     # By age, of items like each.
     counts = rows_lately(shown) @ _likeness(unit, shown.items)
@@ -148,18 +122,12 @@ class FlatPolicy(nn.Module):
       estimate,
     )
 
-  def chances(self, start: Start, vectors: Array) -> Array:
-    """Logits of a like of what each slot shows, [K, W] -> [K]."""
-    places = self.position[slot_of(jnp.arange(len(vectors)))]
-    return vectors @ start.user[:-1] + start.user[-1] + places
-
   def one_chosen(self, start: Start, item: Array, slot: Array) -> Likeness:
     """A single item, in a slot; nothing where slots do not see one another."""
     if not self.sequential:
       item = jnp.zeros_like(item)
-    user, vector = start.estimate.user, start.vectors[item]
-    place = self.position[slot_of(slot)]
-    likes = jax.nn.sigmoid(vector @ user[:-1] + user[-1] + place)
+    vector = start.vectors[item]
+    likes = self.likes(start, vector, slot)
     both = jnp.stack([jnp.ones_like(likes), likes])[:, None] * (item > 0)
     like = _likeness(start.unit, item[None])
     one = Likeness(both * like, both * vector[None])
@@ -178,10 +146,10 @@ class FlatPolicy(nn.Module):
     own = 3.0 * vectors @ (x @ self.lower_out)
     return start.prior + shared + own - self.repeat[:2] @ chosen.chosen
 
-  def __call__(self, features: Array, observation: Observation) -> Array:
+  def __call__(self, tokens: Tokens, observation: Observation) -> Array:
     """For initialisation: touches every parameter."""
-    start = self.start(features, observation)
-    nothing = none_chosen(len(features))
+    start = self.start(tokens, observation)
+    nothing = none_chosen(len(tokens.features))
     chance = self.chances(start, start.vectors[:1]).sum()
     return self.logits(start, nothing, 0).sum() + chance
 

@@ -87,69 +87,106 @@ class Start(NamedTuple):
   estimate: Estimate
 
 
-class SlatePolicy(nn.Module):
-  """Actor and response head.
+class StatePolicy(nn.Module):
+  """What policies of slates share: the user's state and the response head.
 
   The response head estimates the logit of a like as <u(s), x_i> + b(s), plus a
-  bias of the slot. The policy's logits are that estimate of a token's vector,
-  without gradient and divided by `prior_temperature`, and what RL adds: on the
-  first level a network that all tokens share, of how often a token, and tokens
-  like it, were liked and shown lately and are in the slate already; on lower
-  levels an inner product with the tokens' vectors.
+  bias of the slot. What is chosen begins with that estimate, without gradient
+  and divided by `prior_temperature`, less the penalties.
 
   Attributes:
-    levels: L.
-    vocab_size: V.
     encoder: sizes of Encoder: width, layers, heads, dropout.
     hidden: h.
-    semantic: whether a token's vector is a map of its codebook vector, and
-      tokens of like vectors share what was counted; else vectors are
-      parameters of their own.
-    residual: whether lower levels see what the levels above have chosen.
     sequential: whether a slot sees the earlier ones.
     prior_temperature: of the response head's logits.
     repeat_penalty: logits that an item of the same kind in the slate costs at
       the start of training, and half of that a like to expect of it.
     lately_penalty: the same of a like lately.
+  """
+
+  encoder: tuple[int, int, int, float]
+  hidden: int = 16
+  sequential: bool = True
+  prior_temperature: float = 0.5
+  repeat_penalty: float = 3.0
+  lately_penalty: float = 0.3
+
+  def of_user(self) -> None:
+    """Defines the parameters that they share; called within `setup`."""
+    zeros, normal = nn.initializers.zeros, nn.initializers.normal
+    self.actor = Encoder(*self.encoder)
+    self.response = Encoder(*self.encoder)
+    self.user_hidden = nn.Dense(2 * self.encoder[0])
+    self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
+    self.position = self.param("position", zeros, (SLOTS,))
+    self.state_map = nn.Dense(STATE)
+    # Of what is chosen first.
+    self.count_map = nn.Dense(self.hidden, use_bias=False)
+    self.meaning_map = nn.Dense(self.hidden)
+    self.first_map = nn.Dense(self.hidden)
+    self.first_slot = self.param("first_slot", zeros, (SLOTS, self.hidden))
+    self.first_out = self.param("first_out", normal(0.03), (self.hidden,))
+    start = penalties(self.repeat_penalty, self.lately_penalty)
+    self.repeat = self.param("repeat", lambda key: start)
+
+  def head(self, seen: tuple[Any, ...]) -> Array:
+    """The response head's vector and bias, [W + 1], of an encoder's inputs."""
+    return self.user(nn.relu(self.user_hidden(self.response(*seen))))
+
+  def state(self, seen: tuple[Any, ...], user: Array) -> Array:
+    """What RL's part knows of the user, [S]; `user` as of Estimate."""
+    state = jnp.concatenate([self.actor(*seen), jnp.tanh(user / 4.0)])
+    return nn.relu(self.state_map(state))
+
+  def chances(self, start: Any, vectors: Array) -> Array:
+    """Logits of a like of what each slot shows, [K, W] -> [K]."""
+    slots = jnp.arange(len(vectors))
+    return self._chance(start.user, vectors, slots)
+
+  def likes(self, start: Any, vector: Array, slot: Array) -> Array:
+    """P(like) of an item in a slot, [W], [] -> [], without gradient."""
+    logit = self._chance(start.estimate.user, vector, slot)
+    return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
+
+  def _chance(self, user: Array, vectors: Array, slots: Array) -> Array:
+    return vectors @ user[:-1] + user[-1] + self.position[slot_of(slots)]
+
+
+class SlatePolicy(StatePolicy, kw_only=True):
+  """Actor and response head, token by token.
+
+  What RL adds to the estimate of a token's vector is on the first level a
+  network that all tokens share, of how often a token, and tokens like it, were
+  liked and shown lately and are in the slate already; on lower levels an inner
+  product with the tokens' vectors.
+
+  Attributes:
+    levels: L.
+    vocab_size: V.
+    semantic: whether a token's vector is a map of its codebook vector, and
+      tokens of like vectors share what was counted; else vectors are
+      parameters of their own.
+    residual: whether lower levels see what the levels above have chosen.
     item_prior: whether callers add the estimate of all items below a token, of
       `item_estimates`, in place of that of the token's vector.
   """
 
   levels: int
   vocab_size: int
-  encoder: tuple[int, int, int, float]
-  hidden: int = 16
   semantic: bool = True
   residual: bool = True
-  sequential: bool = True
-  prior_temperature: float = 0.5
-  repeat_penalty: float = 3.0
-  lately_penalty: float = 0.3
   item_prior: bool = False
 
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
     sizes, h = (self.levels, self.vocab_size), self.hidden
-    self.actor = Encoder(*self.encoder)
-    self.response = Encoder(*self.encoder)
-    self.user_hidden = nn.Dense(2 * self.encoder[0])
-    self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
     if self.semantic:
       self.vector_map = nn.Dense(WIDTH, use_bias=False)
     else:
       self.vectors = self.param("vectors", normal(0.3), (*sizes, WIDTH))
-    self.state_map = nn.Dense(STATE)
     self.bias = self.param("bias", zeros, sizes)
-    self.position = self.param("position", zeros, (SLOTS,))
-    # Of the first level.
-    self.count_map = nn.Dense(h, use_bias=False)
+    self.of_user()
     self.slate_map = nn.Dense(h, use_bias=False)
-    self.meaning_map = nn.Dense(h)
-    self.first_map = nn.Dense(h)
-    self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
-    self.first_out = self.param("first_out", normal(0.03), (h,))
-    start = penalties(self.repeat_penalty, self.lately_penalty)
-    self.repeat = self.param("repeat", lambda key: start)
     # Of the lower levels.
     lower = max(self.levels - 1, 1)
     self.lower_map = nn.Dense(2 * h)
@@ -179,15 +216,13 @@ class SlatePolicy(nn.Module):
     vectors = self.token_vectors(tokens)
     kernel = likeness(tokens, self.vocab_size, self.semantic)
     seen = (tokens.features, *observation, key)
-    user = self.user(nn.relu(self.user_hidden(self.response(*seen))))
+    user = self.head(seen)
     if estimate is None:
       likes = vectors @ user[:-1] / self.prior_temperature
       if self.item_prior:
         likes = jnp.zeros_like(likes)
       estimate = jax.lax.stop_gradient(Estimate(user, likes))
-    held = estimate.user
-    state = jnp.concatenate([self.actor(*seen), jnp.tanh(held / 4.0)])
-    state = nn.relu(self.state_map(state))
+    state = self.state(seen, estimate.user)
     counts = counts_lately(observation.shown, tokens.first, self.vocab_size)
     smooth = counts @ kernel
     each = self.count_map(jnp.concatenate([counts, smooth]).T)
@@ -226,19 +261,6 @@ class SlatePolicy(nn.Module):
     vectors = self.item_vectors(tokens, jnp.arange(len(sids)), sids)
     logits = vectors @ start.estimate.user[:-1] / self.prior_temperature
     return jax.lax.stop_gradient(logits)
-
-  def chances(self, start: Start, vectors: Array) -> Array:
-    """Logits of a like of what each slot shows, [K, W] -> [K]."""
-    slots = jnp.arange(len(vectors))
-    return self._chance(start.user, vectors, slots)
-
-  def likes(self, start: Start, vector: Array, slot: Array) -> Array:
-    """P(like) of an item in a slot, [W], [] -> [], without gradient."""
-    logit = self._chance(start.estimate.user, vector, slot)
-    return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
-
-  def _chance(self, user: Array, vectors: Array, slots: Array) -> Array:
-    return vectors @ user[:-1] + user[-1] + self.position[slot_of(slots)]
 
   def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
     """Logits of the first level, float32 [V]."""
