@@ -192,6 +192,11 @@ class NetworkConfig(Checked):
       f"a divisor of width = {self.width}",
     )
 
+  @property
+  def encoder(self) -> tuple[int, int, int, float]:
+    """The sizes that an Encoder takes."""
+    return self.width, self.layers, self.heads, self.dropout
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):

@@ -348,7 +348,7 @@ class Algorithm(NamedTuple):
 
 def encoder(sizes: NetworkConfig) -> Encoder:
   """The encoder of histories, the same for every agent."""
-  return Encoder(sizes.width, sizes.layers, sizes.heads, sizes.dropout)
+  return Encoder(*sizes.encoder)
 
 
 def exploration(train: TrainConfig, progress: Array) -> Array:

@@ -34,16 +34,8 @@ class _Notes(NamedTuple):
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
-  sizes = spec.network
-  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
-  actor = FlatPolicy(
-    encoder,
-    sequential=settings.slates == "sequential",
-    prior_temperature=settings.prior_temperature,
-    repeat_penalty=settings.repeat_penalty,
-    lately_penalty=settings.lately_penalty,
-  )
-  critic = sequential.critic_of(settings, spec, encoder, 1)
+  actor = FlatPolicy(**sequential.shared(settings, spec))
+  critic = sequential.critic_of(settings, spec, 1)
   counted = spec.vocab_size if settings.critic_sees_kinds else 0
   parts = sequential.Parts(actor, critic, counted, settings, spec)
   return sequential.bound(parts, _act, _scores, _choices)

@@ -9,7 +9,7 @@ value of the state and of all choices before it.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,43 +68,37 @@ class Parts(NamedTuple):
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
-  sizes = spec.network
-  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
   policy = SlatePolicy(
-    encoder,
     levels=spec.levels,
     vocab_size=spec.vocab_size,
     semantic=settings.semantic_tokens,
     residual=settings.residual,
-    sequential=settings.slates == "sequential",
-    prior_temperature=settings.prior_temperature,
-    repeat_penalty=settings.repeat_penalty,
-    lately_penalty=settings.lately_penalty,
     item_prior=settings.item_prior,
+    **shared(settings, spec),
   )
-  critic = critic_of(settings, spec, encoder, spec.levels)
+  critic = critic_of(settings, spec, spec.levels)
   parts = Parts(policy, critic, spec.vocab_size, settings, spec)
   return bound(parts, _act, _scores, _choices)
 
 
-def critic_of(
-  settings: Settings,
-  spec: base.Spec,
-  encoder: tuple[int, int, int, float],
-  levels: int,
-) -> PrefixCritic:
-  """The critic of slates.
+def shared(settings: Settings, spec: base.Spec) -> dict[str, Any]:
+  """The fields of StatePolicy."""
+  return {
+    "encoder": spec.network.encoder,
+    "sequential": settings.slates == "sequential",
+    "prior_temperature": settings.prior_temperature,
+    "repeat_penalty": settings.repeat_penalty,
+    "lately_penalty": settings.lately_penalty,
+  }
 
-  Args:
-    settings: of the agent.
-    spec: for the widths.
-    encoder: sizes, see PrefixCritic.
-    levels: choices that an item is made of.
-  """
+
+def critic_of(settings: Settings, spec: base.Spec, levels: int) -> PrefixCritic:
+  """The critic of slates, of which an item is made of `levels` choices."""
   kinds = None
   if settings.critic_sees_kinds:
     kinds = Kinds(settings.semantic_tokens)
-  return PrefixCritic(levels, encoder, spec.network.critic_hidden, kinds)
+  sizes = spec.network
+  return PrefixCritic(levels, sizes.encoder, sizes.critic_hidden, kinds)
 
 
 def bound(

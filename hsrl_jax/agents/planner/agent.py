@@ -90,8 +90,8 @@ class _Parts(NamedTuple):
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   sizes = spec.network
-  encoder = (sizes.width, sizes.layers, sizes.heads, sizes.dropout)
-  parts = _Parts(Outlook(encoder, sizes.critic_hidden), settings, spec)
+  outlook = Outlook(sizes.encoder, sizes.critic_hidden)
+  parts = _Parts(outlook, settings, spec)
   own = (functools.partial(x, parts) for x in (_init, _act, _loss, _scores))
   init, act, loss, scores = own
   return base.Agent(
