@@ -36,7 +36,7 @@ _LONG = 20.0  # Seconds of training whose speed is worth a look.
 def acting(agent: Agent, index: SidIndex) -> str:
   """How the agent finds a slate, in words."""
   if agent.on_policy is not None:
-    return f"token by token, slot after slot, of {index.num_items:,} items"
+    return f"slot after slot, of {index.num_items:,} items"
   if not agent.beams:
     return f"each of {index.num_items:,} items is scored"
   return f"beam search, {agent.beams} beams, {index.num_items:,} items"
