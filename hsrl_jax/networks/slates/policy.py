@@ -96,7 +96,7 @@ class StatePolicy(nn.Module):
 
   Attributes:
     encoder: sizes of Encoder: width, layers, heads, dropout.
-    hidden: h.
+    hidden: h, width of the network of what is chosen first.
     sequential: whether a slot sees the earlier ones.
     prior_temperature: of the response head's logits.
     repeat_penalty: logits that an item of the same kind in the slate costs at
