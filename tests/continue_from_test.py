@@ -312,7 +312,7 @@ class RefusalsTest(parameterized.TestCase):
 
 def _parts(names, tokens):
   index = sid.build_index(np.array(tokens[: len(names) - 1]), 2)
-  items = mock.Mock(external_ids=names)
+  items = mock.Mock(ids=names)
   catalogue = ActionSpace(None, index, None)
   return mock.Mock(
     dataset=mock.Mock(items=items), catalogue=catalogue, config=config_lib

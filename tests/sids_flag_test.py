@@ -70,6 +70,19 @@ class SidsFlagTest(absltest.TestCase):
     self.file.write_text(content)
     self.assertIn("nothing to do", self._ok("--mode=quantize"))
 
+  def test_of_another_run(self):
+    self._write(1)
+    self._ok("--dataset=toy", "--mode=data")
+    self._ok(*DATASET, f"--sids={self.file}", "--sid_levels=3")
+    first, path = self._sids(), self.workdir / "sids" / "sids.npz"
+    with np.load(path) as saved:
+      self.assertEqual(saved["item_id"][41], "toy-42")
+    self.workdir = self.folder / "another"
+    self._ok("--dataset=toy", "--mode=data")
+    out = self._ok(*DATASET, f"--sids={path}", "--sid_levels=3")
+    self.assertIn("SIDs of sids.npz: 3 tokens of 40 values", out)
+    np.testing.assert_array_equal(self._sids(), first)
+
   def test_of_embeddings(self):
     items, new = self.folder / "items.npz", self.folder / "new.npz"
     rng = np.random.default_rng(0)

@@ -48,6 +48,11 @@ class Items(NamedTuple):
   sampling: np.ndarray | None = None
   feedback: feedback_lib.Feedback = feedback_lib.Feedback()
 
+  @property
+  def ids(self) -> list[str]:
+    """[N + 1] the items' ids in the source, or their numbers: it has none."""
+    return [str(x or i) for i, x in enumerate(self.external_ids)]
+
 
 class Dataset(NamedTuple):
   """A prepared dataset.

@@ -78,12 +78,11 @@ def write(
   if "source" not in results["simulator"]:  # Fitted here.
     fit = _read(metrics.read, (simulator or workdir) / "simulator")
   saved = _read(store.read_npz, sids / "sids.npz")
-  item_id, tokens = saved["item_id"], saved["tokens"]
-  genres = [items.genres[i] for i in item_id]
+  tokens, genres = saved["tokens"], items.genres[1:]
 
   figures = {
     "semantic_space": plots.semantic_space(
-      items.features[item_id], tokens, genres, facts["vocab_size"]
+      items.features[1:], tokens, genres, facts["vocab_size"]
     ),
   }
   if fit:
@@ -105,7 +104,7 @@ def write(
     figures["journeys"] = journeys.figure(_json(folder / journeys.FILE))
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   prefixes = sid_page.prefixes(
-    tokens, lambda row: examples_lib.title(items, item_id[row]), genres
+    tokens, lambda row: examples_lib.title(items, row + 1), genres
   )
   html = _page(results, facts, examples, pictures, prefixes, epochs)
   for name, picture in pictures.items():

@@ -164,9 +164,7 @@ class Parts:
     """The SIDs of --sids; None where they are fitted."""
     if self.sid_file is None:
       return None
-    names = self.dataset.items.external_ids[1:]
-    names = [name or str(item) for item, name in enumerate(names, start=1)]
-    return sids.of_items(self.sid_file, names)
+    return sids.of_items(self.sid_file, self.dataset.items.ids[1:])
 
   @functools.cached_property
   def items(self) -> source.Items:

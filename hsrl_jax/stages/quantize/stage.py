@@ -53,15 +53,11 @@ def source_of(path: pathlib.Path) -> Source:
 def of_dataset(items: Items) -> embeddings.Embeddings:
   """The items of a prepared dataset, without padding."""
   titles = [
-    title or f"item {external or item}"
-    for item, (title, external) in enumerate(
-      zip(items.titles, items.external_ids, strict=True)
-    )
+    title or f"item {name}"
+    for title, name in zip(items.titles, items.ids, strict=True)
   ]
   return embeddings.Embeddings(
-    items.features[1:],
-    np.arange(1, len(items.features)),
-    np.array(titles[1:], dtype=str),
+    items.features[1:], np.array(items.ids[1:]), np.array(titles[1:])
   )
 
 

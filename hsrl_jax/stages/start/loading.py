@@ -6,7 +6,6 @@ import numpy as np
 
 from hsrl_jax import settings
 from hsrl_jax.agents.base import ActionSpace
-from hsrl_jax.data.source import Items
 from hsrl_jax.engine import checkpoint, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
@@ -78,7 +77,7 @@ def load(parts: Parts, like: Params) -> Params:
 
 def check_items(where: str, theirs: Parts, ours: Parts) -> None:
   """Raises InputError unless items and their SIDs are the same."""
-  names = [_names(x.dataset.items) for x in (theirs, ours)]
+  names = [x.dataset.items.ids for x in (theirs, ours)]
   if len(names[0]) != len(names[1]):
     raise InputError(
       f"{where} has {len(names[0]) - 1:,} items, this run {len(names[1]) - 1:,}"
@@ -95,10 +94,6 @@ def check_items(where: str, theirs: Parts, ours: Parts) -> None:
       f"{where} has other SIDs than this run; expected the same, which its "
       "policy was trained on: those of its flags --sid_..., or of --sids"
     )
-
-
-def _names(items: Items) -> list[str]:
-  return [str(x or i) for i, x in enumerate(items.external_ids)]
 
 
 def _other_meaning(theirs: ActionSpace, ours: ActionSpace) -> bool:
