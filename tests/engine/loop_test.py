@@ -119,6 +119,13 @@ class DevicesTest(parameterized.TestCase):
     with checkpoint.open_directory(self.folder) as checkpointer:
       return checkpoint.restore_latest(checkpointer, like)
 
+  def test_shapes_are_those_of_what_init_returns(self):
+    config = toy.config(agent="a2c")
+    engine, inputs = toy.engine(config), toy.inputs()
+    given = (engine.init, config.train.seeds, inputs)
+    made = parallel.init(*given, parallel.Layout(1, 1, by_seed=False))
+    chex.assert_trees_all_equal_shapes_and_dtypes(made, parallel.shapes(*given))
+
   @parameterized.parameters("a2c", "sasrec")
   def test_devices_meet_once_an_iteration(self, agent):
     config = toy.config(agent=agent)
