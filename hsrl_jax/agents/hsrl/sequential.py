@@ -192,7 +192,7 @@ def _act(
         logits = policy.lower_logits(start, chosen, partial, place, level)
       else:
         logits = policy.first_logits(start, chosen, place)
-      if below:
+      if below is not None:
         prior.append(item_softmax.token_logits(index, below, node, level))
         logits += prior[-1]
       used = jnp.zeros(spec.vocab_size, jnp.int32)
@@ -214,8 +214,8 @@ def _act(
     one = policy.one_chosen(sid[0], vector, likes)
     chosen = jax.tree.map(jnp.add, chosen, one)
     taken = taken.at[place].set(item)
-    if below:
-      below = item_softmax.without(below, path)
+    if below is not None:
+      below = item_softmax.without(index, below, path)
     prior = jnp.array(prior)
     return (chosen, taken, below), (item, log_prob, propensity, allowed, prior)
 
@@ -257,7 +257,7 @@ def _scores(
         logits = policy.lower_logits(start, chosen, partial, 0, level)
       else:
         logits = policy.first_logits(start, chosen, 0)
-      if below:
+      if below is not None:
         logits += item_softmax.token_logits(index, below, number, level)
       may = live_children(index, number, level) > 0
       return masking.log_softmax(logits, may)
@@ -276,10 +276,10 @@ def _below(
   start: slates.Start,
   catalogue: base.ActionSpace,
   allowed: Array,
-) -> tuple[Array, ...]:
-  """See item_softmax.weights_below; of no level without `item_prior`."""
+) -> item_softmax.Below | None:
+  """See item_softmax.weights_below; None without `item_prior`."""
   if not parts.settings.item_prior:
-    return ()
+    return None
   index = catalogue.index
   sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
   logits = policy.item_estimates(start, tokens_of(catalogue), sids)
