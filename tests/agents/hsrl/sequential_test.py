@@ -61,7 +61,7 @@ def _greedy(made):
 
 
 def _prior(made, notes, slate, banned):
-  """What the items below each token add to its logit, by hand: [K, L, V]."""
+  """What the items below each token add, but for a constant: [K, L, V]."""
   kernel = made.params["policy"]["params"]["vector_map"]["kernel"]
   user = np.asarray(notes.estimate.user)[:-1]
   logits = np.asarray(made.catalogue.features @ kernel) @ user / 0.5
@@ -75,6 +75,12 @@ def _prior(made, notes, slate, banned):
       np.add.at(sums[k, level], tokens[below, level], weights[below])
       below = [i for i in below if tokens[i, level] == tokens[item, level]]
   return np.log(np.maximum(sums, 1e-8)).astype("f")
+
+
+def _shares(logits, allowed):
+  """What each token has of the softmax over the allowed ones, [..., V]."""
+  weights = np.where(allowed, np.exp(logits), 0.0)
+  return weights / weights.sum(-1, keepdims=True)
 
 
 def _decision(made, slate, **notes):
@@ -154,9 +160,9 @@ class SlateTest(parameterized.TestCase):
       if item_prior:
         notes = _row(acted.notes, row)
         np.testing.assert_allclose(
-          np.where(notes.allowed, notes.prior, 0.0),
-          np.where(notes.allowed, _prior(made, notes, slate, banned), 0.0),
-          atol=1e-3,
+          _shares(notes.prior, notes.allowed),
+          _shares(_prior(made, notes, slate, banned), notes.allowed),
+          rtol=1e-3,
         )
       np.testing.assert_allclose(
         acted.log_prob[row],
