@@ -50,7 +50,7 @@ class Items(NamedTuple):
 
   @property
   def ids(self) -> list[str]:
-    """[N + 1] the items' ids in the source, or their numbers: it has none."""
+    """[N + 1] ids in the source, or the items' numbers where it has none."""
     return [str(x or i) for i, x in enumerate(self.external_ids)]
 
 

@@ -80,13 +80,13 @@ def without(index: SidIndex, below: Below, path: list[Array]) -> Below:
   Args:
     index: of the items.
     below: of `weights_below`.
-    path: int32 [] for each level 1..L, the nodes that lead to the item; -1
-      where there is none.
+    path: int32 [] for each level 1..L, the nodes that lead to the item; -1 on
+      the last level: there is none, and nothing changes.
   """
-  weights = list(below.weights)
+  weights, there_is_one = list(below.weights), path[-1] >= 0
 
   def put(level, node, weight):
-    node = jnp.where(node >= 0, node, len(weights[level]))
+    node = jnp.where(there_is_one, node, len(weights[level]))
     weights[level] = weights[level].at[node].set(weight, mode="drop")
 
   put(index.levels - 1, path[-1], 0.0)

@@ -52,12 +52,13 @@ def source_of(path: pathlib.Path) -> Source:
 
 def of_dataset(items: Items) -> embeddings.Embeddings:
   """The items of a prepared dataset, without padding."""
+  ids = items.ids
   titles = [
     title or f"item {name}"
-    for title, name in zip(items.titles, items.ids, strict=True)
+    for title, name in zip(items.titles, ids, strict=True)
   ]
   return embeddings.Embeddings(
-    items.features[1:], np.array(items.ids[1:]), np.array(titles[1:])
+    items.features[1:], np.array(ids[1:]), np.array(titles[1:])
   )
 
 

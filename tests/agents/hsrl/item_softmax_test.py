@@ -76,24 +76,26 @@ class ItemSoftmaxTest(parameterized.TestCase):
   @parameterized.parameters(*SPACES)
   def test_without_items_as_if_they_were_excluded(self, *sizes):
     index, logits, tokens, active = _problem(*sizes)
-    own = 4.0 * np.asarray(logits, np.float64)[1 : len(active) + 1]
-    below = item_softmax.weights_below(index, 4.0 * logits, index.active)
-    left = active.copy()
-    for _ in range(4):  # The best of what is left goes.
-      best = np.argmax(np.where(left, own, -np.inf))
-      left[best] = False
-      path, node = [], jnp.int32(0)
-      for level, token in enumerate(tokens[best]):
-        node = sid_index.child(index, node, jnp.int32(token), level)
-        path.append(node)
-      below = item_softmax.without(index, below, path)
-    expected = own[left] - np.log(np.exp(own[left]).sum())
-    found = _of_items(index, below, tokens[left])
-    likely = expected > -7
-    np.testing.assert_allclose(found[likely], expected[likely], atol=2e-3)
-    nothing = item_softmax.without(index, below, [*path[:-1], jnp.int32(-1)])
-    for found, want in zip(nothing.weights, below.weights, strict=True):
-      np.testing.assert_allclose(found, want, atol=1e-5)
+    for sharpness, least in ((1.0, -np.inf), (4.0, -7.0)):
+      own = np.asarray(logits, np.float64)[1 : len(active) + 1] * sharpness
+      below = item_softmax.weights_below(
+        index, logits * sharpness, index.active
+      )
+      left = active.copy()
+      for _ in range(4):  # The best of what is left goes.
+        best = np.argmax(np.where(left, own, -np.inf))
+        left[best] = False
+        path, node = [], jnp.int32(0)
+        for level, token in enumerate(tokens[best]):
+          node = sid_index.child(index, node, jnp.int32(token), level)
+          path.append(node)
+        below = item_softmax.without(index, below, path)
+      expected = own[left] - np.log(np.exp(own[left]).sum())
+      found = _of_items(index, below, tokens[left])
+      likely = expected > least
+      np.testing.assert_allclose(found[likely], expected[likely], atol=2e-3)
+      nothing = item_softmax.without(index, below, [*path[:-1], jnp.int32(-1)])
+      jax.tree.map(np.testing.assert_array_equal, nothing, below)
 
 
 if __name__ == "__main__":
