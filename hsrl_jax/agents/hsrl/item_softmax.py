@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from hsrl_jax.sid.index import SidIndex, children
 from hsrl_jax.types import Array
 
-_BLOCK = 64  # Of running sums; a scan over single leaves is slower on a CPU.
+_ROW = 32  # Leaves whose running sums are one product with a matrix.
 # The largest item below a first token weighs 1. Weights are differences of
 # sums, so what is smaller than this is rounding.
 _LEAST = 1e-8
@@ -26,33 +26,79 @@ class Below(NamedTuple):
     scale: float32 [nodes_1], the largest logit below each first token. Items
       weigh exp(logit - scale), so that those below a poor token are told apart
       however good the best items are.
-    weights: for each level 1..L float32 [nodes_l], sums of the weights of the
-      items below; on the last one nodes are leaves.
+    weights: for each level 1..L-1 float32 [nodes_l], sums of the weights of the
+      items below; and of the leaves, each at its place.
+    place: int32 [leaves], of each leaf.
   """
 
   scale: Array
   weights: tuple[Array, ...]
+  place: Array
 
 
-def weights_below(index: SidIndex, logits: Array, allowed: Array) -> Below:
-  """See Below.
+class Rows(NamedTuple):
+  """Leaves in rows, of which each has leaves below one first token alone.
+
+  Attributes:
+    item: int32 [R, S], of the leaf there; 0: none.
+    token: int32 [R], the first token of the leaves, as a number of its node.
+    leaf_place: int32 [leaves], in the rows, one after the other.
+    item_place: int32 [C + 1], the same by item; R S of an item without a SID.
+    ranges: for each level 1..L-1 int32 [nodes_l] twice, the first leaf below
+      each node, and what follows the last one.
+  """
+
+  item: Array
+  token: Array
+  leaf_place: Array
+  item_place: Array
+  ranges: list[tuple[Array, Array]]
+
+
+def rows(index: SidIndex) -> Rows:
+  """See Rows; the same for all users."""
+  leaves, ranges = len(index.leaf_item), _leaves_below(index)
+  if index.levels == 1:
+    token = leaf_place = jnp.arange(leaves)
+    item = index.leaf_item[:, None]
+  else:
+    first, end = ranges[0]
+    count = -(-(end - first) // _ROW)
+    start = jnp.cumsum(count) - count
+    size = -(-leaves // _ROW) + len(first)  # At most, whatever the ranges.
+    owner = _owner(first, end, leaves)
+    leaf_place = _ROW * start[owner] + jnp.arange(leaves) - first[owner]
+    item = jnp.zeros(size * _ROW, jnp.int32)
+    item = item.at[leaf_place].set(index.leaf_item, mode="drop")
+    item = item.reshape(size, _ROW)
+    token = _owner(start, start + count, size)
+  item_place = jnp.full(index.capacity + 1, item.size)
+  item_place = item_place.at[index.leaf_item].set(leaf_place)
+  item_place = item_place.at[0].set(item.size)
+  return Rows(item, token, leaf_place, item_place, ranges)
+
+
+def weights_below(
+  index: SidIndex, rows: Rows, logits: Array, excluded: Array
+) -> Below:
+  """See Below; of active items.
 
   Args:
     index: of the items.
-    logits: float32 [C + 1].
-    allowed: bool [C + 1], the items that have a part in it.
+    rows: of the index.
+    logits: float32 [R, S], of the items there.
+    excluded: int32 [T], items that have no part in it; 0 is ignored.
   """
-  leaves = index.leaf_item
-  scores = jnp.where(allowed[leaves], logits[leaves], _NOTHING)
-  if index.levels == 1:
-    return Below(scores, (jnp.where(allowed[leaves], 1.0, 0.0),))
-  first, end = _leaves_below(index)
-  scale = _largest(scores, first, end)
-  weights = jnp.exp(scores - scale[_owner(first, end, len(scores))])
-  found = [jnp.where(allowed[leaves], weights, 0.0)]
-  for level in reversed(range(1, index.levels)):
-    found.append(_sums(found[-1], *_children(index, level)))
-  return Below(scale, tuple(found[::-1]))
+  scores = jnp.where(index.active[rows.item], logits, _NOTHING).reshape(-1)
+  scores = scores.at[rows.item_place[excluded]].set(_NOTHING, mode="drop")
+  scores = scores.reshape(logits.shape)
+  first = index.first_child[1] if index.levels > 1 else index.leaf_item
+  scale = jnp.full(len(first), _NOTHING).at[rows.token].max(scores.max(1))
+  # Below a token with no such item all weigh 0.
+  largest = jnp.where(scale > _NOTHING, scale, 0.0)[rows.token]
+  weights = jnp.exp(scores - largest[:, None])
+  sums = _sums(weights, rows)
+  return Below(scale, (*sums, weights.reshape(-1)), rows.leaf_place)
 
 
 def token_logits(
@@ -63,7 +109,7 @@ def token_logits(
   Of tokens without an item below they are finite, and mean nothing.
   """
   there, number = children(index, node, level)
-  weight = below.weights[level].at[number].get(mode="clip")
+  weight = _weights(index, below, number, level)
   weight = jnp.where(there & (node >= 0), weight, 0.0)
   logits = jnp.log(jnp.maximum(weight, _LEAST))
   if level:
@@ -89,32 +135,37 @@ def without(index: SidIndex, below: Below, path: list[Array]) -> Below:
     node = jnp.where(there_is_one, node, len(weights[level]))
     weights[level] = weights[level].at[node].set(weight, mode="drop")
 
-  put(index.levels - 1, path[-1], 0.0)
+  put(index.levels - 1, below.place[path[-1]], 0.0)
   for level in reversed(range(1, index.levels)):
     node = path[level - 1]
     there, number = children(index, node, level)
-    each = weights[level].at[number].get(mode="clip")
+    left = below._replace(weights=tuple(weights))
+    each = _weights(index, left, number, level)
     put(level - 1, node, jnp.where(there, each, 0.0).sum())
   return below._replace(weights=tuple(weights))
 
 
-def _children(index: SidIndex, level: int) -> tuple[Array, Array]:
-  """The first child of each node of `level`, and what follows its last one."""
-  bits = jax.lax.population_count(index.present[level])
-  first = index.first_child[level]
-  return first, first + bits.sum(-1).astype(jnp.int32)
+def _weights(index: SidIndex, below: Below, nodes: Array, level: int) -> Array:
+  """Of nodes of `level` + 1; any where there is no such node."""
+  if level + 1 == index.levels:
+    nodes = below.place.at[nodes].get(mode="clip")
+  return below.weights[level].at[nodes].get(mode="clip")
 
 
-def _leaves_below(index: SidIndex) -> tuple[Array, Array]:
-  """The first leaf below each first token, and what follows its last one."""
-  first, end = _children(index, 1)
-  for level in range(2, index.levels):
-    firsts, ends = _children(index, level)
-    empty = first == end
-    last = ends.at[end - 1].get(mode="clip")
-    first = firsts.at[first].get(mode="clip")
-    end = jnp.where(empty, first, last)
-  return first, end
+def _leaves_below(index: SidIndex) -> list[tuple[Array, Array]]:
+  """For each level 1..L-1, each node's first leaf and what follows its last."""
+  found: list[tuple[Array, Array]] = []
+  for level in reversed(range(1, index.levels)):
+    bits = jax.lax.population_count(index.present[level])
+    first = index.first_child[level]
+    end = first + bits.sum(-1).astype(jnp.int32)
+    if found:
+      firsts, ends = found[-1]
+      last = ends.at[end - 1].get(mode="clip")
+      empty, first = first == end, firsts.at[first].get(mode="clip")
+      end = jnp.where(empty, first, last)
+    found.append((first, end))
+  return found[::-1]
 
 
 def _owner(first: Array, end: Array, count: int) -> Array:
@@ -124,38 +175,34 @@ def _owner(first: Array, end: Array, count: int) -> Array:
   return jnp.maximum(jnp.cumsum(begun) - 1, 0)
 
 
-def _largest(values: Array, first: Array, end: Array) -> Array:
-  """The largest of values[first:end], of ranges [m]; _NOTHING of an empty one.
+def _sums(weights: Array, rows: Rows) -> list[Array]:
+  """The sums of the weights below each node of the levels 1..L-1.
 
-  By blocks: those that a range has as a whole, and the two at its ends.
+  Differences of running sums, which begin anew with each row, and of whole
+  rows, anew with each first token: they are as exact as their largest term.
   """
-  blocks = jnp.pad(
-    values, (0, -len(values) % _BLOCK), constant_values=_NOTHING
-  ).reshape(-1, _BLOCK)
-  first, end = first[:, None], end[:, None]
-  begins = _BLOCK * jnp.arange(len(blocks))[None]
-  whole = (begins >= first) & (begins + _BLOCK <= end)
-  found = jnp.where(whole, blocks.max(1)[None], _NOTHING).max(1)
-  for block in (first // _BLOCK, (end - 1) // _BLOCK):
-    block = jnp.clip(block, 0, len(blocks) - 1)
-    place = _BLOCK * block + jnp.arange(_BLOCK)[None]
-    within = (place >= first) & (place < end)
-    part = jnp.where(within, blocks[block[:, 0]], _NOTHING).max(1)
-    found = jnp.maximum(found, part)
+  size = weights.shape[1]
+  ones = jnp.triu(jnp.ones((size, size)), 1)
+  within = jnp.matmul(weights, ones, precision="highest")
+  totals = within[:, -1] + weights[:, -1]
+  new = rows.token != jnp.roll(rows.token, 1)
+  new = new.at[0].set(True)
+  _, upto = jax.lax.associative_scan(_add_since, (new, totals))
+  before = jnp.where(new, 0.0, jnp.roll(upto, 1))
+  within, weights = within.reshape(-1), weights.reshape(-1)
+  found = []
+  for first, end in rows.ranges:
+    begin = rows.leaf_place.at[first].get(mode="clip")
+    last = rows.leaf_place.at[end - 1].get(mode="clip")
+    whole = before[last // size] - before[begin // size]
+    total = whole + within[last] - within[begin] + weights[last]
+    found.append(jnp.where(end > first, total, 0.0))
   return found
 
 
-def _sums(values: Array, first: Array, end: Array) -> Array:
-  """The sums of values[first:end], of ranges [m].
-
-  Differences of running sums within blocks and of those of whole blocks, each
-  as small as it can be: they are as exact as their largest term.
-  """
-  blocks = jnp.pad(values, (0, _BLOCK - len(values) % _BLOCK))
-  blocks = blocks.reshape(-1, _BLOCK)
-  ones = jnp.triu(jnp.ones((_BLOCK, _BLOCK)), 1)
-  within = jnp.matmul(blocks, ones, precision="highest").reshape(-1)
-  totals = within[_BLOCK - 1 :: _BLOCK] + blocks[:, -1]
-  before = jnp.cumsum(totals) - totals
-  whole = before[end // _BLOCK] - before[first // _BLOCK]
-  return whole + within[end] - within[first]
+def _add_since(
+  earlier: tuple[Array, Array], later: tuple[Array, Array]
+) -> tuple[Array, Array]:
+  """Adds sums, (whether one begins anew, sum), of two neighbouring parts."""
+  total = jnp.where(later[0], later[1], earlier[1] + later[1])
+  return earlier[0] | later[0], total

@@ -176,8 +176,7 @@ def _act(
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
   banned = _distinct(excluded, index.active)
-  may_be_shown = base.permitted(index.active, excluded)
-  below = _below(parts, policy, start, catalogue, may_be_shown)
+  below = _below(parts, policy, start, catalogue, excluded)
 
   def slot(carry, inputs):
     chosen, taken, below = carry
@@ -245,7 +244,7 @@ def _scores(
   sids = jnp.maximum(sid_of(index, items), 0)
   node = jnp.zeros(len(items), jnp.int32)
   partial = jnp.zeros((len(items), start.vectors.shape[-1]))
-  below = _below(parts, policy, start, catalogue, index.active)
+  below = _below(parts, policy, start, catalogue, jnp.zeros(1, jnp.int32))
   log_pi = jnp.zeros(len(items))
   for level in range(spec.levels):
     # Once for each prefix, of which there are fewer than items.
@@ -275,15 +274,16 @@ def _below(
   policy: SlatePolicy,
   start: slates.Start,
   catalogue: base.ActionSpace,
-  allowed: Array,
+  excluded: Array,
 ) -> item_softmax.Below | None:
   """See item_softmax.weights_below; None without `item_prior`."""
   if not parts.settings.item_prior:
     return None
   index = catalogue.index
-  sids = jnp.maximum(sid_of(index, jnp.arange(len(index.known))), 0)
-  logits = policy.item_estimates(start, tokens_of(catalogue), sids)
-  return item_softmax.weights_below(index, logits, allowed)
+  rows = item_softmax.rows(index)
+  sids = jnp.maximum(sid_of(index, rows.item), 0)
+  logits = policy.item_estimates(start, tokens_of(catalogue), rows.item, sids)
+  return item_softmax.weights_below(index, rows, logits, excluded)
 
 
 def _distinct(items: Array, active: Array) -> Array:

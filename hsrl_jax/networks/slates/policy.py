@@ -250,15 +250,18 @@ class SlatePolicy(StatePolicy, kw_only=True):
     levels = jnp.arange(self.levels)
     return self.vectors[levels, jnp.maximum(sids, 0)].sum(-2)
 
-  def item_estimates(self, start: Start, tokens: Tokens, sids: Array) -> Array:
-    """Logits of all items that the policy begins with, float32 [N + 1].
+  def item_estimates(
+    self, start: Start, tokens: Tokens, items: Array, sids: Array
+  ) -> Array:
+    """Logits of items that the policy begins with, float32 [...].
 
     Args:
       start: of the state.
       tokens: of the catalogue.
-      sids: int32 [N + 1, L].
+      items: int32 [...].
+      sids: int32 [..., L].
     """
-    vectors = self.item_vectors(tokens, jnp.arange(len(sids)), sids)
+    vectors = self.item_vectors(tokens, items, sids)
     logits = vectors @ start.estimate.user[:-1] / self.prior_temperature
     return jax.lax.stop_gradient(logits)
 

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid import trie
@@ -33,6 +32,12 @@ def _problem(levels, vocab_size, items):
   return index, logits, tokens, active
 
 
+def _below(index, logits, excluded=0):
+  rows = item_softmax.rows(index)
+  excluded = jnp.atleast_1d(excluded)
+  return item_softmax.weights_below(index, rows, logits[rows.item], excluded)
+
+
 def _of_items(index, below, tokens):
   """Log of the product of the tokens' probabilities, [N]."""
 
@@ -54,8 +59,7 @@ class ItemSoftmaxTest(parameterized.TestCase):
     index, logits, tokens, active = _problem(*sizes)
     gone = np.flatnonzero(active)[:3] + 1
     excluded = jnp.asarray([0, *gone, 0, gone[0]])
-    allowed = base.permitted(index.active, excluded)
-    below = item_softmax.weights_below(index, logits, allowed)
+    below = _below(index, logits, excluded)
     left = active & ~np.isin(np.arange(len(active)) + 1, gone)
     own = np.asarray(logits)[1 : len(active) + 1]
     expected = own[left] - np.log(np.exp(own[left]).sum())
@@ -67,7 +71,7 @@ class ItemSoftmaxTest(parameterized.TestCase):
     index, logits, tokens, active = _problem(*sizes)
     poor = 90.0 * (tokens[:, 0] % 2)
     logits = logits.at[1 : len(poor) + 1].add(-poor)
-    below = item_softmax.weights_below(index, logits, index.active)
+    below = _below(index, logits)
     own = np.asarray(logits, np.float64)[1 : len(poor) + 1][active]
     expected = own - np.log(np.exp(own).sum())
     found = _of_items(index, below, tokens[active])
@@ -78,9 +82,7 @@ class ItemSoftmaxTest(parameterized.TestCase):
     index, logits, tokens, active = _problem(*sizes)
     for sharpness, least in ((1.0, -np.inf), (4.0, -7.0)):
       own = np.asarray(logits, np.float64)[1 : len(active) + 1] * sharpness
-      below = item_softmax.weights_below(
-        index, logits * sharpness, index.active
-      )
+      below = _below(index, logits * sharpness)
       left = active.copy()
       for _ in range(4):  # The best of what is left goes.
         best = np.argmax(np.where(left, own, -np.inf))
