@@ -278,14 +278,14 @@ class Recommender:
   @cached_property
   def _names(self) -> list[str | int]:
     """Ids in the source of item 0 (padding), 1, ..."""
-    names = self._run.dataset.items.external_ids
+    names = self._run.dataset.items.ids
     if all(x.isdecimal() and x == str(int(x)) for x in names[1:]):
       return [0] + [int(x) for x in names[1:]]
     return names
 
   @cached_property
   def _items(self) -> dict[str, int]:
-    names = self._run.dataset.items.external_ids
+    names = self._run.dataset.items.ids
     return {x: i for i, x in enumerate(names) if i}
 
   @cached_property
