@@ -55,7 +55,7 @@ class Rows(NamedTuple):
   ranges: list[tuple[Array, Array]]
 
 
-def rows(index: SidIndex) -> Rows:
+def rows_of(index: SidIndex) -> Rows:
   """See Rows; the same for all users."""
   leaves, ranges = len(index.leaf_item), _leaves_below(index)
   if index.levels == 1:

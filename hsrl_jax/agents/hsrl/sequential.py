@@ -280,7 +280,7 @@ def _below(
   if not parts.settings.item_prior:
     return None
   index = catalogue.index
-  rows = item_softmax.rows(index)
+  rows = item_softmax.rows_of(index)
   sids = jnp.maximum(sid_of(index, rows.item), 0)
   logits = policy.item_estimates(start, tokens_of(catalogue), rows.item, sids)
   return item_softmax.weights_below(index, rows, logits, excluded)

@@ -33,7 +33,7 @@ def _problem(levels, vocab_size, items):
 
 
 def _below(index, logits, excluded=0):
-  rows = item_softmax.rows(index)
+  rows = item_softmax.rows_of(index)
   excluded = jnp.atleast_1d(excluded)
   return item_softmax.weights_below(index, rows, logits[rows.item], excluded)
 
