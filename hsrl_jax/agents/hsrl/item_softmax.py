@@ -39,6 +39,8 @@ class Below(NamedTuple):
 class Rows(NamedTuple):
   """Leaves in rows, of which each has leaves below one first token alone.
 
+  So what is largest below a first token, or summed, is so over whole rows.
+
   Attributes:
     item: int32 [R, S], of the leaf there; 0: none.
     token: int32 [R], the first token of the leaves, as a number of its node.

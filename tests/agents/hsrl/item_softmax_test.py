@@ -77,6 +77,18 @@ class ItemSoftmaxTest(parameterized.TestCase):
     found = _of_items(index, below, tokens[active])
     np.testing.assert_allclose(found, expected, atol=2e-3)
 
+  def test_poor_kinds_keep_their_sums_beside_heavy_tokens(self):
+    every = list(itertools.product(range(12), repeat=3))
+    tokens = np.array(every, np.int32)
+    active = np.ones(len(tokens), bool)
+    index = trie.build_index(tokens, 12, active, capacity=len(tokens))
+    own = np.where(tokens[:, 0] < 11, 0.0, -9.0)
+    own[-144] = 0.0  # The best item below the last token.
+    below = _below(index, jnp.asarray([0.0, *own], jnp.float32))
+    node = sid_index.child(index, jnp.int32(0), jnp.int32(11), 0)
+    found = item_softmax.token_logits(index, below, node, 1)[1:]
+    np.testing.assert_allclose(found, np.log(12) - 9.0, atol=2e-3)
+
   @parameterized.parameters(*SPACES)
   def test_without_items_as_if_they_were_excluded(self, *sizes):
     index, logits, tokens, active = _problem(*sizes)
