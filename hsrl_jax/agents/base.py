@@ -299,7 +299,7 @@ class Agent(NamedTuple):
     frozen: keys of the parameters, a dict, that are neither trained nor
       averaged.
     scores: (params, catalogue, observation) -> [N + 1], by which items rank
-      for a user of whom no more is known; None: as its greedy slate ranks them.
+      for a user of whom no more is known; None: by what `act` says of them.
     on_policy: how it learns on-policy; None: it does not, but by `loss`.
     learning: how it learns with optimizers of its own, in place of `loss`; or
       None.

@@ -345,8 +345,14 @@ def sentences(results: Mapping) -> list[str]:
   differences = results.get("held_out_differences", {})
   if results["agent"] not in results.get("held_out", {}):
     return []
+  rows, said = results["held_out_rows"], []
+  if rows["rows"] < rows.get("of_rows", 0):
+    said.append(
+      f"Held-out logs: {rows['rows']:,} of {rows['of_rows']:,} slates, of "
+      f"{rows['users']:,} users drawn at random, since for each of them "
+      f"{rows['items']:,} items are ranked."
+    )
   labels = {"auc_within_slates": "AUC within slates", "recall@10": "recall@10"}
-  said = []
   for measure_name, label in labels.items():
     sides = {"above": [], "not above": []}
     for name, of_list in differences.items():

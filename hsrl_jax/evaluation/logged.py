@@ -61,7 +61,8 @@ def shows_best(scores: Array, active: Array, slate_size: int) -> Array:
 def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
   """The policy of an agent that is made for slates of all items.
 
-  One that has no probabilities shows its greedy slate of K items.
+  One that chooses a latent action has no probabilities of items: it shows its
+  greedy slate of K items.
 
   Args:
     agent: the agent; its parameters come with their ActionSpace.
@@ -72,19 +73,13 @@ def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
     params: tuple[Params, ActionSpace], observation: Observation
   ) -> Array:
     params, catalogue = params
-    active = catalogue.index.active
-    if agent.scores is not None:
-      return softmax(agent.scores(params, catalogue, observation), active)
-    nothing = jnp.zeros(0, jnp.int32)
-    action = agent.act(params, catalogue, observation, nothing, None, 1.0)
-    none = jnp.full(len(active), -jnp.inf)
-    places = jnp.arange(len(action.slate), 0, -1, dtype=jnp.float32)
-    has_probabilities = jnp.ptp(action.log_prob) > 0
-    return jnp.where(
-      has_probabilities,
-      softmax(none.at[action.slate].set(action.log_prob), active),
-      shows_best(none.at[action.slate].set(places), active, slate_size),
-    )
+    active, nothing = catalogue.index.active, jnp.zeros(0, jnp.int32)
+    scores = ranking.of_agent(agent, params, catalogue, observation)
+    if agent.scores is None:
+      action = agent.act(params, catalogue, observation, nothing, None, 1.0)
+      if action.latent.size:
+        return shows_best(scores, active, slate_size)
+    return softmax(scores, active)
 
   return probabilities
 

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax.agents import base
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
 # (params, observation of one user) -> score of each item, [N + 1].
 ScoreFn = Callable[[Params, Observation], Array]
 
 LISTED = 20  # Items of a ranking of all that are looked at.
+MOST_SCORES = 1e9  # Rows are drawn where all of them would take more.
 _CELLS = 2e7  # Scores held at once.
 _SMOOTHING = 10.0  # Showings that the mean of all items counts for.
 # Below this share of likes that repeat an item of the history, the items of
@@ -73,6 +75,56 @@ def of_scores(score_fn: ScoreFn, active: Array) -> Ranker:
     return jnp.where(values > -jnp.inf, items, 0)
 
   return Ranker(shown, best)
+
+
+def of_agent(
+  agent: base.Agent,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+) -> Array:
+  """An agent's scores of all items, [N + 1]; -inf: not among its candidates."""
+  if agent.scores is not None:
+    return agent.scores(params, catalogue, observation)
+  nothing = jnp.zeros(0, jnp.int32)
+  ranked = agent.act(params, catalogue, observation, nothing, None, 1.0).ranked
+  scores = jnp.where(ranked.allowed, ranked.scores, -jnp.inf)
+  none = jnp.full(len(catalogue.features), -jnp.inf)
+  return none.at[ranked.items].set(scores)
+
+
+def of_slates(act: Callable[..., base.Action]):
+  """The best items of a Ranker, as an agent's greedy slate has them.
+
+  Args:
+    act: see base.Agent.act; its parameters come with their ActionSpace.
+  """
+
+  def best(params, observation, excluded):
+    slate = act(*params, observation, excluded, None, 1.0).slate
+    # A slate that is not full ends in items that may not be shown.
+    allowed = base.permitted(params[1].index.active, excluded)
+    return jnp.where(allowed[slate], slate, 0)
+
+  return best
+
+
+def judged(sessions: Sessions, items: int, seed: int) -> Sessions:
+  """The rows that are ranked: all, or those of users who are drawn at random.
+
+  Args:
+    sessions: S logged rows.
+    items: N; S N above MOST_SCORES are too many.
+    seed: of the draw.
+  """
+  user, most = np.asarray(sessions.user_id), MOST_SCORES // (items + 1)
+  if len(user) <= most:
+    return sessions
+  users, count = np.unique(user, return_counts=True)
+  order = np.random.default_rng(seed).permutation(len(users))
+  number = np.searchsorted(count[order].cumsum(), most, side="right")
+  rows = np.isin(user, users[order[: max(number, 1)]])
+  return jax.tree.map(lambda x: np.asarray(x)[rows], sessions)
 
 
 def rank(

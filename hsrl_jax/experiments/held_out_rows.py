@@ -33,9 +33,8 @@ def of_lists(run: Run) -> dict[str, list[ByRow]]:
 
 
 def _by_row(run: Run, rankers: on_logs.Rankers) -> dict[str, list[ByRow]]:
-  splits = run.dataset.splits
-  _, liked = ranking.counts(splits["train"], run.catalogue.index.num_items)
-  logs = splits[run.config.evaluate.split]
+  train, logs = run.dataset.splits["train"], on_logs.judged(run)
+  _, liked = ranking.counts(train, run.catalogue.index.num_items)
   return {
     name: held_out.by_row(seeds, logs, liked)
     for name, seeds in on_logs.rankings(run, rankers).items()

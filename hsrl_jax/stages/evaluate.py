@@ -77,7 +77,8 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
     )
   else:
     _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
-    shown = examples.of_lists(lists, logged, items, likes, _EXAMPLES)
+    judged = on_logs.judged(parts)
+    shown = examples.of_lists(lists, judged, items, likes, _EXAMPLES)
   files.write_json(parts.workdir / "report" / "examples.json", shown)
   if journeys.has_any(parts.judge):
     files.write_json(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import checked, files
-from hsrl_jax.agents import base, next_item
+from hsrl_jax.agents import next_item
 from hsrl_jax.config import Config
 from hsrl_jax.data import item_vectors, sequences, source
 from hsrl_jax.engine import checkpoint
@@ -183,13 +183,7 @@ def ranker(config: Config, items: int) -> ranking.Ranker:
   def shown(params, observation, items):
     return policy.score(*params, observation, items)
 
-  def best(params, observation, excluded):
-    slate = policy.act(*params, observation, excluded, None, 1.0).slate
-    # A slate that is not full ends in items that may not be shown.
-    allowed = base.permitted(params[1].index.active, excluded)
-    return jnp.where(allowed[slate], slate, 0)
-
-  return ranking.Ranker(shown, best)
+  return ranking.Ranker(shown, ranking.of_slates(policy.act))
 
 
 def load(parts: Parts) -> list[Params]:

@@ -173,7 +173,13 @@ class ReportTest(parameterized.TestCase):
     results["simulator"] |= {"verdict": "useless", "reasons": ["2 <users>"]}
     results |= {
       "held_out": {"hsrl": measured, "popularity": measured},
-      "held_out_rows": {"rows": 1196, "users": 669},
+      "held_out_rows": {
+        "rows": 1196,
+        "users": 669,
+        "of_rows": 2345,
+        "of_users": 1300,
+        "items": 50_000,
+      },
       "held_out_differences": {
         "popularity": {
           "auc_within_slates": {"mean": 0.1, "ci95": [0.05, 0.15]},
@@ -193,6 +199,8 @@ class ReportTest(parameterized.TestCase):
       ],
     )
     self.assertIn("1,196 slates", " ".join(page.split()))
+    drawn = "1,196 of 2,345 slates, of 669 users drawn at random"
+    self.assertIn(drawn, page)
     self.assertIn('0.0125 <span class="ci">[0.0110, 0.0140]</span>', page)
     self.assertIn("hsrl, AUC within slates: above popularity.", page)
     self.assertIn("hsrl, recall@10: not above popularity.", page)
@@ -201,6 +209,9 @@ class ReportTest(parameterized.TestCase):
     text = run_page.table(results)
     self.assertLess(text.index("held-out logs"), text.index("total reward"))
     self.assertIn("simulator: useless: 2 <users>", text)
+    self.assertIn(drawn, " ".join(text.split()))
+    results["held_out_rows"]["of_rows"] = 1196
+    self.assertNotIn("drawn at random", run_page.table(results))
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
   def test_values_from_logs(self):

@@ -12,6 +12,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
+from hsrl_jax.agents.hsrl import acting
 from hsrl_jax.config import Config
 from hsrl_jax.evaluation.simulated import bounds, simulate
 from hsrl_jax.stages import evaluate
@@ -40,13 +41,32 @@ class RankingTest(parameterized.TestCase):
     own, user = (made.params, made.catalogue), made.observation
     ranker, everything = _ranker(made), jnp.arange(toy.ITEMS + 1)
     scores = np.asarray(jax.jit(ranker.shown)(own, user, everything))
-    self.assertEqual(scores[0], 0)  # Padding comes last.
+    self.assertLess(scores[0], scores[1:].min())  # Padding comes last.
     self.assertLen(set(scores), toy.ITEMS + 1)
     order = np.argsort(-scores)
     slate = made.agent.act(*own, user, NOTHING, None, 1.0).slate
     np.testing.assert_array_equal(order[: toy.SLATE], slate)
     top = jax.jit(ranker.best)(own, user, slate[:1])
     np.testing.assert_array_equal(top, order[1:21])
+
+  @parameterized.parameters("expected", "sampled")
+  def test_what_a_search_finds(self, residual_mode):
+    """Its best items; those of a slate by log pi, whether it finds them."""
+    with mock.patch.object(acting, "SEARCH_FROM", 1):
+      made = checks.made("hsrl", residual_mode=residual_mode, beams=20)
+      ranker = _ranker(made)
+      whole = agents.make_agent(made.config, toy.ITEMS, toy.ITEMS)
+      self.assertEqual((made.agent.beams, whole.beams), (20, toy.ITEMS))
+    own, user = (made.params, made.catalogue), made.observation
+    # As many beams as items: the search is exact.
+    exact = whole.act(*own, user, NOTHING, None, 1.0).ranked
+    shown = ranker.shown(own, user, exact.items)
+    np.testing.assert_allclose(shown, exact.scores, rtol=1e-4, atol=1e-5)
+    slate = made.agent.act(*own, user, NOTHING, None, 1.0).slate
+    top = ranker.best(own, user, NOTHING)
+    np.testing.assert_array_equal(top[: toy.SLATE], slate)
+    without = ranker.best(own, user, slate[:1])
+    self.assertNotIn(int(slate[0]), without.tolist())
 
   def test_a_sweet_point_does_not_change_the_order(self):
     made = checks.made("hsrl")

@@ -22,11 +22,14 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl.composition import compose_slate
 from hsrl_jax.agents.hsrl.networks import Networks, response_bias
 from hsrl_jax.agents.hsrl.settings import Settings
+from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.ops import masking, policy_gradient, sampling
 from hsrl_jax.sid.beam_search import Beams, beam_search
+from hsrl_jax.sid.index import sid_of
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
+_PATHS = 256  # SIDs whose levels are computed at once.
 
 
 class _Policy(NamedTuple):
@@ -125,6 +128,33 @@ def act(
   return base.Action(
     candidates.items[best], log_prob[best], jnp.zeros(0), ranked=ranked
   )
+
+
+def scores(
+  networks: Networks,
+  settings: Settings,
+  params: Params,
+  catalogue: base.ActionSpace,
+  observation: Observation,
+) -> Array:
+  """See base.Agent.scores: log pi of each item, whether a search finds it."""
+  state = networks.state(params, catalogue, observation)
+  index, nothing = catalogue.index, jnp.zeros(0, jnp.int32)
+  items = jnp.arange(len(index.active))
+  if settings.residual_mode == "sampled":
+
+    def of_path(sid):
+      logits = networks.taken(params, catalogue, state, sid).logits
+      return SlateView(logits[None], sid[None]).log_probs().sum()
+
+    sids = sid_of(index, items)
+    log_pi = jax.lax.map(of_path, sids, batch_size=_PATHS)
+  else:
+    policy = _Policy(networks, params, catalogue, state)
+    log_pi = _all_items(policy, nothing, None).log_pi
+  if settings.item_residual:
+    log_pi = log_pi + networks.refine(params, catalogue, state, items)
+  return base.usable(index.active, log_pi, nothing)
 
 
 def _all_items(

@@ -38,6 +38,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     act=functools.partial(acting.act, modules, settings, spec, beams),
     loss=functools.partial(_loss, modules, settings, spec),
     beams=beams,
+    scores=functools.partial(acting.scores, modules, settings),
   )
 
 

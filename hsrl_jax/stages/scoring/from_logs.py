@@ -23,9 +23,8 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
     parts: of the run.
     params: of the agent, of each seed, with its ActionSpace.
   """
-  logs = parts.dataset.splits[parts.config.evaluate.split]
-  items = len(parts.dataset.items.features) - 1
-  if logs.propensity is None or items > on_logs.RANKED_ITEMS:
+  logs, items = on_logs.judged(parts), len(parts.dataset.items.features) - 1
+  if logs.propensity is None:
     return {}
   train, active = parts.dataset.splits["train"], parts.catalogue.index.active
   slate_size = logs.exposed.shape[1]
@@ -63,7 +62,8 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
 def _agent(parts: Parts, slate_size: int) -> logged.PolicyFn:
   """The agent's probabilities of items."""
   if not on_logs.ranks_next_item(parts):
-    return logged.of_agent(on_logs.of_all_items(parts), slate_size)
+    items = parts.catalogue.index.num_items
+    return logged.of_agent(on_logs.of_slates(parts, items), slate_size)
   ranker = on_logs.ranking_of(parts)
 
   def probabilities(params, observation):

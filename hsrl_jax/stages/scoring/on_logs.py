@@ -12,9 +12,7 @@ from hsrl_jax.evaluation import held_out, ranking
 from hsrl_jax.host import threads, watch
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import Params
-
-RANKED_ITEMS = 20_000  # Larger catalogues are not ranked as a whole.
+from hsrl_jax.types import Params, Sessions
 
 # Name of a policy or list to its ranker with the parameters of each seed.
 Rankers = dict[str, list[tuple[ranking.Ranker, Params]]]
@@ -27,18 +25,18 @@ def measure(
 
   So they are in the jobs of an experiment, which compares simulated sessions.
 
-  Beside them the best items of the first seed's policy for each row, int [S,
-  M], without items of the row's history; None where it ranks nothing.
+  Beside them the best items of the first seed's policy for each of the rows
+  that are `judged`, int [S, M], without items of the row's history; None where
+  it ranks nothing.
 
   Args:
     parts: of the run.
     params: of the agent, of each seed, with its ActionSpace.
   """
-  logs = parts.dataset.splits[parts.config.evaluate.split]
-  train = parts.dataset.splits["train"]
-  items = len(parts.dataset.items.features) - 1
   if parts.shared is not None or not can_rank(parts):
     return {}, None
+  logs, train = judged(parts), parts.dataset.splits["train"]
+  items = len(parts.dataset.items.features) - 1
   own = of_policy(parts, params)
   ranked = rankings(parts, own | of_lists(parts))
   reference = next(iter(ranked))
@@ -47,7 +45,12 @@ def measure(
     ranked["logging_policy"] = [logging]
   measured = held_out.measure(ranked, logs, train, items, reference)
   without_history = ranked[reference][0].top_of_all is not None
-  measured["held_out_rows"]["without_history"] = without_history
+  whole = parts.dataset.splits[parts.config.evaluate.split].user_id
+  measured["held_out_rows"] |= {
+    "without_history": without_history,
+    "of_rows": len(whole),
+    "of_users": len(np.unique(whole)),
+  }
   if not own:
     return measured, None
   if without_history:
@@ -59,10 +62,14 @@ def measure(
 
 
 def can_rank(parts: Parts) -> bool:
-  """Whether there are held-out slates, and not too many items."""
-  logs = parts.dataset.splits[parts.config.evaluate.split]
-  items = len(parts.dataset.items.features) - 1
-  return logs.exposed.shape[1] > 0 and items <= RANKED_ITEMS
+  """Whether there are held-out slates."""
+  return parts.dataset.splits[parts.config.evaluate.split].exposed.shape[1] > 0
+
+
+def judged(parts: Parts) -> Sessions:
+  """The rows of the split that are ranked; see `ranking.judged`."""
+  c, items = parts.config.evaluate, len(parts.dataset.items.features) - 1
+  return ranking.judged(parts.dataset.splits[c.split], items, c.seed)
 
 
 def of_policy(parts: Parts, params: list[Params]) -> Rankers:
@@ -92,10 +99,9 @@ def of_lists(parts: Parts) -> Rankers:
 def rankings(
   parts: Parts, rankers: Rankers
 ) -> dict[str, list[ranking.Rankings]]:
-  """How all of them rank the rows of the evaluation's split."""
-  splits, items = parts.dataset.splits, len(parts.dataset.items.features) - 1
-  logs = splits[parts.config.evaluate.split]
-  without_history = not ranking.repeats(splits["train"])
+  """How all of them rank the rows that are `judged`."""
+  logs, items = judged(parts), len(parts.dataset.items.features) - 1
+  without_history = not ranking.repeats(parts.dataset.splits["train"])
   with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
 
     def of_policy(seeds):
@@ -135,37 +141,32 @@ def ranking_of(parts: Parts) -> ranking.Ranker | None:
   """How the agent ranks items; None where it has no order of them."""
   if ranks_next_item(parts):
     return next_item.ranker(parts.config, parts.catalogue.index.num_items)
-  return _by_greedy_slates(parts)
+  return _by_scores(parts)
 
 
-def of_all_items(parts: Parts) -> Agent:
-  """The agent for slates of all items.
+def of_slates(parts: Parts, slate_size: int) -> Agent:
+  """The agent for slates of so many items.
 
   A slate that is composed for a sweet point is no order, so it is made for a
   reward without one.
   """
   simulator = dataclasses.replace(parts.config.simulator, sweet_point=None)
   config = dataclasses.replace(parts.config, simulator=simulator)
-  items = parts.catalogue.index.num_items
-  return make_agent(config, items, items)
+  return make_agent(config, slate_size, parts.catalogue.index.num_items)
 
 
-def _by_greedy_slates(parts: Parts) -> ranking.Ranker | None:
-  """Ranks by the greedy slate of all items."""
-  agent, items = of_all_items(parts), parts.catalogue.index.num_items
+def _by_scores(parts: Parts) -> ranking.Ranker | None:
+  """Ranks by the agent's scores of items; its best items as it finds them."""
+  index = parts.catalogue.index
+  agent = of_slates(parts, index.num_items)
   if agent.draws:
     return None
-  if agent.scores is not None:
-    return ranking.of_scores(
-      lambda params, observation: agent.scores(*params, observation),
-      parts.catalogue.index.active,
-    )
 
   def score(params, observation):
-    params, catalogue = params
-    nothing = jnp.zeros(0, jnp.int32)
-    slate = agent.act(params, catalogue, observation, nothing, None, 1.0).slate
-    places = jnp.arange(items, 0, -1, dtype=jnp.float32)
-    return jnp.zeros(len(catalogue.features)).at[slate].set(places)
+    return ranking.of_agent(agent, *params, observation)
 
-  return ranking.of_scores(score, parts.catalogue.index.active)
+  ranker = ranking.of_scores(score, index.active)
+  if not agent.beams:
+    return ranker
+  listing = of_slates(parts, min(ranking.LISTED, index.num_items))
+  return ranker._replace(best=ranking.of_slates(listing.act))
