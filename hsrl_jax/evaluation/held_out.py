@@ -340,7 +340,8 @@ def sentences(results: Mapping) -> list[str]:
   """What held-out logs say of the trained policy, for people.
 
   Args:
-    results: of a run, with the keys of `measure` and `agent`.
+    results: of a run, with the keys of `measure`, `agent`, and `ranks_next`:
+      whether the agent is a model of the next item.
   """
   differences = results.get("held_out_differences", {})
   if results["agent"] not in results.get("held_out", {}):
@@ -362,4 +363,9 @@ def sentences(results: Mapping) -> list[str]:
     parts = [f"{side} {', '.join(x)}" for side, x in sides.items() if x]
     if parts:
       said.append(f"{results['agent']}, {label}: {'; '.join(parts)}.")
+  if "popularity" in sides["not above"] and not results.get("ranks_next", True):
+    said.append(
+      f"{results['agent']} was trained for reward. To find what users like "
+      "next, train for the task next_item, in a new workdir."
+    )
   return said

@@ -60,6 +60,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
+      "ranks_next": on_logs.ranks_next_item(parts),
       **_learned(parts),
       **held_out,
       **from_logs.measure(parts, params),

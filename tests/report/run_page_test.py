@@ -212,6 +212,18 @@ class ReportTest(parameterized.TestCase):
     self.assertIn(drawn, " ".join(text.split()))
     results["held_out_rows"]["of_rows"] = 1196
     self.assertNotIn("drawn at random", run_page.table(results))
+    hint = "To find what users like next, train for the task next_item"
+    self.assertNotIn(hint, text)  # Results of older versions do not tell.
+    for ranks_next, low, told in (
+      (True, -0.05, False),
+      (False, -0.05, True),
+      (False, 0.05, False),
+    ):
+      better = {"mean": 0.1, "ci95": [low, 0.15]}
+      results["held_out_differences"]["popularity"]["recall@10"] = better
+      results["ranks_next"] = ranks_next
+      said = " ".join(run_page.table(results).split())
+      self.assertEqual(hint in said, told)
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
   def test_values_from_logs(self):
