@@ -94,11 +94,7 @@ def of_agent(
 
 
 def of_slates(act: Callable[..., base.Action]):
-  """The best items of a Ranker, as an agent's greedy slate has them.
-
-  Args:
-    act: see base.Agent.act; its parameters come with their ActionSpace.
-  """
+  """Ranker.best by greedy slates; parameters come with their ActionSpace."""
 
   def best(params, observation, excluded):
     slate = act(*params, observation, excluded, None, 1.0).slate
@@ -117,13 +113,16 @@ def judged(sessions: Sessions, items: int, seed: int) -> Sessions:
     items: N; S N above MOST_SCORES are too many.
     seed: of the draw.
   """
-  user, most = np.asarray(sessions.user_id), MOST_SCORES // (items + 1)
+  user, rng = np.asarray(sessions.user_id), np.random.default_rng(seed)
+  most = max(int(MOST_SCORES // (items + 1)), 1)
   if len(user) <= most:
     return sessions
   users, count = np.unique(user, return_counts=True)
-  order = np.random.default_rng(seed).permutation(len(users))
+  order = rng.permutation(len(users))
   number = np.searchsorted(count[order].cumsum(), most, side="right")
-  rows = np.isin(user, users[order[: max(number, 1)]])
+  rows = np.flatnonzero(np.isin(user, users[order[: max(number, 1)]]))
+  if len(rows) > most:  # Of a single user, as where users have no names.
+    rows = np.sort(rng.choice(rows, most, replace=False))
   return jax.tree.map(lambda x: np.asarray(x)[rows], sessions)
 
 

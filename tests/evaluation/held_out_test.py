@@ -112,11 +112,12 @@ class JudgedTest(absltest.TestCase):
     self.assertLess(np.ptp(share), 8 * (0.25 / 300) ** 0.5)
     self.assertGreater(np.sum(drawn, 1).mean(), 2)
 
-  def test_one_user_at_least(self):
-    sessions = _sessions()
-    with mock.patch.object(ranking, "MOST_SCORES", 1.0):
+  def test_some_rows_of_a_user_who_has_too_many(self):
+    sessions = _sessions()._replace(user_id=np.full(60, 7))
+    with mock.patch.object(ranking, "MOST_SCORES", 20 * 31):
       judged = ranking.judged(sessions, 30, 0)
-    self.assertLen(np.unique(judged.user_id), 1)
+    rows = {x.tobytes() for x in sessions.profile}
+    self.assertLen({x.tobytes() for x in judged.profile} & rows, 20)
 
 
 class WithinSlatesTest(absltest.TestCase):
