@@ -363,7 +363,10 @@ def sentences(results: Mapping) -> list[str]:
     parts = [f"{side} {', '.join(x)}" for side, x in sides.items() if x]
     if parts:
       said.append(f"{results['agent']}, {label}: {'; '.join(parts)}.")
-  if "popularity" in sides["not above"] and not results.get("ranks_next", True):
+  over_popularity = differences.get("popularity", {}).get("recall@10")
+  # Results of older versions do not tell `ranks_next`.
+  for_reward = not results.get("ranks_next", True)
+  if for_reward and over_popularity and over_popularity["ci95"][0] <= 0:
     said.append(
       f"{results['agent']} was trained for reward. To find what users like "
       "next, train for the task next_item, in a new workdir."

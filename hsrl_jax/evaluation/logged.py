@@ -61,8 +61,7 @@ def shows_best(scores: Array, active: Array, slate_size: int) -> Array:
 def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
   """The policy of an agent that is made for slates of all items.
 
-  One that chooses a latent action has no probabilities of items: it shows its
-  greedy slate of K items.
+  One that has no probabilities shows its greedy slate of K items.
 
   Args:
     agent: the agent; its parameters come with their ActionSpace.
@@ -73,13 +72,13 @@ def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
     params: tuple[Params, ActionSpace], observation: Observation
   ) -> Array:
     params, catalogue = params
-    active, nothing = catalogue.index.active, jnp.zeros(0, jnp.int32)
-    scores = ranking.of_agent(agent, params, catalogue, observation)
-    if agent.scores is None:
-      action = agent.act(params, catalogue, observation, nothing, None, 1.0)
-      if action.latent.size:
-        return shows_best(scores, active, slate_size)
-    return softmax(scores, active)
+    active = catalogue.index.active
+    scores, has_probabilities = ranking.of_agent(
+      agent, params, catalogue, observation
+    )
+    if has_probabilities:
+      return softmax(scores, active)
+    return shows_best(scores, active, slate_size)
 
   return probabilities
 

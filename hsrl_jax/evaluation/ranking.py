@@ -18,7 +18,6 @@ from hsrl_jax.types import Array, Observation, Params, Sessions
 ScoreFn = Callable[[Params, Observation], Array]
 
 LISTED = 20  # Items of a ranking of all that are looked at.
-MOST_SCORES = 1e9  # Rows are drawn where all of them would take more.
 _CELLS = 2e7  # Scores held at once.
 _SMOOTHING = 10.0  # Showings that the mean of all items counts for.
 # Below this share of likes that repeat an item of the history, the items of
@@ -82,18 +81,22 @@ def of_agent(
   params: Params,
   catalogue: base.ActionSpace,
   observation: Observation,
-) -> Array:
-  """An agent's scores of all items, [N + 1]; -inf: not among its candidates."""
+) -> tuple[Array, bool]:
+  """An agent's scores, [N + 1], and whether their softmax is its policy.
+
+  What is not among its candidates has -inf. A latent action has no softmax.
+  """
   if agent.scores is not None:
-    return agent.scores(params, catalogue, observation)
+    return agent.scores(params, catalogue, observation), True
   nothing = jnp.zeros(0, jnp.int32)
-  ranked = agent.act(params, catalogue, observation, nothing, None, 1.0).ranked
+  action = agent.act(params, catalogue, observation, nothing, None, 1.0)
+  ranked = action.ranked
   scores = jnp.where(ranked.allowed, ranked.scores, -jnp.inf)
   none = jnp.full(len(catalogue.features), -jnp.inf)
-  return none.at[ranked.items].set(scores)
+  return none.at[ranked.items].set(scores), not action.latent.size
 
 
-def of_slates(act: Callable[..., base.Action]):
+def by_slates(act: Callable[..., base.Action]) -> Callable[..., Array]:
   """Ranker.best by greedy slates; parameters come with their ActionSpace."""
 
   def best(params, observation, excluded):
@@ -103,27 +106,6 @@ def of_slates(act: Callable[..., base.Action]):
     return jnp.where(allowed[slate], slate, 0)
 
   return best
-
-
-def judged(sessions: Sessions, items: int, seed: int) -> Sessions:
-  """The rows that are ranked: all, or those of users who are drawn at random.
-
-  Args:
-    sessions: S logged rows.
-    items: N; S N above MOST_SCORES are too many.
-    seed: of the draw.
-  """
-  user, rng = np.asarray(sessions.user_id), np.random.default_rng(seed)
-  most = max(int(MOST_SCORES // (items + 1)), 1)
-  if len(user) <= most:
-    return sessions
-  users, count = np.unique(user, return_counts=True)
-  order = rng.permutation(len(users))
-  number = np.searchsorted(count[order].cumsum(), most, side="right")
-  rows = np.flatnonzero(np.isin(user, users[order[: max(number, 1)]]))
-  if len(rows) > most:  # Of a single user, as where users have no names.
-    rows = np.sort(rng.choice(rows, most, replace=False))
-  return jax.tree.map(lambda x: np.asarray(x)[rows], sessions)
 
 
 def rank(

@@ -183,7 +183,7 @@ def ranker(config: Config, items: int) -> ranking.Ranker:
   def shown(params, observation, items):
     return policy.score(*params, observation, items)
 
-  return ranking.Ranker(shown, ranking.of_slates(policy.act))
+  return ranking.Ranker(shown, ranking.by_slates(policy.act))
 
 
 def load(parts: Parts) -> list[Params]:

@@ -89,37 +89,6 @@ class RankTest(parameterized.TestCase):
     np.testing.assert_array_equal(rankings.top, sessions.history[:, -2:])
 
 
-class JudgedTest(absltest.TestCase):
-  def test_all_rows_where_there_are_few(self):
-    sessions = _sessions()
-    with mock.patch.object(ranking, "MOST_SCORES", 60 * 31):
-      self.assertIs(ranking.judged(sessions, 30, 0), sessions)
-
-  def test_whole_users_at_random_where_there_are_many(self):
-    sessions, drawn = _sessions(), []
-    with mock.patch.object(ranking, "MOST_SCORES", 20 * 31):
-      for seed in range(300):
-        judged = ranking.judged(sessions, 30, seed)
-        self.assertLessEqual(len(judged.user_id), 20)
-        users = np.unique(judged.user_id)
-        rows = np.isin(sessions.user_id, users)
-        for part, whole in zip(judged, sessions, strict=True):
-          if whole is not None:
-            np.testing.assert_array_equal(part, whole[rows])
-        drawn.append(np.isin(np.arange(1, 13), users))
-    # Each of the twelve about as often: 4 standard errors.
-    share = np.mean(drawn, 0)
-    self.assertLess(np.ptp(share), 8 * (0.25 / 300) ** 0.5)
-    self.assertGreater(np.sum(drawn, 1).mean(), 2)
-
-  def test_some_rows_of_a_user_who_has_too_many(self):
-    sessions = _sessions()._replace(user_id=np.full(60, 7))
-    with mock.patch.object(ranking, "MOST_SCORES", 20 * 31):
-      judged = ranking.judged(sessions, 30, 0)
-    rows = {x.tobytes() for x in sessions.profile}
-    self.assertLen({x.tobytes() for x in judged.profile} & rows, 20)
-
-
 class WithinSlatesTest(absltest.TestCase):
   def test_auc_and_ndcg_are_those_of_scikit_learn(self):
     sessions = _sessions()

@@ -177,7 +177,6 @@ class ReportTest(parameterized.TestCase):
         "rows": 1196,
         "users": 669,
         "of_rows": 2345,
-        "of_users": 1300,
         "items": 50_000,
       },
       "held_out_differences": {

@@ -84,6 +84,54 @@ class RankingTest(parameterized.TestCase):
     self.assertIsNone(_ranker(checks.made("random")))
 
 
+def _logs():
+  """60 rows of five out of 30 items, of twelve users."""
+  rng = np.random.default_rng(0)
+  return Sessions(
+    rng.integers(1, 13, 60),
+    rng.normal(size=(60, 2)),
+    rng.integers(1, 31, (60, 4)),
+    rng.integers(1, 31, (60, 5)),
+    rng.integers(0, 2, (60, 5)).astype(float),
+  )
+
+
+class DrawnTest(absltest.TestCase):
+  def test_all_rows_where_there_are_few(self):
+    sessions = _logs()
+    with mock.patch.object(on_logs, "MOST_SCORES", 60 * 31):
+      self.assertIs(on_logs.drawn(sessions, 30, 0), sessions)
+
+  def test_whole_users_at_random_where_there_are_many(self):
+    sessions, drawn = _logs(), []
+    with mock.patch.object(on_logs, "MOST_SCORES", 20 * 31):
+      for seed in range(300):
+        judged = on_logs.drawn(sessions, 30, seed)
+        self.assertLessEqual(len(judged.user_id), 20)
+        users = np.unique(judged.user_id)
+        rows = np.isin(sessions.user_id, users)
+        for part, whole in zip(judged, sessions, strict=True):
+          if whole is not None:
+            np.testing.assert_array_equal(part, whole[rows])
+        drawn.append(np.isin(np.arange(1, 13), users))
+    # Each of the twelve about as often: 4 standard errors.
+    share = np.mean(drawn, 0)
+    self.assertLess(np.ptp(share), 8 * (0.25 / 300) ** 0.5)
+    self.assertGreater(np.sum(drawn, 1).mean(), 2)
+
+  def test_some_rows_of_a_user_who_has_too_many(self):
+    sessions = _logs()._replace(user_id=np.full(60, 7))
+    with mock.patch.object(on_logs, "MOST_SCORES", 20 * 31):
+      judged = on_logs.drawn(sessions, 30, 0)
+      rows = {x.tobytes() for x in sessions.profile}
+      self.assertLen({x.tobytes() for x in judged.profile} & rows, 20)
+      # Sessions of seven slates stay whole.
+      sessions = sessions._replace(session=np.arange(60) // 7)
+      judged = on_logs.drawn(sessions, 30, 0)
+    _, count = np.unique(judged.session, return_counts=True)
+    np.testing.assert_array_equal(count, [7, 7])
+
+
 class FromLogsTest(absltest.TestCase):
   def test_the_policy_the_lists_and_the_logging_policy(self):
     made, rng = checks.made("sasrec"), np.random.default_rng(0)

@@ -25,7 +25,7 @@ from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.ops import masking, policy_gradient, sampling
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import SidIndex, sid_of
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
@@ -138,23 +138,54 @@ def scores(
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item, whether a search finds it."""
-  state = networks.state(params, catalogue, observation)
-  index, nothing = catalogue.index, jnp.zeros(0, jnp.int32)
-  items = jnp.arange(len(index.active))
+  state, index = networks.state(params, catalogue, observation), catalogue.index
   if settings.residual_mode == "sampled":
 
     def of_path(sid):
       logits = networks.taken(params, catalogue, state, sid).logits
       return SlateView(logits[None], sid[None]).log_probs().sum()
 
-    sids = sid_of(index, items)
+    sids = sid_of(index, jnp.arange(len(index.active)))
     log_pi = jax.lax.map(of_path, sids, batch_size=_PATHS)
   else:
-    policy = _Policy(networks, params, catalogue, state)
-    log_pi = _all_items(policy, nothing, None).log_pi
+    logits = networks.expected(params, catalogue, state).logits
+    log_pi = of_sids(index, jax.nn.log_softmax(logits))
+  return of_items(networks, settings, params, catalogue, state, log_pi)
+
+
+def of_sids(index: SidIndex, log_probs: Array) -> Array:
+  """log pi of each item's SID, [N + 1], of its tokens' log-probabilities.
+
+  Args:
+    index: of the items.
+    log_probs: float32 [L, V], the same for all prefixes.
+  """
+  tokens = index.tokens.astype(jnp.int32)
+  return policy_gradient.token_values(log_probs, tokens).sum(-1)
+
+
+def of_items(
+  networks: Networks,
+  settings: Settings,
+  params: Params,
+  catalogue: base.ActionSpace,
+  state: Array,
+  log_pi: Array,
+) -> Array:
+  """log pi of each item, [N + 1]; `masking.NEGATIVE` if it is not active.
+
+  Args:
+    networks: of the agent.
+    settings: whether there is an item residual.
+    params: of the networks.
+    catalogue: the items.
+    state: float32 [d], c_0.
+    log_pi: float32 [N + 1], without the item residual.
+  """
   if settings.item_residual:
+    items = jnp.arange(len(log_pi))
     log_pi = log_pi + networks.refine(params, catalogue, state, items)
-  return base.usable(index.active, log_pi, nothing)
+  return jnp.where(catalogue.index.active, log_pi, masking.NEGATIVE)
 
 
 def _all_items(
@@ -163,9 +194,7 @@ def _all_items(
   """Each item of the catalogue, scored."""
   log_probs, click_offset = policy.expected()
   index = policy.catalogue.index
-  log_pi = policy_gradient.token_values(
-    log_probs, index.tokens.astype(jnp.int32)
-  ).sum(-1)
+  log_pi = of_sids(index, log_probs)
   return _Candidates(
     jnp.arange(len(log_pi)),
     log_pi,

@@ -17,7 +17,7 @@ from hsrl_jax.agents.hsrl import acting, flat, networks, sequential
 from hsrl_jax.agents.hsrl.networks import Networks
 from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
-from hsrl_jax.ops import masking, policy_gradient, returns
+from hsrl_jax.ops import policy_gradient, returns
 from hsrl_jax.sid.index import sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
@@ -130,14 +130,10 @@ def _log_sum(
   logits: Array,
 ) -> Array:
   """log of the sum over all items of pi as it is before it sums up to 1, []."""
-  index = catalogue.index
-  log_pi = policy_gradient.token_values(
-    jax.nn.log_softmax(logits), index.tokens.astype(jnp.int32)
-  ).sum(-1)
-  if settings.item_residual:
-    items = jnp.arange(len(log_pi))
-    log_pi = log_pi + modules.refine(params, catalogue, state, items)
-  return jax.nn.logsumexp(jnp.where(index.active, log_pi, masking.NEGATIVE))
+  log_pi = acting.of_sids(catalogue.index, jax.nn.log_softmax(logits))
+  return jax.nn.logsumexp(
+    acting.of_items(modules, settings, params, catalogue, state, log_pi)
+  )
 
 
 def _target(

@@ -63,7 +63,7 @@ def _agent(parts: Parts, slate_size: int) -> logged.PolicyFn:
   """The agent's probabilities of items."""
   if not on_logs.ranks_next_item(parts):
     items = parts.catalogue.index.num_items
-    return logged.of_agent(on_logs.of_slates(parts, items), slate_size)
+    return logged.of_agent(on_logs.agent_for(parts, items), slate_size)
   ranker = on_logs.ranking_of(parts)
 
   def probabilities(params, observation):

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -13,6 +14,8 @@ from hsrl_jax.host import threads, watch
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params, Sessions
+
+MOST_SCORES = 1e9  # Rows are drawn where all of them would take more.
 
 # Name of a policy or list to its ranker with the parameters of each seed.
 Rankers = dict[str, list[tuple[ranking.Ranker, Params]]]
@@ -45,11 +48,10 @@ def measure(
     ranked["logging_policy"] = [logging]
   measured = held_out.measure(ranked, logs, train, items, reference)
   without_history = ranked[reference][0].top_of_all is not None
-  whole = parts.dataset.splits[parts.config.evaluate.split].user_id
+  whole = parts.dataset.splits[parts.config.evaluate.split]
   measured["held_out_rows"] |= {
     "without_history": without_history,
-    "of_rows": len(whole),
-    "of_users": len(np.unique(whole)),
+    "of_rows": len(whole.user_id),
   }
   if not own:
     return measured, None
@@ -67,9 +69,43 @@ def can_rank(parts: Parts) -> bool:
 
 
 def judged(parts: Parts) -> Sessions:
-  """The rows of the split that are ranked; see `ranking.judged`."""
+  """The rows of the evaluation's split that are ranked; see `drawn`."""
   c, items = parts.config.evaluate, len(parts.dataset.items.features) - 1
-  return ranking.judged(parts.dataset.splits[c.split], items, c.seed)
+  return drawn(parts.dataset.splits[c.split], items, c.seed)
+
+
+def drawn(sessions: Sessions, items: int, seed: int) -> Sessions:
+  """All rows, or where these are too many those of users drawn at random.
+
+  Where a single user has too many, some of that user's sessions are drawn, or
+  rows if the logs name no sessions.
+
+  Args:
+    sessions: S logged rows.
+    items: N; S N above MOST_SCORES are too many.
+    seed: of the draw.
+  """
+  user, rng = np.asarray(sessions.user_id), np.random.default_rng(seed)
+  most = max(int(MOST_SCORES // (items + 1)), 1)
+  if len(user) <= most:
+    return sessions
+  rows = _of_some(user, most, rng)
+  if len(rows) > most:
+    parts = rows
+    if sessions.session is not None:
+      parts = np.asarray(sessions.session)[rows]
+    rows = rows[_of_some(parts, most, rng)]
+  return jax.tree.map(lambda x: np.asarray(x)[rows], sessions)
+
+
+def _of_some(
+  group: np.ndarray, most: int, rng: np.random.Generator
+) -> np.ndarray:
+  """The rows of groups drawn at random, at most so many, of one at least."""
+  groups, count = np.unique(group, return_counts=True)
+  order = rng.permutation(len(groups))
+  number = np.searchsorted(count[order].cumsum(), most, side="right")
+  return np.flatnonzero(np.isin(group, groups[order[: max(number, 1)]]))
 
 
 def of_policy(parts: Parts, params: list[Params]) -> Rankers:
@@ -144,7 +180,7 @@ def ranking_of(parts: Parts) -> ranking.Ranker | None:
   return _by_scores(parts)
 
 
-def of_slates(parts: Parts, slate_size: int) -> Agent:
+def agent_for(parts: Parts, slate_size: int) -> Agent:
   """The agent for slates of so many items.
 
   A slate that is composed for a sweet point is no order, so it is made for a
@@ -158,15 +194,17 @@ def of_slates(parts: Parts, slate_size: int) -> Agent:
 def _by_scores(parts: Parts) -> ranking.Ranker | None:
   """Ranks by the agent's scores of items; its best items as it finds them."""
   index = parts.catalogue.index
-  agent = of_slates(parts, index.num_items)
+  # Its candidates may be more for a longer slate.
+  agent = agent_for(parts, index.num_items)
   if agent.draws:
     return None
 
   def score(params, observation):
-    return ranking.of_agent(agent, *params, observation)
+    scores, _ = ranking.of_agent(agent, *params, observation)
+    return scores
 
   ranker = ranking.of_scores(score, index.active)
   if not agent.beams:
     return ranker
-  listing = of_slates(parts, min(ranking.LISTED, index.num_items))
-  return ranker._replace(best=ranking.of_slates(listing.act))
+  listing = agent_for(parts, min(ranking.LISTED, index.num_items))
+  return ranker._replace(best=ranking.by_slates(listing.act))
