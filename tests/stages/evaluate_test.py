@@ -67,6 +67,7 @@ class RankingTest(parameterized.TestCase):
     np.testing.assert_array_equal(top[: toy.SLATE], slate)
     without = ranker.best(own, user, slate[:1])
     self.assertNotIn(int(slate[0]), without.tolist())
+    self.assertNotIn(0, without.tolist())  # Another one is in its place.
 
   def test_a_sweet_point_does_not_change_the_order(self):
     made = checks.made("hsrl")
