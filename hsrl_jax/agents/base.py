@@ -454,17 +454,17 @@ def draw(
 
   Returns:
     Ranks, float32 [M], `masking.NEGATIVE` where not allowed; and the items'
-    log-probabilities, [M]. Those of a sample are less the constant that log pi
-    lacks to be normalised, so that pi / mu, as importance weights need it, is
-    the exponential of a difference. At temperature 1 they are log pi.
+    log-probabilities, [M]. A sample's lack the constant that log pi lacks to be
+    normalised, so that pi / mu is the exponential of a difference.
   """
-  ranks = log_prob = log_pi
-  if noise is not None:
-    scaled = log_pi / temperature
-    ranks, log_prob = scaled + noise, jnp.zeros_like(log_pi)
-    if weighed:
-      log_prob = scaled - _log_sum(scaled, allowed) + _log_sum(log_pi, allowed)
-  return jnp.where(allowed, ranks, masking.NEGATIVE), log_prob
+  if noise is None:
+    return jnp.where(allowed, log_pi, masking.NEGATIVE), log_pi
+  scaled = log_pi / temperature
+  log_prob = jnp.zeros_like(log_pi)
+  if weighed:
+    log_prob = scaled - _log_sum(scaled, allowed) + _log_sum(log_pi, allowed)
+  # NEGATIVE swallows the noise; fused with the product above it would be slow.
+  return jnp.where(allowed, scaled, masking.NEGATIVE) + noise, log_prob
 
 
 def _log_sum(x: Array, allowed: Array) -> Array:

@@ -121,7 +121,12 @@ def over_seeds(run: Callable) -> Callable:
 
     def body(seed, carry):
       new = of_seed(seed, *carry[:2])
-      return jax.tree.map(lambda x, y: x.at[seed].set(y), carry, new)
+      # In place; a scatter would copy the replay.
+      return jax.tree.map(
+        lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, seed, 0),
+        carry,
+        new,
+      )
 
     # A loop whose length the compiler does not know: unrolled or not, it would
     # round differently, and a seed alone would not do what it does in company.

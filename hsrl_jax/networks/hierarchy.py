@@ -126,7 +126,11 @@ class PolicyNetwork(nn.Module):
     Returns:
       float32 [M].
     """
-    return self.meaning_map(lost) @ state + self.bias_map(lost)[:, 0]
+    meaning, bias = (
+      x.variables["params"]["kernel"] for x in (self.meaning_map, self.bias_map)
+    )
+    # One product for each item: all are not mapped into the state's space.
+    return lost @ (meaning @ state + bias[:, 0])
 
   def advance(
     self, tokens: Tokens, context: Array, token: Array, level: int

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.networks.encoder import LayerNorm, dropout_scales
+from hsrl_jax.networks.encoder import dropout_scales
 from hsrl_jax.networks.hierarchy import Hierarchy
 from hsrl_jax.types import Array, PRNGKey
 
@@ -68,10 +68,10 @@ class _Layer(nn.Module):
     )
     out = jnp.einsum("hqk,khd->qhd", weights, v).reshape(query.shape)
     out = nn.Dense(width, kernel_init=_KERNEL, name="out")(out)
-    x = LayerNorm(_EPSILON, name="attention_norm")(query + out * of_attended)
+    x = nn.LayerNorm(_EPSILON, name="attention_norm")(query + out * of_attended)
     hidden = nn.relu(_linear(x, 4 * width, "wide")) * of_hidden
     out = _linear(hidden, width, "narrow") * of_fed
-    return LayerNorm(_EPSILON, name="feed_forward_norm")(x + out)
+    return nn.LayerNorm(_EPSILON, name="feed_forward_norm")(x + out)
 
   @staticmethod
   def dropout_shapes(heads: int, queries: int, length: int, width: int):
@@ -130,7 +130,7 @@ class Actor(nn.Module):
       scales = dropout_scales(dropout_key, self.dropout, shapes)
     position = self.param("position", _EMBEDDING, (length, self.width))
     x = _linear(item_features[history], self.width, "item") + position
-    x = LayerNorm(_EPSILON, name="norm")(x * scales[0])
+    x = nn.LayerNorm(_EPSILON, name="norm")(x * scales[0])
     causal = jnp.tri(length, dtype=bool)
     for layer, count in enumerate(queries):
       x = _Layer(self.heads, name=f"layer_{layer}")(
@@ -144,7 +144,7 @@ class Actor(nn.Module):
         f"embedding_{level}", _EMBEDDING, (self.tokens, self.width)
       )
       taken = contexts[-1] - jax.nn.softmax(logits[-1]) @ table
-      norm = LayerNorm(_EPSILON, name=f"norm_{level}")
+      norm = nn.LayerNorm(_EPSILON, name=f"norm_{level}")
       contexts.append(norm(taken[None])[0])
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
 

@@ -122,7 +122,7 @@ class SequenceEncoder(nn.Module):
         x, usable, *scales[1 + 2 * layer : 3 + 2 * layer]
       )
     x = jnp.where((segment > 0)[:, None], x, 0.0)
-    return encoder.LayerNorm(name="state_norm")(x)
+    return nn.LayerNorm(name="state_norm")(x)
 
 
 class _Layer(nn.Module):
@@ -132,9 +132,9 @@ class _Layer(nn.Module):
 
   @nn.compact
   def __call__(self, x, usable, attention_scale, feed_forward_scale):
-    y = encoder.LayerNorm(name="attention_norm")(x)
+    y = nn.LayerNorm(name="attention_norm")(x)
     out = encoder.attention(self.heads, y, y, usable)
     x = x + out * attention_scale
-    y = encoder.LayerNorm(name="feed_forward_norm")(x)
+    y = nn.LayerNorm(name="feed_forward_norm")(x)
     y = nn.relu(nn.Dense(2 * x.shape[-1], name="wide")(y))
     return x + nn.Dense(x.shape[-1], name="narrow")(y) * feed_forward_scale

@@ -63,7 +63,7 @@ class TokenDecoder(nn.Module):
     self.embedding = self.param("embedding", small, shape)
     self.bias = self.param("bias", nn.initializers.zeros, shape[:-1])
     self.norms = [
-      encoder.LayerNorm(name=f"norm_{l}") for l in range(self.levels - 1)
+      nn.LayerNorm(name=f"norm_{l}") for l in range(self.levels - 1)
     ]
     if self.hidden:
       self.wide = [

@@ -6,21 +6,28 @@ import jax.numpy as jnp
 from hsrl_jax.types import Array
 
 
-def token_values(levels: Array, tokens: Array) -> Array:
-  """Picks `levels[l, tokens[..., l]]`; 0 for the token -1, which is none.
+def token_sum(levels: Array, tokens: Array) -> Array:
+  """sum_l levels[l, tokens[..., l]]; the token -1 is none and adds 0.
 
   Args:
     levels: float32 [L, V], such as log-probabilities.
     tokens: int32 [..., L], each in -1..V-1: unchecked.
 
   Returns:
-    float32 [..., L].
+    float32 [...].
   """
-  picked = [
-    levels[l].at[jnp.maximum(tokens[..., l], 0)].get(mode="promise_in_bounds")
-    for l in range(len(levels))
-  ]
-  return jnp.where(tokens < 0, 0.0, jnp.stack(picked, -1))
+  picked = []
+  for level, token in zip(levels, jnp.moveaxis(tokens, -1, 0), strict=True):
+    own = level.at[jnp.maximum(token, 0)].get(mode="promise_in_bounds")
+    picked.append(jnp.where(token < 0, 0.0, own))
+  # By a product: with a reduction, acting on all items takes half as much again
+  # on a CPU (tests/benchmarks/where_time_goes.py).
+  return jnp.tensordot(
+    jnp.ones(len(levels)),
+    jnp.stack(picked),
+    axes=1,
+    precision=jax.lax.Precision.HIGHEST,
+  )
 
 
 def entropy(logits: Array) -> Array:

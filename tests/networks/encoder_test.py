@@ -1,10 +1,8 @@
 """The encoder against plain NumPy attention over all positions."""
 
 import functools
-import re
 
 import chex
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,9 +129,10 @@ class AttendTest(absltest.TestCase):
 
       return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
 
-    chex.assert_trees_all_close(
-      run(encoder._attend), run(plain), rtol=1e-4, atol=3e-5
-    )
+    def turned(q, k, v, usable):
+      return encoder._attend(q, k, v, usable.T).T
+
+    chex.assert_trees_all_close(run(turned), run(plain), rtol=1e-4, atol=3e-5)
 
 
 class EncoderTest(parameterized.TestCase):
@@ -248,26 +247,6 @@ class DropoutTest(parameterized.TestCase):
     one, two = (np.asarray(x).ravel() for x in (scales[0], scales[2]))
     for a, b in ((one, two), (one[1:], one[:-1]), (one[4:], one[:-4])):
       self.assertLess(abs(np.corrcoef(a, b)[0, 1]), 4 / np.sqrt(a.size))
-
-  def test_layer_norm_is_that_of_flax(self):
-    x = 3.0 + np.random.default_rng(0).normal(size=(5, 16)).astype("f")
-    params = encoder.LayerNorm().init(jax.random.key(0), x)
-    params = _random_like(params)
-    np.testing.assert_allclose(
-      encoder.LayerNorm().apply(params, x),
-      nn.LayerNorm().apply(params, x),
-      atol=1e-4,
-    )
-
-  def test_layer_norm_asks_for_sums_in_float32(self):
-    """A TPU or GPU would round the factors of its products."""
-    norm, x = encoder.LayerNorm(), jnp.zeros((5, 16))
-    params = norm.init(jax.random.key(0), x)
-    text = jax.jit(norm.apply).lower(params, x).as_text()
-    products = re.findall(r"dot_general.*", text)
-    self.assertLen(products, 2)
-    for product in products:
-      self.assertIn("[HIGHEST, HIGHEST]", product)
 
 
 if __name__ == "__main__":

@@ -10,13 +10,13 @@ from hsrl_jax.ops import policy_gradient
 
 class PolicyGradientTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
-  def test_token_values_by_hand(self):
+  def test_token_sum_by_hand(self):
     levels = jnp.asarray([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
-    f = self.variant(policy_gradient.token_values)
-    np.testing.assert_array_equal(f(levels, jnp.asarray([2, 0])), [3.0, 10.0])
+    f = self.variant(policy_gradient.token_sum)
+    np.testing.assert_array_equal(f(levels, jnp.asarray([2, 0])), 13.0)
     tokens = jnp.asarray([[[0, 0], [1, 2]], [[2, 1], [0, 2]]])
     np.testing.assert_array_equal(
-      f(levels, tokens), [[[1, 10], [2, 30]], [[3, 20], [1, 30]]]
+      f(levels, tokens), [[11.0, 32.0], [23.0, 31.0]]
     )
 
   @chex.variants(with_jit=True, without_jit=True)
@@ -24,19 +24,19 @@ class PolicyGradientTest(chex.TestCase):
     levels = jnp.asarray([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
     tokens = jnp.asarray([[-1, -1], [-1, 0], [2, -1]])
     np.testing.assert_array_equal(
-      self.variant(policy_gradient.token_values)(levels, tokens),
-      [[0.0, 0.0], [0.0, 10.0], [3.0, 0.0]],
+      self.variant(policy_gradient.token_sum)(levels, tokens),
+      [0.0, 10.0, 3.0],
     )
-    gradient = jax.grad(
-      lambda x: policy_gradient.token_values(x, tokens).sum()
-    )(levels)
+    gradient = jax.grad(lambda x: policy_gradient.token_sum(x, tokens).sum())(
+      levels
+    )
     np.testing.assert_array_equal(gradient, [[0, 0, 1], [1, 0, 0]])
 
-  def test_token_values_gradient_counts_the_picks(self):
+  def test_token_sum_gradient_counts_the_picks(self):
     tokens = jnp.asarray([[0, 2], [1, 2], [0, 2]])
-    gradient = jax.grad(
-      lambda x: policy_gradient.token_values(x, tokens).sum()
-    )(jnp.zeros((2, 3)))
+    gradient = jax.grad(lambda x: policy_gradient.token_sum(x, tokens).sum())(
+      jnp.zeros((2, 3))
+    )
     np.testing.assert_array_equal(gradient, [[2, 1, 0], [0, 0, 3]])
 
   @chex.variants(with_jit=True, without_jit=True)

@@ -161,7 +161,7 @@ def of_sids(index: SidIndex, log_probs: Array) -> Array:
     log_probs: float32 [L, V], the same for all prefixes.
   """
   tokens = index.tokens.astype(jnp.int32)
-  return policy_gradient.token_values(log_probs, tokens).sum(-1)
+  return policy_gradient.token_sum(log_probs, tokens)
 
 
 def of_items(

@@ -167,9 +167,9 @@ def _act(
     params["actor"], catalogue.features, observation.history, key
   )
   index = catalogue.index
-  log_pi = policy_gradient.token_values(
+  log_pi = policy_gradient.token_sum(
     jax.nn.log_softmax(view.logits), index.tokens.astype(jnp.int32)
-  ).sum(-1)
+  )
   slate_size = method.spec.slate_size
   return base.choose(log_pi, index, excluded, None, 1.0, slate_size)
 
@@ -310,7 +310,7 @@ def _losses(
 def _slate_log_probs(view: Hierarchy, tokens: Array) -> Array:
   """log pi of slates of SIDs [B, K, L], [B, K]."""
   log_probs = jax.nn.log_softmax(view.logits)
-  return jax.vmap(policy_gradient.token_values)(log_probs, tokens).sum(-1)
+  return jax.vmap(policy_gradient.token_sum)(log_probs, tokens)
 
 
 def _behaviour_loss(view: Hierarchy, tokens: Array, response: Array) -> Array:

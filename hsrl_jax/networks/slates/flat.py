@@ -12,7 +12,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.networks.encoder import LayerNorm
 from hsrl_jax.networks.slates.policy import (
   AGES,
   SLOTS,
@@ -79,7 +78,7 @@ class FlatPolicy(StatePolicy):
     self.lower_slot = self.param(
       "lower_slot", nn.initializers.zeros, (SLOTS, wide)
     )
-    self.norm = LayerNorm()
+    self.norm = nn.LayerNorm()
     self.lower_out = self.param("lower_out", normal(0.02), (wide, WIDTH))
 
   def start(

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.networks.encoder import Encoder, LayerNorm
+from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.types import Array, Observation, PRNGKey, Shown
 
 AGES = 6  # Of counts by token; the last one stands for all older ones too.
@@ -193,7 +193,7 @@ class SlatePolicy(StatePolicy, kw_only=True):
     self.chosen_map = nn.Dense(2 * h, use_bias=False)
     self.partial_map = nn.Dense(2 * h, use_bias=False)
     self.lower_slot = self.param("lower_slot", zeros, (SLOTS, lower, 2 * h))
-    self.norm = LayerNorm()
+    self.norm = nn.LayerNorm()
     self.lower_out = self.param(
       "lower_out", normal(0.02), (lower, 2 * h, WIDTH)
     )
