@@ -120,13 +120,21 @@ def over_seeds(run: Callable) -> Callable:
     )
 
     def body(seed, carry):
-      new = of_seed(seed, *carry[:2])
-      # In place; a scatter would copy the replay.
-      return jax.tree.map(
-        lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, seed, 0),
-        carry,
-        new,
+      learner, stream, metrics = carry
+      new_learner, new_stream, new_metrics = of_seed(seed, learner, stream)
+      learner, metrics = jax.tree.map(
+        lambda x, y: x.at[seed].set(y),
+        (learner, metrics),
+        (new_learner, new_metrics),
       )
+      # In place, where a scatter would copy the replay. A learner that is put
+      # back so would be rounded otherwise alone than in company.
+      stream = jax.tree.map(
+        lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, seed, 0),
+        stream,
+        new_stream,
+      )
+      return learner, stream, metrics
 
     # A loop whose length the compiler does not know: unrolled or not, it would
     # round differently, and a seed alone would not do what it does in company.
