@@ -174,7 +174,7 @@ def _attend(q: Array, k: Array, v: Array, usable: Array) -> Array:
   A softmax with fewer passes over [H, Q]: logits are clipped, so that exp needs
   no maximum, and normalised after the product. A query with nothing usable
   yields 0. The gradient ignores the clipping. Weights have a row for each key,
-  so that no product has to turn them round.
+  so that no product has to transpose them.
   """
   return _attend_forward(q, k, v, usable)[0]
 
