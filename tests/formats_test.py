@@ -39,7 +39,7 @@ CONFIG = toy.config(width=4, critic_hidden=(4,), buffer_size=8 * 4, seeds=(0,))
 
 def _like():
   """Shapes and types of what the stage `policy` stores: learner and stream."""
-  engine, layout = toy.engine(CONFIG), parallel.Layout(1, 1, by_seed=False)
+  engine = toy.engine(CONFIG)
   tokens = np.stack(np.divmod(np.arange(toy.ITEMS), 8), 1)
   inputs = loop.Inputs(
     ActionSpace(
@@ -53,9 +53,7 @@ def _like():
       jnp.zeros((toy.USERS, toy.HISTORY), jnp.int32),
     ),
   )
-  return jax.eval_shape(
-    lambda inputs: parallel.init(engine.init, (0,), inputs, layout), inputs
-  )
+  return parallel.shapes(engine.init, (0,), inputs)
 
 
 def _made_up(path, like: jax.ShapeDtypeStruct) -> jax.Array:

@@ -1,6 +1,7 @@
 """The agents by the name that --agent gives them."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from hsrl_jax.agents import (
@@ -91,6 +92,10 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
       "which finds an item by a SID of its own; expected 'unique' or 'shuffled'"
     )
   return agent
+
+
+# The same one for the same arguments: what acts by it is traced once.
+agent_of = functools.cache(make_agent)
 
 
 def check(config: Config) -> None:

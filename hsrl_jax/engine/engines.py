@@ -1,5 +1,7 @@
 """The engine that an agent is trained by."""
 
+import functools
+
 import jax
 
 from hsrl_jax.agents.base import Agent
@@ -8,6 +10,7 @@ from hsrl_jax.engine import loop, on_policy
 from hsrl_jax.sim.user_simulator import UserSimulator
 
 
+@functools.cache
 def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> loop.Engine:
   """By replay, or on-policy where the agent learns so."""
   engine = loop if agent.on_policy is None else on_policy

@@ -11,6 +11,7 @@ import optax
 from hsrl_jax.config import NextItemConfig
 from hsrl_jax.data.sequences import Packed
 from hsrl_jax.networks.next_item import Catalogue, Model
+from hsrl_jax.ops import compilation
 from hsrl_jax.types import Array, Params
 
 _CLIP = 5.0  # Global norm of the gradient.
@@ -73,7 +74,8 @@ class Trainer:
   def init(self, seed: int) -> TrainState:
     """The state before the first epoch."""
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    params = jax.jit(lambda key: self._model.init(key, self._catalogue))(key)
+    init = compilation.once(lambda key: self._model.init(key, self._catalogue))
+    params = init(key)
     copy = functools.partial(jax.tree.map, jnp.copy)
     return TrainState(
       epoch=jnp.int32(0),

@@ -4,9 +4,9 @@ Where one process has at least as many seeds as devices, each device trains
 seeds of its own and nothing crosses devices. Else, and always where there are
 many processes, all devices of all processes share the users of every seed: a
 process makes and holds the users of its own devices only, and what the devices
-exchange is one vector an iteration. Seeds of one device follow one another on
-a CPU, where a batch of small networks is slower than the networks in turn, and
-gives other roundings; on accelerators they run side by side under a vmap.
+exchange is one vector an iteration. On a CPU a device trains its seeds in turn,
+each by the program that it has alone, which is faster than a batch of small
+networks and rounds alike; on accelerators they run side by side under a vmap.
 
 The state of S seeds is a learner with leaves [S, ...] and a stream with leaves
 [S, U, ...], of all U users, in the ring [S, C, U, ...]. It says nothing of
@@ -15,6 +15,7 @@ devices share the users, its arrays are spread over all processes. `place`
 brings it to the devices, `collect` back.
 """
 
+import itertools
 from collections.abc import Callable
 from concurrent import futures
 from functools import partial
@@ -25,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hsrl_jax.ops import tree
+from hsrl_jax.ops import compilation, tree
 
 AXIS = "devices"
 
@@ -36,7 +37,7 @@ class Layout(NamedTuple):
   Attributes:
     seeds: S.
     devices: all there are, of all processes.
-    by_seed: whether each device has seeds of its own.
+    by_seed: whether each device has seeds of its own; else all share users.
   """
 
   seeds: int
@@ -44,16 +45,17 @@ class Layout(NamedTuple):
   by_seed: bool
 
   @property
-  def shares_users(self) -> bool:
-    """Whether more than one device has users of the same seed."""
-    return self.devices > 1 and not self.by_seed
+  def groups(self) -> int:
+    """G of seeds that train at once, where `by_seed`: g, g + G, and so on."""
+    one_by_one = jax.default_backend() == "cpu"
+    return self.seeds if one_by_one else self.devices
 
 
 def layout(seeds: int) -> Layout:
   """The layout of S seeds on all devices of all processes."""
   devices = jax.device_count()
   alone = jax.process_count() == 1
-  return Layout(seeds, devices, alone and seeds >= devices > 1)
+  return Layout(seeds, devices, alone and seeds >= devices)
 
 
 def meet() -> None:
@@ -69,17 +71,16 @@ def meet() -> None:
 
 def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
   """The state of all seeds, by an Engine's `init`."""
-  if not layout.shares_users:
-    return _of_all(jax.jit(engine_init), seeds, inputs)
-  of_part = jax.jit(engine_init, static_argnums=3)
-  states = [
+  if layout.by_seed:
+    return _of_all(engine_init, seeds, inputs)
+  parts = [
     jax.device_put(
-      _of_all(of_part, seeds, inputs, part, layout.devices), device
+      _of_all(engine_init, seeds, inputs, part, layout.devices), device
     )
     for part, device in enumerate(_devices(layout))
     if device.process_index == jax.process_index()
   ]
-  learners, streams = zip(*states, strict=True)
+  learners, streams = zip(*parts, strict=True)
   return _assembled(learners, streams, layout)
 
 
@@ -96,50 +97,24 @@ def _of_all(engine_init: Callable, seeds: tuple[int, ...], *rest):
 
   Mapped over seeds it would round differently with another number of them.
   """
-  each = [engine_init(seed, *rest) for seed in jnp.array(seeds)]
-  return jax.tree.map(lambda *x: jnp.stack(x), *each)
+
+  def of_seed(seed, *rest):
+    return jax.tree.map(lambda x: x[None], engine_init(seed, *rest))
+
+  of_seed = compilation.once(of_seed, static_argnums=3)
+  return _join([of_seed(np.int32(seed), *rest) for seed in seeds])
 
 
 def over_seeds(run: Callable) -> Callable:
   """`run(learner, stream, ...)` of one seed for states with leaves [S, ...]."""
-  if jax.default_backend() != "cpu":
-    return lambda learner, stream, *rest: jax.vmap(
-      lambda learner, stream: run(learner, stream, *rest)
-    )(learner, stream)
 
   def of_all(learner, stream, *rest):
-    def of_seed(seed, learner, stream):
-      state = jax.tree.map(lambda x: x[seed], (learner, stream))
-      # What is fused with what is around would round differently.
-      new = run(*jax.lax.optimization_barrier(state), *rest)
-      return jax.lax.optimization_barrier(new)
+    def of_seed(state):
+      return run(*state, *rest)
 
-    metrics = jax.tree.map(
-      lambda x: jnp.zeros((len(learner.step), *x.shape), x.dtype),
-      jax.eval_shape(of_seed, 0, learner, stream)[2],
-    )
-
-    def body(seed, carry):
-      learner, stream, metrics = carry
-      new_learner, new_stream, new_metrics = of_seed(seed, learner, stream)
-      learner, metrics = jax.tree.map(
-        lambda x, y: x.at[seed].set(y),
-        (learner, metrics),
-        (new_learner, new_metrics),
-      )
-      # In place, where a scatter would copy the replay. A learner that is put
-      # back so would be rounded otherwise alone than in company.
-      stream = jax.tree.map(
-        lambda x, y: jax.lax.dynamic_update_index_in_dim(x, y, seed, 0),
-        stream,
-        new_stream,
-      )
-      return learner, stream, metrics
-
-    # A loop whose length the compiler does not know: unrolled or not, it would
-    # round differently, and a seed alone would not do what it does in company.
-    count = len(learner.step) + jnp.minimum(learner.step[0], 0)
-    return jax.lax.fori_loop(0, count, body, (learner, stream, metrics))
+    if jax.default_backend() == "cpu":
+      return jax.lax.map(of_seed, (learner, stream))
+    return jax.vmap(of_seed)((learner, stream))
 
   return of_all
 
@@ -155,10 +130,9 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
   """
   if layout.by_seed:
     return _on_each(run, layout)
-  axis_name = AXIS if layout.devices > 1 else None
 
   def of_device(learner, stream, inputs):
-    return over_seeds(run)(learner, stream, inputs, axis_name)
+    return over_seeds(run)(learner, stream, inputs, AXIS)
 
   return jax.pmap(
     of_device,
@@ -169,14 +143,20 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
   )
 
 
+def of_group(run: Callable) -> Callable:
+  """The program of a group of seeds; see `Layout.groups`."""
+  return jax.jit(over_seeds(run), donate_argnums=(0, 1))
+
+
 def _on_each(run: Callable, layout: Layout) -> Callable:
-  # Programs of one device each, not one program of all devices, which is
-  # compiled otherwise and rounds otherwise: a seed is to do what it does alone.
-  of_device = jax.jit(over_seeds(run), donate_argnums=(0, 1))
+  # A program of one device, not one of all devices, which is compiled otherwise
+  # and rounds otherwise: a seed is to do what it does alone.
+  program = of_group(run)
   pool = futures.ThreadPoolExecutor(layout.devices)  # Compiles side by side.
 
   def run_all(learners, streams, inputs):
-    results = list(pool.map(of_device, learners, streams, inputs))
+    own = itertools.cycle(inputs)
+    results = list(pool.map(program, learners, streams, own))
     learners, streams, metrics = zip(*results, strict=True)
     return learners, streams, _join(metrics)
 
@@ -188,20 +168,15 @@ def place(learner, stream, inputs, layout: Layout):
 
   Without it the second call would find its arguments placed otherwise than
   the first, and compile again. Where each device has seeds of its own, what is
-  returned are tuples with an entry for each device; else streams have a leading
-  axis of this process's devices.
+  returned are tuples: of states with an entry for each of `Layout.groups`, of
+  inputs for each device; else streams have a leading axis of this process's
+  devices.
   """
   devices = jax.local_devices()[: layout.devices]
   if layout.by_seed:
-
-    def spread(x):
-      own = [
-        jax.tree.map(lambda a, d=d: a[d :: layout.devices], x)
-        for d in range(layout.devices)
-      ]
-      return tuple(map(jax.device_put, own, devices))
-
-    return spread(learner), spread(stream), everywhere(inputs, layout)
+    states = _split((learner, stream), layout.groups)
+    states = map(jax.device_put, states, itertools.cycle(devices))
+    return *zip(*states, strict=True), everywhere(inputs, layout)
   mesh = jax.sharding.Mesh(devices, (AXIS,))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
 
@@ -242,8 +217,6 @@ def collect(learner, stream, layout: Layout):
     return [structure.unflatten(x) for x in zip(*own, strict=True)]
 
   streams = [jax.tree.map(lambda x: x[0], x) for x in parts(stream)]
-  if not layout.shares_users:
-    return one_copy(learner), streams[0]
   return _assembled(parts(learner), streams, layout)
 
 
@@ -308,18 +281,35 @@ def target_params(learner, layout: Layout):
   return one_copy(learner.target_params)
 
 
+def _split(x, groups: int) -> list:
+  """What each group has of all seeds, [S, ...]; see `Layout.groups`."""
+
+  def own(group: int):
+    return jax.tree.map(lambda x: x[group::groups], words)
+
+  if groups == 1:
+    return [x]
+  # By the host: a device would compile a program for each leaf.
+  words = _on_host(x)
+  return [jax.tree.map(tree.of_words, x, own(group)) for group in range(groups)]
+
+
 def _join(parts):
-  """What devices have of their seeds, [S, ...] on the first device."""
-  first = jax.local_devices()[0]
-  parts = [jax.device_put(x, first) for x in parts]
+  """What groups have of their seeds, [S, ...] on the first device."""
+  parts = list(parts)
+  if len(parts) == 1:
+    return jax.device_put(parts[0], jax.local_devices()[0])
   seeds = sum(len(jax.tree.leaves(x)[0]) for x in parts)
+  order = [np.arange(g, seeds, len(parts)) for g in range(len(parts))]
+  order = np.argsort(np.concatenate(order))
 
-  def join(*leaves):
-    x = jnp.concatenate(leaves)
-    order = [np.arange(d, seeds, len(parts)) for d in range(len(parts))]
-    return x[np.argsort(np.concatenate(order))]
+  words = jax.tree.map(lambda *x: np.concatenate(x)[order], *_on_host(parts))
+  joined = jax.tree.map(tree.of_words, parts[0], words)
+  return jax.device_put(joined, jax.local_devices()[0])
 
-  return jax.tree.map(join, *parts)
+
+def _on_host(x):
+  return jax.device_get(jax.tree.map(tree.words, x))
 
 
 def one_copy(x):
@@ -341,7 +331,5 @@ def assert_replicated(learner, layout: Layout) -> None:
 
 
 def _copy_on(x: jax.Array, device: int) -> np.ndarray:
-  if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-    x = jax.random.key_data(x)
-  shards = x.addressable_shards
+  shards = tree.words(x).addressable_shards
   return np.asarray(shards[min(device, len(shards) - 1)].data)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from hsrl_jax.types import Params
+from hsrl_jax.types import Array, Params
 
 
 def digest(tree: Params) -> int:
@@ -18,8 +18,7 @@ def digest(tree: Params) -> int:
   leaves = [jnp.asarray(x) for x in jax.tree.leaves(tree)]
   total = 0
   for i, x in enumerate(leaves):
-    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-      x = jax.random.key_data(x)
+    x = words(x)
     # An odd factor keeps whatever bit changes.
     odd = np.arange(1, 2 * x.size, 2, np.uint32).reshape(x.shape)
     for shard in x.addressable_shards:
@@ -31,6 +30,18 @@ def digest(tree: Params) -> int:
     own = np.uint32(total % 2**32)
     total = int(np.sum(multihost_utils.process_allgather(own), dtype=np.uint32))
   return total % 2**32
+
+
+def words(x: Array) -> Array:
+  """An array, or the words of which its random keys are made."""
+  is_key = jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key)
+  return jax.random.key_data(x) if is_key else x
+
+
+def of_words(like: Array, words: Array) -> Array:
+  """An array, or where `like` has random keys those of these words."""
+  is_key = jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key)
+  return jax.random.wrap_key_data(words) if is_key else words
 
 
 def by_name(tree: Params) -> dict[str, np.ndarray]:

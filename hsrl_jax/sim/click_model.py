@@ -14,6 +14,7 @@ import optax
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks.user_response import UserResponseModel
+from hsrl_jax.ops import compilation
 from hsrl_jax.sim import blend as blend_lib
 from hsrl_jax.types import Array, Observation, Params, PRNGKey, Sessions
 
@@ -188,6 +189,7 @@ class Fit(NamedTuple):
 
   Attributes:
     init: () -> FitState.
+    shapes: () -> the same, as jax.ShapeDtypeStruct.
     epoch: FitState -> (FitState, mean training loss).
     predict: (params, Sessions) -> probabilities [S, K]; of an ensemble
       [M, S, K].
@@ -195,6 +197,7 @@ class Fit(NamedTuple):
   """
 
   init: Callable[[], FitState]
+  shapes: Callable[[], FitState]
   epoch: Callable[[FitState], tuple[FitState, Array]]
   predict: Callable[[Params, Sessions], Array]
   keep_best: Callable[[FitState, Array], FitState]
@@ -263,30 +266,33 @@ def make_fit(
     for name in ("key", "item_features", "train", "offset")
   }
 
-  def compiled(function):
+  def compiled(function, jit=jax.jit):
     """Compiled with the data as arguments, of which a program knows shapes."""
 
-    @jax.jit
     def run(arrays, *args):
       return function(problem._replace(**arrays), *args)
 
-    return functools.partial(run, arrays)
+    return functools.partial(jit(run), arrays)
 
   if config.ensemble == 1:
     return Fit(
-      compiled(_init), compiled(_epoch), compiled(_predict), jax.jit(_keep_best)
+      compiled(_init, compilation.once),
+      functools.partial(jax.eval_shape, compiled(_init)),
+      compiled(_epoch),
+      compiled(_predict),
+      jax.jit(_keep_best),
     )
   keys = jax.vmap(jax.random.key)(
     jnp.uint32(config.seed) + jnp.arange(config.ensemble, dtype=jnp.uint32)
   )
 
-  def of_members(function):
+  def of_members(function, jit=jax.jit):
     def run(problem, *args):
       return jax.vmap(
         lambda key, *args: function(problem._replace(key=key), *args)
       )(keys, *args)
 
-    return compiled(run)
+    return compiled(run, jit)
 
   def predict(problem, params, sessions):
     return jax.vmap(functools.partial(_predict, problem), (0, None))(
@@ -294,7 +300,8 @@ def make_fit(
     )
 
   return Fit(
-    of_members(_init),
+    of_members(_init, compilation.once),
+    functools.partial(jax.eval_shape, of_members(_init)),
     of_members(_epoch),
     compiled(predict),
     jax.jit(jax.vmap(_keep_best)),

@@ -9,7 +9,7 @@ import numpy as np
 
 from hsrl_jax import agents, checked
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents import make_agent
+from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.data import sids, source
 from hsrl_jax.data.logged import blocks
@@ -276,7 +276,7 @@ class Parts:
 
     It acts as in training, also where it is served with other items.
     """
-    return make_agent(
+    return agent_of(
       self.config,
       slate_size or self.env.slate_size,
       self.catalogue.index.num_items,

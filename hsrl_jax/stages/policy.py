@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax.agents import make_agent
+from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.data.logged import blocks
@@ -42,6 +42,7 @@ def acting(agent: Agent, index: SidIndex) -> str:
   return f"beam search, {agent.beams} beams, {index.num_items:,} items"
 
 
+@functools.cache
 def greedy(agent: Agent) -> simulate.Act:
   """The agent's greedy policy; its `params` are (params, ActionSpace)."""
 
@@ -136,7 +137,7 @@ def run(
     InputError: the users do not divide over the devices, or `start` raises it.
   """
   train, items = config.train, catalogue.index.num_items
-  agent = make_agent(config, env.slate_size, items)
+  agent = agent_of(config, env.slate_size, items)
   folder = workdir / FOLDER
   if not agent.learns:
     folder.mkdir(parents=True, exist_ok=True)
@@ -371,7 +372,7 @@ def load(
     InputError: no checkpoint can be read.
   """
   seeds = config.train.seeds
-  agent = make_agent(config, env.slate_size, catalogue.index.num_items)
+  agent = agent_of(config, env.slate_size, catalogue.index.num_items)
   inputs = loop.Inputs(catalogue, users)
   if not agent.learns:
     user = env.start(0, users).observation

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +33,7 @@ from hsrl_jax.types import Params, Sessions
 FOLDER = "simulator"
 GIVEN = "response.npz"  # The copy of a file with weights.
 QUALITY_FORMAT = 2  # Of quality.json; format 1 had no verdict and no number.
+_SAVE_AFTER = 10.0  # Seconds; the state is saved after the epoch then.
 _LEAST = 1e-7  # Of a probability, so that its logit is finite.
 _TOGETHER = 4_096  # Slates that the click model is asked about at once.
 
@@ -55,7 +57,7 @@ def run(
   """Fits the click model.
 
   Writes `simulator/`: checkpoints, metrics, quality.json. Resumes after the
-  last complete epoch.
+  last epoch that was saved.
 
   Returns:
     What quality.json holds, see `_judged`.
@@ -75,7 +77,7 @@ def run(
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
   ):
     state = checkpoint.restore_latest(checkpointer, state) or state
-    done = int(state.epoch.max())
+    done, saved = int(state.epoch.max()), time.monotonic()
     with (
       metrics_lib.MetricsWriter(folder, done, axis="epoch") as writer,
       watch.bar(config.epochs, "simulator", "epoch", done) as bar,
@@ -91,10 +93,13 @@ def run(
         losses, measured = _measured(fit.predict(state.params, val), val)
         state = fit.keep_best(state, losses)
         writer.write(epoch, {"train_loss": float(loss.mean()), **measured})
-        checkpoint.save(checkpointer, epoch, state)
+        last = epoch == config.epochs or signals.due()
+        if last or time.monotonic() - saved > _SAVE_AFTER:
+          checkpoint.save(checkpointer, epoch, state)
+          saved = time.monotonic()
         bar.update()
         bar.set_postfix(val_log_loss=f"{measured['log_loss']:.4f}")
-        if signals.due():
+        if last:
           break
   blend = _blended(config, dataset, fit, state.best_params)
   params = _params(dataset, state.best_params, blend)
@@ -260,7 +265,7 @@ def load(
   folder = workdir / FOLDER / "checkpoints"
   again = f"delete {workdir}/.done/simulator and run --mode=simulator again"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:
-    like = jax.eval_shape(_make_fit(config, dataset).init)
+    like = _make_fit(config, dataset).shapes()
     state = checkpoint.restore_latest(checkpointer, like)
   if state is None:
     raise InputError(f"{folder}: no checkpoint can be read; {again}")

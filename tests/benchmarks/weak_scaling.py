@@ -53,7 +53,7 @@ def work(coordinator: str, processes: int, process: int) -> None:
   engine, inputs, _ = problem(ITEMS, config)
   runs = {
     "with": engine.run,
-    "without": lambda learner, stream, inputs, axis_name: engine.run(
+    "without": lambda learner, stream, inputs, axis_name=None: engine.run(
       learner, stream, inputs
     ),
   }

@@ -39,7 +39,8 @@ def main(agent: str) -> None:
   seeds = whole.train.seeds[:1]
   learner, stream = parallel.init(engine.init, seeds, inputs, layout)
   given = parallel.place(learner, stream, inputs, layout)
-  run = parallel.over_devices(engine.run, layout).lower(*given).compile()
+  given = [own for (own,) in given]  # Of the only device.
+  run = parallel.of_group(engine.run).lower(*given).compile()
   *state, metrics = run(*given)
   jax.block_until_ready(metrics)
   options = jax.profiler.ProfileOptions()

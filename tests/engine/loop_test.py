@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.ops import tree
 from hsrl_jax.stages import policy
 from tests import toy
 
@@ -20,16 +21,15 @@ def _over_seeds(engine):
   return jax.jit(jax.vmap(engine.run, in_axes=(0, 0, None)))
 
 
+def _words(x):
+  """A copy on the host; of keys, the words of which they are made."""
+  return jax.tree.map(lambda leaf: np.array(tree.words(leaf)), x)
+
+
 def _on_one_device(x):
   """A copy that shares no memory with `x`, which may be donated."""
-
-  def copy(leaf):
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-      words = np.array(jax.random.key_data(leaf))
-      return jax.random.wrap_key_data(jnp.asarray(words))
-    return jnp.asarray(np.array(leaf))
-
-  return jax.tree.map(copy, x)
+  copies = jax.tree.map(jnp.asarray, _words(x))
+  return jax.tree.map(tree.of_words, x, copies)
 
 
 def _collectives(text):
@@ -252,46 +252,36 @@ class LoopTest(parameterized.TestCase):
     for seed, together in enumerate(begun(*range(10))):
       np.testing.assert_array_equal(together, begun(seed)[0])
 
+  @parameterized.parameters(1, 2)
   @pytest.mark.slow
-  def test_three_seeds_over_two_devices_equal_seeds_alone(self):
+  def test_three_seeds_over_devices_equal_seeds_alone(self, devices):
     self._optimized()
     seeds = (3, 1, 4)
     engine, inputs = toy.engine(toy.config()), toy.inputs()
-    self.assertTrue(parallel.layout(5).by_seed)
-    layout = parallel.Layout(len(seeds), devices=2, by_seed=True)
-    start = parallel.init(engine.init, seeds, inputs, layout)
-    run = parallel.over_devices(engine.run, layout)
-    learner, stream, placed = parallel.place(*start, inputs, layout)
-    for _ in range(3):
-      learner, stream, metrics = run(learner, stream, placed)
-    together, rings = parallel.collect(learner, stream, layout)
-    chex.assert_trees_all_equal(
-      parallel.target_params(learner, layout), together.target_params
-    )
-    # Collected and placed again they are what they were.
-    again = parallel.place(together, rings, inputs, layout)[:2]
-    chex.assert_trees_all_equal(
-      *jax.tree.map(
-        lambda x: 0 if x.dtype == together.key.dtype else x,
-        ((learner, stream), again),
-      )
-    )
-    one = jax.jit(parallel.over_seeds(engine.run))
-    for i in range(len(seeds)):
-      single = jax.tree.map(lambda x, i=i: x[i : i + 1], start[0])
-      single_stream = jax.tree.map(lambda x, i=i: x[i : i + 1], start[1])
+
+    def trained(seeds, devices):
+      layout = parallel.Layout(len(seeds), devices, by_seed=True)
+      start = parallel.init(engine.init, seeds, inputs, layout)
+      run = parallel.over_devices(engine.run, layout)
+      learner, stream, placed = parallel.place(*start, inputs, layout)
       for _ in range(3):
-        single, single_stream, alone = one(single, single_stream, inputs)
+        learner, stream, metrics = run(learner, stream, placed)
+      state = parallel.collect(learner, stream, layout)
       chex.assert_trees_all_equal(
-        jax.tree.map(lambda x, i=i: x[i : i + 1], together.params),
-        single.params,
+        parallel.target_params(learner, layout), state[0].target_params
       )
+      # Collected and placed again they are what they were.
+      again = parallel.place(*state, inputs, layout)[:2]
+      chex.assert_trees_all_equal(*_words(((learner, stream), again)))
+      return _words((*state, metrics))
+
+    self.assertTrue(parallel.layout(5).by_seed)
+    together = trained(seeds, devices)
+    for i, seed in enumerate(seeds):
       chex.assert_trees_all_equal(
-        jax.tree.map(lambda x, i=i: x[i : i + 1], rings.replay),
-        single_stream.replay,
+        jax.tree.map(lambda x, i=i: x[i : i + 1], together),
+        trained((seed,), 1),
       )
-      for name, value in alone.items():
-        self.assertEqual(metrics[name][i], value[0])
 
   @pytest.mark.slow
   def test_learns_to_please(self):

@@ -17,6 +17,8 @@ from hsrl_jax.ops import masking, sampling
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
+_TOGETHER = 250  # Sessions drawn at once.
+
 
 def log_weights(
   popularity: Array, active: Array, temperature: float | None
@@ -63,7 +65,7 @@ def _sessions(
 
   def session(episode):
     episode_key = jax.random.fold_in(key, episode)
-    state = simulate.start(env, users, key, episode, rows)
+    state = simulate.start(env, users, key, episode, rows[episode])
 
     def step(carry, t):
       state, alive = carry
@@ -81,7 +83,7 @@ def _sessions(
     return jax.lax.scan(step, start, jnp.arange(env.max_steps))[1]
 
   episodes = jnp.arange(len(rows))
-  return jax.lax.map(session, episodes, batch_size=simulate.CHUNK)
+  return jax.lax.map(session, episodes, batch_size=_TOGETHER)
 
 
 def draw(
@@ -110,7 +112,7 @@ def draw(
   parts, drawn = [], 0
   while drawn < slates:
     # As many sessions at once whatever is asked for, so that all begin alike.
-    rows = simulate.sample(user_id, simulate.CHUNK, seed + len(parts))
+    rows = simulate.sample(user_id, _TOGETHER, seed + len(parts))
     key = jax.random.fold_in(jax.random.key(seed), len(parts))
     made = _sessions(env, users, weights, active, key, jnp.asarray(rows))
     observation, slate, propensity, result, alive = jax.device_get(made)
@@ -123,7 +125,7 @@ def draw(
         exposed=slate[alive],
         response=result.response[alive],
         propensity=propensity[alive],
-        session=session + len(parts) * simulate.CHUNK,
+        session=session + len(parts) * _TOGETHER,
         step=step,
         reward=result.reward[alive],
         terminated=result.terminated[alive].astype(np.float32),

@@ -25,7 +25,7 @@ class Oracle(NamedTuple):
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
 Act = Callable[[Params, Observation, Array, PRNGKey], Array] | Oracle
 
-CHUNK = 250  # Sessions, or users, computed at once.
+CHUNK = 256  # Sessions, or users, computed at once.
 
 
 class Sessions(NamedTuple):
@@ -70,18 +70,17 @@ def sample(user: np.ndarray, episodes: int, seed: int) -> np.ndarray:
   return np.resize(shuffled[order], episodes).astype(np.int32)
 
 
-@functools.partial(jax.jit, static_argnames=("act", "env", "episodes"))
 def simulate(
   act: Act,
   env: UserSimulator,
   params: Params,
   env_params: EnvParams,
   key: PRNGKey,
-  rows: Array | None = None,
+  rows: np.ndarray | None = None,
   *,
   episodes: int,
 ) -> Sessions:
-  """Simulates sessions of the pool's users.
+  """Simulates sessions of the pool's users; what they were is on the host.
 
   The responses of session e are drawn by fold_in(key, e), so that policies meet
   the same users and luck.
@@ -96,10 +95,42 @@ def simulate(
       None: e modulo the size of the pool.
     episodes: E.
   """
+  if rows is None:
+    rows = np.arange(episodes) % len(env_params.profiles)
+  # Chunks of one size, with no more of the pool than they need: one compilation
+  # whatever the number of sessions, and the split.
+  size = min(episodes, CHUNK)
+  made = []
+  for first in range(0, episodes, size):
+    chunk = np.arange(first, first + size, dtype=np.int32)
+    users = _of_rows(env_params, np.asarray(rows)[chunk % episodes])
+    made.append(_chunk(act, env, params, users, key, chunk))
+  return jax.tree.map(
+    lambda *x: np.concatenate(x)[:episodes], *jax.device_get(made)
+  )
 
-  def session(episode):
+
+def _of_rows(env_params: EnvParams, rows: np.ndarray) -> EnvParams:
+  """The parameters with some rows of the pool."""
+  names = ("profiles", "histories", "biases")
+  pool = {name: getattr(env_params, name) for name in names}
+  own = {x: np.asarray(y)[rows] for x, y in pool.items() if y is not None}
+  return env_params._replace(**own)
+
+
+@functools.partial(jax.jit, static_argnames=("act", "env"))
+def _chunk(
+  act: Act,
+  env: UserSimulator,
+  params: Params,
+  users: EnvParams,
+  key: PRNGKey,
+  episodes: Array,
+) -> Sessions:
+  """The sessions of so many users, with their numbers [E]."""
+
+  def session(row, episode):
     episode_key = jax.random.fold_in(key, episode)
-    state = start(env, env_params, key, episode, rows)
 
     def step(carry, t):
       state, alive = carry
@@ -108,7 +139,7 @@ def simulate(
         slate = act.act(params, state, act_key)
       else:
         slate = act(params, state.observation, state.seen, act_key)
-      state, result = env.step(step_key, state, slate, env_params)
+      state, result = env.step(step_key, state, slate, users)
       record = (
         result.reward * alive,
         alive,
@@ -118,6 +149,7 @@ def simulate(
       over = result.terminated | result.truncated
       return (state, alive * ~over), record
 
+    state = start(env, users, key, episode, row)
     _, (reward, alive, slates, responses) = jax.lax.scan(
       step, (state, jnp.float32(1)), jnp.arange(env.max_steps)
     )
@@ -125,7 +157,7 @@ def simulate(
       reward.sum(), alive.sum(), responses.sum(), slates, responses
     )
 
-  return jax.lax.map(session, jnp.arange(episodes), batch_size=CHUNK)
+  return jax.vmap(session)(jnp.arange(len(episodes)), episodes)
 
 
 def start(
@@ -133,12 +165,9 @@ def start(
   env_params: EnvParams,
   key: PRNGKey,
   episode: Array | int,
-  rows: Array | None = None,
+  row: Array | int,
 ) -> EnvState:
-  """How session `episode` of `simulate` begins; see there."""
-  row = episode % env_params.profiles.shape[0]
-  if rows is not None:
-    row = rows[episode]
+  """How session `episode` of `simulate` begins, of a row of the pool."""
   episode_key = jax.random.fold_in(key, episode)
   start_key = jax.random.fold_in(episode_key, env.max_steps)
   return env.start(row, env_params, start_key)

@@ -34,7 +34,7 @@ def of(
     parts.topics or topics_lib.of_categories(parts.dataset.items.genres),
     {name: sessions[name][0] for name in names},
     [
-      simulate.start(env, users, key, episode, rows)
+      simulate.start(env, users, key, episode, rows[episode])
       for episode in range(min(_USERS, len(rows)))
     ],
   )

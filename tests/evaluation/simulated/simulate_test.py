@@ -1,5 +1,7 @@
 """Simulated sessions, and the bounds, against sessions computed by hand."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,27 @@ class EvaluateTest(absltest.TestCase):
         act, _env([0.0] * 7), None, users, jax.random.key(0), rows, episodes=4
       )
       np.testing.assert_array_equal(sessions.slates[:, 0, 0], shown)
+
+  def test_any_number_of_sessions_of_any_pool_is_compiled_once(self):
+    """In chunks of four, the last of which is not full."""
+    env = _env([0.0, 0.5, 0.1, 0.9, 0.4, 0.3, 0.6])
+    act = bounds.random_policy(2)
+
+    def run(count, episodes):
+      rows = np.arange(episodes)[::-1] % count
+      params, key = jnp.arange(7) > 0, jax.random.key(0)
+      given = (act, env, params, _users(count), key, rows)
+      return simulate.simulate(*given, episodes=episodes)
+
+    whole = run(5, 11)
+    with mock.patch.object(simulate, "CHUNK", 4):
+      before = simulate._chunk._cache_size()
+      for count, episodes in ((5, 11), (3, 8), (7, 4), (5, 6)):
+        sessions = run(count, episodes)
+        for found, expected in zip(sessions, whole, strict=True):
+          self.assertLen(found, episodes)
+          np.testing.assert_array_equal(found, expected[:episodes])
+      self.assertEqual(simulate._chunk._cache_size(), before + 1)
 
   def test_bounds_under_no_repeat_walk_down_the_ranking(self):
     env = _env(
