@@ -9,9 +9,10 @@ import numpy as np
 
 from hsrl_jax.networks.interactions import Interactions
 from hsrl_jax.ops import sampling
+from hsrl_jax.ops.attention import attend
 from hsrl_jax.types import Array, PRNGKey, Shown
 
-_MAX_LOGIT = 30.0
+_MAX_LOGIT = 30.0  # In attention.
 _KEPT = 0.9  # Weight of a like, of that of the next one.
 
 
@@ -160,43 +161,10 @@ def attention(heads: int, query: Array, x: Array, usable: Array) -> Array:
   k = nn.Dense(width, use_bias=False, name="key")(x)  # It would cancel.
   v = nn.Dense(width, name="value")(x)
   split = [y.reshape(-1, heads, size).swapaxes(0, 1) for y in (q, k, v)]
-  mixed = jax.vmap(_attend, in_axes=(0, 0, 0, None))(*split, usable.T)
+  mixed = jax.vmap(attend, in_axes=(0, 0, 0, None, None))(
+    *split, usable.T, _MAX_LOGIT
+  )
   return nn.Dense(width, name="out")(mixed.reshape(width, -1).T)
-
-
-# By hand: an iteration of tests/benchmarks/train_throughput.py takes 18.2 ms of
-# one core with it, 20.5 with jax.nn.softmax(where=) and its gradient, and 23.5
-# with jax.nn.dot_product_attention (by turns, medians of three runs).
-@jax.custom_vjp
-def _attend(q: Array, k: Array, v: Array, usable: Array) -> Array:
-  """Attention of one head, [Q, s], [H, s], [H, s], bool [H, Q] -> [s, Q].
-
-  A softmax with fewer passes over [H, Q]: logits are clipped, so that exp needs
-  no maximum, and normalised after the product. A query with nothing usable
-  yields 0. The gradient ignores the clipping. Weights have a row for each key,
-  so that no product has to transpose them.
-  """
-  return _attend_forward(q, k, v, usable)[0]
-
-
-def _attend_forward(q, k, v, usable):
-  logits = jnp.clip(k @ q.T, -_MAX_LOGIT, _MAX_LOGIT)
-  weights = jnp.where(usable, jnp.exp(logits), 0.0)
-  norm = weights.sum(0, keepdims=True)
-  norm = jnp.maximum(norm, jnp.exp(-_MAX_LOGIT))
-  out = (v.T @ weights) / norm
-  return out, (q, k, v, weights, norm, out)
-
-
-def _attend_backward(saved, grad):
-  q, k, v, weights, norm, out = saved
-  grad = grad / norm
-  of_weights = v @ grad - (grad * out).sum(0, keepdims=True)
-  of_logits = weights * of_weights
-  return (k.T @ of_logits).T, of_logits @ q, weights @ grad.T, None
-
-
-_attend.defvjp(_attend_forward, _attend_backward)
 
 
 def dropout_scales(

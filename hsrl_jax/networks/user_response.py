@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hsrl_jax.ops import attention
 from hsrl_jax.types import Array
 
 
@@ -113,10 +114,9 @@ class _Attention(nn.Module):
     width = queries.shape[-1]
     size = width // self.heads
     split = (self.heads, size)
-    q = nn.DenseGeneral(split, name="query")(queries)
+    q = nn.DenseGeneral(split, name="query")(queries) * size**-0.5
     k = nn.DenseGeneral(split, name="key")(values)
     v = nn.DenseGeneral(split, name="value")(values)
-    logits = jnp.einsum("qhd,khd->hqk", q, k) / jnp.sqrt(float(size))
-    weights = jax.nn.softmax(logits, where=mask[None, None])
-    mixed = jnp.einsum("hqk,khd->qhd", weights, v)
+    mixed = jax.vmap(attention.attend, (1, 1, 1, None))(q, k, v, mask[:, None])
+    mixed = jnp.moveaxis(mixed, -1, 0)  # [heads, size, Q] -> [Q, heads, size].
     return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)

@@ -2,7 +2,6 @@
 
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,33 +105,6 @@ def _plain(params, features, profile, history, layers=LAYERS):
     x = _norm(q["feed_forward_norm"], x + _dense(q["narrow"], hidden))
   state = x[-1] if history[-1] > 0 else np.zeros(WIDTH)
   return _norm(p["state_norm"], state + user[WIDTH:])
-
-
-class AttendTest(absltest.TestCase):
-  def test_value_and_gradient_are_those_of_a_softmax(self):
-    """The gradient is written by hand; here one that JAX derives."""
-    rng = np.random.default_rng(1)
-    q, k, v = (rng.normal(size=(6, 4)).astype("f") for _ in range(3))
-    usable = np.tri(6, dtype=bool)
-    usable[:, 1] = False
-    usable[0] = False  # Nothing to attend to.
-    target = rng.normal(size=(6, 4)).astype("f")
-
-    def plain(q, k, v, usable):
-      weights = jax.nn.softmax(q @ k.T, -1, where=usable)
-      return jnp.where(usable.any(-1, keepdims=True), weights @ v, 0.0)
-
-    def run(attend):
-      def loss(q, k, v):
-        out = attend(q, k, v, usable)
-        return ((out - target) ** 2).sum(), out
-
-      return jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(q, k, v)
-
-    def turned(q, k, v, usable):
-      return encoder._attend(q, k, v, usable.T).T
-
-    chex.assert_trees_all_close(run(turned), run(plain), rtol=1e-4, atol=3e-5)
 
 
 class EncoderTest(parameterized.TestCase):
