@@ -145,7 +145,7 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
 
 def of_group(run: Callable) -> Callable:
   """The program of a group of seeds; see `Layout.groups`."""
-  return jax.jit(over_seeds(run), donate_argnums=(0, 1))
+  return compilation.often(over_seeds(run), donate_argnums=(0, 1))
 
 
 def _on_each(run: Callable, layout: Layout) -> Callable:

@@ -278,7 +278,7 @@ def make_fit(
     return Fit(
       compiled(_init, compilation.once),
       functools.partial(jax.eval_shape, compiled(_init)),
-      compiled(_epoch),
+      compiled(_epoch, compilation.often),
       compiled(_predict),
       jax.jit(_keep_best),
     )
@@ -302,7 +302,7 @@ def make_fit(
   return Fit(
     of_members(_init, compilation.once),
     functools.partial(jax.eval_shape, of_members(_init)),
-    of_members(_epoch),
+    of_members(_epoch, compilation.often),
     compiled(predict),
     jax.jit(jax.vmap(_keep_best)),
   )
