@@ -27,6 +27,7 @@ def often(function: Callable, **options) -> Callable:
 
 def _at_level(level: int, function: Callable, options: dict) -> Callable:
   compiler = None
-  if jax.default_backend() == "cpu":
+  fast = jax.config.jax_disable_most_optimizations  # All is at level 0 then.
+  if jax.default_backend() == "cpu" and not fast:
     compiler = {"xla_backend_optimization_level": level}
   return jax.jit(function, compiler_options=compiler, **options)
