@@ -27,7 +27,8 @@ def often(function: Callable, **options) -> Callable:
 
 def _at_level(level: int, function: Callable, options: dict) -> Callable:
   compiler = None
-  fast = jax.config.jax_disable_most_optimizations  # All is at level 0 then.
+  # Then all is at level 0.
+  fast = jax.config.read("jax_disable_most_optimizations")
   if jax.default_backend() == "cpu" and not fast:
     compiler = {"xla_backend_optimization_level": level}
   return jax.jit(function, compiler_options=compiler, **options)
