@@ -94,8 +94,9 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
   return agent
 
 
-# The same one for the same arguments: what acts by it is traced once.
-agent_of = functools.cache(make_agent)
+# The same one for the same arguments: what acts by it is traced once. The last
+# few alone, since experiments make hundreds, with all that was traced of them.
+agent_of = functools.lru_cache(maxsize=4)(make_agent)
 
 
 def check(config: Config) -> None:

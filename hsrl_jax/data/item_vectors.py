@@ -210,8 +210,7 @@ def of_words(texts: Mapping[str, Sequence[str]], dimensions: int) -> np.ndarray:
     )
     for row in zip(*texts.values(), strict=True)
   ]
-  # Here: it takes a while, and few runs need it.
-  from sklearn import feature_extraction
+  from sklearn import feature_extraction  # Here: it takes a while.
 
   hasher = feature_extraction.FeatureHasher(_HASHES, input_type="string")
   hashed = hasher.transform(tokens)
@@ -326,7 +325,7 @@ def _by_kind(columns: Mapping[str, list[str]]):
 def _svd(matrix: scipy.sparse.csr_matrix, dimensions: int) -> np.ndarray:
   """U S of the leading singular values of [N, X], with determined signs."""
   size = min(dimensions, *matrix.shape)
-  from sklearn.utils import extmath  # Here for the same reason.
+  from sklearn.utils import extmath  # Here: it takes a while.
 
   left, values, _ = extmath.randomized_svd(
     matrix, size, n_iter=_POWER_ITERATIONS, random_state=0

@@ -10,7 +10,7 @@ from hsrl_jax.engine import loop, on_policy
 from hsrl_jax.sim.user_simulator import UserSimulator
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # As many as `agents.agent_of` keeps.
 def make(agent: Agent, env: UserSimulator, config: TrainConfig) -> loop.Engine:
   """By replay, or on-policy where the agent learns so."""
   engine = loop if agent.on_policy is None else on_policy

@@ -15,6 +15,7 @@ def attend(
 ) -> Array:
   """Attention of one head, [Q, s], [H, s], [H, s], bool [H, Q] -> [s, Q].
 
+  Dot-product attention (Vaswani et al. 2017), of queries that are scaled.
   A softmax that is normalised after the product, which takes fewer passes over
   [H, Q]. Weights have a row for each key, so that no product has to transpose
   them. A query with nothing usable yields 0.

@@ -16,7 +16,9 @@ def once(function: Callable, **options) -> Callable:
 
 
 def often(function: Callable, **options) -> Callable:
-  """`jax.jit` of a large program: compiled in 3/4 of the time, and as fast.
+  """`jax.jit` of a large program: compiled in 0.76 to 0.9 of the time.
+
+  It is as fast: HSRL by replay and on-policy were measured.
 
   Args:
     function: what to compile.
@@ -27,7 +29,7 @@ def often(function: Callable, **options) -> Callable:
 
 def _at_level(level: int, function: Callable, options: dict) -> Callable:
   compiler = None
-  # Then all is at level 0.
+  # With it JAX itself compiles everything at level 0.
   fast = jax.config.read("jax_disable_most_optimizations")
   if jax.default_backend() == "cpu" and not fast:
     compiler = {"xla_backend_optimization_level": level}

@@ -42,7 +42,7 @@ def acting(agent: Agent, index: SidIndex) -> str:
   return f"beam search, {agent.beams} beams, {index.num_items:,} items"
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4)  # As many as `agents.agent_of` keeps.
 def greedy(agent: Agent) -> simulate.Act:
   """The agent's greedy policy; its `params` are (params, ActionSpace)."""
 

@@ -252,6 +252,15 @@ class LoopTest(parameterized.TestCase):
     for seed, together in enumerate(begun(*range(10))):
       np.testing.assert_array_equal(together, begun(seed)[0])
 
+  @parameterized.parameters(1, 2, 3, 5)
+  def test_groups_have_every_so_many_th_seed(self, groups):
+    keys = jax.random.split(jax.random.key(0), 5)
+    state = {"x": jnp.arange(10).reshape(5, 2), "key": keys}
+    parts = parallel._split(state, groups)
+    for group, part in enumerate(parts):
+      np.testing.assert_array_equal(part["x"], state["x"][group::groups])
+    chex.assert_trees_all_equal(_words(parallel._join(parts)), _words(state))
+
   @parameterized.parameters(1, 2)
   @pytest.mark.slow
   def test_three_seeds_over_devices_equal_seeds_alone(self, devices):

@@ -266,6 +266,34 @@ class FittedTest(absltest.TestCase):
     self.assertLess(auc["attention"], of_items["auc_within_users"])
     self.assertLess(measured["blended"]["log_loss"], of_items["log_loss"])
 
+  def test_a_fit_that_was_killed_goes_on_from_what_it_saved(self):
+    dataset = self_selected.world()
+    config = SimulatorConfig(click_model="attention", epochs=4)
+    save, epochs = simulator.checkpoint.save, []
+    killed, whole = self.workdir / "killed", self.workdir / "whole"
+
+    def killed_once(checkpointer, epoch, state):
+      epochs.append(epoch)
+      if epochs == [1, 2, 3]:
+        raise KeyboardInterrupt
+      save(checkpointer, epoch, state)
+
+    with (
+      mock.patch.object(simulator, "_SAVE_AFTER", -1.0),
+      mock.patch.object(simulator.checkpoint, "save", killed_once),
+    ):
+      with self.assertRaises(KeyboardInterrupt):
+        simulator.run(config, killed, dataset)
+      simulator.run(config, killed, dataset)
+    self.assertEqual(epochs, [1, 2, 3, 3, 4])
+    quality = simulator.run(config, whole, dataset)
+    for workdir in (killed, whole):
+      rows = (workdir / "simulator/metrics.jsonl").read_text().splitlines()
+      self.assertEqual([json.loads(x)["epoch"] for x in rows], [1, 2, 3, 4])
+    self.assertEqual(
+      json.loads((killed / "simulator/quality.json").read_text()), quality
+    )
+
   @pytest.mark.slow
   def test_what_is_loaded_answers_as_it_was_judged(self):
     """Also with drawn negatives, an ensemble and a base rate."""

@@ -100,22 +100,24 @@ def simulate(
   # Chunks of one size, with no more of the pool than they need: one compilation
   # whatever the number of sessions, and the split.
   size = min(episodes, CHUNK)
+  pool = _pool(env_params)
   made = []
   for first in range(0, episodes, size):
     chunk = np.arange(first, first + size, dtype=np.int32)
-    users = _of_rows(env_params, np.asarray(rows)[chunk % episodes])
+    own = np.asarray(rows)[chunk % episodes]
+    users = env_params._replace(**{x: y[own] for x, y in pool.items()})
     made.append(_chunk(act, env, params, users, key, chunk))
   return jax.tree.map(
     lambda *x: np.concatenate(x)[:episodes], *jax.device_get(made)
   )
 
 
-def _of_rows(env_params: EnvParams, rows: np.ndarray) -> EnvParams:
-  """The parameters with some rows of the pool."""
-  names = ("profiles", "histories", "biases")
-  pool = {name: getattr(env_params, name) for name in names}
-  own = {x: np.asarray(y)[rows] for x, y in pool.items() if y is not None}
-  return env_params._replace(**own)
+def _pool(env_params: EnvParams) -> dict[str, np.ndarray]:
+  """The fields with a row for each user of the pool, on the host."""
+  fields = {x: getattr(env_params, x) for x in ("profiles", "histories")}
+  if env_params.biases is not None:
+    fields["biases"] = env_params.biases
+  return jax.tree.map(np.asarray, fields)
 
 
 @functools.partial(jax.jit, static_argnames=("act", "env"))

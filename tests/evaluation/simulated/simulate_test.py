@@ -80,18 +80,24 @@ class EvaluateTest(absltest.TestCase):
   def test_any_number_of_sessions_of_any_pool_is_compiled_once(self):
     """In chunks of four, the last of which is not full."""
     env = _env([0.0, 0.5, 0.1, 0.9, 0.4, 0.3, 0.6])
-    act = bounds.random_policy(2)
+    rows = np.int32([4, 1, 3, 0, 2, 2, 0, 4, 1, 3, 1])
+
+    def act(params, observation, excluded, key):
+      del params, excluded, key
+      return observation.history[-2:]  # It tells who the user is.
 
     def run(count, episodes):
-      rows = np.arange(episodes)[::-1] % count
-      params, key = jnp.arange(7) > 0, jax.random.key(0)
-      given = (act, env, params, _users(count), key, rows)
+      users = _users(count)
+      histories = 1 + (np.arange(count)[:, None] + np.arange(4)) % 6
+      users = users._replace(histories=jnp.asarray(histories, jnp.int32))
+      given = (act, env, None, users, jax.random.key(0), rows[:episodes])
       return simulate.simulate(*given, episodes=episodes)
 
     whole = run(5, 11)
+    np.testing.assert_array_equal(whole.slates[:, 0, 0], 1 + (rows + 2) % 6)
     with mock.patch.object(simulate, "CHUNK", 4):
       before = simulate._chunk._cache_size()
-      for count, episodes in ((5, 11), (3, 8), (7, 4), (5, 6)):
+      for count, episodes in ((5, 11), (6, 8), (7, 4), (5, 6)):
         sessions = run(count, episodes)
         for found, expected in zip(sessions, whole, strict=True):
           self.assertLen(found, episodes)
