@@ -119,9 +119,9 @@ def measure(
     "calibration_error": float(np.abs(gap).sum() / y.size),
     "like_rate": {"predicted": float(p.mean()), "observed": float(y.mean())},
   }
-  auc = _auc(p.ravel(), y.ravel())
-  if np.isfinite(auc):
-    measured["auc"] = auc
+  auc = auc_by_user(p, y, np.zeros(len(p), int))
+  if np.isfinite(auc).all():
+    measured["auc"] = float(auc[0])
   aucs = auc_by_user(p, y, user_id)
   aucs = aucs[np.isfinite(aucs)]
   if len(aucs):
@@ -142,24 +142,28 @@ def measure(
 def auc_by_user(
   score: np.ndarray, liked: np.ndarray, user_id: np.ndarray
 ) -> np.ndarray:
-  """AUC among each user's responses, [U]; NaN without both responses."""
-  order = np.argsort(user_id, kind="stable")
-  _, first = np.unique(np.asarray(user_id)[order], return_index=True)
-  return np.array(
-    [
-      _auc(score[rows].ravel(), liked[rows].ravel())
-      for rows in np.split(order, first[1:])
-    ]
-  )
+  """AUC among each user's responses, [U]; NaN without both responses.
 
-
-def _auc(score: np.ndarray, liked: np.ndarray) -> float:
-  positive = liked.sum()
-  negative = len(liked) - positive
-  if not positive or not negative:
-    return float("nan")
-  ranks = scipy.stats.rankdata(score)[liked].sum()
-  return float((ranks - positive * (positive + 1) / 2) / (positive * negative))
+  Args:
+    score: float [S, K].
+    liked: bool [S, K].
+    user_id: int [S].
+  """
+  _, user = np.unique(user_id, return_inverse=True)
+  user = np.repeat(user, score.shape[1])
+  order = np.lexsort((score.ravel(), user))
+  user, score, liked = user[order], score.ravel()[order], liked.ravel()[order]
+  # Equal scores of a user share the mean of their places among all, from 1 on.
+  new = (np.diff(user) != 0) | (np.diff(score) != 0)
+  tie = np.concatenate([[0], np.cumsum(new)])
+  count = np.bincount(tie)
+  place = (np.cumsum(count) - (count - 1) / 2)[tie]
+  responses, positive = np.bincount(user), np.bincount(user, liked)
+  before = np.cumsum(responses) - responses
+  ranks = np.bincount(user, place * liked) - positive * before
+  pairs = positive * (responses - positive)
+  better = ranks - positive * (positive + 1) / 2
+  return np.where(pairs > 0, better / np.maximum(pairs, 1), np.nan)
 
 
 def of_fit(

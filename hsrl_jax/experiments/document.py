@@ -2,10 +2,11 @@
 
 For each experiment in --experiment_workdirs `results.json` and `plot.png` are
 copied to `results/` below --workdir, under the name of its folder; the page is
-then written from that folder alone, and ends with its `notes.md`.
+then written from that folder alone: contents, sections and its `notes.md`.
 """
 
 import pathlib
+import re
 import textwrap
 from typing import Any
 
@@ -84,23 +85,32 @@ def page(folder: pathlib.Path) -> str:
     path.stem: files.read_json(path, jobs.FORMAT)
     for path in sorted(folder.glob("*.json"))
   }
-  parts = [
-    "# Results",
-    _fill(
-      "Written by `python -m hsrl_jax.launch --mode=results --workdir=docs` "
-      f"out of the files in `{FOLDER}/`; no figure is typed by hand. "
-      "Rewards are totals of a session; intervals are of 95 %."
-    ),
-  ]
-  for experiment, about in SECTIONS.items():
+  about = (
+    "Written by `python -m hsrl_jax.launch --mode=results --workdir=docs` out "
+    f"of the files in `{FOLDER}/`: no figure of a table is typed by hand. "
+    "Rewards are totals of a session; intervals are of 95 %."
+  )
+  contents, parts = [], []
+  for experiment, question in SECTIONS.items():
     names = [k for k, x in results.items() if x["experiment"] == experiment]
     if names:
-      parts += [f"## {experiment.replace('_', ' ').capitalize()}", _fill(about)]
+      title = experiment.replace("_", " ").capitalize()
+      contents.append(f"- {_link(title)}: {', '.join(map(_link, names))}")
+      parts += [f"## {title}", _fill(question)]
       parts += [_section(name, results[name]) for name in names]
   notes = folder / "notes.md"
   if notes.exists():
     parts.append(notes.read_text().strip())
+    titles = re.findall(r"^## (.+)$", parts[-1], re.M)
+    contents += [f"- {_link(title)}" for title in titles]
+  parts = ["# Results", _fill(about), "\n".join(contents), *parts]
   return "\n\n".join(parts) + "\n"
+
+
+def _link(title: str) -> str:
+  """To the heading of this title, where GitHub and the site put it."""
+  anchor = re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+  return f"[{title}](#{anchor})"
 
 
 def _section(name: str, results: dict[str, Any]) -> str:

@@ -84,6 +84,21 @@ class DocumentTest(absltest.TestCase):
     self.assertIn("### two", text)
     self.assertEndsWith(text, "\n\n## Notes\n\nA note.\n")
 
+  def test_contents(self):
+    (self.docs / "results").mkdir(parents=True)
+    (self.docs / "results" / "notes.md").write_text("## What, and why\n\nx\n")
+    text = self._document(
+      self._experiment("b_1"),
+      self._experiment("a"),
+      self._experiment("c", experiment="closed_loop"),
+    )
+    self.assertIn(
+      "\n\n- [Ablation](#ablation): [a](#a), [b_1](#b_1)\n"
+      "- [Closed loop](#closed-loop): [c](#c)\n"
+      "- [What, and why](#what-and-why)\n\n## Ablation\n",
+      text,
+    )
+
   def test_what_is_no_experiment(self):
     single = self._experiment("single", experiment=None)
     with self.assertRaisesRegex(InputError, "single, which holds a single run"):

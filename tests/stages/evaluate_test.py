@@ -34,6 +34,10 @@ def _ranker(made, config=None):
   )
 
 
+def _greedy(agent, own, user):
+  return jax.jit(agent.act)(*own, user, NOTHING, None, 1.0)
+
+
 class RankingTest(parameterized.TestCase):
   @parameterized.parameters("hsrl", "a2c", "ddpg", "popularity")
   def test_the_order_is_that_of_the_agents_slates(self, name):
@@ -44,7 +48,7 @@ class RankingTest(parameterized.TestCase):
     self.assertLess(scores[0], scores[1:].min())  # Padding comes last.
     self.assertLen(set(scores), toy.ITEMS + 1)
     order = np.argsort(-scores)
-    slate = made.agent.act(*own, user, NOTHING, None, 1.0).slate
+    slate = _greedy(made.agent, own, user).slate
     np.testing.assert_array_equal(order[: toy.SLATE], slate)
     top = jax.jit(ranker.best)(own, user, slate[:1])
     np.testing.assert_array_equal(top, order[1:21])
@@ -59,13 +63,14 @@ class RankingTest(parameterized.TestCase):
       self.assertEqual((made.agent.beams, whole.beams), (20, toy.ITEMS))
     own, user = (made.params, made.catalogue), made.observation
     # As many beams as items: the search is exact.
-    exact = whole.act(*own, user, NOTHING, None, 1.0).ranked
-    shown = ranker.shown(own, user, exact.items)
+    exact = _greedy(whole, own, user).ranked
+    shown = jax.jit(ranker.shown)(own, user, exact.items)
     np.testing.assert_allclose(shown, exact.scores, rtol=1e-4, atol=1e-5)
-    slate = made.agent.act(*own, user, NOTHING, None, 1.0).slate
-    top = ranker.best(own, user, NOTHING)
+    slate = _greedy(made.agent, own, user).slate
+    best = jax.jit(ranker.best)
+    top = best(own, user, NOTHING)
     np.testing.assert_array_equal(top[: toy.SLATE], slate)
-    without = ranker.best(own, user, slate[:1])
+    without = best(own, user, slate[:1])
     self.assertNotIn(int(slate[0]), without.tolist())
     self.assertNotIn(0, without.tolist())  # Another one is in its place.
 

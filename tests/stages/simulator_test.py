@@ -266,6 +266,7 @@ class FittedTest(absltest.TestCase):
     self.assertLess(auc["attention"], of_items["auc_within_users"])
     self.assertLess(measured["blended"]["log_loss"], of_items["log_loss"])
 
+  @pytest.mark.slow
   def test_a_fit_that_was_killed_goes_on_from_what_it_saved(self):
     dataset = self_selected.world()
     config = SimulatorConfig(click_model="attention", epochs=4)

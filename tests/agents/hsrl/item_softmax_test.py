@@ -35,7 +35,8 @@ def _problem(levels, vocab_size, items):
 def _below(index, logits, excluded=0):
   rows = item_softmax.rows_of(index)
   excluded = jnp.atleast_1d(excluded)
-  return item_softmax.weights_below(index, rows, logits[rows.item], excluded)
+  weights_below = jax.jit(item_softmax.weights_below)
+  return weights_below(index, rows, logits[rows.item], excluded)
 
 
 def _of_items(index, below, tokens):
@@ -92,6 +93,7 @@ class ItemSoftmaxTest(parameterized.TestCase):
   @parameterized.parameters(*SPACES)
   def test_without_items_as_if_they_were_excluded(self, *sizes):
     index, logits, tokens, active = _problem(*sizes)
+    without = jax.jit(item_softmax.without)
     for sharpness, least in ((1.0, -np.inf), (4.0, -7.0)):
       own = np.asarray(logits, np.float64)[1 : len(active) + 1] * sharpness
       below = _below(index, logits * sharpness)
@@ -103,12 +105,12 @@ class ItemSoftmaxTest(parameterized.TestCase):
         for level, token in enumerate(tokens[best]):
           node = sid_index.child(index, node, jnp.int32(token), level)
           path.append(node)
-        below = item_softmax.without(index, below, path)
+        below = without(index, below, path)
       expected = own[left] - np.log(np.exp(own[left]).sum())
       found = _of_items(index, below, tokens[left])
       likely = expected > least
       np.testing.assert_allclose(found[likely], expected[likely], atol=2e-3)
-      nothing = item_softmax.without(index, below, [*path[:-1], jnp.int32(-1)])
+      nothing = without(index, below, [*path[:-1], jnp.int32(-1)])
       jax.tree.map(np.testing.assert_array_equal, nothing, below)
 
 

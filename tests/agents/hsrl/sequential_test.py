@@ -57,7 +57,11 @@ def _row(tree, row):
 def _greedy(made):
   nothing = jnp.zeros(0, jnp.int32)
   act = (made.params, made.catalogue, made.observation, nothing, None, 1.0)
-  return made.agent.act(*act)
+  return jax.jit(made.agent.act)(*act)
+
+
+def _scores(made, params):
+  return jax.jit(made.agent.scores)(params, made.catalogue, made.observation)
 
 
 def _prior(made, notes, slate, banned):
@@ -119,7 +123,7 @@ class SlateTest(parameterized.TestCase):
     slates = [[i, *x] for i, x in zip(items, others, strict=True)]
     chance = np.exp(_log_probs(made, slates)[:, 0])
     np.testing.assert_allclose(chance.sum(), 1.0, rtol=1e-4)
-    scores = made.agent.scores(made.params, made.catalogue, made.observation)
+    scores = _scores(made, made.params)
     np.testing.assert_allclose(np.exp(scores[1:]), chance, rtol=1e-3)
     acted = checks.sample(made, [])
     found = np.bincount(acted.slate[:, 0], minlength=toy.ITEMS + 1)[1:]
@@ -196,7 +200,7 @@ class SlateTest(parameterized.TestCase):
     vectors = made.catalogue.features @ policy["vector_map"]["kernel"]
     logits = np.asarray(vectors)[1:] @ user / 0.5
     self.assertGreater(np.ptp(logits), 0.5)
-    scores = made.agent.scores(params, made.catalogue, made.observation)[1:]
+    scores = _scores(made, params)[1:]
     np.testing.assert_allclose(
       scores, logits - np.log(np.exp(logits).sum()), atol=1e-3
     )
@@ -224,7 +228,7 @@ class FlatTest(absltest.TestCase):
   def test_learning_sees_what_acting_did(self):
     made, banned = _made(choices="items"), [2, 7, 30]
     acted = jax.device_get(checks.sample(made, banned))
-    scores = made.agent.scores(made.params, made.catalogue, made.observation)
+    scores = _scores(made, made.params)
     chance = np.exp(scores)
     chance[[0, *banned]] = 0.0
     found = np.bincount(acted.slate[:, 0], minlength=len(chance))
@@ -259,7 +263,7 @@ class FlatTest(absltest.TestCase):
     space = made.catalogue._replace(features=jnp.asarray(features))
     params = jax.tree.map(jnp.zeros_like, made.params)
     params["policy"]["params"]["repeat"] = jnp.array([3.0, 0.0, 0.0])
-    slate = made.agent.act(
+    slate = jax.jit(made.agent.act)(
       params, space, made.observation, jnp.zeros(0, jnp.int32), None, 1.0
     ).slate
     self.assertEqual(slate[0], 1)
@@ -282,7 +286,7 @@ class LatelyTest(parameterized.TestCase):
     repeat = params["policy"]["params"]["repeat"]
     params = jax.tree.map(jnp.zeros_like, params)
     params["policy"]["params"]["repeat"] = repeat
-    scores = made.agent.scores(params, made.catalogue, made.observation)
+    scores = _scores(made, params)
     liked = [3, 5, 20]
     if choices == "items":
       vectors, found = np.asarray(made.catalogue.features[1:]), scores[1:]
