@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax.ops import compilation
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
@@ -106,7 +107,7 @@ def simulate(
     chunk = np.arange(first, first + size, dtype=np.int32)
     own = np.asarray(rows)[chunk % episodes]
     users = env_params._replace(**{x: y[own] for x, y in pool.items()})
-    made.append(_chunk(act, env, params, users, key, chunk))
+    made.append(_compiled()(act, env, params, users, key, chunk))
   return jax.tree.map(
     lambda *x: np.concatenate(x)[:episodes], *jax.device_get(made)
   )
@@ -120,7 +121,11 @@ def _pool(env_params: EnvParams) -> dict[str, np.ndarray]:
   return jax.tree.map(np.asarray, fields)
 
 
-@functools.partial(jax.jit, static_argnames=("act", "env"))
+@functools.lru_cache(1)  # Not at import, since it looks for the backend.
+def _compiled() -> Callable[..., Sessions]:
+  return compilation.often(_chunk, static_argnames=("act", "env"))
+
+
 def _chunk(
   act: Act,
   env: UserSimulator,

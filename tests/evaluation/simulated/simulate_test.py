@@ -96,13 +96,13 @@ class EvaluateTest(absltest.TestCase):
     whole = run(5, 11)
     np.testing.assert_array_equal(whole.slates[:, 0, 0], 1 + (rows + 2) % 6)
     with mock.patch.object(simulate, "CHUNK", 4):
-      before = simulate._chunk._cache_size()
+      before = simulate._compiled()._cache_size()
       for count, episodes in ((5, 11), (6, 8), (7, 4), (5, 6)):
         sessions = run(count, episodes)
         for found, expected in zip(sessions, whole, strict=True):
           self.assertLen(found, episodes)
           np.testing.assert_array_equal(found, expected[:episodes])
-      self.assertEqual(simulate._chunk._cache_size(), before + 1)
+      self.assertEqual(simulate._compiled()._cache_size(), before + 1)
 
   def test_bounds_under_no_repeat_walk_down_the_ranking(self):
     env = _env(
