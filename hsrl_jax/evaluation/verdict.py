@@ -119,9 +119,9 @@ def measure(
     "calibration_error": float(np.abs(gap).sum() / y.size),
     "like_rate": {"predicted": float(p.mean()), "observed": float(y.mean())},
   }
-  auc = auc_by_user(p, y, np.zeros(len(p), int))
-  if np.isfinite(auc).all():
-    measured["auc"] = float(auc[0])
+  auc = auc_by_user(p, y, np.zeros(len(p), int))[0]  # As if all were one's.
+  if np.isfinite(auc):
+    measured["auc"] = float(auc)
   aucs = auc_by_user(p, y, user_id)
   aucs = aucs[np.isfinite(aucs)]
   if len(aucs):
