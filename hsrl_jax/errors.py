@@ -35,6 +35,11 @@ def reading(source: object, expected: str) -> Iterator[None]:
     raise InputError(f"{source} is missing; expected {expected}") from error
   except KeyError as error:
     raise InputError(f"{source} lacks {error}; expected {expected}") from error
+  except UnicodeDecodeError as error:
+    raise InputError(
+      f"{source} has the byte {error.object[error.start]:#04x}, which is not "
+      f"{error.encoding}; expected {expected} in {error.encoding}"
+    ) from error
   except Exception as error:  # noqa: BLE001 (any reader error is bad input)
     what = (str(error).strip() or type(error).__name__).splitlines()[0]
     raise InputError(

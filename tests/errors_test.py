@@ -25,7 +25,6 @@ class ReadingTest(parameterized.TestCase):
     ("json", lambda path: json.loads(path.read_text()), "Expecting property"),
     ("npy", np.load, ".*pickle"),
     ("parquet", pyarrow.parquet.read_table, ".*Parquet"),
-    ("text", lambda path: path.read_text("ascii"), ".*can't decode"),
     ("folder", lambda path: path.parent.read_text(), ".*Is a directory"),
     ("no_message", lambda path: next(iter(())), "StopIteration"),
   )
@@ -33,6 +32,13 @@ class ReadingTest(parameterized.TestCase):
     self.path.write_bytes("{ü\nno file of any kind".encode())
     self._refused(
       rf"/x cannot be read \({message}.*\); expected a whole one", reader
+    )
+
+  def test_another_encoding(self):
+    self.path.write_bytes("Müsli".encode("latin-1"))
+    self._refused(
+      "/x has the byte 0xfc, which is not utf-8; expected a whole one in utf-8",
+      lambda path: path.read_text(encoding="utf-8"),
     )
 
   def test_no_file(self):

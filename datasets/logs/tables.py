@@ -15,6 +15,7 @@ from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import arrow
 
 _SUFFIXES = (".csv", ".parquet")
+_TRUTHS = {"false": 0, "true": 1}  # As pandas writes them to a csv file.
 
 
 class Table(NamedTuple):
@@ -87,6 +88,9 @@ def _csv(path: pathlib.Path) -> Table:
   with path.open(newline="", encoding="utf-8-sig") as file:
     reader = csv.reader(file)
     header = [x.strip() for x in next(reader, [])]
+    again = [x for i, x in enumerate(header) if x and x in header[:i]]
+    if again:
+      raise ValueError(f"the header has {again[0]} twice")
     lines, rows = [], []
     for line in reader:
       cells = [x.strip() for x in line]
@@ -260,8 +264,12 @@ def time(cell) -> float:
 
 
 def binary(cell) -> float:
-  """A response: 0 or 1."""
-  value = number(cell)
+  """A response: 0 or 1, also as false or true."""
+  value = _TRUTHS.get(str(cell).lower(), cell)
+  try:
+    value = number(value)
+  except ValueError:
+    value = -1.0
   if value not in (0, 1):
     raise ValueError(f"{short(cell)}; expected 0 or 1")
   return value
@@ -321,10 +329,7 @@ def feature(cell) -> list[float]:
 
 def responses(cell) -> list[float]:
   """A list of 0 and 1."""
-  values = numbers(cell)
-  if not set(values) <= {0, 1}:
-    raise ValueError(f"{short(cell)}; expected 0 or 1")
-  return values
+  return [binary(x) for x in list_(cell)]
 
 
 def split(cell) -> str:

@@ -401,6 +401,22 @@ class FilesTest(parameterized.TestCase):
       for ours, theirs in zip(splits[name][:6], again[name][:6], strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
+  def test_responses_that_are_true_or_false(self):
+    liked, given = np.arange(90) % 3 == 0, {"slate_size": 1}
+    rows = self.rows.assign(response=liked.astype(int))
+    _, splits = self._prepare(rows, given=given)
+    _, again = self._prepare(self.rows.assign(response=liked))
+    for name in source.SPLITS:
+      np.testing.assert_array_equal(
+        again[name].response, splits[name].response
+      )
+
+  def test_a_column_that_is_there_twice(self):
+    rows = self.rows.assign(again=1).rename(columns={"again": "item_id"})
+    self._refused(
+      "interactions.csv cannot be read (the header has item_id twice)", rows
+    )
+
   def test_logs_of_one_action(self):
     one = self.rows.assign(item_id="i1", response=np.arange(90) % 2)
     self._prepare(one, given={"slate_size": 1})
@@ -445,6 +461,7 @@ class FilesTest(parameterized.TestCase):
     ("propensity", None, "found ''; expected a probability in (0, 1]"),
     ("position", -1, "found '-1'; expected a whole number from 0"),
     ("response", 2, "found '2'; expected 0 or 1"),
+    ("response", "yes", "found 'yes'; expected 0 or 1"),
     ("timestamp", "noon", "found 'noon'; expected a finite number, or a date:"),
     ("split", "dev", "found 'dev'; expected train, val, test"),
     ("item_id", None, "found ''; expected an integer or a string"),

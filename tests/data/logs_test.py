@@ -182,7 +182,7 @@ class LogsTest(parameterized.TestCase):
       [1],
       "found 1 entries; expected 2, as many as in e",
     ),
-    ("sessions", "response", [1, 2], "found '1;2'; expected 0 or 1"),
+    ("sessions", "response", [1, 2], "found '2'; expected 0 or 1"),
     ("sessions", "timestamp", "noon", "found 'noon'; expected a finite number"),
     ("sessions", "split", "dev", "found 'dev'; expected train, val, test"),
     ("items", "tags", "a;;b", "found 'a;;b'; expected names (csv: with ; "),
