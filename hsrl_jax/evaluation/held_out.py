@@ -353,6 +353,12 @@ def sentences(results: Mapping) -> list[str]:
       f"{rows['users']:,} users drawn at random, since for each of them "
       f"{rows['items']:,} items are ranked."
     )
+  if rows["users"] < statistics.MIN_USERS:
+    return [
+      *said,
+      f"Held-out logs: {rows['users']:,} users, too few to tell a policy from "
+      f"a list; from {statistics.MIN_USERS} on they are compared.",
+    ]
   labels = {"auc_within_slates": "AUC within slates", "recall@10": "recall@10"}
   for measure_name, label in labels.items():
     sides = {"above": [], "not above": []}

@@ -20,9 +20,8 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
 
-# Below these nothing is estimated. Intervals hold above them, see the tests.
+# Below it nothing is estimated. Intervals hold above it, see the tests.
 MIN_EFFECTIVE_SAMPLE = 100.0
-MIN_USERS = 20
 # Rewards other than the most frequent one, by the effective sample. Those that
 # count most may not have been seen: below the first no difference is believed,
 # below the second a value's interval is too short (0.85 to 0.92 in trials).
@@ -253,8 +252,8 @@ def refusal(logged: Logged) -> str | None:
       f"too little overlap: the effective sample is {ess:.0f} of {rows:,}; "
       f"expected at least {MIN_EFFECTIVE_SAMPLE:.0f}"
     )
-  if users < MIN_USERS:
-    return f"{users} users were logged; expected at least {MIN_USERS}"
+  if users < (least := statistics.MIN_USERS):
+    return f"{users} users were logged; expected at least {least}"
   mean, influence = _mean(weight, logged.user)
   error = statistics.standard_error(influence)
   if abs(mean - 1) > max(MAX_WEIGHT_BIAS, _WEIGHT_ERRORS * error):

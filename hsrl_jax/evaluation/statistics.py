@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 
+MIN_USERS = 20  # An interval over fewer is not trusted: one of them decides.
+
 
 def summarise(
   per_seed: Sequence[np.ndarray], user: np.ndarray | None = None

@@ -23,13 +23,11 @@ import numpy as np
 import scipy
 
 from hsrl_jax.evaluation import ranking
+from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.types import Sessions
 
 LEVELS = ("good", "weak", "useless")
 
-# A Student interval of an AUC within users is trusted from so many users with
-# both responses on; below, one lucky user decides.
-MIN_USERS = 20
 # Mean gap of predicted and observed shares of likes, over ten bins. Half of the
 # 0.2 by which a policy that is twice as good would differ at a rate of 0.2.
 MAX_CALIBRATION_ERROR = 0.1

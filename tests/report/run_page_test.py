@@ -209,7 +209,12 @@ class ReportTest(parameterized.TestCase):
     self.assertLess(text.index("held-out logs"), text.index("total reward"))
     self.assertIn("simulator: useless: 2 <users>", text)
     self.assertIn(drawn, " ".join(text.split()))
-    results["held_out_rows"]["of_rows"] = 1196
+    results["held_out_rows"]["users"] = 19
+    few = " ".join(run_page.table(results).split())
+    self.assertIn("19 users, too few to tell a policy from a list", few)
+    self.assertNotIn("above popularity", few)
+    results["held_out_rows"] |= {"of_rows": 1196, "users": 20}
+    self.assertIn("above popularity", run_page.table(results))
     self.assertNotIn("drawn at random", run_page.table(results))
     hint = "To find what users like next, train for the task next_item"
     self.assertNotIn(hint, text)  # Results of older versions do not tell.
