@@ -127,6 +127,7 @@ class DevicesTest(parameterized.TestCase):
     chex.assert_trees_all_equal_shapes_and_dtypes(made, parallel.shapes(*given))
 
   @parameterized.parameters("a2c", "sasrec")
+  @pytest.mark.slow
   def test_devices_meet_once_an_iteration(self, agent):
     config = toy.config(agent=agent)
     engine, inputs = toy.engine(config), toy.inputs()._replace(logs=toy.logs())

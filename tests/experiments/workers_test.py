@@ -10,6 +10,7 @@ import tempfile
 import time
 from unittest import mock
 
+import pytest
 from absl.testing import absltest
 
 from hsrl_jax.errors import InputError
@@ -32,6 +33,7 @@ def refuse(path, tell):
 """
 
 
+@pytest.mark.slow
 class WorkersTest(absltest.TestCase):
   def setUp(self):
     super().setUp()

@@ -99,7 +99,7 @@ class IndexTest(parameterized.TestCase):
     self.assertBetween(draws.max(), count - count // 1000, count - 1)
     self.assertGreater(stats.kstest(draws / count, "uniform").pvalue, 1e-3)
 
-  @parameterized.parameters(2**24, 2**24 - 3, 2**23 + 1, 2**17 + 1)
+  @parameterized.parameters(2**24 - 3, 2**17 + 1)
   def test_all_values_of_a_large_count_can_come(self, count):
     """Each value has a word that yields it, the first of its share."""
     first = -(-(np.arange(count, dtype=np.int64) << 32) // count)
