@@ -84,7 +84,8 @@ def prepare(
     data_dir: where to write.
     raw_data_dir: where the source lies; for builders that say in
       MANUAL_DOWNLOAD_INSTRUCTIONS what they expect there.
-    progress: called after each of CONFIGS, and as a builder calls its own.
+    progress: called after each of CONFIGS, and as a builder calls its own; with
+      a number where there is more to do.
     item_vectors: what they are made of; see item_vectors.write.
     dimensions: of each block that is made by SVD.
     split_by: what the splits are made by; see config.DataConfig.
@@ -144,7 +145,9 @@ def prepare(
     told += (builder.info.metadata or {}).get("notes", [])
     progress()
   if _makes_vectors(builder, item_vectors):
+    progress(1)
     told += vectors_lib.write(data_dir, item_vectors, dimensions)
+    progress()
   files.write_atomic(data_dir / NOTES, "".join(f"{x}\n" for x in told))
   manifest.write(data_dir)
   (data_dir / _BEGUN).unlink()

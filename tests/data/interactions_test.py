@@ -280,6 +280,13 @@ class FilesTest(parameterized.TestCase):
     self.assertIn(message, str(caught.exception))
     self.assertNotIn("\n", str(caught.exception))
 
+  def test_progress_ends_after_the_item_vectors(self):
+    calls = []
+    self._prepare(
+      given={"slate_size": 3}, progress=lambda more=0: calls.append(more)
+    )
+    self.assertEqual(calls, [0, 0, 1, 0])
+
   def test_a_file_of_positives_is_enough(self):
     """No items, no features, no responses; what is read back says so."""
     chosen = {"slate_size": 4, "negatives": "popularity", "base_rate": 0.2}
