@@ -212,7 +212,7 @@ def short(cell) -> str:
 
 def id_(cell) -> str:
   """The id of an item or a user."""
-  if cell is None or isinstance(cell, float) or str(cell) == "":
+  if cell is None or isinstance(cell, float | bytes) or str(cell) == "":
     raise ValueError(f"{short(cell)}; expected an integer or a string")
   return str(cell)
 
@@ -250,13 +250,10 @@ def time(cell) -> float:
   try:
     return number(cell)
   except ValueError as error:
-    when = cell
-    if isinstance(cell, str):
-      try:
-        when = datetime.datetime.fromisoformat(cell)
-      except ValueError:
-        when = None
-    if not isinstance(when, datetime.datetime):
+    given = cell.isoformat() if isinstance(cell, datetime.date) else cell
+    try:
+      when = datetime.datetime.fromisoformat(given)
+    except (TypeError, ValueError):
       raise ValueError(f"{error}, or a date: 2025-01-31 12:00:00") from None
   if when.tzinfo is None:
     when = when.replace(tzinfo=datetime.UTC)

@@ -100,6 +100,18 @@ class ArrowTest(parameterized.TestCase):
         found = self._read(columns, ".parquet").columns["timestamp"]
         np.testing.assert_array_equal(found, expected)
 
+  def test_days_as_a_csv_file(self):
+    columns = _columns(0, rows=2)
+    del columns["step"]
+    columns["timestamp"] = ["2025-01-31", "1969-12-31"]
+    expected = self._read(columns, ".csv").columns["timestamp"]
+    columns["timestamp"] = pa.array(
+      np.array(columns["timestamp"], "datetime64[D]"), pa.date32()
+    )
+    found = self._read(columns, ".parquet").columns["timestamp"]
+    np.testing.assert_array_equal(found, expected)
+    self.assertCountEqual(found, [20_119 * 86_400, -86_400])
+
   def test_what_was_liked_before(self):
     """Against a walk through the rows by time."""
     columns = _columns(0, rows=300)
@@ -112,6 +124,12 @@ class ArrowTest(parameterized.TestCase):
       self.assertEqual(read["history"][row].tolist(), own[-50:])
       own += read["exposed"][row][read["response"][row] > 0].tolist()
     self.assertGreater(min(map(len, liked.values())), 100)
+
+  def test_ids_of_bytes(self):
+    columns = _columns(0)
+    columns["user_id"] = [x.encode() for x in columns["user_id"]]
+    with self.assertRaisesRegex(InputError, "found b'u.*expected an integer"):
+      self._read(columns, ".parquet")
 
   @parameterized.parameters(
     ("step", -1, "found -1; expected a whole number from 0"),
