@@ -147,6 +147,12 @@ def check_finite(
     )
 
 
+def vary(rows: Rows) -> bool:
+  """Whether two rows differ."""
+  first = np.asarray(rows[:1])
+  return any((block != first).any() for _, block in blocks(rows))
+
+
 def blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
   """Yields (first row, float32 [at most BLOCK, D]) until all rows came."""
   for start in range(0, rows.shape[0], BLOCK):

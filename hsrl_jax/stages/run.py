@@ -8,7 +8,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax import settings as settings_lib
 from hsrl_jax.config import STAGES
-from hsrl_jax.data import prepare
+from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality, verdict
@@ -277,9 +277,11 @@ def with_sizes(
   return kept
 
 
-def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
+def quantize_catalogue(
+  config, workdir: pathlib.Path, catalogue: embeddings.Embeddings, *more
+) -> None:
   """quantize.run, and its outcome in words."""
-  facts = quantize.run(config, workdir, *catalogue)
+  facts = quantize.run(config, workdir, catalogue, *more)
   if "brought" in facts:
     print(f"  {sid_page.brought_line(facts)}")
   print(
@@ -288,7 +290,11 @@ def quantize_catalogue(config, workdir: pathlib.Path, *catalogue) -> None:
     f"({facts['relative_error'][-1]:.3f} before {facts['collided_items']:,} "
     "items that shared a SID got their own)"
   )
-  for line in sid_quality.dear(sid_quality.of_facts(facts)):
+  warnings = sid_quality.dear(sid_quality.of_facts(facts))
+  fitted = "brought" not in facts and facts["items"] > 1
+  if fitted and not embeddings.vary(catalogue.rows):
+    warnings.append("all items have the same vector: SIDs tell nothing of them")
+  for line in warnings:
     print(f"  warning: {line}")
   show_sids(workdir)
 

@@ -107,6 +107,15 @@ class LossTest(absltest.TestCase):
       self._run(0, -2, 1.8, 3)
     self.assertEmpty(list(self.workdir.iterdir()))
 
+  def test_items_that_are_all_alike_are_warned_of(self):
+    rows = np.full((4, 3), 0.1, np.float32)
+    config, out = QuantizerConfig(levels=1, vocab_size=4), io.StringIO()
+    with contextlib.redirect_stdout(out):
+      run_lib.quantize_catalogue(
+        config, self.workdir, Embeddings(rows, None, None), _SOURCE
+      )
+    self.assertIn("warning: all items have the same vector", out.getvalue())
+
 
 class QuantizeTest(parameterized.TestCase):
   @classmethod
