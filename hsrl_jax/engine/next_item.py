@@ -12,7 +12,7 @@ from hsrl_jax.config import NextItemConfig
 from hsrl_jax.data.sequences import Packed
 from hsrl_jax.networks.next_item import Catalogue, Model
 from hsrl_jax.ops import compilation
-from hsrl_jax.types import Array, Params
+from hsrl_jax.types import Array, Params, PRNGKey
 
 _CLIP = 5.0  # Global norm of the gradient.
 _FINAL_RATE = 0.1  # What is left of the learning rate at the end.
@@ -74,8 +74,18 @@ class Trainer:
   def init(self, seed: int) -> TrainState:
     """The state before the first epoch."""
     key = jax.random.fold_in(jax.random.key(seed), 0)
-    init = compilation.once(lambda key: self._model.init(key, self._catalogue))
-    params = init(key)
+    return self._begun(compilation.once(self._params)(key))
+
+  def shapes(self) -> TrainState:
+    """What `init` returns, as shapes and dtypes."""
+    return jax.eval_shape(
+      lambda key: self._begun(self._params(key)), jax.random.key(0)
+    )
+
+  def _params(self, key: PRNGKey) -> Params:
+    return self._model.init(key, self._catalogue)
+
+  def _begun(self, params: Params) -> TrainState:
     copy = functools.partial(jax.tree.map, jnp.copy)
     return TrainState(
       epoch=jnp.int32(0),

@@ -29,8 +29,8 @@ def often(function: Callable, **options) -> Callable:
 
 def _at_level(level: int, function: Callable, options: dict) -> Callable:
   compiler = None
-  # With it JAX itself compiles everything at level 0.
-  fast = jax.config.read("jax_disable_most_optimizations")
-  if jax.default_backend() == "cpu" and not fast:
+  if jax.default_backend() == "cpu":
+    if jax.config.read("jax_disable_most_optimizations"):
+      level = 0  # As JAX itself compiles everything then.
     compiler = {"xla_backend_optimization_level": level}
   return jax.jit(function, compiler_options=compiler, **options)

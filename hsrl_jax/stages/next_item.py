@@ -203,8 +203,7 @@ def load(parts: Parts) -> list[Params]:
 def _best(workdir: pathlib.Path, seed: int, trainer: engine.Trainer) -> Params:
   folder = workdir / FOLDER / f"seed_{seed}" / "checkpoints"
   with checkpoint.open_directory(folder, read_only=True) as checkpointer:
-    like = jax.eval_shape(lambda: trainer.init(0))
-    state = checkpoint.restore_latest(checkpointer, like)
+    state = checkpoint.restore_latest(checkpointer, trainer.shapes())
   if state is None:
     raise InputError(
       f"{folder}: no checkpoint can be read; delete {workdir}/.done/policy "

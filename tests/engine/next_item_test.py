@@ -90,6 +90,12 @@ class NextItemTest(absltest.TestCase):
   def test_learns_a_cycle_by_tokens(self):
     self._learns("hsrl")
 
+  def test_shapes(self):
+    trainer, *_ = _trainer("sasrec")
+    chex.assert_trees_all_equal_shapes_and_dtypes(
+      trainer.shapes(), trainer.init(SEED)
+    )
+
   def _learns(self, name):
     trainer, *_ = _trainer(name)
     hits = _hits(name)

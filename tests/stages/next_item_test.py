@@ -160,8 +160,9 @@ class StageTest(absltest.TestCase):
     """Here an epoch is a sum with random numbers: nothing is compiled."""
     parts = _parts("sasrec", seeds=(3, 4))
     trainer = next_item._trainer(parts, next_item.untrained(parts))
-    shapes = jax.eval_shape(trainer.init, 0)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    start = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), trainer.shapes()
+    )
     trainer.init = lambda seed: start
 
     def epoch(params, averaged, opt_state, key, *data):
