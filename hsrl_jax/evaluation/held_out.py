@@ -356,8 +356,8 @@ def sentences(results: Mapping) -> list[str]:
   if rows["users"] < statistics.MIN_USERS:
     return [
       *said,
-      f"Held-out logs: {rows['users']:,} users, too few to tell a policy from "
-      f"a list; from {statistics.MIN_USERS} on they are compared.",
+      f"Held-out logs: too few users ({rows['users']}) to tell a policy from a "
+      f"list; from {statistics.MIN_USERS} on they are compared.",
     ]
   labels = {"auc_within_slates": "AUC within slates", "recall@10": "recall@10"}
   for measure_name, label in labels.items():

@@ -211,7 +211,7 @@ class ReportTest(parameterized.TestCase):
     self.assertIn(drawn, " ".join(text.split()))
     results["held_out_rows"]["users"] = 19
     few = " ".join(run_page.table(results).split())
-    self.assertIn("19 users, too few to tell a policy from a list", few)
+    self.assertIn("too few users (19) to tell a policy from a list", few)
     self.assertNotIn("above popularity", few)
     results["held_out_rows"] |= {"of_rows": 1196, "users": 20}
     self.assertIn("above popularity", run_page.table(results))
