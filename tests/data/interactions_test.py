@@ -414,9 +414,7 @@ class FilesTest(parameterized.TestCase):
     _, splits = self._prepare(rows, given=given)
     _, again = self._prepare(self.rows.assign(response=liked))
     for name in source.SPLITS:
-      np.testing.assert_array_equal(
-        again[name].response, splits[name].response
-      )
+      np.testing.assert_array_equal(again[name].response, splits[name].response)
 
   def test_a_column_that_is_there_twice(self):
     rows = self.rows.assign(again=1).rename(columns={"again": "item_id"})
