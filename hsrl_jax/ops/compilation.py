@@ -1,4 +1,8 @@
-"""How well programs are compiled on a CPU; elsewhere as XLA does by itself."""
+"""How well programs are compiled on a CPU; elsewhere as XLA does by itself.
+
+What is returned here may not be called inside a trace, such as jax.eval_shape:
+JAX refuses options of the compiler there.
+"""
 
 from collections.abc import Callable
 
