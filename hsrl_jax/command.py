@@ -16,7 +16,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, sids
-from hsrl_jax.engine import processes
+from hsrl_jax.engine import parallel, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import EXPERIMENTS, jobs, registry, sweep
 from hsrl_jax.host import stop
@@ -65,7 +65,7 @@ def _main(argv: list[str], command: str) -> None:
         inside.enter_context(contextlib.redirect_stdout(nowhere))
       _run_stages(mode, config, workdir)
     return
-  _use_cores(len(config.train.seeds))
+  parallel.use_cores(config.train)
   with workdir_lib.locked(workdir):
     _run(mode, config, workdir, command)
 
@@ -185,13 +185,6 @@ def _joins_others(mode: str) -> bool:
       f"{error}; see --distributed, --coordinator, --processes and --process"
     ) from error
   return True
-
-
-def _use_cores(seeds: int) -> None:
-  """On a CPU, lets seeds train beside one another: a device for each core."""
-  cores = len(os.sched_getaffinity(0))
-  if min(seeds, cores) > 1 and "XLA_FLAGS" not in os.environ:
-    jax.config.update("jax_num_cpu_devices", min(seeds, cores))
 
 
 def _check_inputs(mode: str) -> None:

@@ -134,7 +134,7 @@ class NumbersTest(parameterized.TestCase):
       tempfile.TemporaryDirectory() as folder,
       mock.patch.object(command, "_run", build),
       mock.patch.object(command, "_run_stages", build),
-      mock.patch.object(command, "_use_cores"),
+      mock.patch.object(command.parallel, "use_cores"),
       mock.patch.object(command.processes, "start"),
     ):
       status, _, err = _in_process(f"--workdir={folder}/run", *arguments)

@@ -45,6 +45,9 @@ def open_directory(
   """
   context = ocp.Context()
   context.asynchronous.timeout_secs = _PATIENCE
+  # Else each device saves a slice of what all hold, cut by programs for each
+  # shape: two seconds at the first save.
+  context.array.saving.use_replica_parallel = False
   # The threads of a save wait for one another by this clock, for 300 s at most.
   signaling_client.time = _STEADY
   try:

@@ -15,10 +15,11 @@ devices share the users, its arrays are spread over all processes. `place`
 brings it to the devices, `collect` back.
 """
 
+import functools
 import itertools
+import os
 from collections.abc import Callable
 from concurrent import futures
-from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -26,9 +27,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from hsrl_jax.config import TrainConfig
 from hsrl_jax.ops import compilation, tree
 
 AXIS = "devices"
+# Users of a device on a CPU, at least: with fewer, what is done for them costs
+# less than that it is done.
+_FEWEST = 8
 
 
 class Layout(NamedTuple):
@@ -49,6 +54,22 @@ class Layout(NamedTuple):
     """G of seeds that train at once, where `by_seed`: g, g + G, and so on."""
     one_by_one = jax.default_backend() == "cpu"
     return self.seeds if one_by_one else self.devices
+
+
+def use_cores(train: TrainConfig) -> None:
+  """Has JAX make devices of a CPU's cores, before it is first used.
+
+  Several seeds have a core each; a single one shares its users among cores. It
+  does nothing where the user's environment says how many devices there are.
+  """
+  if "XLA_FLAGS" in os.environ or jax.config.jax_num_cpu_devices > 0:
+    return
+  cores, seeds = len(os.sched_getaffinity(0)), len(train.seeds)
+  devices = min(cores, seeds)
+  if seeds == 1:
+    parts = range(1, min(cores, train.users // _FEWEST) + 1)
+    devices = max((n for n in parts if train.users % n == 0), default=1)
+  jax.config.update("jax_num_cpu_devices", devices)
 
 
 def layout(seeds: int) -> Layout:
@@ -134,13 +155,14 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
   def of_device(learner, stream, inputs):
     return over_seeds(run)(learner, stream, inputs, AXIS)
 
-  return jax.pmap(
+  mapped = jax.pmap(
     of_device,
     axis_name=AXIS,
     in_axes=(None, 0, None),
     out_axes=(None, 0, None),
     donate_argnums=(0, 1),
   )
+  return compilation.often_mapped(mapped)
 
 
 def of_group(run: Callable) -> Callable:
@@ -183,14 +205,13 @@ def place(learner, stream, inputs, layout: Layout):
   # A state that one device holds, such as one read for it, is spread now.
   stream = jax.device_put(stream, _shardings(stream, layout))
 
-  def rows(x):
-    own = [x[None] for x in _on_devices(x, devices)]
-    shape = (len(own), *own[0].shape[1:])
-    return jax.make_array_from_single_device_arrays(shape, split, own)
+  def whole(*rows):
+    shape = (len(rows), *rows[0].shape[1:])
+    return jax.make_array_from_single_device_arrays(shape, split, list(rows))
 
   return (
     everywhere(one_copy(learner), layout),
-    jax.tree.map(rows, stream),
+    jax.tree.map(whole, *map(_as_row(), _parts(stream, devices))),
     everywhere(inputs, layout),
   )
 
@@ -210,14 +231,21 @@ def collect(learner, stream, layout: Layout):
   if layout.by_seed:
     return _join(learner), _join(stream)
   devices = jax.local_devices()[: layout.devices]
+  streams = [_of_row()(x) for x in _parts(stream, devices)]
+  return _assembled(_parts(learner, devices), streams, layout)
 
-  def parts(x):
-    own = [_on_devices(a, devices) for a in jax.tree.leaves(x)]
-    structure = jax.tree.structure(x)
-    return [structure.unflatten(x) for x in zip(*own, strict=True)]
 
-  streams = [jax.tree.map(lambda x: x[0], x) for x in parts(stream)]
-  return _assembled(parts(learner), streams, layout)
+# One program each for all leaves, where each leaf would compile its own.
+@functools.cache
+def _as_row() -> Callable:
+  """What a device has of a state, with a leading axis of one device."""
+  return compilation.once(functools.partial(jax.tree.map, lambda x: x[None]))
+
+
+@functools.cache
+def _of_row() -> Callable:
+  """What a device has of a placed state, without that axis."""
+  return compilation.once(functools.partial(jax.tree.map, lambda x: x[0]))
 
 
 def _assembled(learners, streams, layout: Layout):
@@ -232,9 +260,9 @@ def _assembled(learners, streams, layout: Layout):
     )
 
   return (
-    jax.tree.map(partial(join, shardings.replay.added), *learners),
+    jax.tree.map(functools.partial(join, shardings.replay.added), *learners),
     jax.tree.map(
-      lambda s, *parts: jax.tree.map(partial(join, s), *parts),
+      lambda s, *parts: jax.tree.map(functools.partial(join, s), *parts),
       shardings,
       *streams,
     ),
@@ -268,10 +296,11 @@ def _devices(layout: Layout) -> list[jax.Device]:
   return devices[: layout.devices]
 
 
-def _on_devices(x: jax.Array, devices) -> list[jax.Array]:
-  """What each of some local devices has of an array."""
-  own = {shard.device: shard.data for shard in x.addressable_shards}
-  return [own[device] for device in devices]
+def _parts(x, devices) -> list:
+  """What each of some local devices has of a pytree."""
+  leaves, structure = jax.tree.flatten(x)
+  own = [{y.device: y.data for y in leaf.addressable_shards} for leaf in leaves]
+  return [structure.unflatten(y[device] for y in own) for device in devices]
 
 
 def target_params(learner, layout: Layout):
@@ -322,7 +351,7 @@ def assert_replicated(learner, layout: Layout) -> None:
   if layout.by_seed:
     return
   prints = [
-    tree.digest(jax.tree.map(partial(_copy_on, device=d), learner))
+    tree.digest(jax.tree.map(functools.partial(_copy_on, device=d), learner))
     for d in range(min(layout.devices, jax.local_device_count()))
   ]
   prints = multihost_utils.process_allgather(np.array(prints, np.uint32))

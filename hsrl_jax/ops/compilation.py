@@ -31,10 +31,33 @@ def often(function: Callable, **options) -> Callable:
   return _at_level(1, function, options)
 
 
+def often_mapped(mapped: Callable) -> Callable:
+  """`often` for what is mapped over devices, which takes no options itself.
+
+  Args:
+    mapped: a function that JAX can lower, of arrays.
+  """
+  programs = {}
+
+  def call(*arguments):
+    leaves, structure = jax.tree.flatten(arguments)
+    shapes = structure, *((x.shape, x.dtype) for x in leaves)
+    if shapes not in programs:
+      lowered = mapped.lower(*arguments)
+      programs[shapes] = lowered.compile(compiler_options=_options(1))
+    return programs[shapes](*arguments)
+
+  return call
+
+
 def _at_level(level: int, function: Callable, options: dict) -> Callable:
-  compiler = None
-  if jax.default_backend() == "cpu":
-    if jax.config.read("jax_disable_most_optimizations"):
-      level = 0  # As JAX itself compiles everything then.
-    compiler = {"xla_backend_optimization_level": level}
-  return jax.jit(function, compiler_options=compiler, **options)
+  return jax.jit(function, compiler_options=_options(level), **options)
+
+
+def _options(level: int) -> dict[str, int] | None:
+  """Options of the compiler."""
+  if jax.default_backend() != "cpu":
+    return None
+  if jax.config.read("jax_disable_most_optimizations"):
+    level = 0  # As JAX itself compiles everything then.
+  return {"xla_backend_optimization_level": level}

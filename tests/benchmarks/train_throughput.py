@@ -3,9 +3,7 @@ r"""Training speed at the sizes of the paper's code, on the machine at hand.
   python tests/benchmarks/train_throughput.py
   python tests/benchmarks/train_throughput.py --items=200000
   python tests/benchmarks/train_throughput.py --agent=a2c --layers=1
-  XLA_FLAGS="--xla_force_host_platform_device_count=2 \
-    --xla_cpu_multi_thread_eigen=false" \
-    python tests/benchmarks/train_throughput.py
+  JAX_NUM_CPU_DEVICES=1 python tests/benchmarks/train_throughput.py
 
 32 users, batch 64, history 50, d 32, 2 layers, dropout 0.1, critic 256-64,
 buffer 100k, 9,066 items with random features and SIDs (V 64, L 3), slates of
@@ -157,6 +155,7 @@ def measured(items: int, whole: Config, calls: int = CALLS) -> Speed:
 def main(items: int, agent: str, layers: int) -> None:
   """Compiles the step, runs it, prints what it took."""
   whole = configure(agent, layers=layers)
+  parallel.use_cores(whole.train)
   rates, first_seconds, how, training = measured(items, whole)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
   result = {

@@ -1,7 +1,9 @@
 """The engine: devices, transfers, compilations, learning."""
 
+import os
 import pathlib
 import re
+from unittest import mock
 
 import chex
 import jax
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.evaluation.simulated import simulate
 from hsrl_jax.ops import tree
@@ -292,6 +295,40 @@ class LoopTest(parameterized.TestCase):
         jax.tree.map(lambda x, i=i: x[i : i + 1], together),
         trained((seed,), 1),
       )
+
+  @parameterized.parameters(
+    # cores, seeds, users, {what the user says} -> devices
+    (8, 1, 32, 4),  # Eight users each.
+    (3, 1, 32, 2),  # Of three, parts would not be equal.
+    (16, 1, 60, 6),
+    (8, 1, 4, 1),
+    (1, 1, 64, 1),
+    (2, 5, 32, 2),  # Of several seeds each has a core of its own.
+    (8, 3, 64, 3),
+    (2, 1, 32, None, {"XLA_FLAGS": ""}),
+    (2, 1, 32, None, {"JAX_NUM_CPU_DEVICES": "1"}),
+  )
+  def test_a_single_seed_shares_its_users_among_cores(
+    self, cores, seeds, users, devices, said=None
+  ):
+    said = said or {}
+    config = mock.Mock(
+      jax_num_cpu_devices=int(said.get("JAX_NUM_CPU_DEVICES", -1))
+    )
+    train = TrainConfig(
+      seeds=tuple(range(seeds)),
+      users=users,
+      batch_size=users,
+      buffer_size=users * 1000,
+    )
+    with (
+      mock.patch.dict(os.environ, said, clear=True),
+      mock.patch.object(os, "sched_getaffinity", return_value=range(cores)),
+      mock.patch.object(parallel.jax, "config", config),
+    ):
+      parallel.use_cores(train)
+    expected = [mock.call("jax_num_cpu_devices", devices)] if devices else []
+    self.assertEqual(config.update.call_args_list, expected)
 
   @pytest.mark.slow
   def test_learns_to_please(self):
