@@ -35,7 +35,10 @@ def often_mapped(mapped: Callable) -> Callable:
   """`often` for what is mapped over devices, which takes no options itself.
 
   Args:
-    mapped: a function that JAX can lower, of arrays.
+    mapped: a function of arrays, with `lower` as those of `jax.jit` have.
+
+  Returns:
+    The function, compiled where it first meets arrays of such shapes.
   """
   programs = {}
 
@@ -47,6 +50,7 @@ def often_mapped(mapped: Callable) -> Callable:
       programs[shapes] = lowered.compile(compiler_options=_options(1))
     return programs[shapes](*arguments)
 
+  call.lower = mapped.lower
   return call
 
 
