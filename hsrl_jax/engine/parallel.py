@@ -162,7 +162,9 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
     out_axes=(None, 0, None),
     donate_argnums=(0, 1),
   )
-  return compilation.often_mapped(mapped)
+  # Compiled by hand it would want arrays of all processes, not its own parts.
+  alone = jax.process_count() == 1
+  return compilation.often_mapped(mapped) if alone else mapped
 
 
 def of_group(run: Callable) -> Callable:
