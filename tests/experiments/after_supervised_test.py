@@ -27,6 +27,7 @@ class JobsTest(absltest.TestCase):
         "kl_5": {"kl_weight": 5.0} | start,
         "kl_5_no_actor": {"kl_weight": 5.0, "actor_weight": 0.0} | start,
         "kl_5_gamma_0": {"kl_weight": 5.0, "discount": 0.0} | start,
+        "kl_5_mixed": {"kl_weight": 5.0, "logged_share": 0.5} | start,
         "mixed": {"kl_weight": 0.0, "logged_share": 0.5} | start,
       },
     )
@@ -114,7 +115,8 @@ class WholeTest(absltest.TestCase):
     self.assertIn("kl_1_no_actor", out)
     results = json.loads((folder / "own" / "results.json").read_text())
     rows = results["rows"]
-    own = ("supervised", "kl_1", "kl_1_no_actor", "kl_1_gamma_0", "mixed")
+    kl = ("kl_1", "kl_1_no_actor", "kl_1_gamma_0", "kl_1_mixed")
+    own = ("supervised", *kl, "mixed")
     self.assertCountEqual(rows, (*own, *(f"flat_{x}" for x in own)))
     flat = json.loads((folder / "own/flat_supervised/results.json").read_text())
     alone = json.loads((folder / "own/supervised/results.json").read_text())

@@ -2,11 +2,11 @@
 
 HSRL is trained on what users of the logs liked next. From there it goes on by
 RL in a simulator of the same logs, held to the policy that it started from by a
-KL of some weights (`kl_W`), or by logged slates in its batches (`mixed`). All
-are measured on held-out logs and in the simulator: what RL gains there, and
-what it loses here. With the largest weight, `no_actor` is without the actor's
-loss, what the regression on simulated likes does alone; `gamma_0` does not look
-ahead. Beside HSRL stands its flat twin, which has a softmax over all items and
+KL of some weights (`kl_W`), by logged slates in its batches (`mixed`), or by
+both. All are measured on held-out logs and in the simulator: what RL gains
+there, and what it loses here. With the largest weight, `no_actor` is without
+the actor's loss, what the regression on simulated likes does alone; `gamma_0`
+does not look ahead. Beside HSRL stands its flat twin, which has a softmax over all items and
 no tokens.
 """
 
@@ -97,6 +97,7 @@ def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:
   for name, changes in (
     ("no_actor", {"actor_weight": 0.0}),
     ("gamma_0", {"discount": 0.0}),
+    ("mixed", {"logged_share": MIXED}),
   ):
     found[f"kl_{last:g}_{name}"] = {"kl_weight": last} | changes
   found["mixed"] = {"kl_weight": 0.0, "logged_share": MIXED}
