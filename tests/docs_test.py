@@ -120,7 +120,7 @@ class CommandsTest(absltest.TestCase):
     for command in commands:
       if ELSEWHERE.search(command):
         continue
-      if "--raw_data_dir=data/" in command:  # Which no test has.
+      if re.search("--raw_data_dir=(data/|my_)", command):  # No test has it.
         self._launch_without_source(command)
       elif "hsrl_jax.launch" in command:
         self._launch_data(command)
@@ -316,9 +316,12 @@ class CommandsTest(absltest.TestCase):
     with contextlib.chdir(self.folder):  # A checkout may have a folder `data`.
       for path in re.findall(r"--truth=(\S+)", command):
         np.save(path, np.ones((2, 3)))
+      for path in re.findall(r"--sids=(\S+)", command):
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).write_text('{"item": [1]}')
       status, _, err = run(*_arguments(command), f"--workdir={workdir}")
     self.assertEqual(status, 2, err)
-    self.assertRegex(err, "--raw_data_dir=data/.* is no folder; expected a fol")
+    self.assertRegex(err, r"--raw_data_dir=\S+ is no folder; expected a folder")
 
   def _launch_data(self, command):
     """The first stage; beyond it they differ from the quickstart in values."""

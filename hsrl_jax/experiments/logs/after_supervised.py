@@ -6,8 +6,8 @@ KL of some weights (`kl_W`), by logged slates in its batches (`mixed`), or by
 both. All are measured on held-out logs and in the simulator: what RL gains
 there, and what it loses here. With the largest weight, `no_actor` is without
 the actor's loss, what the regression on simulated likes does alone; `gamma_0`
-does not look ahead. Beside HSRL stands its flat twin, which has a softmax over all items and
-no tokens.
+does not look ahead. Beside HSRL stands its flat twin, which has a softmax over
+all items and no tokens.
 """
 
 import dataclasses
@@ -180,7 +180,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 def figure(results: Mapping[str, Any]) -> Figure:
   """What RL gains in the simulator against what it loses on held-out logs."""
-  made = Figure(figsize=(7, 4), layout="constrained")
+  made = Figure(figsize=(8, 4), layout="constrained")
   axes = made.subplots()
   kinds = len(results["rows"]) // len(POLICIES)
   for number, (name, row) in enumerate(results["rows"].items()):
@@ -203,5 +203,6 @@ def figure(results: Mapping[str, Any]) -> Figure:
     axes, "RL after supervised training", "recall@10 of what was liked next"
   )
   axes.set_ylabel("simulated reward of a session")
-  axes.legend(frameon=False)
+  # Beside the axes: the points are anywhere.
+  made.legend(loc="outside right upper", frameon=False)
   return made
