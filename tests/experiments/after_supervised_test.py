@@ -101,6 +101,20 @@ class TableTest(absltest.TestCase):
     after_supervised.figure(results)
 
 
+class FigureTest(absltest.TestCase):
+  def test_no_two_policies_look_alike(self):
+    # More ways of training than there are colours.
+    ways = ("supervised", *after_supervised.after((0.0, 1.0, 5.0), "there"))
+    measure = {"mean": 0.5, "ci95": [0.4, 0.6]}
+    row = {"recall@10": measure, "total_reward": measure}
+    rows = {f"{x}{way}": row for x in ("", "flat_") for way in ways}
+    (axes,) = after_supervised.figure({"rows": rows}).axes
+    looks = {
+      (x.lines[0].get_color(), x.lines[0].get_marker()) for x in axes.containers
+    }
+    self.assertLen(looks, len(rows))
+
+
 @pytest.mark.slow
 class WholeTest(absltest.TestCase):
   def test_what_learns_nothing_more_stays_as_it_was(self):

@@ -184,9 +184,11 @@ def figure(results: Mapping[str, Any]) -> Figure:
   axes = made.subplots()
   kinds = len(results["rows"]) // len(POLICIES)
   for number, (name, row) in enumerate(results["rows"].items()):
-    # A colour for each way of training, a marker for each of POLICIES.
-    color = plots.COLOURS[number % kinds % len(plots.COLOURS)]
-    marker = plots.MARKERS[number // kinds]
+    # A colour for each way of training, a marker for each of POLICIES; others
+    # where the colours begin again.
+    again, colour = divmod(number % kinds, len(plots.COLOURS))
+    look = again * len(POLICIES) + number // kinds
+    marker = plots.MARKERS[look % len(plots.MARKERS)]
     x, y = row["recall@10"], row["total_reward"]
     errors = [np.abs(np.array(m["ci95"])[:, None] - m["mean"]) for m in (x, y)]
     axes.errorbar(
@@ -194,7 +196,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
       y["mean"],
       xerr=errors[0],
       yerr=errors[1],
-      color=color,
+      color=plots.COLOURS[colour],
       marker=marker,
       capsize=3,
       label=name,
