@@ -19,29 +19,60 @@ FOLDER = "results"
 TUNING = "tune"
 _WIDTH = 120
 
-# The experiments in the page's order, with what each asks.
+# The experiments in the page's order: the heading of their results, which is no
+# experiment's name and so shares no anchor with one, and what they ask.
 SECTIONS = {
-  "world": "Worlds in which tomorrow counts: what bores a user, or drives one "
-  "away, depends on what was shown before. The greedy oracle knows the user "
-  "and does not look ahead; whoever earns more than it does.",
-  "benchmark": "All agents with the same encoder, simulator, users, budget and "
-  "evaluation, beside the bounds.",
-  "ablation": "HSRL with one part left out or changed at a time. What HSRL "
-  "earns more than a row is what the part is worth.",
-  "changing_catalogue": "Items leave and others arrive under a trained policy: "
-  "what it earns right after, and how long it takes to recover.",
-  "catalogue_size": "Reward, time and memory as the catalogue grows.",
-  "ab": "Two policies shown to the same simulated users. The paper reports "
-  "+18.421 % conversion at +1.251 % cost in an online test; this one is "
-  "simulated and says nothing about either.",
-  "off_policy": "Two policies logged the same campaign. The value of each, "
-  "estimated from the logs of the other, beside the mean of its own logs.",
-  "conservatism": "What is learned from logs alone that were drawn in a world, "
-  "and what it then earns there.",
-  "closed_loop": "A policy that is served, and learns from what it served "
-  "alone, round after round.",
-  "after_supervised": "What RL adds to a policy that was trained on what users "
-  "liked next, and what it costs.",
+  "world": (
+    "Worlds",
+    "Worlds in which tomorrow counts: what bores a user, or drives one away, "
+    "depends on what was shown before. The greedy oracle knows the user and "
+    "does not look ahead; whoever earns more than it does.",
+  ),
+  "benchmark": (
+    "Benchmarks",
+    "All agents with the same encoder, simulator, users, budget and "
+    "evaluation, beside the bounds.",
+  ),
+  "ablation": (
+    "Ablations",
+    "HSRL with one part left out or changed at a time. What HSRL earns more "
+    "than a row is what the part is worth.",
+  ),
+  "changing_catalogue": (
+    "A changing catalogue",
+    "Items leave and others arrive under a trained policy: what it earns right "
+    "after, and how long it takes to recover.",
+  ),
+  "catalogue_size": (
+    "The size of the catalogue",
+    "Reward, time and memory as the catalogue grows.",
+  ),
+  "ab": (
+    "A/B tests",
+    "Two policies shown to the same simulated users. The paper reports "
+    "+18.421 % conversion at +1.251 % cost in an online test; this one is "
+    "simulated and says nothing about either.",
+  ),
+  "off_policy": (
+    "Off-policy evaluation",
+    "Two policies logged the same campaign. The value of each, estimated from "
+    "the logs of the other, beside the mean of its own logs.",
+  ),
+  "conservatism": (
+    "Learning from logs alone",
+    "What is learned from logs alone that were drawn in a world, and what it "
+    "then earns there.",
+  ),
+  "closed_loop": (
+    "The closed loop",
+    "A policy that is served, and learns from what it served alone, round "
+    "after round.",
+  ),
+  "after_supervised": (
+    "RL after supervised training",
+    "What RL adds to a policy that was trained on what users liked next, and "
+    "what it costs.",
+  ),
 }
 
 
@@ -91,10 +122,9 @@ def page(folder: pathlib.Path) -> str:
     "Rewards are totals of a session; intervals are of 95 %."
   )
   contents, parts = [], []
-  for experiment, question in SECTIONS.items():
+  for experiment, (title, question) in SECTIONS.items():
     names = [k for k, x in results.items() if x["experiment"] == experiment]
     if names:
-      title = experiment.replace("_", " ").capitalize()
       contents.append(f"- {_link(title)}: {', '.join(map(_link, names))}")
       parts += [f"## {title}", _fill(question)]
       parts += [_section(name, results[name]) for name in names]

@@ -58,7 +58,7 @@ class DocumentTest(absltest.TestCase):
       self._experiment("large", experiment="benchmark", seconds=61.0),
     )
     for part in (
-      "## Ablation",
+      "## Ablations",
       "### small",
       "```bash\npython -m hsrl_jax.launch --flagfile=a.flags\n```",
       "Seeds 3, 5; commit 0123abcd; took 1 h 7 min.",
@@ -67,8 +67,8 @@ class DocumentTest(absltest.TestCase):
       "![small](results/small.png)",
     ):
       self.assertIn(part, text)
-    self.assertLess(text.index("## Benchmark"), text.index("## Ablation"))
-    self.assertNotIn("## Ab\n", text)
+    self.assertLess(text.index("## Benchmarks"), text.index("## Ablations"))
+    self.assertNotIn("## A/B tests", text)
     self.assertNotIn(str(self.root), text)
     for picture in re.findall(r"!\[.*\]\((.*)\)", text):
       name = pathlib.Path(picture).stem
@@ -93,9 +93,9 @@ class DocumentTest(absltest.TestCase):
       self._experiment("c", experiment="closed_loop"),
     )
     self.assertIn(
-      "\n\n- [Ablation](#ablation): [a](#a), [b_1](#b_1)\n"
-      "- [Closed loop](#closed-loop): [c](#c)\n"
-      "- [What, and why](#what-and-why)\n\n## Ablation\n",
+      "\n\n- [Ablations](#ablations): [a](#a), [b_1](#b_1)\n"
+      "- [The closed loop](#the-closed-loop): [c](#c)\n"
+      "- [What, and why](#what-and-why)\n\n## Ablations\n",
       text,
     )
 
