@@ -231,7 +231,7 @@ class RowsTest(absltest.TestCase):
     kept = json.loads((docs / "results" / "bored.json").read_text())
     self.assertEqual(kept["rows"], self.found["rows"])
     page = (docs / "RESULTS.md").read_text()
-    self.assertIn("## World\n", page)
+    self.assertIn("## Worlds\n", page)
     self.assertIn("### bored\n", page)
 
 
