@@ -24,7 +24,7 @@ from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.serving import versions
 from hsrl_jax.sid import store
-from hsrl_jax.stages import collect, export, quantize
+from hsrl_jax.stages import catalogue_changes, collect, export, quantize
 from hsrl_jax.stages import run as run_lib
 
 _FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
@@ -294,12 +294,12 @@ def _change_items(mode: str, workdir: pathlib.Path) -> None:
   if mode == "add_items":
     path = pathlib.Path(flags_lib.EMBEDDINGS.value)
     new = embeddings.read(path)
-    facts = quantize.add_items(workdir, new, str(path))
+    facts = catalogue_changes.add_items(workdir, new, str(path))
     print(f"  {new.rows.shape[0]:,} items added; {facts['items']:,} now")
   else:
     path = pathlib.Path(flags_lib.ITEM_IDS.value)
     ids = embeddings.read_ids(path)
-    facts = quantize.remove_items(workdir, ids, str(path))
+    facts = catalogue_changes.remove_items(workdir, ids, str(path))
     print(f"  {len(ids):,} items removed; {facts['items']:,} now")
   if facts["drift"]:
     print(f"  {sid_page.drift_line(facts)}")

@@ -20,7 +20,7 @@ from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
 from hsrl_jax.stages import policy
-from hsrl_jax.stages.start import loading
+from hsrl_jax.stages import start_loading as loading
 from tests.command import run
 
 TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"

@@ -24,13 +24,13 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation.simulated import bounds, measures, simulate
+from hsrl_jax.evaluation import bounds, measures, simulate
 from hsrl_jax.experiments import document, jobs
-from hsrl_jax.serving import store as serving_store
-from hsrl_jax.serving.store import database, records, writer
+from hsrl_jax.server.store import __init__ as serving_store
+from hsrl_jax.server.store import database, records, writer
 from hsrl_jax.sid import store
 from hsrl_jax.sim.user_simulator import EnvParams
-from hsrl_jax.stages import quantize
+from hsrl_jax.stages import quantize, quantizer_fit
 from tests import toy
 
 FOLDER = pathlib.Path(__file__).parent / "formats"
@@ -90,7 +90,7 @@ def _sids(folder: pathlib.Path) -> None:
       QuantizerConfig(levels=2, vocab_size=4, iterations=2, restarts=1),
       pathlib.Path(workdir),
       Embeddings(rows, ids, np.char.upper(ids)),
-      quantize.Source("made up"),
+      quantizer_fit.Source("made up"),
     )
     made = pathlib.Path(workdir) / store.FOLDER
     for name in ("codebooks.npz", "sids.npz", "index.npz", "report.json"):

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 from absl.testing import absltest
 
-from hsrl_jax.data.logged import blocks
+from hsrl_jax.data import blocks
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.host import metrics
 from hsrl_jax.stages import policy
@@ -25,7 +25,7 @@ from tests import command
 FEW = {
   "hsrl_jax.shipped.datasets.logs.sessions.IN_MEMORY": 500,
   "hsrl_jax.shipped.datasets.logs.sessions.SAMPLE": 300,
-  "hsrl_jax.data.logged.blocks.BLOCK": 20,
+  "hsrl_jax.data.blocks.BLOCK": 20,
   "hsrl_jax.engine.windows.BYTES": 60_000,
 }
 FLAGS = (

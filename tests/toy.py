@@ -15,8 +15,8 @@ from hsrl_jax.config import (
   TrainConfig,
 )
 from hsrl_jax.engine import loop
-from hsrl_jax.evaluation.simulated import bounds as bounds_lib
-from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.evaluation import bounds as bounds_lib
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hsrl_jax.data.logged import transitions
+from hsrl_jax.data import transitions
 from hsrl_jax.data.source import SPLITS, STEP_COLUMNS
 from hsrl_jax.types import Sessions
 

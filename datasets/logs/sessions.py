@@ -2,7 +2,7 @@
 
 A folder `sessions` holds .parquet files, with all rows of a user in one file.
 Where it has more than IN_MEMORY slates, those of the train split go to disk
-block by block (`hsrl_jax.data.logged.blocks`), and the dataset is a sample of
+block by block (`hsrl_jax.data.blocks`), and the dataset is a sample of
 users. No more than one file is held in memory.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet
 
-from hsrl_jax.data.logged import blocks
+from hsrl_jax.data import blocks
 from hsrl_jax.data.source import STEP_COLUMNS
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.shipped.datasets import schema

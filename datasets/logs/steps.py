@@ -4,7 +4,7 @@
 
 import numpy as np
 
-from hsrl_jax.data.logged import transitions
+from hsrl_jax.data import transitions
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import tables
 from hsrl_jax.types import Sessions

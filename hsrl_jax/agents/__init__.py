@@ -6,21 +6,21 @@ from typing import Any
 
 from hsrl_jax.agents import (
   a2c,
+  cql,
   ddpg,
   hac,
   next_item,
   pgra,
+  planner,
   sasrec,
   simple,
   td3,
   wolpertinger,
 )
 from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
-from hsrl_jax.agents.conservative import cql
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
-from hsrl_jax.agents.planner import agent as planner
 from hsrl_jax.agents.published import agent as published
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError

@@ -14,9 +14,8 @@ from collections.abc import Callable
 import tensorflow_datasets as tfds
 
 from hsrl_jax import files
+from hsrl_jax.data import blocks, manifest, source
 from hsrl_jax.data import item_vectors as vectors_lib
-from hsrl_jax.data import manifest, source
-from hsrl_jax.data.logged import blocks
 from hsrl_jax.errors import InputError
 
 CONFIGS = ("items", "sessions")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from hsrl_jax.config import TrainConfig
-from hsrl_jax.data.logged import behaviour, blocks, transitions
+from hsrl_jax.data import behaviour, blocks, transitions
 from hsrl_jax.engine import loop, parallel
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.agents.base import ActionSpace, Agent
-from hsrl_jax.data.logged import transitions
+from hsrl_jax.data import transitions
 from hsrl_jax.evaluation import off_policy, ranking
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Array, Observation, Params, Sessions

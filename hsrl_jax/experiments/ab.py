@@ -13,9 +13,9 @@ import numpy as np
 from hsrl_jax.agents import AGENTS
 from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import measures as measures_lib
 from hsrl_jax.evaluation import statistics
-from hsrl_jax.evaluation.simulated import measures as measures_lib
-from hsrl_jax.evaluation.simulated.bounds import BOUNDS
+from hsrl_jax.evaluation.bounds import BOUNDS
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.stages.evaluate import SESSIONS

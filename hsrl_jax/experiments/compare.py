@@ -12,8 +12,7 @@ import numpy as np
 from hsrl_jax.agents import AGENTS, needs_logs
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import statistics
-from hsrl_jax.evaluation.simulated import bounds, measures
+from hsrl_jax.evaluation import bounds, measures, statistics
 from hsrl_jax.experiments import entrants, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import experiment_plots, tables

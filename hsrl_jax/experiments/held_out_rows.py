@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from hsrl_jax.evaluation import held_out, ranking
+from hsrl_jax.stages import score_on_logs as on_logs
 from hsrl_jax.stages.run import Run
-from hsrl_jax.stages.scoring import on_logs
 
 # What tables show, with their heads.
 MEASURES = {

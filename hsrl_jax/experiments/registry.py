@@ -11,13 +11,14 @@ from hsrl_jax.experiments import (
   tuning,
   worlds,
 )
-from hsrl_jax.experiments.catalogue import catalogue_size, changing_catalogue
-from hsrl_jax.experiments.logs import (
+from hsrl_jax.studies import (
   after_supervised,
+  catalogue_size,
+  changing_catalogue,
+  closed_loop,
   conservatism,
   off_policy,
 )
-from hsrl_jax.experiments.loop import closed_loop
 
 RUN = {
   "benchmark": compare.benchmark,

@@ -14,7 +14,7 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.report import page, tables
-from hsrl_jax.stages import quantize
+from hsrl_jax.stages import quantizer_fit
 
 _BEAMS, _USERS, _CALLS = 50, 8, 10
 _COLUMNS = (
@@ -54,7 +54,7 @@ def run(
   """
   rows = catalogue.rows
   ids = catalogue.item_ids
-  quantize.check_finite(
+  quantizer_fit.check_finite(
     rows, np.arange(1, rows.shape[0] + 1) if ids is None else ids, name
   )
   measured = []
@@ -95,9 +95,9 @@ def table(sizes: list[dict[str, Any]]) -> str:
 def _measure(config: QuantizerConfig, rows: embeddings.Rows) -> dict[str, Any]:
   """Measures of one size; times are of this machine."""
   start = time.monotonic()
-  codebooks = quantize.fit(config, rows)
+  codebooks = quantizer_fit.fit(config, rows)
   fitted = time.monotonic()
-  tokens = quantize.encode(codebooks, rows, config)
+  tokens = quantizer_fit.encode(codebooks, rows, config)
   error = sid_quality.errors(codebooks, rows, tokens.plain, tokens.unique)
   index = sid.build_index(tokens.unique, config.vocab_size)
   return {

@@ -11,7 +11,7 @@ from typing import Any
 
 from hsrl_jax.agents import AGENTS
 from hsrl_jax.config import Config, ExperimentConfig
-from hsrl_jax.evaluation.simulated import bounds
+from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
 from hsrl_jax.report import experiment_plots, tables

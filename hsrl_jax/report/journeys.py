@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from hsrl_jax.evaluation.simulated.simulate import Sessions
+from hsrl_jax.evaluation.simulate import Sessions
 from hsrl_jax.report import plots
 from hsrl_jax.sim.dynamics import Boredom
 from hsrl_jax.sim.leave import ItemRule

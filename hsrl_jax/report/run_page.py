@@ -8,8 +8,7 @@ from zipfile import BadZipFile
 from hsrl_jax import files
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out, off_policy, verdict
-from hsrl_jax.evaluation.simulated import bounds, measures
+from hsrl_jax.evaluation import bounds, held_out, measures, off_policy, verdict
 from hsrl_jax.host import metrics
 from hsrl_jax.report import examples as examples_lib
 from hsrl_jax.report import journeys, page, plots, sid_page, tables

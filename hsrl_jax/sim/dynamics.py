@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.session_config import FITTED_TO_LOGS
-from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
+from hsrl_jax.sim.fitted_boredom import FittedBoredom
 from hsrl_jax.types import Array
 
 _NEVER = -1  # A step before the session.

@@ -9,14 +9,14 @@ import scipy
 
 from hsrl_jax import files
 from hsrl_jax.config import SimulatorConfig
-from hsrl_jax.data.logged import transitions
+from hsrl_jax.data import transitions
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.host import watch
 from hsrl_jax.ops import tree
+from hsrl_jax.sim import boredom_fit as fitting
 from hsrl_jax.sim import topics as topics_lib
-from hsrl_jax.sim.fitted_boredom import fitting
-from hsrl_jax.sim.fitted_boredom.dynamics import FittedBoredom
+from hsrl_jax.sim.fitted_boredom import FittedBoredom
 from hsrl_jax.types import Params, Sessions
 
 FILE = "simulator/boredom.npz"

@@ -12,13 +12,21 @@ from typing import Any
 import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax.evaluation import ranking, verdict
-from hsrl_jax.evaluation.simulated import bounds, measures, planned, simulate
+from hsrl_jax.evaluation import (
+  bounds,
+  measures,
+  planned,
+  ranking,
+  simulate,
+  verdict,
+)
 from hsrl_jax.report import examples, journeys
 from hsrl_jax.stages import logged as logged_lib
+from hsrl_jax.stages import score_from_logs as from_logs
+from hsrl_jax.stages import score_on_logs as on_logs
+from hsrl_jax.stages import score_pictures as pictures
+from hsrl_jax.stages import score_sessions as sessions_lib
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.stages.scoring import from_logs, on_logs, pictures
-from hsrl_jax.stages.scoring import sessions as sessions_lib
 from hsrl_jax.types import Params
 
 RESULTS = "results.json"

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from hsrl_jax.config import Config
-from hsrl_jax.data.logged import behaviour, blocks, transitions
+from hsrl_jax.data import behaviour, blocks, transitions
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition

@@ -11,8 +11,7 @@ from hsrl_jax import agents, checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import ActionSpace, Agent
-from hsrl_jax.data import sids, source
-from hsrl_jax.data.logged import blocks
+from hsrl_jax.data import blocks, sids, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.session_config import FITTED, WORLDS
@@ -27,8 +26,8 @@ from hsrl_jax.sim import (
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import quantize, simulator
-from hsrl_jax.stages.scoring import truth as scored_by
-from hsrl_jax.stages.start import source as start_lib
+from hsrl_jax.stages import score_truth as scored_by
+from hsrl_jax.stages import start as start_lib
 from hsrl_jax.types import Sessions
 
 _SHARED = ("data", "quantize", "simulator", "bounds")

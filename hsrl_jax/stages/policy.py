@@ -13,12 +13,11 @@ import numpy as np
 from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import ActionSpace, Agent
 from hsrl_jax.config import Config, TrainConfig
-from hsrl_jax.data.logged import blocks
+from hsrl_jax.data import blocks
 from hsrl_jax.engine import checkpoint, engines, loop, parallel, processes
 from hsrl_jax.engine import windows as windows_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import statistics
-from hsrl_jax.evaluation.simulated import measures, simulate
+from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import speed, stop
 from hsrl_jax.host import watch as watch_lib

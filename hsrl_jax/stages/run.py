@@ -11,8 +11,7 @@ from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, prepare
 from hsrl_jax.engine import processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import sid_quality, verdict
-from hsrl_jax.evaluation.simulated import measures, simulate
+from hsrl_jax.evaluation import measures, sid_quality, simulate, verdict
 from hsrl_jax.host import watch
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
@@ -24,11 +23,12 @@ from hsrl_jax.stages import (
   next_item,
   policy,
   quantize,
+  quantizer_fit,
   simulator,
 )
+from hsrl_jax.stages import start as start_lib
+from hsrl_jax.stages import start_loading as loading
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.stages.start import loading
-from hsrl_jax.stages.start import source as start_lib
 from hsrl_jax.types import Params
 
 SUMMARY = "summary.json"  # Time by phase, and memory.
@@ -85,7 +85,7 @@ class Run(Parts):
       self.config.quantizer,
       self.folder("quantize"),
       quantize.of_dataset(items),
-      quantize.Source(self.name),
+      quantizer_fit.Source(self.name),
       items.genres[1:],
       self.brought,
     )

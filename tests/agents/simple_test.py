@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.stages import policy
 from tests import toy
 from tests.agents import checks

@@ -81,8 +81,8 @@ def of_sessions(inputs):
 
 def write_inputs(folder, path):
   """Arrays of --mode=off_policy: `POLICY/NAME`, of each policy estimated."""
-  from hsrl_jax.experiments.logs import off_policy
   from hsrl_jax.shipped.datasets.open_bandit import impressions
+  from hsrl_jax.studies import off_policy
 
   logs, arrays = impressions.read_logs(pathlib.Path(folder)), {}
   items = 1 + max(int(x.item.max()) for x in logs.values())

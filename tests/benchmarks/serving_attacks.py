@@ -251,7 +251,7 @@ def main() -> None:
     limited = ["sh", "-c", f'ulimit -n {FILES} && exec "$@"', "sh"]
     with open(pathlib.Path(name) / "log", "w+") as log:
       server = subprocess.Popen(
-        [*limited, sys.executable, "-m", "hsrl_jax.serving.server"]
+        [*limited, sys.executable, "-m", "hsrl_jax.server"]
         + [f"--folder={folder}", f"--port={port}"],
         cwd=pathlib.Path(__file__).parents[2],
         stderr=log,

@@ -207,7 +207,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
       port = free.getsockname()[1]
     server = subprocess.Popen(
-      [sys.executable, "-m", "hsrl_jax.serving.server"]
+      [sys.executable, "-m", "hsrl_jax.server"]
       + [f"--folder={folder}", f"--port={port}"],
       cwd=pathlib.Path(__file__).parents[2],
       stderr=subprocess.DEVNULL,

@@ -32,9 +32,9 @@ import serving_bad_requests
 import serving_export
 import serving_load
 
-from hsrl_jax.serving import store as store_lib
+from hsrl_jax.server.store import __init__ as store_lib
 
-sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "serving/store"))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "server/store"))
 
 import postgres
 
@@ -155,7 +155,7 @@ def main() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
       port = free.getsockname()[1]
     server = subprocess.Popen(
-      [sys.executable, "-m", "hsrl_jax.serving.server"]
+      [sys.executable, "-m", "hsrl_jax.server"]
       + [f"--folder={folder}", f"--port={port}", f"--store={where}"],
       cwd=pathlib.Path(__file__).parents[2],
     )

@@ -191,7 +191,7 @@ def main() -> None:
     root = pathlib.Path(__file__).parents[2]
     start = time.monotonic()
     server = subprocess.Popen(
-      [sys.executable, "-m", "hsrl_jax.serving.server"]
+      [sys.executable, "-m", "hsrl_jax.server"]
       + [f"--folder={folder}", f"--port={port}"],
       cwd=root,
     )

@@ -12,8 +12,7 @@ import pyarrow.parquet
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.api import frames
-from hsrl_jax.data import prepare, source
-from hsrl_jax.data.logged import blocks, transitions
+from hsrl_jax.data import blocks, prepare, source, transitions
 from hsrl_jax.engine import windows
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import sessions

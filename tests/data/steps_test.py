@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import prepare, source
-from hsrl_jax.data.logged import transitions
+from hsrl_jax.data import prepare, source, transitions
 from hsrl_jax.errors import InputError
 
 

@@ -15,7 +15,7 @@ from absl.testing import absltest
 from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
-from hsrl_jax.data.logged import transitions
+from hsrl_jax.data import transitions
 from hsrl_jax.engine import checkpoint, loop
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward

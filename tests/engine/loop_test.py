@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import checkpoint, loop, parallel
-from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.ops import tree
 from hsrl_jax.stages import policy
 from tests import toy

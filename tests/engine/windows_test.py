@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data.logged import blocks
+from hsrl_jax.data import blocks
 from hsrl_jax.engine import checkpoint, loop, parallel, windows
 from hsrl_jax.types import Sessions
 from tests import toy

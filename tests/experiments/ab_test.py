@@ -13,7 +13,7 @@ from scipy import stats
 from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation.simulated import bounds, measures
+from hsrl_jax.evaluation import bounds, measures
 from hsrl_jax.experiments import ab, jobs
 from hsrl_jax.report import experiment_plots
 from hsrl_jax.stages.evaluate import SESSIONS

@@ -17,8 +17,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation import held_out
-from hsrl_jax.evaluation.simulated import bounds
+from hsrl_jax.evaluation import bounds, held_out
 from hsrl_jax.experiments import compare, entrants, held_out_rows, jobs
 from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.networks.slates import flat, policy
+from hsrl_jax.networks import flat_policy as flat
+from hsrl_jax.networks import slate_policy as policy
 from hsrl_jax.sim import observed
 
 ITEMS, ENCODER = 12, (8, 0, 1, 0.0)

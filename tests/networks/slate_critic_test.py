@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.networks.slates import policy
-from hsrl_jax.networks.slates.critic import Kinds
+from hsrl_jax.networks import slate_policy as policy
+from hsrl_jax.networks.slate_critic import Kinds
 from hsrl_jax.types import Shown
 
 KINDS, AGES = 5, 6

@@ -4,7 +4,7 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.data.source import Items
-from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.report import examples
 from hsrl_jax.types import Sessions
 

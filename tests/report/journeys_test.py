@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.evaluation.simulated import simulate
+from hsrl_jax.evaluation import simulate
 from hsrl_jax.report import journeys, plots
 from hsrl_jax.sim import topics
 from hsrl_jax.sim.dynamics import Boredom

@@ -17,13 +17,13 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
 from hsrl_jax.errors import InputError
+from hsrl_jax.server import arms as arms_lib
+from hsrl_jax.server import batches, measures
+from hsrl_jax.server.settings import Settings
+from hsrl_jax.server.store import Feedback, Slate, writer
+from hsrl_jax.server.store import __init__ as store_lib
 from hsrl_jax.serving import folder as folder_lib
-from hsrl_jax.serving import store as store_lib
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.http import arms as arms_lib
-from hsrl_jax.serving.http import batches, measures
-from hsrl_jax.serving.http.settings import Settings
-from hsrl_jax.serving.store import Feedback, Slate, writer
 from tests import toy
 from tests.command import run
 from tests.serving import running, toy_export

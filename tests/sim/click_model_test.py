@@ -15,7 +15,7 @@ from scipy import special
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data import feedback
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation.simulated import bounds, simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.types import Sessions
 

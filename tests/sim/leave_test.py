@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 from scipy.spatial import distance as scipy_distance
 
 from hsrl_jax.config import SimulatorConfig
-from hsrl_jax.evaluation.simulated import bounds, simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import leave
 from hsrl_jax.sim.leave import Boredom, Distance, Length, Patience
 from tests import toy

@@ -7,7 +7,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import environments
-from hsrl_jax.evaluation.simulated import bounds, simulate
+from hsrl_jax.evaluation import bounds, simulate
 
 USERS = 100
 

@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.errors import InputError
-from hsrl_jax.evaluation.simulated import bounds, simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import leave, truth
 from tests import toy
 

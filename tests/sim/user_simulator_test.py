@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.evaluation.simulated import bounds, simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import blend as blend_lib
 from hsrl_jax.sim import click_model, observed, user_simulator
 from hsrl_jax.sim.leave import Patience

@@ -19,9 +19,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
 from hsrl_jax.data import source
+from hsrl_jax.server.store import Feedback, Slate, writer
+from hsrl_jax.server.store import __init__ as store_lib
 from hsrl_jax.serving import folder as folder_lib
-from hsrl_jax.serving import store as store_lib
-from hsrl_jax.serving.store import Feedback, Slate, writer
 from hsrl_jax.stages import collect, export
 from tests.command import run
 from tests.serving import toy_export
@@ -30,7 +30,7 @@ from tests.serving import toy_export
 LOAD = """
 import asyncio, json, sys
 from hsrl_jax.serving import store as store_lib
-from hsrl_jax.serving.store import Feedback, Slate
+from hsrl_jax.server.store import Feedback, Slate
 
 async def client(work, name):
   for i in range(10**9):
@@ -301,7 +301,7 @@ class CollectTest(parameterized.TestCase):
     np.testing.assert_array_equal(items.added, want.added[:42])
 
   def test_killed_under_load_nothing_acknowledged_is_lost(self):
-    """The real server is killed in tests/serving/store/kill_test.py."""
+    """The real server is killed in tests/server/store/kill_test.py."""
     process = subprocess.Popen(
       [sys.executable, "-c", LOAD, str(self.where)],
       stdout=subprocess.PIPE,

@@ -14,11 +14,12 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import agents
 from hsrl_jax.agents.hsrl import acting
 from hsrl_jax.config import Config
-from hsrl_jax.evaluation.simulated import bounds, simulate
+from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.stages import evaluate
+from hsrl_jax.stages import score_from_logs as from_logs
+from hsrl_jax.stages import score_on_logs as on_logs
+from hsrl_jax.stages import score_sessions as sessions_lib
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.stages.scoring import from_logs, on_logs
-from hsrl_jax.stages.scoring import sessions as sessions_lib
 from hsrl_jax.types import Sessions
 from tests import toy
 from tests.agents import checks

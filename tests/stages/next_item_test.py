@@ -25,7 +25,7 @@ from hsrl_jax.evaluation import ranking
 from hsrl_jax.host import metrics
 from hsrl_jax.sim import click_model
 from hsrl_jax.stages import next_item
-from hsrl_jax.stages.scoring import on_logs
+from hsrl_jax.stages import score_on_logs as on_logs
 from hsrl_jax.types import Observation, Sessions
 from tests import command, toy
 from tests.agents import checks

@@ -23,12 +23,13 @@ from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.sid import store
-from hsrl_jax.stages import quantize
+from hsrl_jax.stages import catalogue_changes, quantize, quantizer_fit
+from hsrl_jax.stages import quantize as stage
+from hsrl_jax.stages import quantizer_fit as fitting
 from hsrl_jax.stages import run as run_lib
-from hsrl_jax.stages.quantize import fitting, stage
 
 _CONFIG = QuantizerConfig(vocab_size=6, levels=3, iterations=5, restarts=1)
-_SOURCE = quantize.Source("items.npz", "0123")
+_SOURCE = quantizer_fit.Source("items.npz", "0123")
 _FILES = {
   "codebooks.npz",
   "sids.npz",
@@ -175,7 +176,7 @@ class QuantizeTest(parameterized.TestCase):
     self.assertIn("SIDs of own.npz: 3 tokens of 6 values, no two equal", page)
     self.assertNotIn("Plain residual k-means", page)
     # Newcomers are encoded with these codebooks.
-    added = quantize.add_items(workdir, _items(90, 4), "new")
+    added = catalogue_changes.add_items(workdir, _items(90, 4), "new")
     self.assertEqual(added["items"], 94)
 
   def test_brought_sids_that_collide(self):
@@ -270,7 +271,7 @@ class QuantizeTest(parameterized.TestCase):
 
   def test_add_remove_and_add_again(self):
     before = _sids(self.workdir)
-    facts = quantize.add_items(self.workdir, _items(90, 30, 1), "new")
+    facts = catalogue_changes.add_items(self.workdir, _items(90, 30, 1), "new")
     grown = _sids(self.workdir)
     self.assertEqual({k: grown[k] for k in before}, before)
     self.assertLen({tokens for tokens, _ in grown.values()}, 120)
@@ -278,14 +279,14 @@ class QuantizeTest(parameterized.TestCase):
     self.assertEqual(facts["drift"]["newcomers"], 30)
 
     gone = np.array(["sku-3", "sku-95"])
-    facts = quantize.remove_items(self.workdir, gone, "gone")
+    facts = catalogue_changes.remove_items(self.workdir, gone, "gone")
     shrunk = _sids(self.workdir)
     for item, (tokens, active) in grown.items():
       self.assertEqual(shrunk[item], (tokens, active and item not in gone))
     self.assertEqual((facts["items"], facts["sids"]), (118, 120))
 
     again = _items(95, 1, 7, scale=50.0)  # Its embedding has changed.
-    facts = quantize.add_items(self.workdir, again, "again")
+    facts = catalogue_changes.add_items(self.workdir, again, "again")
     found = _sids(self.workdir)
     self.assertEqual(found["sku-95"], grown["sku-95"])
     self.assertEqual(facts["items"], 119)
@@ -296,7 +297,9 @@ class QuantizeTest(parameterized.TestCase):
       self.assertEqual(item, row + 1 if active else 0)
 
   def test_newcomers_from_elsewhere_make_a_refit_due(self):
-    facts = quantize.add_items(self.workdir, _items(90, 9, 2, 9.0), "far")
+    facts = catalogue_changes.add_items(
+      self.workdir, _items(90, 9, 2, 9.0), "far"
+    )
     self.assertTrue(facts["drift"]["refit_due"])
     page = (self.workdir / "sids" / "report.html").read_text()
     self.assertIn("a refit is due", page)
@@ -313,13 +316,13 @@ class QuantizeTest(parameterized.TestCase):
 
   def test_titles_come_along(self):
     new = _items(90, 2, 3)._replace(titles=np.array(["First", ""]))
-    quantize.add_items(self.workdir, new, "new")
+    catalogue_changes.add_items(self.workdir, new, "new")
     title = store.read(self.workdir).title
     self.assertEqual(title[-2:].tolist(), ["First", ""])
     self.assertEqual(set(title[:-2]), {""})
 
   def test_bad_additions(self):
-    add = quantize.add_items
+    add = catalogue_changes.add_items
     new = _items(88, 4, 1)
     self._refused(
       r"f: 2 items are in the catalogue already \(sku-88, sku-89\)",
@@ -344,8 +347,8 @@ class QuantizeTest(parameterized.TestCase):
     )
 
   def test_bad_removals(self):
-    remove = quantize.remove_items
-    quantize.remove_items(self.workdir, np.array(["sku-1"]), "f")
+    remove = catalogue_changes.remove_items
+    catalogue_changes.remove_items(self.workdir, np.array(["sku-1"]), "f")
     self._refused(
       r"f: 2 items are not in the catalogue \(sku-1, x\)",
       remove,
@@ -362,7 +365,7 @@ class QuantizeTest(parameterized.TestCase):
     other = self.workdir.parent / "plain"
     quantize.run(_CONFIG, other, plain, _SOURCE)
     self.assertEqual(list(_sids(other)), list(range(1, 91)))
-    quantize.remove_items(other, np.array(["3"]), "gone.txt")
+    catalogue_changes.remove_items(other, np.array(["3"]), "gone.txt")
     self.assertFalse(_sids(other)[3][1])
 
   def test_balance_bounds_the_codes(self):
@@ -381,7 +384,7 @@ class QuantizeTest(parameterized.TestCase):
     streamed = self.items._replace(rows=rows_lib.open_npy(path))
     facts = quantize.run(_CONFIG, other, streamed, _SOURCE)
     x, found = self.items.rows, store.read(other)
-    made = quantize.encode(found.codebooks, x, _CONFIG)
+    made = quantizer_fit.encode(found.codebooks, x, _CONFIG)
     np.testing.assert_array_equal(made.unique, found.tokens)
     self.assertEqual(
       facts["recall_at_10"],
@@ -442,8 +445,8 @@ class QuantizeTest(parameterized.TestCase):
         quantize.run(_CONFIG, other, self.items, _SOURCE)
       self.assertFalse((other / "sids").exists())
       with mock.patch.object(sid, "fit", counting):
-        changed = quantize.Source("items.npz", "4567")
-        quantize.fit_or_resume(_CONFIG, other, self.items.rows, changed)
+        changed = quantizer_fit.Source("items.npz", "4567")
+        quantizer_fit.fit_or_resume(_CONFIG, other, self.items.rows, changed)
         quantize.run(_CONFIG, other, self.items, _SOURCE)
     self.assertEqual(levels, [0, 2])
     self.assertEqual(_sids(other), _sids(self.workdir))

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import sequential
 from hsrl_jax.agents.hsrl.settings import Settings
-from hsrl_jax.networks.slates import flat, policy
-from hsrl_jax.networks.slates.flat import FlatPolicy
+from hsrl_jax.networks import flat_policy as flat
+from hsrl_jax.networks import slate_policy as policy
+from hsrl_jax.networks.flat_policy import FlatPolicy
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Decision, Observation, Params, PRNGKey

@@ -18,9 +18,9 @@ import optax
 from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.agents.hsrl.settings import Settings
-from hsrl_jax.networks.slates import policy as slates
-from hsrl_jax.networks.slates.critic import Kinds, PrefixCritic
-from hsrl_jax.networks.slates.policy import SlatePolicy, StatePolicy, Tokens
+from hsrl_jax.networks import slate_policy as slates
+from hsrl_jax.networks.slate_critic import Kinds, PrefixCritic
+from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
 from hsrl_jax.engine import loop, on_policy, parallel
-from hsrl_jax.networks.slates.policy import SLOTS
+from hsrl_jax.networks.slate_policy import SLOTS
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Decision
 from tests import toy

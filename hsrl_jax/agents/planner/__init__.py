@@ -1,1 +1,0 @@
-"""Planning with what was learned of responses, boredom and leaving."""

@@ -1,1 +1,0 @@
-"""Logged sessions, as agents learn from them without a simulator."""

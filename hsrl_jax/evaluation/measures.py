@@ -1,0 +1,193 @@
+"""Measures of simulated sessions, in results.json and sessions.npz.
+
+A new measure is an entry of MEASURES, and nothing else; a number of all
+sessions together is one of TOTALS.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from hsrl_jax import files
+from hsrl_jax.evaluation import bounds, statistics
+from hsrl_jax.evaluation.simulate import Sessions
+from hsrl_jax.sid import SidIndex
+
+RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.
+SESSIONS_FORMAT = 1  # Of sessions.npz.
+ABOVE_GREEDY = "above_greedy"
+
+
+class Measure(NamedTuple):
+  """A number for each session.
+
+  Attributes:
+    of: sessions -> [E].
+    label: in tables for people; None: it is not summarised in results.json.
+    form: how tables show its mean.
+    saved: whether sessions.npz has it.
+  """
+
+  of: Callable[[Sessions], np.ndarray]
+  label: str | None = None
+  form: str = "{:.2f}"
+  saved: bool = True
+
+
+def _liked_slates(sessions: Sessions) -> np.ndarray:
+  liked = (np.asarray(sessions.responses) > 0).any(-1)
+  return liked.sum(-1, dtype=np.float32)
+
+
+def _positive_share(sessions: Sessions) -> np.ndarray:
+  shown = sessions.depth * sessions.slates.shape[-1]
+  return np.asarray(sessions.positives / shown)
+
+
+def _reward_per_step(sessions: Sessions) -> np.ndarray:
+  """The ratio of the means, plus each session's influence on it."""
+  value, influence = statistics.ratio(sessions.total_reward, sessions.depth)
+  return value + influence
+
+
+MEASURES = {
+  "total_reward": Measure(lambda x: np.asarray(x.total_reward), "Total reward"),
+  "depth": Measure(lambda x: np.asarray(x.depth), "Depth"),
+  "positives": Measure(lambda x: np.asarray(x.positives)),
+  "liked_slates": Measure(_liked_slates),  # With a positive response.
+  "positive_share": Measure(
+    _positive_share, "Positive responses", "{:.1%}", saved=False
+  ),
+  "reward_per_step": Measure(_reward_per_step, "Reward a step", saved=False),
+}
+
+
+class Total(NamedTuple):
+  """A number of all sessions together.
+
+  Attributes:
+    of: (sessions, items in the catalogue) -> number.
+    label: in tables for people.
+    form: how tables show it.
+  """
+
+  of: Callable[[Sessions, int], float]
+  label: str
+  form: str = "{:.2f}"
+
+
+def _coverage(sessions: Sessions, items: int) -> float:
+  shown = np.unique(np.asarray(sessions.slates))
+  return np.count_nonzero(shown) / items
+
+
+TOTALS = {"coverage": Total(_coverage, "Coverage", "{:.1%}")}
+
+
+def columns() -> list[tuple[str, str, str]]:
+  """Label, name in results.json and form of all that tables may show."""
+  own = [x for x in MEASURES.items() if x[1].label is not None]
+  return [
+    *((x.label, name, x.form) for name, x in [*own, *TOTALS.items()]),
+    ("Above greedy", ABOVE_GREEDY, "{:+z.2f}"),
+    ("Normalised", "normalised", "{:z.2f}"),
+  ]
+
+
+def report(
+  policies: dict[str, list[Sessions]],
+  user: np.ndarray | None = None,
+  *,
+  items: int | None = None,
+) -> dict:
+  """The `policies` of results.json.
+
+  Beside all measures and totals each policy has `normalised`, and
+  `above_greedy`: its total reward less that of `greedy_oracle`, session by
+  session, whose users and luck are the same.
+
+  Args:
+    policies: name to the sessions of each seed; with `random` and
+      `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
+      `normalised`. A policy may have fewer sessions, the first ones.
+    user: int [E], the user of each session; None: each is of its own.
+    items: in the catalogue; None: no totals.
+
+  Returns:
+    Policy to measure to what `statistics.summarise` says; a total of a single
+    seed has no interval.
+  """
+  earned = {
+    name: np.mean(first.total_reward, dtype=np.float64)
+    for name, (first, *_) in policies.items()
+  }
+  greedy = np.asarray(policies["greedy_oracle"][0].total_reward, np.float64)
+  table = {}
+  for policy, seeds in policies.items():
+    own = None if user is None else user[: len(seeds[0].depth)]
+    table[policy] = {
+      name: statistics.summarise([measure.of(x) for x in seeds], own)
+      for name, measure in MEASURES.items()
+      if measure.label is not None
+    }
+    for name, total in TOTALS.items() if items else ():
+      found = [np.array([total.of(x, items)]) for x in seeds]
+      table[policy][name] = statistics.summarise(found)
+      if len(seeds) == 1:
+        table[policy][name]["ci95"] = [None, None]
+    rewards = [x.total_reward for x in seeds]
+    table[policy][ABOVE_GREEDY] = statistics.summarise(
+      [x - greedy[: len(x)] for x in rewards], own
+    )
+    table[policy]["normalised"] = bounds.normalised(rewards, earned, own)
+  return table
+
+
+def save(
+  path: pathlib.Path, policies: dict[str, list[Sessions]], user: np.ndarray
+) -> None:
+  """Writes each session's measures; session e is the same user everywhere.
+
+  Args:
+    path: of an .npz with `user`, int32 [E], and `<policy>/<measure>`, float32
+      [S, E], of all MEASURES that are saved.
+    policies: name to the sessions of each seed.
+    user: int32 [E], the user of each session.
+  """
+  files.write_npz(
+    path,
+    SESSIONS_FORMAT,
+    user=user,
+    **{
+      f"{policy}/{name}": np.stack([measure.of(x) for x in seeds])
+      for policy, seeds in policies.items()
+      for name, measure in MEASURES.items()
+      if measure.saved
+    },
+  )
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The arrays that `save` wrote."""
+  return files.read_npz(path, SESSIONS_FORMAT)
+
+
+def read_results(path: pathlib.Path) -> dict:
+  """A run's results.json."""
+  return files.read_json(path, RESULTS_FORMAT)
+
+
+def code_usage(index: SidIndex, slates: list[np.ndarray]) -> np.ndarray:
+  """How often each token was shown, int64 [L, V].
+
+  Args:
+    index: the items' SIDs.
+    slates: ids of any shape; 0, for padding, does not count.
+  """
+  shown = np.concatenate([np.ravel(x) for x in slates])
+  tokens = np.asarray(index.tokens)[shown[shown > 0]]
+  return np.stack(
+    [np.bincount(x, minlength=index.vocab_size) for x in tokens.T]
+  )

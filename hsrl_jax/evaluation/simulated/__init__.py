@@ -1,1 +1,0 @@
-"""Sessions in the simulator, their bounds and their measures."""

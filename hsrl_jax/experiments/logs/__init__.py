@@ -1,1 +1,0 @@
-"""Experiments on what is learned from logs, and what logs tell of a policy."""

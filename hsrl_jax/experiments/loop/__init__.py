@@ -1,1 +1,0 @@
-"""The closed loop: serve, take feedback, learn again from logs, publish."""

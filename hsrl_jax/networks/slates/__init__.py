@@ -1,1 +1,0 @@
-"""Slates that know themselves: slot after slot, each knows the earlier ones."""

@@ -1,0 +1,1 @@
+"""The example server: an exported policy over HTTP, and what it keeps."""

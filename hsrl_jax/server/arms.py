@@ -1,0 +1,166 @@
+"""What is served to whom: one version, or two of them to shares of the users.
+
+The folder is looked at whenever asked; what changed is loaded beside what is
+served, checked, and returned.
+"""
+
+import hashlib
+from typing import NamedTuple
+
+from hsrl_jax.errors import InputError
+from hsrl_jax.server import ids as ids_lib
+from hsrl_jax.server.ids import ItemIds
+from hsrl_jax.server.settings import Settings
+from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving import recommender as recommender_lib
+from hsrl_jax.serving import versions
+from hsrl_jax.serving.folder import MANIFEST
+from hsrl_jax.serving.recommender import Recommender
+from hsrl_jax.serving.versions import Version
+
+STABLE, CANARY = "stable", "canary"
+
+
+class Served(NamedTuple):
+  """What is served.
+
+  Attributes:
+    recommender: a version with its catalogue.
+    version: its number; of a folder without versions, a short hash of the
+      policy's file.
+    ids: of its items; None where requests have rows.
+    arm: of the users who get it.
+  """
+
+  recommender: Recommender
+  version: str
+  ids: ItemIds | None
+  arm: str = STABLE
+
+
+class Arms(NamedTuple):
+  """What is served to whom.
+
+  Attributes:
+    stable: to all users, or to most of them.
+    canary: to the others; None: there are none.
+  """
+
+  stable: Served
+  canary: Served | None = None
+
+  def all(self) -> list[Served]:
+    """Returns the arms that there are."""
+    return [x for x in self if x is not None]
+
+
+def share_of(user: str, version: str) -> float:
+  """Returns where in [0, 1) a user is; the canary has those below its share.
+
+  Args:
+    user: any name.
+    version: that is tried; each is tried with other users first.
+  """
+  digest = hashlib.blake2b(f"{version}\0{user}".encode(), digest_size=8)
+  return int.from_bytes(digest.digest()) / 2**64
+
+
+def wanted(settings: Settings) -> tuple[Version, Version | None]:
+  """Returns the version of the stable arm, and of the canary.
+
+  Raises:
+    InputError: the file that names it is damaged.
+  """
+  newest, before = versions.served(settings.folder)
+  if before is None or not settings.canary:
+    return newest, None
+  return before, newest
+
+
+def load(settings: Settings) -> Arms:
+  """Loads what the folder holds.
+
+  Raises:
+    InputError: it is no export, or damaged.
+  """
+  stable, canary = wanted(settings)
+  first = recommender_lib.load(stable.folder)
+  served = serve(first, stable.name, settings)
+  if canary is None:
+    return Arms(served)
+  other = _refreshed(served, canary, settings)
+  return Arms(served, other._replace(arm=CANARY))
+
+
+def serve(
+  recommender: Recommender,
+  version: str,
+  settings: Settings,
+  before: Served | None = None,
+) -> Served:
+  """Returns a recommender with its name and the ids of its items."""
+  version = version or recommender.manifest.files["policy"].sha256[:12]
+  if settings.ids == "rows":
+    return Served(recommender, version, None)
+  known = ids_lib.NO_IDS
+  if before is not None and before.ids is not None:
+    known = before.ids
+  ids = ids_lib.of_catalogue(recommender.catalogue, known)
+  return Served(recommender, version, ids)
+
+
+def _refreshed(before: Served, version: Version, settings: Settings) -> Served:
+  recommender = before.recommender.refreshed(version.folder)
+  if recommender.manifest == before.recommender.manifest:
+    recommender = before.recommender
+  return serve(recommender, version.name, settings, before)
+
+
+def check_profiles(arms: Arms, width: int) -> None:
+  """Raises InputError unless all arms take the profiles that a store has.
+
+  Args:
+    arms: to be served.
+    width: numbers of a profile in the store, whose logs have one width.
+  """
+  for served in arms.all():
+    own = served.recommender.manifest.sizes["profile"]
+    if own != width:
+      raise InputError(
+        f"the store is of profiles of {width} numbers and version "
+        f"{served.version} of {own}; expected the same: use another --store"
+      )
+
+
+def signature(settings: Settings) -> tuple:
+  """Returns what tells whether the folder has changed.
+
+  Raises:
+    InputError: the file that names the version is damaged, or a manifest is
+      missing.
+  """
+  seen = []
+  for version in wanted(settings):
+    if version is not None:
+      path = version.folder / MANIFEST
+      try:
+        stat = path.stat()
+      except OSError as error:
+        raise folder_lib.unreadable(path, error) from error
+      seen.append((version, stat.st_mtime_ns, stat.st_ino))
+  return tuple(seen)
+
+
+def refreshed(arms: Arms, settings: Settings) -> Arms:
+  """Returns arms of what the folder holds now.
+
+  Raises:
+    InputError: something is missing or damaged.
+  """
+  by_version = {served.version: served for served in arms.all()}
+  new = []
+  for arm, version in zip((STABLE, CANARY), wanted(settings), strict=True):
+    if version is not None:
+      before = by_version.get(version.name, arms.stable)
+      new.append(_refreshed(before, version, settings)._replace(arm=arm))
+  return Arms(*new)

@@ -1,0 +1,20 @@
+"""What was shown, and what came of it: slates and feedback, kept for good."""
+
+from hsrl_jax.server.store.database import StoreError, open_store
+from hsrl_jax.server.store.records import (
+  Feedback,
+  Outcome,
+  Slate,
+  UnknownRequest,
+)
+from hsrl_jax.server.store.writer import Writer
+
+__all__ = [
+  "Feedback",
+  "Outcome",
+  "Slate",
+  "StoreError",
+  "UnknownRequest",
+  "Writer",
+  "open_store",
+]

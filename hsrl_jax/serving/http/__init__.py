@@ -1,1 +1,0 @@
-"""The HTTP application of the server: bodies, batches, arms, answers."""

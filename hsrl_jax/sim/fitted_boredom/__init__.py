@@ -1,1 +1,0 @@
-"""Boredom as the sessions of the logs have it."""

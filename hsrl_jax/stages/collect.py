@@ -1,0 +1,314 @@
+"""Mode `collect`: what came since the last time, as logs to learn from.
+
+A collection of slates of K items is one file below `slates_K/sessions.parquet`,
+which `--dataset=logs` reads as one table. Names of files say which slates they
+hold, so that what lies there is the only record of what was collected. A file
+gets its name once it is complete: killed at any moment, the next collection
+begins where the last complete one ended.
+"""
+
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+
+from hsrl_jax import files
+from hsrl_jax.errors import InputError, reading
+from hsrl_jax.server.store import __init__ as store_lib
+from hsrl_jax.server.store.database import Store
+from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.serving import versions
+from hsrl_jax.serving.catalogue import Catalogue
+
+SESSIONS = "sessions.parquet"  # A folder, which parquet reads as one table.
+ITEMS = "items.parquet"
+# Its columns beside item_id, and what older files have in those they lack.
+_ABOUT = {
+  "title": (pa.string(), ""),
+  "genres": (pa.string(), ""),
+  "tags": (pa.list_(pa.string()), []),
+  "added": (pa.int64(), 0),
+  "feature": (pa.list_(pa.float32()), []),
+}
+_NAME = re.compile(r"part-([0-9a-f]{8})-(\d{12})-(\d{12})\.parquet")
+_ROWS = 10_000  # Slates that are held in memory at once.
+_SCHEMA = pa.schema(
+  {
+    "user_id": pa.string(),
+    "session_id": pa.string(),
+    "step": pa.int64(),
+    "timestamp": pa.float64(),
+    "exposed": pa.list_(pa.string()),
+    "position": pa.list_(pa.int32()),
+    "response": pa.list_(pa.int8()),
+    "propensity": pa.list_(pa.float32()),
+    "history": pa.list_(pa.string()),
+    "profile": pa.list_(pa.float32()),
+    "reward": pa.float64(),
+    "terminated": pa.int8(),
+    "request_id": pa.string(),
+  }
+)
+
+
+def run(
+  where: str, workdir: pathlib.Path, export: str | None, after: float
+) -> None:
+  """Collects slates that are done, each once.
+
+  A slate is done when all its places are answered, the user left after it, or
+  it was shown `after` seconds ago and has some feedback; from then on it takes
+  no more. Places without an answer count as no response.
+
+  Args:
+    where: the store, a path or a URL.
+    workdir: what is written, beside what was collected before.
+    export: folder whose items the slates show; None: the one that the server
+      of the store serves.
+    after: seconds.
+
+  Raises:
+    InputError: there is no store, or items are not those of the export.
+  """
+  if "://" not in where and not pathlib.Path(where).exists():
+    raise InputError(
+      f"--from={where} is missing; expected the store of a server, the path or "
+      "URL that its --store has"
+    )
+  store = store_lib.open_store(where)
+  try:
+    _collect(store, workdir, export, after)
+  except store_lib.StoreError as error:
+    raise InputError(
+      f"--from={where} cannot be read now ({error}); expected a store that "
+      "answers: try again, nothing is lost"
+    ) from error
+  finally:
+    store.close()
+
+
+def _collect(
+  store: Store, workdir: pathlib.Path, export: str | None, after: float
+) -> None:
+  while store.close_done(time.time() - after, _ROWS) == _ROWS:
+    pass
+  written, items = 0, None
+  for width, last in store.widths():
+    folder = workdir / f"slates_{width}"
+    first = _cursor(folder / SESSIONS, store.id) + 1
+    if last < first:
+      continue
+    items = items or _served(store, export)
+    known = _write_items(folder, items)
+    count = _write(store, width, first, last, folder / SESSIONS, known)
+    written += count
+    print(f"  {count:,} slates of {width} to {folder}", flush=True)
+  print(f"collect: {written:,} slates that are new")
+
+
+def _cursor(folder: pathlib.Path, store: str) -> int:
+  """The last number that was collected of a store; drops unfinished files.
+
+  Raises:
+    InputError: something else is in the folder.
+  """
+  last = 0
+  for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    if path.name.startswith(".part-"):
+      path.unlink()  # A collection that was killed.
+      continue
+    name = _NAME.fullmatch(path.name)
+    if name is None:
+      raise InputError(
+        f"{folder} holds {path.name!r}; expected files of --mode=collect "
+        "alone, since their names say what was collected: move it away"
+      )
+    if name[1] == store[:8]:
+      last = max(last, int(name[3]))
+  return last
+
+
+def _write(
+  store: Store,
+  width: int,
+  first: int,
+  last: int,
+  folder: pathlib.Path,
+  items: set[str],
+) -> int:
+  """Writes one file of closed slates; returns how many they are.
+
+  Raises:
+    InputError: a slate has an item that is none of `items`.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  path = folder / f"part-{store.id[:8]}-{first:012d}-{last:012d}.parquet"
+  unfinished = folder / f".{path.name}"
+  count = 0
+  try:
+    with (
+      unfinished.open("wb") as file,
+      pyarrow.parquet.ParquetWriter(file, _SCHEMA) as writer,
+    ):
+      for rows in _read(store, width, first, last):
+        for row in rows:
+          _check_items(row, items)
+        writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+        count += len(rows)
+      writer.close()
+      file.flush()
+      os.fsync(file.fileno())
+    unfinished.rename(path)
+  except BaseException as error:
+    unfinished.unlink(missing_ok=True)
+    if isinstance(error, OSError):
+      error.filename = str(path)
+    raise
+  handle = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(handle)  # The name, too.
+  finally:
+    os.close(handle)
+  return count
+
+
+def _read(store: Store, width: int, first: int, last: int) -> Iterator[list]:
+  """Rows of the table, in pieces."""
+  after = first - 1
+  while rows := store.closed(width, after, last, _ROWS):
+    after = rows[-1][0]
+    yield [_row(width, *row[1:]) for row in rows]
+
+
+def _row(
+  width: int,
+  request_id: str,
+  user_id: str,
+  session_id: str | None,
+  part: int,
+  step: int,
+  shown: float,
+  items: str,
+  propensities: str,
+  history: str,
+  profile: str,
+  responses: str,
+  reward: float | None,
+  terminated: int | None,
+) -> dict:
+  """A row of the table, of the columns that the store has."""
+  if session_id is None:
+    session_id = request_id
+  elif part:
+    session_id = f"{session_id}/{part}"
+  return {
+    "user_id": user_id,
+    "session_id": session_id,
+    "step": step,
+    "timestamp": shown,
+    "exposed": json.loads(items),
+    "position": list(range(width)),
+    "response": [x or 0 for x in json.loads(responses)],
+    "propensity": json.loads(propensities),
+    "history": json.loads(history),
+    "profile": json.loads(profile),
+    "reward": reward,
+    "terminated": terminated or 0,
+    "request_id": request_id,
+  }
+
+
+def _check_items(row: dict, known: set[str]) -> None:
+  for item in (*row["exposed"], *row["history"]):
+    if item not in known:
+      raise InputError(
+        f"the slate {row['request_id']} has the item {item!r}, which is none "
+        "of the export's; expected the one that was served: see --export_dir"
+      )
+
+
+def _served(store: Store, export: str | None) -> dict[str, tuple]:
+  """The items that may have been shown, of all versions of an export.
+
+  Returns:
+    Id to what _ABOUT names; of the newest version that has it.
+  """
+  where = export or store.about().get("folder")
+  if where is None:
+    raise InputError(
+      "--export_dir is missing; expected the folder of the export that was "
+      "served, since no server has used this store"
+    )
+  root = pathlib.Path(where)
+  if not root.is_dir():
+    raise InputError(
+      f"{where} is missing; expected the folder of the export that was served: "
+      "see --export_dir"
+    )
+  numbers = versions.numbers(root)
+  items = {}
+  for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
+    manifest = folder_lib.read_manifest(folder)
+    items |= _items(folder_lib.read_catalogue(folder, manifest), manifest.about)
+  return items
+
+
+def _items(catalogue: Catalogue, about: dict[str, Any]) -> dict[str, tuple]:
+  """See _served.
+
+  Args:
+    catalogue: of an export.
+    about: it; `topics` of the features are no item's own, and those tags are
+      genres that `genres` names: all of them in exports that do not say.
+  """
+  width = catalogue.features.shape[1] - about.get("topics", 0)
+  tags = catalogue.tags
+  genres = set(about.get("genres", tags.names if tags else ()))
+  rows = np.flatnonzero(np.asarray(catalogue.index.known))
+  items = {}
+  for row in rows[rows > 0]:
+    names = tags.of(row) if tags else []
+    items[catalogue.item_ids.of(row)] = (
+      catalogue.titles.of(row),
+      "|".join(x for x in names if x in genres),
+      [x for x in names if x not in genres],
+      int(tags.added[row]) if tags else 0,
+      catalogue.features[row, :width].tolist(),
+    )
+  return items
+
+
+def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
+  """Adds items to those that are there; returns all ids."""
+  path, before = folder / ITEMS, {}
+  if path.exists():
+    with reading(path, "what --mode=collect wrote"):
+      table = pyarrow.parquet.read_table(path).to_pydict()
+    ids = table["item_id"]
+    columns = (
+      table.get(name, [default] * len(ids))
+      for name, (_, default) in _ABOUT.items()
+    )
+    before = dict(zip(ids, zip(*columns, strict=True), strict=True))
+  merged = before | items  # Numbers of items stay: old ones come first.
+  if merged != before:
+    columns = zip(
+      _ABOUT.items(), zip(*merged.values(), strict=True), strict=True
+    )
+    table = pa.table(
+      {
+        "item_id": pa.array(merged, pa.string()),
+        **{name: pa.array(x, kind) for (name, (kind, _)), x in columns},
+      }
+    )
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink)
+    files.write_atomic(path, sink.getvalue().to_pybytes())
+  return set(merged)

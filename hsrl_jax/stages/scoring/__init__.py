@@ -1,1 +1,0 @@
-"""What sessions are scored by, and pictures of them."""

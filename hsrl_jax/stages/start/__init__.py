@@ -1,1 +1,0 @@
-"""Another run's parameters, which training starts from (--continue_from)."""

@@ -1,0 +1,1 @@
+"""What shows one thing once; nothing of the package imports it."""

@@ -1,0 +1,358 @@
+"""The store: what is kept, what wins, what is numbered; against a plain model.
+
+Each case runs on SQLite, and on a real PostgreSQL where it is installed.
+"""
+
+import asyncio
+import concurrent.futures
+import json
+import pathlib
+import random
+import sqlite3
+import subprocess
+import sys
+
+from absl.testing import absltest, parameterized
+from tests.serving.store import postgres
+
+from hsrl_jax.errors import InputError
+from hsrl_jax.server.store import Feedback, Outcome, Slate, records, writer
+from hsrl_jax.server.store import __init__ as store_lib
+
+ENGINES = ("sqlite", "postgres")
+
+
+def slate(name, user="ann", session=None, step=0, time=100.0, items="abc", **k):
+  """A slate of one-letter items."""
+  return Slate(
+    name,
+    user,
+    session,
+    step,
+    time,
+    len(items),
+    json.dumps([*items]),
+    json.dumps([0.5] * len(items)),
+    "[]",
+    "[]",
+    k.get("version", "1"),
+    k.get("arm", "stable"),
+  )
+
+
+class Model:
+  """First wins, written down once more: by value, without merging."""
+
+  def __init__(self, items):
+    self.items, self.values = items, {}
+
+  def take(self, responses, reward, terminated):
+    given = {("item", i): x for i, x in responses.items()}
+    given |= {"reward": reward, "terminated": terminated}
+    counts = [0, 0, 0]
+    for key, value in given.items():
+      if value is None:
+        continue
+      if key not in self.values:
+        self.values[key] = value
+        counts[0] += 1
+      else:
+        counts[1 if self.values[key] == value else 2] += 1
+    return tuple(counts)
+
+
+class StoreTest(parameterized.TestCase):
+  def _open(self, engine):
+    if engine == "postgres":
+      where = self.enter_context(postgres.database(self))
+    else:
+      where = str(pathlib.Path(self.create_tempdir().full_path) / "store.db")
+    opened = store_lib.open_store(where)
+    self.addCleanup(opened.close)
+    self.where = where
+    return opened
+
+  @parameterized.parameters(*ENGINES)
+  def test_first_wins_as_in_the_model(self, engine):
+    opened, rng = self._open(engine), random.Random(0)
+    names = [f"r{i}" for i in range(6)]
+    writer.apply(opened, [slate(x) for x in names])
+    models = {x: Model("abc") for x in names}
+    seen = set()
+    for _ in range(40):
+      batch, want = [], []
+      for _ in range(rng.randrange(1, 5)):
+        name = rng.choice(names)
+        responses = {
+          item: rng.randrange(2) for item in "abc" if rng.random() < 0.3
+        }
+        reward = rng.choice([None, None, 0.0])
+        ends = rng.choice([None, None, True])
+        given = responses
+        if rng.random() < 0.5:
+          given = [responses.get(item) for item in "abc"]
+        batch.append(Feedback(name, given, reward, ends))
+        want.append(Outcome(*models[name].take(responses, reward, ends), False))
+      self.assertEqual(writer.apply(opened, batch), want)
+      seen |= {i for x in want for i in range(3) if x[i]}
+    self.assertEqual(seen, {0, 1, 2})
+    # Opened again, all of it is there.
+    again = store_lib.open_store(self.where)
+    self.addCleanup(again.close)
+    for name, *values in again.find(names):
+      kept, model = records.kept_of(*values), models[name].values
+      self.assertEqual(kept.responses, [model.get(("item", i)) for i in "abc"])
+      self.assertEqual(kept.reward, model.get("reward"))
+      self.assertEqual(kept.terminated, model.get("terminated"))
+
+  @parameterized.parameters(*ENGINES)
+  def test_unknown_and_wrong_feedback_leaves_the_rest_of_its_batch(
+    self, engine
+  ):
+    opened = self._open(engine)
+    results = writer.apply(
+      opened,
+      [
+        slate("r"),
+        Feedback("x", [1, 1, 1]),
+        Feedback("r", [1]),
+        Feedback("r", {"z": 1}),
+        Feedback("r", [None, 0, None], 0.5),
+        Feedback("r", [1, 1, 1], -0.5),
+        Feedback("r", [None, 0, None]),
+      ],
+    )
+    self.assertIsNone(results[0])
+    self.assertIsInstance(results[1], store_lib.UnknownRequest)
+    for result, words in zip(
+      results[2:6],
+      ("1 entries; expected 3", "'z'", "no response is pos", "all responses"),
+      strict=True,
+    ):
+      self.assertIsInstance(result, InputError)
+      self.assertIn(words, str(result))
+    self.assertEqual(results[6], Outcome(1, 0, 0, False))
+
+  @parameterized.parameters(*ENGINES)
+  def test_steps_of_a_session_go_on_with_time_and_end_once(self, engine):
+    opened = self._open(engine)
+    writer.apply(
+      opened,
+      [
+        slate("a", session="s"),
+        slate("b", session="s", time=90.0),  # The clock went back.
+        slate("c", session="s", step=5),
+        slate("d", session="s", user="bob"),
+        slate("e"),
+        slate("f"),
+      ],
+    )
+    # A later slate was shown: the user had not left.
+    end = Feedback("b", [1, 0, 0], terminated=True)
+    self.assertEqual(writer.apply(opened, [end]), [Outcome(3, 0, 1, False)])
+    end = Feedback("c", [0, 0, 0], terminated=True)
+    self.assertEqual(writer.apply(opened, [end]), [Outcome(4, 0, 0, False)])
+    # What follows an end is another session.
+    writer.apply(opened, [slate("g", session="s"), slate("h", session="s")])
+    writer.apply(opened, [Feedback(x, [0, 0, 1]) for x in "adefgh"])
+    opened.close_done(0.0, 99)
+    rows = {
+      name: (part, step, time)
+      for _, name, _, _, part, step, time, *_ in opened.closed(3, 0, 99, 99)
+    }
+    self.assertEqual(
+      rows,
+      {
+        "a": (0, 0, 100.0),
+        "b": (0, 1, 100.0),
+        "c": (0, 5, 100.0),
+        "d": (0, 0, 100.0),
+        "e": (0, 0, 100.0),
+        "f": (0, 0, 100.0),
+        "g": (1, 0, 100.0),
+        "h": (1, 1, 100.0),
+      },
+    )
+
+  @parameterized.parameters(*ENGINES)
+  def test_what_is_done_is_numbered_once_and_takes_no_more(self, engine):
+    opened = self._open(engine)
+    writer.apply(opened, [slate(x, time=i) for i, x in enumerate("abcdef")])
+    writer.apply(
+      opened,
+      [
+        Feedback("e", [1, 0, 1]),
+        Feedback("d", [], terminated=True),
+        Feedback("b", [1, None, None]),
+        Feedback("f", [None, 1, None]),
+      ],
+    )
+
+    def numbers():
+      return {row[1]: row[0] for row in opened.closed(3, 0, 99, 99)}
+
+    self.assertEqual(opened.close_done(5.0, 2), 2)
+    self.assertEqual(opened.close_done(5.0, 2), 1)
+    self.assertEqual(numbers(), {"b": 1, "d": 2, "e": 3})
+    self.assertEqual(opened.close_done(5.0, 2), 0)
+    late = writer.apply(opened, [Feedback("b", [1, 1, None])])
+    self.assertEqual(late, [Outcome(0, 1, 1, True)])
+    self.assertEqual(opened.close_done(5.1, 2), 1)
+    self.assertEqual(numbers(), {"b": 1, "d": 2, "e": 3, "f": 4})
+    self.assertEqual([tuple(x) for x in opened.widths()], [(3, 4)])
+    self.assertLen(opened.closed(3, 1, 3, 99), 2)
+    self.assertLen(opened.closed(3, 0, 99, 1), 1)
+
+  @parameterized.parameters(*ENGINES)
+  def test_earned_is_summed_by_user(self, engine):
+    opened, rng = self._open(engine), random.Random(1)
+    users, totals = "xyz", {}
+    for number in range(30):
+      user, arm = rng.choice(users), rng.choice(["stable", "canary"])
+      name, responses = f"r{number}", [rng.randrange(2) for _ in "abc"]
+      reward = rng.choice([None, 0.25]) if any(responses) else None
+      writer.apply(opened, [slate(name, user, arm=arm)])
+      if rng.random() < 0.8:
+        writer.apply(opened, [Feedback(name, responses, reward)])
+        own = totals.setdefault(arm, {}).setdefault(user, [0, 0])
+        own[0] += sum(responses) if reward is None else reward
+        own[1] += 1
+    for arm, own in totals.items():
+      r, n = zip(*own.values(), strict=True)
+      want = [len(own), sum(r), sum(n), sum(x * x for x in r)]
+      want += [sum(x * y for x, y in own.values()), sum(x * x for x in n)]
+      self.assertSequenceAlmostEqual(opened.earned(arm, "1"), want)
+    self.assertEqual(opened.earned("stable", "2")[0], 0)
+
+  def test_coroutines_share_commits_and_a_full_disk_loses_nothing(self):
+    opened, sizes = self._open("sqlite"), []
+    connection = opened._engine._connection
+
+    def limit(pages):
+      connection.execute(f"PRAGMA max_page_count = {pages}")
+
+    async def use():
+      work = writer.Writer(opened, on_batch=sizes.append)
+      work.start()
+      names = [f"r{i}" for i in range(200)]
+      await asyncio.gather(*(work.record(slate(x)) for x in names))
+      yield_ = [work.answer(Feedback(x, [1, 0, None])) for x in names]
+      outcomes = await asyncio.gather(*yield_)
+      self.assertEqual(set(outcomes), {Outcome(2, 0, 0, False)})
+      limit(connection.execute("PRAGMA page_count").fetchone()[0])
+      large = slate("large", items="x" * 10_000)
+      with self.assertRaisesRegex(store_lib.StoreError, "full"):
+        await work.record(large)
+      limit(2**30)
+      await work.record(large)
+      known = await work.answer(Feedback("r0", [1, 0, None]))
+      self.assertEqual(known, Outcome(0, 2, 0, False))
+      work.stop()
+      with self.assertRaises(store_lib.StoreError):
+        await work.record(large)
+
+    asyncio.run(use())
+    self.assertLess(len(sizes), 50)
+    self.assertEqual(sum(sizes), 403)
+    self.assertEqual(
+      connection.execute("SELECT count(*) FROM slates").fetchone(), (201,)
+    )
+
+  def test_a_full_file_system_is_an_error_and_no_more(self):
+    """A process whose files may not grow; the system says so, not SQLite."""
+    path = pathlib.Path(self.create_tempdir().full_path) / "store.db"
+    ran = subprocess.run(
+      [sys.executable, "-c", _FULL, str(path)],
+      capture_output=True,
+      text=True,
+      check=True,
+    )
+    kept, refused, after = json.loads(ran.stdout)
+    self.assertGreater(kept, 10)
+    self.assertEqual(refused, "StoreError")
+    self.assertEqual(after, 1)
+    opened = store_lib.open_store(str(path))
+    self.addCleanup(opened.close)
+    names = [f"r{i}" for i in range(kept)]
+    self.assertLen(opened.find(names), kept)
+    self.assertLen(opened.find([f"r{kept}"]), 1)
+
+  def test_postgres_may_go_and_come_back(self):
+    opened = self._open("postgres")
+    self.assertEqual(writer.apply(opened, [slate("a")]), [None])
+    postgres.cluster().stop()
+    given = [Feedback("a", [1, 0, 1])]
+    (failed,) = writer.apply(opened, given)
+    self.assertIsInstance(failed, store_lib.StoreError)
+    with self.assertRaisesRegex(InputError, "cannot be opened") as caught:
+      store_lib.open_store(self.where)
+    self.assertLen(str(caught.exception).splitlines(), 1)
+    postgres.cluster().start()
+    self.assertEqual(writer.apply(opened, given), [Outcome(3, 0, 0, False)])
+
+  def test_servers_that_share_postgres_number_steps_together(self):
+    opened = self._open("postgres")
+    names = [f"{i:03d}" for i in range(60)]
+
+    def use(own):
+      mine = store_lib.open_store(self.where)
+      for name in own:
+        writer.apply(mine, [slate(name, session="s")])
+        writer.apply(mine, [Feedback(name, [0, 1, 0])])
+      mine.close()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+      list(pool.map(use, (names[::3], names[1::3], names[2::3])))
+    opened.close_done(0.0, 99)
+    rows = opened.closed(3, 0, 99, 99)
+    self.assertEqual(sorted(row[5] for row in rows), [*range(60)])
+
+  def test_what_is_no_store_is_refused_and_left(self):
+    folder = pathlib.Path(self.create_tempdir().full_path)
+    text, other = folder / "text", folder / "other.db"
+    text.write_text("no database, but a text that is long enough" * 99)
+    with sqlite3.connect(other) as connection:
+      connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    for where, words in (
+      (text, "not a database"),
+      (other, "the table 'mine'"),
+      (folder / "missing" / "x.db", "unable to open"),
+      ("mysql://host/x", "unknown scheme"),
+    ):
+      with self.assertRaisesRegex(InputError, words) as caught:
+        store_lib.open_store(str(where))
+      self.assertLen(str(caught.exception).splitlines(), 1)
+    with sqlite3.connect(other) as connection:
+      tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+    connection.close()
+    self.assertEqual(tables, [("mine",)])
+
+
+_FULL = """
+import json, os, resource, sys
+from hsrl_jax.serving import store
+from hsrl_jax.server.store import Slate, writer
+
+opened = store.open_store(sys.argv[1])
+limit = lambda size: resource.setrlimit(
+  resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
+)
+limit(400_000)
+
+def record(number):
+  row = Slate(f"r{number}", "u", "s", 0, 1.0, 1, '["a"]', "[1]", '"' +
+    "x" * 2000 + '"', "[]", "1", "stable")
+  (result,) = writer.apply(opened, [row])
+  return result
+
+kept = 0
+while (result := record(kept)) is None:
+  kept += 1
+limit(10**9)
+print(json.dumps([kept, type(result).__name__, int(record(kept) is None)]))
+"""
+
+
+if __name__ == "__main__":
+  absltest.main()
