@@ -26,7 +26,7 @@ from hsrl_jax.engine import checkpoint, loop, parallel
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures, simulate
 from hsrl_jax.experiments import document, jobs
-from hsrl_jax.server.store import __init__ as serving_store
+from hsrl_jax.server import store as serving_store
 from hsrl_jax.server.store import database, records, writer
 from hsrl_jax.sid import store
 from hsrl_jax.sim.user_simulator import EnvParams
