@@ -19,7 +19,13 @@ from hsrl_jax.data import blocks
 from hsrl_jax.data.source import STEP_COLUMNS
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.shipped.datasets import schema
-from hsrl_jax.shipped.datasets.logs import arrow, interactions, steps, tables
+from hsrl_jax.shipped.datasets.logs import (
+  arrow,
+  collected,
+  interactions,
+  steps,
+  tables,
+)
 from hsrl_jax.types import Sessions
 
 NAME = "sessions"
@@ -57,8 +63,11 @@ def read_table(
   folder: pathlib.Path, item_ids: list[str], by_user: bool
 ) -> Slates:
   """Reads and checks the table `sessions` of a folder; see `read`."""
-  table = tables.read_table(folder, NAME, NEEDED)
+  table, left_out = collected.sound(tables.read_table(folder, NAME, NEEDED))
+  if not table.rows:
+    raise InputError(f"{left_out[-1]}; expected a slate that is left")
   slates = read(table, item_ids, by_user)
+  slates = slates._replace(notes=[*slates.notes, *left_out])
   if slates.columns["propensity"].size:
     tables.check_actions(table.path, slates.columns["exposed"])
   return slates
@@ -107,6 +116,7 @@ def read(table: tables.Table, item_ids: list[str], by_user: bool) -> Slates:
   ):
     if name in table.columns:
       optional[name] = tables.matrix(table, name, parse, size, dtype)
+  optional["profile"], notes = tables.cut(optional["profile"], table.path.name)
   optional |= steps.read(table, user_id, timestamp, response)
   split = _split(table, codes, users, by_user)
   size = schema.HISTORY_LENGTH
@@ -124,7 +134,7 @@ def read(table: tables.Table, item_ids: list[str], by_user: bool) -> Slates:
     **({} if split is None else {"split": split}),
     **optional,
   }
-  return Slates(columns, users, tables.unused(table, _KNOWN))
+  return Slates(columns, users, [*notes, *tables.unused(table, _KNOWN)])
 
 
 def _split(

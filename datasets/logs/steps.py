@@ -2,6 +2,8 @@
 `terminated` of sessions, each of which may be missing; so may single rewards.
 """
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
 
 from hsrl_jax.data import transitions
@@ -10,6 +12,10 @@ from hsrl_jax.shipped.datasets.logs import tables
 from hsrl_jax.types import Sessions
 
 COLUMNS = ("session_id", "step", "reward", "terminated")
+
+
+# Row, column, and what was found and expected there.
+Fault = tuple[int, str, str]
 
 
 def read(
@@ -33,10 +39,49 @@ def read(
     InputError: a cell is no good, or rows of a session contradict one another;
       the message names a row.
   """
+  rows = _rows(table, user, timestamp, response)
+  for row, name, what in _faults(table.rows, rows):
+    raise InputError(
+      f"{table.path}: row {table.rows[row]}, column {name}: found {what}"
+    )
+  return {
+    name: _column(getattr(rows, name), len(user), dtype)
+    for name, dtype in (
+      ("session", np.int32),
+      ("step", np.int32),
+      ("reward", np.float32),
+      ("terminated", np.float32),
+    )
+  }
+
+
+def faults(table: tables.Table) -> tuple[np.ndarray, list[Fault]]:
+  """The number of each row's session, int [R], and where rows contradict.
+
+  Raises:
+    InputError: a cell is no good.
+  """
+  user, _ = tables.codes(table, "user_id")
+  response = tables.matrix(table, "response", tables.responses)
+  timestamp = np.array(tables.column(table, "timestamp", tables.time))
+  rows = _rows(table, user, timestamp, response)
+  ordered = transitions.order(rows)
+  session = np.empty(len(user), int)
+  session[ordered.rows] = ordered.session
+  return session, list(_faults(table.rows, rows))
+
+
+def _rows(
+  table: tables.Table,
+  user: np.ndarray,
+  timestamp: np.ndarray,
+  response: np.ndarray,
+) -> Sessions:
+  """The rows with what the columns say of them, [R] each."""
   found: dict[str, np.ndarray] = {}
   for name, parse in (
     ("step", tables.place),
-    ("reward", tables.number_or_none),
+    ("reward", tables.reward),
     ("terminated", tables.binary),
   ):
     if name in table.columns:
@@ -45,27 +90,10 @@ def read(
     del found["reward"]
   if "session_id" in table.columns:
     codes, names = tables.codes(table, "session_id")
-    found["session_id"] = np.unique(names, return_inverse=True)[1][codes]
-  rows = Sessions(
-    *(user, None, None, response, response),
-    timestamp=timestamp,
-    session=found.get("session_id"),
-    step=found.get("step"),
-    terminated=found.get("terminated"),
+    found["session"] = np.unique(names, return_inverse=True)[1][codes]
+  return Sessions(
+    *(user, None, None, response, response), timestamp=timestamp, **found
   )
-  _check_steps(table, rows)
-  _check_ends(table, rows)
-  if "reward" in found:
-    _check_rewards(table, found["reward"], response)
-  return {
-    name: _column(found.get(own), len(user), dtype)
-    for name, own, dtype in (
-      ("session", "session_id", np.int32),
-      ("step", "step", np.int32),
-      ("reward", "reward", np.float32),
-      ("terminated", "terminated", np.float32),
-    )
-  }
 
 
 def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:
@@ -74,71 +102,73 @@ def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:
   return values.astype(dtype)[:, None]
 
 
-def _refuse(table: tables.Table, row: int, name: str, what: str) -> None:
-  raise InputError(
-    f"{table.path}: row {table.rows[row]}, column {name}: found {what}"
-  )
+def _faults(numbers: Sequence[int], rows: Sessions) -> Iterator[Fault]:
+  """Where rows contradict one another, or their responses.
 
-
-def _check_steps(table: tables.Table, rows: Sessions) -> None:
-  """Raises InputError where steps repeat or go back in time."""
-  if rows.step is None:
-    return
+  Args:
+    numbers: of the rows in the file, for people.
+    rows: of a table.
+  """
   ordered = transitions.order(rows)
+  if rows.step is not None:
+    yield from _of_steps(numbers, rows, ordered)
+  if rows.terminated is not None:
+    yield from _of_ends(numbers, rows, ordered)
+  if rows.reward is not None:
+    yield from _of_rewards(rows.reward, rows.response)
+
+
+def _of_steps(
+  numbers: Sequence[int], rows: Sessions, ordered: transitions.Order
+) -> Iterator[Fault]:
+  """Steps that repeat or go back in time."""
   before, after = ordered.rows[:-1], ordered.rows[1:]
   same = ordered.session[1:] == ordered.session[:-1]
   step, time = rows.step, rows.timestamp
-  for pair in np.flatnonzero(same & (step[after] == step[before]))[:1]:
+  for pair in np.flatnonzero(same & (step[after] == step[before])):
     first, second = sorted((before[pair], after[pair]))
-    _refuse(
-      table,
+    yield (
       second,
       "step",
-      f"{step[second]}, as in row {table.rows[first]} of the same session; "
+      f"{step[second]}, as in row {numbers[first]} of the same session; "
       "expected each step once",
     )
   back = (time[after] < time[before]) | (step[after] < step[before])
-  for pair in np.flatnonzero(same & back)[:1]:
+  for pair in np.flatnonzero(same & back):
     first, second = before[pair], after[pair]
-    _refuse(
-      table,
+    yield (
       second,
       "step",
-      f"{step[second]} at time {time[second]:g}, but row {table.rows[first]} "
+      f"{step[second]} at time {time[second]:g}, but row {numbers[first]} "
       f"of the same session has {step[first]} at {time[first]:g}; expected "
       "steps that go on with time",
     )
 
 
-def _check_ends(table: tables.Table, rows: Sessions) -> None:
-  """Raises InputError where a session goes on after its end, or ends twice."""
-  if rows.terminated is None:
-    return
-  ordered = transitions.order(rows)
+def _of_ends(
+  numbers: Sequence[int], rows: Sessions, ordered: transitions.Order
+) -> Iterator[Fault]:
+  """Sessions that go on after their end, or end twice."""
   ends = rows.terminated[ordered.rows] > 0
-  for place in np.flatnonzero(ends & ~ordered.last)[:1]:
+  for place in np.flatnonzero(ends & ~ordered.last):
     own = ordered.session == ordered.session[place]
     again = np.flatnonzero(ends & own)
-    end = table.rows[ordered.rows[place]]
+    end = numbers[ordered.rows[place]]
     if len(again) > 1:
       second = ordered.rows[again[1]]
       what = f"1, as in row {end} of the same session; expected one end"
-      _refuse(table, second, "terminated", what)
-    following = table.rows[ordered.rows[place + 1]]
+      yield second, "terminated", what
+    following = numbers[ordered.rows[place + 1]]
     what = f"1, but row {following} follows in the same session; expected the "
-    _refuse(table, ordered.rows[place], "terminated", what + "last row to end")
+    yield ordered.rows[place], "terminated", what + "last row to end"
 
 
-def _check_rewards(
-  table: tables.Table, reward: np.ndarray, response: np.ndarray
-) -> None:
-  """Raises InputError where rewards contradict responses."""
+def _of_rewards(reward: np.ndarray, response: np.ndarray) -> Iterator[Fault]:
+  """Rewards that contradict responses."""
   none, every = ~(response > 0).any(1), (response > 0).all(1)
   for bad, what, expected in (
     (none & (reward > 0), "without a positive response", "at most 0"),
     (every & (reward < 0), "where all responses are positive", "at least 0"),
   ):
-    for row in np.flatnonzero(bad)[:1]:
-      _refuse(
-        table, row, "reward", f"{reward[row]:g} {what}; expected {expected}"
-      )
+    for row in np.flatnonzero(bad):
+      yield row, "reward", f"{reward[row]:g} {what}; expected {expected}"

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow.parquet
 
+from hsrl_jax.data import transitions
 from hsrl_jax.data.source import SPLITS
 from hsrl_jax.errors import InputError, reading
-from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import arrow
 
 _SUFFIXES = (".csv", ".parquet")
+_CUT = 100.0  # A size that no number of a profile is cut below.
 _TRUTHS = {"false": 0, "true": 1}  # As pandas writes them to a csv file.
 
 
@@ -176,6 +177,27 @@ def matrix(
   return np.array(values, dtype)
 
 
+def cut(profile: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
+  """Profiles [R, P] without numbers that would drown all others, and a note.
+
+  In each column numbers are cut at ten times what 95 % of its numbers are in
+  size, but not below _CUT: a few users who say a million of themselves would
+  else decide what the networks learn of everybody.
+  """
+  if not profile.size:
+    return profile, []
+  usual = np.quantile(np.abs(profile), 0.95, axis=0)
+  most = np.maximum(10 * usual, _CUT).astype(np.float32)
+  cut = np.clip(profile, -most, most)
+  count = (cut != profile).any(1).sum()
+  if not count:
+    return profile, []
+  return cut, [
+    f"{name}: profiles of {count:,} slates have numbers more than ten times "
+    "as large as 95 % of their column, and were cut there"
+  ]
+
+
 def check_actions(path: pathlib.Path, exposed: np.ndarray) -> None:
   """Checks that logs with propensities show several items.
 
@@ -237,9 +259,20 @@ def number(cell) -> float:
   return value
 
 
-def number_or_none(cell) -> float:
-  """A finite number; NaN where a .parquet file has no value."""
-  return np.nan if cell is None else number(cell)
+def reward(cell) -> float:
+  """A number of at most LARGEST; NaN where a .parquet file has no value."""
+  return np.nan if cell is None else _held(cell)
+
+
+def _held(cell) -> float:
+  """A number that training holds."""
+  value = number(cell)
+  if abs(value) > transitions.LARGEST:
+    raise ValueError(
+      f"{short(cell)}; expected at most {transitions.LARGEST:g} in size, which "
+      "training in float32 holds: bring the column to another scale"
+    )
+  return value
 
 
 def time(cell) -> float:
@@ -304,16 +337,8 @@ def places(cell) -> list[int]:
 
 
 def numbers(cell) -> list[float]:
-  """A list of numbers that float32 can hold."""
-  values = list_(cell)
-  parsed = [number(x) for x in values]
-  for value, own in zip(values, parsed, strict=True):
-    if abs(own) > schema.FLOAT32_MAX:
-      raise ValueError(
-        f"{short(value)}; expected at most "
-        f"{schema.FLOAT32_MAX:.3g}, the largest float32"
-      )
-  return parsed
+  """A list of numbers of at most LARGEST."""
+  return [_held(x) for x in list_(cell)]
 
 
 def feature(cell) -> list[float]:
@@ -337,7 +362,7 @@ def split(cell) -> str:
 
 
 def _is_number(values: np.ndarray) -> np.ndarray:
-  return np.abs(values) <= schema.FLOAT32_MAX  # NaN is not.
+  return np.abs(values) <= transitions.LARGEST  # NaN is not.
 
 
 def _is_binary(values: np.ndarray) -> np.ndarray:
@@ -358,7 +383,7 @@ _GOOD = {
 # What parses a cell to which cells, as numbers, are good.
 _GOOD_CELLS = {
   number: np.isfinite,
-  number_or_none: np.isfinite,
+  reward: _is_number,
   time: np.isfinite,
   binary: _is_binary,
   place: _is_place,
