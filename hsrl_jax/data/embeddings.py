@@ -197,9 +197,11 @@ def _npy(path: pathlib.Path) -> Embeddings:
 
 
 def _npz(path: pathlib.Path) -> Embeddings:
+  headers = files.npz_headers(path)
+  _need("embeddings", [*headers], path)
+  _check_matrix(headers["embeddings"], path)
   # Opened here, since numpy leaves a damaged file open.
   with path.open("rb") as file, np.load(file) as arrays:
-    _need("embeddings", arrays.files, path)
     columns = {
       name: arrays[name]
       for name in ("embeddings", "item_id", "title")
@@ -268,12 +270,16 @@ def _need(name: str, names: list[str], path: pathlib.Path) -> None:
     )
 
 
-def _matrix(x: np.ndarray, path: pathlib.Path) -> np.ndarray:
-  if x.dtype.kind != "f" or x.ndim != 2:
+def _check_matrix(x: np.ndarray | files.Header, path: pathlib.Path) -> None:
+  if x.dtype.kind != "f" or len(x.shape) != 2:
     raise InputError(
       f"{path}: embeddings are {x.dtype} of shape {x.shape}; expected floating "
       "point numbers of shape [items, dimensions]"
     )
+
+
+def _matrix(x: np.ndarray, path: pathlib.Path) -> np.ndarray:
+  _check_matrix(x, path)
   with np.errstate(over="ignore"):  # Infinite then: see check_finite.
     return x.astype(np.float32, copy=False)
 

@@ -7,6 +7,8 @@ import pathlib
 
 import numpy as np
 
+from hsrl_jax import files
+
 
 @dataclasses.dataclass(frozen=True)
 class NpyRows:
@@ -74,13 +76,8 @@ def open_npy(path: str | os.PathLike) -> NpyRows:
   path = pathlib.Path(path)
   with path.open("rb") as file:
     try:
-      version = np.lib.format.read_magic(file)
-      read_header = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-      }[version]
-      shape, fortran, dtype = read_header(file)
-    except (KeyError, ValueError) as error:
+      shape, dtype, fortran = files.read_header(file)
+    except ValueError as error:
       raise ValueError(
         f"{path} is not a .npy file; write it with numpy.save"
       ) from error

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from hsrl_jax import files
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid import resolve, store, trie
 
@@ -93,24 +92,12 @@ def read_file(path: str | pathlib.Path) -> SidFile:
     )
   if not path.is_file():
     raise InputError(f"{path} is no file; expected the SIDs of all items")
-  try:
+  with reading(
+    path,
+    "SIDs as .json {item: tokens}, .npz with item_id and tokens, or .csv with "
+    "a header and rows of an item and its tokens",
+  ):
     rows = readers[path.suffix](path)
-  except InputError:
-    raise
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    csv.Error,
-    zipfile.BadZipFile,
-  ) as error:
-    what = (str(error) or type(error).__name__).splitlines()[0]
-    raise InputError(
-      f"{path} cannot be read ({what}); expected SIDs as .json {{item: "
-      "tokens}, .npz with item_id and tokens, or .csv with a header and rows "
-      "of an item and its tokens"
-    ) from error
   levels = collections.Counter(len(x) for x in rows.values() if len(x))
   usual = levels.most_common(1)[0][0] if levels else 0
   whole = [row for row in rows.values() if len(row) == usual]
@@ -326,12 +313,14 @@ def _read_json(path: pathlib.Path) -> dict[str, Sequence[Any]]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, Sequence[Any]]:
-  with path.open("rb") as file, np.load(file) as arrays:
-    names, tokens = arrays["item_id"], arrays["tokens"]
-  if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+  headers = files.npz_headers(path)
+  names, tokens = headers["item_id"], headers["tokens"]
+  if len(tokens.shape) != 2 or tokens.dtype.kind not in "iu":
     raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}")
   if names.shape != tokens.shape[:1]:
-    raise ValueError(f"item_id {list(names.shape)}, {len(tokens)} tokens")
+    raise ValueError(f"item_id {list(names.shape)}, {tokens.shape[0]} tokens")
+  with path.open("rb") as file, np.load(file) as arrays:
+    names, tokens = arrays["item_id"], arrays["tokens"]
   names = [str(x) for x in names.tolist()]
   _check_once(names, path)
   return dict(zip(names, tokens.tolist(), strict=True))

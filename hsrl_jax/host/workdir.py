@@ -29,7 +29,7 @@ _FORBIDDEN = (
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes' runs out of a workdir.
+  """Keeps other processes' runs out of a workdir, or a folder of exports.
 
   The lock is the system's, which frees it when the process ends in whatever
   way; the file alone keeps nobody out.
@@ -71,7 +71,7 @@ def _lock(path: pathlib.Path):
         holder = file.read() or "another"
       raise InputError(
         f"{path.parent} is in use by process {holder}; expected no other run: "
-        "wait for its end, or use another workdir"
+        "wait for its end, or use another folder"
       ) from None
     except OSError as error:
       print(
