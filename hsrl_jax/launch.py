@@ -72,12 +72,26 @@ def _arguments(argv: list[str]) -> list[str]:
   return [argv[0], *workdirs, *joined]  # What comes later counts.
 
 
+def _check_arguments(arguments: list[str]) -> None:
+  """Raises InputError where one is no text, or names a flagfile that hangs."""
+  for argument in arguments:
+    if any("\ud800" <= x <= "\udfff" for x in argument):
+      raise errors.InputError(
+        f"the argument {ascii(argument)} is no text in "
+        f"{sys.getfilesystemencoding()}; expected some: set PYTHONUTF8=1, or "
+        "LC_ALL to a locale of UTF-8"
+      )
+    path = pathlib.Path(argument.partition("flagfile=")[2] or argument)
+    errors.check_regular(path, "a text file with flags, one a line")
+
+
 def _parse(argv: list[str]) -> list[str]:
   try:
+    _check_arguments(argv[1:])
     return flags.FLAGS(_arguments(argv))
   except UnicodeDecodeError as error:
     found = f"a --flagfile is no text ({error}); expected flags, one a line"
-  except (flags.Error, OSError) as error:
+  except (flags.Error, OSError, errors.InputError) as error:
     found = error
   print(errors.line(found), file=sys.stderr)
   sys.exit(2)

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
@@ -47,16 +47,24 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield  # Nobody can write there: what has to says so.
     return
   with file:
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {socket.gethostname()}")
-    file.flush()
     try:
+      _sign(file, path)
       yield
     finally:
       path.unlink(missing_ok=True)
       if new:
         with contextlib.suppress(OSError):
           workdir.rmdir()  # Where nothing was written.
+
+
+def _sign(file: IO[str], path: pathlib.Path) -> None:
+  """Says in a lock who holds it."""
+  try:
+    file.truncate(0)
+    os.write(file.fileno(), f"{os.getpid()} on {socket.gethostname()}".encode())
+  except OSError as error:
+    error.filename = str(path)  # A full disk names no file.
+    raise
 
 
 def _lock(path: pathlib.Path):
