@@ -151,12 +151,15 @@ class ActionSpace(NamedTuple):
     codebooks: float32 [L, V, D], what the tokens mean.
     popularity: float32 [N + 1], positive responses in the training logs; None
       where nobody asks.
+    plain: float32 [0, F], of which the width counts: an item's first F features
+      are all that users respond to, the rest are topics; None: all are.
   """
 
   features: Array
   index: SidIndex
   codebooks: Array
   popularity: Array | None = None
+  plain: Array | None = None
 
 
 class Spec(NamedTuple):

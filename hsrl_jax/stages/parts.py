@@ -194,7 +194,11 @@ class Parts:
       weights=np.asarray(logs.response).ravel(),
       minlength=len(self.dataset.items.features),
     )
-    return catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
+    catalogue = catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
+    if not c.topic_weight:
+      return catalogue
+    width = self.dataset.items.features.shape[1]
+    return catalogue._replace(plain=jnp.zeros((0, width)))
 
   @functools.cached_property
   def env(self) -> UserSimulator:
