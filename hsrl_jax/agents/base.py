@@ -101,28 +101,17 @@ class OnPolicySettings(ActorCriticSettings):
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
-    place_trace: lambda from place to place of a slate, with `prefix_values`.
     ratio_clip: how far from 1 a choice's ratio of probabilities counts.
-    prefix_values: whether a choice's baseline knows the choices before it; else
-      all choices of a slate have one advantage, over the value of its state.
+    credit: what has an advantage of its own: a whole `slate`, each `slot` of
+      it, or each `token` (docs/method.md, Sequential slates).
     critic_sees_state: whether the critic sees the simulator's state, such as
       patience and boredom.
   """
 
   trace: float = setting(0.9, least=0, most=1)
-  place_trace: float = setting(0.95, least=0, most=1)
   ratio_clip: float = setting(0.2, above=0)
-  prefix_values: bool = False
+  credit: str = setting("slate", among=("slate", "slot", "token"))
   critic_sees_state: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    default = OnPolicySettings.place_trace
-    self.require(
-      "place_trace",
-      self.prefix_values or self.place_trace == default,
-      f"{default}, its default, without prefix_values",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

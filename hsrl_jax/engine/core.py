@@ -175,7 +175,7 @@ def show(
         exploration,
       )
     with jax.named_scope(SIMULATOR):
-      next_state, result = loop.env.step_or_reset(
+      next_state, result, last = loop.env.step_or_reset(
         step_key, state, action.slate, inputs.env_params
       )
     return next_state, Transition(
@@ -190,6 +190,7 @@ def show(
       next_history=result.observation.history,
       next_shown=result.observation.shown,
       hidden=seen,
+      next_hidden=hidden(loop, last, inputs),
       notes=action.notes if loop.on_policy else None,
     )
 

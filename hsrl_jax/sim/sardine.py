@@ -276,16 +276,16 @@ class Sardine(NamedTuple):
 
   def step_or_reset(
     self, key: PRNGKey, state: SardineState, action: Array, params: EnvParams
-  ) -> tuple[SardineState, StepResult]:
+  ) -> tuple[SardineState, StepResult, SardineState]:
     """`step`, then a new user where the session is over; see UserSimulator."""
     draws = self._draws(key)
-    state, result = self.step_by(draws, state, action, params)
+    last, result = self.step_by(draws, state, action, params)
     state = jax.tree.map(
       lambda new, old: jnp.where(result.truncated, new, old),
       self._reset(draws[self.slate_size :], params),
-      state,
+      last,
     )
-    return state, result
+    return state, result, last
 
   def hidden(self, state: SardineState, params: EnvParams) -> Array:
     """What the package calls `user_state`, float32 [3 T].

@@ -67,18 +67,6 @@ class Networks(NamedTuple):
       params["policy"], catalogue.codebooks, state, method="expected"
     )
 
-  def taken(
-    self,
-    params: Params,
-    catalogue: base.ActionSpace,
-    state: Array,
-    tokens: Array,
-  ) -> Hierarchy:
-    """All levels with the residual of the tokens of one SID, int32 [L]."""
-    return self.policy.apply(
-      params["policy"], catalogue.codebooks, state, tokens, method="taken"
-    )
-
   def refine(
     self,
     params: Params,

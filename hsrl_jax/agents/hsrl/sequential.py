@@ -3,8 +3,8 @@
 An item is chosen token by token, a slate slot after slot, each choice out of
 the tokens that lead to an item which may be shown (docs/method.md, Sequential
 slates). So the log-probability of a slate is exact. The baseline of all choices
-is the value of the state; with `prefix_values` each has one of its own, the
-value of the state and of all choices before it.
+is the value of the state; with `credit` by slot or token they have one of their
+own, the value of the state and of what was chosen before.
 """
 
 import functools
@@ -19,7 +19,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks import slate_policy as slates
-from hsrl_jax.networks.slate_critic import Kinds, PrefixCritic
+from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sid.index import child, item_of, live_children, sid_of
@@ -76,7 +76,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     item_prior=settings.item_prior,
     **shared(settings, spec),
   )
-  critic = critic_of(settings, spec, spec.levels)
+  critic = critic_of(spec, spec.levels)
   parts = Parts(policy, critic, spec.vocab_size, settings, spec)
   return bound(parts, _act, _scores, _choices)
 
@@ -92,13 +92,10 @@ def shared(settings: Settings, spec: base.Spec) -> dict[str, Any]:
   }
 
 
-def critic_of(settings: Settings, spec: base.Spec, levels: int) -> PrefixCritic:
+def critic_of(spec: base.Spec, levels: int) -> PrefixCritic:
   """The critic of slates, of which an item is made of `levels` choices."""
-  kinds = None
-  if settings.critic_sees_kinds:
-    kinds = Kinds(settings.semantic_tokens)
   sizes = spec.network
-  return PrefixCritic(levels, sizes.encoder, sizes.critic_hidden, kinds)
+  return PrefixCritic(levels, sizes.encoder, sizes.critic_hidden)
 
 
 def bound(
@@ -323,7 +320,8 @@ def _choices(
   log_probs = masking.log_softmax(logits, notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
   entropy = masking.entropy(log_probs, notes.allowed)
-  before = (chosen, partial) if settings.prefix_values else nothing(parts)
+  by_slate = settings.credit == "slate"
+  before = nothing(parts) if by_slate else (chosen, partial)
   values = parts.critic.apply(
     params["critic"],
     tokens,
