@@ -167,7 +167,7 @@ def _some(sessions: Sessions, count: int) -> Sessions:
 
 
 def ranker(config: Config, items: int) -> ranking.Ranker:
-  """How the policy ranks items; its parameters come with their ActionSpace.
+  """How the policy ranks items; its parameters come with their Catalogue.
 
   Args:
     config: of the run.

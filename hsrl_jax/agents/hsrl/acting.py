@@ -25,7 +25,7 @@ from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.ops import masking, policy_gradient, sampling
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import SidIndex, sid_of
+from hsrl_jax.sid.index import Catalogue, SidIndex, sid_of
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
@@ -44,7 +44,7 @@ class _Policy(NamedTuple):
 
   networks: Networks
   params: Params
-  catalogue: base.ActionSpace
+  catalogue: Catalogue
   state: Array
 
   def expected(self) -> tuple[Array, Array]:
@@ -90,7 +90,7 @@ def act(
   spec: base.Spec,
   beams: int,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -134,7 +134,7 @@ def scores(
   networks: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item, whether a search finds it."""
@@ -168,7 +168,7 @@ def of_items(
   networks: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   log_pi: Array,
 ) -> Array:
