@@ -15,7 +15,7 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.data import sids as sids_lib
 from hsrl_jax.data.source import Items
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import sid_page
@@ -46,8 +46,8 @@ def source_of(path: pathlib.Path) -> Source:
     InputError: there is no such file.
   """
   size = path.stat().st_size if path.exists() else 0
-  with bar_after(size, "read", "B") as bar:
-    return Source(path.name, embeddings.digest(path, bar.update))
+  with bar_after(size, "read", "B") as bar, reading(path, "a file"):
+    return Source(path.name, files.digest(path, bar.update))
 
 
 def of_dataset(items: Items) -> embeddings.Embeddings:
