@@ -84,7 +84,7 @@ def _engine(
 ) -> tuple[loop.Engine, core.Inputs, TrainConfig]:
   """Engine, inputs and course of the training; `given` as of `untrained`."""
   c, items = parts.config.next_item, parts.catalogue.index.num_items
-  liked = sequences.from_sessions(parts.dataset.splits["train"], items)
+  liked = sequences.from_sessions(parts.dataset.splits["train"])
   packed = sequences.pack(liked, c.history)
   if not len(packed.item):
     raise InputError(

@@ -74,7 +74,7 @@ def _made(name):
     codebooks=jnp.zeros((2, 4, 5)),
   )
   model = next_item.Model(MODELS[name], ITEMS, 2, 4)
-  train = sequences.from_lists([x[:-1] for x in _lists()], ITEMS)
+  train = sequences.from_lists([x[:-1] for x in _lists()])
   packed = sequences.pack(train, LENGTH)
   agent = base.Agent(
     lambda key, catalogue, observation: model.init(key, catalogue),
@@ -112,7 +112,7 @@ def _hits(name):
   """Parameters to the share of users whose last item has the best score."""
   made = _made(name)
   catalogue = made.inputs.catalogue
-  held = sequences.from_lists(_lists(), ITEMS).items
+  held = sequences.from_lists(_lists()).items
   history, target = held[:, :-1], held[:, -1]
 
   @jax.jit
