@@ -12,7 +12,7 @@ from hsrl_jax.checked import Checked, setting
 from hsrl_jax.config import NetworkConfig, TrainConfig
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import masking, sampling
-from hsrl_jax.sid.index import SidIndex
+from hsrl_jax.sid.index import Catalogue, SidIndex
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
@@ -129,23 +129,6 @@ class ItemLogitsSettings(Settings):
   def free(self) -> bool:
     """Whether each item has a row of its own."""
     return self.item_logits == "free"
-
-
-class ActionSpace(NamedTuple):
-  """The items that an agent chooses from; an input, so that it may change.
-
-  Attributes:
-    features: float32 [N + 1, D], row 0 for padding.
-    index: their SIDs.
-    codebooks: float32 [L, V, D], what the tokens mean.
-    popularity: float32 [N + 1], positive responses in the training logs; None
-      where nobody asks.
-  """
-
-  features: Array
-  index: SidIndex
-  codebooks: Array
-  popularity: Array | None = None
 
 
 class Spec(NamedTuple):
@@ -269,7 +252,7 @@ class Agent(NamedTuple):
 
   Attributes:
     init: (key, catalogue, observation) -> params; `catalogue` is an
-      ActionSpace.
+      Catalogue.
     act: (params, catalogue, observation, excluded, key, exploration) ->
       Action. With key None the slate is greedy; else it is sampled without
       replacement. `exploration` says how far from the greedy slate: the
@@ -281,7 +264,7 @@ class Agent(NamedTuple):
       there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
     logged_share: chance of a logged slate in place of a replayed one.
-    reads_popularity: needs `ActionSpace.popularity`.
+    reads_popularity: needs `Catalogue.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
     beams: width of the beam search by which it finds items; 0: it scores each.
@@ -298,7 +281,7 @@ class Agent(NamedTuple):
       its own, at temperature 0 too, with propensities; else it says `ranked`.
   """
 
-  init: Callable[[PRNGKey, ActionSpace, Observation], Params]
+  init: Callable[[PRNGKey, Catalogue, Observation], Params]
   act: Callable[..., Action]
   loss: Callable[..., tuple[Array, Metrics]] | None
   offline: bool = False
@@ -310,7 +293,7 @@ class Agent(NamedTuple):
   frozen: tuple[str, ...] = ()
   on_policy: OnPolicy | None = None
   learning: Learning | None = None
-  scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
+  scores: Callable[[Params, Catalogue, Observation], Array] | None = None
   place_by_place: bool = False
   sequence_loss: Callable[..., tuple[Array, Array]] | None = None
   optimizer: Callable[[int], optax.GradientTransformation] | None = None

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax import flatten_util
 
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   EnvState,
@@ -90,7 +91,7 @@ class Inputs(NamedTuple):
     logs: logged slates, leaves [R, ...], where these are learned from.
   """
 
-  catalogue: ActionSpace
+  catalogue: Catalogue
   env_params: EnvParams
   logs: Transition | None = None
 

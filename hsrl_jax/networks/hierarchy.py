@@ -40,7 +40,7 @@ class Hierarchy(NamedTuple):
   contexts: Array
 
 
-class Tokens(NamedTuple):
+class TokenParams(NamedTuple):
   """Parameters of all tokens.
 
   Attributes:
@@ -97,7 +97,7 @@ class PolicyNetwork(nn.Module):
     # The bias b of the behaviour loss (docs/method.md).
     self.response_bias = self.param("response_bias", zeros, ())
 
-  def tokens(self, codebooks: Array) -> Tokens:
+  def tokens(self, codebooks: Array) -> TokenParams:
     """W, E and b of all tokens.
 
     Args:
@@ -105,8 +105,8 @@ class PolicyNetwork(nn.Module):
     """
     if not self.semantic_tokens:
       nothing = jnp.zeros_like(self.kernel)
-      return Tokens(self.kernel, nothing, self.embedding, self.bias)
-    return Tokens(
+      return TokenParams(self.kernel, nothing, self.embedding, self.bias)
+    return TokenParams(
       _FREE_RATE * self.kernel,
       self.meaning_map(codebooks),
       _FREE_RATE * self.embedding + self.embedding_map(codebooks),

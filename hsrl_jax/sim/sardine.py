@@ -67,7 +67,7 @@ WORLDS = {
 _OFFSET, _LOOKS, _STEPS, _MEMORY, _WINDOW = 0.65, 0.85, 100, 10, 5
 
 
-class Catalogue(NamedTuple):
+class WorldItems(NamedTuple):
   """The items of a world.
 
   Attributes:
@@ -337,7 +337,7 @@ def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
   topics[0] = 0
   largest = np.linalg.norm(vectors, axis=1).max()
   return EnvParams(
-    Catalogue(jnp.asarray(vectors), jnp.float32(largest)),
+    WorldItems(jnp.asarray(vectors), jnp.float32(largest)),
     jnp.asarray(sessions.profile),
     jnp.asarray(sessions.history),
     jnp.int32(len(vectors) - 1),

@@ -249,7 +249,7 @@ class PoliciesTest(absltest.TestCase):
   def test_a_useless_simulator_normalises_nothing(self):
     sessions = {
       name: [
-        simulate.Sessions(
+        simulate.Simulated(
           np.float32([reward, 2 * reward]),
           np.float32([2, 2]),
           np.float32([1, 3]),

@@ -24,7 +24,7 @@ from hsrl_jax.agents.hsrl.networks import Networks, response_bias
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.ops import masking, policy_gradient, sampling
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import SidIndex
+from hsrl_jax.sid.index import Catalogue, SidIndex
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
@@ -42,7 +42,7 @@ class _Policy(NamedTuple):
 
   networks: Networks
   params: Params
-  catalogue: base.ActionSpace
+  catalogue: Catalogue
   state: Array
 
   def expected(self) -> tuple[Array, Array]:
@@ -85,7 +85,7 @@ def act(
   spec: base.Spec,
   beams: int,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -127,7 +127,7 @@ def scores(
   networks: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item, whether a search finds it."""
@@ -152,7 +152,7 @@ def of_items(
   networks: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   log_pi: Array,
 ) -> Array:

@@ -18,7 +18,7 @@ from hsrl_jax.agents.hsrl.networks import Networks
 from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.ops import policy_gradient, returns
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import Catalogue, sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 __all__ = ["PUBLISHED", "Settings", "make"]
@@ -48,7 +48,7 @@ def _loss(
   spec: base.Spec,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -120,7 +120,7 @@ def _log_sum(
   modules: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   logits: Array,
 ) -> Array:
@@ -135,7 +135,7 @@ def _target(
   modules: Networks,
   discount: float,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
 ) -> Array:
   """y = r + gamma (1 - terminated) V_target(s'), float32 []."""

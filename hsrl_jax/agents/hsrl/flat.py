@@ -17,6 +17,7 @@ from hsrl_jax.networks import flat_policy as flat
 from hsrl_jax.networks import slate_policy as policy
 from hsrl_jax.networks.flat_policy import FlatPolicy
 from hsrl_jax.ops import masking, plackett_luce, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Observation, Params, PRNGKey, Transition
 
@@ -37,14 +38,14 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   actor = FlatPolicy(**sequential.shared(settings, spec))
   critic = sequential.critic_of(spec, 1)
-  parts = sequential.Parts(actor, critic, 0, settings, spec)
+  parts = sequential.Functions(actor, critic, 0, settings, spec)
   return sequential.bound(parts, _act, _scores, _choices)
 
 
 def _act(
-  parts: sequential.Parts,
+  parts: sequential.Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -81,9 +82,9 @@ def _act(
 
 
 def _scores(
-  parts: sequential.Parts,
+  parts: sequential.Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
@@ -96,9 +97,9 @@ def _scores(
 
 
 def _choices(
-  parts: sequential.Parts,
+  parts: sequential.Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey | None,
 ) -> base.Choices:

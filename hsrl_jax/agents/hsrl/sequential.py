@@ -22,7 +22,7 @@ from hsrl_jax.networks import slate_policy as slates
 from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
-from hsrl_jax.sid.index import child, item_of, live_children, sid_of
+from hsrl_jax.sid.index import Catalogue, child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
 from hsrl_jax.types import (
   Array,
@@ -48,7 +48,7 @@ class _Notes(NamedTuple):
   prior: Array
 
 
-class Parts(NamedTuple):
+class Functions(NamedTuple):
   """What the agent's functions are made of; all of it is static.
 
   Attributes:
@@ -77,7 +77,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     **shared(settings, spec),
   )
   critic = critic_of(spec, spec.levels)
-  parts = Parts(policy, critic, spec.vocab_size, settings, spec)
+  parts = Functions(policy, critic, spec.vocab_size, settings, spec)
   return bound(parts, _act, _scores, _choices)
 
 
@@ -99,7 +99,7 @@ def critic_of(spec: base.Spec, levels: int) -> PrefixCritic:
 
 
 def bound(
-  parts: Parts,
+  parts: Functions,
   act: Callable[..., base.Action],
   scores: Callable[..., Array],
   choices: Callable[..., base.Choices],
@@ -121,7 +121,7 @@ def bound(
   )
 
 
-def tokens_of(catalogue: base.ActionSpace) -> Tokens:
+def tokens_of(catalogue: Catalogue) -> Tokens:
   """What policy and critic know of tokens and items of the catalogue."""
   first = catalogue.index.tokens[:, 0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
@@ -129,9 +129,9 @@ def tokens_of(catalogue: base.ActionSpace) -> Tokens:
 
 
 def _init(
-  parts: Parts,
+  parts: Functions,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   hidden: Array | None = None,
 ) -> Params:
@@ -151,16 +151,16 @@ def _init(
   return {"policy": policy, "critic": critic}
 
 
-def nothing(parts: Parts) -> tuple[slates.Chosen, Array]:
+def nothing(parts: Functions) -> tuple[slates.Chosen, Array]:
   """What the critic knows before the first choice: counts, partial vectors."""
   chosen = slates.none_chosen(parts.counted, 1)
   return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
 
 
 def _act(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -227,9 +227,9 @@ def _act(
 
 
 def _scores(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
@@ -267,10 +267,10 @@ def _scores(
 
 
 def _below(
-  parts: Parts,
+  parts: Functions,
   policy: SlatePolicy,
   start: slates.Start,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   excluded: Array,
 ) -> item_softmax.Below | None:
   """See item_softmax.weights_below; None without `item_prior`."""
@@ -291,9 +291,9 @@ def _distinct(items: Array, active: Array) -> Array:
 
 
 def _choices(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey | None,
 ) -> base.Choices:
@@ -372,9 +372,9 @@ def _partial(start: slates.Start, sids: Array) -> Array:
 
 
 def _value(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   hidden: Array,
 ) -> Array:
