@@ -33,17 +33,27 @@ class Settings(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueSettings(Settings):
+class DiscountSettings(Settings):
+  """Of agents that look ahead.
+
+  Attributes:
+    discount: gamma, of what the next slate earns. A user who left earns nothing
+      more; a step limit is no end.
+  """
+
+  discount: float = setting(0.9, least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueSettings(DiscountSettings):
   """Of agents with an actor and a critic.
 
   Attributes:
-    discount: gamma.
     actor_weight: of the actor's loss.
     critic_weight: of the critic's loss.
     behaviour_weight: of the behaviour loss.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   actor_weight: float = setting(0.01, least=0)
   critic_weight: float = setting(1.0, least=0)
   behaviour_weight: float = setting(1.0, least=0)

@@ -45,16 +45,14 @@ from hsrl_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.DiscountSettings):
   """Of CQL.
 
   Attributes:
-    discount: gamma.
     conservative_weight: of the term that lowers the values of what was not
       logged; 0: Q-learning as it is.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   conservative_weight: float = setting(0.1, least=0)
 
 

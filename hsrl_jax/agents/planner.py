@@ -39,16 +39,14 @@ SCALE = "scale"  # Of the parameters: the largest size of each kind.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.DiscountSettings):
   """Of the planner.
 
   Attributes:
-    discount: gamma.
     critic_weight: of the value's loss.
     behaviour_weight: of the losses of likes and leaves.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   critic_weight: float = setting(1.0, least=0)
   behaviour_weight: float = setting(1.0, least=0)
 

@@ -18,11 +18,15 @@ from hsrl_jax.errors import InputError
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
+RULES = "import_layers_test.py"
 # An agent with a setting of its own, and one that it shares.
 MINE = '''
 import dataclasses
 
-from hsrl_jax.agents import base, simple
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +40,18 @@ class Settings(base.ValueSettings):
   mine_rate: float = 0.5
 
 
-make = simple.make_random
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Shows items at random."""
+  del settings
+
+  def act(params, catalogue, observation, excluded, key, exploration):
+    del params, observation, exploration
+    scores = jax.random.uniform(key, (len(catalogue.features),))
+    scores = base.usable(catalogue.index.active, scores, excluded)
+    slate = base.top(scores, spec.slate_size)
+    return base.Action(slate, jnp.zeros(len(slate)), jnp.zeros(0))
+
+  return base.Agent(lambda *_: {}, act, None, draws=True)
 '''
 USE = """
 from absl import flags
@@ -86,16 +101,32 @@ class NewAgentTest(absltest.TestCase):
         1,
       )
       registry.write_text(text)
-      ran = subprocess.run(
-        [sys.executable, "-c", USE],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
+      ran = self._run(root, "-c", USE)
+      self.assertEqual(ran.returncode, 0, ran.stderr)
+      self.assertIn("--mine_rate is given", ran.stdout)
+      self.assertIn("expected one of mine", ran.stdout)
+      # In the real tree it keeps the rules of the house, too.
+      shutil.copytree(ROOT / "datasets", pathlib.Path(root) / "datasets")
+      shutil.copy(ROOT / "pyproject.toml", root)
+      (pathlib.Path(root) / "tests").mkdir()
+      shutil.copy(ROOT / "tests" / RULES, pathlib.Path(root) / "tests")
+      ran = self._run(root, "-m", "pytest", "-q", f"tests/{RULES}", "-kkeeps")
+      self.assertEqual(ran.returncode, 0, ran.stdout)
+      self.assertIn("3 passed", ran.stdout)
+      (package / "agents" / "mine.py").write_text(
+        MINE + "\nfrom hsrl_jax.agents import ddpg\n"
       )
-    self.assertEqual(ran.returncode, 0, ran.stderr)
-    self.assertIn("--mine_rate is given", ran.stdout)
-    self.assertIn("expected one of mine", ran.stdout)
+      ran = self._run(root, "-m", "pytest", "-q", f"tests/{RULES}", "-kkeeps")
+      self.assertIn("of another agent", ran.stdout)
+
+  def _run(self, root, *arguments):
+    return subprocess.run(
+      [sys.executable, *arguments],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
 
 
 class FlagsTest(parameterized.TestCase):

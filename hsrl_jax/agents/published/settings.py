@@ -11,11 +11,10 @@ from hsrl_jax.checked import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.DiscountSettings):
   """Of HSRL as published.
 
   Attributes:
-    discount: gamma.
     advantage_clip: bound of the slate's advantage.
     actor_rate: learning rate of the actor's Adam.
     critic_rate: the same of the critic's.
@@ -32,7 +31,6 @@ class Settings(base.Settings):
       version.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   advantage_clip: float = setting(1.0, above=0)
   actor_rate: float = setting(1e-3, above=0)
   critic_rate: float = setting(1e-3, above=0)
