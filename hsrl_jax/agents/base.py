@@ -151,12 +151,17 @@ class ActionSpace(NamedTuple):
     codebooks: float32 [L, V, D], what the tokens mean.
     popularity: float32 [N + 1], positive responses in the training logs; None
       where nobody asks.
+    exposures: float32 [N + 1], how often each item was shown there; likewise.
+    categories: bool [N + 1, C], which categories each item has; None where the
+      items have none.
   """
 
   features: Array
   index: SidIndex
   codebooks: Array
   popularity: Array | None = None
+  exposures: Array | None = None
+  categories: Array | None = None
 
 
 class Spec(NamedTuple):
@@ -305,6 +310,9 @@ class Agent(NamedTuple):
       None.
     place_by_place: whether `act` draws each place of a slate by a softmax of
       its own, at temperature 0 too, with propensities; else it says `ranked`.
+    fit: (params, env, users, catalogue, key) -> params, estimates in the
+      simulator with the training users, in place of training; None: those of
+      `init`, which then say all.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -327,6 +335,7 @@ class Agent(NamedTuple):
   learning: Learning | None = None
   scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
   place_by_place: bool = False
+  fit: Callable[..., Params] | None = None
 
   @property
   def learns(self) -> bool:

@@ -21,7 +21,7 @@ from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import speed, stop
 from hsrl_jax.host import watch as watch_lib
-from hsrl_jax.ops import tree
+from hsrl_jax.ops import sampling, tree
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import logged, next_item
@@ -374,8 +374,7 @@ def load(
   agent = agent_of(config, env.slate_size, catalogue.index.num_items)
   inputs = loop.Inputs(catalogue, users)
   if not agent.learns:
-    user = env.start(0, users).observation
-    return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
+    return [_unlearned(agent, env, catalogue, users, seed) for seed in seeds]
   engine = engines.make(agent, env, config.train)
   like = parallel.shapes(engine.init, seeds, inputs)
   folder = workdir / FOLDER / "checkpoints"
@@ -387,6 +386,23 @@ def load(
       "and run --mode=policy again"
     )
   return by_seed(config.train, restored[0].target_params)
+
+
+def _unlearned(
+  agent: Agent,
+  env: UserSimulator,
+  catalogue: ActionSpace,
+  users: EnvParams,
+  seed: int,
+) -> Params:
+  """The parameters of an agent without training, the same every time."""
+  keys = sampling.split(jax.random.key(seed), 2)
+  user = env.start(0, users).observation
+  params = agent.init(keys[0], catalogue, user)
+  if agent.fit is None:
+    return params
+  fit = jax.jit(agent.fit, static_argnums=1)
+  return fit(params, env, users, catalogue, keys[1])
 
 
 def _curve(

@@ -49,7 +49,9 @@ class EnteredTest(absltest.TestCase):
       kinds[kind].add(name)
     self.assertEqual(kinds["method"], {"hsrl"})
     self.assertEqual(kinds["twin"], {"hsrl_gamma_0", "hsrl_no_actor"})
-    self.assertEqual(kinds["agent"], set(agents.AGENTS) - {"hsrl", "random"})
+    self.assertEqual(kinds["rule"], set(agents.RULES))
+    trained = set(agents.AGENTS) - {"hsrl", "random", *agents.RULES}
+    self.assertEqual(kinds["agent"], trained)
     self.assertEqual(kinds["variant"], set(entrants.FORESIGHT))
 
   def test_some_are_named(self):
