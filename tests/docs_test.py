@@ -32,7 +32,7 @@ NOTEBOOK = DOCS / "notebook.ipynb"
 PROGRAMS = (
   ROOT / "datasets" / "rl4rs" / "made_up_model.py",
   *ROOT.glob("tests/benchmarks/*.py"),
-  *ROOT.glob("hsrl_jax/serving/**/*.py"),
+  *ROOT.glob("hsrl_jax/server/**/*.py"),
   *ROOT.glob("launch/*.sh"),
 )
 # Flags of absl and of programs that are not ours.
@@ -351,7 +351,9 @@ class CommandsTest(absltest.TestCase):
       r"(?:datasets|tests|launch|hsrl_jax)[\w./]+\.(?:py|sh)", command
     )
     modules = re.findall(r"-m (?:hsrl_jax\.shipped\.)?(\w+\.[\w.]+)", command)
-    paths += [x.replace(".", "/") + ".py" for x in modules]
+    for path in (x.replace(".", "/") for x in modules):
+      package = (ROOT / path).is_dir()
+      paths.append(f"{path}/__main__.py" if package else f"{path}.py")
     self.assertNotEmpty(paths, command)
     for path in paths:
       self.assertTrue((ROOT / path).exists(), command)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hsrl_jax.checked import Checked, setting
 from hsrl_jax.config import NetworkConfig, TrainConfig
@@ -19,7 +20,6 @@ from hsrl_jax.types import (
   Observation,
   Params,
   PRNGKey,
-  Transition,
 )
 
 
@@ -249,8 +249,8 @@ class OnPolicy(NamedTuple):
   """What the on-policy engine asks of an agent.
 
   Attributes:
-    choices: (params, catalogue, decision, key) -> Choices; with key None there
-      is no dropout.
+    choices: (params, catalogue, transition, key) -> Choices; with key None
+      there is no dropout.
     value: (params, catalogue, observation, hidden) -> V(s), float32 [].
     settings: of the objective.
   """
@@ -306,8 +306,10 @@ class Agent(NamedTuple):
     scores: (params, catalogue, observation) -> [N + 1], by which items rank
       for a user of whom no more is known; None: by what `act` says of them.
     on_policy: how it learns on-policy; None: it does not, but by `loss`.
-    learning: how it learns with optimizers of its own, in place of `loss`; or
-      None.
+    learning: how it learns with optimizers of its own, in place of `loss`.
+    sequence_loss: (params, catalogue, packed rows, key) -> (loss [] summed over
+      their targets, targets []), of agents that learn from sequences of likes.
+    optimizer: steps of training -> optimizer; None: see `engine.core`.
     place_by_place: whether `act` draws each place of a slate by a softmax of
       its own, at temperature 0 too, with propensities; else it says `ranked`.
     fit: (params, env, users, catalogue, key) -> params, estimates in the
@@ -317,13 +319,7 @@ class Agent(NamedTuple):
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
   act: Callable[..., Action]
-  loss: (
-    Callable[
-      [Params, Params, ActionSpace, Transition, PRNGKey, Array],
-      tuple[Array, Metrics],
-    ]
-    | None
-  )
+  loss: Callable[..., tuple[Array, Metrics]] | None
   offline: bool = False
   logged_share: float = 0.0
   reads_popularity: bool = False
@@ -336,6 +332,8 @@ class Agent(NamedTuple):
   scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
   place_by_place: bool = False
   fit: Callable[..., Params] | None = None
+  sequence_loss: Callable[..., tuple[Array, Array]] | None = None
+  optimizer: Callable[[int], optax.GradientTransformation] | None = None
 
   @property
   def learns(self) -> bool:

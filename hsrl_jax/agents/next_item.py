@@ -6,10 +6,12 @@ what is shown. Both are trained on logs, apart from each other; w is 0 where the
 logs do not say what was shown (docs/method.md, Next item).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hsrl_jax.agents import base
 from hsrl_jax.config import Config, NextItemConfig
@@ -31,6 +33,9 @@ _OF_TOKENS = (
   "beams",
 )
 _LEAST = 1e-6  # Of a probability whose logit is taken.
+_CLIP = 5.0  # Global norm of the gradient.
+_FINAL_RATE = 0.1  # What is left of the learning rate at the end.
+_WARMUP = 100  # Updates in which it rises, at most a tenth of all.
 
 
 class Policy(NamedTuple):
@@ -146,6 +151,49 @@ class Policy(NamedTuple):
     slate = jnp.where(search.valid[best], items[best], 0)
     ranked = base.Ranked(items, log_pi, search.valid)
     return base.Action(slate, log_prob[best], jnp.zeros(0), ranked=ranked)
+
+
+def learner(config: Config, items: int) -> base.Agent:
+  """The model as the engine trains it, on sequences of likes.
+
+  Args:
+    config: of the task next_item.
+    items: N in training.
+  """
+  own = policy(config, 1, items)
+
+  def init(key, catalogue, observation):
+    del observation
+    return own.model.init(key, catalogue)
+
+  return base.Agent(
+    init,
+    own.act,
+    None,
+    sequence_loss=own.model.loss,
+    optimizer=functools.partial(_optimizer, config.next_item),
+  )
+
+
+def _optimizer(
+  config: NextItemConfig, steps: int
+) -> optax.GradientTransformation:
+  """AdamW with a warm-up and a cosine decay over so many steps."""
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0,
+    config.learning_rate,
+    min(_WARMUP, steps // 10),
+    steps,
+    _FINAL_RATE * config.learning_rate,
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(_CLIP),
+    optax.adamw(
+      rate,
+      weight_decay=config.weight_decay,
+      mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+    ),
+  )
 
 
 def reads(agent: str, part: str, field: str) -> bool:

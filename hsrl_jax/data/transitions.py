@@ -101,6 +101,7 @@ def transitions(
     response=logs.response.astype(np.float32),
     reward=rewards.astype(np.float32),
     terminated=ends.astype(np.float32),
+    truncated=np.zeros(len(place), np.float32),
     latent=np.zeros((len(place), 0), np.float32),
     next_history=next_history,
     next_shown=next_shown,
@@ -133,7 +134,7 @@ def counts(logs: Sessions) -> dict[str, int]:
 def size(logs: Sessions, observed_items: int = 0) -> int:
   """Bytes of `transitions` of S slates."""
   width = logs.profile.shape[1] + 2 * logs.history.shape[1]
-  width += 3 * logs.exposed.shape[1] + 2
+  width += 3 * logs.exposed.shape[1] + 3
   if observed_items:
     width += 2 * (4 * observed_items + 1)
   return 4 * width * len(logs.user_id)

@@ -20,7 +20,7 @@ from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.ops import tree
 
-FORMAT = 1  # Of what is stored beside the arrays, and of their layout.
+FORMAT = 2  # Of what is stored beside the arrays, and of their layout.
 # Fields that came later; where they are None they are left out.
 _LATER = ("shown", "next_shown")
 # Seconds. Orbax measures how long it waits by the wall clock, which may jump.

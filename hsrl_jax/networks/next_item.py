@@ -124,8 +124,11 @@ class Model:
     catalogue: Catalogue,
     batch: Packed,
     key: PRNGKey,
-  ) -> Array:
-    """Mean over the targets of a batch of rows; the key is consumed."""
+  ) -> tuple[Array, Array]:
+    """Sum over the targets of a batch of rows, and how many targets there are.
+
+    The key is consumed.
+    """
     config = self.config
     encoder_key, decoder_key = jax.random.split(key)
     states = jax.vmap(
@@ -155,7 +158,7 @@ class Model:
         own = (1 - config.smoothing) * own + config.smoothing * mean
       loss = -jnp.where(target > 0, own.sum(-1), 0.0).sum()
       total += config.token_weight * loss
-    return total / jnp.maximum((target > 0).sum(), 1)
+    return total, (target > 0).sum()
 
   def states(
     self,

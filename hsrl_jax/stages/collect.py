@@ -21,7 +21,7 @@ import pyarrow.parquet
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError, reading
-from hsrl_jax.server.store import __init__ as store_lib
+from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store.database import Store
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions

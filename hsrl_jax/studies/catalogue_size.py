@@ -29,7 +29,7 @@ from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
-from hsrl_jax.engine import engines, loop
+from hsrl_jax.engine import core, loop
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
@@ -184,8 +184,8 @@ def measure(
   )
   row |= {"needs": {}, "start_gb": _memory("VmRSS")}
   agent = make_agent(config, w.env.slate_size, w.catalogue.index.num_items)
-  engine = engines.make(agent, w.env, config.train)
-  inputs = loop.Inputs(w.catalogue, w.users)
+  engine = loop.make(agent, w.env, config.train)
+  inputs = core.Inputs(w.catalogue, w.users)
   start = jax.jit(engine.init)
   iterate = (
     jax.jit(engine.run, donate_argnums=(0, 1))

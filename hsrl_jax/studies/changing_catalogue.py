@@ -31,7 +31,7 @@ from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
-from hsrl_jax.engine import checkpoint, engines, loop, parallel
+from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate, statistics
 from hsrl_jax.experiments import entrants, jobs
@@ -41,7 +41,7 @@ from hsrl_jax.host import watch
 from hsrl_jax.ops import tree
 from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.sim.user_simulator import EnvParams
-from hsrl_jax.stages import policy, quantizer_fit
+from hsrl_jax.stages import policy, quantizer_fit, training
 from hsrl_jax.stages import run as run_lib
 from hsrl_jax.studies import content
 
@@ -199,7 +199,7 @@ class Learning:
       config, world.env.slate_size, world.start.index.num_items
     )
     self.act = policy.greedy(agent)
-    self.engine = engines.make(agent, world.env, config.train)
+    self.engine = loop.make(agent, world.env, config.train)
     self.layout = parallel.layout(len(config.train.seeds))
     self.iterate = parallel.over_devices(self.engine.run, self.layout)
     calls = config.train.iterations // config.train.iterations_per_call
@@ -227,9 +227,9 @@ class Learning:
       after.append(step | self._point(params, catalogue))
     return {"before": before, "after": after}
 
-  def _at_change(self) -> tuple[loop.Learner, loop.Stream]:
+  def _at_change(self) -> tuple[core.Learner, core.Stream]:
     """The state at the change, from a checkpoint or trained now."""
-    inputs = loop.Inputs(self.world.start, self.world.users)
+    inputs = core.Inputs(self.world.start, self.world.users)
     like = parallel.shapes(self.engine.init, self.config.seeds, inputs)
     with checkpoint.open_directory(self.folder) as checkpointer:
       state = checkpoint.restore_latest(checkpointer, like)
@@ -249,11 +249,11 @@ class Learning:
 
   def _place(self, learner, stream, catalogue: ActionSpace):
     learner, stream, inputs = parallel.place(
-      learner, stream, loop.Inputs(catalogue, self.world.users), self.layout
+      learner, stream, core.Inputs(catalogue, self.world.users), self.layout
     )
     return (learner, stream), inputs
 
-  def _advance(self, state, inputs: loop.Inputs, calls: int):
+  def _advance(self, state, inputs: core.Inputs, calls: int):
     """`calls` of the compiled loop."""
     per_call = self.config.iterations_per_call
     with watch.bar(calls * per_call, "policy", "it", delay=2.0) as bar:
@@ -270,7 +270,7 @@ class Learning:
 
   def _point(self, params, catalogue: ActionSpace) -> dict[str, list[float]]:
     point = {"total_reward": [], "newcomers": []}
-    for one in policy.by_seed(self.config, params):
+    for one in training.by_seed(params):
       sessions = self.world.sessions(self.act, (one, catalogue))
       shown = sessions.slates[sessions.slates > 0]
       new = np.isin(shown, self.world.split.newcomers)

@@ -145,6 +145,7 @@ def transition(observation, **changes):
     jnp.array([1.0, 0.0, 1.0]),
     jnp.float32(0.6),
     jnp.float32(0.0),
+    jnp.float32(0.0),
     jnp.zeros(0),
     jnp.array([0, 0, 0, 7, 1, 3]),
   )

@@ -47,6 +47,7 @@ def transition(case: Case) -> Transition:
     jnp.array([1.0, 0.0, 1.0]),
     jnp.float32(0.6),
     jnp.float32(0.0),
+    jnp.float32(0.0),
     action,
     jnp.roll(case.observation.history, 1),
   )

@@ -32,7 +32,7 @@ import serving_bad_requests
 import serving_export
 import serving_load
 
-from hsrl_jax.server.store import __init__ as store_lib
+from hsrl_jax.server import store as store_lib
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "server/store"))
 

@@ -31,7 +31,7 @@ import numpy as np
 from hsrl_jax import agents, sid
 from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig, SimulatorConfig
-from hsrl_jax.engine import loop, parallel
+from hsrl_jax.engine import core, loop, parallel, replayed
 from hsrl_jax.host import speed
 from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -88,11 +88,11 @@ def configure(agent: str = agents.DEFAULT, **values) -> Config:
   return agents.configure(base, agent, **values)
 
 
-def problem(items: int, config: Config) -> tuple[loop.Engine, loop.Inputs, str]:
+def problem(items: int, config: Config) -> tuple[loop.Engine, core.Inputs, str]:
   """The engine in a simulator of random items and users, and how it acts."""
   env, catalogue, users, logs = world(items)
   agent = agents.make_agent(config, SLATE, items)
-  inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.reward))
+  inputs = core.Inputs(catalogue, users, replayed.logged(logs, env.reward))
   how = policy.acting(agent, catalogue.index)
   return loop.make(agent, env, config.train), inputs, how
 

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import TrainConfig
-from hsrl_jax.engine import checkpoint, loop, parallel
+from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.ops import tree
 from hsrl_jax.stages import policy
@@ -239,7 +239,7 @@ class LoopTest(parameterized.TestCase):
     state = engine.init(0, inputs)
     lowered = jax.jit(engine.run).lower(*state, inputs)
     text = lowered.as_text(debug_info=True)
-    for phase in loop.PHASES:
+    for phase in core.PHASES:
       self.assertRegex(text, rf"[/(]{phase}[/)]")
 
   def test_a_seed_begins_alone_as_in_company(self):

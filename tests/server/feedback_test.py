@@ -11,9 +11,10 @@ from absl.testing import absltest
 
 from hsrl_jax import serving, sid
 from hsrl_jax.server import ids as ids_lib
-from hsrl_jax.server.store import __init__ as store_lib
+from hsrl_jax.server import store as store_lib
 from tests import toy
-from tests.serving import running, toy_export
+from tests.server import running
+from tests.serving import toy_export
 
 _USER = {"profile": [0.5, 0.0, 0.0, -1.0]}
 

@@ -18,7 +18,8 @@ from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions
 from tests import toy
 from tests.command import ROOT, environment, run
-from tests.serving import running, toy_export
+from tests.server import running
+from tests.serving import toy_export
 
 _PAGE = (ROOT / "docs" / "loop.md").read_text()
 

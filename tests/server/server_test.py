@@ -26,7 +26,8 @@ from hsrl_jax.server import __main__ as server_lib
 from hsrl_jax.serving import folder as folder_lib
 from tests import toy
 from tests.benchmarks import serving_attacks, serving_bad_requests
-from tests.serving import running, toy_export
+from tests.server import running
+from tests.serving import toy_export
 
 _GOOD = {"history": [1, 2], "profile": [0.0] * toy.GROUPS}
 _RAW = (  # The same; the connection stays.

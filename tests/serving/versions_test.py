@@ -19,14 +19,15 @@ from hsrl_jax import serving
 from hsrl_jax.errors import InputError
 from hsrl_jax.server import arms as arms_lib
 from hsrl_jax.server import batches, measures
+from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.settings import Settings
 from hsrl_jax.server.store import Feedback, Slate, writer
-from hsrl_jax.server.store import __init__ as store_lib
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions
 from tests import toy
 from tests.command import run
-from tests.serving import running, toy_export
+from tests.server import running
+from tests.serving import toy_export
 
 _TOKEN = {"Authorization": "Bearer open sesame"}
 _USER = {"history": [1], "profile": [0.5, 0.0, 0.0, -1.0]}

@@ -19,8 +19,8 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
 from hsrl_jax.data import source
+from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store import Feedback, Slate, writer
-from hsrl_jax.server.store import __init__ as store_lib
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.stages import collect, export
 from tests.command import run
@@ -29,7 +29,7 @@ from tests.serving import toy_export
 # Shows slates, answers them, and prints what is acknowledged.
 LOAD = """
 import asyncio, json, sys
-from hsrl_jax.serving import store as store_lib
+from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store import Feedback, Slate
 
 async def client(work, name):

@@ -309,7 +309,7 @@ class WholeTest(absltest.TestCase):
     self.assertEmpty(shown & left)
     self.assertNotEmpty(shown & set(self.world.split.newcomers))
     params = changing.parallel.target_params(learner, learning.layout)
-    seeds = changing.policy.by_seed(BASE.train, params)
+    seeds = changing.training.by_seed(params)
     sessions = self.world.sessions(learning.act, (seeds[0], catalogue))
     self.assertEmpty(set(np.asarray(sessions.slates).ravel()) & left)
 

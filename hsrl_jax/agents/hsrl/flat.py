@@ -18,7 +18,7 @@ from hsrl_jax.networks import slate_policy as policy
 from hsrl_jax.networks.flat_policy import FlatPolicy
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sim import observed
-from hsrl_jax.types import Array, Decision, Observation, Params, PRNGKey
+from hsrl_jax.types import Array, Observation, Params, PRNGKey, Transition
 
 
 class _Notes(NamedTuple):
@@ -100,14 +100,14 @@ def _choices(
   parts: sequential.Parts,
   params: Params,
   catalogue: base.ActionSpace,
-  decision: Decision,
+  transition: Transition,
   key: PRNGKey | None,
 ) -> base.Choices:
   """See base.OnPolicy; P is 1."""
   actor, settings = parts.policy.bind(params["policy"]), parts.settings
   keys = (None, None) if key is None else sampling.split(key, 2)
-  observation = observed.seen(decision.observation)
-  slate, notes = decision.slate, decision.notes
+  observation = observed.seen(transition.observation)
+  slate, notes = transition.slate, transition.notes
   tokens = sequential.tokens_of(catalogue)
   start = actor.start(tokens, observation, keys[0], notes.estimate)
 
@@ -139,14 +139,14 @@ def _choices(
     params["critic"],
     tokens,
     observation,
-    decision.hidden,
+    transition.hidden,
     start.estimate.user,
     *before,
     keys[1],
   )
   return sequential.judged(
     settings,
-    decision,
+    transition,
     of_choice[:, None],
     entropy[:, None],
     values,

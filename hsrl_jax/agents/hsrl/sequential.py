@@ -26,10 +26,10 @@ from hsrl_jax.sid.index import child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
 from hsrl_jax.types import (
   Array,
-  Decision,
   Observation,
   Params,
   PRNGKey,
+  Transition,
 )
 
 
@@ -297,19 +297,19 @@ def _choices(
   parts: Parts,
   params: Params,
   catalogue: base.ActionSpace,
-  decision: Decision,
+  transition: Transition,
   key: PRNGKey | None,
 ) -> base.Choices:
   """See base.OnPolicy."""
   spec, settings = parts.spec, parts.settings
   policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   keys = (None, None) if key is None else sampling.split(key, 2)
-  observation = observed.seen(decision.observation)
-  notes = decision.notes
+  observation = observed.seen(transition.observation)
+  notes = transition.notes
   start = policy.start(tokens, observation, keys[0], notes.estimate)
   slots = jnp.arange(spec.slate_size)
-  sids = sid_of(catalogue.index, decision.slate)
-  vectors = policy.item_vectors(tokens, decision.slate, sids)
+  sids = sid_of(catalogue.index, transition.slate)
+  vectors = policy.item_vectors(tokens, transition.slate, sids)
   likes = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
   chosen = policy.chosen_before(sids[:, 0], vectors, likes)
   partial = _partial(start, sids)
@@ -328,17 +328,17 @@ def _choices(
     params["critic"],
     tokens,
     observation,
-    decision.hidden,
+    transition.hidden,
     *jax.lax.stop_gradient((start.estimate.user, *before)),
     keys[1],
   )
   chances = policy.chances(start, vectors)
-  return judged(settings, decision, of_choice, entropy, values, chances)
+  return judged(settings, transition, of_choice, entropy, values, chances)
 
 
 def judged(
   settings: Settings,
-  decision: Decision,
+  transition: Transition,
   log_probs: Array,
   entropy: Array,
   values: Array,
@@ -348,14 +348,14 @@ def judged(
 
   Args:
     settings: for the weight of that loss.
-    decision: the slate, int32 [K], and its responses.
+    transition: the slate, int32 [K], and its responses.
     log_probs: float32 [K, P], of each choice.
     entropy: float32 [K, P], nats, of what each was drawn from.
     values: float32 [K, P], see base.Choices; or [1, 1], of the state, for all.
     chances: float32 [K], logits of a like.
   """
-  there = decision.slate > 0
-  loss = optax.sigmoid_binary_cross_entropy(chances, decision.response)
+  there = transition.slate > 0
+  loss = optax.sigmoid_binary_cross_entropy(chances, transition.response)
   loss = jnp.where(there, loss, 0.0).mean()
   return base.Choices(
     jnp.where(there[:, None], log_probs, 0.0),

@@ -19,7 +19,8 @@ from absl.testing import absltest
 from hsrl_jax.stages import collect
 from tests import toy
 from tests.command import ROOT, environment, run
-from tests.serving import running, toy_export
+from tests.server import running
+from tests.serving import toy_export
 
 # HSRL_TEST_KILLS=20 for a thorough run.
 KILLS, CLIENTS = int(os.environ.get("HSRL_TEST_KILLS", 4)), 8

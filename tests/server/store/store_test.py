@@ -13,11 +13,11 @@ import subprocess
 import sys
 
 from absl.testing import absltest, parameterized
-from tests.serving.store import postgres
 
 from hsrl_jax.errors import InputError
+from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store import Feedback, Outcome, Slate, records, writer
-from hsrl_jax.server.store import __init__ as store_lib
+from tests.server.store import postgres
 
 ENGINES = ("sqlite", "postgres")
 
@@ -331,7 +331,7 @@ class StoreTest(parameterized.TestCase):
 
 _FULL = """
 import json, os, resource, sys
-from hsrl_jax.serving import store
+from hsrl_jax.server import store
 from hsrl_jax.server.store import Slate, writer
 
 opened = store.open_store(sys.argv[1])
