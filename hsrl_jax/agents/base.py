@@ -151,9 +151,8 @@ class ActionSpace(NamedTuple):
     codebooks: float32 [L, V, D], what the tokens mean.
     popularity: float32 [N + 1], positive responses in the training logs; None
       where nobody asks.
-    exposures: float32 [N + 1], how often each item was shown there; likewise.
-    categories: bool [N + 1, C], which categories each item has; None where the
-      items have none.
+    exposures: float32 [N + 1], showings of each item there; likewise.
+    categories: bool [N + 1, C], those of each item; None: there are none.
   """
 
   features: Array
@@ -312,9 +311,8 @@ class Agent(NamedTuple):
     optimizer: steps of training -> optimizer; None: see `engine.core`.
     place_by_place: whether `act` draws each place of a slate by a softmax of
       its own, at temperature 0 too, with propensities; else it says `ranked`.
-    fit: (params, env, users, catalogue, key) -> params, estimates in the
-      simulator with the training users, in place of training; None: those of
-      `init`, which then say all.
+    fit: (params, env, users, catalogue, key) -> params, estimates from training
+      users of the simulator, in place of training; None: `init` says all.
   """
 
   init: Callable[[PRNGKey, ActionSpace, Observation], Params]
@@ -426,10 +424,7 @@ def permitted(active: Array, excluded: Array) -> Array:
 def usable(active: Array, scores: Array, excluded: Array) -> Array:
   """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
 
-  Args:
-    active: see `permitted`.
-    scores: float32 [N + 1].
-    excluded: see `permitted`.
+  `active` and `excluded` are those of `permitted`.
   """
   return jnp.where(permitted(active, excluded), scores, masking.NEGATIVE)
 
@@ -456,8 +451,7 @@ def draw(
     allowed: bool [M], which items may be shown.
     noise: float32 [M], standard Gumbel; None: the largest log pi rank highest.
     temperature: of the sample.
-    weighed: whether anybody weighs what is sampled, by its log-probabilities;
-      they take a pass over all items, and are 0 without.
+    weighed: whether log-probabilities are wanted, a pass over all items; or 0.
 
   Returns:
     Ranks, float32 [M], `masking.NEGATIVE` where not allowed; and the items'
@@ -493,8 +487,7 @@ def choose(
   Args:
     log_pi: float32 [N + 1], by which items are ranked.
     index: says which items may be recommended.
-    excluded: see Agent.act.
-    key: the same.
+    excluded, key: see Agent.act.
     temperature: of the draw, which is without replacement.
     slate_size: K.
     weighed: see `draw`.

@@ -118,7 +118,7 @@ def _fit(
   rows = jax.random.choice(row_key, pool, (count,), replace=False)
   starts = jax.random.split(start_key, count)
   states = jax.vmap(env.start, (0, None, 0))(rows, users, starts)
-  first = observed.seen(states.observation).shown
+  first = jax.vmap(observed.seen)(states.observation).shown
 
   def tried(state, key):
     """Whether a user stays after each item alone, float32 [N + 1]."""

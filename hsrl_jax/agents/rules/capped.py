@@ -57,28 +57,8 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       temperature * settings.rule_noise,
     )
 
-  return base.Agent(
-    init,
-    act,
-    loss=None,
-    offline=False,
-    draws=settings.rule_noise > 0,
-    fixed_items=True,
-    scores=functools.partial(ranked, settings),
-    place_by_place=True,
-    fit=functools.partial(knowledge.fit_worth, settings),
-  )
-
-
-def init(
-  key, catalogue: base.ActionSpace, observation: Observation | None = None
-) -> Params:
-  """See base.Agent.init: kinds and worth of the items."""
-  del key, observation
-  return {
-    "kinds": knowledge.rarest(knowledge.categories(catalogue)),
-    "worth": knowledge.logged_mean(catalogue),
-  }
+  scores = functools.partial(ranked, settings)
+  return knowledge.agent(settings, act, scores, draws=settings.rule_noise > 0)
 
 
 def likes(kinds: Array, observation: Observation, memory: int) -> Array:

@@ -5,14 +5,12 @@ times the largest cosine to what the slate has already and what was shown last.
 """
 
 import dataclasses
-import functools
 
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
-from hsrl_jax.types import Observation, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,23 +58,4 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       temperature,
     )
 
-  return base.Agent(
-    init,
-    act,
-    loss=None,
-    fixed_items=True,
-    scores=lambda params, *_: params["worth"],
-    place_by_place=True,
-    fit=functools.partial(knowledge.fit_worth, settings),
-  )
-
-
-def init(
-  key, catalogue: base.ActionSpace, observation: Observation | None = None
-) -> Params:
-  """See base.Agent.init: kinds and worth of the items."""
-  del key, observation
-  return {
-    "kinds": knowledge.rarest(knowledge.categories(catalogue)),
-    "worth": knowledge.logged_mean(catalogue),
-  }
+  return knowledge.agent(settings, act)

@@ -13,7 +13,7 @@ from hsrl_jax.ops import plackett_luce
 from hsrl_jax.sim import observed
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.types import Array, Observation, Params, PRNGKey
+from hsrl_jax.types import Array, Observation, PRNGKey
 
 ESTIMATES = ("logs", "simulator")
 # Items that a rule avoids come after all others.
@@ -86,19 +86,43 @@ def simulated_mean(
   return jnp.concatenate([jnp.zeros(1), total])
 
 
-def fit_worth(
+def agent(
   settings: WorthSettings,
-  params: Params,
-  env: UserSimulator,
-  users: EnvParams,
-  catalogue: base.ActionSpace,
-  key: PRNGKey,
-) -> Params:
-  """The parameters with `worth` as the settings want it; see base.Agent.fit."""
-  if settings.rule_estimate == "logs":
-    return params
-  items = len(catalogue.features) - 1
-  return params | {"worth": simulated_mean(env, users, items, key)}
+  act: Callable[..., base.Action],
+  scores: Callable[..., Array] = lambda params, *_: params["worth"],
+  draws: bool = False,
+) -> base.Agent:
+  """A rule that fills slates by what it knows of the items.
+
+  Its parameters are `categories` and `kinds`, [N + 1, C], and `worth`, [N + 1].
+
+  Args:
+    settings: say by what an item is worth its mean.
+    act: see base.Agent.act.
+    scores: see base.Agent.scores.
+    draws: whether it draws slates in evaluation too.
+  """
+
+  def init(key, catalogue, observation):
+    del key, observation
+    own = categories(catalogue)
+    worth = logged_mean(catalogue)
+    return {"categories": own, "kinds": rarest(own), "worth": worth}
+
+  def fit(params, env, users, catalogue, key):
+    items = len(catalogue.features) - 1
+    return params | {"worth": simulated_mean(env, users, items, key)}
+
+  return base.Agent(
+    init,
+    act,
+    loss=None,
+    draws=draws,
+    fixed_items=True,
+    scores=scores,
+    place_by_place=True,
+    fit=fit if settings.rule_estimate == "simulator" else None,
+  )
 
 
 def expected(reward: Reward, chance: Array) -> Array:

@@ -4,14 +4,12 @@ An item is avoided if one of its categories was among n of the last m items.
 """
 
 import dataclasses
-import functools
 
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
-from hsrl_jax.types import Observation, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,23 +45,4 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       temperature,
     )
 
-  return base.Agent(
-    init,
-    act,
-    loss=None,
-    fixed_items=True,
-    scores=lambda params, *_: params["worth"],
-    place_by_place=True,
-    fit=functools.partial(knowledge.fit_worth, settings),
-  )
-
-
-def init(
-  key, catalogue: base.ActionSpace, observation: Observation | None = None
-) -> Params:
-  """See base.Agent.init: categories and worth of the items."""
-  del key, observation
-  return {
-    "categories": knowledge.categories(catalogue),
-    "worth": knowledge.logged_mean(catalogue),
-  }
+  return knowledge.agent(settings, act)
