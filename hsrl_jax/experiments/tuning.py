@@ -42,7 +42,6 @@ _OF_RULES: dict[str, dict[str, tuple]] = {
     "rule_estimate": _ESTIMATES,
   },
   "best_playlist": {
-    "stay_weight": (1.0, 10.0),
     "playlist_cap": (0, 1, 2, 3),
   },
 }
