@@ -63,6 +63,7 @@ class Transition(NamedTuple):
     next_shown: the same of what was shown; None where nobody sees it.
     hidden: float32 [Z], the simulator's state before the step as a critic may
       see it, Z may be 0; None but for agents that learn on-policy.
+    next_hidden: the same after the step.
     notes: Action.notes of the slate; None likewise.
   """
 
@@ -77,6 +78,7 @@ class Transition(NamedTuple):
   next_history: Array
   next_shown: Shown | None = None
   hidden: Array | None = None
+  next_hidden: Array | None = None
   notes: Any = None
 
   @property

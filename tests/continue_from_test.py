@@ -16,9 +16,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import api, sid
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import policy
 from hsrl_jax.stages import start_loading as loading
 from tests.command import run
@@ -313,7 +313,7 @@ class RefusalsTest(parameterized.TestCase):
 def _parts(names, tokens):
   index = sid.build_index(np.array(tokens[: len(names) - 1]), 2)
   items = mock.Mock(ids=names)
-  catalogue = ActionSpace(None, index, None)
+  catalogue = Catalogue(None, index, None)
   return mock.Mock(
     dataset=mock.Mock(items=items), catalogue=catalogue, config=config_lib
   )

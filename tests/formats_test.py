@@ -19,7 +19,6 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import checked, files, sid
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.engine import checkpoint, core, parallel
@@ -29,6 +28,7 @@ from hsrl_jax.experiments import document, jobs
 from hsrl_jax.server import store as serving_store
 from hsrl_jax.server.store import database, records, writer
 from hsrl_jax.sid import store
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import quantize, quantizer_fit
 from tests import toy
@@ -42,7 +42,7 @@ def _like():
   engine = toy.engine(CONFIG)
   tokens = np.stack(np.divmod(np.arange(toy.ITEMS), 8), 1)
   inputs = core.Inputs(
-    ActionSpace(
+    Catalogue(
       jnp.zeros((toy.ITEMS + 1, 7)),
       sid.build_index(tokens, 8),
       jnp.zeros((2, 8, 7)),
@@ -97,11 +97,11 @@ def _sids(folder: pathlib.Path) -> None:
       files.write_atomic(folder / "sids" / name, (made / name).read_bytes())
 
 
-def _sessions() -> dict[str, list[simulate.Sessions]]:
+def _sessions() -> dict[str, list[simulate.Simulated]]:
   """Two sessions of two slates of three items, for each bound."""
   return {
     name: [
-      simulate.Sessions(
+      simulate.Simulated(
         np.float32([reward, 2 * reward]),
         np.float32([2, 2]),
         np.float32([1, 3]),

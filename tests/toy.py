@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import (
   Config,
   NetworkConfig,
@@ -17,6 +16,7 @@ from hsrl_jax.config import (
 from hsrl_jax.engine import core, loop, replayed
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -70,7 +70,7 @@ def inputs() -> core.Inputs:
   tokens = sid.encode_unique(np.asarray(codebooks), features)
   padded = np.concatenate([np.zeros((1, features.shape[1])), features])
   return core.Inputs(
-    ActionSpace(
+    Catalogue(
       jnp.asarray(padded, jnp.float32), sid.build_index(tokens, 8), codebooks
     ),
     users(),

@@ -5,7 +5,6 @@
 import numpy as np
 
 from hsrl_jax.data import transitions
-from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import tables
 from hsrl_jax.types import Sessions
 
@@ -39,59 +38,45 @@ def read(
     ("reward", tables.number_or_none),
     ("terminated", tables.binary),
   ):
-    if name in table.columns:
-      found[name] = np.array(tables.column(table, name, parse))
+    if name in table.names:
+      found[name] = tables.column(table, name, parse)
   if "reward" in found and np.isnan(found["reward"]).all():
     del found["reward"]
-  if "session_id" in table.columns:
+  if "session_id" in table.names:
     codes, names = tables.codes(table, "session_id")
-    found["session_id"] = np.unique(names, return_inverse=True)[1][codes]
+    found["session"] = np.unique(names, return_inverse=True)[1][codes]
   rows = Sessions(
-    *(user, None, None, response, response),
-    timestamp=timestamp,
-    session=found.get("session_id"),
-    step=found.get("step"),
-    terminated=found.get("terminated"),
+    *(user, None, None, response, response), timestamp=timestamp, **found
   )
-  _check_steps(table, rows)
-  _check_ends(table, rows)
-  if "reward" in found:
-    _check_rewards(table, found["reward"], response)
+  ordered = transitions.order(rows)
+  if rows.step is not None:
+    _check_steps(table, rows, ordered)
+  if rows.terminated is not None:
+    _check_ends(table, rows, ordered)
+  if rows.reward is not None:
+    _check_rewards(table, rows.reward, response)
+  empty = np.zeros((len(user), 0))
   return {
-    name: _column(found.get(own), len(user), dtype)
-    for name, own, dtype in (
-      ("session", "session_id", np.int32),
-      ("step", "step", np.int32),
-      ("reward", "reward", np.float32),
-      ("terminated", "terminated", np.float32),
+    name: found.get(name, empty).reshape(len(user), -1).astype(dtype)
+    for name, dtype in (
+      ("session", np.int32),
+      ("step", np.int32),
+      ("reward", np.float32),
+      ("terminated", np.float32),
     )
   }
 
 
-def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:
-  if values is None:
-    return np.zeros((rows, 0), dtype)
-  return values.astype(dtype)[:, None]
-
-
-def _refuse(table: tables.Table, row: int, name: str, what: str) -> None:
-  raise InputError(
-    f"{table.path}: row {table.rows[row]}, column {name}: found {what}"
-  )
-
-
-def _check_steps(table: tables.Table, rows: Sessions) -> None:
+def _check_steps(
+  table: tables.Table, rows: Sessions, ordered: transitions.Order
+) -> None:
   """Raises InputError where steps repeat or go back in time."""
-  if rows.step is None:
-    return
-  ordered = transitions.order(rows)
   before, after = ordered.rows[:-1], ordered.rows[1:]
   same = ordered.session[1:] == ordered.session[:-1]
   step, time = rows.step, rows.timestamp
   for pair in np.flatnonzero(same & (step[after] == step[before]))[:1]:
     first, second = sorted((before[pair], after[pair]))
-    _refuse(
-      table,
+    table.refuse(
       second,
       "step",
       f"{step[second]}, as in row {table.rows[first]} of the same session; "
@@ -100,8 +85,7 @@ def _check_steps(table: tables.Table, rows: Sessions) -> None:
   back = (time[after] < time[before]) | (step[after] < step[before])
   for pair in np.flatnonzero(same & back)[:1]:
     first, second = before[pair], after[pair]
-    _refuse(
-      table,
+    table.refuse(
       second,
       "step",
       f"{step[second]} at time {time[second]:g}, but row {table.rows[first]} "
@@ -110,23 +94,20 @@ def _check_steps(table: tables.Table, rows: Sessions) -> None:
     )
 
 
-def _check_ends(table: tables.Table, rows: Sessions) -> None:
+def _check_ends(
+  table: tables.Table, rows: Sessions, ordered: transitions.Order
+) -> None:
   """Raises InputError where a session goes on after its end, or ends twice."""
-  if rows.terminated is None:
-    return
-  ordered = transitions.order(rows)
   ends = rows.terminated[ordered.rows] > 0
   for place in np.flatnonzero(ends & ~ordered.last)[:1]:
     own = ordered.session == ordered.session[place]
-    again = np.flatnonzero(ends & own)
-    end = table.rows[ordered.rows[place]]
+    again = ordered.rows[ends & own]
+    what = f"1, as in row {table.rows[again[0]]} of the same session; expected "
     if len(again) > 1:
-      second = ordered.rows[again[1]]
-      what = f"1, as in row {end} of the same session; expected one end"
-      _refuse(table, second, "terminated", what)
+      table.refuse(again[1], "terminated", what + "one end")
     following = table.rows[ordered.rows[place + 1]]
     what = f"1, but row {following} follows in the same session; expected the "
-    _refuse(table, ordered.rows[place], "terminated", what + "last row to end")
+    table.refuse(ordered.rows[place], "terminated", what + "last row to end")
 
 
 def _check_rewards(
@@ -139,6 +120,5 @@ def _check_rewards(
     (every & (reward < 0), "where all responses are positive", "at least 0"),
   ):
     for row in np.flatnonzero(bad)[:1]:
-      _refuse(
-        table, row, "reward", f"{reward[row]:g} {what}; expected {expected}"
-      )
+      found = f"{reward[row]:g} {what}; expected {expected}"
+      table.refuse(row, "reward", found)

@@ -12,7 +12,7 @@ from hsrl_jax.checked import Checked, setting
 from hsrl_jax.config import NetworkConfig, TrainConfig
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import masking, sampling
-from hsrl_jax.sid.index import SidIndex
+from hsrl_jax.sid.index import Catalogue, SidIndex
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
@@ -101,28 +101,17 @@ class OnPolicySettings(ActorCriticSettings):
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
-    place_trace: lambda from place to place of a slate, with `prefix_values`.
     ratio_clip: how far from 1 a choice's ratio of probabilities counts.
-    prefix_values: whether a choice's baseline knows the choices before it; else
-      all choices of a slate have one advantage, over the value of its state.
+    credit: what has an advantage of its own: a whole `slate`, each `slot` of
+      it, or each `token` (docs/method.md, Sequential slates).
     critic_sees_state: whether the critic sees the simulator's state, such as
       patience and boredom.
   """
 
   trace: float = setting(0.9, least=0, most=1)
-  place_trace: float = setting(0.95, least=0, most=1)
   ratio_clip: float = setting(0.2, above=0)
-  prefix_values: bool = False
+  credit: str = setting("slate", among=("slate", "slot", "token"))
   critic_sees_state: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    default = OnPolicySettings.place_trace
-    self.require(
-      "place_trace",
-      self.prefix_values or self.place_trace == default,
-      f"{default}, its default, without prefix_values",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,27 +129,6 @@ class ItemLogitsSettings(Settings):
   def free(self) -> bool:
     """Whether each item has a row of its own."""
     return self.item_logits == "free"
-
-
-class ActionSpace(NamedTuple):
-  """The items that an agent chooses from; an input, so that it may change.
-
-  Attributes:
-    features: float32 [N + 1, D], row 0 for padding.
-    index: their SIDs.
-    codebooks: float32 [L, V, D], what the tokens mean.
-    popularity: float32 [N + 1], positive responses in the training logs; None
-      where nobody asks.
-    exposures: float32 [N + 1], showings of each item there; likewise.
-    categories: bool [N + 1, C], those of each item; None: there are none.
-  """
-
-  features: Array
-  index: SidIndex
-  codebooks: Array
-  popularity: Array | None = None
-  exposures: Array | None = None
-  categories: Array | None = None
 
 
 class Spec(NamedTuple):
@@ -284,7 +252,7 @@ class Agent(NamedTuple):
 
   Attributes:
     init: (key, catalogue, observation) -> params; `catalogue` is an
-      ActionSpace.
+      Catalogue.
     act: (params, catalogue, observation, excluded, key, exploration) ->
       Action. With key None the slate is greedy; else it is sampled without
       replacement. `exploration` says how far from the greedy slate: the
@@ -296,7 +264,7 @@ class Agent(NamedTuple):
       there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
     logged_share: chance of a logged slate in place of a replayed one.
-    reads_popularity: needs `ActionSpace.popularity`.
+    reads_popularity: needs `Catalogue.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
     beams: width of the beam search by which it finds items; 0: it scores each.
@@ -315,7 +283,7 @@ class Agent(NamedTuple):
       users of the simulator, in place of training; None: `init` says all.
   """
 
-  init: Callable[[PRNGKey, ActionSpace, Observation], Params]
+  init: Callable[[PRNGKey, Catalogue, Observation], Params]
   act: Callable[..., Action]
   loss: Callable[..., tuple[Array, Metrics]] | None
   offline: bool = False
@@ -327,7 +295,7 @@ class Agent(NamedTuple):
   frozen: tuple[str, ...] = ()
   on_policy: OnPolicy | None = None
   learning: Learning | None = None
-  scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
+  scores: Callable[[Params, Catalogue, Observation], Array] | None = None
   place_by_place: bool = False
   fit: Callable[..., Params] | None = None
   sequence_loss: Callable[..., tuple[Array, Array]] | None = None

@@ -33,6 +33,7 @@ from hsrl_jax.checked import setting
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.heads import SlateValues
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -68,7 +69,7 @@ class _Networks(NamedTuple):
   def state(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     key: PRNGKey | None = None,
   ) -> Array:
@@ -82,7 +83,7 @@ class _Networks(NamedTuple):
     return self.values.bind(params["items"]), self.values.bind(params["future"])
 
   def first(
-    self, params: Params, catalogue: base.ActionSpace, observation: Observation
+    self, params: Params, catalogue: Catalogue, observation: Observation
   ) -> Array:
     """Q of all items in the first place, [N + 1]."""
     state = self.state(params, catalogue, observation)
@@ -103,7 +104,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 def _init(
   networks: _Networks,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
@@ -119,7 +120,7 @@ def _init(
 def _act(
   networks: _Networks,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -160,7 +161,7 @@ def _loss(
   networks: _Networks,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -200,7 +201,7 @@ def _future(
   networks: _Networks,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   rewards: Array,
 ) -> Array:

@@ -17,7 +17,8 @@ from hsrl_jax.agents import base
 from hsrl_jax.config import Config, NextItemConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks import next_item
-from hsrl_jax.networks.next_item import Catalogue, Model
+from hsrl_jax.networks.next_item import Model
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import click_model
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
@@ -62,7 +63,7 @@ class Policy(NamedTuple):
   def state(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     key: PRNGKey | None = None,
   ) -> Array:
@@ -71,19 +72,19 @@ class Policy(NamedTuple):
     history = observation.history[None]
     return self.model.states(params["model"], known, history, key)[0]
 
-  def catalogue(self, params: Params, catalogue: base.ActionSpace) -> Catalogue:
+  def catalogue(self, params: Params, catalogue: Catalogue) -> Catalogue:
     """What the model sees of the items; of later ones nobody's likes."""
     features, liked = catalogue.features, params["interactions"]
     if liked.shape[1]:
       missing = max(len(features) - len(liked), 0)
       liked = jnp.pad(liked, ((0, missing), (0, 0)))
       features = jnp.concatenate([features, liked], 1)
-    return Catalogue(catalogue.index, features)
+    return catalogue._replace(features=features)
 
   def response(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     items: Array,
   ) -> Array:
@@ -99,7 +100,7 @@ class Policy(NamedTuple):
   def score(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     items: Array,
   ) -> Array:
@@ -112,7 +113,7 @@ class Policy(NamedTuple):
   def act(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     excluded: Array,
     key: PRNGKey | None,
@@ -294,7 +295,7 @@ def make(config: Config, slate_size: int, items: int) -> base.Agent:
 
 def _init(own: Policy, config: Config):
   def init(
-    key: PRNGKey, catalogue: base.ActionSpace, observation: Observation
+    key: PRNGKey, catalogue: Catalogue, observation: Observation
   ) -> Params:
     keys = [jax.random.fold_in(key, i) for i in range(2)]
     nothing = {"interactions": jnp.zeros((len(catalogue.features), 0))}

@@ -5,7 +5,6 @@ import csv
 import dataclasses
 import json
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +13,7 @@ import numpy as np
 from hsrl_jax import files
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid import resolve, store, trie
 
@@ -93,24 +92,12 @@ def read_file(path: str | pathlib.Path) -> SidFile:
     )
   if not path.is_file():
     raise InputError(f"{path} is no file; expected the SIDs of all items")
-  try:
+  with reading(
+    path,
+    "SIDs as .json {item: tokens}, .npz with item_id and tokens, or .csv with "
+    "a header and rows of an item and its tokens",
+  ):
     rows = readers[path.suffix](path)
-  except InputError:
-    raise
-  except (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    csv.Error,
-    zipfile.BadZipFile,
-  ) as error:
-    what = (str(error) or type(error).__name__).splitlines()[0]
-    raise InputError(
-      f"{path} cannot be read ({what}); expected SIDs as .json {{item: "
-      "tokens}, .npz with item_id and tokens, or .csv with a header and rows "
-      "of an item and its tokens"
-    ) from error
   levels = collections.Counter(len(x) for x in rows.values() if len(x))
   usual = levels.most_common(1)[0][0] if levels else 0
   whole = [row for row in rows.values() if len(row) == usual]
@@ -172,17 +159,6 @@ def of_items(file: SidFile, item_ids: Sequence[str | int]) -> BroughtSids:
   table = _table(file, item_ids)
   brought = unique_sids(table, str(file.path), file.vocab_size)
   return brought._replace(file=file)
-
-
-def read_sids(
-  path: str | pathlib.Path, item_ids: Sequence[str | int]
-) -> BroughtSids:
-  """The SIDs that the file at `path` gives items; see the two functions above.
-
-  Raises:
-    InputError: see there.
-  """
-  return of_items(read_file(path), item_ids)
 
 
 def codebooks(
@@ -260,39 +236,36 @@ def unique_sids(
 
 def _table(file: SidFile, item_ids: Sequence[str | int]) -> np.ndarray:
   """Tokens of the catalogue's items, int32 [N, L], all checked."""
-  rows, path, levels = file.rows, file.path, file.levels
-  names = [str(x) for x in item_ids]
-  missing = [name for name in names if name not in rows]
-  if missing:
-    raise InputError(
-      f"{path}: item {missing[0]} has no SID ({len(missing)} such items of "
-      f"{len(names)}); expected the tokens of every item: add them, or leave "
-      "these items out of the logs"
-    )
-  sizes = [len(rows[name]) for name in names]
-  empty = [name for name, size in zip(names, sizes, strict=True) if not size]
-  if empty:
-    raise InputError(
-      f"{path}: item {empty[0]} has no tokens ({len(empty)} such items); "
-      "expected at least one: give these items tokens"
-    )
-  odd = [n for n, s in zip(names, sizes, strict=True) if s != levels]
-  if odd:
-    raise InputError(
-      f"{path}: item {odd[0]} has {len(rows[odd[0]])} tokens ({len(odd)} such "
-      f"items); expected {levels}, as most have"
-    )
-  table = np.zeros((len(names), levels), np.int32)
-  for row, name in enumerate(names):
-    for level, token in enumerate(rows[name]):
-      table[row, level] = _token(token, name, path)
-  return table
+  rows, names = file.rows, [str(x) for x in item_ids]
 
+  def refuse(bad: list[str], fault: str, of: str, expected: str) -> None:
+    if bad:
+      raise InputError(
+        f"{file.path}: item {bad[0]} has {fault} ({len(bad)} such items{of}); "
+        f"expected {expected}"
+      )
 
-def _token(token: Any, name: str, path: pathlib.Path) -> int:
-  if fault := _fault(token):
-    raise InputError(f"{path}: item {name} has {fault}")
-  return int(str(token))
+  refuse(
+    [x for x in names if x not in rows],
+    "no SID",
+    f" of {len(names)}",
+    "the tokens of every item: add them, or leave these items out of the logs",
+  )
+  refuse(
+    [x for x in names if not len(rows[x])],
+    "no tokens",
+    "",
+    "at least one: give these items tokens",
+  )
+  odd = [x for x in names if len(rows[x]) != file.levels]
+  size = len(rows[odd[0]]) if odd else 0
+  refuse(odd, f"{size} tokens", "", f"{file.levels}, as most have")
+  for name in names:
+    for fault in filter(None, map(_fault, rows[name])):
+      raise InputError(f"{file.path}: item {name} has {fault}")
+  return np.array(
+    [[int(str(x)) for x in rows[name]] for name in names], np.int32
+  )
 
 
 def _fault(token: Any) -> str | None:

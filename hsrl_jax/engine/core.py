@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import optax
 from jax import flatten_util
 
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import (
   EnvParams,
   EnvState,
@@ -90,7 +91,7 @@ class Inputs(NamedTuple):
     logs: logged slates, leaves [R, ...], where these are learned from.
   """
 
-  catalogue: ActionSpace
+  catalogue: Catalogue
   env_params: EnvParams
   logs: Transition | None = None
 
@@ -175,7 +176,7 @@ def show(
         exploration,
       )
     with jax.named_scope(SIMULATOR):
-      next_state, result = loop.env.step_or_reset(
+      next_state, result, last = loop.env.step_or_reset(
         step_key, state, action.slate, inputs.env_params
       )
     return next_state, Transition(
@@ -190,6 +191,7 @@ def show(
       next_history=result.observation.history,
       next_shown=result.observation.shown,
       hidden=seen,
+      next_hidden=hidden(loop, last, inputs),
       notes=action.notes if loop.on_policy else None,
     )
 

@@ -112,20 +112,44 @@ def _judge(
       core.hidden(loop, state, inputs),
     )
   )(states)
-  over = jnp.maximum(segment.terminated, segment.truncated)
+  ends = returns.Ends(
+    segment.terminated,
+    segment.truncated,
+    _cut_values(loop, learner, segment, inputs),
+  )
   advantages, targets = jax.vmap(
     functools.partial(
       returns.choice_advantages,
       discount=settings.discount,
       trace=settings.trace,
-      place_trace=settings.place_trace,
-      by_choice=settings.prefix_values,
+      credit=settings.credit,
     ),
     in_axes=(1, 1, 1, 0),
     out_axes=1,
-  )(choices.values, _place_rewards(loop, segment), over, last)
+  )(choices.values, _place_rewards(loop, segment), ends, last)
   return Judged(
     segment, choices.log_probs, _normalised(advantages, axis_name), targets
+  )
+
+
+def _cut_values(
+  loop: Loop, learner: Learner, segment: Transition, inputs: Inputs
+) -> Array:
+  """V after each slate, [T, U]; 0 in a segment in which no session was cut."""
+
+  def of_slate(transition):
+    return loop.agent.on_policy.value(
+      learner.params,
+      inputs.catalogue,
+      transition.next_observation,
+      transition.next_hidden,
+    )
+
+  return jax.lax.cond(
+    (segment.truncated > 0).any(),
+    jax.vmap(jax.vmap(of_slate)),
+    lambda segment: jnp.zeros_like(segment.truncated),
+    segment,
   )
 
 

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from hsrl_jax.config import TrainConfig
-from hsrl_jax.data import behaviour, blocks, transitions
+from hsrl_jax.data import blocks, transitions
 from hsrl_jax.engine import core, parallel
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition
@@ -41,7 +41,7 @@ def reader(
   """
 
   def make(slates: Sessions) -> Transition:
-    log_prob = behaviour.behaviour(slates, 0, logs.exposures).log_prob
+    log_prob = transitions.logging_policy(slates, 0, logs.exposures)
     # Rewards that were not logged come last, all in one call.
     earned = np.full(len(log_prob), np.nan, np.float32)
     return transitions.transitions(slates, earned, log_prob, observed_items)

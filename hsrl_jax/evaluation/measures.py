@@ -12,7 +12,7 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.evaluation import bounds, statistics
-from hsrl_jax.evaluation.simulate import Sessions
+from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.sid import SidIndex
 
 RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.
@@ -30,23 +30,23 @@ class Measure(NamedTuple):
     saved: whether sessions.npz has it.
   """
 
-  of: Callable[[Sessions], np.ndarray]
+  of: Callable[[Simulated], np.ndarray]
   label: str | None = None
   form: str = "{:.2f}"
   saved: bool = True
 
 
-def _liked_slates(sessions: Sessions) -> np.ndarray:
+def _liked_slates(sessions: Simulated) -> np.ndarray:
   liked = (np.asarray(sessions.responses) > 0).any(-1)
   return liked.sum(-1, dtype=np.float32)
 
 
-def _positive_share(sessions: Sessions) -> np.ndarray:
+def _positive_share(sessions: Simulated) -> np.ndarray:
   shown = sessions.depth * sessions.slates.shape[-1]
   return np.asarray(sessions.positives / shown)
 
 
-def _reward_per_step(sessions: Sessions) -> np.ndarray:
+def _reward_per_step(sessions: Simulated) -> np.ndarray:
   """The ratio of the means, plus each session's influence on it."""
   value, influence = statistics.ratio(sessions.total_reward, sessions.depth)
   return value + influence
@@ -73,12 +73,12 @@ class Total(NamedTuple):
     form: how tables show it.
   """
 
-  of: Callable[[Sessions, int], float]
+  of: Callable[[Simulated, int], float]
   label: str
   form: str = "{:.2f}"
 
 
-def _coverage(sessions: Sessions, items: int) -> float:
+def _coverage(sessions: Simulated, items: int) -> float:
   shown = np.unique(np.asarray(sessions.slates))
   return np.count_nonzero(shown) / items
 
@@ -97,7 +97,7 @@ def columns() -> list[tuple[str, str, str]]:
 
 
 def report(
-  policies: dict[str, list[Sessions]],
+  policies: dict[str, list[Simulated]],
   user: np.ndarray | None = None,
   *,
   items: int | None = None,
@@ -146,7 +146,7 @@ def report(
 
 
 def save(
-  path: pathlib.Path, policies: dict[str, list[Sessions]], user: np.ndarray
+  path: pathlib.Path, policies: dict[str, list[Simulated]], user: np.ndarray
 ) -> None:
   """Writes each session's measures; session e is the same user everywhere.
 

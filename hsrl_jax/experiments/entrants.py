@@ -88,12 +88,10 @@ TWINS = {
 # The variants of `world`: parts that can matter where tomorrow counts. A new
 # one is an entry here.
 FORESIGHT = {
-  # Each choice has a baseline of its own, which knows the choices before it.
-  "prefix_values": {"prefix_values": True},
+  # Each choice has an advantage of its own, over what was chosen before it.
+  "token_credit": {"credit": "token"},
   # What tokens begin with is not of the items below them.
   "no_item_prior": {"item_prior": False},
-  # The critic has no network that all kinds of items share.
-  "no_kinds": {"critic_sees_kinds": False},
   # Training begins with no penalty on what was liked lately.
   "no_lately_penalty": {"lately_penalty": 0.0},
   # All levels see the state.

@@ -97,7 +97,7 @@ def texts(rows: Sequence[str]) -> Texts:
   return Texts(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
 
-class Catalogue(NamedTuple):
+class ServedCatalogue(NamedTuple):
   """The items that may be recommended; ids are 1..C, C the capacity.
 
   Attributes:
@@ -127,7 +127,7 @@ class Catalogue(NamedTuple):
     titles: Sequence[str] | None = None,
     tags: Sequence[Sequence[str]] | None = None,
     added: int | None = None,
-  ) -> "Catalogue":
+  ) -> "ServedCatalogue":
     """Returns a catalogue with more active items; see sid.add_items.
 
     An item that was removed comes back with its old SID, features, names, tags
@@ -203,7 +203,7 @@ class Catalogue(NamedTuple):
 
   def tag_items(
     self, items: Sequence[int], tags: Sequence[Sequence[str]]
-  ) -> "Catalogue":
+  ) -> "ServedCatalogue":
     """Returns a catalogue in which items have these tags, and no others.
 
     Args:
@@ -230,7 +230,7 @@ class Catalogue(NamedTuple):
       )
     return self._replace(tags=self.tags.put(ids, tags, None))
 
-  def remove_items(self, items: Sequence[int]) -> "Catalogue":
+  def remove_items(self, items: Sequence[int]) -> "ServedCatalogue":
     """Returns a catalogue in which these active items are not recommended.
 
     Removed items may still be in a user's history, and keep their SIDs.
@@ -300,7 +300,7 @@ class Catalogue(NamedTuple):
     return buffer.getvalue()
 
 
-def of_bytes(data: bytes) -> Catalogue:
+def of_bytes(data: bytes) -> ServedCatalogue:
   """Reads the catalogue that `to_bytes` wrote, and checks it.
 
   Raises:
@@ -362,7 +362,7 @@ def of_bytes(data: bytes) -> Catalogue:
   check("features", len(items), saved["features"].shape[-1])
   if "popularity" in saved:
     check("popularity", len(items))
-  return Catalogue(
+  return ServedCatalogue(
     index=index,
     codebooks=saved["codebooks"],
     features=spread(saved["features"]),
@@ -384,7 +384,7 @@ def make_catalogue(
   popularity: np.ndarray | None = None,
   tags: Sequence[Sequence[str]] | None = None,
   added: np.ndarray | None = None,
-) -> Catalogue:
+) -> ServedCatalogue:
   """Builds the served catalogue from the arrays of the training side.
 
   Args:
@@ -432,7 +432,7 @@ def make_catalogue(
       ("titles", _texts("titles", titles, count)),
     )
   }
-  return Catalogue(
+  return ServedCatalogue(
     index=index,
     codebooks=codebooks,
     features=np.pad(features, (room, (0, 0))),

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import catalogue as catalogue_lib
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 
 FORMAT = 2
 # Sizes that exports of format 1 lack: they see no session and no tags.
@@ -77,7 +77,7 @@ class Manifest:
   about: dict[str, Any]
   format: int = FORMAT
 
-  def check(self, catalogue: Catalogue) -> None:
+  def check(self, catalogue: ServedCatalogue) -> None:
     """Raises InputError if a catalogue does not go with the export."""
     values = catalogue.sizes() | {"codebooks": catalogue.codebooks_digest()}
     for name, value in values.items():
@@ -144,7 +144,7 @@ def add_file(folder: pathlib.Path, name: str, data: bytes) -> File:
   return File(name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def add_catalogue(folder: pathlib.Path, catalogue: Catalogue) -> File:
+def add_catalogue(folder: pathlib.Path, catalogue: ServedCatalogue) -> File:
   """Writes a catalogue's file, named by its content."""
   data = catalogue.to_bytes()
   name = hashlib.sha256(data).hexdigest()[:16]
@@ -233,7 +233,7 @@ def read_file(folder: pathlib.Path, manifest: Manifest, role: str) -> bytes:
   return data
 
 
-def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> Catalogue:
+def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> ServedCatalogue:
   """Reads the catalogue that the manifest names, and checks it.
 
   Raises:
@@ -251,7 +251,7 @@ def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> Catalogue:
 
 
 def write_catalogue(
-  folder: str | pathlib.Path, catalogue: Catalogue
+  folder: str | pathlib.Path, catalogue: ServedCatalogue
 ) -> Manifest:
   """Replaces the catalogue of an export; running servers take it over.
 

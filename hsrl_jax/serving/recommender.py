@@ -25,7 +25,7 @@ from jax import export
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import request as request_lib
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.serving.request import Query
 
 # Of exports of format 1, which take no more of a request.
@@ -53,7 +53,7 @@ class Recommendations(NamedTuple):
   propensity: np.ndarray
 
 
-class Inputs(NamedTuple):
+class Signature(NamedTuple):
   """The arrays that an artefact takes; those of the files must be like them.
 
   Attributes:
@@ -128,8 +128,8 @@ class Recommender:
     manifest: folder_lib.Manifest,
     decoders: dict[int, Callable],
     policy: dict[str, Any],
-    catalogue: Catalogue,
-    inputs: Inputs,
+    catalogue: ServedCatalogue,
+    inputs: Signature,
   ):
     """Binds what is loaded; `policy` lies on the device."""
     self._inputs = inputs
@@ -139,7 +139,7 @@ class Recommender:
     self._policy = policy
     self._take(catalogue)
 
-  def _take(self, catalogue: Catalogue) -> None:
+  def _take(self, catalogue: ServedCatalogue) -> None:
     self.catalogue = catalogue
     self._arrays = jax.device_put(catalogue.arrays())
     self._known = np.asarray(catalogue.index.known).tobytes()
@@ -150,7 +150,7 @@ class Recommender:
     """A short hash of the catalogue's file in the folder."""
     return self.manifest.files["catalogue"].sha256[:12]
 
-  def with_catalogue(self, catalogue: Catalogue) -> "Recommender":
+  def with_catalogue(self, catalogue: ServedCatalogue) -> "Recommender":
     """Returns the same policy with another catalogue of the same sizes.
 
     Raises:
@@ -362,7 +362,7 @@ def load(
 
 def _read_decode(
   folder: pathlib.Path, manifest: folder_lib.Manifest
-) -> tuple[export.Exported, Inputs]:
+) -> tuple[export.Exported, Signature]:
   """Reads the artefact, and the description of its inputs."""
   artefact = folder_lib.read_file(folder, manifest, "decode")
   try:
@@ -379,7 +379,7 @@ def _read_decode(
       rows["tags"] = request[0]["allow"]["include"]
     sizes = {name: row.shape[1] for name, row in rows.items()}
     sizes["slate"] = exported.out_avals[0].shape[1]
-    inputs = Inputs(policy, catalogue, sizes, old)
+    inputs = Signature(policy, catalogue, sizes, old)
   except Exception as error:  # Of another version of jax, say.
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
@@ -392,7 +392,7 @@ def _read_decode(
 
 
 def _compile(
-  exported: export.Exported, inputs: Inputs, batch_sizes: Sequence[int]
+  exported: export.Exported, inputs: Signature, batch_sizes: Sequence[int]
 ) -> dict[int, Callable]:
   """Compiles the exported function for each batch size."""
   arrays = jax.tree.map(
@@ -448,7 +448,7 @@ def _first(slates: Recommendations, k: np.ndarray) -> Recommendations:
 
 
 def _read_policy(
-  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
+  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Signature
 ) -> dict[str, Any]:
   """Reads the policy's parameters by name, and puts them on the device."""
   data = folder_lib.read_file(folder, manifest, "policy")
@@ -463,8 +463,8 @@ def _read_policy(
 
 
 def _read_catalogue(
-  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
-) -> Catalogue:
+  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Signature
+) -> ServedCatalogue:
   """Reads the catalogue, checked against the inputs of the artefact."""
   catalogue = folder_lib.read_catalogue(folder, manifest)
   path = folder / manifest.files["catalogue"].name

@@ -25,7 +25,7 @@ from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store.database import Store
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 
 SESSIONS = "sessions.parquet"  # A folder, which parquet reads as one table.
 ITEMS = "items.parquet"
@@ -260,7 +260,9 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
   return items
 
 
-def _items(catalogue: Catalogue, about: dict[str, Any]) -> dict[str, tuple]:
+def _items(
+  catalogue: ServedCatalogue, about: dict[str, Any]
+) -> dict[str, tuple]:
   """See _served.
 
   Args:

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax import sid
-from hsrl_jax.agents.base import Action, ActionSpace, Agent
+from hsrl_jax.agents.base import Action, Agent
 from hsrl_jax.ops import plackett_luce, tree
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.sid import permits
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Observation, Params, Shown
 
 
@@ -30,7 +31,9 @@ class _Slate(NamedTuple):
   propensity: Array
 
 
-def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
+def decoder(
+  agent: Agent, params: Params, catalogue: ServedCatalogue
+) -> Callable:
   """The function that is exported.
 
   Args:
@@ -54,7 +57,7 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     index = jax.tree_util.tree_map_with_path(
       lambda path, _: arrays[jax.tree_util.keystr(path)], places
     )
-    items = ActionSpace(
+    items = Catalogue(
       arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
     has_tags = "tags" in arrays
@@ -113,7 +116,7 @@ def _permitted(
 
 
 def _act(
-  agent: Agent, params: Params, items: ActionSpace, request: dict[str, Any]
+  agent: Agent, params: Params, items: Catalogue, request: dict[str, Any]
 ) -> Action:
   """What the agent does for one request.
 

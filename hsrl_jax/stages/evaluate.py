@@ -104,7 +104,9 @@ def _learned(parts: Parts) -> dict[str, Any]:
   return {"learned_from": known}
 
 
-def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
+def _quality(
+  parts: Parts, sessions: list[simulate.Simulated]
+) -> dict[str, Any]:
   """quality.json of the simulator, with the verdict on the policy's slates."""
   path = parts.folder("simulator") / "simulator" / "quality.json"
   quality = _json(path)
@@ -123,7 +125,7 @@ def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
 
 
 def _policies(
-  sessions: dict[str, list[simulate.Sessions]],
+  sessions: dict[str, list[simulate.Simulated]],
   quality: dict[str, Any],
   user: np.ndarray,
   items: int,

@@ -27,7 +27,7 @@ from hsrl_jax.ops import tree
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.stages import policy as policy_lib
 from hsrl_jax.stages.decoding import decoder
 from hsrl_jax.stages.parts import Parts
@@ -218,7 +218,7 @@ def write(
   folder: pathlib.Path,
   agent: Agent,
   params: Params,
-  catalogue: Catalogue,
+  catalogue: ServedCatalogue,
   like: Observation,
   config: ExportConfig,
   *,

@@ -84,7 +84,7 @@ def _engine(
 ) -> tuple[loop.Engine, core.Inputs, TrainConfig]:
   """Engine, inputs and course of the training; `given` as of `untrained`."""
   c, items = parts.config.next_item, parts.catalogue.index.num_items
-  liked = sequences.from_sessions(parts.dataset.splits["train"], items)
+  liked = sequences.from_sessions(parts.dataset.splits["train"])
   packed = sequences.pack(liked, c.history)
   if not len(packed.item):
     raise InputError(
@@ -167,7 +167,7 @@ def _some(sessions: Sessions, count: int) -> Sessions:
 
 
 def ranker(config: Config, items: int) -> ranking.Ranker:
-  """How the policy ranks items; its parameters come with their ActionSpace.
+  """How the policy ranks items; its parameters come with their Catalogue.
 
   Args:
     config: of the run.

@@ -10,12 +10,13 @@ import numpy as np
 from hsrl_jax import agents, checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents import agent_of
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.data import blocks, sids, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import ranking
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.session_config import FITTED, WORLDS
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import (
   click_model,
   leave,
@@ -183,7 +184,7 @@ class Parts:
     return items._replace(features=features)
 
   @functools.cached_property
-  def catalogue(self) -> ActionSpace:
+  def catalogue(self) -> Catalogue:
     """Items, SIDs, and what the training logs and metadata say of them."""
     c, given = self.config.quantizer, None
     if c.assignment == "plain" and self.brought:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.agents import agent_of
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config
 from hsrl_jax.data import blocks
 from hsrl_jax.engine import (
@@ -26,6 +26,7 @@ from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import sampling
 from hsrl_jax.sid import SidIndex
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import logged, next_item, training
 from hsrl_jax.stages.parts import Parts
@@ -45,7 +46,7 @@ def acting(agent: Agent, index: SidIndex) -> str:
 
 @functools.lru_cache(maxsize=4)  # As many as `agents.agent_of` keeps.
 def greedy(agent: Agent) -> simulate.Act:
-  """The agent's greedy policy; its `params` are (params, ActionSpace)."""
+  """The agent's greedy policy; its `params` are (params, Catalogue)."""
 
   def act(params, observation, excluded, key):
     params, catalogue = params
@@ -59,7 +60,7 @@ def greedy(agent: Agent) -> simulate.Act:
 def shown(
   agent: Agent,
   params: Params,
-  catalogue: ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
 ) -> tuple[Array, Array, Array]:
@@ -94,7 +95,7 @@ def run(
   config: Config,
   workdir: pathlib.Path,
   env: UserSimulator,
-  catalogue: ActionSpace,
+  catalogue: Catalogue,
   users: EnvParams,
   val_users: EnvParams,
   val_rows: np.ndarray,
@@ -192,7 +193,7 @@ def load(
   config: Config,
   workdir: pathlib.Path,
   env: UserSimulator,
-  catalogue: ActionSpace,
+  catalogue: Catalogue,
   users: EnvParams,
 ) -> list[Params]:
   """The averaged parameters that `run` left, one pytree a seed.
@@ -213,7 +214,7 @@ def load(
 def _unlearned(
   agent: Agent,
   env: UserSimulator,
-  catalogue: ActionSpace,
+  catalogue: Catalogue,
   users: EnvParams,
   seed: int,
 ) -> Params:
@@ -231,7 +232,7 @@ def _curve(
   agent: Agent,
   env: UserSimulator,
   config: Config,
-  catalogue: ActionSpace,
+  catalogue: Catalogue,
   users: EnvParams,
   rows: np.ndarray,
   beside: futures.Executor,
@@ -244,7 +245,7 @@ def _curve(
   """
   act, key = greedy(agent), jax.random.key(config.evaluate.seed)
 
-  def simulated(params: Params) -> simulate.Sessions:
+  def simulated(params: Params) -> simulate.Simulated:
     given = (act, env, (params, catalogue), users, key, rows)
     return simulate.simulate(*given, episodes=len(rows))
 

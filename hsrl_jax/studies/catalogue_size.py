@@ -27,7 +27,6 @@ import numpy as np
 
 from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import EvaluateConfig, ExperimentConfig
 from hsrl_jax.engine import core, loop
 from hsrl_jax.errors import InputError
@@ -36,6 +35,7 @@ from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, quantizer_fit
 
@@ -100,7 +100,7 @@ class SizedWorld(NamedTuple):
   """
 
   env: UserSimulator
-  catalogue: ActionSpace
+  catalogue: Catalogue
   users: EnvParams
   held_out: EnvParams
   seconds: float
@@ -148,7 +148,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
 
   return SizedWorld(
     run.env,
-    ActionSpace(features, index, codebooks),
+    Catalogue(features, index, codebooks),
     pool("train"),
     pool(base.evaluate.split, sessions(base.evaluate, size)),
     seconds,

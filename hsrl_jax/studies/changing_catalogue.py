@@ -29,7 +29,6 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
 from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import bounds as bounds_lib
@@ -40,6 +39,7 @@ from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import watch
 from hsrl_jax.ops import tree
 from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import policy, quantizer_fit, training
 from hsrl_jax.stages import run as run_lib
@@ -74,7 +74,7 @@ def split_items(num_items: int, shares: tuple[int, ...], seed: int) -> Split:
 
 def start_catalogue(
   config: QuantizerConfig, features: np.ndarray, split: Split
-) -> ActionSpace:
+) -> Catalogue:
   """The start catalogue, with room for the newcomers.
 
   Args:
@@ -87,12 +87,12 @@ def start_catalogue(
   nobody = np.zeros((0, config.levels), np.int32)
   index = sid.build_index(nobody, config.vocab_size, capacity=len(features) - 1)
   index = sid.add_items(index, split.start, codebooks, rows)
-  return ActionSpace(jnp.asarray(features), index, jnp.asarray(codebooks))
+  return Catalogue(jnp.asarray(features), index, jnp.asarray(codebooks))
 
 
 def replace_items(
-  catalogue: ActionSpace, leaving: np.ndarray, arriving: np.ndarray
-) -> ActionSpace:
+  catalogue: Catalogue, leaving: np.ndarray, arriving: np.ndarray
+) -> Catalogue:
   """The catalogue after the change; codebooks and all other SIDs stay."""
   index = sid.remove_items(catalogue.index, leaving)
   index = sid.add_items(
@@ -152,11 +152,11 @@ class World:
     )
     self.start = start_catalogue(run.config.quantizer, features, self.split)
 
-  def changed(self, share: int) -> ActionSpace:
+  def changed(self, share: int) -> Catalogue:
     """The catalogue with `share` percent replaced."""
     return replace_items(self.start, *self.split.change(share))
 
-  def sessions(self, act: simulate.Act, params) -> simulate.Sessions:
+  def sessions(self, act: simulate.Act, params) -> simulate.Simulated:
     """Sessions of the users of the evaluation, alike for all policies."""
     c = self.config.evaluate
     return jax.device_get(
@@ -247,7 +247,7 @@ class Learning:
         state = checkpoint.restore_latest(checkpointer, like)
       return state
 
-  def _place(self, learner, stream, catalogue: ActionSpace):
+  def _place(self, learner, stream, catalogue: Catalogue):
     learner, stream, inputs = parallel.place(
       learner, stream, core.Inputs(catalogue, self.world.users), self.layout
     )
@@ -268,7 +268,7 @@ class Learning:
         bar.update(per_call)
     return tuple(state)
 
-  def _point(self, params, catalogue: ActionSpace) -> dict[str, list[float]]:
+  def _point(self, params, catalogue: Catalogue) -> dict[str, list[float]]:
     point = {"total_reward": [], "newcomers": []}
     for one in training.by_seed(params):
       sessions = self.world.sessions(self.act, (one, catalogue))

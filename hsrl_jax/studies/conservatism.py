@@ -22,7 +22,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hsrl_jax.agents import FROM_LOGS, make_agent
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, simulate, statistics
@@ -31,6 +30,7 @@ from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.host import watch
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim import user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -194,7 +194,7 @@ def _drawn(
 
 
 def _weights(
-  experiment: jobs.Experiment, catalogue: ActionSpace, logging: str
+  experiment: jobs.Experiment, catalogue: Catalogue, logging: str
 ) -> jax.Array:
   """See logs.log_weights."""
   temperature = experiment.config.logging_temperature

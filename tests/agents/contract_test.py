@@ -23,7 +23,6 @@ VARIANTS = {
   "a2c_free": ("a2c", toy.ITEMS, {"item_logits": "free"}),
   # With as many beams as items the search is exhaustive.
   "hsrl_search": ("hsrl", acting.SEARCH_FROM, {}),
-  "hsrl_sampled": ("hsrl", toy.ITEMS, {"residual_mode": "sampled"}),
 }
 CASES = {name: (name, toy.ITEMS, {}) for name in agents.AGENTS} | VARIANTS
 LEARNERS = [

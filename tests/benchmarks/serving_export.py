@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, serving, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, ExportConfig, QuantizerConfig
 from hsrl_jax.ops import tree
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
 
@@ -76,7 +76,7 @@ def write(
   )
   agent = agents.make_agent(config, SLATE, items)
   user = Observation(jnp.zeros(PROFILE), jnp.ones(HISTORY, jnp.int32))
-  live = ActionSpace(
+  live = Catalogue(
     jnp.asarray(catalogue.features), catalogue.index, jnp.asarray(codebooks)
   )
   params = jax.jit(agent.init)(jax.random.key(0), live, user)

@@ -14,12 +14,12 @@ from absl.testing import absltest
 
 from hsrl_jax import agents, sid
 from hsrl_jax.agents import base
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, NextItemConfig, TrainConfig
 from hsrl_jax.data import sequences
 from hsrl_jax.engine import core, loop, parallel
 from hsrl_jax.networks import next_item
 from hsrl_jax.ops import tree
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import next_item as stage
 
 ITEMS, LENGTH, SEED = 12, 6, 3
@@ -68,13 +68,13 @@ def _made(name):
   tokens = np.stack(np.divmod(np.arange(ITEMS), 4), 1)
   features = np.eye(ITEMS + 1, 5, dtype=np.float32)
   index = sid.build_index(tokens, 4)
-  catalogue = ActionSpace(
+  catalogue = Catalogue(
     features=jnp.asarray(features),
     index=index,
     codebooks=jnp.zeros((2, 4, 5)),
   )
   model = next_item.Model(MODELS[name], ITEMS, 2, 4)
-  train = sequences.from_lists([x[:-1] for x in _lists()], ITEMS)
+  train = sequences.from_lists([x[:-1] for x in _lists()])
   packed = sequences.pack(train, LENGTH)
   agent = base.Agent(
     lambda key, catalogue, observation: model.init(key, catalogue),
@@ -112,7 +112,7 @@ def _hits(name):
   """Parameters to the share of users whose last item has the best score."""
   made = _made(name)
   catalogue = made.inputs.catalogue
-  held = sequences.from_lists(_lists(), ITEMS).items
+  held = sequences.from_lists(_lists()).items
   history, target = held[:, :-1], held[:, -1]
 
   @jax.jit

@@ -252,7 +252,9 @@ class RowsTest(absltest.TestCase):
       name: [
         dict.fromkeys(
           held_out_rows.MEASURES,
-          held_out.Rows(np.where(user % 2, rng.normal(size=8), np.nan), user),
+          held_out.Measured(
+            np.where(user % 2, rng.normal(size=8), np.nan), user
+          ),
         )
         for _ in range(2)
       ]

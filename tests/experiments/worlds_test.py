@@ -86,7 +86,7 @@ class EnteredTest(absltest.TestCase):
 
   def test_variants_change_what_they_say(self):
     # Which are off by default.
-    on = {"critic_sees_kinds": True, "item_prior": True}
+    on = {"item_prior": True}
     experiment = _experiment()
     experiment = experiment._replace(base=entrants.vary(experiment, on))
     for name, changes in entrants.FORESIGHT.items():

@@ -90,7 +90,6 @@ class FrequenciesTest(parameterized.TestCase):
     for overrides in (
       dict(search_from=1),
       dict(search_from=1, beams=4, temperature=2.0),
-      dict(residual_mode="sampled"),
       dict(temperature=8.0, **ON_POLICY),
       dict(choices="items", temperature=60.0, **ON_POLICY),
       dict(slates="independent", temperature=8.0, **ON_POLICY),

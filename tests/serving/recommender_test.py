@@ -88,7 +88,7 @@ class RecommenderTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    (dict(residual_mode="sampled"), 10**6),
+    (dict(beams=3), 1),
     (dict(item_residual=False), 1),
     (dict(agent="popularity"), 10**6),
     (dict(agent="ddpg"), 10**6),

@@ -62,7 +62,7 @@ class LeaveTest(absltest.TestCase):
     env, users = toy.env()._replace(leave=ByChance(0.0, 2)), toy.inputs()
     state, slates = env.start(1, users.env_params), []
     for step in range(5):
-      state, result = env.step_or_reset(
+      state, result, _ = env.step_or_reset(
         jax.random.key(step), state, jnp.arange(1, 4), users.env_params
       )
       slates.append(int(state.patience["slates"]))

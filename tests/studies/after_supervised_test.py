@@ -60,7 +60,7 @@ class DifferenceTest(absltest.TestCase):
     theirs = [rng.normal(size=60) + 10 * seed for seed in range(3)]
     ours = [x + 0.5 + 0.01 * rng.normal(size=60) for x in theirs]
     found = held_out.difference(
-      *([held_out.Rows(x, user) for x in y] for y in (ours, theirs))
+      *([held_out.Measured(x, user) for x in y] for y in (ours, theirs))
     )
     self.assertAlmostEqual(found["mean"], 0.5, places=2)
     self.assertLess(found["ci95"][1] - found["ci95"][0], 0.05)
@@ -69,7 +69,7 @@ class DifferenceTest(absltest.TestCase):
 class RowTest(absltest.TestCase):
   def test_the_difference_is_what_rl_adds(self):
     def rows(value):
-      measure = held_out.Rows(np.full(4, value), np.arange(4))
+      measure = held_out.Measured(np.full(4, value), np.arange(4))
       return [dict.fromkeys(held_out_rows.MEASURES, measure)]
 
     run, first = mock.MagicMock(), mock.MagicMock()

@@ -29,7 +29,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.networks.hierarchy import Hierarchy
 from hsrl_jax.networks.published import Actor, Critic
 from hsrl_jax.ops import policy_gradient, sampling
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import Catalogue, sid_of
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -58,7 +58,7 @@ class _Method(NamedTuple):
   def views(
     self,
     actor: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     history: Array,
     keys: PRNGKey,
   ) -> Hierarchy:
@@ -136,7 +136,7 @@ def adam(rate: float, decay: float) -> optax.GradientTransformation:
 def _init(
   method: _Method,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
@@ -155,7 +155,7 @@ def _init(
 def _act(
   method: _Method,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -190,7 +190,7 @@ def _step(
   method: _Method,
   params: Params,
   state: dict,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   batch: Transition,
   keys: PRNGKey,
   axis_name: str | None,
@@ -253,7 +253,7 @@ def _mean(x, axis_name: str | None):
 def _target(
   method: _Method,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   batch: Transition,
   keys: PRNGKey,
   axis_name: str | None,
@@ -274,7 +274,7 @@ def _target(
 def _losses(
   method: _Method,
   trained: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   batch: Transition,
   tokens: Array,
   target: Array,

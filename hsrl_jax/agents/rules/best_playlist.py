@@ -15,6 +15,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
 from hsrl_jax.ops import sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
@@ -87,7 +88,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 def _init(
   spec: base.Spec,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init: one slate, of nothing, and the logs' means."""
@@ -105,7 +106,7 @@ def _fit(
   params: Params,
   env: UserSimulator,
   users: EnvParams,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   key: PRNGKey,
 ) -> Params:
   """See base.Agent.fit: greedy from the first step to the last."""

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Observation, Params
 
@@ -90,7 +91,7 @@ def taste(
 def ranked(
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """Scores before the cap, float32 [N + 1]: taste, and the items' worth."""

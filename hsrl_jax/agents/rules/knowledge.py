@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from hsrl_jax.agents import base
 from hsrl_jax.checked import setting
 from hsrl_jax.ops import plackett_luce
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -34,7 +35,7 @@ class WorthSettings(base.Settings):
   rule_estimate: str = setting("simulator", among=ESTIMATES)
 
 
-def categories(catalogue: base.ActionSpace) -> Array:
+def categories(catalogue: Catalogue) -> Array:
   """The categories of the items, float32 [N + 1, C], 1 where an item has one.
 
   Where a catalogue names none, the first tokens of the SIDs stand for them.
@@ -56,7 +57,7 @@ def rarest(categories: Array) -> Array:
   return own * (categories.sum(1, keepdims=True) > 0)
 
 
-def logged_mean(catalogue: base.ActionSpace) -> Array:
+def logged_mean(catalogue: Catalogue) -> Array:
   """The smoothed mean response to each item in the logs, float32 [N + 1].
 
   Where nobody counted exposures, items come in the order of their popularity.

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import rows
+from hsrl_jax.data import embeddings
 
 
 class RowsTest(parameterized.TestCase):
@@ -17,7 +17,7 @@ class RowsTest(parameterized.TestCase):
   @parameterized.parameters("<f2", "<f4", ">f4", "<f8")
   def test_slices_are_those_of_numpy(self, dtype):
     np.save(self.path, self.x.astype(dtype))
-    x = rows.open_npy(self.path)
+    x = embeddings.open_npy(self.path)
     expected = np.load(self.path).astype(np.float32)
     self.assertEqual((x.shape, len(x)), ((11, 3), 11))
     self.assertEqual(x.dtype, np.dtype(dtype))
@@ -36,13 +36,15 @@ class RowsTest(parameterized.TestCase):
   def test_values_beyond_float32_are_infinite(self):
     self.x[4, 1], self.x[7, 2] = 1e39, -1e300
     np.save(self.path, self.x)
-    large = rows.open_npy(self.path)[:]  # A warning would be an error here.
+    large = embeddings.open_npy(self.path)[
+      :
+    ]  # A warning would be an error here.
     self.assertEqual(np.argwhere(np.isinf(large)).tolist(), [[4, 1], [7, 2]])
     self.assertLess(large[7, 2], 0)
 
   def test_only_slices(self):
     np.save(self.path, self.x)
-    x = rows.open_npy(self.path)
+    x = embeddings.open_npy(self.path)
     for bad in (3, slice(0, 4, 2), [1, 2]):
       with self.assertRaisesRegex(TypeError, r"x\[a:b\]"):
         x[bad]
@@ -80,7 +82,7 @@ class RowsTest(parameterized.TestCase):
 
   def test_truncated_after_it_was_opened(self):
     np.save(self.path, self.x)
-    x = rows.open_npy(self.path)
+    x = embeddings.open_npy(self.path)
     self.path.write_bytes(self.path.read_bytes()[:-1])
     x[:10]
     with self.assertRaisesRegex(ValueError, "ends before row 11"):
@@ -88,7 +90,7 @@ class RowsTest(parameterized.TestCase):
 
   def _assert_refused(self, message):
     with self.assertRaisesRegex(ValueError, message) as caught:
-      rows.open_npy(self.path)
+      embeddings.open_npy(self.path)
     self.assertIn(str(self.path), str(caught.exception))
     self.assertNotIn("\n", str(caught.exception))
 
