@@ -289,6 +289,8 @@ class Agent(NamedTuple):
     optimizer: steps of training -> optimizer; None: see `engine.core`.
     place_by_place: whether `act` draws each place of a slate by a softmax of
       its own, at temperature 0 too, with propensities; else it says `ranked`.
+    fit: (params, env, users, catalogue, key) -> params, estimates from training
+      users of the simulator, in place of training; None: `init` says all.
   """
 
   init: Callable[[PRNGKey, Catalogue, Observation], Params]
@@ -305,6 +307,7 @@ class Agent(NamedTuple):
   learning: Learning | None = None
   scores: Callable[[Params, Catalogue, Observation], Array] | None = None
   place_by_place: bool = False
+  fit: Callable[..., Params] | None = None
   sequence_loss: Callable[..., tuple[Array, Array]] | None = None
   optimizer: Callable[[int], optax.GradientTransformation] | None = None
 
@@ -399,10 +402,7 @@ def permitted(active: Array, excluded: Array) -> Array:
 def usable(active: Array, scores: Array, excluded: Array) -> Array:
   """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
 
-  Args:
-    active: see `permitted`.
-    scores: float32 [N + 1].
-    excluded: see `permitted`.
+  `active` and `excluded` are those of `permitted`.
   """
   return jnp.where(permitted(active, excluded), scores, masking.NEGATIVE)
 
@@ -429,8 +429,7 @@ def draw(
     allowed: bool [M], which items may be shown.
     noise: float32 [M], standard Gumbel; None: the largest log pi rank highest.
     temperature: of the sample.
-    weighed: whether anybody weighs what is sampled, by its log-probabilities;
-      they take a pass over all items, and are 0 without.
+    weighed: whether log-probabilities are wanted, a pass over all items; or 0.
 
   Returns:
     Ranks, float32 [M], `masking.NEGATIVE` where not allowed; and the items'
@@ -466,8 +465,7 @@ def choose(
   Args:
     log_pi: float32 [N + 1], by which items are ranked.
     index: says which items may be recommended.
-    excluded: see Agent.act.
-    key: the same.
+    excluded, key: see Agent.act.
     temperature: of the draw, which is without replacement.
     slate_size: K.
     weighed: see `draw`.

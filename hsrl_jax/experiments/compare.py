@@ -191,12 +191,13 @@ def bound_rows(
   One of fewer sessions, which were not kept, has no difference.
   """
   kept, rows = measures.read(reference.workdir / SESSIONS), {}
+  agent = reference.config.agent
   for name, measured in reference.results()["policies"].items():
-    if name == REFERENCE:
+    if name == agent:
       continue
     more = None
     if f"{name}/total_reward" in kept:
-      more = difference(experiment, (reference, REFERENCE), (reference, name))
+      more = difference(experiment, (reference, agent), (reference, name))
     rows[name] = measured | {"difference": more}
   return rows
 
@@ -209,9 +210,8 @@ def entrant_row(
   row = dict(run.results()["policies"][agent])
   row["difference"] = None
   if run is not reference:
-    row["difference"] = difference(
-      experiment, (reference, REFERENCE), (run, agent)
-    )
+    own = (reference, reference.config.agent)
+    row["difference"] = difference(experiment, own, (run, agent))
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
   iterations = train.iterations * len(train.seeds)

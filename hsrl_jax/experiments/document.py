@@ -10,13 +10,19 @@ import re
 import textwrap
 from typing import Any
 
+import numpy as np
+
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import statistics
 from hsrl_jax.experiments import jobs
+from hsrl_jax.report import tables
 
 PAGE = "RESULTS.md"
 FOLDER = "results"
 TUNING = "tune"
+# Before the name of a world: the rules in it, which stand in its section.
+RULES = "rules_"
 _WIDTH = 120
 
 # The experiments in the page's order: the heading of their results, which is no
@@ -123,11 +129,19 @@ def page(folder: pathlib.Path) -> str:
   )
   contents, parts = [], []
   for experiment, (title, question) in SECTIONS.items():
-    names = [k for k, x in results.items() if x["experiment"] == experiment]
+    names = [
+      k
+      for k, x in results.items()
+      if x["experiment"] == experiment
+      and k.removeprefix(RULES) not in results.keys() - {k}
+    ]
     if names:
       contents.append(f"- {_link(title)}: {', '.join(map(_link, names))}")
       parts += [f"## {title}", _fill(question)]
-      parts += [_section(name, results[name]) for name in names]
+      for name in names:
+        parts.append(_section(name, results[name]))
+        if rules := results.get(f"{RULES}{name}"):
+          parts.append(_rules(results[name], rules))
   notes = folder / "notes.md"
   if notes.exists():
     parts.append(notes.read_text().strip())
@@ -153,6 +167,35 @@ def _section(name: str, results: dict[str, Any]) -> str:
       f"{_duration(results['seconds'])}.",
       "\n".join(("```", *results["table"], "```")),
       f"![{name}]({FOLDER}/{name}.png)",
+    )
+  )
+
+
+def _rules(world: dict[str, Any], rules: dict[str, Any]) -> str:
+  """The rules in a world: their table, and what the reference earns more.
+
+  That is paired by session where both have the same sessions, with Student's
+  interval over the seeds of the reference.
+  """
+  lines = []
+  for name, row in rules["rows"].items():
+    if row["kind"] == "rule" and rules["episodes"] == world["episodes"]:
+      reference = world["reference"]
+      own = world["rows"][reference]["total_reward"]["per_seed"]
+      earned = row["total_reward"]["mean"]
+      more = statistics.summarise([np.array([x - earned]) for x in own])
+      title = name if row["agent"] == name else f"{name} ({row['agent']})"
+      cells = " ".join(tables.cells(more))
+      lines.append(f"- {reference} less {title}: {cells}")
+  return "\n\n".join(
+    (
+      f"Rules in this world, which learn nothing:\n\n```bash\n"
+      f"{rules['command']}\n```",
+      f"Commit {rules['commit']}; took {_duration(rules['seconds'])}; "
+      "intervals over users.",
+      "\n".join(("```", *rules["table"], "```")),
+      "On the same sessions, intervals over the seeds of the trained:\n\n"
+      + "\n".join(lines),
     )
   )
 

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from hsrl_jax import files
-from hsrl_jax.agents import PUBLISHED, configure, reads
+from hsrl_jax.agents import PUBLISHED, RULES, configure, reads
 from hsrl_jax.config import Config, ExperimentConfig, TrainConfig
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.experiments import jobs
 
 REFERENCE = "hsrl"  # To which all others are compared.
+PLAYLIST = "best_playlist"  # The same for everybody.
 # Of the benchmark, by agent.
 OVERRIDES = {
   # At HSRL's 0.01 the behaviour loss decides nearly everything, and the critic,
@@ -187,6 +188,37 @@ def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
     if again := sorted(found.keys() & best):
       raise InputError(f"{where} has {again[0]} again; expected it in one file")
     found |= best
+  return found
+
+
+def best_rule(
+  trials: Mapping[str, list[Mapping[str, Any]]],
+) -> tuple[str, dict[str, Any]] | None:
+  """The rule that earned most of validation users, and by which settings.
+
+  None where no rule was tried. `PLAYLIST` is none of them: it is a row of its
+  own.
+
+  Args:
+    trials: of each agent, as the experiment `tune` leaves them.
+  """
+  tried = [
+    (name, row)
+    for name, rows in trials.items()
+    if name in RULES and name != PLAYLIST
+    for row in rows
+  ]
+  if not tried:
+    return None
+  name, row = max(tried, key=lambda x: x[1]["total_reward"]["mean"])
+  return name, dict(row["changes"])
+
+
+def tried(config: ExperimentConfig) -> dict[str, list[Mapping[str, Any]]]:
+  """Agent to its trials, of all files that `config.tuned` names."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
+  for path in config.tuned or ():
+    found |= files.read_json(pathlib.Path(path), jobs.FORMAT).get("trials", {})
   return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hsrl_jax.agents import make_agent, reads
+from hsrl_jax.agents import RULES, make_agent, reads
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.report import experiment_plots, tables
@@ -22,6 +22,29 @@ _RATES = (3e-4, 1e-2)  # The least learning rate and the largest.
 _DISCOUNTS = (0.8, 0.95)
 _ENTROPIES = (1e-3, 1e-2)  # At the start; a tenth at the end.
 _TEMPERATURES = (0.1, 0.3)
+# Of each rule, which learns nothing, the values of some settings. Of fewer
+# trials than these make, the first values of the last setting are left.
+_ESTIMATES = ("simulator", "logs")
+_OF_RULES: dict[str, dict[str, tuple]] = {
+  "capped": {
+    "worth_weight": (0.0, 1.0),
+    "rule_cap": (3, 4),
+    "rule_memory": (8, 6, 10, 12),
+  },
+  "spaced": {
+    "spacing_window": (5, 10),
+    "spacing_count": (1, 2, 3, 4),
+    "rule_estimate": _ESTIMATES,
+  },
+  "diverse": {
+    "slate_cap": (1, 2),
+    "similarity_weight": (0.0, 0.1, 0.3, 3.0),
+    "rule_estimate": _ESTIMATES,
+  },
+  "best_playlist": {
+    "playlist_cap": (0, 1, 2, 3),
+  },
+}
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -34,7 +57,8 @@ def run(experiment: jobs.Experiment) -> None:
   tried = {
     name: grid(name, experiment.config.trials)
     for name in names
-    if make_agent(entrants.agent(experiment, name), 1, items=1).learns
+    if name in RULES
+    or make_agent(entrants.agent(experiment, name), 1, items=1).learns
   }
   entries = [
     jobs.Job(f"{name}/trial_{i}", configured(experiment, name, changes))
@@ -66,9 +90,18 @@ def compared(config: ExperimentConfig) -> Collection[str]:
   return dict.fromkeys((*compare.compared(config), entrants.REFERENCE))
 
 
-def grid(agent: str, trials: int) -> list[dict[str, float]]:
-  """The settings that are tried, field to value; as many for every agent."""
+def grid(agent: str, trials: int) -> list[dict[str, Any]]:
+  """The settings that are tried, field to value; as many for every agent.
+
+  A rule has all values of its own settings, some of them where these are more.
+  """
   own, parts = reads(agent), []
+  if agent in _OF_RULES:
+    names, values = zip(*_OF_RULES[agent].items(), strict=True)
+    every = [
+      dict(zip(names, x, strict=True)) for x in itertools.product(*values)
+    ]
+    return every[:: -(-len(every) // trials)]
   if "discount" in own:
     parts.append([{"discount": x} for x in _DISCOUNTS])
     explores = [{"temperature": x, "temperature_end": x} for x in _TEMPERATURES]
@@ -90,7 +123,7 @@ def grid(agent: str, trials: int) -> list[dict[str, float]]:
 
 
 def configured(
-  experiment: jobs.Experiment, name: str, changes: Mapping[str, float]
+  experiment: jobs.Experiment, name: str, changes: Mapping[str, Any]
 ) -> Config:
   """The configuration of a trial, evaluated on the validation split."""
   config = entrants.agent(experiment, name, changes)
@@ -114,7 +147,10 @@ def table(results: Mapping[str, Any]) -> str:
         tables.interval(top["total_reward"]),
       )
     )
-    what = ", ".join(f"{k} {v:g}" for k, v in top["changes"].items())
+    what = ", ".join(
+      f"{k} {v if isinstance(v, str) else f'{v:g}'}"
+      for k, v in top["changes"].items()
+    )
     told.append(tables.filled(f"{name}: {what}"))
   head = (
     f"{results['world']}: {results['dataset']}, validation users, "

@@ -4,12 +4,16 @@ Bounds, HSRL, its twins without foresight and without an actor, other agents,
 and HSRL less some of its parts, all with the same seeds, users and luck. Beside
 each reward stands what HSRL earns more, and what the row earns above the greedy
 oracle: above 0 it takes a policy that gives up something now for later.
+
+The row `rule` is the rule, and its settings, that earned most of validation
+users in the trials of `tune`. Where rules alone are compared nothing is
+trained, and the first of them is what the others are compared with.
 """
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hsrl_jax.agents import AGENTS
+from hsrl_jax.agents import AGENTS, RULES
 from hsrl_jax.config import Config, ExperimentConfig
 from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
@@ -17,7 +21,8 @@ from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
 from hsrl_jax.report import experiment_plots, tables
 
 GREEDY = "greedy_oracle"
-KINDS = ("bound", "method", "twin", "agent", "variant")
+KINDS = ("bound", "method", "twin", "rule", "agent", "variant")
+RULE = "rule"
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -31,7 +36,8 @@ def run(experiment: jobs.Experiment) -> None:
     experiment,
     [jobs.Job(name, config) for name, (_, config) in configs.items()],
   )
-  spent, reference = jobs.seconds(experiment), runs[REFERENCE]
+  first = REFERENCE if REFERENCE in configs else next(iter(configs))
+  spent, reference = jobs.seconds(experiment), runs[first]
   rows = {
     name: row | {"kind": "bound"}
     for name, row in compare.bound_rows(experiment, reference).items()
@@ -50,21 +56,22 @@ def run(experiment: jobs.Experiment) -> None:
       experiment, reference, runs[name], spent.get(name, {})
     )
     rows[name]["kind"] = kind
+    rows[name]["agent"] = config.agent
     rows[name]["above_greedy"] = compare.difference(
       experiment, (runs[name], config.agent), greedy
     )
-  first, base = reference.results(), experiment.base
+  measured, base = reference.results(), experiment.base
   results = {
     "world": experiment.workdir.name,
-    "dataset": first["dataset"],
-    "protocol": first["protocol"],
-    "split": first["split"],
-    "episodes": first["episodes"],
+    "dataset": measured["dataset"],
+    "protocol": measured["protocol"],
+    "split": measured["split"],
+    "episodes": measured["episodes"],
     "iterations": base.train.iterations,
     "users": base.train.users,
     "resamples": experiment.config.resamples,
-    "reference": REFERENCE,
-    "simulator": first["simulator"],
+    "reference": first,
+    "simulator": measured["simulator"],
     "rows": rows,
   }
   jobs.finish(
@@ -86,27 +93,39 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     InputError: an agent or a variant is unknown.
   """
   c = experiment.config
+  agents = tuple(AGENTS) if c.agents is None else c.agents
   tuned = entrants.tuned(c)
   own = tuned.get(REFERENCE, {})
   changes = {REFERENCE: {}} | TWINS
-  found = {
-    name: ("twin" if name in TWINS else "method", config)
-    for name, config in entrants.varied(experiment, changes, own).items()
-  }
-  agents = tuple(AGENTS) if c.agents is None else c.agents
+  found, chosen = {}, entrants.best_rule(entrants.tried(c))
+  if chosen and set(RULES) & set(agents):
+    found[RULE] = ("rule", entrants.agent(experiment, *chosen))
+    agents = [x for x in agents if x not in RULES or x == entrants.PLAYLIST]
+  if not _alone(c):
+    found |= {
+      name: ("twin" if name in TWINS else "method", config)
+      for name, config in entrants.varied(experiment, changes, own).items()
+    }
   for name in compare.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
       config = entrants.agent(experiment, name, tuned.get(name))
-      found[name] = ("agent", config)
+      found[name] = ("rule" if name in RULES else "agent", config)
   for name, config in entrants.varied(experiment, _variants(c), own).items():
     key = name if name not in found else f"{REFERENCE}_{name}"
     found[key] = ("variant", config)
   return found
 
 
+def _alone(config: ExperimentConfig) -> bool:
+  """Whether rules alone are compared."""
+  return bool(config.agents) and {*config.agents} <= {*RULES}
+
+
 def _variants(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
   """What is left out, by name; all of FORESIGHT unless some are named."""
   names = FORESIGHT if config.variants is None else config.variants
+  if config.variants is None and _alone(config):
+    names = ()
   return compare.variants(names, entrants.VARIANTS | FORESIGHT)
 
 
@@ -138,11 +157,18 @@ def table(results: Mapping[str, Any]) -> str:
     )
     pairs = (row["difference"], row["above_greedy"])
     more.append((name, *tables.cells(pairs[0]), *tables.cells(pairs[1])))
+  which = [
+    f"{name} is {row['agent']}"
+    for name, row in results["rows"].items()
+    if row.get("agent", name) != name and row["kind"] == "rule"
+  ]
   note = (
     f"norm.: 0 random, 1 the best bound. {reference} +: what {reference} earns "
     "more than the row; greedy +: what the row earns more than the greedy "
     "oracle, which knows the user and does not look ahead; both paired."
   )
+  if which:
+    note = f"{', '.join(which)}. {note}"
   return "\n".join(
     (
       tables.filled(head),

@@ -60,6 +60,7 @@ def world(results: Mapping[str, Any]) -> Figure:
   kinds = {
     "method": (plots.RED, "D"),
     "twin": (plots.RED, "o"),
+    "rule": (plots.COLOURS[1], "s"),
     "variant": (plots.GREY, "o"),
   }
   figure = Figure(figsize=(6, 1.4 + 0.3 * len(names)), layout="constrained")

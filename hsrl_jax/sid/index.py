@@ -81,12 +81,16 @@ class Catalogue(NamedTuple):
     codebooks: float32 [L, V, D], what the tokens mean.
     popularity: float32 [N + 1], positive responses in the training logs; None
       where nobody asks.
+    exposures: float32 [N + 1], showings of each item there; likewise.
+    categories: bool [N + 1, C], those of each item; None: there are none.
   """
 
   features: Array
   index: SidIndex
   codebooks: Array
   popularity: Array | None = None
+  exposures: Array | None = None
+  categories: Array | None = None
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:

@@ -187,7 +187,7 @@ def capacity(
   Raises:
     InputError: there is nothing to export, or not with this capacity.
   """
-  if agent.draws:
+  if agent.draws and not agent.place_by_place:
     raise InputError(
       f"--agent={config.agent} with --mode=export; expected an agent that has "
       "a policy"
@@ -200,8 +200,8 @@ def capacity(
   if agent.fixed_items:
     if export.capacity not in (None, items):
       raise InputError(
-        f"--export_capacity={export.capacity} with --item_logits=free; "
-        f"expected {items}, since new items would have no scores"
+        f"--export_capacity={export.capacity} with --agent={config.agent}, "
+        f"which scores no new items; expected {items}, those of its training"
       )
     return items
   if export.capacity is None:

@@ -13,6 +13,7 @@ from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.data import blocks, sids, source
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import ranking
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.session_config import FITTED, WORLDS
 from hsrl_jax.sid.index import Catalogue
@@ -184,18 +185,19 @@ class Parts:
 
   @functools.cached_property
   def catalogue(self) -> Catalogue:
-    """Items, SIDs and popularity."""
+    """Items, SIDs, and what the training logs and metadata say of them."""
     c, given = self.config.quantizer, None
     if c.assignment == "plain" and self.brought:
       given = self.brought.given
     catalogue = quantize.load(self.folder("quantize"), self.items, c, given)
     logs = self.dataset.splits["train"]
-    counts = np.bincount(
-      np.asarray(logs.exposed).ravel(),
-      weights=np.asarray(logs.response).ravel(),
-      minlength=len(self.dataset.items.features),
+    shown, likes = ranking.counts(logs, len(self.dataset.items.features) - 1)
+    categories = topics_lib.of_categories(self.dataset.items.genres).categories
+    return catalogue._replace(
+      popularity=jnp.asarray(likes, jnp.float32),
+      exposures=jnp.asarray(shown, jnp.float32),
+      categories=jnp.asarray(categories) if categories.size else None,
     )
-    return catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
 
   @functools.cached_property
   def env(self) -> UserSimulator:

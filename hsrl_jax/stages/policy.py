@@ -24,6 +24,7 @@ from hsrl_jax.engine import windows as windows_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import watch as watch_lib
+from hsrl_jax.ops import sampling
 from hsrl_jax.sid import SidIndex
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -204,11 +205,27 @@ def load(
   agent = agent_of(config, env.slate_size, catalogue.index.num_items)
   inputs = core.Inputs(catalogue, users)
   if not agent.learns:
-    user = env.start(0, users).observation
-    return [agent.init(jax.random.key(seed), catalogue, user) for seed in seeds]
+    return [_unlearned(agent, env, catalogue, users, seed) for seed in seeds]
   engine = loop.make(agent, env, config.train)
   learner = training.restore(workdir / FOLDER, engine, inputs, seeds)
   return training.by_seed(learner.target_params)
+
+
+def _unlearned(
+  agent: Agent,
+  env: UserSimulator,
+  catalogue: Catalogue,
+  users: EnvParams,
+  seed: int,
+) -> Params:
+  """The parameters of an agent without training, the same every time."""
+  keys = sampling.split(jax.random.key(seed), 2)
+  user = env.start(0, users).observation
+  params = agent.init(keys[0], catalogue, user)
+  if agent.fit is None:
+    return params
+  fit = jax.jit(agent.fit, static_argnums=1)
+  return fit(params, env, users, catalogue, keys[1])
 
 
 def _curve(

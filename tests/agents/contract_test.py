@@ -76,7 +76,7 @@ def _scores(made):
     state = latent.state(params, catalogue, observation)
     embedded = latent.embeddings(params, catalogue)
     return embedded @ latent.action(params, state)
-  if agent in ("random", "wolpertinger", "cql", "planner"):
+  if agent in ("random", "wolpertinger", "cql", "planner", *agents.RULES):
     return None
   state = checks.state(params, catalogue, observation)
   if agent == "pgra":

@@ -99,6 +99,33 @@ class DocumentTest(absltest.TestCase):
       text,
     )
 
+  def test_rules_stand_in_the_section_of_their_world(self):
+    earned = {"mean": 7.0, "per_seed": [6.5, 7.5]}
+    world = {
+      "experiment": "world",
+      "episodes": 60,
+      "reference": "hsrl",
+      "rows": {"hsrl": {"kind": "method", "total_reward": earned}},
+    }
+    rule = {"kind": "rule", "agent": "spaced", "total_reward": {"mean": 8.0}}
+    bound = {"kind": "bound", "total_reward": {"mean": 9.0}}
+    rules = world | {
+      "command": "python -m hsrl_jax.launch --seeds=0",
+      "rows": {"rule": rule, "greedy_oracle": bound},
+      "table": ["rule  8.00"],
+    }
+    text = self._document(
+      self._experiment("bored", **world),
+      self._experiment("rules_bored", **rules),
+      self._experiment("rules_alone", **rules),
+    )
+    self.assertIn("- [Worlds](#worlds): [bored](#bored), [rules_alone]", text)
+    self.assertNotIn("### rules_bored", text)
+    self.assertIn("```\nrule  8.00\n```", text)
+    # -1 +- Student's 12.706 standard errors of 0.5.
+    self.assertIn("- hsrl less rule (spaced): -1.00 [-7.35, 5.35]", text)
+    self.assertNotIn("less greedy_oracle", text)
+
   def test_what_is_no_experiment(self):
     single = self._experiment("single", experiment=None)
     with self.assertRaisesRegex(InputError, "single, which holds a single run"):

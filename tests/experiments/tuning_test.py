@@ -39,7 +39,10 @@ def _tuned(*paths):
 
 
 class GridTest(parameterized.TestCase):
-  @parameterized.parameters("hsrl", "a2c", "ddpg", "td3", "sasrec")
+  @parameterized.parameters(
+    *("hsrl", "a2c", "ddpg", "td3", "sasrec"),
+    *("capped", "spaced", "diverse"),
+  )
   def test_trials_are_as_many_and_differ(self, agent):
     experiment = _experiment()
     for trials in (4, 16):

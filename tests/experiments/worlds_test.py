@@ -49,7 +49,9 @@ class EnteredTest(absltest.TestCase):
       kinds[kind].add(name)
     self.assertEqual(kinds["method"], {"hsrl"})
     self.assertEqual(kinds["twin"], {"hsrl_gamma_0", "hsrl_no_actor"})
-    self.assertEqual(kinds["agent"], set(agents.AGENTS) - {"hsrl", "random"})
+    self.assertEqual(kinds["rule"], set(agents.RULES))
+    trained = set(agents.AGENTS) - {"hsrl", "random", *agents.RULES}
+    self.assertEqual(kinds["agent"], trained)
     self.assertEqual(kinds["variant"], set(entrants.FORESIGHT))
 
   def test_some_are_named(self):
@@ -110,6 +112,35 @@ class EnteredTest(absltest.TestCase):
     self.assertNotIn("sasrec", found)
     self.assertIn("td3", found)
     self.assertIn("left out: sasrec", out.getvalue())
+
+  def test_the_rule_that_validation_users_chose(self):
+    root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
+    trials = {
+      "spaced": [({"spacing_count": 1}, 3.0), ({"spacing_count": 2}, 5.0)],
+      "diverse": [({"slate_cap": 2}, 4.0)],
+      # It stands beside whatever rule is chosen.
+      "best_playlist": [({"stay_weight": 2.0}, 9.0)],
+    }
+    found = {
+      "trials": {
+        name: [{"changes": x, "total_reward": {"mean": y}} for x, y in rows]
+        for name, rows in trials.items()
+      },
+      "best": {name: rows[-1][0] for name, rows in trials.items()},
+    }
+    path = root / "tune.json"
+    path.write_text(json.dumps(found))
+    rules = {"agents": agents.RULES, "tuned": (str(path),)}
+    alone = worlds.entered(_experiment(**rules))
+    self.assertEqual(list(alone), ["rule", "best_playlist"])
+    kind, config = alone["rule"]
+    self.assertEqual((kind, config.agent), ("rule", "spaced"))
+    self.assertEqual(config.settings.spacing_count, 2)
+    self.assertEqual(alone["best_playlist"][1].settings.stay_weight, 2.0)
+    rules["agents"] += ("td3",)
+    beside = worlds.entered(_experiment(variants=(), **rules))
+    self.assertContainsSubset({"rule", "best_playlist", "hsrl", "td3"}, beside)
+    self.assertNoCommonElements({"spaced", "diverse"}, beside)
 
   def test_names_that_are_unknown(self):
     with self.assertRaisesRegex(InputError, "agents has 'none_such'"):
