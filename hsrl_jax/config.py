@@ -409,22 +409,11 @@ class EvaluateConfig(Checked):
     split: logged sessions from which the users are drawn.
     episodes: sessions simulated for each policy and seed.
     seed: of the users' responses; the same for all policies.
-    planned: sessions of the bound `planned`, the first of `episodes`; 0: none.
-      It takes thousands of times as long as another policy's.
   """
 
   split: str = setting("test", among=SPLITS)
   episodes: int = setting(2_000, least=1)
   seed: int = seed_setting(0)
-  planned: int = setting(0, least=0)
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.require(
-      "planned",
-      self.planned <= self.episodes,
-      f"at most episodes = {self.episodes}",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -170,7 +170,6 @@ class NumbersTest(parameterized.TestCase):
         "critic_weight",
         "discount",
         "dropout",
-        "evaluate_planned",
         "evaluate_seed",
         "experiment_conservative_weights",
         "experiment_kl_weights",
