@@ -201,7 +201,6 @@ class NumbersTest(parameterized.TestCase):
         "simulator_dropout",
         "simulator_leave_threshold",
         "simulator_penalty",
-        "simulator_pessimism",
         "simulator_seed",
         "simulator_sweet_point",
         "simulator_weight_decay",
