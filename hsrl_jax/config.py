@@ -363,7 +363,7 @@ class NextItemConfig(Checked):
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
   smoothing: float = setting(0.0, least=0, most=_DROPOUT)
-  token_weight: float = setting(1.0, least=0, later=True)
+  token_weight: float = setting(1.0, least=0)
   item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
   response_weight: float = setting(10.0, least=0)

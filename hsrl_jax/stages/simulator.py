@@ -32,7 +32,7 @@ from hsrl_jax.types import Params, Sessions
 
 FOLDER = "simulator"
 GIVEN = "response.npz"  # The copy of a file with weights.
-QUALITY_FORMAT = 2  # Of quality.json; format 1 had no verdict and no number.
+QUALITY_FORMAT = 2  # Of quality.json.
 _SAVE_AFTER = 10.0  # Seconds; the state is saved after the epoch then.
 _LEAST = 1e-7  # Of a probability, so that its logit is finite.
 _TOGETHER = 4_096  # Slates that the click model is asked about at once.

@@ -157,6 +157,7 @@ class RowsTest(absltest.TestCase):
         rewards = bounds | {job.config.agent: own}
         np.savez(
           folder / SESSIONS,
+          format=1,
           user=USERS,
           **{f"{k}/total_reward": x for k, x in rewards.items()},
         )
