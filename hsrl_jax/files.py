@@ -51,10 +51,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: pathlib.Path, known: int) -> Any:
+def read_json(path: pathlib.Path, expected: int) -> Any:
   """Reads an object with a `format`; see `check_format`."""
   value = json.loads(path.read_text())
-  check_format(path, value.get("format", 1), known)
+  check_format(path, value.get("format"), expected)
   return value
 
 
@@ -65,30 +65,32 @@ def write_npz(path: pathlib.Path, number: int, **arrays: Any) -> None:
   write_atomic(path, buffer.getvalue())
 
 
-def read_npz(path: pathlib.Path, known: int) -> dict[str, np.ndarray]:
+def read_npz(path: pathlib.Path, expected: int) -> dict[str, np.ndarray]:
   """Reads arrays, one of which is `format`; see `check_format`."""
   # Opened here, since numpy leaves a damaged file open.
   with path.open("rb") as file, np.load(file) as saved:
     arrays = dict(saved)
-  check_format(path, int(arrays.get("format", 1)), known)
+  number = int(arrays["format"]) if "format" in arrays else None
+  check_format(path, number, expected)
   return arrays
 
 
-def check_format(path: pathlib.Path, number: int, known: int) -> None:
-  """Checks the version number that a file was written with.
+def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:
+  """Checks the number of the format that a file was written in.
 
   Args:
     path: of the file.
-    number: of the format; 1 where it was written before there were numbers.
-    known: the newest that this version of hsrl_jax reads.
+    number: of its format; None where it has none.
+    expected: the number that this version of hsrl_jax writes and reads.
 
   Raises:
-    InputError: the file is of a newer version.
+    InputError: the file has another number, or none.
   """
-  if number > known:
+  if number != expected:
+    has = "no number of a format" if number is None else f"format {number}"
     raise InputError(
-      f"{path} has format {number}; expected at most {known}: it is of a newer "
-      "hsrl_jax, update this one"
+      f"{path} has {has}; expected {expected}: another version of hsrl_jax "
+      "wrote it, use that one or make it again"
     )
 
 

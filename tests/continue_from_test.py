@@ -33,8 +33,8 @@ TOY = (
   "--simulator_epochs=1",
   "--evaluate_episodes=4",
 )
-# A click model that has statistics of the logs, and two networks.
-BLENDED = ("--simulator_click_model=blended", "--simulator_ensemble=2")
+# A click model that has statistics of the logs.
+BLENDED = ("--simulator_click_model=blended",)
 SUPERVISED = (
   "--width=8",
   "--layers=1",

@@ -374,8 +374,7 @@ def sentences(results: Mapping) -> list[str]:
     if parts:
       said.append(f"{results['agent']}, {label}: {'; '.join(parts)}.")
   over_popularity = differences.get("popularity", {}).get("recall@10")
-  # Results of older versions do not tell `ranks_next`.
-  for_reward = not results.get("ranks_next", True)
+  for_reward = not results["ranks_next"]
   if for_reward and over_popularity and over_popularity["ci95"][0] <= 0:
     said.append(
       f"{results['agent']} was trained for reward. To find what users like "

@@ -15,7 +15,7 @@ from hsrl_jax.evaluation import bounds, statistics
 from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.sid import SidIndex
 
-RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.
+RESULTS_FORMAT = 2  # Of a run's results.json.
 SESSIONS_FORMAT = 1  # Of sessions.npz.
 ABOVE_GREEDY = "above_greedy"
 
@@ -111,7 +111,7 @@ def report(
   Args:
     policies: name to the sessions of each seed; with `random` and
       `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
-      `normalised`. A policy may have fewer sessions, the first ones.
+      `normalised`.
     user: int [E], the user of each session; None: each is of its own.
     items: in the catalogue; None: no totals.
 
@@ -126,9 +126,8 @@ def report(
   greedy = np.asarray(policies["greedy_oracle"][0].total_reward, np.float64)
   table = {}
   for policy, seeds in policies.items():
-    own = None if user is None else user[: len(seeds[0].depth)]
     table[policy] = {
-      name: statistics.summarise([measure.of(x) for x in seeds], own)
+      name: statistics.summarise([measure.of(x) for x in seeds], user)
       for name, measure in MEASURES.items()
       if measure.label is not None
     }
@@ -139,9 +138,9 @@ def report(
         table[policy][name]["ci95"] = [None, None]
     rewards = [x.total_reward for x in seeds]
     table[policy][ABOVE_GREEDY] = statistics.summarise(
-      [x - greedy[: len(x)] for x in rewards], own
+      [x - greedy for x in rewards], user
     )
-    table[policy]["normalised"] = bounds.normalised(rewards, earned, own)
+    table[policy]["normalised"] = bounds.normalised(rewards, earned, user)
   return table
 
 

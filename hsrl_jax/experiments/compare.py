@@ -186,20 +186,15 @@ def held_out_of(
 def bound_rows(
   experiment: jobs.Experiment, reference: Run
 ) -> dict[str, dict[str, Any]]:
-  """The rows of the policies that were evaluated beside the reference's.
-
-  One of fewer sessions, which were not kept, has no difference.
-  """
-  kept, rows = measures.read(reference.workdir / SESSIONS), {}
+  """The rows of the policies that were evaluated beside the reference's."""
   agent = reference.config.agent
-  for name, measured in reference.results()["policies"].items():
-    if name == agent:
-      continue
-    more = None
-    if f"{name}/total_reward" in kept:
-      more = difference(experiment, (reference, agent), (reference, name))
-    rows[name] = measured | {"difference": more}
-  return rows
+  mine = (reference, agent)
+  return {
+    name: measured
+    | {"difference": difference(experiment, mine, (reference, name))}
+    for name, measured in reference.results()["policies"].items()
+    if name != agent
+  }
 
 
 def entrant_row(

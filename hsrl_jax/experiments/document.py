@@ -5,6 +5,7 @@ copied to `results/` below --workdir, under the name of its folder; the page is
 then written from that folder alone: contents, sections and its `notes.md`.
 """
 
+import json
 import pathlib
 import re
 import textwrap
@@ -97,7 +98,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
   try:
-    results = files.read_json(workdir / "results.json", jobs.FORMAT)
+    results = json.loads((workdir / "results.json").read_text())
     picture = (workdir / "plot.png").read_bytes()
     known = results.get("experiment") in (*SECTIONS, TUNING)
   except (OSError, ValueError) as error:
@@ -110,6 +111,8 @@ def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
       f"--experiment_workdirs has {workdir}, which holds a single run; "
       f"expected one of the experiments {', '.join((*SECTIONS, TUNING))}"
     )
+  number = results.get("format")
+  files.check_format(workdir / "results.json", number, jobs.FORMAT)
   if results["experiment"] == TUNING:  # Kept, and on no page.
     folder = folder / "tuning"
   files.write_json(folder / f"{workdir.name}.json", results)

@@ -44,10 +44,8 @@ def run(experiment: jobs.Experiment) -> None:
   }
   greedy = (reference, GREEDY)
   for name, row in rows.items():
-    row.setdefault("above_greedy", None)
-    if name == GREEDY:
-      row["above_greedy"] = None
-    elif row["difference"]:
+    row["above_greedy"] = None
+    if name != GREEDY:
       row["above_greedy"] = compare.difference(
         experiment, (reference, name), greedy
       )

@@ -283,7 +283,6 @@ def _page(
     simulator=results["simulator"],
     no_rates=verdict.NO_RATES,
     quality=_QUALITY,
-    # Runs of older versions have simulated sessions alone.
     lists=[x for x in examples if "recommended" in x],
     sessions=[x for x in examples if "steps" in x],
     history_shown=_HISTORY,

@@ -23,8 +23,6 @@ from hsrl_jax.serving import catalogue as catalogue_lib
 from hsrl_jax.serving.catalogue import ServedCatalogue
 
 FORMAT = 2
-# Sizes that exports of format 1 lack: they see no session and no tags.
-SINCE_2 = {"shown": 0, "tags": 0}
 MANIFEST = "manifest.json"
 POINTER = "current"
 VERSIONS = "versions"
@@ -33,7 +31,7 @@ SIZES = (
   *("history", "profile", "seen", "slate", "levels", "vocab_size"),
   *("capacity", "features", "shown", "tags"),
 )
-_MAY_BE_ZERO = ("profile", "seen", "shown", "tags")
+_MAY_BE_ZERO = ("profile", "seen", "shown")
 _LARGEST = 2**24  # Bytes of a manifest, at most.
 _KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
@@ -171,17 +169,11 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     version = values["format"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise unreadable(path, error) from error
-  if version not in (1, FORMAT):
-    raise InputError(
-      f"{path} has format {version}; expected 1 or {FORMAT}: export again, or "
-      "serve it with the version of hsrl_jax that wrote it"
-    )
+  files.check_format(path, version, FORMAT)
   try:
-    old = SINCE_2 if version == 1 else {}
     manifest = Manifest(
       **values
       | {
-        "sizes": old | values["sizes"],
         "files": {role: File(**values["files"][role]) for role in ROLES},
         "batch_sizes": tuple(values["batch_sizes"]),
         "platforms": tuple(values["platforms"]),

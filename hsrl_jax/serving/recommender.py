@@ -28,9 +28,6 @@ from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.serving.request import Query
 
-# Of exports of format 1, which take no more of a request.
-_OLD_NAMES = ("profile", "history", "seen")
-
 
 class Recommendations(NamedTuple):
   """K items for each of n users, best first; fewer where fewer may be shown.
@@ -60,14 +57,11 @@ class Signature(NamedTuple):
     policy: shape and dtype of each parameter, by name.
     catalogue: shape and dtype of each array of the catalogue, by name.
     sizes: those of a request and of its answer, named as in a manifest.
-    old: whether it is of format 1, whose requests are profile, history and
-      seen alone.
   """
 
   policy: dict[str, jax.ShapeDtypeStruct]
   catalogue: dict[str, jax.ShapeDtypeStruct]
   sizes: dict[str, int]
-  old: bool
 
   def check(self, folder: pathlib.Path, manifest: folder_lib.Manifest) -> None:
     """Raises InputError if a manifest has other sizes than the artefact."""
@@ -281,12 +275,8 @@ class Recommender:
     for number, rows in enumerate(jax.tree.leaves(padded)):
       for row, leaves in enumerate(of_each):
         rows[row] = leaves[number]
-    decoded = self._decoders[batch](
-      self._policy, self._arrays, *_request(padded, self._inputs.old)
-    )
+    decoded = self._decoders[batch](self._policy, self._arrays, padded.inputs())
     slates = [np.asarray(x)[:count] for x in decoded]
-    if self._inputs.old:  # It draws nothing.
-      slates.append(slates[-1].astype(np.float32))
     return _first(Recommendations(*slates), padded.k[:count])
 
   def recommend(
@@ -367,19 +357,15 @@ def _read_decode(
   artefact = folder_lib.read_file(folder, manifest, "decode")
   try:
     exported = export.deserialize(bytearray(artefact))
-    (policy, catalogue, *request), _ = jax.tree.unflatten(
+    (policy, catalogue, request), _ = jax.tree.unflatten(
       exported.in_tree, exported.in_avals
     )
-    old = len(request) > 1
-    if old:
-      rows = dict(zip(_OLD_NAMES, request, strict=True))
-    else:
-      rows = {name: request[0][name] for name in _OLD_NAMES}
-      rows["shown"] = request[0]["earlier"]["items"]
-      rows["tags"] = request[0]["allow"]["include"]
+    rows = {name: request[name] for name in ("profile", "history", "seen")}
+    rows["shown"] = request["earlier"]["items"]
+    rows["tags"] = request["allow"]["include"]
     sizes = {name: row.shape[1] for name, row in rows.items()}
     sizes["slate"] = exported.out_avals[0].shape[1]
-    inputs = Signature(policy, catalogue, sizes, old)
+    inputs = Signature(policy, catalogue, sizes)
   except Exception as error:  # Of another version of jax, say.
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
@@ -401,13 +387,11 @@ def _compile(
   )
 
   def compiled(batch: int) -> Callable:
-    # Of the tags' words the artefact says how many; format 1 has no sizes.
-    sizes = folder_lib.SINCE_2 | inputs.sizes
     rows = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-      _request(request_lib.padding(sizes, batch), inputs.old),
+      request_lib.padding(inputs.sizes, batch).inputs(),
     )
-    return jax.jit(exported.call).lower(*arrays, *rows).compile()
+    return jax.jit(exported.call).lower(*arrays, rows).compile()
 
   # XLA compiles without the GIL.
   with concurrent.futures.ThreadPoolExecutor(
@@ -423,13 +407,6 @@ def _trim() -> None:
   """
   with contextlib.suppress(AttributeError):  # Another C library.
     ctypes.CDLL(None).malloc_trim(0)
-
-
-def _request(query: Query, old: bool) -> tuple[Any, ...]:
-  """The arguments of the exported function after policy and catalogue."""
-  if old:
-    return tuple(getattr(query, name) for name in _OLD_NAMES)
-  return (query.inputs(),)
 
 
 def _first(slates: Recommendations, k: np.ndarray) -> Recommendations:

@@ -16,7 +16,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 # Below, scores divided by it have no digits left; above, all draws are alike.
 _TEMPERATURES = (1e-3, 1e3)
 _USUAL = frozenset((0, 1))  # Responses; others are looked at one by one.
-_OLD = "which this export, of an older version, cannot: run --mode=export again"
 
 
 class Query(NamedTuple):
@@ -84,7 +83,7 @@ def padding(sizes: Mapping[str, int], *batch: int) -> Query:
 def make(
   sizes: Mapping[str, int],
   known: bytes,
-  tags: tags_lib.Tags | None,
+  tags: tags_lib.Tags,
   history: Sequence[int],
   profile: Sequence[float],
   seen: Sequence[int],
@@ -101,7 +100,7 @@ def make(
   Args:
     sizes: of the manifest.
     known: of the catalogue's index, a byte for each id from 0.
-    tags: of the catalogue; None where the export takes none.
+    tags: of the catalogue.
     history: see Recommender.query, like all that follow.
     profile: the same.
     seen: the same.
@@ -137,14 +136,12 @@ def make(
     padded = padded._replace(earlier=_shown(known, earlier, padded.earlier))
   if temperature:
     padded = padded._replace(
-      temperature=_temperature(temperature, drawn=tags is not None),
+      temperature=_temperature(temperature),
       seed=np.frombuffer(os.urandom(8), np.uint32),
     )
   if k is not None:
     padded = padded._replace(k=_count(k, sizes["slate"]))
   if len(include) or len(exclude) or since is not None:
-    if tags is None:
-      raise InputError(f"include, exclude or since is given, {_OLD}")
     allow = tags.allow(include, exclude, since)
     padded = padded._replace(allow=allow)
   return padded
@@ -171,15 +168,13 @@ def _number(what: str, value: Any) -> float:
   return value
 
 
-def _temperature(value: Any, drawn: bool) -> np.ndarray:
+def _temperature(value: Any) -> np.ndarray:
   number, (least, most) = _number("temperature is", value), _TEMPERATURES
   if not least <= number <= most:
     raise InputError(
       f"temperature is {short(value)}; expected 0 for the best slate, or a "
       f"number from {least:g} to {most:g}"
     )
-  if not drawn:
-    raise InputError(f"temperature is {short(value)}, {_OLD}")
   return np.float32(number)
 
 

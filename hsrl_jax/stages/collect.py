@@ -29,13 +29,13 @@ from hsrl_jax.serving.catalogue import ServedCatalogue
 
 SESSIONS = "sessions.parquet"  # A folder, which parquet reads as one table.
 ITEMS = "items.parquet"
-# Its columns beside item_id, and what older files have in those they lack.
+# Its columns beside item_id.
 _ABOUT = {
-  "title": (pa.string(), ""),
-  "genres": (pa.string(), ""),
-  "tags": (pa.list_(pa.string()), []),
-  "added": (pa.int64(), 0),
-  "feature": (pa.list_(pa.float32()), []),
+  "title": pa.string(),
+  "genres": pa.string(),
+  "tags": pa.list_(pa.string()),
+  "added": pa.int64(),
+  "feature": pa.list_(pa.float32()),
 }
 _NAME = re.compile(r"part-([0-9a-f]{8})-(\d{12})-(\d{12})\.parquet")
 _ROWS = 10_000  # Slates that are held in memory at once.
@@ -268,20 +268,19 @@ def _items(
   Args:
     catalogue: of an export.
     about: it; `topics` of the features are no item's own, and those tags are
-      genres that `genres` names: all of them in exports that do not say.
+      genres that `genres` names.
   """
   width = catalogue.features.shape[1] - about.get("topics", 0)
-  tags = catalogue.tags
-  genres = set(about.get("genres", tags.names if tags else ()))
+  tags, genres = catalogue.tags, set(about.get("genres", ()))
   rows = np.flatnonzero(np.asarray(catalogue.index.known))
   items = {}
   for row in rows[rows > 0]:
-    names = tags.of(row) if tags else []
+    names = tags.of(row)
     items[catalogue.item_ids.of(row)] = (
       catalogue.titles.of(row),
       "|".join(x for x in names if x in genres),
       [x for x in names if x not in genres],
-      int(tags.added[row]) if tags else 0,
+      int(tags.added[row]),
       catalogue.features[row, :width].tolist(),
     )
   return items
@@ -293,12 +292,8 @@ def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
   if path.exists():
     with reading(path, "what --mode=collect wrote"):
       table = pyarrow.parquet.read_table(path).to_pydict()
-    ids = table["item_id"]
-    columns = (
-      table.get(name, [default] * len(ids))
-      for name, (_, default) in _ABOUT.items()
-    )
-    before = dict(zip(ids, zip(*columns, strict=True), strict=True))
+      columns = zip(*(table[name] for name in _ABOUT), strict=True)
+      before = dict(zip(table["item_id"], columns, strict=True))
   merged = before | items  # Numbers of items stay: old ones come first.
   if merged != before:
     columns = zip(
@@ -307,7 +302,7 @@ def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
     table = pa.table(
       {
         "item_id": pa.array(merged, pa.string()),
-        **{name: pa.array(x, kind) for (name, (kind, _)), x in columns},
+        **{name: pa.array(x, kind) for (name, kind), x in columns},
       }
     )
     sink = pa.BufferOutputStream()

@@ -39,8 +39,7 @@ def decoder(
   Args:
     agent: acts.
     params: of the agent, for their structure.
-    catalogue: for the structure of its index. One without tags makes a function
-      that asks nothing of the items.
+    catalogue: for the structure of its index.
 
   Returns:
     ({name: parameter}, {name: array of the catalogue}, the fields of
@@ -60,11 +59,7 @@ def decoder(
     items = Catalogue(
       arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
-    has_tags = "tags" in arrays
     permitted = functools.partial(_permitted, arrays)
-
-    def free(request):
-      return _act(agent, params, items, request)
 
     def exact(request):
       every = jnp.arange(len(index.active))
@@ -83,12 +78,11 @@ def decoder(
       return _act(agent, params, items._replace(index=own), request)
 
     act = bounded if agent.beams else exact
-    actions = jax.vmap(act if has_tags else free)(request)
+    actions = jax.vmap(act)(request)
     slate = _drawn(actions, request)
     # An id of 0 is not active.
     valid = index.active[slate.items]
-    if has_tags:
-      valid &= jax.vmap(permitted)(slate.items, request)
+    valid &= jax.vmap(permitted)(slate.items, request)
     seen = request["seen"][:, None]
     valid &= ~(slate.items[..., None] == seen).any(-1)
     shown = jnp.where(valid, slate.items, 0)

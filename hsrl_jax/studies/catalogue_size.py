@@ -243,9 +243,8 @@ def outdated(row: dict[str, Any], limits: ExperimentConfig) -> bool:
   """
   if not row.get("left_out"):
     return False
-  # Rows that were left out before `needs` was kept are measured again.
-  needs = row.get("needs", {})
-  return all(getattr(limits, limit) >= x for limit, x in needs.items())
+  needs = row["needs"].items()
+  return all(getattr(limits, limit) >= x for limit, x in needs)
 
 
 def run(experiment: jobs.Experiment) -> dict[str, Any]:

@@ -40,7 +40,6 @@ def write(
   folder: pathlib.Path,
   items: int,
   batch_sizes=(8,),
-  has_tags: bool = True,
   **overrides,
 ) -> Live:
   """Writes an export with 50 beams, d 32, 2 layers.
@@ -49,7 +48,6 @@ def write(
     folder: of the export.
     items: in the catalogue, which has room for one in 100 more.
     batch_sizes: of the export.
-    has_tags: whether requests may ask for tags.
     **overrides: see `agents.configure`.
   """
   rng = np.random.default_rng(0)
@@ -67,8 +65,6 @@ def write(
     ["", *(f"Item number {i}" for i in range(1, items + 1))],
     capacity=items + items // 100,
   )
-  if not has_tags:
-    catalogue = catalogue._replace(tags=None)
   config = agents.configure(
     Config(quantizer=QuantizerConfig(LEVELS, VOCAB)),
     agents.DEFAULT,

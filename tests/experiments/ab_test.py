@@ -168,8 +168,9 @@ class RunTest(absltest.TestCase):
     """A folder as an evaluated run leaves it."""
     folder = self.folder / name
     folder.mkdir()
-    np.savez(folder / SESSIONS, **self.sessions | changed)
-    facts = {"dataset": "toy", "protocol": "paper", "split": "test"}
+    np.savez(folder / SESSIONS, format=1, **self.sessions | changed)
+    facts = {"format": 2, "dataset": "toy", "protocol": "paper"}
+    facts["split"] = "test"
     files.write_json(
       folder / "results.json", facts | {"episodes": 60, "agent": "hsrl"}
     )

@@ -233,7 +233,7 @@ class RowsTest(absltest.TestCase):
           f"{x}/total_reward": self.rewards[job.name, x] for x in names
         }
         user = np.repeat(np.arange(30), 2)
-        np.savez(folder / SESSIONS, user=user, **sessions)
+        np.savez(folder / SESSIONS, format=1, user=user, **sessions)
         runs[job.name] = _Evaluated(config=job.config, workdir=folder)
       return runs
 

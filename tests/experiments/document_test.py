@@ -13,6 +13,7 @@ from hsrl_jax.experiments import document, jobs
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 RESULTS = {
+  "format": 1,
   "experiment": "ablation",
   "command": "python -m hsrl_jax.launch --flagfile=a.flags",
   "commit": "0123abcd",
@@ -127,7 +128,7 @@ class DocumentTest(absltest.TestCase):
     self.assertNotIn("less greedy_oracle", text)
 
   def test_what_is_no_experiment(self):
-    single = self._experiment("single", experiment=None)
+    single = self._experiment("single", experiment=None, format=2)
     with self.assertRaisesRegex(InputError, "single, which holds a single run"):
       self._document(single)
     with self.assertRaisesRegex(InputError, "missing, which cannot be read"):

@@ -147,7 +147,7 @@ class RunTest(absltest.TestCase):
     self.assertCountEqual(tuning.compared(config), ["td3", "hsrl"])
 
   def test_a_file_of_something_else(self):
-    self.path.write_text("{}")
+    self.path.write_text('{"format": 1}')
     with self.assertRaisesRegex(InputError, "lacks 'best'; expected .* tune"):
       _tuned(self.path)
     with self.assertRaisesRegex(InputError, "is missing; expected"):
@@ -155,7 +155,7 @@ class RunTest(absltest.TestCase):
 
   def test_agents_of_two_files(self):
     other = self.path.with_name("other.json")
-    other.write_text('{"best": {"planner": {"discount": 0.8}}}')
+    other.write_text('{"format": 1, "best": {"planner": {"discount": 0.8}}}')
     best = self.found["best"] | {"planner": {"discount": 0.8}}
     self.assertEqual(_tuned(self.path, other), best)
     with self.assertRaisesRegex(InputError, "other.json has planner again"):

@@ -173,21 +173,6 @@ class DrawnTest(parameterized.TestCase):
       with self.assertRaisesRegex(InputError, what):
         recommender.query(HISTORY, PROFILE, **bad)
 
-  def test_format_1_draws_nothing(self):
-    folder = pathlib.Path(__file__).parent / "format_1"
-    recommender = serving.load(folder, [4])
-    query = recommender.query([1], [0.0] * 4, earlier=[([1, 2], [0, 1])], k=1)
-    slate = recommender.decode([query])
-    self.assertEqual(slate.propensity.tolist(), [[1.0, 0.0, 0.0]])
-    for given in (
-      dict(temperature=1.0),
-      dict(include=["x"]),
-      dict(exclude=["x"]),
-      dict(since=3),
-    ):
-      with self.assertRaisesRegex(InputError, "run --mode=export again"):
-        recommender.query([1], [0.0] * 4, **given)
-
 
 if __name__ == "__main__":
   absltest.main()

@@ -100,17 +100,6 @@ class VersionsTest(_WithFolder):
       self.assertEqual(status, 2 if err else 0)
       self.assertLessEqual(len(err.splitlines()), 1)
 
-  def test_a_single_export_becomes_version_1(self):
-    shutil.copytree(self.exports[0], self.folder)
-    plain = serving.load(self.folder, [1])
-    self.assertEqual(_publish(self.folder, self.exports[1]), 2)
-    names = {path.name for path in self.folder.iterdir()}
-    self.assertEqual(names, {"versions", "current"})
-    self.assertEqual(self._policy(self.folder), self._policy(self.exports[1]))
-    self.assertEqual(versions.rollback(self.folder), 1)
-    again = serving.load(self.folder, [1])
-    self.assertEqual(again.manifest, plain.manifest)
-
   def test_a_catalogue_is_of_the_version_that_is_served(self):
     for export in self.exports:
       _publish(self.folder, export)

@@ -163,26 +163,6 @@ class CollectTest(parameterized.TestCase):
     self.assertEqual(tags, [["region=eu", "tea"], *[[]] * 39, ["x;y"]])
     self.assertEqual(items["added"].to_pylist(), [0] * 40 + [1])
 
-  def test_exports_that_do_not_say_which_tags_are_genres(self):
-    self.export = self.folder / "export"
-    shutil.copytree(type(self).export, self.export)
-    self.say(self.export)
-    self._show("a")
-    self._answer("a", [0, 1])
-    self.assertEqual(self._collect()[0], 0)
-    path = self.logs / "slates_2" / collect.ITEMS
-    items = pyarrow.parquet.read_table(path)
-    self.assertEqual(items["genres"][0].as_py(), "hot|region=eu|tea")
-    self.assertEqual(items["tags"].to_pylist(), [[]] * 41)
-    # What an older version collected has neither tags nor times.
-    pyarrow.parquet.write_table(items.drop_columns(["tags", "added"]), path)
-    self._show("b")
-    self._answer("b", [0, 1])
-    self.say(self.export, genres=["cold"])
-    self.assertEqual(self._collect()[0], 0)
-    items = pyarrow.parquet.read_table(path)
-    self.assertEqual(items["tags"][0].as_py(), ["hot", "region=eu", "tea"])
-
   def test_partial_feedback_waits_and_then_takes_no_more(self):
     self._show("a", time=time.time())
     self._answer("a", [1, None])

@@ -124,12 +124,6 @@ class RunTest(absltest.TestCase):
     self.assertEqual(self.jobs, ["free"])  # What is measured stays.
     self.assertIsNone(rows["hsrl"]["left_out"])
 
-  def test_rows_of_older_versions_that_were_left_out_are_measured(self):
-    old = {"left_out": "training needs 14 GB, above the limit of 12"}
-    config = self.experiment.config
-    self.assertTrue(catalogue_size.outdated(old, config))
-    self.assertFalse(catalogue_size.outdated({"left_out": None}, config))
-
   def test_rewards_are_normalised_at_their_size(self):
     row = self.run_with()["features"]
     np.testing.assert_allclose(row["normalised"]["per_seed"], [0.5, 0.25])

@@ -18,7 +18,7 @@ class ContinuedSettings(base.ActorCriticSettings):
   """
 
   kl_weight: float = setting(5.0, least=0)
-  logged_share: float = setting(0.0, least=0, below=1, later=True)
+  logged_share: float = setting(0.0, least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +62,9 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   choices: str = setting("tokens", among=("tokens", "items"))
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
-  item_prior: bool = setting(False, later=True)
+  item_prior: bool = setting(False)
   repeat_penalty: float = setting(3.0, least=0)
-  lately_penalty: float = setting(0.3, least=0, later=True)
+  lately_penalty: float = setting(0.3, least=0)
 
   def __post_init__(self):
     super().__post_init__()
