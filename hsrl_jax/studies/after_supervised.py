@@ -1,4 +1,4 @@
-"""Experiment `after_supervised`: does RL help or hurt a supervised policy?
+"""Study `after_supervised`: does RL help or hurt a supervised policy?
 
 HSRL is trained on what users of the logs liked next. From there it goes on by
 RL in a simulator of the same logs, held to the policy that it started from by a
@@ -23,6 +23,7 @@ from hsrl_jax.experiments import compare, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
 from hsrl_jax.stages.run import Run
+from hsrl_jax.studies.registry import AfterSupervised
 
 START = "supervised"
 # What comes before the names of a policy's rows: changes to NextItemConfig.
@@ -41,7 +42,7 @@ def run(experiment: jobs.Experiment) -> None:
   """
   if Run(experiment.base, experiment.workdir).without_slates:
     raise InputError(
-      "--mode=after_supervised needs logged slates, on which policies are "
+      "--study=after_supervised needs logged slates, on which policies are "
       "measured; expected another --dataset"
     )
   starts, rows = {}, {}
@@ -86,6 +87,12 @@ def run(experiment: jobs.Experiment) -> None:
     },
   }
   jobs.finish(experiment, results, table(results), figure(results))
+
+
+def compared(config: AfterSupervised) -> tuple[str]:
+  """The agents that the study trains."""
+  del config
+  return (REFERENCE,)
 
 
 def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Experiment `catalogue_size`: reward, time and memory, 10^3 to 10^6 items.
+"""Study `catalogue_size`: reward, time and memory, 10^3 to 10^6 items.
 
 The users and their click model are those of the dataset. A smaller catalogue is
 a random part of its items, and what a history has of the others is replaced by
@@ -28,17 +28,20 @@ import numpy as np
 from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import ActionSpace
-from hsrl_jax.config import EvaluateConfig, ExperimentConfig
+from hsrl_jax.config import EvaluateConfig
 from hsrl_jax.engine import core, loop
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import entrants, jobs
-from hsrl_jax.experiments.entrants import LABELS, POLICIES
-from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.report import tables
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, quantizer_fit
+from hsrl_jax.studies import growing, plots
+from hsrl_jax.studies.growing import LABELS, POLICIES
+from hsrl_jax.studies.registry import CatalogueSize
 
+compared = growing.compared
 _SCORES = 50_000_000  # Numbers that the evaluation holds for each array.
 _DECISIONS = 20
 _LARGEST_STEP = 0.5  # Of a mixture: how far it is from the first item.
@@ -234,7 +237,7 @@ def measure(
   return row
 
 
-def outdated(row: dict[str, Any], limits: ExperimentConfig) -> bool:
+def outdated(row: dict[str, Any], limits: CatalogueSize) -> bool:
   """Whether a row was left out by a limit that would now be enough.
 
   Args:
@@ -282,7 +285,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     experiment,
     results,
     table(results),
-    experiment_plots.catalogue_size(results, LABELS),
+    plots.catalogue_size(results, LABELS),
   )
   return results
 

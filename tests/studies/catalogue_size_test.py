@@ -15,8 +15,8 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
-from hsrl_jax.report import experiment_plots
-from hsrl_jax.studies import catalogue_size
+from hsrl_jax.studies import catalogue_size, plots
+from hsrl_jax.studies.registry import CatalogueSize
 from tests import toy
 
 SIZES = (64, 160)
@@ -76,7 +76,7 @@ class RunTest(absltest.TestCase):
     self.experiment = jobs.Experiment(
       "catalogue_size",
       BASE,
-      config_lib.ExperimentConfig(sizes=(100,)),
+      CatalogueSize(sizes=(100,)),
       pathlib.Path(folder),
       "command",
     )
@@ -150,7 +150,7 @@ class RunTest(absltest.TestCase):
     results |= {"dataset": "toy", "protocol": "paper", "iterations": 8}
     text = catalogue_size.table(results | {"episodes": {"64": 30}})
     self.assertEqual(text.splitlines()[-1].split()[2:4], ["-", "-"])
-    experiment_plots.catalogue_size(results, {"hsrl": "HSRL"})
+    plots.catalogue_size(results, {"hsrl": "HSRL"})
 
   def test_the_table_fits_a_terminal(self):
     rows = [*self.run_with().values()]
@@ -186,7 +186,7 @@ class WholeTest(absltest.TestCase):
     cls.experiment = jobs.Experiment(
       "catalogue_size",
       BASE,
-      config_lib.ExperimentConfig(sizes=SIZES),
+      CatalogueSize(sizes=SIZES),
       pathlib.Path(folder.name),
       "command",
     )

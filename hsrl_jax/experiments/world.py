@@ -10,10 +10,11 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from hsrl_jax.agents import AGENTS
-from hsrl_jax.config import Config, ExperimentConfig
+from hsrl_jax.config import Config
 from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
+from hsrl_jax.experiments.registry import World
 from hsrl_jax.report import experiment_plots, tables
 
 GREEDY = "greedy_oracle"
@@ -72,7 +73,7 @@ def run(experiment: jobs.Experiment) -> None:
   )
 
 
-def compared(config: ExperimentConfig) -> Collection[str]:
+def compared(config: World) -> Collection[str]:
   """The agents that the experiment trains."""
   agents = tuple(AGENTS) if config.agents is None else config.agents
   changes = _variants(config).values()
@@ -86,7 +87,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     InputError: an agent or a variant is unknown.
   """
   c = experiment.config
-  tuned = entrants.tuned(c)
+  tuned = entrants.tuned(c.tuned)
   own = tuned.get(REFERENCE, {})
   changes = {REFERENCE: {}} | TWINS
   found = {
@@ -94,7 +95,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     for name, config in entrants.varied(experiment, changes, own).items()
   }
   agents = tuple(AGENTS) if c.agents is None else c.agents
-  for name in compare.able(experiment, agents):
+  for name in entrants.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
       config = entrants.agent(experiment, name, tuned.get(name))
       found[name] = ("agent", config)
@@ -104,10 +105,10 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   return found
 
 
-def _variants(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
+def _variants(config: World) -> dict[str, Mapping[str, Any]]:
   """What is left out, by name; all of FORESIGHT unless some are named."""
   names = FORESIGHT if config.variants is None else config.variants
-  return compare.variants(names, entrants.VARIANTS | FORESIGHT)
+  return entrants.variants(names, entrants.VARIANTS | FORESIGHT)
 
 
 def ranked(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

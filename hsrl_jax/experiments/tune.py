@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from hsrl_jax.agents import make_agent, reads
-from hsrl_jax.config import Config, ExperimentConfig
-from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.agents import AGENTS, make_agent, reads
+from hsrl_jax.config import Config
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.registry import Tune
 from hsrl_jax.report import experiment_plots, tables
 
 _RATES = (3e-4, 1e-2)  # The least learning rate and the largest.
@@ -30,7 +31,7 @@ def run(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: an agent is unknown.
   """
-  names = compare.able(experiment, compare.compared(experiment.config))
+  names = entrants.able(experiment, _agents(experiment.config))
   tried = {
     name: grid(name, experiment.config.trials)
     for name in names
@@ -61,9 +62,14 @@ def run(experiment: jobs.Experiment) -> None:
   )
 
 
-def compared(config: ExperimentConfig) -> Collection[str]:
+def compared(config: Tune) -> Collection[str]:
   """The agents that are tuned, and HSRL, whose flagfile they are tuned in."""
-  return dict.fromkeys((*compare.compared(config), entrants.REFERENCE))
+  return dict.fromkeys((*_agents(config), entrants.REFERENCE))
+
+
+def _agents(config: Tune) -> Collection[str]:
+  """The agents that are tuned."""
+  return tuple(AGENTS) if config.agents is None else config.agents
 
 
 def grid(agent: str, trials: int) -> list[dict[str, float]]:
