@@ -1,10 +1,10 @@
 """Experiment `ablation`: HSRL less each of its parts, by each protocol."""
 
-from collections.abc import Collection
-
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.entrants import REFERENCE, VARIANTS
-from hsrl_jax.experiments.registry import Ablation
+
+# Whichever variants it has.
+COMPARED = entrants.agents(VARIANTS.values())
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -17,9 +17,3 @@ def run(experiment: jobs.Experiment) -> None:
   changes = {REFERENCE: {}} | entrants.variants(names)
   own = entrants.tuned(experiment.config.tuned).get(REFERENCE, {})
   compare.compare(experiment, entrants.varied(experiment, changes, own))
-
-
-def compared(config: Ablation) -> Collection[str]:
-  """The agents that the experiment trains, whichever variants it has."""
-  del config
-  return entrants.agents(VARIANTS.values())

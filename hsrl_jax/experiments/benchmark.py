@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 
-from hsrl_jax.agents import AGENTS
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.registry import Benchmark
@@ -17,7 +16,7 @@ def run(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: HSRL, to which all are compared, is not among the agents.
   """
-  agents = entrants.able(experiment, compared(experiment.config))
+  agents = entrants.able(experiment, experiment.config.named)
   if entrants.REFERENCE not in agents:
     raise InputError(
       f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
@@ -34,4 +33,4 @@ def run(experiment: jobs.Experiment) -> None:
 
 def compared(config: Benchmark) -> Collection[str]:
   """The agents that the experiment trains."""
-  return tuple(AGENTS) if config.agents is None else config.agents
+  return config.named

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from types import ModuleType
 from typing import NamedTuple
 
+from hsrl_jax.agents import AGENTS
 from hsrl_jax.checked import Checked, seed_setting, setting
 from hsrl_jax.session_config import PROTOCOLS
 from hsrl_jax.settings import Group
@@ -23,8 +24,8 @@ class Entry(NamedTuple):
     flag: that chooses it; the flags of its settings begin with that name, too.
     package: that has its module.
     name: that the flag gives it, and of the module: `run` takes a
-      jobs.Experiment; `compared`, if it is there, takes the settings and names
-      the agents that are trained.
+      jobs.Experiment. COMPARED has the agents that it trains, or `compared`
+      takes the settings and names them.
     settings: a dataclass of all that it reads beside the flags of a run.
     title: of its results in docs/RESULTS.md, which is no experiment's name and
       so shares no anchor with one; empty: they are on no page.
@@ -59,7 +60,9 @@ class Entry(NamedTuple):
   def compared(self, settings: Checked) -> Collection[str] | None:
     """The agents that it trains; None: --agent, if any is trained."""
     module = self.load()
-    return module.compared(settings) if hasattr(module, "compared") else None
+    if hasattr(module, "compared"):
+      return module.compared(settings)
+    return getattr(module, "COMPARED", None)
 
 
 class Front(NamedTuple):
@@ -115,6 +118,11 @@ class _Agents(Checked):
   """
 
   agents: tuple[str, ...] | None = None
+
+  @property
+  def named(self) -> tuple[str, ...]:
+    """The agents."""
+    return tuple(AGENTS) if self.agents is None else self.agents
 
 
 @dataclasses.dataclass(frozen=True)

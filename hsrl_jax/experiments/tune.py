@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hsrl_jax.agents import AGENTS, make_agent, reads
+from hsrl_jax.agents import make_agent, reads
 from hsrl_jax.config import Config
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.registry import Tune
@@ -31,7 +31,7 @@ def run(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: an agent is unknown.
   """
-  names = entrants.able(experiment, _agents(experiment.config))
+  names = entrants.able(experiment, experiment.config.named)
   tried = {
     name: grid(name, experiment.config.trials)
     for name in names
@@ -64,12 +64,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 def compared(config: Tune) -> Collection[str]:
   """The agents that are tuned, and HSRL, whose flagfile they are tuned in."""
-  return dict.fromkeys((*_agents(config), entrants.REFERENCE))
-
-
-def _agents(config: Tune) -> Collection[str]:
-  """The agents that are tuned."""
-  return tuple(AGENTS) if config.agents is None else config.agents
+  return dict.fromkeys((*config.named, entrants.REFERENCE))
 
 
 def grid(agent: str, trials: int) -> list[dict[str, float]]:

@@ -9,7 +9,6 @@ oracle: above 0 it takes a policy that gives up something now for later.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hsrl_jax.agents import AGENTS
 from hsrl_jax.config import Config
 from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
@@ -75,9 +74,8 @@ def run(experiment: jobs.Experiment) -> None:
 
 def compared(config: World) -> Collection[str]:
   """The agents that the experiment trains."""
-  agents = tuple(AGENTS) if config.agents is None else config.agents
   changes = _variants(config).values()
-  return dict.fromkeys((*agents, *entrants.agents(changes)))
+  return dict.fromkeys((*config.named, *entrants.agents(changes)))
 
 
 def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
@@ -94,8 +92,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     name: ("twin" if name in TWINS else "method", config)
     for name, config in entrants.varied(experiment, changes, own).items()
   }
-  agents = tuple(AGENTS) if c.agents is None else c.agents
-  for name in entrants.able(experiment, agents):
+  for name in entrants.able(experiment, c.named):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
       config = entrants.agent(experiment, name, tuned.get(name))
       found[name] = ("agent", config)

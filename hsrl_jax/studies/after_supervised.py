@@ -23,8 +23,8 @@ from hsrl_jax.experiments import compare, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
 from hsrl_jax.stages.run import Run
-from hsrl_jax.studies.registry import AfterSupervised
 
+COMPARED = (REFERENCE,)
 START = "supervised"
 # What comes before the names of a policy's rows: changes to NextItemConfig.
 POLICIES: Mapping[str, Mapping[str, Any]] = {
@@ -87,12 +87,6 @@ def run(experiment: jobs.Experiment) -> None:
     },
   }
   jobs.finish(experiment, results, table(results), figure(results))
-
-
-def compared(config: AfterSupervised) -> tuple[str]:
-  """The agents that the study trains."""
-  del config
-  return (REFERENCE,)
 
 
 def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:

@@ -37,11 +37,10 @@ from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import tables
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, quantizer_fit
-from hsrl_jax.studies import growing, plots
-from hsrl_jax.studies.growing import LABELS, POLICIES
-from hsrl_jax.studies.registry import CatalogueSize
+from hsrl_jax.studies import plots
+from hsrl_jax.studies.growing import COMPARED as COMPARED
+from hsrl_jax.studies.growing import POLICIES
 
-compared = growing.compared
 _SCORES = 50_000_000  # Numbers that the evaluation holds for each array.
 _DECISIONS = 20
 _LARGEST_STEP = 0.5  # Of a mixture: how far it is from the first item.
@@ -176,8 +175,7 @@ def measure(
   Returns:
     `total_reward` of each seed, `iteration_ms`, `decision_ms`, `memory_gb`, the
     most that the process had until it was trained, and `start_gb`, what it had
-    before. What could not be measured is None; then `left_out` says why, and
-    `needs` names the limit that was too low, with what would have been enough.
+    before. What could not be measured is None; then `left_out` says why.
   """
   limits = experiment.config
   config = entrants.vary(experiment, POLICIES[name])
@@ -185,7 +183,7 @@ def measure(
   row = dict.fromkeys(
     ("total_reward", "iteration_ms", "decision_ms", "memory_gb", "left_out")
   )
-  row |= {"needs": {}, "start_gb": _memory("VmRSS")}
+  row["start_gb"] = _memory("VmRSS")
   agent = make_agent(config, w.env.slate_size, w.catalogue.index.num_items)
   engine = loop.make(agent, w.env, config.train)
   inputs = core.Inputs(w.catalogue, w.users)
@@ -199,7 +197,6 @@ def measure(
   needed = (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
   if needed > limits.memory_gb:
     return row | {
-      "needs": {"memory_gb": needed},
       "left_out": f"training needs {needed:.0f} GB, above the limit of "
       f"{limits.memory_gb:g}",
     }
@@ -215,7 +212,6 @@ def measure(
       jax.block_until_ready(learner)
       seconds.append(time.monotonic() - begin)
       if len(seconds) == 1 and calls * seconds[0] > limits.seconds_per_run:
-        row["needs"] = {"seconds_per_run": calls * seconds[0]}
         row["left_out"] = (
           f"training takes {calls * seconds[0]:,.0f} s a seed, above the limit "
           f"of {limits.seconds_per_run:g}"
@@ -237,20 +233,6 @@ def measure(
   return row
 
 
-def outdated(row: dict[str, Any], limits: CatalogueSize) -> bool:
-  """Whether a row was left out by a limit that would now be enough.
-
-  Args:
-    row: of `measure`, or of the bounds.
-    limits: those of now.
-  """
-  if not row.get("left_out"):
-    return False
-  # Rows that were left out before `needs` was kept are measured again.
-  needs = row.get("needs", {})
-  return all(getattr(limits, limit) >= x for limit, x in needs.items())
-
-
 def run(experiment: jobs.Experiment) -> dict[str, Any]:
   """Runs what is missing; leaves results.json, table.txt and plot.png."""
   c = experiment.config
@@ -267,7 +249,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
       row = jobs.kept(
         _folder(experiment, size) / f"{name}.json",
         lambda task=task: alone(*task),
-        lambda row: outdated(row, c),
+        lambda row: row.get("left_out"),  # Perhaps not by today's limits.
       )
     if name == "bounds":
       limits[size] = row
@@ -285,7 +267,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     experiment,
     results,
     table(results),
-    plots.catalogue_size(results, LABELS),
+    plots.catalogue_size(results),
   )
   return results
 

@@ -42,10 +42,10 @@ from hsrl_jax.report import tables
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import policy, quantizer_fit, training
 from hsrl_jax.stages import run as run_lib
-from hsrl_jax.studies import content, growing, plots
-from hsrl_jax.studies.growing import LABELS, POLICIES
+from hsrl_jax.studies import content, plots
+from hsrl_jax.studies.growing import COMPARED as COMPARED
+from hsrl_jax.studies.growing import POLICIES
 
-compared = growing.compared
 RECOVERED = 0.95  # Of what was reached before the change.
 
 
@@ -320,7 +320,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     experiment,
     results,
     table(results),
-    plots.changing_catalogue(results, LABELS),
+    plots.changing_catalogue(results),
   )
   return results
 

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,6 +33,7 @@ from hsrl_jax.studies import clients, workers
 from hsrl_jax.studies.registry import ClosedLoop
 
 FIRST = "popularity"  # The policy of the first round.
+COMPARED = (entrants.REFERENCE, FIRST)
 # Beside HSRL, unless --study_variants names others.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"myopic": {"discount": 0.0}}
 _WORLD = "world"  # Trained in it.
@@ -98,12 +99,6 @@ def run(experiment: jobs.Experiment) -> None:
     "share": _share(own[:, -1], np.array(known)),
   }
   jobs.finish(experiment, results, table(results), figure(results))
-
-
-def compared(config: ClosedLoop) -> Collection[str]:
-  """The agents that the study trains."""
-  del config
-  return (entrants.REFERENCE, FIRST)
 
 
 def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:

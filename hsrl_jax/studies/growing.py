@@ -1,6 +1,5 @@
 """Policies that are compared where the catalogue grows or changes."""
 
-from hsrl_jax.checked import Checked
 from hsrl_jax.experiments import entrants
 
 # HSRL against policies with one logit for each item: changes and label.
@@ -14,9 +13,4 @@ LABELS = {
   "features": "one logit per item, of its features",
   "free": "one logit per item, free",
 }
-
-
-def compared(config: Checked) -> set[str]:
-  """The agents that the studies train."""
-  del config
-  return entrants.agents(POLICIES.values())
+COMPARED = entrants.agents(POLICIES.values())

@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hsrl_jax.report import plots
+from hsrl_jax.studies.growing import LABELS
 
 _ESTIMATORS = {
   "ips": ("#009E73", "^", "IPS"),
@@ -15,15 +16,8 @@ _ESTIMATORS = {
 }
 
 
-def changing_catalogue(
-  results: Mapping[str, Any], labels: Mapping[str, str]
-) -> Figure:
-  """A panel for each share: reward by iterations since the change.
-
-  Args:
-    results: of the experiment.
-    labels: policy to text.
-  """
+def changing_catalogue(results: Mapping[str, Any]) -> Figure:
+  """A panel for each share: reward by iterations since the change."""
   shares = sorted({row["share"] for row in results["rows"]})
   drawing = Figure(figsize=(3.2 * len(shares), 3.8), layout="constrained")
   panels = drawing.subplots(1, len(shares), sharey=True, squeeze=False)[0]
@@ -50,7 +44,7 @@ def changing_catalogue(
         color=colour,
         marker=plots.MARKERS[i],
         markersize=4,
-        label=labels[row["policy"]],
+        label=LABELS[row["policy"]],
       )
       axes.errorbar(
         x[:1],
@@ -79,15 +73,8 @@ def changing_catalogue(
   return drawing
 
 
-def catalogue_size(
-  results: Mapping[str, Any], labels: Mapping[str, str]
-) -> Figure:
-  """Reward, time and memory by the number of items.
-
-  Args:
-    results: of the experiment.
-    labels: policy to text.
-  """
+def catalogue_size(results: Mapping[str, Any]) -> Figure:
+  """Reward, time and memory by the number of items."""
   drawing = Figure(figsize=(12.5, 3.6), layout="constrained")
   panels = drawing.subplots(1, 4)
   keys = ("normalised", "iteration_ms", "decision_ms", "memory_gb")
@@ -102,7 +89,7 @@ def catalogue_size(
     axes.set_xscale("log")
     if key.endswith("_ms"):
       axes.set_yscale("log")
-    for i, (name, label) in enumerate(labels.items()):
+    for i, (name, label) in enumerate(LABELS.items()):
       rows = [
         x for x in results["rows"] if x["policy"] == name and x[key] is not None
       ]
@@ -120,7 +107,7 @@ def catalogue_size(
   drawing.legend(
     *panels[0].get_legend_handles_labels(),
     loc="outside lower center",
-    ncols=len(labels),
+    ncols=len(LABELS),
     frameon=False,
     fontsize=8,
   )

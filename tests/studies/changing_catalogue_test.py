@@ -232,7 +232,7 @@ class WorldTest(absltest.TestCase):
     self.assertEqual(results["rows"][0]["steps_to_recover"], [None, None])
     line = changing.table(results).splitlines()[-1].split()
     self.assertEqual(line[3:7], ["-", "-", "-", "-"])
-    plots.changing_catalogue(results, {"hsrl": "HSRL"})
+    plots.changing_catalogue(results)
 
 
 @pytest.mark.slow
