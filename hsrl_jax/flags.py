@@ -33,7 +33,7 @@ MODE = flags.DEFINE_enum(
   MODES,
   "The stage to run; `all`: what is missing. `add_items` and `remove_items` "
   "change a catalogue of --embeddings; for `export`, `collect`, `rollback` see "
-  "docs/loop.md. --experiment=NAME stands for `experiment`.",
+  "docs/loop.md.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."

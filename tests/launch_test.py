@@ -104,6 +104,19 @@ class FlagsTest(parameterized.TestCase):
       read = settings.of_texts("flags.txt", texts)
       self.assertEqual(read, own if also else config)
 
+  @parameterized.parameters(
+    *[str(x.relative_to(ROOT)) for x in (ROOT / "docs/results").rglob("*.json")]
+  )
+  def test_the_command_of_a_result_is_one_of_today(self, name):
+    results = json.loads((ROOT / name).read_text())
+    _, _, module, *arguments = results["command"].split()
+    if module == FRONT.module:
+      self.enter_context(published())
+    with contextlib.chdir(ROOT):
+      config, chosen = _config(*arguments), _chosen()
+    self.assertEqual(chosen.entry.name, results["experiment"])
+    self.assertEqual(list(config.train.seeds), results["seeds"])
+
   def test_flags_of_all_fields_have_help(self):
     for _, _, name, _ in settings.fields():
       self.assertGreater(len(flags.FLAGS[name].help), 5, name)
