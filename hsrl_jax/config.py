@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 from hsrl_jax.checked import Checked, seed_setting, setting
-from hsrl_jax.experiment_config import ExperimentConfig as ExperimentConfig
 from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")

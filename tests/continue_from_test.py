@@ -243,7 +243,8 @@ class RefusalsTest(parameterized.TestCase):
   def test_tasks_and_modes(self):
     self._finished()
     self._refused("--task=next_item", "--task=next_item")
-    self._refused("with --mode=ablation; expected a single", "--mode=ablation")
+    mode = "--experiment=ablation"
+    self._refused(f"with {mode}; expected a single", mode)
 
   def test_sasrec_has_no_actor(self):
     folder = self._finished(agent="sasrec", task="next_item")

@@ -21,7 +21,6 @@ from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
-from hsrl_jax.agents.published import agent as published
 from hsrl_jax.agents.rules import best_playlist, capped, diverse, spaced
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
@@ -45,7 +44,6 @@ AGENTS = {
   "diverse": Algorithm(diverse.Settings, diverse.make),
   "best_playlist": Algorithm(best_playlist.Settings, best_playlist.make),
   "hsrl": Algorithm(hsrl.Settings, hsrl.make),
-  "hsrl_published": Algorithm(published.Settings, published.make),
 }
 # By agent, what RL makes of its policy of the next item; `make` takes a Config
 # in place of the settings.

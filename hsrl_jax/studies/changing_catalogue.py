@@ -1,4 +1,4 @@
-"""Experiment `changing_catalogue`: items change under a trained policy.
+"""Study `changing_catalogue`: items change under a trained policy.
 
 A part of the dataset's items, drawn at random, is held out: the start
 catalogue has the others alone, codebooks are fitted on it alone, and logged
@@ -7,7 +7,7 @@ for half of the iterations. Then a share of it leaves, as many held-out items
 arrive, and training goes on with what the learner has, in the same compiled
 function. Newcomers get SIDs by the living index: no new fit. Policies know all
 items by their content alone, which no rating changes; for other features see
---experiment_newcomers.
+--study_newcomers.
 
 Compared, with the same losses: HSRL, and policies with one logit per item,
 whose weights are of the item alone (`free`) or come from its features
@@ -34,16 +34,17 @@ from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate, statistics
 from hsrl_jax.experiments import entrants, jobs
-from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import watch
 from hsrl_jax.ops import tree
-from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.report import tables
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import policy, quantizer_fit, training
 from hsrl_jax.stages import run as run_lib
-from hsrl_jax.studies import content
+from hsrl_jax.studies import content, plots
+from hsrl_jax.studies.growing import COMPARED as COMPARED
+from hsrl_jax.studies.growing import POLICIES
 
 RECOVERED = 0.95  # Of what was reached before the change.
 
@@ -132,7 +133,7 @@ class World:
       run: with the stages data and simulator complete.
       shares: percent of the start catalogue that are replaced.
       seed: of who leaves and who arrives.
-      newcomers: what is known of those; see config.ExperimentConfig.
+      newcomers: what is known of those; see registry.ChangingCatalogue.
     """
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
@@ -319,7 +320,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     experiment,
     results,
     table(results),
-    experiment_plots.changing_catalogue(results, LABELS),
+    plots.changing_catalogue(results),
   )
   return results
 

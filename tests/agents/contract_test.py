@@ -15,7 +15,6 @@ from tests import toy
 from tests.agents import checks
 from tests.agents import latent_cases as latent
 from tests.agents.hsrl import reference
-from tests.agents.published import reference as published
 
 # Cases beside each agent at its defaults: its name, the items in training, and
 # settings.
@@ -70,8 +69,6 @@ def _scores(made):
     return np.asarray(catalogue.popularity)
   if agent == "hsrl":
     return reference.log_pi(made)
-  if agent == "hsrl_published":
-    return published.log_pi(params, catalogue, observation)
   if agent in ("ddpg", "td3", "hac"):
     state = latent.state(params, catalogue, observation)
     embedded = latent.embeddings(params, catalogue)
@@ -131,8 +128,7 @@ class ActTest(parameterized.TestCase):
       self.assertTrue(all(len(set(x)) == toy.SLATE for x in slates.tolist()))
       if len(left) > 5:
         kinds = len(set(map(tuple, slates.tolist())))
-        # The published method explores by dropout, of which there is none here.
-        if case in ("popularity", "hsrl_published"):
+        if case == "popularity":
           self.assertEqual(kinds, 1)
         else:
           self.assertGreater(kinds, 20)

@@ -10,11 +10,13 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import agents
+from hsrl_jax import agents, settings
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.agents.hsrl import acting
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.errors import InputError
+from hsrl_jax.experiments.registry import LAUNCH
+from hsrl_jax.studies import registry as studies
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -72,12 +74,13 @@ except errors.InputError as error:
 """
 
 
-def _config(*arguments, compared=None):
+def _config(*arguments):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   flags.FLAGS(["hsrl", *arguments])
   try:
-    return flags_lib.config_from_flags(compared)
+    chosen = flags_lib.experiment_from_flags(LAUNCH)
+    return flags_lib.config_from_flags(chosen)
   finally:
     flags.FLAGS.mark_as_parsed()
 
@@ -131,9 +134,11 @@ class NewAgentTest(absltest.TestCase):
 
 class FlagsTest(parameterized.TestCase):
   def test_a_flag_means_the_same_to_all_agents(self):
+    stages = {x for _, _, x, _ in settings.fields(settings.STAGES)}
     first = {}
-    for name, algorithm in agents.AGENTS.items():
+    for name, algorithm in (agents.AGENTS | studies.AGENTS).items():
       for field in dataclasses.fields(algorithm.settings):
+        self.assertNotIn(field.name, stages)
         other = first.setdefault(field.name, field)
         self.assertEqual(
           (other.default, other.type, other.metadata),
@@ -192,11 +197,12 @@ class FlagsTest(parameterized.TestCase):
 
   def test_in_an_experiment_one_of_the_agents_must_read_it(self):
     flag = "--item_logits=free"
-    config = _config(flag, compared=("hsrl", "a2c"))
+    chosen = "--experiment=benchmark", "--experiment_agents=hsrl,a2c"
+    config = _config(flag, *chosen)
     self.assertEqual(config.agent, "hsrl")
     self.assertTrue(flags_lib.settings_from_flags("a2c").free)
     with self.assertRaisesRegex(InputError, "--agent=ddpg or hsrl does not"):
-      _config(flag, compared=("hsrl", "ddpg"))
+      _config(flag, chosen[0], "--experiment_agents=hsrl,ddpg")
 
   def test_what_a_run_keeps_is_what_its_agent_reads(self):
     _config("--agent=td3")

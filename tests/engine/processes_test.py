@@ -217,7 +217,7 @@ class HostsTest(absltest.TestCase):
 
   def test_what_has_no_use_for_many_processes(self):
     for arguments in (
-      ["--mode=benchmark", "--distributed"],
+      ["--experiment=benchmark", "--distributed"],
       ["--mode=quantize", "--sweep=4x2", "--coordinator=127.0.0.1:9"],
     ):
       status, _, err = command.run(f"--workdir={self.folder}", *arguments)

@@ -1,4 +1,4 @@
-"""`--mode=results`: docs/RESULTS.md out of the results of experiments.
+"""Experiment `results`: docs/RESULTS.md out of what experiments left.
 
 For each experiment in --experiment_workdirs `results.json` and `plot.png` are
 copied to `results/` below --workdir, under the name of its folder; the page is
@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,121 +18,85 @@ from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments.registry import Entry
 from hsrl_jax.report import tables
 
 PAGE = "RESULTS.md"
 FOLDER = "results"
-TUNING = "tune"
+UNSHOWN = "tuning"  # A folder in it, of what is on no page.
 # Before the name of a world: the rules in it, which stand in its section.
 RULES = "rules_"
 _WIDTH = 120
-
-# The experiments in the page's order: the heading of their results, which is no
-# experiment's name and so shares no anchor with one, and what they ask.
-SECTIONS = {
-  "world": (
-    "Worlds",
-    "Worlds in which tomorrow counts: what bores a user, or drives one away, "
-    "depends on what was shown before. The greedy oracle knows the user and "
-    "does not look ahead; whoever earns more than it does.",
-  ),
-  "benchmark": (
-    "Benchmarks",
-    "All agents with the same encoder, simulator, users, budget and "
-    "evaluation, beside the bounds.",
-  ),
-  "ablation": (
-    "Ablations",
-    "HSRL with one part left out or changed at a time. What HSRL earns more "
-    "than a row is what the part is worth.",
-  ),
-  "changing_catalogue": (
-    "A changing catalogue",
-    "Items leave and others arrive under a trained policy: what it earns right "
-    "after, and how long it takes to recover.",
-  ),
-  "catalogue_size": (
-    "The size of the catalogue",
-    "Reward, time and memory as the catalogue grows.",
-  ),
-  "ab": (
-    "A/B tests",
-    "Two policies shown to the same simulated users. The paper reports "
-    "+18.421 % conversion at +1.251 % cost in an online test; this one is "
-    "simulated and says nothing about either.",
-  ),
-  "off_policy": (
-    "Off-policy evaluation",
-    "Two policies logged the same campaign. The value of each, estimated from "
-    "the logs of the other, beside the mean of its own logs.",
-  ),
-  "conservatism": (
-    "Learning from logs alone",
-    "What is learned from logs alone that were drawn in a world, and what it "
-    "then earns there.",
-  ),
-  "closed_loop": (
-    "The closed loop",
-    "A policy that is served, and learns from what it served alone, round "
-    "after round.",
-  ),
-  "after_supervised": (
-    "RL after supervised training",
-    "What RL adds to a policy that was trained on what users liked next, and "
-    "what it costs.",
-  ),
-}
 
 
 def run(experiment: jobs.Experiment) -> None:
   """Copies what the experiments left, and writes the page.
 
   Raises:
-    InputError: a folder holds no finished experiment.
+    InputError: a folder holds no finished experiment, or one that the command
+      does not know.
   """
-  docs = experiment.workdir
+  docs, known = experiment.workdir, experiment.known
   for name in experiment.config.workdirs:
-    _copy(pathlib.Path(name), docs / FOLDER)
-  files.write_atomic(docs / PAGE, page(docs / FOLDER))
+    _copy(pathlib.Path(name), docs / FOLDER, known)
+  files.write_atomic(docs / PAGE, page(docs / FOLDER, known))
   print(f"results: {docs / PAGE}")
 
 
-def _copy(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+def _copy(
+  workdir: pathlib.Path, folder: pathlib.Path, known: Mapping[str, Entry]
+) -> None:
   try:
     results = json.loads((workdir / "results.json").read_text())
     picture = (workdir / "plot.png").read_bytes()
-    known = results.get("experiment") in (*SECTIONS, TUNING)
+    name = results.get("experiment")
   except (OSError, ValueError) as error:
     raise InputError(
       f"--experiment_workdirs has {workdir}, which cannot be read ({error}); "
       "expected the folder of a finished experiment"
     ) from error
-  if not known:
+  if name not in known:
+    what = "a single run" if name is None else f"the experiment {name}"
     raise InputError(
-      f"--experiment_workdirs has {workdir}, which holds a single run; "
-      f"expected one of the experiments {', '.join((*SECTIONS, TUNING))}"
+      f"--experiment_workdirs has {workdir}, which holds {what}; expected one "
+      f"of the experiments {', '.join(known)}"
     )
   number = results.get("format")
   files.check_format(workdir / "results.json", number, jobs.FORMAT)
-  if results["experiment"] == TUNING:  # Kept, and on no page.
-    folder = folder / "tuning"
+  if not known[name].title:
+    folder = folder / UNSHOWN
   files.write_json(folder / f"{workdir.name}.json", results)
   files.write_atomic(folder / f"{workdir.name}.png", picture)
 
 
-def page(folder: pathlib.Path) -> str:
-  """The page of a folder with results, which are those of `run`."""
+def page(folder: pathlib.Path, known: Mapping[str, Entry]) -> str:
+  """The page of a folder with results, which are those of `run`.
+
+  Args:
+    folder: of the results.
+    known: experiments by name, in the page's order.
+
+  Raises:
+    InputError: there are results of an experiment that is not known.
+  """
   results = {
     path.stem: files.read_json(path, jobs.FORMAT)
     for path in sorted(folder.glob("*.json"))
   }
+  for name, x in results.items():
+    if x["experiment"] not in known:
+      raise InputError(
+        f"{folder / name}.json is of the experiment {x['experiment']}; "
+        f"expected some of {', '.join(known)}: write the page with the command "
+        "that knows it"
+      )
   about = (
-    "Written by `python -m hsrl_jax.launch --mode=results --workdir=docs` out "
-    f"of the files in `{FOLDER}/`: no figure of a table is typed by hand. "
-    "Rewards are totals of a session; intervals are of 95 %."
+    f"Written by the experiment `results` out of the files in `{FOLDER}/`: no "
+    "figure of a table is typed by hand. Rewards are totals of a session; "
+    "intervals are of 95 %."
   )
   contents, parts = [], []
-  for experiment, (title, question) in SECTIONS.items():
+  for experiment, entry in known.items():
     names = [
       k
       for k, x in results.items()
@@ -139,8 +104,8 @@ def page(folder: pathlib.Path) -> str:
       and k.removeprefix(RULES) not in results.keys() - {k}
     ]
     if names:
-      contents.append(f"- {_link(title)}: {', '.join(map(_link, names))}")
-      parts += [f"## {title}", _fill(question)]
+      contents.append(f"- {_link(entry.title)}: {', '.join(map(_link, names))}")
+      parts += [f"## {entry.title}", _fill(entry.question)]
       for name in names:
         parts.append(_section(name, results[name]))
         if rules := results.get(f"{RULES}{name}"):

@@ -1,6 +1,6 @@
 """HSRL as published: greedy slates under dropout, three Adams, one MLP critic.
 
-Policy and critic are those of `networks.published`; the policy in one state is
+Policy and critic are those of `published.networks`; the policy in one state is
 log pi(i) = sum_l log p_l(z_l(i)), and items that share a SID share it. A step
 on a batch of replayed transitions is, in this order, with mean over the batch:
 
@@ -24,12 +24,12 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.published.settings import Settings
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks.hierarchy import Hierarchy
-from hsrl_jax.networks.published import Actor, Critic
 from hsrl_jax.ops import policy_gradient, sampling
 from hsrl_jax.sid.index import Catalogue, sid_of
+from hsrl_jax.studies.published.networks import Actor, Critic
+from hsrl_jax.studies.published.settings import Settings
 from hsrl_jax.types import (
   Array,
   Metrics,

@@ -15,7 +15,8 @@ from absl.testing import absltest
 from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import compare, document, entrants, jobs, worlds
+from hsrl_jax.experiments import entrants, jobs, results, world
+from hsrl_jax.experiments.registry import Results, World
 from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
@@ -28,7 +29,7 @@ def _experiment(workdir=pathlib.Path("bored"), **config):
   return jobs.Experiment(
     "world",
     agents.configure(config_lib.Config(), "hsrl"),
-    config_lib.ExperimentConfig(**config),
+    World(**config),
     workdir,
     "",
   )
@@ -39,12 +40,12 @@ class EnteredTest(absltest.TestCase):
     super().setUp()
     run = types.SimpleNamespace(without_slates=False, name="toy")
     self.run = self.enter_context(
-      mock.patch.object(compare, "Run", return_value=run)
+      mock.patch.object(entrants, "Run", return_value=run)
     )
 
   def test_all_unless_some_are_named(self):
-    found = worlds.entered(_experiment())
-    kinds = {kind: set() for kind in worlds.KINDS}
+    found = world.entered(_experiment())
+    kinds = {kind: set() for kind in world.KINDS}
     for name, (kind, _) in found.items():
       kinds[kind].add(name)
     self.assertEqual(kinds["method"], {"hsrl"})
@@ -55,7 +56,7 @@ class EnteredTest(absltest.TestCase):
     self.assertEqual(kinds["variant"], set(entrants.FORESIGHT))
 
   def test_some_are_named(self):
-    found = worlds.entered(
+    found = world.entered(
       _experiment(agents=("ddpg",), variants=("ddpg", "one_critic"))
     )
     self.assertEqual(
@@ -71,10 +72,10 @@ class EnteredTest(absltest.TestCase):
     )
     # The agent has its own weight of the actor, the variant that of HSRL.
     self.assertNotEqual(found["ddpg"][1], found["hsrl_ddpg"][1])
-    self.assertLen(worlds.entered(_experiment(agents=(), variants=())), 3)
+    self.assertLen(world.entered(_experiment(agents=(), variants=())), 3)
 
   def test_twins_differ_in_one_setting(self):
-    found = worlds.entered(_experiment())
+    found = world.entered(_experiment())
     base = found["hsrl"][1]
     for name, field in (
       ("hsrl_gamma_0", "discount"),
@@ -99,7 +100,7 @@ class EnteredTest(absltest.TestCase):
         self.assertEqual(value, changes[path.split(".")[1]], name)
 
   def test_twice_as_long(self):
-    found = worlds.entered(_experiment(agents=(), variants=("twice_as_long",)))
+    found = world.entered(_experiment(agents=(), variants=("twice_as_long",)))
     longer = found["twice_as_long"][1]
     self.assertEqual(
       longer.train.iterations, 2 * found["hsrl"][1].train.iterations
@@ -108,7 +109,7 @@ class EnteredTest(absltest.TestCase):
   def test_without_logs_nobody_learns_from_them(self):
     self.run.return_value.without_slates = True
     with contextlib.redirect_stdout(io.StringIO()) as out:
-      found = worlds.entered(_experiment(agents=("sasrec", "td3")))
+      found = world.entered(_experiment(agents=("sasrec", "td3")))
     self.assertNotIn("sasrec", found)
     self.assertIn("td3", found)
     self.assertIn("left out: sasrec", out.getvalue())
@@ -131,22 +132,22 @@ class EnteredTest(absltest.TestCase):
     path = root / "tune.json"
     path.write_text(json.dumps(found))
     rules = {"agents": agents.RULES, "tuned": (str(path),)}
-    alone = worlds.entered(_experiment(**rules))
+    alone = world.entered(_experiment(**rules))
     self.assertEqual(list(alone), ["rule", "best_playlist"])
     kind, config = alone["rule"]
     self.assertEqual((kind, config.agent), ("rule", "spaced"))
     self.assertEqual(config.settings.spacing_count, 2)
     self.assertEqual(alone["best_playlist"][1].settings.stay_weight, 2.0)
     rules["agents"] += ("td3",)
-    beside = worlds.entered(_experiment(variants=(), **rules))
+    beside = world.entered(_experiment(variants=(), **rules))
     self.assertContainsSubset({"rule", "best_playlist", "hsrl", "td3"}, beside)
     self.assertNoCommonElements({"spaced", "diverse"}, beside)
 
   def test_names_that_are_unknown(self):
     with self.assertRaisesRegex(InputError, "agents has 'none_such'"):
-      worlds.entered(_experiment(agents=("none_such",)))
+      world.entered(_experiment(agents=("none_such",)))
     with self.assertRaisesRegex(InputError, "variants has 'none_such'"):
-      worlds.entered(_experiment(variants=("none_such",)))
+      world.entered(_experiment(variants=("none_such",)))
 
 
 class _Evaluated(types.SimpleNamespace):
@@ -201,10 +202,10 @@ class RowsTest(absltest.TestCase):
     run = types.SimpleNamespace(without_slates=False, name="toy")
     with (
       mock.patch.object(jobs, "run_all", run_all),
-      mock.patch.object(compare, "Run", return_value=run),
+      mock.patch.object(entrants, "Run", return_value=run),
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
-      worlds.run(
+      world.run(
         _experiment(self.workdir, agents=("td3",), variants=("one_critic",))
       )
     self.out = out.getvalue()
@@ -229,7 +230,7 @@ class RowsTest(absltest.TestCase):
         self.assertBetween(more["mean"], *more["ci95"])
 
   def test_the_table_has_each_row_twice_and_fits(self):
-    lines = worlds.table(self.found).splitlines()
+    lines = world.table(self.found).splitlines()
     self.assertLessEqual(max(map(len, lines)), 80)
     self.assertStartsWith(lines[0], "bored: toy, protocol paper")
     for name in self.found["rows"]:
@@ -250,9 +251,9 @@ class RowsTest(absltest.TestCase):
 
   def test_the_page_has_the_world_under_its_name(self):
     docs = self.workdir.parent / "docs"
-    config = config_lib.ExperimentConfig(workdirs=(str(self.workdir),))
+    config = Results(workdirs=(str(self.workdir),))
     with contextlib.redirect_stdout(io.StringIO()):
-      document.run(
+      results.run(
         jobs.Experiment("results", config_lib.Config(), config, docs, "")
       )
     kept = json.loads((docs / "results" / "bored.json").read_text())
@@ -273,7 +274,7 @@ class WholeTest(absltest.TestCase):
       "--simulator_leave=length",
       "--experiment_agents=popularity",
       "--experiment_variants=no_residual",
-      "--mode=world",
+      "--experiment=world",
       f"--workdir={root}/bored",
     )
     self.assertEqual(status, 0, err)

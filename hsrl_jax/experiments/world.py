@@ -13,11 +13,12 @@ trained, and the first of them is what the others are compared with.
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from hsrl_jax.agents import AGENTS, RULES
-from hsrl_jax.config import Config, ExperimentConfig
+from hsrl_jax.agents import RULES
+from hsrl_jax.config import Config
 from hsrl_jax.evaluation import bounds
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
+from hsrl_jax.experiments.registry import World
 from hsrl_jax.report import experiment_plots, tables
 
 GREEDY = "greedy_oracle"
@@ -77,11 +78,10 @@ def run(experiment: jobs.Experiment) -> None:
   )
 
 
-def compared(config: ExperimentConfig) -> Collection[str]:
+def compared(config: World) -> Collection[str]:
   """The agents that the experiment trains."""
-  agents = tuple(AGENTS) if config.agents is None else config.agents
   changes = _variants(config).values()
-  return dict.fromkeys((*agents, *entrants.agents(changes)))
+  return dict.fromkeys((*config.named, *entrants.agents(changes)))
 
 
 def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
@@ -91,11 +91,10 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
     InputError: an agent or a variant is unknown.
   """
   c = experiment.config
-  agents = tuple(AGENTS) if c.agents is None else c.agents
-  tuned = entrants.tuned(c)
+  agents, tuned = c.named, entrants.tuned(c.tuned)
   own = tuned.get(REFERENCE, {})
   changes = {REFERENCE: {}} | TWINS
-  found, chosen = {}, entrants.best_rule(entrants.tried(c))
+  found, chosen = {}, entrants.best_rule(entrants.tried(c.tuned))
   if chosen and set(RULES) & set(agents):
     found[RULE] = ("rule", entrants.agent(experiment, *chosen))
     agents = [x for x in agents if x not in RULES or x == entrants.PLAYLIST]
@@ -104,7 +103,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
       name: ("twin" if name in TWINS else "method", config)
       for name, config in entrants.varied(experiment, changes, own).items()
     }
-  for name in compare.able(experiment, agents):
+  for name in entrants.able(experiment, agents):
     if name not in (REFERENCE, *bounds.BOUNDS):  # These are there anyway.
       config = entrants.agent(experiment, name, tuned.get(name))
       found[name] = ("rule" if name in RULES else "agent", config)
@@ -114,17 +113,17 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   return found
 
 
-def _alone(config: ExperimentConfig) -> bool:
+def _alone(config: World) -> bool:
   """Whether rules alone are compared."""
   return bool(config.agents) and {*config.agents} <= {*RULES}
 
 
-def _variants(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
+def _variants(config: World) -> dict[str, Mapping[str, Any]]:
   """What is left out, by name; all of FORESIGHT unless some are named."""
   names = FORESIGHT if config.variants is None else config.variants
   if config.variants is None and _alone(config):
     names = ()
-  return compare.variants(names, entrants.VARIANTS | FORESIGHT)
+  return entrants.variants(names, entrants.VARIANTS | FORESIGHT)
 
 
 def ranked(results: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

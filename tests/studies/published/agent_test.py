@@ -1,5 +1,6 @@
 """The published method: each piece beside NumPy, and what the engine does."""
 
+import contextlib
 import dataclasses
 import functools
 
@@ -13,18 +14,29 @@ import pytest
 from absl.testing import absltest, parameterized
 from scipy import special
 
-from hsrl_jax import agents
-from hsrl_jax.agents.published import agent as published
+from hsrl_jax import agents, sid
 from hsrl_jax.errors import InputError
-from hsrl_jax.networks.published import Critic
 from hsrl_jax.sid.index import sid_of
-from tests import toy
+from hsrl_jax.studies.published import agent as published
+from hsrl_jax.studies.published.networks import Critic
+from tests import command, toy
 from tests.agents import checks
-from tests.agents.published import reference
+from tests.studies.published import reference
 
 NAME = "hsrl_published"
 # Without dropout, which NumPy does not draw.
 STILL = dict(critic_dropout=0.0, actor_tokens=12, entropy_bonus=0.3)
+
+
+_REGISTERED = contextlib.ExitStack()
+
+
+def setUpModule():
+  _REGISTERED.enter_context(command.published())
+
+
+def tearDownModule():
+  _REGISTERED.close()
 
 
 class AdamTest(absltest.TestCase):
@@ -291,6 +303,17 @@ class ActTest(absltest.TestCase):
     np.testing.assert_allclose(
       action.log_prob, scores[order[: toy.SLATE]], rtol=1e-4
     )
+
+  def test_what_is_removed_or_banned_is_not_shown(self):
+    made = checks.made(NAME, **STILL)
+    scores = reference.log_pi(made.params, made.catalogue, made.observation)
+    removed, first, *order = (1 + np.argsort(-scores[1:])).tolist()
+    index = sid.remove_items(made.catalogue.index, [removed])
+    catalogue, banned = made.catalogue._replace(index=index), [first, 0]
+    action = made.agent.act(
+      made.params, catalogue, made.observation, jnp.array(banned), None, 1.0
+    )
+    self.assertEqual(action.slate.tolist(), order[: toy.SLATE])
 
   def test_dropout_alone_explores(self):
     made = checks.made(NAME, dropout=0.3, **STILL)

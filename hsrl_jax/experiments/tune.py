@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from hsrl_jax.agents import RULES, make_agent, reads
-from hsrl_jax.config import Config, ExperimentConfig
-from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.config import Config
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.registry import Tune
 from hsrl_jax.report import experiment_plots, tables
 
 _RATES = (3e-4, 1e-2)  # The least learning rate and the largest.
@@ -53,7 +54,7 @@ def run(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: an agent is unknown.
   """
-  names = compare.able(experiment, compare.compared(experiment.config))
+  names = entrants.able(experiment, experiment.config.named)
   tried = {
     name: grid(name, experiment.config.trials)
     for name in names
@@ -85,9 +86,9 @@ def run(experiment: jobs.Experiment) -> None:
   )
 
 
-def compared(config: ExperimentConfig) -> Collection[str]:
+def compared(config: Tune) -> Collection[str]:
   """The agents that are tuned, and HSRL, whose flagfile they are tuned in."""
-  return dict.fromkeys((*compare.compared(config), entrants.REFERENCE))
+  return dict.fromkeys((*config.named, entrants.REFERENCE))
 
 
 def grid(agent: str, trials: int) -> list[dict[str, Any]]:

@@ -15,19 +15,20 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import (
   compare,
-  document,
   entrants,
   jobs,
-  tuning,
-  worlds,
+  results,
+  tune,
+  world,
 )
+from hsrl_jax.experiments.registry import LAUNCH, Results, Tune
 
 
-def _experiment(workdir=pathlib.Path("bored"), **config):
+def _experiment(workdir=pathlib.Path("bored"), name="tune", **config):
   return jobs.Experiment(
-    "tune",
+    name,
     agents.configure(config_lib.Config(), "hsrl"),
-    config_lib.ExperimentConfig(**config),
+    LAUNCH.known[name].settings(**config),
     workdir,
     "",
   )
@@ -35,7 +36,7 @@ def _experiment(workdir=pathlib.Path("bored"), **config):
 
 def _tuned(*paths):
   tuned = tuple(map(str, paths))
-  return entrants.tuned(config_lib.ExperimentConfig(tuned=tuned))
+  return entrants.tuned(tuned)
 
 
 class GridTest(parameterized.TestCase):
@@ -46,11 +47,11 @@ class GridTest(parameterized.TestCase):
   def test_trials_are_as_many_and_differ(self, agent):
     experiment = _experiment()
     for trials in (4, 16):
-      found = tuning.grid(agent, trials)
+      found = tune.grid(agent, trials)
       self.assertLen(found, trials)
       self.assertLen({tuple(sorted(x.items())) for x in found}, trials)
       for changes in found:
-        config = tuning.configured(experiment, agent, changes)
+        config = tune.configured(experiment, agent, changes)
         self.assertEqual(config.evaluate.split, "val")
         for field, value in changes.items():
           part = config.train
@@ -59,7 +60,7 @@ class GridTest(parameterized.TestCase):
           self.assertEqual(getattr(part, field), value)
 
   def test_rates_by_hand(self):
-    rates = sorted({x["learning_rate"] for x in tuning.grid("hsrl", 16)})
+    rates = sorted({x["learning_rate"] for x in tune.grid("hsrl", 16)})
     # 3e-4 to 1e-2 in three steps of a factor of 3.22.
     self.assertEqual(rates, [0.0003, 0.00097, 0.0031, 0.01])
 
@@ -72,7 +73,9 @@ class RunTest(absltest.TestCase):
     self.workdir.mkdir()
     self.enter_context(
       mock.patch.object(
-        compare, "Run", return_value=types.SimpleNamespace(without_slates=False)
+        entrants,
+        "Run",
+        return_value=types.SimpleNamespace(without_slates=False),
       )
     )
 
@@ -94,7 +97,7 @@ class RunTest(absltest.TestCase):
       mock.patch.object(jobs, "run_all", run_all),
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
-      tuning.run(self.experiment)
+      tune.run(self.experiment)
     self.out = out.getvalue()
     self.path = self.workdir / "results.json"
     self.found = json.loads(self.path.read_text())
@@ -104,14 +107,13 @@ class RunTest(absltest.TestCase):
     self.assertCountEqual(self.found["trials"], ["td3", "hsrl"])
     for name, trials in self.found["trials"].items():
       self.assertLen(trials, 4)
-      self.assertEqual(self.found["best"][name], tuning.grid(name, 4)[2])
+      self.assertEqual(self.found["best"][name], tune.grid(name, 4)[2])
       self.assertRegex(self.out, rf"{name} +4 +1.00 +9.00")
 
   def test_world_takes_it_and_twins_differ_as_before(self):
     best = self.found["best"]
-    entered = worlds.entered(
-      _experiment(agents=("td3",), variants=(), tuned=(str(self.path),))
-    )
+    config = {"agents": ("td3",), "variants": (), "tuned": (str(self.path),)}
+    entered = world.entered(_experiment(name="world", **config))
     for name, agent in (("hsrl", "hsrl"), ("td3", "td3")):
       config = entered[name][1]
       for field, value in best[agent].items():
@@ -127,11 +129,12 @@ class RunTest(absltest.TestCase):
   def test_benchmark_and_ablation_take_it(self):
     best = self.found["best"]
     with mock.patch.object(compare, "compare") as compared:
-      for run, config in (
-        (compare.benchmark, {"agents": ("td3", "hsrl")}),
-        (compare.ablation, {"variants": ("ddpg", "no_residual")}),
+      for name, config in (
+        ("benchmark", {"agents": ("td3", "hsrl")}),
+        ("ablation", {"variants": ("ddpg", "no_residual")}),
       ):
-        run(_experiment(tuned=(str(self.path),), **config))
+        own = config | {"tuned": (str(self.path),)}
+        LAUNCH.known[name].load().run(_experiment(name=name, **own))
         for name, found in compared.call_args.args[1].items():
           # Another agent has of HSRL's settings what it reads.
           for field, value in best["td3" if name == "td3" else "hsrl"].items():
@@ -143,8 +146,8 @@ class RunTest(absltest.TestCase):
     self.assertFalse(found.settings.residual)
 
   def test_flags_of_hsrl_may_stand_in_the_flagfile_of_others(self):
-    config = config_lib.ExperimentConfig(agents=("td3",))
-    self.assertCountEqual(tuning.compared(config), ["td3", "hsrl"])
+    config = Tune(agents=("td3",))
+    self.assertCountEqual(tune.compared(config), ["td3", "hsrl"])
 
   def test_a_file_of_something_else(self):
     self.path.write_text('{"format": 1}')
@@ -163,9 +166,9 @@ class RunTest(absltest.TestCase):
 
   def test_results_keep_the_trials_and_show_none(self):
     docs = self.workdir.parent / "docs"
-    config = config_lib.ExperimentConfig(workdirs=(str(self.workdir),))
+    config = Results(workdirs=(str(self.workdir),))
     with contextlib.redirect_stdout(io.StringIO()):
-      document.run(
+      results.run(
         jobs.Experiment("results", config_lib.Config(), config, docs, "")
       )
     kept = json.loads((docs / "results" / "tuning" / "bored.json").read_text())

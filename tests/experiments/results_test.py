@@ -9,7 +9,9 @@ from absl.testing import absltest
 
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import document, jobs
+from hsrl_jax.experiments import jobs, results
+from hsrl_jax.experiments.registry import LAUNCH, Results
+from hsrl_jax.studies.registry import FRONT
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 RESULTS = {
@@ -38,16 +40,16 @@ class DocumentTest(absltest.TestCase):
     return str(folder)
 
   def _document(self, *workdirs):
-    config = config_lib.ExperimentConfig(workdirs=workdirs)
-    document.run(
-      jobs.Experiment("results", config_lib.Config(), config, self.docs, "")
+    config = Results(workdirs=workdirs)
+    base = config_lib.Config()
+    results.run(
+      jobs.Experiment("results", base, config, self.docs, "", known=FRONT.known)
     )
     return (self.docs / "RESULTS.md").read_text()
 
   def test_the_committed_page_is_what_its_sources_make(self):
-    self.assertEqual(
-      (DOCS / "RESULTS.md").read_text(), document.page(DOCS / "results")
-    )
+    page = results.page(DOCS / "results", FRONT.known)
+    self.assertEqual((DOCS / "RESULTS.md").read_text(), page)
 
   def test_committed_results_name_no_folder_of_a_machine(self):
     for path in (DOCS / "RESULTS.md", *DOCS.glob("results/*.json")):
@@ -126,6 +128,14 @@ class DocumentTest(absltest.TestCase):
     # -1 +- Student's 12.706 standard errors of 0.5.
     self.assertIn("- hsrl less rule (spaced): -1.00 [-7.35, 5.35]", text)
     self.assertNotIn("less greedy_oracle", text)
+
+  def test_results_that_the_command_does_not_know(self):
+    folder = self._experiment("loop", experiment="closed_loop")
+    with self.assertRaisesRegex(InputError, "the experiment closed_loop; expe"):
+      results._copy(pathlib.Path(folder), self.docs, LAUNCH.known)
+    self._document(folder)
+    with self.assertRaisesRegex(InputError, "loop.json is of the experiment c"):
+      results.page(self.docs / "results", LAUNCH.known)
 
   def test_what_is_no_experiment(self):
     single = self._experiment("single", experiment=None, format=2)
