@@ -123,6 +123,7 @@ class EnteredTest(absltest.TestCase):
       "best_playlist": [({"stay_weight": 2.0}, 9.0)],
     }
     found = {
+      "format": jobs.FORMAT,
       "trials": {
         name: [{"changes": x, "total_reward": {"mean": y}} for x, y in rows]
         for name, rows in trials.items()
