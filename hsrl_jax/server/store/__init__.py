@@ -1,6 +1,6 @@
 """What was shown, and what came of it: slates and feedback, kept for good."""
 
-from hsrl_jax.server.store.database import StoreError, open_store
+from hsrl_jax.server.store.database import StoreError, Undecided, open_store
 from hsrl_jax.server.store.records import (
   Feedback,
   Outcome,
@@ -14,6 +14,7 @@ __all__ = [
   "Outcome",
   "Slate",
   "StoreError",
+  "Undecided",
   "UnknownRequest",
   "Writer",
   "open_store",

@@ -8,6 +8,7 @@ wait for it again beside a busy event loop.
 import contextlib
 import json
 import pathlib
+import re
 import sqlite3
 import uuid
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,8 @@ from hsrl_jax.server.store.records import Slate
 FORMAT = 1
 WAIT = 5.0  # Seconds for another process to finish its transaction.
 _KEY = 0x6873726C  # Of the lock among writers of a PostgreSQL database.
+# Classes of its errors: no connection, locked, shut down.
+_AWAY = ("08", "55", "57")
 
 # Name to type of each column. `part` counts sessions of one session_id, of
 # which a new one begins after an end; `unanswered` counts places without a
@@ -76,6 +79,14 @@ class StoreError(Exception):
   """The store cannot take this now; nothing of it is kept."""
 
 
+class Away(StoreError):
+  """The store takes nothing now, whatever it is."""
+
+
+class Undecided(StoreError):
+  """The store may have kept all of this, or nothing."""
+
+
 class Engine(Protocol):
   """What differs between databases; parameters are written as ?."""
 
@@ -83,7 +94,9 @@ class Engine(Protocol):
     """Commits durably at the end, or nothing; others' writes wait.
 
     Raises:
-      StoreError: it could not be committed.
+      Away: nothing can be committed.
+      StoreError: this could not be committed.
+      Undecided: whether it was committed is not known.
     """
 
   def rows(self, names: Sequence[str]) -> str:
@@ -108,6 +121,9 @@ class Sqlite:
     Raises:
       sqlite3.Error: it cannot be opened.
     """
+    path = path.absolute()
+    self._paths = (path, path.with_name(f"{path.name}-wal"))
+    self._files: list | None = None
     self._connection = sqlite3.connect(
       path, timeout=WAIT, isolation_level=None, check_same_thread=False
     )
@@ -134,6 +150,7 @@ class Sqlite:
   def transaction(self) -> Iterator[None]:
     try:
       self._connection.execute("BEGIN IMMEDIATE")
+      self._check_files(Away)
       yield
       self._connection.execute("COMMIT")
     except BaseException as error:
@@ -141,8 +158,23 @@ class Sqlite:
         if self._connection.in_transaction:
           self._connection.execute("ROLLBACK")
       if isinstance(error, sqlite3.Error):
-        raise StoreError(str(error)) from error
+        raise _of_sqlite(error) from error
       raise
+    self._check_files(Undecided)
+
+  def _check_files(self, kind: type[StoreError]) -> None:
+    """Raises `kind` where the open files are no longer those of the path.
+
+    SQLite itself goes on writing to files that nobody will find.
+    """
+    files = []
+    for path in self._paths:
+      with contextlib.suppress(OSError):
+        status = path.stat()
+        files.append((path, status.st_dev, status.st_ino))
+    self._files = self._files or files
+    if files != self._files:
+      raise kind(f"{self._paths[0]} was removed, or renamed, or replaced")
 
   def rows(self, names: Sequence[str]) -> str:
     fields = [f"json_extract(value, '$[{i}]') {x}" for i, x in enumerate(names)]
@@ -157,7 +189,7 @@ class Sqlite:
     try:
       ((text,),) = self._connection.execute(query, parameters).fetchall()
     except sqlite3.Error as error:
-      raise StoreError(str(error)) from error
+      raise _of_sqlite(error) from error
     return json.loads(text)
 
   def run(self, statement: str, *parameters: Any) -> int:
@@ -165,6 +197,13 @@ class Sqlite:
 
   def close(self) -> None:
     self._connection.close()
+
+
+def _of_sqlite(error: sqlite3.Error) -> StoreError:
+  """Whether a file is locked, say, or something does not fit into it."""
+  fits = getattr(error, "sqlite_errorcode", 0) & 0xFF != sqlite3.SQLITE_FULL
+  away = isinstance(error, sqlite3.OperationalError) and fits
+  return (Away if away else StoreError)(str(error))
 
 
 class Postgres:
@@ -184,11 +223,16 @@ class Postgres:
 
   def _connect(self) -> None:
     self._connection = self._psycopg.connect(
-      self._url, autocommit=True, connect_timeout=int(WAIT)
+      self._url,
+      autocommit=True,
+      connect_timeout=int(WAIT),
+      tcp_user_timeout=int(2e3 * WAIT),
     )
+    self.run(f"SET lock_timeout = '{WAIT:g}s'")
 
   @contextlib.contextmanager
   def transaction(self) -> Iterator[None]:
+    commits = False
     try:
       if self._connection.closed:  # The database was restarted, say.
         self._connect()
@@ -197,8 +241,17 @@ class Postgres:
         # collected slates, are in the order of commits.
         self.run("SELECT pg_advisory_xact_lock(?)", _KEY)
         yield
+        commits = True
     except self._psycopg.Error as error:
-      raise StoreError(_line(error)) from error
+      if commits and error.sqlstate is None:  # The connection was lost.
+        raise Undecided(_line(error)) from error
+      raise self._error(error) from error
+
+  def _error(self, error: Exception) -> StoreError:
+    """Whether the database is not there, or locked, or refuses a record."""
+    away = isinstance(error, self._psycopg.OperationalError)
+    away = away and (error.sqlstate or "08")[:2] in _AWAY
+    return (Away if away else StoreError)(_line(error))
 
   def rows(self, names: Sequence[str]) -> str:
     fields = []
@@ -214,7 +267,7 @@ class Postgres:
         self._connect()
       return self._execute(query, parameters).fetchall()
     except self._psycopg.Error as error:
-      raise StoreError(_line(error)) from error
+      raise self._error(error) from error
 
   def run(self, statement: str, *parameters: Any) -> int:
     return self._execute(statement, parameters).rowcount
@@ -253,6 +306,11 @@ class Store:
       name,
       value,
     )
+
+  def touch(self) -> None:
+    """Writes something; within a transaction."""
+    self._engine.run("DELETE FROM about WHERE name = 'touched'")
+    self._keep("touched", uuid.uuid4().hex)
 
   def about(self) -> dict[str, str]:
     """What is known of the store itself: `format`, `id`, what `note` wrote."""
@@ -408,6 +466,10 @@ def open_store(where: str) -> Store:
   if where.startswith(("postgresql://", "postgres://")):
     return _open_postgres(where)
   path = pathlib.Path(where)
+  if path.name == ":memory:":
+    raise InputError(
+      f"the store {where} is gone with its process; expected the path of a file"
+    )
   if "://" in where:
     raise InputError(
       f"the store {where!r} has an unknown scheme; expected a path, or a URL "
@@ -433,12 +495,16 @@ def _open_postgres(url: str) -> Store:
   try:
     return Store(Postgres(url))
   except (psycopg.Error, StoreError) as error:
-    # The URL may hold a password, so it is not repeated.
+    # Of a URL that libpq takes apart elsewhere it repeats pieces.
+    why = _line(error)
+    for piece in re.findall(r"[^:/@?&=]{3,}", url.rpartition("@")[0])[1:]:
+      why = why.replace(piece, "***")
     raise InputError(
-      f"the store in PostgreSQL cannot be opened ({_line(error)}); expected "
+      f"the store in PostgreSQL cannot be opened ({why}); expected "
       "postgresql://USER:PASSWORD@HOST:PORT/DATABASE of a running server"
     ) from error
 
 
 def _line(error: Exception) -> str:
-  return " ".join(str(error).split()) or type(error).__name__
+  """The first line of an error: later ones name data of others."""
+  return (str(error).splitlines() or [type(error).__name__])[0]
