@@ -324,11 +324,7 @@ class Recommender:
       InputError: names what is wrong, and the row of the user.
     """
     nothing = [()] * len(history)
-    rows = (
-      history,
-      nothing if profile is None else profile,
-      nothing if seen is None else seen,
-    )
+    rows = [nothing if x is None else x for x in (history, profile, seen)]
     if len({len(x) for x in rows}) > 1:
       raise InputError(
         f"history, profile and seen are of {[len(x) for x in rows]} users; "

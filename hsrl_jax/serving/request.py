@@ -103,14 +103,6 @@ def make(
     known: of the catalogue's index, a byte for each id from 0.
     tags: of the catalogue.
     history: see Recommender.query, like all that follow.
-    profile: the same.
-    seen: the same.
-    earlier: the same.
-    k: the same.
-    temperature: the same.
-    include: the same.
-    exclude: the same.
-    since: the same.
 
   Raises:
     InputError: names what is wrong.

@@ -12,7 +12,8 @@ from typing import Any
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server.store import records
-from hsrl_jax.server.store.database import Away, Store, StoreError, Undecided
+from hsrl_jax.server.store.database import Store
+from hsrl_jax.server.store.engines import Away, StoreError, Undecided
 from hsrl_jax.server.store.records import (
   Feedback,
   Outcome,

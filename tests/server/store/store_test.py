@@ -22,7 +22,7 @@ from hsrl_jax.server.store import (
   Feedback,
   Outcome,
   Slate,
-  database,
+  engines,
   records,
   writer,
 )
@@ -166,7 +166,7 @@ class StoreTest(parameterized.TestCase):
   def test_what_fails_everybody_is_not_tried_for_each(self):
     opened = self._open("sqlite")
     writer.apply(opened, [slate("a")])
-    away = database.Away("locked")
+    away = engines.Away("locked")
     with mock.patch.object(opened, "find", side_effect=away) as find:
       results = writer.apply(opened, [Feedback("a", [1, 0, 0])] * 9)
     self.assertEqual(results, [away] * 9)
@@ -207,7 +207,7 @@ class StoreTest(parameterized.TestCase):
     self.assertEqual(rows, {"a": kept, "b": None, "c": kept, "d": None})
 
   def test_a_lock_and_a_lost_commit_of_postgres(self):
-    with mock.patch.object(database, "WAIT", 0.5):
+    with mock.patch.object(engines, "WAIT", 0.5):
       opened = self._open("postgres")
       other = store_lib.open_store(self.where)
       self.addCleanup(other.close)
@@ -215,7 +215,7 @@ class StoreTest(parameterized.TestCase):
     given = [Feedback("a", [1, 0, 1])]
     with other.transaction():
       (locked,) = writer.apply(opened, given)
-    self.assertIsInstance(locked, database.Away)
+    self.assertIsInstance(locked, engines.Away)
     self.assertEqual(writer.apply(opened, given), [Outcome(3, 0, 0, False)])
     try:
       with self.assertRaises(store_lib.Undecided), opened.transaction():
