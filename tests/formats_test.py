@@ -259,9 +259,7 @@ class OtherNumberTest(parameterized.TestCase):
     with self._refused():
       measures.read_results(path)
     with self._refused():
-      results._copy(
-        self.folder, self.folder / "docs", registry.LAUNCH.known
-      )
+      results._copy(self.folder, self.folder / "docs", registry.LAUNCH.known)
 
   def test_a_file_without_a_number(self):
     path = self.folder / "results.json"
