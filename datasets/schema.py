@@ -125,11 +125,27 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
   def _info(self) -> tfds.core.DatasetInfo:
+    widths, text = self.widths(), tfds.features.Text()
     if self.builder_config.name == "items":
-      features = item_features(self.widths()) | self.EXTRA_ITEMS
+      features = {
+        "item_id": np.int32,
+        "feature": _list_of(np.float32, widths.feature),
+        "external_id": text,
+        "title": text,
+        "genres": text,
+        **self.EXTRA_ITEMS,
+      }
     else:
-      features = session_features(self.widths(), self.TIMESTAMP)
-      features |= self.EXTRA
+      features = {
+        "user_id": np.int32,
+        "profile": _list_of(np.float32, widths.profile),
+        "history": _list_of(np.int32, widths.history),
+        "history_length": np.int32,
+        "exposed": _list_of(np.int32, widths.slate),
+        "response": _list_of(np.float32, widths.slate),
+        "timestamp": self.TIMESTAMP,
+        **self.EXTRA,
+      }
     return _Info(
       builder=self,
       description=sys.modules[type(self).__module__].__doc__,
@@ -170,30 +186,6 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for start in range(0, len(rows), BLOCK):
       own = np.asarray(rows[start : start + BLOCK])
       yield start, {name: column[own] for name, column in columns.items()}
-
-
-def item_features(widths: Widths) -> dict[str, Any]:
-  """TFDS features of a row of `items`."""
-  return {
-    "item_id": np.int32,
-    "feature": _list_of(np.float32, widths.feature),
-    "external_id": tfds.features.Text(),
-    "title": tfds.features.Text(),
-    "genres": tfds.features.Text(),
-  }
-
-
-def session_features(widths: Widths, timestamp: Any) -> dict[str, Any]:
-  """TFDS features of a row of `sessions`."""
-  return {
-    "user_id": np.int32,
-    "profile": _list_of(np.float32, widths.profile),
-    "history": _list_of(np.int32, widths.history),
-    "history_length": np.int32,
-    "exposed": _list_of(np.int32, widths.slate),
-    "response": _list_of(np.float32, widths.slate),
-    "timestamp": timestamp,
-  }
 
 
 def split_of_user(user: Sequence[Any]) -> np.ndarray:

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -18,7 +18,6 @@ def setting(
   below: float | None = None,
   among: tuple[str, ...] | None = None,
   length: int = 0,
-  later: bool = False,
 ) -> Any:
   """A field of a Checked dataclass: its default, and what values it may have.
 
@@ -33,8 +32,6 @@ def setting(
     below: a bound above all values, itself not allowed.
     among: the texts that are allowed.
     length: of a tuple, the fewest elements.
-    later: whether the field came after workdirs that are to be read still; at
-      its default it then tells nothing apart (`fingerprint`).
   """
   metadata = {
     "least": least,
@@ -43,7 +40,6 @@ def setting(
     "below": below,
     "among": among,
     "length": length,
-    "later": later,
   }
   return dataclasses.field(default=default, metadata=metadata)
 
@@ -122,31 +118,21 @@ def _expected(bounds: Mapping[str, Any], several: bool) -> str:
   return f"{fewest}each {words}"
 
 
-def values(config, *, told: Callable[..., bool] = lambda field, value: True):
+def values(config):
   """The values that tell configurations apart, as a dict by field.
 
-  What is no dataclass is returned as it is. `told` says of a field and its
-  value whether it is in the dict.
+  What is no dataclass is returned as it is.
   """
   if not dataclasses.is_dataclass(config):
     return config
-  fields = [
-    (x, getattr(config, x.name))
+  return {
+    x.name: values(getattr(config, x.name))
     for x in dataclasses.fields(config)
     if x.compare
-  ]
-  return {x.name: values(y, told=told) for x, y in fields if told(x, y)}
+  }
 
 
 def fingerprint(*parts) -> str:
-  """A short name of configs' values and of texts, the same in every process.
-
-  A field that is `later` and has its default is not in it, so that what earlier
-  versions made keeps its name.
-  """
-
-  def told(field, value):
-    return not field.metadata.get("later") or value != field.default
-
-  text = json.dumps([values(x, told=told) for x in parts], sort_keys=True)
+  """A short name of configs' values and of texts, the same in every process."""
+  text = json.dumps([values(x) for x in parts], sort_keys=True)
   return hashlib.sha256(text.encode()).hexdigest()[:16]

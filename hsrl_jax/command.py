@@ -5,7 +5,6 @@ import os
 import pathlib
 import sys
 import time
-from collections.abc import Collection
 
 import jax
 import numpy as np
@@ -18,7 +17,8 @@ from hsrl_jax.config import STAGES
 from hsrl_jax.data import embeddings, sids
 from hsrl_jax.engine import parallel, processes
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import EXPERIMENTS, jobs, registry, sweep
+from hsrl_jax.experiments import jobs, sweep
+from hsrl_jax.experiments.registry import Front
 from hsrl_jax.host import stop
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
@@ -27,15 +27,15 @@ from hsrl_jax.sid import store
 from hsrl_jax.stages import catalogue_changes, collect, export, quantize
 from hsrl_jax.stages import run as run_lib
 
-_FIT_SIDS = ("--sweep", "--mode=catalogue_size", "--mode=changing_catalogue")
 _OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
 
 
-def _main(argv: list[str], command: str) -> None:
+def _main(argv: list[str], front: Front, command: str) -> None:
   """Runs what --mode names.
 
   Args:
     argv: the command's name and what is left of its arguments.
+    front: the experiments that there are.
     command: all of it, for the record.
   """
   if len(argv) > 1:
@@ -48,12 +48,11 @@ def _main(argv: list[str], command: str) -> None:
   if not flags_lib.WORKDIR.value:
     raise InputError("--workdir is missing; expected a folder to write to")
   workdir = pathlib.Path(flags_lib.WORKDIR.value)
-  mode = _adopt_flags(workdir)
-  _check_inputs(mode)
-  config = flags_lib.config_from_flags(_compared(mode), registry.ALSO.get(mode))
+  mode, chosen = _adopt_flags(workdir, front)
+  _check_inputs(mode, chosen)
+  config = flags_lib.config_from_flags(chosen)
   # A bad flag is told before anything runs, whatever the mode reads.
   flags_lib.export_from_flags()
-  flags_lib.experiment_from_flags()
   if _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
     with contextlib.ExitStack() as inside:
@@ -67,13 +66,14 @@ def _main(argv: list[str], command: str) -> None:
     return
   parallel.use_cores(config.train)
   with workdir_lib.locked(workdir):
-    _run(mode, config, workdir, command)
+    if chosen is None:
+      _run(mode, config, workdir)
+    else:
+      _run_experiment(chosen, config, workdir, front, command)
 
 
-def _run(
-  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
-) -> None:
-  """Runs it in this process alone."""
+def _run(mode: str, config: config_lib.Config, workdir: pathlib.Path) -> None:
+  """Runs what is no experiment, in this process alone."""
   workdir_lib.settle(workdir / store.FOLDER, quantize.KIND)
   if mode in ("add_items", "remove_items"):
     _change_items(mode, workdir)
@@ -84,8 +84,6 @@ def _run(
       flags_lib.export_from_flags().dir,
       flags_lib.COLLECT_AFTER.value,
     )
-  elif mode in EXPERIMENTS:
-    _run_experiment(mode, config, workdir, command)
   elif flags_lib.SWEEP.value:
     _sweep(config, workdir)
   elif flags_lib.EMBEDDINGS.value:
@@ -111,14 +109,20 @@ def _roll_back() -> None:
   print(f"export: {root} serves version {versions.rollback(root)}")
 
 
-def _adopt_flags(workdir: pathlib.Path) -> str:
-  """The mode, once the flags that nobody gave are those the workdir kept."""
+def _adopt_flags(
+  workdir: pathlib.Path, front: Front
+) -> tuple[str, flags_lib.Chosen | None]:
+  """The mode and the experiment.
+
+  The flags that nobody gave are from now on those that the workdir kept.
+  """
   kept, mode = workdir_lib.kept_flags(workdir), flags_lib.MODE.value
-  experiment = kept.get("mode")
-  if experiment and not flags_lib.MODE.present:
-    mode = experiment
-  if kept and (experiment is None) == (mode in EXPERIMENTS):
-    whose = "an experiment" if experiment else "a single run"
+  now = flags_lib.named(front)
+  before = next((f"--{x}={kept[x]}" for x in front.flags if x in kept), None)
+  if not flags_lib.MODE.present and (now or before):
+    mode = "experiment"
+  if kept and (before is None) == (mode == "experiment"):
+    whose = "an experiment" if before else "a single run"
     raise InputError(
       f"{workdir} belongs to {whose}; expected another --workdir for "
       f"--mode={mode}, which may have the same flags: "
@@ -131,34 +135,27 @@ def _adopt_flags(workdir: pathlib.Path) -> str:
     )
   if mode != "quantize":
     kept.pop("embeddings", None)
-  if mode != experiment:
-    kept = {k: x for k, x in kept.items() if not k.startswith("experiment_")}
-  if mode != "results":
+  if now and str(now) != before:  # Another experiment, of the same jobs.
+    kept = {k: x for k, x in kept.items() if k.split("_")[0] not in front.flags}
+  if now is None or now.keeps_flags:
     flags_lib.adopt(kept, str(workdir / workdir_lib.FLAGS))
-  return mode
-
-
-def _compared(mode: str) -> Collection[str] | None:
-  """The agents that an experiment trains; None: --agent, if any is trained."""
-  if mode not in registry.COMPARED:
-    return None
-  return registry.COMPARED[mode](flags_lib.experiment_from_flags())
+  return mode, flags_lib.experiment_from_flags(front)
 
 
 def _run_experiment(
-  mode: str, config: config_lib.Config, workdir: pathlib.Path, command: str
+  chosen: flags_lib.Chosen, config: config_lib.Config, workdir, front, command
 ) -> None:
   """Runs an experiment, whose workdir keeps its flags too."""
+  entry, own = chosen
   settings = {x: flags_lib.settings_from_flags(x) for x in agents.AGENTS}
-  compare = flags_lib.experiment_from_flags()
-  kept = flags_lib.resolved(
-    mode, _compared(mode) or (), registry.ALSO.get(mode)
-  )
   with workdir_lib.unclaimed_on_error(workdir):
-    if mode != "results":  # It reads the folders of others.
-      workdir_lib.claim(workdir, kept, flags_lib.given(mode))
-    registry.RUN[mode](
-      jobs.Experiment(mode, config, compare, workdir, command, settings)
+    if entry.keeps_flags:
+      kept, given = flags_lib.resolved(chosen), flags_lib.given("experiment")
+      workdir_lib.claim(workdir, kept, given, changes=True)
+    entry.load().run(
+      jobs.Experiment(
+        entry.name, config, own, workdir, command, settings, front.known
+      )
     )
 
 
@@ -187,7 +184,7 @@ def _joins_others(mode: str) -> bool:
   return True
 
 
-def _check_inputs(mode: str) -> None:
+def _check_inputs(mode: str, chosen: flags_lib.Chosen | None) -> None:
   """Raises InputError where a flag does not go with the mode."""
   for flag, modes, needed in (
     (flags_lib.EMBEDDINGS, ("quantize", "add_items"), ("add_items",)),
@@ -204,20 +201,24 @@ def _check_inputs(mode: str) -> None:
       )
     if not flag.value and mode in needed:
       raise InputError(f"--mode={mode} needs --{flag.name}; expected a path")
-  if flags.FLAGS.task == "next_item" and mode in EXPERIMENTS:
+  if flags.FLAGS.sids and flags_lib.SWEEP.value:
     raise InputError(
-      f"--task=next_item with --mode={mode}; expected --task=rl: experiments "
-      "train in the simulator"
+      "--sids with --sweep, which fits SIDs of its own; expected one of them"
     )
-  fits = "--sweep" if flags_lib.SWEEP.value else f"--mode={mode}"
-  if flags.FLAGS.sids and fits in _FIT_SIDS:
-    raise InputError(
-      f"--sids with {fits}, which fits SIDs of its own; expected one of them"
-    )
-  if flags.FLAGS.continue_from and mode in EXPERIMENTS:
-    raise InputError(
-      f"--continue_from with --mode={mode}; expected a single run"
-    )
+  if chosen is None:
+    if mode == "experiment":
+      raise InputError("--mode=experiment needs --experiment; expected a name")
+    return
+  entry, task, sids_of = chosen.entry, flags.FLAGS.task, flags.FLAGS.sids
+  for flag, is_wrong, expected in (
+    ("mode", mode != "experiment", "--mode=experiment, or no --mode"),
+    ("task", task == "next_item", "--task=rl: they train in the simulator"),
+    ("sids", entry.fits_sids and sids_of, "none: it fits SIDs of its own"),
+    ("continue_from", flags.FLAGS.continue_from, "a single run"),
+  ):
+    if is_wrong:
+      value = flags.FLAGS[flag].value
+      raise InputError(f"--{flag}={value} with {entry}; expected {expected}")
 
 
 def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
@@ -326,18 +327,19 @@ def _not_of_orbax(record) -> bool:
   return "orbax" not in record.pathname
 
 
-def run(argv: list[str], arguments: list[str]) -> None:
+def run(argv: list[str], arguments: list[str], front: Front) -> None:
   """Runs what the flags say; errors are one line, and a status.
 
   Args:
     argv: the command's name and what its flags left over.
     arguments: all of them, for the record.
+    front: the experiments that the flags may choose.
   """
   # Orbax logs what it raises, too: pages of it.
   logging.get_absl_logger().addFilter(_not_of_orbax)
   try:
     with stop.on_sigterm():
-      _main(argv, jobs.command_line(arguments))
+      _main(argv, front, jobs.command_line(front.module, arguments))
   except InputError as error:
     _fail(error)
   except FloatingPointError as error:

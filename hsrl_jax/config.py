@@ -10,7 +10,6 @@ import re
 from typing import Any
 
 from hsrl_jax.checked import Checked, seed_setting, setting
-from hsrl_jax.experiment_config import ExperimentConfig as ExperimentConfig
 from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
 
 STAGES = ("data", "quantize", "simulator", "policy", "evaluate", "report")
@@ -124,10 +123,6 @@ class SimulatorConfig(SessionConfig):
       items by their features; `blended` has also what the logs say of single
       items and users; `double_sigmoid`: `attention`, fitted as in the public
       code. None: `blended` for the dataset `logs`, else `attention`.
-    ensemble: click models that are fitted, each with a seed of its own; users
-      respond by their mean probability.
-    pessimism: standard deviations among the models of the ensemble by which a
-      probability is lowered, so that what was never logged earns less.
   """
 
   features: int = setting(16, least=1)
@@ -141,16 +136,9 @@ class SimulatorConfig(SessionConfig):
   epochs: int = setting(12, least=1)
   seed: int = seed_setting(0)
   click_model: str | None = None
-  ensemble: int = setting(1, least=1)
-  pessimism: float = setting(0.0, least=0)
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "pessimism",
-      self.pessimism == 0 or self.ensemble > 1,
-      f"0 where ensemble = {self.ensemble}: one model agrees with itself",
-    )
     self.require(
       "heads",
       self.features % self.heads == 0,
@@ -374,7 +362,7 @@ class NextItemConfig(Checked):
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
   smoothing: float = setting(0.0, least=0, most=_DROPOUT)
-  token_weight: float = setting(1.0, least=0, later=True)
+  token_weight: float = setting(1.0, least=0)
   item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
   response_weight: float = setting(10.0, least=0)
@@ -409,22 +397,11 @@ class EvaluateConfig(Checked):
     split: logged sessions from which the users are drawn.
     episodes: sessions simulated for each policy and seed.
     seed: of the users' responses; the same for all policies.
-    planned: sessions of the bound `planned`, the first of `episodes`; 0: none.
-      It takes thousands of times as long as another policy's.
   """
 
   split: str = setting("test", among=SPLITS)
   episodes: int = setting(2_000, least=1)
   seed: int = seed_setting(0)
-  planned: int = setting(0, least=0)
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.require(
-      "planned",
-      self.planned <= self.episodes,
-      f"at most episodes = {self.episodes}",
-    )
 
 
 @dataclasses.dataclass(frozen=True)

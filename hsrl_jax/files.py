@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pathlib
-import tempfile
+import secrets
 import zipfile
 from collections.abc import Callable
 from typing import IO, Any, NamedTuple
@@ -30,20 +30,22 @@ def shipped(name: str) -> pathlib.Path:
 
 
 def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
-  """Writes a file under a temporary name beside it, then renames it."""
+  """Writes a file under a temporary name beside it, then renames it.
+
+  Who may read the file is up to the umask, as with any new file.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   if isinstance(data, str):
     data = data.encode()
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   try:
-    with os.fdopen(handle, "wb") as file:
+    with unfinished.open("xb") as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
+    unfinished.replace(path)
   except BaseException as error:
-    pathlib.Path(name).unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     if isinstance(error, OSError):
       error.filename = str(path)  # For people; a full disk names no file.
     raise
@@ -54,10 +56,10 @@ def write_json(path: pathlib.Path, value: Any) -> None:
   write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: pathlib.Path, known: int) -> Any:
+def read_json(path: pathlib.Path, expected: int) -> Any:
   """Reads an object with a `format`; see `check_format`."""
   value = json.loads(path.read_text())
-  check_format(path, value.get("format", 1), known)
+  check_format(path, value.get("format"), expected)
   return value
 
 
@@ -68,12 +70,13 @@ def write_npz(path: pathlib.Path, number: int, **arrays: Any) -> None:
   write_atomic(path, buffer.getvalue())
 
 
-def read_npz(path: pathlib.Path, known: int) -> dict[str, np.ndarray]:
+def read_npz(path: pathlib.Path, expected: int) -> dict[str, np.ndarray]:
   """Reads arrays, one of which is `format`; see `check_format`."""
   # Opened here, since numpy leaves a damaged file open.
   with path.open("rb") as file, np.load(file) as saved:
     arrays = dict(saved)
-  check_format(path, int(arrays.get("format", 1)), known)
+  number = int(arrays["format"]) if "format" in arrays else None
+  check_format(path, number, expected)
   return arrays
 
 
@@ -82,7 +85,6 @@ class Header(NamedTuple):
 
   shape: tuple[int, ...]
   dtype: np.dtype
-  fortran: bool = False
 
 
 def read_header(file: IO[bytes]) -> Header:
@@ -93,12 +95,12 @@ def read_header(file: IO[bytes]) -> Header:
   """
   version = np.lib.format.read_magic(file)
   if version == (1, 0):
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
   elif version == (2, 0):
-    shape, fortran, dtype = np.lib.format.read_array_header_2_0(file)
+    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
   else:
     raise ValueError(f"it has version {version} of the .npy format")
-  return Header(shape, dtype, fortran)
+  return Header(shape, dtype)
 
 
 def npz_headers(path: pathlib.Path) -> dict[str, Header]:
@@ -124,21 +126,22 @@ def npz_headers(path: pathlib.Path) -> dict[str, Header]:
   return headers
 
 
-def check_format(path: pathlib.Path, number: int, known: int) -> None:
-  """Checks the version number that a file was written with.
+def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:
+  """Checks the number of the format that a file was written in.
 
   Args:
     path: of the file.
-    number: of the format; 1 where it was written before there were numbers.
-    known: the newest that this version of hsrl_jax reads.
+    number: of its format; None where it has none.
+    expected: the number that this version of hsrl_jax writes and reads.
 
   Raises:
-    InputError: the file is of a newer version.
+    InputError: the file has another number, or none.
   """
-  if number > known:
+  if number != expected:
+    has = "no number of a format" if number is None else f"format {number}"
     raise InputError(
-      f"{path} has format {number}; expected at most {known}: it is of a newer "
-      "hsrl_jax, update this one"
+      f"{path} has {has}; expected {expected}: another version of hsrl_jax "
+      "wrote it, use that one or make it again"
     )
 
 

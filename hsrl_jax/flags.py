@@ -6,13 +6,15 @@ Each setting is the flag of its name; see settings.py. Agents may share one.
 import os
 import re
 from collections.abc import Collection, Iterable, Mapping
+from typing import NamedTuple
 
 from absl import flags
 
 from hsrl_jax import agents, docstrings, settings
 from hsrl_jax import config as config_lib
+from hsrl_jax.checked import Checked
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import EXPERIMENTS
+from hsrl_jax.experiments.registry import LAUNCH, Entry, Front
 
 MODES = (
   "all",
@@ -22,7 +24,7 @@ MODES = (
   "export",
   "collect",
   "rollback",
-  *EXPERIMENTS,
+  "experiment",
 )
 
 MODE = flags.DEFINE_enum(
@@ -31,7 +33,7 @@ MODE = flags.DEFINE_enum(
   MODES,
   "The stage to run; `all`: what is missing. `add_items` and `remove_items` "
   "change a catalogue of --embeddings; for `export`, `collect`, `rollback` see "
-  "docs/loop.md, for others launch/flags/experiments.",
+  "docs/loop.md.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
@@ -126,40 +128,89 @@ def _is_one_of_them(values: dict[str, int | None]) -> bool:
 _PATHS = ("embeddings", *settings.PATHS)  # Kept as full paths.
 
 
-def _define() -> None:
-  """Defines the flag of each field; agents may share one."""
-  shared = set()
-  for group, field, name, kind in settings.fields():
-    if name in shared:
+def define(groups: Iterable[settings.Group], module: str = __name__) -> None:
+  """Defines the flag of each field; groups may share one.
+
+  Args:
+    groups: whose fields these are.
+    module: under which --helpfull lists them.
+  """
+  for group, field, name, kind in settings.fields(tuple(groups)):
+    if name in flags.FLAGS:
       continue
-    if group.name == "agent":
-      shared.add(name)
     text = docstrings.attribute(group.type, field.name)
-    default = field.default
+    default, where = field.default, {"module_name": module}
     if kind is bool:
-      flags.DEFINE_boolean(name, default, text)
+      flags.DEFINE_boolean(name, default, text, **where)
     elif kind in (int, int | None):
-      flags.DEFINE_integer(name, default, text)
+      flags.DEFINE_integer(name, default, text, **where)
     elif kind in (float, float | None):
-      flags.DEFINE_float(name, default, text)
+      flags.DEFINE_float(name, default, text, **where)
     elif kind in (str, str | None):
-      flags.DEFINE_string(name, default, text)
+      flags.DEFINE_string(name, default, text, **where)
     else:  # A tuple; a plain list flag, for multi flags would append.
       texts = None if default is None else [str(x) for x in default]
-      flags.DEFINE_list(name, texts, text)
+      flags.DEFINE_list(name, texts, text, **where)
 
 
-_define()
+def define_experiments(front: Front, module: str = __name__) -> None:
+  """Defines the flags that choose an experiment, and those that they read."""
+  for flag in front.flags:
+    if flag not in flags.FLAGS:
+      names = [x.name for x in front.entries if x.flag == flag]
+      text = "Runs that are compared, for a table, a plot and results.json."
+      flags.DEFINE_enum(flag, None, names, text, module_name=module)
+  define((x.group for x in front.entries), module)
 
 
-def config_from_flags(
-  compared: Collection[str] | None = None, also: str | None = None
-) -> config_lib.Config:
+define((*settings.STAGES, settings.EXPORT, *settings.of_agents()))
+define_experiments(LAUNCH)
+
+
+class Chosen(NamedTuple):
+  """The experiment that the flags choose, and its settings."""
+
+  entry: Entry
+  config: Checked
+
+
+def named(front: Front) -> Entry | None:
+  """The experiment that the parsed flags name, if any.
+
+  Raises:
+    InputError: there are two.
+  """
+  given = [x for x in front.flags if flags.FLAGS[x].value is not None]
+  if len(given) > 1:
+    raise InputError(f"--{given[0]} with --{given[1]}; expected one of them")
+  return front.known[flags.FLAGS[given[0]].value] if given else None
+
+
+def experiment_from_flags(front: Front) -> Chosen | None:
+  """The same with its settings, of which no others may be given.
+
+  Raises:
+    InputError: a setting is out of range, or one that the experiment, or a
+      single run, does not read is given.
+  """
+  entry, readers = named(front), {}
+  for other in front.entries:
+    for _, _, name, _ in settings.fields((other.group,)):
+      readers.setdefault(name, []).append(other)
+  for name, known in readers.items():
+    if flags.FLAGS[name].present and entry not in known:
+      raise InputError(
+        f"--{name} is given, but {entry or 'a single run'} does not read it; "
+        f"expected {' or '.join(map(str, known))}, or no such flag"
+      )
+  return Chosen(entry, _from_flags(entry.group)) if entry else None
+
+
+def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
   """The configuration that the parsed flags describe.
 
   Args:
-    compared: the agents that an experiment trains; None: --agent alone.
-    also: another task that the experiment trains them on; None: there is none.
+    chosen: the experiment of whose jobs it is; None: of a single run.
 
   Raises:
     InputError: a value is out of range, or a flag is given that agent and task
@@ -167,7 +218,15 @@ def config_from_flags(
   """
   name = AGENT.value
   settings.check_agent("--agent", name)
-  _check_read((name,) if compared is None else compared, also)
+  trained, tasks = _trained(chosen)
+  groups = (*settings.STAGES, *settings.of_agents())
+  names = {name for _, _, name, _ in settings.fields(groups)}
+  for task in tasks[1:]:
+    names -= set().union(*(settings.reads(x, task) for x in trained))
+  present = [name for name in names if flags.FLAGS[name].present]
+  settings.check_read(
+    present, trained, flags.FLAGS.task, "--", flags.FLAGS.learn_from
+  )
   return config_lib.Config(
     **{x.name: _from_flags(x) for x in settings.STAGES},
     agent=name,
@@ -175,31 +234,24 @@ def config_from_flags(
   )
 
 
+def _trained(chosen: Chosen | None) -> tuple[Collection[str], tuple[str, ...]]:
+  """The agents that are trained, and the tasks; --task is the first of them."""
+  agent, task = (AGENT.value,), (flags.FLAGS.task,)
+  if chosen is None:
+    return agent, task
+  entry, compared = chosen.entry, chosen.entry.compared(chosen.config)
+  tasks = task if entry.also is None else (*task, entry.also)
+  return agent if compared is None else compared, tasks
+
+
 def settings_from_flags(agent: str) -> agents.Settings:
   """What the parsed flags say of an agent's settings."""
   return _from_flags(settings.of_agent(agent))
 
 
-def _check_read(trained: Collection[str], also: str | None) -> None:
-  """Raises InputError where a flag is given that no trained agent reads."""
-  groups = (*settings.STAGES, *settings.of_agents())
-  names = {name for _, _, name, _ in settings.fields(groups)}
-  if also is not None:
-    names -= set().union(*(settings.reads(x, also) for x in trained))
-  present = [name for name in names if flags.FLAGS[name].present]
-  settings.check_read(
-    present, trained, flags.FLAGS.task, "--", flags.FLAGS.learn_from
-  )
-
-
 def export_from_flags() -> config_lib.ExportConfig:
   """What the parsed flags say of an export; see `config_from_flags`."""
   return _from_flags(settings.EXPORT)
-
-
-def experiment_from_flags() -> config_lib.ExperimentConfig:
-  """What the parsed flags say of an experiment; see `config_from_flags`."""
-  return _from_flags(settings.EXPERIMENT)
 
 
 def _from_flags(group: settings.Group):
@@ -208,27 +260,20 @@ def _from_flags(group: settings.Group):
   return settings.make(group, {x: flags.FLAGS[x].value for x in names}, "--")
 
 
-def resolved(
-  experiment: str | None = None,
-  compared: Collection[str] = (),
-  also: str | None = None,
-) -> dict[str, str]:
+def resolved(chosen: Chosen | None = None) -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what a run is.
 
   Args:
-    experiment: the mode of the experiment, whose flags count too; None: a
-      single run.
-    compared: the agents whose flags count; none: that of --agent.
-    also: another task than --task, whose flags count too.
+    chosen: the experiment whose flags count too; None: a single run.
   """
-  trained = compared or [AGENT.value]
+  trained, tasks = _trained(chosen)
+  trained = trained or (AGENT.value,)
   groups = (*settings.STAGES, *map(settings.of_agent, trained))
-  tasks = (flags.FLAGS.task, *([also] if also else []))
   read = set().union(*(settings.reads(x, y) for x in trained for y in tasks))
   read -= agents.unread_of(flags.FLAGS.learn_from)
   names = ["agent", "embeddings", *(x for x in _deciding(groups) if x in read)]
-  if experiment is not None:
-    names += ["mode", *_deciding([settings.EXPERIMENT])]
+  if chosen is not None:
+    names += [chosen.entry.flag, *_deciding([chosen.entry.group])]
   return {x: _text(x) for x in names if flags.FLAGS[x].value is not None}
 
 
@@ -268,9 +313,9 @@ def adopt(kept: Mapping[str, str], where: str) -> None:
         flag.present = 0  # Nobody gave it.
     except (KeyError, flags.Error) as error:
       raise InputError(
-        f"{where}: --{name}={text} is no flag of this version of hsrl_jax; "
-        "expected the flags of a run: use the version that made it, or a new "
-        "--workdir"
+        f"{where}: --{name}={text} is no flag of this command; expected the "
+        "flags of a run: use the command and the version that made it, or a "
+        "new --workdir"
       ) from error
 
 

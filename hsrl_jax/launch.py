@@ -11,7 +11,7 @@ logs (docs/loop.md). --helpfull lists all flags.
 
 gives semantic IDs to items of your own; add_items and remove_items go on.
 
-  python -m hsrl_jax.launch --flagfile=launch/flags/experiments/NAME.flags
+  python -m hsrl_jax.launch --experiment=NAME --flagfile=FILE --workdir=W
 
 runs an experiment: many such runs, then a table, a plot and results.json.
 """
@@ -25,11 +25,13 @@ from absl import app, flags, logging
 
 from hsrl_jax import errors, files
 from hsrl_jax import flags as flags_lib
+from hsrl_jax.experiments.registry import LAUNCH, Front
 from hsrl_jax.host import compiled
 from hsrl_jax.host import workdir as workdir_lib
 
 flags.declare_key_flag(flags_lib.MODE.name)
 flags.declare_key_flag(flags_lib.WORKDIR.name)
+flags.declare_key_flag("experiment")
 flags.declare_key_flag("dataset")
 flags.declare_key_flag("raw_data_dir")
 flags.declare_key_flag("response_params")
@@ -96,24 +98,24 @@ def _parse(argv: list[str]) -> list[str]:
   sys.exit(2)
 
 
-def run_command(argv: list[str]) -> None:
+def run_command(argv: list[str], front: Front = LAUNCH) -> None:
   """Parses `argv` and runs it; exits with status 2 where it is wrong."""
-  _run(_parse(argv), argv[1:])
+  _run(_parse(argv), argv[1:], front)
 
 
-def _run(argv: list[str], arguments: list[str]) -> None:
+def _run(argv: list[str], arguments: list[str], front: Front) -> None:
   # Before the import, in which matplotlib tells of fonts that it found.
   logging.set_verbosity(logging.WARNING)
   # Imported no sooner, so that --help and a bad flag are told at once.
   from hsrl_jax import command
 
-  command.run(argv, arguments)
+  command.run(argv, arguments, front)
 
 
-def entry() -> None:
-  """The command `hsrl`."""
+def entry(front: Front = LAUNCH) -> None:
+  """The command `hsrl`, or another front, whose flags are defined."""
   compiled.keep()
-  app.run(lambda argv: _run(argv, sys.argv[1:]), flags_parser=_parse)
+  app.run(lambda argv: _run(argv, sys.argv[1:], front), flags_parser=_parse)
 
 
 if __name__ == "__main__":

@@ -60,9 +60,6 @@ class SessionConfig(Checked):
       occurs more often than this among them.
     leave_percentile: by `distance` items are near each other if they are nearer
       than all but this percentage of the pairs of items are.
-    leave_short_start: whether `boredom` and `distance` look at fewer items
-      before the window is full, as the public code of EasyRL4Rec does: with t
-      items shown, at the last min(t, leave_window - t).
     observed: what agents see of a session: `likes`, the last liked items;
       `interactions`, besides the last shown ones with response, position and
       steps ago, and the step.
@@ -87,7 +84,6 @@ class SessionConfig(Checked):
   observed: str = setting("likes", among=OBSERVED)
   observed_items: int = setting(50, least=1)
   leave_percentile: float = setting(30.0, above=0, most=100)
-  leave_short_start: bool = False
 
   def __post_init__(self):
     super().__post_init__()

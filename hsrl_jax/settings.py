@@ -29,7 +29,6 @@ PREFIXES = {
   "next_item": "next_item_",
   "evaluate": "evaluate_",
   "export": "export_",
-  "experiment": "experiment_",
 }
 
 PATHS = (
@@ -48,19 +47,25 @@ _LARGEST_FLOAT = 3.4e38  # Of float32.
 
 
 class Group(NamedTuple):
-  """A config class and the key of PREFIXES that its settings have."""
+  """A config class, and what the names of its settings begin with.
+
+  Attributes:
+    name: of the group.
+    type: the class.
+    prefix: of the settings' names.
+  """
 
   name: str
   type: type
+  prefix: str = ""
 
 
 STAGES = tuple(
-  Group(x.name, x.type)
+  Group(x.name, x.type, PREFIXES[x.name])
   for x in dataclasses.fields(config_lib.Config)
   if dataclasses.is_dataclass(x.type)
 )
-EXPORT = Group("export", config_lib.ExportConfig)
-EXPERIMENT = Group("experiment", config_lib.ExperimentConfig)
+EXPORT = Group("export", config_lib.ExportConfig, PREFIXES["export"])
 
 
 def of_agent(name: str) -> Group:
@@ -78,11 +83,11 @@ def fields(
 ) -> Iterator[tuple[Group, dataclasses.Field, str, Any]]:
   """Yields (group, field, setting's name, type) of each field; None: of all."""
   if groups is None:
-    groups = (*STAGES, EXPORT, EXPERIMENT, *of_agents())
+    groups = (*STAGES, EXPORT, *of_agents())
   for group in groups:
     types_ = typing.get_type_hints(group.type)
     for field in dataclasses.fields(group.type):
-      name = PREFIXES[group.name] + field.name
+      name = group.prefix + field.name
       yield group, field, name, types_[field.name]
 
 
@@ -163,7 +168,7 @@ def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
   try:
     return group.type(**chosen)
   except ValueError as error:
-    raise InputError(f"{dashes}{PREFIXES[group.name]}{error}") from error
+    raise InputError(f"{dashes}{group.prefix}{error}") from error
 
 
 def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:

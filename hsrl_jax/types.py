@@ -54,11 +54,17 @@ class Transition(NamedTuple):
     response: float32 [K], 1 where the user responded positively.
     reward: float32 [].
     terminated: float32 [], 1 where the user left (no future reward).
+    truncated: float32 [], 1 where the session was cut, such as by a step limit,
+      and the user had not left.
     latent: float32 [A], what the agent chose before it became a slate; A is 0
       where an agent chooses items directly.
     next_history: int32 [H], after the step, of the same user even where the
       simulator has meanwhile started another one.
     next_shown: the same of what was shown; None where nobody sees it.
+    hidden: float32 [Z], the simulator's state before the step as a critic may
+      see it, Z may be 0; None but for agents that learn on-policy.
+    next_hidden: the same after the step.
+    notes: Action.notes of the slate; None likewise.
   """
 
   observation: Observation
@@ -67,9 +73,13 @@ class Transition(NamedTuple):
   response: Array
   reward: Array
   terminated: Array
+  truncated: Array
   latent: Array
   next_history: Array
   next_shown: Shown | None = None
+  hidden: Array | None = None
+  next_hidden: Array | None = None
+  notes: Any = None
 
   @property
   def next_observation(self) -> Observation:
@@ -77,24 +87,6 @@ class Transition(NamedTuple):
     return self.observation._replace(
       history=self.next_history, shown=self.next_shown
     )
-
-
-class Decision(NamedTuple):
-  """A slate as an agent that learns on-policy sees it again.
-
-  Attributes:
-    observation: before the step.
-    hidden: float32 [Z], what the critic alone sees; Z may be 0.
-    slate: int32 [K], the items shown; 0 where a place shows nothing.
-    response: float32 [K], 1 where the user responded positively.
-    notes: Action.notes of the slate.
-  """
-
-  observation: Observation
-  hidden: Array
-  slate: Array
-  response: Array
-  notes: Any
 
 
 class Sessions(NamedTuple):

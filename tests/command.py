@@ -12,17 +12,22 @@ import runpy
 import subprocess
 import sys
 import time
+import types
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from unittest import mock
 
 import jax
 from absl import flags, logging
 
-from hsrl_jax import launch
+from hsrl_jax import agents, launch
 from hsrl_jax.engine import checkpoint
+from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments.registry import LAUNCH, Entry
 from hsrl_jax.host import stop
 from hsrl_jax.stages import policy
+from hsrl_jax.studies import __main__ as studies
 
 ROOT = pathlib.Path(__file__).parents[1]
 # On top of smoke.flags: as small as it gets, for a process of its own.
@@ -37,8 +42,8 @@ SMALL = (
   "--evaluate_episodes=60",
   "--seeds=0",
 )
-# A whole experiment, whose figures mean nothing.
-EXPERIMENT = (
+# The jobs of a whole experiment, whose figures mean nothing.
+JOBS = (
   f"--flagfile={ROOT}/launch/flags/smoke.flags",
   "--simulator_epochs=2",
   "--sid_iterations=5",
@@ -50,11 +55,11 @@ EXPERIMENT = (
   "--save_every=40",
   "--curve_episodes=4",
   "--evaluate_episodes=60",
-  "--experiment_resamples=200",
 )
+EXPERIMENT = (*JOBS, "--experiment_resamples=200")
 
 
-def run(*arguments: str) -> tuple[int, str, str]:
+def run(*arguments: str, front=LAUNCH) -> tuple[int, str, str]:
   """Exit status, standard output and standard error."""
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
@@ -62,11 +67,42 @@ def run(*arguments: str) -> tuple[int, str, str]:
   status = 0
   with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
     try:
-      launch.run_command(["hsrl", *arguments])
+      launch.run_command(["hsrl", *arguments], front)
     except SystemExit as stop:
       status = stop.code
   flags.FLAGS.mark_as_parsed()
   return status, out.getvalue(), err.getvalue()
+
+
+@contextlib.contextmanager
+def experiments_are(run: Callable[[jobs.Experiment], None]):
+  """Inside, each experiment is what `run` makes of it."""
+  load = Entry.load
+
+  def fake(entry):
+    return types.SimpleNamespace(**vars(load(entry)) | {"run": run})
+
+  with mock.patch.object(Entry, "load", fake):
+    yield
+
+
+@contextlib.contextmanager
+def published():
+  """Inside, agents and flags are also those of the command of the studies."""
+  before = {*flags.FLAGS}
+  with mock.patch.dict(agents.AGENTS):
+    studies.register()
+    try:
+      yield
+    finally:
+      for name in {*flags.FLAGS} - before:
+        delattr(flags.FLAGS, name)
+
+
+def study(*arguments: str) -> tuple[int, str, str]:
+  """The same as `run`, of the command of the studies."""
+  with published():
+    return run(*arguments, front=studies.FRONT)
 
 
 def last_state(workdir: pathlib.Path) -> tuple[int, Any]:

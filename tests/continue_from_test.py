@@ -16,9 +16,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import api, sid
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import policy
 from hsrl_jax.stages import start_loading as loading
 from tests.command import run
@@ -33,8 +33,8 @@ TOY = (
   "--simulator_epochs=1",
   "--evaluate_episodes=4",
 )
-# A click model that has statistics of the logs, and two networks.
-BLENDED = ("--simulator_click_model=blended", "--simulator_ensemble=2")
+# A click model that has statistics of the logs.
+BLENDED = ("--simulator_click_model=blended",)
 SUPERVISED = (
   "--width=8",
   "--layers=1",
@@ -243,7 +243,8 @@ class RefusalsTest(parameterized.TestCase):
   def test_tasks_and_modes(self):
     self._finished()
     self._refused("--task=next_item", "--task=next_item")
-    self._refused("with --mode=ablation; expected a single", "--mode=ablation")
+    mode = "--experiment=ablation"
+    self._refused(f"with {mode}; expected a single", mode)
 
   def test_sasrec_has_no_actor(self):
     folder = self._finished(agent="sasrec", task="next_item")
@@ -333,7 +334,7 @@ class RefusalsTest(parameterized.TestCase):
 def _parts(names, tokens):
   index = sid.build_index(np.array(tokens[: len(names) - 1]), 2)
   items = mock.Mock(ids=names)
-  catalogue = ActionSpace(None, index, None)
+  catalogue = Catalogue(None, index, None)
   return mock.Mock(
     dataset=mock.Mock(items=items), catalogue=catalogue, config=config_lib
   )

@@ -21,8 +21,9 @@ from absl import flags
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, api
+from hsrl_jax.stages.run import Run
 from tests import toy
-from tests.command import quick, run
+from tests.command import experiments_are, published, quick, run, study
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -61,6 +62,7 @@ SMALL = (
   "--evaluate_episodes=8",
   "--seeds=0",
 )
+_FRONT = re.compile(r"hsrl_jax\.(?:launch|studies)")
 OF_RL = (
   "iterations",
   "curve",
@@ -91,7 +93,12 @@ def _commands() -> list[str]:
 
 
 def _arguments(command: str) -> list[str]:
-  return command.split("hsrl_jax.launch", 1)[1].split()
+  return _FRONT.split(command, maxsplit=1)[1].split()
+
+
+def _front(command: str):
+  """What runs a command's arguments."""
+  return study if "hsrl_jax.studies" in command else run
 
 
 def _process(arguments) -> subprocess.CompletedProcess:
@@ -122,7 +129,7 @@ class CommandsTest(absltest.TestCase):
         continue
       if re.search("--raw_data_dir=(data/|my_)", command):  # No test has it.
         self._launch_without_source(command)
-      elif "hsrl_jax.launch" in command:
+      elif re.search(r"-m hsrl_jax\.(launch|studies)", command):
         self._launch_data(command)
       elif "pytest" in command:
         self.assertIn(command, (ROOT / ".ci" / "run").read_text())
@@ -319,7 +326,8 @@ class CommandsTest(absltest.TestCase):
       for path in re.findall(r"--sids=(\S+)", command):
         pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
         pathlib.Path(path).write_text('{"item": [1]}')
-      status, _, err = run(*_arguments(command), f"--workdir={workdir}")
+      arguments = *_arguments(command), f"--workdir={workdir}"
+      status, _, err = _front(command)(*arguments)
     self.assertEqual(status, 2, err)
     self.assertRegex(err, r"--raw_data_dir=\S+ is no folder; expected a folder")
 
@@ -339,10 +347,15 @@ class CommandsTest(absltest.TestCase):
       workdir = workdir / "from_logs"
     if "--split_by=user" in text:
       workdir = workdir / "by_user"  # And its splits.
-    with contextlib.chdir(ROOT):
-      status, _, err = run(
-        *arguments, *small, f"--workdir={workdir}", "--mode=data"
-      )
+    own = (f"--workdir={workdir}", "--mode=data")
+    if re.search("--(experiment|study)=", text + command):
+      own = (f"--workdir={tempfile.mkdtemp(dir=self.folder)}",)
+
+    def first_stage(made):
+      Run(made.base, workdir).stage("data")
+
+    with contextlib.chdir(ROOT), experiments_are(first_stage):
+      status, _, err = _front(command)(*arguments, *small, *own)
     self.assertEqual(status, 0, err)
 
   def _names_a_file(self, command):
@@ -385,7 +398,8 @@ class NamesTest(parameterized.TestCase):
 
   def test_flags_exist(self):
     flag = re.compile(r"(?<![\w-])--(\w[\w-]*)")
-    known = set(flags.FLAGS) | OTHERS
+    with published():
+      known = set(flags.FLAGS) | OTHERS
     for path in PROGRAMS:
       text = path.read_text()
       known |= set(flag.findall(text))

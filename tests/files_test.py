@@ -1,6 +1,8 @@
-"""Files of a user's: what they hold is looked at before it is read."""
+"""Files: whole, readable as the umask says, looked at before they are read."""
 
+import os
 import pathlib
+import stat
 import tempfile
 from unittest import mock
 
@@ -20,7 +22,32 @@ _READERS = {
 }
 
 
-class FilesTest(parameterized.TestCase):
+class WriteTest(parameterized.TestCase):
+  def setUp(self):
+    super().setUp()
+    self.path = pathlib.Path(self.create_tempdir()) / "x" / "file"
+
+  @parameterized.parameters((0o077, 0o600), (0o022, 0o644), (0o002, 0o664))
+  def test_the_umask_says_who_may_read(self, mask, want):
+    self.addCleanup(os.umask, os.umask(mask))
+    for text in ("a", "b"):
+      files.write_atomic(self.path, text)
+      self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), want)
+      self.assertEqual(self.path.read_text(), text)
+
+  def test_what_fails_leaves_the_old_file_alone(self):
+    files.write_atomic(self.path, "old")
+    error = OSError(28, "No space left on device")
+    with (
+      mock.patch.object(files.os, "fsync", side_effect=error),
+      self.assertRaisesRegex(OSError, str(self.path)),
+    ):
+      files.write_atomic(self.path, "new")
+    self.assertEqual(self.path.read_text(), "old")
+    self.assertEqual(list(self.path.parent.iterdir()), [self.path])
+
+
+class HeadersTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
     folder = self.enter_context(tempfile.TemporaryDirectory())

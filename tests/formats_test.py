@@ -1,8 +1,8 @@
-"""Each format has a version number; files of every version stay readable.
+"""Each format has a number; files of another number are refused.
 
-`tests/formats/` has a small file of each version, `NAME_VERSION`. Where a
-number has gone up the first test writes the file of the new version and asks
-to commit it; those of older versions stay as they are.
+`tests/formats/` has a small file of each format, `NAME_NUMBER`, by which a test
+sees whether what is stored has changed. Where a number has gone up the first
+test writes the new file and asks to commit it in place of the old one.
 """
 
 import pathlib
@@ -17,18 +17,17 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import checked, files, sid
-from hsrl_jax import config as config_lib
-from hsrl_jax.agents.base import ActionSpace
+from hsrl_jax import files, sid
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data.embeddings import Embeddings
-from hsrl_jax.engine import checkpoint, loop, parallel
+from hsrl_jax.engine import checkpoint, core, parallel
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures, simulate
-from hsrl_jax.experiments import document, jobs
+from hsrl_jax.experiments import jobs, registry, results
 from hsrl_jax.server import store as serving_store
 from hsrl_jax.server.store import database, records, writer
 from hsrl_jax.sid import store
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import quantize, quantizer_fit
 from tests import toy
@@ -41,8 +40,8 @@ def _like():
   """Shapes and types of what the stage `policy` stores: learner and stream."""
   engine = toy.engine(CONFIG)
   tokens = np.stack(np.divmod(np.arange(toy.ITEMS), 8), 1)
-  inputs = loop.Inputs(
-    ActionSpace(
+  inputs = core.Inputs(
+    Catalogue(
       jnp.zeros((toy.ITEMS + 1, 7)),
       sid.build_index(tokens, 8),
       jnp.zeros((2, 8, 7)),
@@ -97,11 +96,11 @@ def _sids(folder: pathlib.Path) -> None:
       files.write_atomic(folder / "sids" / name, (made / name).read_bytes())
 
 
-def _sessions() -> dict[str, list[simulate.Sessions]]:
+def _sessions() -> dict[str, list[simulate.Simulated]]:
   """Two sessions of two slates of three items, for each bound."""
   return {
     name: [
-      simulate.Sessions(
+      simulate.Simulated(
         np.float32([reward, 2 * reward]),
         np.float32([2, 2]),
         np.float32([1, 3]),
@@ -150,78 +149,75 @@ FORMATS = {
 }
 
 
-def _files(name: str) -> list[pathlib.Path]:
-  """The files of all versions of a format."""
-  return list(FOLDER.glob(f"{name}_*"))
+def _file(name: str) -> pathlib.Path:
+  """The file of a format."""
+  return FOLDER / f"{name}_{FORMATS[name][0]}"
 
 
 class FormatsTest(parameterized.TestCase):
   @parameterized.parameters(*FORMATS)
-  def test_each_version_has_a_file(self, name):
-    version, write = FORMATS[name]
-    found = {int(p.stem.rsplit("_")[1]) for p in _files(name)}
-    if version not in found:
-      write(FOLDER / f"{name}_{version}")
-    self.assertEqual(found, set(range(1, version + 1)), "commit the new file")
+  def test_each_has_one_file(self, name):
+    found = list(FOLDER.glob(f"{name}_*"))
+    if _file(name) not in found:
+      FORMATS[name][1](_file(name))
+    self.assertEqual(found, [_file(name)], "commit the new file alone")
 
   def test_checkpoints(self):
     like = _like()
     want = jax.tree_util.tree_map_with_path(_made_up, like)
-    for path in _files("checkpoint"):
-      folder = pathlib.Path(self.create_tempdir()) / path.name
-      shutil.copytree(path, folder)
-      with checkpoint.open_directory(folder) as checkpointer:
-        state = checkpoint.restore_latest(checkpointer, like)
-      chex.assert_trees_all_equal(*map(_without_keys, (state, want)))
+    path = _file("checkpoint")
+    folder = pathlib.Path(self.create_tempdir()) / path.name
+    shutil.copytree(path, folder)
+    with checkpoint.open_directory(folder) as checkpointer:
+      state = checkpoint.restore_latest(checkpointer, like)
+    chex.assert_trees_all_equal(*map(_without_keys, (state, want)))
 
   def test_sids(self):
-    for path in _files("sids"):
-      found = store.read(path)
-      self.assertEqual(list(found.item_id), [f"item-{i}" for i in range(12)])
-      self.assertEqual(found.title[3], "ITEM-3")
-      self.assertLen(set(map(tuple, found.tokens)), 12)
-      self.assertEqual(found.codebooks.shape, (2, 4, 4))
-      self.assertTrue(found.active.all())
+    path = _file("sids")
+    found = store.read(path)
+    self.assertEqual(list(found.item_id), [f"item-{i}" for i in range(12)])
+    self.assertEqual(found.title[3], "ITEM-3")
+    self.assertLen(set(map(tuple, found.tokens)), 12)
+    self.assertEqual(found.codebooks.shape, (2, 4, 4))
+    self.assertTrue(found.active.all())
 
   def test_sessions(self):
-    for path in _files("sessions"):
-      found = measures.read(path)
-      np.testing.assert_array_equal(found["user"], [7, 9])
-      np.testing.assert_array_equal(
-        found["best_constant/total_reward"], [[3, 6]]
-      )
-      np.testing.assert_array_equal(found["random/liked_slates"], [[1, 2]])
+    path = _file("sessions")
+    found = measures.read(path)
+    np.testing.assert_array_equal(found["user"], [7, 9])
+    np.testing.assert_array_equal(found["best_constant/total_reward"], [[3, 6]])
+    np.testing.assert_array_equal(found["random/liked_slates"], [[1, 2]])
 
   def test_results(self):
-    for path in _files("results"):
-      found = measures.read_results(path)
-      reward = {
-        name: policy["total_reward"]["mean"]
-        for name, policy in found["policies"].items()
-      }
-      self.assertEqual(
-        reward, {"random": 1.5, "best_constant": 4.5, "greedy_oracle": 7.5}
-      )
+    path = _file("results")
+    found = measures.read_results(path)
+    reward = {
+      name: policy["total_reward"]["mean"]
+      for name, policy in found["policies"].items()
+    }
+    self.assertEqual(
+      reward, {"random": 1.5, "best_constant": 4.5, "greedy_oracle": 7.5}
+    )
 
   def test_experiments(self):
-    for path in _files("experiment"):
-      self.assertEqual(files.read_json(path, jobs.FORMAT)["seconds"], 1.5)
+    path = _file("experiment")
+    self.assertEqual(files.read_json(path, jobs.FORMAT)["seconds"], 1.5)
 
   def test_stores(self):
-    for path in _files("store"):
-      own = pathlib.Path(self.create_tempdir()) / "store.db"
-      shutil.copy(path, own)
-      kept = serving_store.open_store(str(own))
-      self.addCleanup(kept.close)
-      ((name, *values),) = kept.find(["r1"])
-      self.assertEqual(name, "r1")
-      found = records.kept_of(*values)
-      self.assertEqual(found.responses, [1, 0])
-      self.assertEqual((found.reward, found.terminated), (0.5, True))
+    path = _file("store")
+    own = pathlib.Path(self.create_tempdir()) / "store.db"
+    shutil.copy(path, own)
+    kept = serving_store.open_store(str(own))
+    self.addCleanup(kept.close)
+    ((name, *values),) = kept.find(["r1"])
+    self.assertEqual(name, "r1")
+    found = records.kept_of(*values)
+    self.assertEqual(found.responses, [1, 0])
+    self.assertEqual((found.reward, found.terminated), (0.5, True))
 
 
-class NewerTest(absltest.TestCase):
-  """What a newer version wrote is refused, and not taken for damaged."""
+class OtherNumberTest(parameterized.TestCase):
+  """What another version wrote is refused, and not taken for damaged."""
 
   def setUp(self):
     super().setUp()
@@ -229,7 +225,7 @@ class NewerTest(absltest.TestCase):
 
   def _refused(self):
     return self.assertRaisesRegex(
-      InputError, r"has format 9; expected at most \d: .* update this one$"
+      InputError, r"(npz|json|/2) has format 9; expected \d: another version"
     )
 
   def test_checkpoint(self):
@@ -243,9 +239,8 @@ class NewerTest(absltest.TestCase):
 
   def test_sids(self):
     for name in ("sids.npz", "codebooks.npz"):
-      (path,) = _files("sids")
       workdir = self.folder / name
-      shutil.copytree(path, workdir)
+      shutil.copytree(_file("sids"), workdir)
       file = workdir / "sids" / name
       np.savez(file, **(files.read_npz(file, 1) | {"format": 9}))
       with self._refused():
@@ -264,35 +259,17 @@ class NewerTest(absltest.TestCase):
     with self._refused():
       measures.read_results(path)
     with self._refused():
-      document._copy(self.folder, self.folder / "docs")
+      results._copy(self.folder, self.folder / "docs", registry.LAUNCH.known)
 
-  def test_a_file_without_a_number_is_of_the_first_version(self):
+  def test_a_file_without_a_number(self):
     path = self.folder / "results.json"
     path.write_text('{"agent": "hsrl"}')
-    self.assertEqual(measures.read_results(path), {"agent": "hsrl"})
-    np.savez(self.folder / "sessions.npz", user=[1])
-    found = measures.read(self.folder / "sessions.npz")
-    np.testing.assert_array_equal(found["user"], [1])
-
-
-class FingerprintTest(absltest.TestCase):
-  """By it a workdir knows whether it is the flags' own."""
-
-  def test_of_an_earlier_version(self):
-    # A new option is a `later` setting, or all workdirs are refused.
-    self.assertEqual(
-      checked.fingerprint(config_lib.Config()), "deb17f1326ba51ab"
-    )
-
-  def test_later_settings_count_where_they_are_given(self):
-    default = config_lib.NextItemConfig()
-    given = config_lib.NextItemConfig(token_weight=0.5)
-    without = checked.values(default)
-    del without["token_weight"]
-    self.assertEqual(checked.fingerprint(default), checked.fingerprint(without))
-    self.assertNotEqual(
-      checked.fingerprint(default), checked.fingerprint(given)
-    )
+    with self.assertRaisesRegex(InputError, f"{path} has no number .*expected"):
+      measures.read_results(path)
+    path = self.folder / "sessions.npz"
+    np.savez(path, user=[1])
+    with self.assertRaisesRegex(InputError, f"{path} has no number .*expected"):
+      measures.read(path)
 
 
 if __name__ == "__main__":

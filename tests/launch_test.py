@@ -21,10 +21,18 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import command, settings
 from hsrl_jax import config as config_lib
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.experiments import registry
+from hsrl_jax.experiments.registry import LAUNCH
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
-from tests.command import ROOT, SMALL, environment, interpreter, quick
+from hsrl_jax.studies.registry import FRONT
+from tests.command import (
+  ROOT,
+  SMALL,
+  environment,
+  interpreter,
+  published,
+  quick,
+)
 from tests.command import process as _process
 from tests.command import run as _in_process
 from tests.sim import response_file_test
@@ -36,6 +44,7 @@ import json, pathlib, sys
 import numpy as np
 from hsrl_jax import flags as flags_lib, launch, serving
 from hsrl_jax.stages import run as run_lib
+from hsrl_jax.studies.registry import FRONT
 
 arguments, exported = json.loads(sys.argv[1])
 launch.run_command(["hsrl", *arguments, *exported])
@@ -59,37 +68,54 @@ def _config(*arguments):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   flags.FLAGS(["hsrl", *arguments])
-  also = registry.ALSO.get(flags.FLAGS.mode)
-  config = flags_lib.config_from_flags(also=also)
+  config = flags_lib.config_from_flags(_chosen())
   flags.FLAGS.mark_as_parsed()
   return config
+
+
+def _chosen():
+  """The experiment, or study where the flags know studies."""
+  front = FRONT if "study" in flags.FLAGS else LAUNCH
+  return flags_lib.experiment_from_flags(front)
 
 
 class FlagsTest(parameterized.TestCase):
   @parameterized.parameters(*[str(p.relative_to(ROOT)) for p in FLAGFILES])
   def test_flagfile_parses_to_a_configuration(self, name):
+    if "/studies/" in name:
+      self.enter_context(published())
     config = _config(f"--flagfile={ROOT}/{name}")
     self.assertIsInstance(config, config_lib.Config)
-    self.assertIsInstance(
-      flags_lib.experiment_from_flags(), config_lib.ExperimentConfig
-    )
+    chosen = _chosen()
     self.assertTrue(flags_lib.WORKDIR.value)
     # The kept flags describe the same configuration.
     with tempfile.NamedTemporaryFile("w", suffix=".flags") as kept:
-      mode = flags.FLAGS.mode
-      kept.write(f"--mode={mode}\n")
-      for flag, text in flags_lib.resolved(
-        also=registry.ALSO.get(mode)
-      ).items():
+      for flag, text in flags_lib.resolved(chosen).items():
         kept.write(f"--{flag}={text}\n")
       kept.flush()
       self.assertEqual(_config(f"--flagfile={kept.name}"), config)
+      self.assertEqual(_chosen(), chosen)
       texts = settings.texts(config)
-      self.assertEqual(flags_lib.resolved(), texts)
+      if chosen is None:
+        self.assertEqual(flags_lib.resolved(), texts)
       # A run keeps nothing of a task that only its experiment has.
       own = dataclasses.replace(config, next_item=config_lib.NextItemConfig())
+      also = chosen is not None and chosen.entry.also
       read = settings.of_texts("flags.txt", texts)
-      self.assertEqual(read, own if mode in registry.ALSO else config)
+      self.assertEqual(read, own if also else config)
+
+  @parameterized.parameters(
+    *[str(x.relative_to(ROOT)) for x in (ROOT / "docs/results").rglob("*.json")]
+  )
+  def test_the_command_of_a_result_is_one_of_today(self, name):
+    results = json.loads((ROOT / name).read_text())
+    _, _, module, *arguments = results["command"].split()
+    if module == FRONT.module:
+      self.enter_context(published())
+    with contextlib.chdir(ROOT):
+      config, chosen = _config(*arguments), _chosen()
+    self.assertEqual(chosen.entry.name, results["experiment"])
+    self.assertEqual(list(config.train.seeds), results["seeds"])
 
   def test_flags_of_all_fields_have_help(self):
     for _, _, name, _ in settings.fields():
@@ -126,13 +152,13 @@ class NumbersTest(parameterized.TestCase):
       self.built = (
         flags_lib.config_from_flags(),
         flags_lib.export_from_flags(),
-        flags_lib.experiment_from_flags(),
         flags_lib.sweep_sizes(),
       )
 
     with (
       tempfile.TemporaryDirectory() as folder,
       mock.patch.object(command, "_run", build),
+      mock.patch.object(command, "_run_experiment", build),
       mock.patch.object(command, "_run_stages", build),
       mock.patch.object(command.parallel, "use_cores"),
       mock.patch.object(command.processes, "start"),
@@ -150,6 +176,10 @@ class NumbersTest(parameterized.TestCase):
     numbers = [kind for kind in (int, float) for kind in (kind, kind | None)]
     numbers += [tuple[int, ...], tuple[float, ...]]
     kinds = {name: kind for _, _, name, kind in settings.fields()}
+    readers = {}
+    for entry in LAUNCH.entries:
+      for _, _, name, kind in settings.fields((entry.group,)):
+        kinds[name], readers[name] = kind, [str(entry)]
     names = {
       flag.name for flag in flags.FLAGS.flags_by_module_dict()["hsrl_jax.flags"]
     }
@@ -157,7 +187,8 @@ class NumbersTest(parameterized.TestCase):
     accepted = set()
     for name in names:
       task = ["--task=next_item"] if name.startswith("next_item_") else []
-      if not self._status(f"--{name}={value}", *task):
+      chosen = readers.get(name, [])
+      if not self._status(f"--{name}={value}", *task, *chosen):
         accepted.add(name)
     return {x for x in accepted if kinds.get(x) in numbers}
 
@@ -170,13 +201,8 @@ class NumbersTest(parameterized.TestCase):
         "critic_weight",
         "discount",
         "dropout",
-        "evaluate_planned",
         "evaluate_seed",
-        "experiment_conservative_weights",
-        "experiment_kl_weights",
         "experiment_seed",
-        "experiment_served_temperature",
-        "experiment_shares",
         "export_seed",
         "export_seen",
         "importance_clip",
@@ -202,7 +228,6 @@ class NumbersTest(parameterized.TestCase):
         "simulator_dropout",
         "simulator_leave_threshold",
         "simulator_penalty",
-        "simulator_pessimism",
         "simulator_seed",
         "simulator_sweet_point",
         "simulator_weight_decay",
@@ -232,7 +257,8 @@ class NumbersTest(parameterized.TestCase):
     *("raw_data_dir", "experiment_tuned", "export_dir", *settings.PATHS),
   )
   def test_an_empty_path_is_not_the_current_folder(self, name):
-    self.assertEqual(self._status(f"--{name}="), 2)
+    chosen = ["--experiment=world"] if name == "experiment_tuned" else []
+    self.assertEqual(self._status(f"--{name}=", *chosen), 2)
     self.assertRegex(self.err, f"--{name}.* expected a (path|text), or leave")
 
   @parameterized.parameters(
@@ -590,8 +616,8 @@ class BadInputTest(parameterized.TestCase):
       "--agent=ddpg with --task=next_item; expected --agent=hsrl or sasrec",
     ),
     (
-      ("--mode=ab", "--task=next_item"),
-      "--task=next_item with --mode=ab; expected --task=rl",
+      ("--experiment=ab", "--task=next_item"),
+      "--task=next_item with --experiment=ab; expected --task=rl",
     ),
     (
       ("--distributed", "--task=next_item"),
@@ -743,8 +769,9 @@ class EmbeddingsTest(parameterized.TestCase):
   def test_sids_of_other_codebooks(self):
     self._quantize()
     path = self.workdir / "sids" / "codebooks.npz"
-    codebooks = np.load(path)["codebooks"]
-    np.savez(path, codebooks=codebooks + 1)
+    with np.load(path) as kept:
+      other = dict(kept)
+    np.savez(path, **(other | {"codebooks": other["codebooks"] + 1}))
     new = self._npz("new", 60, 5)
     self._refused(
       self._run("add_items", f"--embeddings={new}"), "of other codebooks"

@@ -7,7 +7,7 @@ import tempfile
 import numpy as np
 from absl.testing import absltest
 
-from tests.command import run
+from tests.command import run, study
 
 DATASET = ("--dataset=toy", "--mode=quantize")
 
@@ -106,8 +106,11 @@ class SidsFlagTest(absltest.TestCase):
 
   def test_experiments_that_fit_their_own(self):
     self._write(1)
-    for mode in ("--mode=catalogue_size", "--mode=changing_catalogue"):
-      self._refused(f"--sids with {mode}", mode, f"--sids={self.file}")
+    for name in ("catalogue_size", "changing_catalogue"):
+      chosen, own = f"--study={name}", f"--workdir={self.folder}/own"
+      status, _, err = study(own, chosen, f"--sids={self.file}")
+      self.assertEqual(status, 2, err)
+      self.assertIn(f" with {chosen}; expected none: it fits SIDs of", err)
 
 
 if __name__ == "__main__":

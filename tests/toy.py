@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import (
   Config,
   NetworkConfig,
   QuantizerConfig,
   TrainConfig,
 )
-from hsrl_jax.engine import loop
+from hsrl_jax.engine import core, loop, replayed
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -55,7 +55,7 @@ def users() -> EnvParams:
 
 
 @functools.cache
-def inputs() -> loop.Inputs:
+def inputs() -> core.Inputs:
   groups = np.arange(ITEMS) % GROUPS
   noise = 0.3 * np.random.default_rng(0).normal(size=(ITEMS, 3))
   features = np.concatenate([np.eye(GROUPS)[groups], noise], 1)
@@ -69,8 +69,8 @@ def inputs() -> loop.Inputs:
   )
   tokens = sid.encode_unique(np.asarray(codebooks), features)
   padded = np.concatenate([np.zeros((1, features.shape[1])), features])
-  return loop.Inputs(
-    ActionSpace(
+  return core.Inputs(
+    Catalogue(
       jnp.asarray(padded, jnp.float32), sid.build_index(tokens, 8), codebooks
     ),
     users(),
@@ -121,7 +121,7 @@ def logs(rows: int = 400):
     users.response, profile, history, jnp.asarray(shown)
   )
   sessions = Sessions(user, profile, history, shown, 1.0 * liked)
-  return loop.logged(jax.tree.map(np.asarray, sessions), env().reward)
+  return replayed.logged(jax.tree.map(np.asarray, sessions), env().reward)
 
 
 def train(config: Config, calls: int, seed: int = 0, data=None):

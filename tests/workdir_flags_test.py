@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import resource
+import shutil
 import tempfile
 from unittest import mock
 
@@ -12,8 +13,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import command
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import registry
-from tests.command import run
+from hsrl_jax.experiments.registry import Ab, Benchmark
+from hsrl_jax.studies.registry import CatalogueSize
+from tests.command import experiments_are, run, study
 
 TOY = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
 
@@ -214,12 +216,10 @@ class OtherModesTest(parameterized.TestCase):
       (made.workdir / "shared").mkdir(exist_ok=True)
       self.ran.append(made)
 
-    names = ("ablation", "benchmark", "results")
-    fakes = dict.fromkeys(names, experiment)
-    self.enter_context(mock.patch.dict(registry.RUN, fakes))
+    self.enter_context(experiments_are(experiment))
 
-  def _ok(self, *arguments):
-    status, _, err = run(self.own, *arguments)
+  def _ok(self, *arguments, command=run):
+    status, _, err = command(self.own, *arguments)
     self.assertEqual(status, 0, err)
     return self.ran[-1] if self.ran else None
 
@@ -231,14 +231,14 @@ class OtherModesTest(parameterized.TestCase):
 
   def _like(self, made):
     """What an experiment is, apart from the command that started it."""
-    return made._replace(command="", settings={})
+    return made._replace(command="", settings={}, known={})
 
   def test_an_experiment_goes_on(self):
     first = self._ok(
-      *TOY, "--mode=ablation", "--experiment_variants=no_item_credit"
+      *TOY, "--experiment=ablation", "--experiment_variants=no_item_credit"
     )
     self.assertEqual(first.config.variants, ("no_item_credit",))
-    for arguments in ((), ("--mode=ablation",)):
+    for arguments in ((), ("--experiment=ablation",)):
       self.assertEqual(self._like(self._ok(*arguments)), self._like(first))
     status, _, err = run(f"--flagfile={self.workdir}/flags.txt")
     self.assertEqual(status, 0, err)
@@ -249,11 +249,64 @@ class OtherModesTest(parameterized.TestCase):
     self.assertEqual(self._ok().config.variants, more)
     self._refused("--width was 32, now 48", "--width=48")
     self._refused("run belongs to an experiment", "--mode=export")
-    self.assertIsNone(self._ok("--mode=benchmark").config.variants)
+    made = self._ok("--experiment=benchmark")
+    self.assertEqual((made.name, made.config), ("benchmark", Benchmark()))
+
+  def test_a_study_goes_on(self):
+    first = self._ok(
+      *TOY, "--study=catalogue_size", "--study_sizes=50", command=study
+    )
+    self.assertEqual(first.config, CatalogueSize(sizes=(50,)))
+    again = self._ok("--study_seed=3", command=study)
+    self.assertEqual(again.config, CatalogueSize(sizes=(50,), seed=3))
+    self.assertEqual(again.base, first.base)
+    self._refused("--study=catalogue_size is no flag of this command")
+
+  def test_arms_that_are_no_agents(self):
+    control = "--experiment_control=best_constant"
+    made = self._ok(*TOY, "--experiment=ab", control, "--users=8")
+    self.assertEqual(made.config, Ab(control="best_constant"))
+
+  def test_by_either_flag(self):
+    for given in (
+      ("--experiment=world",),
+      ("--mode=experiment", "--experiment=world"),
+    ):
+      self.assertEqual(self._ok(*TOY, *given).name, "world")
+      shutil.rmtree(self.workdir)
+
+  @parameterized.parameters(
+    ((), "--experiment_trials is given, but a single run does not read it; "),
+    (
+      ("--experiment=world",),
+      "--experiment_trials is given, but --experiment=world does not read it; "
+      "expected --experiment=tune, or no such flag",
+    ),
+    (("--mode=data",), "but a single run does not read it"),
+  )
+  def test_a_flag_that_nothing_reads(self, given, message):
+    self._refused(message, *TOY, *given, "--experiment_trials=4")
+    self.assertFalse(self.workdir.exists())
+
+  @parameterized.parameters(
+    (("--mode=experiment",), "needs --experiment; expected a name"),
+    (
+      ("--experiment=ab", "--mode=export"),
+      "--mode=export with --experiment=ab; expected --mode=experiment, or",
+    ),
+  )
+  def test_an_experiment_and_its_mode(self, given, message):
+    self._refused(message, *TOY, *given)
+
+  def test_an_experiment_or_a_study(self):
+    given = (self.own, "--experiment=ab", "--study=off_policy")
+    status, _, err = study(*given)
+    self.assertEqual(status, 2)
+    self.assertIn("--experiment with --study; expected one of them", err)
 
   def test_the_flags_of_agents_that_are_compared(self):
     given = ("--experiment_agents=td3,ddpg", "--temperature=0.4")
-    self._ok(*TOY, "--mode=benchmark", *given)
+    self._ok(*TOY, "--experiment=benchmark", *given)
     text = (self.workdir / "flags.txt").read_text()
     self.assertIn("--temperature=0.4\n", text)
     self.assertNotIn("--beams", text)
@@ -262,14 +315,14 @@ class OtherModesTest(parameterized.TestCase):
     with mock.patch.object(command, "_run_claimed", Stages()):
       self._ok(*TOY)
     kept = f"--flagfile={self.workdir}/flags.txt"
-    self._refused("belongs to a single run; expected", "--mode=ablation")
+    self._refused("belongs to a single run; expected", "--experiment=ablation")
     new = self.workdir.with_name("new")
-    status, _, err = run(kept, f"--workdir={new}", "--mode=ablation")
+    status, _, err = run(kept, f"--workdir={new}", "--experiment=ablation")
     self.assertEqual(status, 0, err)
     self.assertEqual(self.ran[-1].base.data.dataset, "toy")
 
   def test_results_keep_no_flags(self):
-    self._ok("--mode=results")
+    self._ok("--experiment=results")
     self.assertFalse((self.workdir / "flags.txt").exists())
 
   def test_embeddings(self):

@@ -6,13 +6,12 @@ slate by slate or session by session, and told. Tables are known by their column
 `request_id`.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import pyarrow as pa
 
 from hsrl_jax.data import transitions
-from hsrl_jax.shipped.datasets.logs import arrow, steps, tables
+from hsrl_jax.errors import InputError
+from hsrl_jax.shipped.datasets.logs import steps, tables
 
 _COLUMN = "request_id"
 
@@ -23,12 +22,10 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
   A table that was not collected is returned as it is.
 
   Raises:
-    InputError: a cell of `step`, `terminated` and the like is no good.
+    InputError: a cell of `step`, `terminated` and the like is no good, or no
+      row is left.
   """
-  collected = (
-    isinstance(table.columns, arrow.Cells) and _COLUMN in table.columns
-  )
-  if not collected:
+  if table.path.suffix != ".parquet" or _COLUMN not in table.names:
     return table, []
   name, notes = table.path.name, []
   held = np.ones(len(table.rows), bool)
@@ -37,16 +34,16 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
     ("reward", lambda x: ~(np.abs(x) > transitions.LARGEST)),
     ("propensity", lambda x: (x > 0) & (x <= 1)),
   ):
-    if column in table.columns:
-      held &= _hold(table.columns.table[column], holds)
+    if column in table.names:
+      held &= _hold(table.data[column], holds)
   if not held.all():
     notes.append(
       f"{name}: {(~held).sum():,} slates left out, whose profile, reward or "
       "propensity no training holds; the first is row "
       f"{table.rows[held.argmin()]}"
     )
-    table = _take(table, np.flatnonzero(held))
-  session, faults = steps.faults(table)
+    table = _take(table, held)
+  session, faults = steps.faults(table) if table.rows else (None, [])
   if faults:
     bad = np.isin(session, session[[row for row, _, _ in faults]])
     row, column, what = faults[0]
@@ -55,7 +52,9 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
       "slates left out, which contradict themselves; the first since row "
       f"{table.rows[row]}, column {column}: found {what}"
     )
-    table = _take(table, np.flatnonzero(~bad))
+    table = _take(table, ~bad)
+  if not table.rows:
+    raise InputError(f"{notes[-1]}; expected at least one that is left")
   return table, notes
 
 
@@ -72,6 +71,6 @@ def _hold(column: pa.ChunkedArray, holds) -> np.ndarray:
   return np.bincount(bad, minlength=len(column)) == 0
 
 
-def _take(table: tables.Table, rows: Sequence[int]) -> tables.Table:
-  cells = arrow.Cells(table.columns.table.take(pa.array(rows)))
-  return tables.Table(table.path, cells, [table.rows[x] for x in rows])
+def _take(table: tables.Table, chosen: np.ndarray) -> tables.Table:
+  rows = [x for x, own in zip(table.rows, chosen, strict=True) if own]
+  return tables.Table(table.path, table.data.filter(pa.array(chosen)), rows)

@@ -18,6 +18,7 @@ Slates of positives only, and those of `slate_size` 1, are single likes, which
 is the usual leave-one-out.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,9 @@ from hsrl_jax.data.source import SPLITS, STEP_COLUMNS
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import options as options_lib
+from hsrl_jax.shipped.datasets.logs import slates as slates_lib
 from hsrl_jax.shipped.datasets.logs import tables
+from hsrl_jax.shipped.datasets.logs.slates import Slates
 
 NEEDED = ("user_id", "item_id", "timestamp")
 _KNOWN = (
@@ -47,10 +50,7 @@ class Log(NamedTuple):
     response: float32 [R].
     positives_only: whether negatives must be drawn.
     split: int [R], index in SPLITS; None where it is to be made by time.
-    optional: `profile` [R, P], `propensity` and `position` [R, 1], each with no
-      columns where it is missing.
-    notes: for people.
-    users: name of user 1, 2, ...
+    rows: all columns, each interaction as a slate of one item.
   """
 
   file: str
@@ -60,40 +60,11 @@ class Log(NamedTuple):
   response: np.ndarray
   positives_only: bool
   split: np.ndarray | None
-  optional: dict[str, np.ndarray]
-  notes: list[str]
-  users: list[str]
-
-
-class Slates(NamedTuple):
-  """What `slates` makes.
-
-  Attributes:
-    columns: of `sessions` (see schema.py), by time.
-    about: what the responses are.
-    notes: for people.
-  """
-
-  columns: dict[str, np.ndarray]
-  about: feedback.Feedback
-  notes: list[str]
-
-
-def flat(table: tables.Table) -> tables.Table:
-  """Sessions without responses as interactions: all that is shown is liked."""
-  shown = tables.column(table, "exposed", tables.list_)
-  at = [i for i, items in enumerate(shown) for _ in items]
-  columns = {
-    name: [cells[i] for i in at]
-    for name, cells in table.columns.items()
-    if name != "exposed"
-  }
-  columns["item_id"] = [item for items in shown for item in items]
-  return tables.Table(table.path, columns, [table.rows[i] for i in at])
+  rows: Slates
 
 
 def read(
-  table: tables.Table, item_ids: list[str], options: options_lib.Options
+  table: tables.Table, item_ids: Sequence[str], options: options_lib.Options
 ) -> Log:
   """Checks interactions.
 
@@ -105,63 +76,40 @@ def read(
   Raises:
     InputError: the row and column that is no good, or a split that cannot be.
   """
-  number = {item: i for i, item in enumerate(item_ids, 1)}
-
-  def item(cell) -> int:
-    name = tables.id_(cell)
-    if name not in number:
-      raise ValueError(f"item {name!r}; expected item_ids of the items")
-    return number[name]
-
-  columns = table.columns
-  users = tables.column(table, "user_id", tables.id_)
-  user_number = {user: i for i, user in enumerate(dict.fromkeys(users), 1)}
   response = _response(table, options)
   positives_only = response is None or bool((response == 1).all())
   dropped = ("propensity", "position") if positives_only else ()
-  known = tuple(x for x in _KNOWN if x not in dropped)
-  if "response" in columns:
-    known = tuple(x for x in known if x != "rating")
-  optional = {}
-  for name, parse, dtype in (
-    ("profile", tables.numbers, np.float32),
-    ("propensity", lambda x: [tables.probability(x)], np.float32),
-    ("position", lambda x: [tables.place(x)], np.int32),
-  ):
-    optional[name] = np.zeros((len(users), 0), dtype)
-    if name in columns and name in known:
-      optional[name] = tables.matrix(table, name, parse, dtype=dtype)
-  split = None
-  if "split" in columns:
-    split = np.array(
-      [SPLITS.index(x) for x in tables.column(table, "split", tables.split)]
-    )
+  dropped += ("rating",) if "response" in table.names else ()
+  item = tables.column(table, "item_id", tables.Items(item_ids))
+  rows = slates_lib.read(
+    table,
+    np.asarray(item, np.int32),
+    options.split_by == options_lib.BY_USER,
+    tuple(x for x in _KNOWN if x not in dropped),
+  )
+  columns = rows.columns
+  split = columns.get("split")
+  if split is not None:
+    split = (split[:, None] == SPLITS).argmax(1)
   log = Log(
     file=table.path.name,
-    user=np.array([user_number[x] for x in users], np.int32),
-    item=np.array(tables.column(table, "item_id", item), np.int32),
-    timestamp=np.array(tables.column(table, "timestamp", tables.time)),
-    response=np.ones(len(users), np.float32) if response is None else response,
+    user=columns["user_id"],
+    item=columns["exposed"][:, 0],
+    timestamp=columns["timestamp"],
+    response=np.ones(len(item), np.float32) if response is None else response,
     positives_only=positives_only,
     split=split,
-    optional=optional,
-    notes=tables.unused(table, known),
-    users=list(user_number),
+    rows=rows,
   )
-  if optional["propensity"].size:
+  if columns["propensity"].size:
     tables.check_actions(table.path, log.item)
-  if options.split_by is None:
-    return log
-  if split is not None:
+  if "split" in table.names and options.split_by is not None:
     raise InputError(
       f"{table.path} has a column split, and {options_lib.NAME} has split_by "
       f"{options.split_by!r}; expected one of them"
     )
   if options.split_by == options_lib.LEAVE_ONE_OUT:
     return leave_one_out(log, options.slate_size)
-  if options.split_by == options_lib.BY_USER:
-    names = schema.split_of_user(users)
-    return log._replace(split=np.array([SPLITS.index(x) for x in names]))
   return log
 
 
@@ -201,16 +149,18 @@ def leave_one_out(log: Log, slate_size: int) -> Log:
   note = f"{log.file}: leave_one_out holds out likes of {len(first):,} users"
   if len(first) < users:
     note += f"; {users - len(first):,} with too few likes stay in train"
-  return log._replace(split=split, notes=[*log.notes, note])
+  rows = log.rows._replace(notes=[*log.rows.notes, note])
+  return log._replace(split=split, rows=rows)
 
 
 def _response(
   table: tables.Table, options: options_lib.Options
 ) -> np.ndarray | None:
   """Responses [R]; None where all rows are positives."""
-  if "response" in table.columns:
-    return np.array(tables.column(table, "response", tables.binary), np.float32)
-  if "rating" not in table.columns:
+  if "response" in table.names:
+    found = tables.column(table, "response", tables.binary)
+    return found.astype(np.float32)
+  if "rating" not in table.names:
     return None
   if options.like_from is None:
     raise InputError(
@@ -218,7 +168,7 @@ def _response(
       f'(0 or 1), or {{"like_from": ...}} in {options_lib.NAME}, the least '
       "rating that is a like"
     )
-  rating = np.array(tables.column(table, "rating", tables.number))
+  rating = tables.column(table, "rating", tables.number)
   return (rating >= options.like_from).astype(np.float32)
 
 
@@ -233,7 +183,7 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
   Raises:
     InputError: there is no slate, or a split is without any.
   """
-  notes = list(log.notes)
+  notes = list(log.rows.notes)
   if not log.positives_only:
     rows, left_over, repeated = _cut(log, options.slate_size)
     of = f"of {len(log.user):,} rows are in no slate"
@@ -270,15 +220,16 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
   first = rows[:, 0]
   columns = {
     "user_id": log.user[first],
-    "profile": log.optional["profile"][first],
-    "history": _histories(log, first),
+    "profile": log.rows.columns["profile"][first],
+    "history": _histories(log)[first],
     "exposed": log.item[rows],
     "response": log.response[rows],
     "timestamp": log.timestamp[first],
     "split": _split_names(log, first),
-    "propensity": _gather(log.optional["propensity"], rows),
-    "position": _gather(log.optional["position"], rows),
   }
+  for name in ("propensity", "position"):
+    column = log.rows.columns[name]
+    columns[name] = column[rows, 0] if column.size else column[first]
   about = feedback.Feedback()
   if log.positives_only:
     q = sampling(log, num_items, options)
@@ -297,11 +248,10 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
         "items for negatives; expected more items, or a smaller slate_size in "
         f"{options_lib.NAME}"
       )
-  order = np.argsort(columns["timestamp"], kind="stable")
-  columns = {name: column[order] for name, column in columns.items()}
   # Slates that are made know no sessions.
-  columns |= dict.fromkeys(STEP_COLUMNS, np.zeros((len(order), 0)))
-  return Slates(columns, about, notes)
+  none = np.zeros((len(columns["user_id"]), 0))
+  columns |= dict.fromkeys(STEP_COLUMNS, none)
+  return slates_lib.by_time(Slates(columns, log.rows.users, notes, about))
 
 
 def sampling(
@@ -317,18 +267,8 @@ def sampling(
 def _split_names(log: Log, rows: np.ndarray) -> np.ndarray:
   """The split of the slates that begin at some rows."""
   if log.split is None:
-    return split_by_time(log.timestamp[rows])
+    return slates_lib.split_by_time(log.timestamp[rows])
   return np.array(SPLITS)[log.split[rows]]
-
-
-def split_by_time(timestamp: np.ndarray) -> np.ndarray:
-  """Split of each slate, [S]: the last tenth test, the tenth before it val."""
-  order = np.argsort(timestamp, kind="stable")
-  held_out = max(1, round(schema.HELD_OUT * len(order)))
-  split = np.full(len(order), "train")
-  split[order[-2 * held_out :]] = "val"
-  split[order[-held_out:]] = "test"
-  return split
 
 
 def _cut(log: Log, size: int) -> tuple[np.ndarray, int, int]:
@@ -346,30 +286,21 @@ def _cut(log: Log, size: int) -> tuple[np.ndarray, int, int]:
   return rows[different], len(order) - rows.size, repeated
 
 
-def _gather(column: np.ndarray, rows: np.ndarray) -> np.ndarray:
-  """Entries [S, K] of a column [R, 1]; [S, 0] of one that is missing."""
-  if not column.shape[1]:
-    return np.zeros((len(rows), 0), column.dtype)
-  return column[rows, 0]
-
-
-def _histories(log: Log, first: np.ndarray) -> np.ndarray:
-  """What the user liked before each of the rows `first`, int32 [S, H]."""
+def _histories(log: Log) -> np.ndarray:
+  """What the user liked before each row, int32 [R, H]; not of later splits."""
+  history = np.zeros((len(log.user), schema.HISTORY_LENGTH), np.int32)
   split = np.zeros(len(log.user), int) if log.split is None else log.split
-  length = schema.HISTORY_LENGTH
-  histories = np.zeros((len(log.user), length), np.int32)
-  begins = np.zeros(len(log.user), bool)
-  begins[first] = True
-  # For each user what was liked in this split or an earlier one.
-  liked: dict[int, list[list[int]]] = {}
-  for row in np.argsort(log.timestamp, kind="stable"):
-    past = liked.setdefault(int(log.user[row]), [[] for _ in SPLITS])
-    if begins[row]:
-      histories[row] = schema.left_padded(past[split[row]], length)
-    if log.response[row]:
-      for s in range(split[row], len(SPLITS)):
-        past[s].append(int(log.item[row]))
-  return histories[first]
+  for own in np.unique(split):
+    seen = np.flatnonzero(split <= own)
+    liked = slates_lib.liked_before(
+      log.user[seen],
+      log.item[seen, None],
+      log.response[seen, None],
+      log.timestamp[seen],
+    )
+    ours = split[seen] == own
+    history[seen[ours]] = liked[ours]
+  return history
 
 
 def _with_negatives(

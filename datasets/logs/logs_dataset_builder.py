@@ -32,16 +32,17 @@ import pathlib
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tensorflow_datasets as tfds
 
-from hsrl_jax.data import feedback, item_vectors
+from hsrl_jax.data import item_vectors
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import (
   interactions,
-  newest,
   options,
   sessions,
+  slates,
   tables,
   tags,
 )
@@ -56,12 +57,15 @@ class Builder(schema.SlateBuilder):
   VERSION = tfds.core.Version("1.0.0")
   TIMESTAMP = np.float64
   EXTRA = {
-    "propensity": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-    "position": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-    "session": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-    "step": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-    "reward": tfds.features.Tensor(shape=(None,), dtype=np.float32),
-    "terminated": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    name: tfds.features.Tensor(shape=(None,), dtype=dtype)
+    for name, dtype in (
+      ("propensity", np.float32),
+      ("position", np.int32),
+      ("session", np.int32),
+      ("step", np.int32),
+      ("reward", np.float32),
+      ("terminated", np.float32),
+    )
   }
   EXTRA_ITEMS = {
     "attributes": tfds.features.Text(),
@@ -91,15 +95,21 @@ class Builder(schema.SlateBuilder):
     chosen = options.read(folder, self.split_by)
     ids = read_items(folder, chosen)[0]["external_id"]
     log = _interactions(folder, ids, chosen)
-    if log is None:
-      options.check_for_sessions(folder, chosen)
-      slates = self._slates(folder, ids, chosen.split_by == options.BY_USER)
-      columns, notes = sessions.by_time(slates), slates.notes
-      users, about = slates.users, feedback.Feedback()
+    if log is not None:
+      made = interactions.slates(log, len(ids), chosen)
     else:
-      cut = interactions.slates(log, len(ids), chosen)
-      columns, notes, about = cut.columns, cut.notes, cut.about
-      users = log.users
+      options.check_for_sessions(folder, chosen)
+      by_user = chosen.split_by == options.BY_USER
+      made = sessions.read_all(folder, ids, by_user, self.blocks, self.progress)
+    return self.told(made, folder, chosen)
+
+  def told(self, made, folder, chosen):
+    """The columns of slates, by time; what else is known goes to the metadata.
+
+    Raises:
+      InputError: the option `newest`, where not all slates are in memory.
+    """
+    columns, notes = made.columns, made.notes
     if chosen.newest is not None:
       if self.blocks is not None and self.blocks.exists():
         raise InputError(
@@ -108,21 +118,13 @@ class Builder(schema.SlateBuilder):
           "expected fewer slates, or no such option"
         )
       rows = len(columns["user_id"])
-      columns = newest.keep(columns, chosen.newest)
+      columns = slates.newest(columns, chosen.newest)
       left = len(columns["user_id"])
       notes = [*notes, f"newest: {left:,} of {rows:,} slates are read"]
-    self.info.metadata["feedback"] = about._asdict()
-    self.info.metadata["notes"] = notes
-    self.info.metadata["users"] = users
+    self.info.metadata.update(
+      feedback=made.about._asdict(), notes=notes, users=made.users
+    )
     return columns
-
-  def _slates(self, folder, item_ids, by_user) -> sessions.Slates:
-    """The slates of `sessions`, a table or a folder of tables."""
-    if sessions.is_folder(folder):
-      return sessions.read_folder(
-        folder, item_ids, by_user, self.blocks, self.progress
-      )
-    return sessions.read_table(folder, item_ids, by_user)
 
 
 def _interactions(
@@ -141,12 +143,11 @@ def _interactions(
   if given == ["interactions"]:
     table = tables.read_table(folder, "interactions", interactions.NEEDED)
   else:
-    table = tables.read_table(
-      folder, "sessions", ("user_id", "exposed", "timestamp")
-    )
-    if "response" in table.columns:
+    needed = ("user_id", "exposed", "timestamp")
+    table = tables.read_table(folder, "sessions", needed)
+    if "response" in table.names:
       return None
-    table = interactions.flat(table)
+    table = tables.exploded(table, "exposed", "item_id")  # All of it is liked.
   return interactions.read(table, item_ids, chosen)
 
 
@@ -160,9 +161,9 @@ def read_items(
   """
   if not tables.has(folder, "items") and tables.has(folder, "interactions"):
     table = tables.read_table(folder, "interactions", interactions.NEEDED)
-    ids = list(dict.fromkeys(tables.column(table, "item_id", tables.id_)))
+    ids = tables.codes(table, "item_id")[1]
     rows = range(1, len(ids) + 1)
-    table = tables.Table(table.path, {"item_id": ids}, rows)
+    table = tables.Table(table.path, pa.table({"item_id": ids}), rows)
   else:
     table = tables.read_table(folder, "items", ("item_id",))
     ids = tables.column(table, "item_id", tables.id_)
@@ -175,10 +176,12 @@ def read_items(
       )
     first[item] = row
   feature, notes = np.zeros((len(ids), 0), np.float32), []
-  if "feature" in table.columns:
-    feature = tables.matrix(table, "feature", tables.feature)
+  if "feature" in table.names:
+    feature = tables.matrix(
+      table, "feature", tables.held, filled="at least one number"
+    )
     feature, notes = item_vectors.tamed(feature, chosen.normalise)
-  others = [x for x in table.columns if x not in _ITEMS]
+  others = [x for x in table.names if x not in _ITEMS]
   texts = [tables.texts(table, x, []) for x in others]
   tagged, told = tags.read(table, others)
   genres = tables.texts(table, "genres", [""] * len(ids), "|")

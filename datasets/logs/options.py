@@ -67,6 +67,33 @@ def read(folder: pathlib.Path, split_by: str = "time") -> Options:
   return dataclasses.replace(options, split_by=BY_USER)
 
 
+def _whole(value, least: int) -> bool:
+  return type(value) is int and value >= least
+
+
+def _number(value) -> bool:
+  return type(value) in (int, float) and abs(value) < float("inf")
+
+
+# Option to whether a value may be given, and what is expected.
+_RULES = {
+  "slate_size": (lambda x: _whole(x, 1), "a whole number from 1"),
+  "seed": (lambda x: _whole(x, 0), "a whole number from 0"),
+  "newest": (lambda x: x is None or _whole(x, 8), "a whole number from 8"),
+  "negatives": (
+    lambda x: x in feedback.NEGATIVES,
+    " or ".join(feedback.NEGATIVES),
+  ),
+  "base_rate": (
+    lambda x: x is None or (_number(x) and 0 < x < 1),
+    "a share in (0, 1)",
+  ),
+  "like_from": (lambda x: x is None or _number(x), "a number"),
+  "normalise": (lambda x: x in (None, True, False), "true or false"),
+  "split_by": (lambda x: x is None or x in SPLITS_BY, " or ".join(SPLITS_BY)),
+}
+
+
 def _read(folder: pathlib.Path) -> Options:
   path = folder / NAME
   if not path.exists():
@@ -74,46 +101,15 @@ def _read(folder: pathlib.Path) -> Options:
   with reading(path, "a JSON object"):
     given = dict(json.loads(path.read_text()))
   known = [x.name for x in dataclasses.fields(Options)]
-  unknown = [x for x in given if x not in known]
-  if unknown:
-    raise InputError(
-      f"{path} has the option {unknown[0]!r}; expected some of "
-      f"{', '.join(known)}"
-    )
-  options = Options(**given)
-
-  def whole(value, least) -> bool:
-    return type(value) is int and value >= least
-
-  def number(value) -> bool:
-    return type(value) in (int, float) and abs(value) < float("inf")
-
-  for name, holds, expected in (
-    ("slate_size", lambda x: whole(x, 1), "a whole number from 1"),
-    ("seed", lambda x: whole(x, 0), "a whole number from 0"),
-    ("newest", lambda x: x is None or whole(x, 8), "a whole number from 8"),
-    (
-      "negatives",
-      lambda x: x in feedback.NEGATIVES,
-      " or ".join(feedback.NEGATIVES),
-    ),
-    (
-      "base_rate",
-      lambda x: x is None or (number(x) and 0 < x < 1),
-      "a share in (0, 1)",
-    ),
-    ("like_from", lambda x: x is None or number(x), "a number"),
-    ("normalise", lambda x: x in (None, True, False), "true or false"),
-    (
-      "split_by",
-      lambda x: x is None or x in SPLITS_BY,
-      " or ".join(SPLITS_BY),
-    ),
-  ):
-    value = getattr(options, name)
+  for name, value in given.items():
+    if name not in known:
+      raise InputError(
+        f"{path} has the option {name!r}; expected some of {', '.join(known)}"
+      )
+    holds, expected = _RULES[name]
     if not holds(value):
       raise InputError(f"{path}: {name} is {value!r}; expected {expected}")
-  return options
+  return Options(**given)
 
 
 def check_for_sessions(folder: pathlib.Path, options: Options) -> None:
@@ -122,16 +118,13 @@ def check_for_sessions(folder: pathlib.Path, options: Options) -> None:
   Raises:
     InputError: such an option.
   """
-  plain = Options(normalise=options.normalise, newest=options.newest)
-  if options.split_by == BY_USER:
-    plain = dataclasses.replace(plain, split_by=BY_USER)
-  if options != plain:
-    names = [
-      field.name
-      for field in dataclasses.fields(Options)
-      if getattr(options, field.name) != getattr(plain, field.name)
-    ]
-    raise InputError(
-      f"{folder / NAME}: {names[0]} is of no use for sessions that have "
-      "responses; expected interactions, or no such option"
+  for field in dataclasses.fields(Options):
+    value = getattr(options, field.name)
+    useful = field.name in ("normalise", "newest") or (
+      field.name == "split_by" and value == BY_USER
     )
+    if value != field.default and not useful:
+      raise InputError(
+        f"{folder / NAME}: {field.name} is of no use for sessions that have "
+        "responses; expected interactions, or no such option"
+      )

@@ -9,24 +9,18 @@ users. No more than one file is held in memory.
 import hashlib
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet
 
-from hsrl_jax.data import blocks
-from hsrl_jax.data.source import STEP_COLUMNS
+from hsrl_jax.data import blocks, source
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.shipped.datasets import schema
-from hsrl_jax.shipped.datasets.logs import (
-  arrow,
-  collected,
-  interactions,
-  steps,
-  tables,
-)
-from hsrl_jax.types import Sessions
+from hsrl_jax.shipped.datasets.logs import collected, steps, tables
+from hsrl_jax.shipped.datasets.logs import slates as slates_lib
+from hsrl_jax.shipped.datasets.logs.slates import Slates
 
 NAME = "sessions"
 NEEDED = ("user_id", "exposed", "response", "timestamp")
@@ -37,169 +31,73 @@ _KNOWN = (
   *("position", "timestamp", "split"),
   *steps.COLUMNS,
 )
-_LEARNED = (
-  *("user_id", "profile", "history", "exposed", "response", "timestamp"),
-  *("propensity", *STEP_COLUMNS),
-)
-_PIECE = 2**20  # Timestamps that are looked at at once.
 
 
-class Slates(NamedTuple):
-  """The slates of one or more tables, in the order of rows.
-
-  Attributes:
-    columns: of `sessions` (see schema.py); `split` is not there where splits
-      are by the time of all slates.
-    users: the name of user 1, 2, ...
-    notes: lines for people.
-  """
-
-  columns: dict[str, np.ndarray]
-  users: list[str]
-  notes: list[str]
-
-
-def read_table(
-  folder: pathlib.Path, item_ids: list[str], by_user: bool
+def read_all(
+  folder: pathlib.Path,
+  item_ids: Sequence[str],
+  by_user: bool,
+  target: pathlib.Path | None = None,
+  progress: Callable[..., None] = lambda more=0: None,
 ) -> Slates:
-  """Reads and checks the table `sessions` of a folder; see `read`."""
-  table, left_out = collected.sound(tables.read_table(folder, NAME, NEEDED))
-  if not table.rows:
-    raise InputError(f"{left_out[-1]}; expected a slate that is left")
-  slates = read(table, item_ids, by_user)
-  slates = slates._replace(notes=[*slates.notes, *left_out])
+  """Reads and checks the slates in a folder, in the order of time.
+
+  Args:
+    folder: where the table `sessions` is, or the folder of tables.
+    item_ids: of item 1, 2, ...
+    by_user: whether splits are by user.
+    target: see `read_folder`; as `progress`.
+    progress: see there.
+
+  Raises:
+    InputError: see `read` and `read_folder`.
+  """
+  if is_folder(folder):
+    path = folder / NAME
+    slates = read_folder(folder, item_ids, by_user, target, progress)
+  else:
+    table, notes = collected.sound(tables.read_table(folder, NAME, NEEDED))
+    path, slates = table.path, read(table, tables.Items(item_ids), by_user)
+    slates = slates._replace(notes=[*slates.notes, *notes])
   if slates.columns["propensity"].size:
-    tables.check_actions(table.path, slates.columns["exposed"])
-  return slates
+    tables.check_actions(path, slates.columns["exposed"])
+  return slates_lib.by_time(slates)
 
 
-def read(table: tables.Table, item_ids: list[str], by_user: bool) -> Slates:
+def read(table: tables.Table, items: tables.Items, by_user: bool) -> Slates:
   """Reads and checks a table.
 
   Args:
     table: with the columns of NEEDED.
-    item_ids: of item 1, 2, ...
+    items: of the catalogue.
     by_user: whether splits are by user.
 
   Raises:
     InputError: the file, row and column that is no good.
   """
-  number = {item: i for i, item in enumerate(item_ids, 1)}
-
-  def items(cell) -> list[int]:
-    ids = [tables.id_(x) for x in tables.list_(cell)]
-    unknown = [x for x in ids if x not in number]
-    if unknown:
-      raise ValueError(f"item {unknown[0]!r}; expected item_ids of the items")
-    return [number[x] for x in ids]
-
-  def slate(cell) -> list[int]:
-    shown = items(cell)
-    if len(set(shown)) < len(shown) or not shown:
-      raise ValueError(f"{tables.short(cell)}; expected different items")
-    return shown
-
-  codes, users = tables.codes(table, "user_id")
-  user_id = (codes + 1).astype(np.int32)
-  exposed = arrow.slates(table.columns, "exposed", item_ids)
-  if exposed is None:
-    exposed = tables.matrix(table, "exposed", slate, dtype=np.int32)
-  width = exposed.shape[1]
-  response = tables.matrix(table, "response", tables.responses, width)
-  timestamp = np.array(tables.column(table, "timestamp", tables.time))
-  empty = np.zeros((len(user_id), 0), np.float32)
-  optional = {"profile": empty, "propensity": empty, "position": empty}
-  for name, parse, size, dtype in (
-    ("profile", tables.numbers, None, np.float32),
-    ("propensity", tables.probabilities, width, np.float32),
-    ("position", tables.places, width, np.int32),
-  ):
-    if name in table.columns:
-      optional[name] = tables.matrix(table, name, parse, size, dtype)
-  optional["profile"], notes = tables.cut(optional["profile"], table.path.name)
-  optional |= steps.read(table, user_id, timestamp, response)
-  split = _split(table, codes, users, by_user)
-  size = schema.HISTORY_LENGTH
-  if "history" in table.columns:
-    history = _history(table, item_ids, items, size)
-  else:
-    order = np.lexsort((timestamp, user_id))
-    history = liked_before(user_id, exposed, response, order, size)
-  columns = {
-    "user_id": user_id,
-    "history": history,
-    "exposed": exposed,
-    "response": response,
-    "timestamp": timestamp,
-    **({} if split is None else {"split": split}),
-    **optional,
-  }
-  return Slates(columns, users, [*notes, *tables.unused(table, _KNOWN)])
-
-
-def _split(
-  table: tables.Table, codes: np.ndarray, users: list[str], by_user: bool
-) -> np.ndarray | None:
-  """The split of each row; None where it is by the time of all slates."""
-  if "split" not in table.columns:
-    return schema.split_of_user(users)[codes] if by_user else None
-  if by_user:
-    raise InputError(
-      f"{table.path} has a column split, and the split is by user; expected "
-      "one of them"
-    )
-  return np.array(tables.column(table, "split", tables.split))
-
-
-def _history(
-  table: tables.Table,
-  item_ids: list[str],
-  items: Callable[[Any], list[int]],
-  size: int,
-) -> np.ndarray:
-  """The column `history`, int32 [R, size]."""
-  history = arrow.histories(table.columns, "history", item_ids)
-  if history is None:
-    past = tables.column(table, "history", items)
-    history = np.array([schema.left_padded(x, size) for x in past])
-  return history
-
-
-def liked_before(
-  user: np.ndarray,
-  exposed: np.ndarray,
-  response: np.ndarray,
-  order: np.ndarray,
-  size: int,
-) -> np.ndarray:
-  """What the user of each row liked in earlier rows, newest last, int32 [R, H].
-
-  Args:
-    user: int [R].
-    exposed: int [R, K].
-    response: [R, K].
-    order: int [R], the rows by user, those of one user by time.
-    size: H; 0 on the left where fewer were liked.
-  """
-  liked, user = response[order] > 0, user[order]
-  count = liked.sum(1)
-  before = np.cumsum(count) - count  # Likes of earlier rows, of all users.
-  first = np.searchsorted(user, user)  # Row where the user begins.
-  history = np.empty((len(order), size), np.int32)
-  history[order] = arrow.last(
-    exposed[order][liked], before, before - before[first], size
+  expected = "different items"
+  exposed = tables.matrix(
+    table, "exposed", items, dtype=np.int32, filled=expected
   )
-  return history
-
-
-def by_time(slates: Slates) -> dict[str, np.ndarray]:
-  """The columns with their rows in the order of time, and with `split`."""
-  columns = dict(slates.columns)
-  time = columns["timestamp"]
-  if "split" not in columns:
-    columns["split"] = interactions.split_by_time(time)
-  order = np.argsort(time, kind="stable")
-  return {name: column[order] for name, column in columns.items()}
+  ordered = np.sort(exposed, 1)
+  twice = (ordered[:, 1:] == ordered[:, :-1]).any(1)
+  for row in np.flatnonzero(twice)[:1]:
+    found = tables.short(table.data["exposed"][row].as_py())
+    table.refuse(row, "exposed", f"{found}; expected {expected}")
+  width = exposed.shape[1]
+  response = tables.matrix(table, "response", tables.binary, width)
+  slates = slates_lib.read(table, exposed, by_user, _KNOWN)
+  user, time = (slates.columns[x] for x in ("user_id", "timestamp"))
+  if "history" in table.names:
+    liked, lengths = tables.lists(table, "history", items)
+    history = slates_lib.last(liked, np.cumsum(lengths), lengths)
+  else:
+    history = slates_lib.liked_before(user, exposed, response, time)
+  columns = slates.columns | {"history": history, "response": response}
+  columns |= steps.read(table, user, time, response)
+  profile, notes = tables.cut(columns["profile"], table.path.name)
+  columns["profile"] = profile
+  return slates._replace(columns=columns, notes=[*notes, *slates.notes])
 
 
 def is_folder(folder: pathlib.Path) -> bool:
@@ -209,7 +107,7 @@ def is_folder(folder: pathlib.Path) -> bool:
 
 def read_folder(
   folder: pathlib.Path,
-  item_ids: list[str],
+  item_ids: Sequence[str],
   by_user: bool,
   target: pathlib.Path,
   progress: Callable[..., None],
@@ -236,19 +134,30 @@ def read_folder(
   survey = _survey(paths, by_user, target.parent, progress)
   large = survey.slates > IN_MEMORY
   parts, written, users, seen = [], [], [], (0, 0)
+  items = tables.Items(item_ids)
   for path in paths:
-    slates = read(tables.read_file(path, NEEDED), item_ids, by_user)
+    slates = read(tables.read_file(path, NEEDED), items, by_user)
     columns, time = slates.columns, slates.columns["timestamp"]
     if "reward" in survey.columns and not columns["reward"].size:
       columns["reward"] = np.full((len(time), 1), np.nan, np.float32)
     if not parts:
-      notes, widths = slates.notes, _widths(columns)
-    _check_widths(_widths(columns), widths, path, paths[0])
+      notes = slates.notes
+    for name in ("exposed", "profile"):
+      width, expected = (
+        x[name].shape[1] for x in (columns, parts[0] if parts else columns)
+      )
+      if width != expected:
+        raise InputError(
+          f"{path}: {name} has {width} entries; expected {expected}, as in "
+          f"{paths[0].name}"
+        )
     if "split" not in columns:
       columns["split"], seen = _split_by_time(time, survey.cuts, seen)
     if large:
       train = np.flatnonzero(columns["split"] == "train")
-      written.append(blocks.write(target, len(written), _logs(columns, train)))
+      own = {name: column[train] for name, column in columns.items()}
+      logs = source.sessions_of(own)._replace(position=None)
+      written.append(blocks.write(target, len(written), logs))
     chosen = _digests(slates.users) <= survey.last_digest
     rows = np.flatnonzero(chosen[columns["user_id"] - 1])
     part = {name: column[rows] for name, column in columns.items()}
@@ -260,8 +169,6 @@ def read_folder(
   columns = {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }
-  if columns["propensity"].size:
-    tables.check_actions(folder / NAME, columns["exposed"])
   if np.isnan(columns["reward"]).all():
     columns["reward"] = columns["reward"][:, :0]
   if large:
@@ -346,7 +253,7 @@ def _survey(
       digests.append(_digests(names))
       counts.append(np.bincount(codes))
       if by_time:
-        time = np.array(tables.column(table, "timestamp", tables.time))
+        time = tables.column(table, "timestamp", tables.time)
         times.write(time.tobytes())
       progress()
     count = np.concatenate(counts)
@@ -355,7 +262,8 @@ def _survey(
     if by_time:
       held_out = max(1, round(schema.HELD_OUT * slates))
       ranks = [max(slates - x * held_out, 0) for x in (2, 1)]
-      cuts = select(lambda: _pieces(times), ranks)
+      times.flush()
+      cuts = cuts_of(np.memmap(times, np.float64, "r+"), ranks)
   _check_users(paths, digests)
   digest = np.concatenate(digests)
   order = np.argsort(digest)
@@ -401,46 +309,13 @@ def _check_users(
       )
 
 
-def _pieces(file) -> Iterator[np.ndarray]:
-  """The numbers of a file of float64, some at once."""
-  file.seek(0)
-  while piece := file.read(8 * _PIECE):
-    yield np.frombuffer(piece, np.float64)
-
-
-def select(
-  pieces: Callable[[], Iterator[np.ndarray]], ranks: Sequence[int]
-) -> tuple[_Cut, ...]:
-  """Numbers by their ranks in the sorted order, by radix, in four passes.
-
-  Args:
-    pieces: gives all numbers, float64, some at once.
-    ranks: of the numbers that are wanted, from 0.
-
-  Returns:
-    Of each rank the number, and how many of equal ones come before it.
-  """
-  ranks, prefixes = list(ranks), [0] * len(ranks)
-  for shift in (48, 32, 16, 0):
-    counts = np.zeros((len(ranks), 2**16), np.int64)
-    for piece in pieces():
-      keys = (piece + 0.0).view(np.uint64)  # No -0.
-      # Unsigned integers in the order of the numbers.
-      sign = keys >> np.uint64(63) == 1
-      keys = np.where(sign, ~keys, keys | np.uint64(1 << 63))
-      above, digit = keys >> np.uint64(shift), np.uint64(0xFFFF)
-      for i, prefix in enumerate(prefixes):
-        own = above[above >> np.uint64(16) == prefix]
-        own = (own & digit).astype(np.int64)
-        counts[i] += np.bincount(own, minlength=2**16)
-    for i, total in enumerate(np.cumsum(counts, axis=1)):
-      digit = int(np.searchsorted(total, ranks[i], side="right"))
-      ranks[i] -= int(total[digit] - counts[i, digit])
-      prefixes[i] = prefixes[i] << 16 | digit
-  keys = np.array(prefixes, np.uint64)
-  positive = keys >> np.uint64(63) == 1
-  keys = np.where(positive, keys & np.uint64((1 << 63) - 1), ~keys)
-  return tuple(map(_Cut, keys.view(np.float64).tolist(), ranks))
+def cuts_of(times: np.ndarray, ranks: Sequence[int]) -> tuple[_Cut, ...]:
+  """The numbers that have some ranks in the sorted order; reorders `times`."""
+  times.partition(ranks)
+  return tuple(
+    _Cut(float(times[x]), int(np.count_nonzero(times[:x] == times[x])))
+    for x in ranks
+  )
 
 
 def _split_by_time(
@@ -461,34 +336,3 @@ def _split_by_time(
     split[(timestamp > cut.time) | same & (place >= cut.ties)] = name
     now.append(before + int(same.sum()))
   return split, tuple(now)
-
-
-def _widths(columns: dict[str, np.ndarray]) -> dict[str, int]:
-  """Entries of the lists that are as long in all rows."""
-  return {name: columns[name].shape[1] for name in ("exposed", "profile")}
-
-
-def _check_widths(
-  widths: dict[str, int],
-  expected: dict[str, int],
-  path: pathlib.Path,
-  first: pathlib.Path,
-) -> None:
-  """Raises InputError where lists are not as long as in the first table."""
-  for name, width in widths.items():
-    if width != expected[name]:
-      raise InputError(
-        f"{path}: {name} has {width} entries; expected {expected[name]}, as in "
-        f"{first.name}"
-      )
-
-
-def _logs(columns: dict[str, np.ndarray], rows: np.ndarray) -> Sessions:
-  """Some rows as agents learn from them."""
-  own = {name: columns[name][rows] for name in _LEARNED}
-  for name in (*STEP_COLUMNS, "propensity"):
-    if not own[name].shape[1]:
-      del own[name]
-    elif name in STEP_COLUMNS:
-      own[name] = own[name][:, 0]
-  return Sessions(**own)

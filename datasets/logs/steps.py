@@ -7,14 +7,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from hsrl_jax.data import transitions
-from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import tables
 from hsrl_jax.types import Sessions
 
 COLUMNS = ("session_id", "step", "reward", "terminated")
 
 
-# Row, column, and what was found and expected there.
+# Row from 0, column, and what was found and expected there.
 Fault = tuple[int, str, str]
 
 
@@ -40,18 +39,21 @@ def read(
       the message names a row.
   """
   rows = _rows(table, user, timestamp, response)
-  for row, name, what in _faults(table.rows, rows):
-    raise InputError(
-      f"{table.path}: row {table.rows[row]}, column {name}: found {what}"
-    )
-  return {
-    name: _column(getattr(rows, name), len(user), dtype)
+  for fault in _faults(table.rows, rows, transitions.order(rows)):
+    table.refuse(*fault)
+  empty = np.zeros((len(user), 0))
+  found = {
+    name: (getattr(rows, name), dtype)
     for name, dtype in (
       ("session", np.int32),
       ("step", np.int32),
       ("reward", np.float32),
       ("terminated", np.float32),
     )
+  }
+  return {
+    name: (empty if x is None else x).reshape(len(user), -1).astype(dtype)
+    for name, (x, dtype) in found.items()
   }
 
 
@@ -62,13 +64,13 @@ def faults(table: tables.Table) -> tuple[np.ndarray, list[Fault]]:
     InputError: a cell is no good.
   """
   user, _ = tables.codes(table, "user_id")
-  response = tables.matrix(table, "response", tables.responses)
-  timestamp = np.array(tables.column(table, "timestamp", tables.time))
+  response = tables.matrix(table, "response", tables.binary)
+  timestamp = np.asarray(tables.column(table, "timestamp", tables.time))
   rows = _rows(table, user, timestamp, response)
   ordered = transitions.order(rows)
   session = np.empty(len(user), int)
   session[ordered.rows] = ordered.session
-  return session, list(_faults(table.rows, rows))
+  return session, list(_faults(table.rows, rows, ordered))
 
 
 def _rows(
@@ -81,14 +83,14 @@ def _rows(
   found: dict[str, np.ndarray] = {}
   for name, parse in (
     ("step", tables.place),
-    ("reward", tables.reward),
+    ("reward", tables.held_or_none),
     ("terminated", tables.binary),
   ):
-    if name in table.columns:
-      found[name] = np.array(tables.column(table, name, parse))
+    if name in table.names:
+      found[name] = tables.column(table, name, parse)
   if "reward" in found and np.isnan(found["reward"]).all():
     del found["reward"]
-  if "session_id" in table.columns:
+  if "session_id" in table.names:
     codes, names = tables.codes(table, "session_id")
     found["session"] = np.unique(names, return_inverse=True)[1][codes]
   return Sessions(
@@ -96,20 +98,16 @@ def _rows(
   )
 
 
-def _column(values: np.ndarray | None, rows: int, dtype: type) -> np.ndarray:
-  if values is None:
-    return np.zeros((rows, 0), dtype)
-  return values.astype(dtype)[:, None]
-
-
-def _faults(numbers: Sequence[int], rows: Sessions) -> Iterator[Fault]:
+def _faults(
+  numbers: Sequence[int], rows: Sessions, ordered: transitions.Order
+) -> Iterator[Fault]:
   """Where rows contradict one another, or their responses.
 
   Args:
     numbers: of the rows in the file, for people.
     rows: of a table.
+    ordered: the rows.
   """
-  ordered = transitions.order(rows)
   if rows.step is not None:
     yield from _of_steps(numbers, rows, ordered)
   if rows.terminated is not None:
@@ -152,12 +150,10 @@ def _of_ends(
   ends = rows.terminated[ordered.rows] > 0
   for place in np.flatnonzero(ends & ~ordered.last):
     own = ordered.session == ordered.session[place]
-    again = np.flatnonzero(ends & own)
-    end = numbers[ordered.rows[place]]
+    again = ordered.rows[ends & own]
+    what = f"1, as in row {numbers[again[0]]} of the same session; expected "
     if len(again) > 1:
-      second = ordered.rows[again[1]]
-      what = f"1, as in row {end} of the same session; expected one end"
-      yield second, "terminated", what
+      yield again[1], "terminated", what + "one end"
     following = numbers[ordered.rows[place + 1]]
     what = f"1, but row {following} follows in the same session; expected the "
     yield ordered.rows[place], "terminated", what + "last row to end"

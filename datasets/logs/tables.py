@@ -1,22 +1,28 @@
-"""Tables of a user's, in .csv or .parquet files: read, parsed and checked."""
+"""Tables of a user's, in .csv or .parquet files: read, parsed and checked.
+
+Columns are parsed at once, by Arrow. Where that finds anything amiss they are
+parsed again cell by cell, which names the cell.
+"""
 
 import csv
 import datetime
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet
 
 from hsrl_jax.data import transitions
 from hsrl_jax.data.source import SPLITS
 from hsrl_jax.errors import InputError, reading
-from hsrl_jax.shipped.datasets.logs import arrow
 
 _SUFFIXES = (".csv", ".parquet")
 _CUT = 100.0  # A size that no number of a profile is cut below.
 _TRUTHS = {"false": 0, "true": 1}  # As pandas writes them to a csv file.
+_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}  # Units of dates.
 
 
 class Table(NamedTuple):
@@ -24,13 +30,28 @@ class Table(NamedTuple):
 
   Attributes:
     path: of the file.
-    columns: name to the cells of all rows, which are str in a csv file.
+    data: all rows; the cells of a csv file are texts.
     rows: number of each row in the file, for people.
   """
 
   path: pathlib.Path
-  columns: Mapping[str, list[Any]]
+  data: pa.Table
   rows: Sequence[int]
+
+  @property
+  def names(self) -> list[str]:
+    """Of the columns."""
+    return self.data.column_names
+
+  def cells(self, name: str) -> list[Any]:
+    """A column as Python has it."""
+    return self.data[name].to_pylist()
+
+  def refuse(self, row: int, name: str, what: str) -> None:
+    """Raises InputError, which names the cell in a row from 0."""
+    raise InputError(
+      f"{self.path}: row {self.rows[row]}, column {name}: found {what}"
+    )
 
 
 def has(folder: pathlib.Path, name: str) -> bool:
@@ -67,9 +88,13 @@ def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
     InputError: it is damaged, empty or lacks a column.
   """
   with reading(path, f"a complete {path.suffix} file"):
-    read = list(needed) if only else None
-    table = _csv(path) if path.suffix == ".csv" else _parquet(path, read)
-  check_columns(path, list(table.columns), needed)
+    if path.suffix == ".csv":
+      table = _csv(path)
+    else:
+      columns = list(needed) if only else None
+      data = pyarrow.parquet.read_table(path, columns=columns)
+      table = Table(path, data, range(1, len(data) + 1))
+  check_columns(path, table.names, needed)
   if not table.rows:
     raise InputError(f"{path} has no rows; expected at least one")
   return table
@@ -104,18 +129,16 @@ def _csv(path: pathlib.Path) -> Table:
         )
       lines.append(cells)
       rows.append(reader.line_num)  # The header is row 1.
-  columns = {x: [cells[i] for cells in lines] for i, x in enumerate(header)}
-  return Table(path, columns, rows)
-
-
-def _parquet(path: pathlib.Path, columns: list[str] | None) -> Table:
-  table = pyarrow.parquet.read_table(path, columns=columns)
-  return Table(path, arrow.Cells(table), range(1, len(table) + 1))
+  columns = {
+    x: pa.array([cells[i] for cells in lines], pa.string())
+    for i, x in enumerate(header)
+  }
+  return Table(path, pa.table(columns), rows)
 
 
 def unused(table: Table, known: tuple[str, ...]) -> list[str]:
   """One line that names the columns that nobody reads, or none."""
-  names = [x for x in table.columns if x not in known]
+  names = [x for x in table.names if x not in known]
   if not names:
     return []
   return [f"{table.path.name}: columns not used: {', '.join(names)}"]
@@ -124,20 +147,21 @@ def unused(table: Table, known: tuple[str, ...]) -> list[str]:
 def column(
   table: Table, name: str, parse: Callable[[Any], Any]
 ) -> Sequence[Any]:
-  """Parses a column; names file, row and column of a cell that is no good."""
-  if parse in _GOOD_CELLS:
-    at_once = arrow.scalars(table.columns, name, _GOOD_CELLS[parse])
-    if at_once is not None:
-      return at_once.astype(np.int64) if parse is place else at_once
+  """Parses a column, R values; of the parsers of _GOOD an array.
+
+  Raises:
+    InputError: it names file, row and column of a cell that is no good.
+  """
+  values = _at_once(_whole(table.data[name]), parse)
+  if values is not None:
+    return values
   values = []
-  for row, cell in zip(table.rows, table.columns[name], strict=True):
+  for row, cell in enumerate(table.cells(name)):
     try:
       values.append(parse(cell))
     except ValueError as error:
-      raise InputError(
-        f"{table.path}: row {row}, column {name}: found {error}"
-      ) from error
-  return values
+      table.refuse(row, name, str(error))
+  return np.array(values) if parse in _GOOD else values
 
 
 def codes(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
@@ -145,36 +169,159 @@ def codes(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
 
   Ids are numbered in the order of their first rows.
   """
-  at_once = arrow.codes(table.columns, name)
-  if at_once is not None:
-    return at_once
-  ids = column(table, name, id_)
-  number = {x: i for i, x in enumerate(dict.fromkeys(ids))}
-  return np.array([number[x] for x in ids]), list(number)
+  ids = _ids(_whole(table.data[name]))
+  if ids is None or pc.any(pc.equal(ids, "")).as_py():
+    ids = pa.array(column(table, name, id_), pa.string())
+  encoded = ids.dictionary_encode()
+  return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+
+
+def lists(
+  table: Table, name: str, parse: Callable[[Any], Any]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Entries of all lists of a column, each parsed, and each list's length, [R].
+
+  Raises:
+    InputError: see `column`.
+  """
+  flat = _flat(table, name)
+  values = None if flat is None else _at_once(flat[0], parse)
+  if values is not None:
+    return values, flat[1]
+  rows = column(table, name, lambda cell: [parse(x) for x in list_(cell)])
+  return np.array([x for row in rows for x in row]), np.array([*map(len, rows)])
 
 
 def matrix(
   table: Table,
   name: str,
-  parse: Callable[[Any], list],
+  parse: Callable[[Any], Any],
   width: int | None = None,
   dtype: type = np.float32,
+  filled: str | None = None,
 ) -> np.ndarray:
-  """Parses lists that are all as long as the first, or `width`, [R, width]."""
-  if parse in _GOOD:
-    at_once = arrow.numbers(table.columns, name, _GOOD[parse], width)
-    if at_once is not None:
-      return at_once.astype(dtype)
-  values = column(table, name, parse)
-  expected = len(values[0]) if width is None else width
-  for row, value in zip(table.rows, values, strict=True):
-    if len(value) != expected:
-      raise InputError(
-        f"{table.path}: row {row}, column {name}: found {len(value)} entries; "
-        f"expected {expected}, as many as in "
-        + ("the first row" if width is None else "exposed")
-      )
-  return np.array(values, dtype)
+  """Parses lists that are all as long as the first, or `width`, [R, width].
+
+  Args:
+    table: with the column.
+    name: of the column.
+    parse: of an entry.
+    width: as many as in the column exposed; None: as in the first row.
+    dtype: of what is returned.
+    filled: what is expected in place of an empty list; None: it may be empty.
+
+  Raises:
+    InputError: see `column`.
+  """
+  values, lengths = lists(table, name, parse)
+  if filled is not None:
+    for row in np.flatnonzero(lengths == 0)[:1]:
+      found = short(table.data[name][row].as_py())
+      table.refuse(row, name, f"{found}; expected {filled}")
+  expected = int(lengths[0]) if width is None else width
+  for row in np.flatnonzero(lengths != expected)[:1]:
+    table.refuse(
+      row,
+      name,
+      f"{lengths[row]} entries; expected {expected}, as many as in "
+      + ("the first row" if width is None else "exposed"),
+    )
+  return values.reshape(len(lengths), expected).astype(dtype)
+
+
+def exploded(table: Table, name: str, as_name: str) -> Table:
+  """A row for each entry of the lists of a column, which gets another name."""
+  flat = _flat(table, name)
+  if flat is None:
+    rows = column(table, name, list_)
+    flat = pa.array([x for row in rows for x in row]), [*map(len, rows)]
+  at = np.repeat(np.arange(len(table.rows)), flat[1])
+  data = table.data.drop_columns(name).take(at).append_column(as_name, flat[0])
+  return Table(table.path, data, np.asarray(table.rows)[at])
+
+
+def _whole(column: pa.ChunkedArray) -> pa.Array | None:
+  """A column without nulls as one array; None where there is no such thing."""
+  column = column.combine_chunks()
+  if isinstance(column, pa.ChunkedArray):  # Of more than one, still.
+    return None
+  return None if column.null_count else column
+
+
+def _flat(table: Table, name: str) -> tuple[pa.Array, np.ndarray] | None:
+  """Entries of all lists, and the length of each; None for other columns."""
+  column = _whole(table.data[name])
+  if column is None:
+    return None
+  if _is_text(column.type):  # An empty one has no entry, as a null has none.
+    some = pc.if_else(pc.equal(column, ""), None, column)
+    column = pc.split_pattern(some, ";")
+  elif not pa.types.is_list(column.type):
+    return None
+  entries, lengths = column.flatten(), pc.list_value_length(column)
+  if _is_text(entries.type):
+    entries = pc.utf8_trim_whitespace(entries)
+  return entries, lengths.fill_null(0).to_numpy()
+
+
+def _at_once(
+  cells: pa.Array | None, parse: Callable[[Any], Any]
+) -> np.ndarray | None:
+  """What `parse` makes of all cells; None where it is not sure of one."""
+  if cells is None or cells.null_count:
+    return None
+  if isinstance(parse, Items):
+    return parse.at_once(cells)
+  if parse not in _GOOD:
+    return None
+  scale = 1.0
+  if pa.types.is_timestamp(cells.type) and cells.type.unit in _PER_SECOND:
+    scale = _PER_SECOND[cells.type.unit]
+    cells = cells.cast(pa.int64())
+  try:
+    cells = cells.cast(pa.float64(), safe=False)
+  except pa.ArrowException:
+    return None
+  values = cells.to_numpy(zero_copy_only=False) / scale
+  good, dtype = _GOOD[parse]
+  return values.astype(dtype) if good(values).all() else None
+
+
+def _ids(cells: pa.Array | None) -> pa.Array | None:
+  """Ids as texts; None where a cell is none."""
+  if cells is None or cells.null_count:
+    return None
+  if not (pa.types.is_integer(cells.type) or _is_text(cells.type)):
+    return None
+  return cells.cast(pa.string())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+class Items:
+  """The parser of an item's id: its number, 1, 2, ... in the catalogue."""
+
+  def __init__(self, ids: Sequence[str]):
+    """Binds the ids of item 1, 2, ..."""
+    self._ids = pa.array(ids, pa.string())
+    self._number = {item: i for i, item in enumerate(ids, 1)}
+
+  def __call__(self, cell: Any) -> int:
+    """The number of an item; ValueError where there is no such item."""
+    name = id_(cell)
+    if name not in self._number:
+      raise ValueError(f"item {name!r}; expected item_ids of the items")
+    return self._number[name]
+
+  def at_once(self, cells: pa.Array) -> np.ndarray | None:
+    """The numbers of many, int32; None where one is no item."""
+    ids = _ids(cells)
+    found = None if ids is None else pc.index_in(ids, self._ids)
+    if found is None or found.null_count:
+      return None
+    return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
 
 
 def cut(profile: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
@@ -224,7 +371,8 @@ def texts(
       return between.join(map(text, cell))
     return "" if cell is None else str(cell)
 
-  return [text(x) for x in table.columns.get(name, default)]
+  cells = table.cells(name) if name in table.names else default
+  return [text(x) for x in cells]
 
 
 def short(cell) -> str:
@@ -259,13 +407,8 @@ def number(cell) -> float:
   return value
 
 
-def reward(cell) -> float:
-  """A number of at most LARGEST; NaN where a .parquet file has no value."""
-  return np.nan if cell is None else _held(cell)
-
-
-def _held(cell) -> float:
-  """A number that training holds."""
+def held(cell) -> float:
+  """A number of a size that training holds; see transitions.LARGEST."""
   value = number(cell)
   if abs(value) > transitions.LARGEST:
     raise ValueError(
@@ -273,6 +416,11 @@ def _held(cell) -> float:
       "training in float32 holds: bring the column to another scale"
     )
   return value
+
+
+def held_or_none(cell) -> float:
+  """The same; NaN where a .parquet file has no value."""
+  return np.nan if cell is None else held(cell)
 
 
 def time(cell) -> float:
@@ -318,40 +466,12 @@ def probability(cell) -> float:
   return value
 
 
-def probabilities(cell) -> list[float]:
-  """Propensities of a slate."""
-  return [probability(x) for x in list_(cell)]
-
-
 def place(cell) -> int:
   """A position: a whole number from 0."""
   value = number(cell)
   if value != int(value) or not 0 <= value < 2**31:
     raise ValueError(f"{short(cell)}; expected a whole number from 0")
   return int(value)
-
-
-def places(cell) -> list[int]:
-  """Positions of a slate's items."""
-  return [place(x) for x in list_(cell)]
-
-
-def numbers(cell) -> list[float]:
-  """A list of numbers of at most LARGEST."""
-  return [_held(x) for x in list_(cell)]
-
-
-def feature(cell) -> list[float]:
-  """A list of at least one number."""
-  values = numbers(cell)
-  if not values:
-    raise ValueError(f"{short(cell)}; expected at least one number")
-  return values
-
-
-def responses(cell) -> list[float]:
-  """A list of 0 and 1."""
-  return [binary(x) for x in list_(cell)]
 
 
 def split(cell) -> str:
@@ -361,30 +481,16 @@ def split(cell) -> str:
   return cell
 
 
-def _is_number(values: np.ndarray) -> np.ndarray:
-  return np.abs(values) <= transitions.LARGEST  # NaN is not.
-
-
-def _is_binary(values: np.ndarray) -> np.ndarray:
-  return (values == 0) | (values == 1)
-
-
-def _is_place(values: np.ndarray) -> np.ndarray:
-  return (values >= 0) & (values < 2**31) & (values == np.floor(values))
-
-
-# What parses a list to which of its entries, as numbers, are good.
+# Parser to which numbers it lets pass, float64, and what they are kept as.
 _GOOD = {
-  numbers: _is_number,
-  responses: _is_binary,
-  probabilities: lambda x: (x > 0) & (x <= 1),
-  places: _is_place,
-}
-# What parses a cell to which cells, as numbers, are good.
-_GOOD_CELLS = {
-  number: np.isfinite,
-  reward: _is_number,
-  time: np.isfinite,
-  binary: _is_binary,
-  place: _is_place,
+  number: (np.isfinite, np.float64),
+  time: (np.isfinite, np.float64),
+  held: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64),
+  held_or_none: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64),
+  binary: (lambda x: (x == 0) | (x == 1), np.float64),
+  probability: (lambda x: (x > 0) & (x <= 1), np.float64),
+  place: (
+    lambda x: (x >= 0) & (x < 2**31) & (x == np.floor(x)),
+    np.int64,
+  ),
 }

@@ -67,7 +67,7 @@ def added(table: tables.Table) -> np.ndarray:
   Raises:
     InputError: the row with another time.
   """
-  if "added" not in table.columns:
+  if "added" not in table.names:
     return np.zeros((len(table.rows), 0), np.int64)
   return np.array(tables.column(table, "added", _time), np.int64)[:, None]
 

@@ -4,6 +4,8 @@ import pathlib
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import tables
@@ -11,14 +13,21 @@ from hsrl_jax.shipped.datasets.logs import tables
 LOGGERS = ("random", "bts")
 USER = tuple(f"user_feature_{i}" for i in range(4))
 ITEM = tuple(f"item_feature_{i}" for i in range(4))
-_NEEDED = ("timestamp", "item_id", "position", "click", "propensity_score")
+# Columns of the files, and as logs of one's own have them.
+_COLUMNS = {
+  "timestamp": "timestamp",
+  "item_id": "item_id",
+  "position": "position",
+  "click": "response",
+  "propensity_score": "propensity",
+}
 
 
 class Impressions(NamedTuple):
   """What one policy showed, R impressions.
 
   Attributes:
-    table: the file, with the columns that `interactions.read` knows.
+    table: as `interactions.read` knows it, with the columns of USER.
     item: int [R], 0 to N - 1.
     place: int [R].
     click: float [R], 0 or 1.
@@ -44,7 +53,7 @@ def read_items(folder: pathlib.Path) -> tables.Table:
     tables.read_table(x, "item_context", ("item_id", *ITEM))
     for x in _campaign(folder)
   )
-  if first.columns["item_id"] != second.columns["item_id"]:
+  if first.cells("item_id") != second.cells("item_id"):
     raise InputError(
       f"{first.path} and {second.path} have other items; expected the same"
     )
@@ -58,45 +67,30 @@ def read_logs(folder: pathlib.Path) -> dict[str, Impressions]:
     InputError: the file, row and column that is no good, or a policy that
       showed one item alone.
   """
-  ids = tables.column(read_items(folder), "item_id", tables.id_)
-  number = {name: i for i, name in enumerate(ids)}
+  items = tables.Items(tables.column(read_items(folder), "item_id", tables.id_))
   logs = {}
   for logger, path in zip(LOGGERS, _campaign(folder), strict=True):
-    table = tables.read_table(path, path.name, (*_NEEDED, *USER))
-
-    def item(cell):
-      if cell not in number:
-        raise ValueError(f"item {cell!r}; expected item_ids of item_context")
-      return number[cell]
-
-    logs[logger] = _impressions(table, item)
-    tables.check_actions(table.path, logs[logger].item)
-  return logs
-
-
-def _impressions(table: tables.Table, item) -> Impressions:
-  parsed = {
-    name: np.array(tables.column(table, name, parse))
-    for name, parse in (
-      ("item_id", item),
-      ("position", tables.place),
-      ("click", tables.binary),
-      ("propensity_score", tables.probability),
+    table = tables.read_table(path, path.name, (*_COLUMNS, *USER))
+    item, place, click, propensity = (
+      np.asarray(tables.column(table, name, parse))
+      for name, parse in (
+        ("item_id", items),
+        ("position", tables.place),
+        ("click", tables.binary),
+        ("propensity_score", tables.probability),
+      )
     )
-  }
-  users = list(zip(*(table.columns[x] for x in USER), strict=True))
-  names = ["/".join(x) for x in users]
-  columns = {
-    "user_id": names,
-    "item_id": table.columns["item_id"],
-    "timestamp": table.columns["timestamp"],
-    "response": parsed["click"].tolist(),
-    "propensity": parsed["propensity_score"].tolist(),
-    "position": parsed["position"].tolist(),
-  } | {name: table.columns[name] for name in USER}
-  return Impressions(
-    table._replace(columns=columns), *parsed.values(), np.array(names)
-  )
+    tables.check_actions(table.path, item)
+    features = [table.data[x] for x in USER]
+    user = pc.binary_join_element_wise(*features, "/")
+    data = pa.table(
+      [table.data[x] for x in _COLUMNS] + features, [*_COLUMNS.values(), *USER]
+    ).append_column("user_id", user)
+    logs[logger] = Impressions(
+      table._replace(data=data),
+      *(item - 1, place, click, propensity, user.to_numpy()),
+    )
+  return logs
 
 
 def campaign(folder: pathlib.Path) -> str:

@@ -14,6 +14,7 @@ to 3. The hashes of a logger's items are its own, those of `random` are taken.
 """
 
 import numpy as np
+import pyarrow as pa
 import tensorflow_datasets as tfds
 
 from hsrl_jax.shipped.datasets.logs import (
@@ -41,7 +42,7 @@ class Builder(logs_dataset_builder.Builder):
     ids = tables.column(table, "item_id", tables.id_)
     number, *hashes = impressions.ITEM
     columns = [np.array(tables.column(table, number, tables.number))[:, None]]
-    columns += [_one_hot(table.columns[x]) for x in hashes]
+    columns += [_one_hot(table.data[x]) for x in hashes]
     return {
       "feature": np.concatenate(columns, 1),
       "external_id": ids,
@@ -53,23 +54,16 @@ class Builder(logs_dataset_builder.Builder):
     """Columns of `sessions`, by time."""
     ids = tables.column(impressions.read_items(folder), "item_id", tables.id_)
     parts = [x.table for x in impressions.read_logs(folder).values()]
-    joined = {
-      name: [cell for part in parts for cell in part.columns[name]]
-      for name in parts[0].columns
-    }
-    users = list(zip(*(joined.pop(x) for x in impressions.USER), strict=True))
-    joined["profile"] = np.concatenate(
-      [_one_hot(x) for x in zip(*users, strict=True)], 1
-    ).tolist()
+    data = pa.concat_tables([x.data for x in parts])
+    profile = [_one_hot(data[x]) for x in impressions.USER]
+    data = data.drop_columns(impressions.USER).append_column(
+      "profile", pa.array([*np.concatenate(profile, 1)])
+    )
     rows = [row for part in parts for row in part.rows]
     by_user = options.BY_USER if self.split_by == options.BY_USER else None
     chosen = options.Options(slate_size=1, split_by=by_user)
-    log = interactions.read(tables.Table(folder, joined, rows), ids, chosen)
-    made = interactions.slates(log, len(ids), chosen)
-    self.info.metadata["feedback"] = made.about._asdict()
-    self.info.metadata["notes"] = made.notes
-    self.info.metadata["users"] = log.users
-    return made.columns
+    log = interactions.read(tables.Table(folder, data, rows), ids, chosen)
+    return self.told(interactions.slates(log, len(ids), chosen), folder, chosen)
 
 
 def _one_hot(values) -> np.ndarray:

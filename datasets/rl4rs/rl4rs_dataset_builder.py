@@ -70,34 +70,27 @@ class Builder(schema.SlateBuilder):
     """Columns of `items`, by the published id."""
     items = read_items(folder / ITEM_FILE)
     return {
-      "feature": [x.vector for x in items],
-      "external_id": [str(x.item_id) for x in items],
-      "title": [f"item {x.item_id}, price {x.price:g}" for x in items],
+      "feature": [vector for vector, *_ in items.values()],
+      "external_id": [str(item) for item in items],
+      "title": [
+        f"item {item}, price {price:g}"
+        for item, (_, (price,), _, _) in items.items()
+      ],
       "genres": [
-        f"location {x.location}" + (f"|special {x.special}" * bool(x.special))
-        for x in items
+        f"location {location}" + f"|special {special}" * bool(special)
+        for _, _, location, special in items.values()
       ],
     }
 
   def read_sessions(self, folder):
     """Columns of `sessions`; lists rows that are left out beside the data."""
-    item_ids = [x.item_id for x in read_items(folder / ITEM_FILE)]
+    item_ids = list(read_items(folder / ITEM_FILE))
     rows, malformed = read_logs(folder, set(item_ids))
     if malformed:
       path = pathlib.Path(self.data_dir) / prepare.MALFORMED
       with path.open("w", newline="") as file:
         csv.writer(file).writerows([("file", "row", "why"), *malformed])
     return make_sessions(rows, item_ids)
-
-
-class Item(NamedTuple):
-  """A row of item_info.csv; `vector` is float [40]."""
-
-  item_id: int
-  vector: tuple[float, ...]
-  price: float
-  location: int
-  special: int
 
 
 class Row(NamedTuple):
@@ -112,7 +105,7 @@ class Row(NamedTuple):
     response: 9 of 0 or 1.
     history: items clicked before the session, newest last.
     portrait: 42 numbers.
-    policy_id: of the policy that chose the slate.
+    behavior_policy_id: of the policy that chose the slate.
   """
 
   file: str
@@ -123,11 +116,11 @@ class Row(NamedTuple):
   response: tuple[int, ...]
   history: tuple[int, ...]
   portrait: tuple[float, ...]
-  policy_id: int
+  behavior_policy_id: int
 
 
-def read_items(path: pathlib.Path) -> list[Item]:
-  """Reads item_info.csv, by item id.
+def read_items(path: pathlib.Path) -> dict[int, tuple]:
+  """Id to vector, price (each a tuple), location and special_item; sorted.
 
   Raises:
     InputError: it is missing or empty, or the row that is no good.
@@ -136,19 +129,19 @@ def read_items(path: pathlib.Path) -> list[Item]:
   for number, line in _lines(path, ITEM_COLUMNS):
     try:
       cells = _cells(line, " ", ITEM_COLUMNS)
-      item = Item(
-        _integer("item_id", cells[0]),
+      item = _integer("item_id", cells[0])
+      about = (
         _numbers("item_vec", cells[1], ITEM_WIDTH),
-        _numbers("price", cells[2], 1)[0],
+        _numbers("price", cells[2], 1),
         _integer("location", cells[3]),
         _integer("special_item", cells[4]),
       )
-      if item.item_id < 1 or item.item_id in items:
-        raise ValueError(f"item_id is {item.item_id}; expected 1.., each once")
+      if item < 1 or item in items:
+        raise ValueError(f"item_id is {item}; expected 1.., each once")
     except ValueError as error:
       raise InputError(f"{path}: row {number}: {error}") from error
-    items[item.item_id] = item
-  return [items[i] for i in sorted(items)]
+    items[item] = about
+  return dict(sorted(items.items()))
 
 
 def read_logs(
@@ -312,13 +305,17 @@ def make_sessions(
   Raises:
     InputError: too few sessions for the splits.
   """
-  split = split_of_session(rows)
-  number = {key: i for i, key in enumerate(split, 1)}
+  began: dict[tuple[str, int], int] = {}
+  for row in rows:
+    key = row.file, row.session_id
+    began[key] = min(began.get(key, row.timestamp), row.timestamp)
+  sessions = sorted(began, key=lambda key: (began[key], key))
+  split = split_of_session(sessions)
+  number = {key: i for i, key in enumerate(sessions, 1)}
   rows = sorted(
     rows, key=lambda x: (number[x.file, x.session_id], x.sequence_id)
   )
   keys = [(x.file, x.session_id) for x in rows]
-  row_split = np.array([split[key] for key in keys])
   index = {item: i for i, item in enumerate(item_ids, 1)}
   histories = []
   clicks: dict[tuple[str, int], list[int]] = {}
@@ -327,52 +324,40 @@ def make_sessions(
     past = [index[x] for x in (*row.history, *clicked)]
     histories.append(schema.left_padded(past, schema.HISTORY_LENGTH))
     clicked += [x for x, y in zip(row.exposed, row.response, strict=True) if y]
+  columns = map(list, zip(*rows, strict=True))
+  column = dict(zip(Row._fields, columns, strict=True))
+  row_split = np.array([split[key] for key in keys])
   return {
     "split": row_split,
     "user_id": np.array([number[key] for key in keys]),
-    "profile": profiles(
-      np.array([x.portrait for x in rows]), row_split == "train"
-    ),
+    "profile": profiles(np.array(column["portrait"]), row_split == "train"),
     "history": np.array(histories),
-    "exposed": np.array([[index[i] for i in x.exposed] for x in rows]),
-    "response": np.array([x.response for x in rows]),
-    "timestamp": np.array([x.timestamp for x in rows]),
-    "session_id": np.array([x.session_id for x in rows]),
-    "sequence_id": np.array([x.sequence_id for x in rows]),
-    "behavior_policy_id": np.array([x.policy_id for x in rows]),
-  }
+    "exposed": np.array([[index[i] for i in x] for x in column["exposed"]]),
+    "response": np.array(column["response"]),
+    "timestamp": np.array(column["timestamp"]),
+  } | {name: np.array(column[name]) for name in Builder.EXTRA}
 
 
-def split_of_session(rows: list[Row]) -> dict[tuple[str, int], str]:
-  """Names the split of each session, in the order in which they began.
-
-  Args:
-    rows: of the logs.
-
-  Returns:
-    (file, session_id) to split.
+def split_of_session(sessions: list[tuple[str, int]]) -> dict:
+  """(file, session_id) to its split, for sessions in the order of time.
 
   Raises:
     InputError: too few sessions for the splits.
   """
-  began: dict[tuple[str, int], int] = {}
-  for row in rows:
-    key = row.file, row.session_id
-    began[key] = min(began.get(key, row.timestamp), row.timestamp)
-  order = sorted(began, key=lambda key: (began[key], key))
-  given = [key for key in order if key[0] == TEST_FILE]
-  rest = [key for key in order if key[0] != TEST_FILE]
+  rest = [key for key in sessions if key[0] != TEST_FILE]
+  given = len(rest) < len(sessions)
   held_out = max(1, round(schema.HELD_OUT * len(rest)))
   parts = 2 if given else 3
   if len(rest) < parts:
     raise InputError(
       f"the logs have {len(rest)} sessions to split; expected at least {parts}"
     )
-  split = dict.fromkeys(order, "train") | dict.fromkeys(given, "test")
-  if not given:
-    split |= dict.fromkeys(rest[-held_out:], "test")
-    rest = rest[:-held_out]
-  return split | dict.fromkeys(rest[-held_out:], "val")
+  val = rest if given else rest[:-held_out]
+  return (
+    dict.fromkeys(sessions, "test")
+    | dict.fromkeys(val, "val")
+    | dict.fromkeys(val[:-held_out], "train")
+  )
 
 
 def profiles(portrait: np.ndarray, train: np.ndarray) -> np.ndarray:

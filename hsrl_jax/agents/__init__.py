@@ -21,7 +21,7 @@ from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
-from hsrl_jax.agents.published import agent as published
+from hsrl_jax.agents.rules import best_playlist, capped, diverse, spaced
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import reward
@@ -39,14 +39,19 @@ AGENTS = {
   "wolpertinger": Algorithm(wolpertinger.Settings, wolpertinger.make),
   "hac": Algorithm(hac.Settings, hac.make),
   "planner": Algorithm(planner.Settings, planner.make),
+  "capped": Algorithm(capped.Settings, capped.make),
+  "spaced": Algorithm(spaced.Settings, spaced.make),
+  "diverse": Algorithm(diverse.Settings, diverse.make),
+  "best_playlist": Algorithm(best_playlist.Settings, best_playlist.make),
   "hsrl": Algorithm(hsrl.Settings, hsrl.make),
-  "hsrl_published": Algorithm(published.Settings, published.make),
 }
 # By agent, what RL makes of its policy of the next item; `make` takes a Config
 # in place of the settings.
 CONTINUED = {
   "hsrl": Algorithm(pretrained.ContinuedSettings, pretrained.make),
 }
+# What learns nothing, and is chosen by its settings alone.
+RULES = ("capped", "spaced", "diverse", "best_playlist")
 # What can learn from logs alone.
 FROM_LOGS = ("hsrl", "sasrec", "a2c", "ddpg", "cql")
 # Fields of TrainConfig of which learning from logs has no use.

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hsrl_jax.checked import Checked, setting
 from hsrl_jax.config import NetworkConfig, TrainConfig
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import masking, sampling
-from hsrl_jax.sid.index import SidIndex
+from hsrl_jax.sid.index import Catalogue, SidIndex
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
@@ -19,7 +20,6 @@ from hsrl_jax.types import (
   Observation,
   Params,
   PRNGKey,
-  Transition,
 )
 
 
@@ -33,17 +33,27 @@ class Settings(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueSettings(Settings):
+class DiscountSettings(Settings):
+  """Of agents that look ahead.
+
+  Attributes:
+    discount: gamma, of what the next slate earns. A user who left earns nothing
+      more; a step limit is no end.
+  """
+
+  discount: float = setting(0.9, least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ValueSettings(DiscountSettings):
   """Of agents with an actor and a critic.
 
   Attributes:
-    discount: gamma.
     actor_weight: of the actor's loss.
     critic_weight: of the critic's loss.
     behaviour_weight: of the behaviour loss.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   actor_weight: float = setting(0.01, least=0)
   critic_weight: float = setting(1.0, least=0)
   behaviour_weight: float = setting(1.0, least=0)
@@ -101,28 +111,17 @@ class OnPolicySettings(ActorCriticSettings):
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
-    place_trace: lambda from place to place of a slate, with `prefix_values`.
     ratio_clip: how far from 1 a choice's ratio of probabilities counts.
-    prefix_values: whether a choice's baseline knows the choices before it; else
-      all choices of a slate have one advantage, over the value of its state.
+    credit: what has an advantage of its own: a whole `slate`, each `slot` of
+      it, or each `token` (docs/method.md, Sequential slates).
     critic_sees_state: whether the critic sees the simulator's state, such as
       patience and boredom.
   """
 
   trace: float = setting(0.9, least=0, most=1)
-  place_trace: float = setting(0.95, least=0, most=1)
   ratio_clip: float = setting(0.2, above=0)
-  prefix_values: bool = False
+  credit: str = setting("slate", among=("slate", "slot", "token"))
   critic_sees_state: bool = False
-
-  def __post_init__(self):
-    super().__post_init__()
-    default = OnPolicySettings.place_trace
-    self.require(
-      "place_trace",
-      self.prefix_values or self.place_trace == default,
-      f"{default}, its default, without prefix_values",
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,26 +139,6 @@ class ItemLogitsSettings(Settings):
   def free(self) -> bool:
     """Whether each item has a row of its own."""
     return self.item_logits == "free"
-
-
-class ActionSpace(NamedTuple):
-  """The items that an agent chooses from; an input, so that it may change.
-
-  Attributes:
-    features: float32 [N + 1, D], row 0 for padding.
-    index: their SIDs.
-    codebooks: float32 [L, V, D], what the tokens mean.
-    popularity: float32 [N + 1], positive responses in the training logs; None
-      where nobody asks.
-    plain: float32 [0, F], of which the width counts: an item's first F features
-      are all that users respond to, the rest are topics; None: all are.
-  """
-
-  features: Array
-  index: SidIndex
-  codebooks: Array
-  popularity: Array | None = None
-  plain: Array | None = None
 
 
 class Spec(NamedTuple):
@@ -247,8 +226,8 @@ class OnPolicy(NamedTuple):
   """What the on-policy engine asks of an agent.
 
   Attributes:
-    choices: (params, catalogue, decision, key) -> Choices; with key None there
-      is no dropout.
+    choices: (params, catalogue, transition, key) -> Choices; with key None
+      there is no dropout.
     value: (params, catalogue, observation, hidden) -> V(s), float32 [].
     settings: of the objective.
   """
@@ -283,7 +262,7 @@ class Agent(NamedTuple):
 
   Attributes:
     init: (key, catalogue, observation) -> params; `catalogue` is an
-      ActionSpace.
+      Catalogue.
     act: (params, catalogue, observation, excluded, key, exploration) ->
       Action. With key None the slate is greedy; else it is sampled without
       replacement. `exploration` says how far from the greedy slate: the
@@ -295,7 +274,7 @@ class Agent(NamedTuple):
       there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
     logged_share: chance of a logged slate in place of a replayed one.
-    reads_popularity: needs `ActionSpace.popularity`.
+    reads_popularity: needs `Catalogue.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
     beams: width of the beam search by which it finds items; 0: it scores each.
@@ -304,21 +283,19 @@ class Agent(NamedTuple):
     scores: (params, catalogue, observation) -> [N + 1], by which items rank
       for a user of whom no more is known; None: by what `act` says of them.
     on_policy: how it learns on-policy; None: it does not, but by `loss`.
-    learning: how it learns with optimizers of its own, in place of `loss`; or
-      None.
+    learning: how it learns with optimizers of its own, in place of `loss`.
+    sequence_loss: (params, catalogue, packed rows, key) -> (loss [] summed over
+      their targets, targets []), of agents that learn from sequences of likes.
+    optimizer: steps of training -> optimizer; None: see `engine.core`.
     place_by_place: whether `act` draws each place of a slate by a softmax of
       its own, at temperature 0 too, with propensities; else it says `ranked`.
+    fit: (params, env, users, catalogue, key) -> params, estimates from training
+      users of the simulator, in place of training; None: `init` says all.
   """
 
-  init: Callable[[PRNGKey, ActionSpace, Observation], Params]
+  init: Callable[[PRNGKey, Catalogue, Observation], Params]
   act: Callable[..., Action]
-  loss: (
-    Callable[
-      [Params, Params, ActionSpace, Transition, PRNGKey, Array],
-      tuple[Array, Metrics],
-    ]
-    | None
-  )
+  loss: Callable[..., tuple[Array, Metrics]] | None
   offline: bool = False
   logged_share: float = 0.0
   reads_popularity: bool = False
@@ -328,8 +305,11 @@ class Agent(NamedTuple):
   frozen: tuple[str, ...] = ()
   on_policy: OnPolicy | None = None
   learning: Learning | None = None
-  scores: Callable[[Params, ActionSpace, Observation], Array] | None = None
+  scores: Callable[[Params, Catalogue, Observation], Array] | None = None
   place_by_place: bool = False
+  fit: Callable[..., Params] | None = None
+  sequence_loss: Callable[..., tuple[Array, Array]] | None = None
+  optimizer: Callable[[int], optax.GradientTransformation] | None = None
 
   @property
   def learns(self) -> bool:
@@ -422,10 +402,7 @@ def permitted(active: Array, excluded: Array) -> Array:
 def usable(active: Array, scores: Array, excluded: Array) -> Array:
   """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
 
-  Args:
-    active: see `permitted`.
-    scores: float32 [N + 1].
-    excluded: see `permitted`.
+  `active` and `excluded` are those of `permitted`.
   """
   return jnp.where(permitted(active, excluded), scores, masking.NEGATIVE)
 
@@ -452,8 +429,7 @@ def draw(
     allowed: bool [M], which items may be shown.
     noise: float32 [M], standard Gumbel; None: the largest log pi rank highest.
     temperature: of the sample.
-    weighed: whether anybody weighs what is sampled, by its log-probabilities;
-      they take a pass over all items, and are 0 without.
+    weighed: whether log-probabilities are wanted, a pass over all items; or 0.
 
   Returns:
     Ranks, float32 [M], `masking.NEGATIVE` where not allowed; and the items'
@@ -489,8 +465,7 @@ def choose(
   Args:
     log_pi: float32 [N + 1], by which items are ranked.
     index: says which items may be recommended.
-    excluded: see Agent.act.
-    key: the same.
+    excluded, key: see Agent.act.
     temperature: of the draw, which is without replacement.
     slate_size: K.
     weighed: see `draw`.

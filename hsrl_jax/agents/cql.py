@@ -33,6 +33,7 @@ from hsrl_jax.checked import setting
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.heads import SlateValues
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -44,16 +45,14 @@ from hsrl_jax.types import (
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.DiscountSettings):
   """Of CQL.
 
   Attributes:
-    discount: gamma.
     conservative_weight: of the term that lowers the values of what was not
       logged; 0: Q-learning as it is.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   conservative_weight: float = setting(0.1, least=0)
 
 
@@ -68,7 +67,7 @@ class _Networks(NamedTuple):
   def state(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     key: PRNGKey | None = None,
   ) -> Array:
@@ -82,7 +81,7 @@ class _Networks(NamedTuple):
     return self.values.bind(params["items"]), self.values.bind(params["future"])
 
   def first(
-    self, params: Params, catalogue: base.ActionSpace, observation: Observation
+    self, params: Params, catalogue: Catalogue, observation: Observation
   ) -> Array:
     """Q of all items in the first place, [N + 1]."""
     state = self.state(params, catalogue, observation)
@@ -103,7 +102,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 def _init(
   networks: _Networks,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
@@ -119,7 +118,7 @@ def _init(
 def _act(
   networks: _Networks,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -160,7 +159,7 @@ def _loss(
   networks: _Networks,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -200,7 +199,7 @@ def _future(
   networks: _Networks,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   rewards: Array,
 ) -> Array:

@@ -8,6 +8,7 @@ import functools
 
 from hsrl_jax.agents import base, latent
 from hsrl_jax.networks.heads import LatentActorCritic
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 Settings = base.ValueSettings  # All that it reads.
@@ -29,7 +30,7 @@ def _loss(
   from_logs: bool,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,

@@ -17,6 +17,7 @@ import jax
 
 from hsrl_jax.agents import base, latent
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 ALIGNMENT_WEIGHT = 0.1
@@ -38,7 +39,7 @@ def _loss(
   settings: Settings,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,

@@ -23,6 +23,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.config import NetworkConfig
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import returns, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import (
   Array,
   Metrics,
@@ -64,7 +65,7 @@ def network(sizes: NetworkConfig, critics: int = 1) -> LatentActorCritic:
 def init(
   network: LatentActorCritic,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
@@ -80,7 +81,7 @@ def act(
   network: LatentActorCritic,
   slate_size: int,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -102,7 +103,7 @@ def act(
 def of_slate(
   network: LatentActorCritic,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   slate: Array,
 ) -> Array:
   """The latent action that a logged slate is taken for, [d], no gradient.
@@ -117,7 +118,7 @@ def look(
   network: LatentActorCritic,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
 ) -> Step:
@@ -157,7 +158,7 @@ def total(
   network: LatentActorCritic,
   settings: base.ValueSettings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   step: Step,
   target: Array,

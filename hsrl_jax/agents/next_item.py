@@ -6,16 +6,19 @@ what is shown. Both are trained on logs, apart from each other; w is 0 where the
 logs do not say what was shown (docs/method.md, Next item).
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from hsrl_jax.agents import base
 from hsrl_jax.config import Config, NextItemConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.networks import next_item
-from hsrl_jax.networks.next_item import Catalogue, Model
+from hsrl_jax.networks.next_item import Model
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import click_model
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
@@ -31,6 +34,9 @@ _OF_TOKENS = (
   "beams",
 )
 _LEAST = 1e-6  # Of a probability whose logit is taken.
+_CLIP = 5.0  # Global norm of the gradient.
+_FINAL_RATE = 0.1  # What is left of the learning rate at the end.
+_WARMUP = 100  # Updates in which it rises, at most a tenth of all.
 
 
 class Policy(NamedTuple):
@@ -57,7 +63,7 @@ class Policy(NamedTuple):
   def state(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     key: PRNGKey | None = None,
   ) -> Array:
@@ -66,19 +72,19 @@ class Policy(NamedTuple):
     history = observation.history[None]
     return self.model.states(params["model"], known, history, key)[0]
 
-  def catalogue(self, params: Params, catalogue: base.ActionSpace) -> Catalogue:
+  def catalogue(self, params: Params, catalogue: Catalogue) -> Catalogue:
     """What the model sees of the items; of later ones nobody's likes."""
     features, liked = catalogue.features, params["interactions"]
     if liked.shape[1]:
       missing = max(len(features) - len(liked), 0)
       liked = jnp.pad(liked, ((0, missing), (0, 0)))
       features = jnp.concatenate([features, liked], 1)
-    return Catalogue(catalogue.index, features)
+    return catalogue._replace(features=features)
 
   def response(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     items: Array,
   ) -> Array:
@@ -96,7 +102,7 @@ class Policy(NamedTuple):
   def score(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     items: Array,
   ) -> Array:
@@ -109,7 +115,7 @@ class Policy(NamedTuple):
   def act(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     excluded: Array,
     key: PRNGKey | None,
@@ -150,6 +156,49 @@ class Policy(NamedTuple):
     return base.Action(slate, log_prob[best], jnp.zeros(0), ranked=ranked)
 
 
+def learner(config: Config, items: int) -> base.Agent:
+  """The model as the engine trains it, on sequences of likes.
+
+  Args:
+    config: of the task next_item.
+    items: N in training.
+  """
+  own = policy(config, 1, items)
+
+  def init(key, catalogue, observation):
+    del observation
+    return own.model.init(key, catalogue)
+
+  return base.Agent(
+    init,
+    own.act,
+    None,
+    sequence_loss=own.model.loss,
+    optimizer=functools.partial(_optimizer, config.next_item),
+  )
+
+
+def _optimizer(
+  config: NextItemConfig, steps: int
+) -> optax.GradientTransformation:
+  """AdamW with a warm-up and a cosine decay over so many steps."""
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0,
+    config.learning_rate,
+    min(_WARMUP, steps // 10),
+    steps,
+    _FINAL_RATE * config.learning_rate,
+  )
+  return optax.chain(
+    optax.clip_by_global_norm(_CLIP),
+    optax.adamw(
+      rate,
+      weight_decay=config.weight_decay,
+      mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+    ),
+  )
+
+
 def reads(agent: str, part: str, field: str) -> bool:
   """Whether training an agent on the next item reads a field.
 
@@ -173,7 +222,7 @@ def of_policy(
 
   Args:
     response: the click model.
-    plain: see base.ActionSpace.
+    plain: see sid.index.Catalogue.
   """
   blend = response.blend
   if blend is not None:
@@ -257,7 +306,7 @@ def make(config: Config, slate_size: int, items: int) -> base.Agent:
 
 def _init(own: Policy, config: Config):
   def init(
-    key: PRNGKey, catalogue: base.ActionSpace, observation: Observation
+    key: PRNGKey, catalogue: Catalogue, observation: Observation
   ) -> Params:
     keys = [jax.random.fold_in(key, i) for i in range(2)]
     nothing = {"interactions": jnp.zeros((len(catalogue.features), 0))}

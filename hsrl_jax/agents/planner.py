@@ -20,6 +20,7 @@ from hsrl_jax.checked import setting
 from hsrl_jax.networks import outlook
 from hsrl_jax.networks.outlook import Added, Effects, Outlook
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
@@ -38,16 +39,14 @@ SCALE = "scale"  # Of the parameters: the largest size of each kind.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(base.DiscountSettings):
   """Of the planner.
 
   Attributes:
-    discount: gamma.
     critic_weight: of the value's loss.
     behaviour_weight: of the losses of likes and leaves.
   """
 
-  discount: float = setting(0.9, least=0, most=1)
   critic_weight: float = setting(1.0, least=0)
   behaviour_weight: float = setting(1.0, least=0)
 
@@ -102,7 +101,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 def _init(
   parts: _Parts,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Params:
   """See base.Agent.init."""
@@ -124,7 +123,7 @@ def memberships(params: Params, features: Array) -> Array:
 def forecast(
   parts: _Parts,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Forecast:
   """What the learned parts say of all items."""
@@ -216,7 +215,7 @@ def reward_of(reward: Reward, chance: Array) -> Array:
 def _act(
   parts: _Parts,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -259,7 +258,7 @@ def nothing_planned(known: Forecast) -> Planned:
 def _scores(
   parts: _Parts,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: what each item adds in the first place."""
@@ -271,7 +270,7 @@ def _loss(
   parts: _Parts,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from hsrl_jax.agents import base, latent
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import returns, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 SMOOTHING, SMOOTHING_CLIP = 0.2, 0.5  # As published; per coordinate.
@@ -38,7 +39,7 @@ def _loss(
   iterations: int,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,

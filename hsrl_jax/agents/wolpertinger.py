@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from hsrl_jax.agents import base, latent
 from hsrl_jax.networks.heads import LatentActorCritic, normalise
 from hsrl_jax.ops import masking, returns
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
   Array,
@@ -53,7 +54,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 def _item_values(
   network: LatentActorCritic,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   items: Array,
 ) -> Array:
@@ -68,7 +69,7 @@ def _choose(
   network: LatentActorCritic,
   slate_size: int,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   action: Array,
   excluded: Array,
@@ -88,7 +89,7 @@ def _act(
   network: LatentActorCritic,
   choose,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -110,7 +111,7 @@ def _loss(
   reward: Reward,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,

@@ -1,5 +1,10 @@
-"""Item embeddings of one's own, from .npy, .npz or .parquet files, checked."""
+"""Item embeddings of one's own, from .npy, .npz or .parquet files, checked.
 
+Rows of an .npy file may be more than memory holds: see `open_npy`.
+"""
+
+import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -7,7 +12,6 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.errors import InputError, reading
 
 BLOCK = 65_536  # Rows looked at at once.
@@ -23,6 +27,93 @@ class Rows(Protocol):
   def __len__(self) -> int: ...
 
   def __getitem__(self, key: slice) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class NpyRows:
+  """Rows of a .npy file; each slice x[a:b] is read anew, as float32.
+
+  Nothing is held between slices and the file is not mapped, whose pages would
+  count as resident memory.
+
+  Attributes:
+    path: of the file.
+    shape: (N, D).
+    dtype: in the file.
+    offset: bytes before the first row.
+  """
+
+  path: pathlib.Path
+  shape: tuple[int, int]
+  dtype: np.dtype
+  offset: int
+
+  def __len__(self) -> int:
+    """N."""
+    return self.shape[0]
+
+  def __getitem__(self, rows: slice) -> np.ndarray:
+    """Reads the rows of a slice of step 1, float32 [b - a, D].
+
+    Values beyond the range of float32 become infinite.
+
+    Raises:
+      TypeError: not such a slice.
+      ValueError: the file has become shorter since it was opened.
+    """
+    if not isinstance(rows, slice) or rows.step not in (None, 1):
+      raise TypeError(f"rows are read as x[a:b], not as x[{rows!r}]")
+    start, stop, _ = rows.indices(len(self))
+    width = self.shape[1]
+    count = max(stop - start, 0) * width
+    offset = self.offset + start * width * self.dtype.itemsize
+    values = np.fromfile(self.path, self.dtype, count, offset=offset)
+    if len(values) < count:
+      raise ValueError(
+        f"{self.path} ends before row {stop}; it was longer when it was "
+        "opened: write it again"
+      )
+    with np.errstate(over="ignore"):
+      return values.reshape(-1, width).astype(np.float32, copy=False)
+
+
+def open_npy(path: str | os.PathLike) -> NpyRows:
+  """Opens float rows for `hsrl_jax.sid.fit` and its kin, reading the header.
+
+  Args:
+    path: of a .npy file with a float matrix [N, D] in C order.
+
+  Raises:
+    OSError: it cannot be read.
+    ValueError: it is no .npy file, holds something else, is empty or is
+      shorter than its header says.
+  """
+  path = pathlib.Path(path)
+  try:
+    array = np.lib.format.open_memmap(path, "r")
+  except ValueError as error:
+    what = "is not a .npy file; write it with numpy.save"
+    if "mmap length" in str(error):
+      what = (
+        f"has {path.stat().st_size} bytes, fewer than its header says: it is "
+        "truncated; write it again"
+      )
+    raise ValueError(f"{path} {what}") from error
+  if array.ndim != 2 or array.dtype.kind != "f":
+    raise ValueError(
+      f"{path} holds {array.dtype} of shape {array.shape}; expected a float "
+      "matrix [N, D]"
+    )
+  if not array.size:
+    raise ValueError(
+      f"{path} is empty, of shape {array.shape}; expected [N, D]"
+    )
+  if not array.flags.c_contiguous:
+    raise ValueError(
+      f"{path} is in Fortran order, column by column; save it with "
+      "numpy.ascontiguousarray"
+    )
+  return NpyRows(path, array.shape, array.dtype, array.offset)
 
 
 class Embeddings(NamedTuple):
@@ -54,8 +145,16 @@ def read(path: pathlib.Path) -> Embeddings:
       floating point or has an id twice. Values are not looked at; see
       check_finite.
   """
-  embeddings = _read(path, {".npy": _npy, ".npz": _npz, ".parquet": _parquet})
-  rows, item_ids, titles = embeddings
+  rows, item_ids, titles = _read(
+    path, {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
+  )
+  if isinstance(rows, np.ndarray):
+    _check_matrix(rows, path)
+    with np.errstate(over="ignore"):  # Infinite then: see check_finite.
+      rows = rows.astype(np.float32, copy=False)
+  item_ids = None if item_ids is None else _ids(item_ids, path)
+  if titles is not None:
+    titles = _text(titles).astype(str)
   count = rows.shape[0]
   if not count or not rows.shape[1]:
     raise InputError(
@@ -70,7 +169,7 @@ def read(path: pathlib.Path) -> Embeddings:
       )
   if item_ids is not None:
     _check_distinct(item_ids, path)
-  return embeddings
+  return Embeddings(rows, item_ids, titles)
 
 
 def read_ids(path: pathlib.Path) -> np.ndarray:
@@ -159,22 +258,6 @@ def blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
     yield start, np.asarray(rows[start : start + BLOCK])
 
 
-def digest(
-  path: pathlib.Path, on_bytes: Callable[[int], object] = lambda count: None
-) -> str:
-  """SHA-256 of a file's content.
-
-  Args:
-    path: of the file.
-    on_bytes: called with how many bytes were read.
-
-  Raises:
-    InputError: there is no such file.
-  """
-  with reading(path, "a file"):
-    return files.digest(path, on_bytes)
-
-
 def _read(path: pathlib.Path, readers: dict[str, Callable]) -> Any:
   """Reads a file with the reader of its suffix."""
   if path.suffix not in readers:
@@ -186,35 +269,26 @@ def _read(path: pathlib.Path, readers: dict[str, Callable]) -> Any:
     return readers[path.suffix](path)
 
 
-def _npy(path: pathlib.Path) -> Embeddings:
+def _npy(path: pathlib.Path) -> tuple[Rows, None, None]:
   try:
-    rows = rows_lib.open_npy(path)
+    rows = open_npy(path)
   except ValueError as error:
     raise InputError(str(error)) from error
   if path.stat().st_size <= _IN_MEMORY:
     rows = rows[:]
-  return Embeddings(rows, None, None)
+  return rows, None, None
 
 
-def _npz(path: pathlib.Path) -> Embeddings:
+def _npz(path: pathlib.Path) -> tuple[np.ndarray | None, ...]:
   headers = files.npz_headers(path)
   _need("embeddings", [*headers], path)
   _check_matrix(headers["embeddings"], path)
   # Opened here, since numpy leaves a damaged file open.
   with path.open("rb") as file, np.load(file) as arrays:
-    columns = {
-      name: arrays[name]
-      for name in ("embeddings", "item_id", "title")
-      if name in arrays.files
-    }
-  return Embeddings(
-    _matrix(columns["embeddings"], path),
-    _ids(columns.get("item_id"), path),
-    _titles(columns.get("title")),
-  )
+    return tuple(map(arrays.get, ("embeddings", "item_id", "title")))
 
 
-def _parquet(path: pathlib.Path) -> Embeddings:
+def _parquet(path: pathlib.Path) -> tuple[np.ndarray | None, ...]:
   import pyarrow as pa  # Here: it takes a while, and few runs need it.
   import pyarrow.parquet
 
@@ -222,44 +296,42 @@ def _parquet(path: pathlib.Path) -> Embeddings:
     source = pa.parquet.ParquetFile(file)
     names = source.schema_arrow.names
     _need("embedding", names, path)
-    table = source.read(
-      [x for x in ("embedding", "item_id", "title") if x in names]
-    )
-  for name in table.column_names:
-    missing = table[name].null_count
-    if missing and name != "title":
+    columns = {
+      name: source.read([name])[name].combine_chunks()
+      for name in ("embedding", "item_id", "title")
+      if name in names
+    }
+  for name, column in columns.items():
+    if column.null_count and name != "title":
       raise InputError(
-        f"{path}: {missing} rows have no {name}; expected one in each row"
+        f"{path}: {column.null_count} rows have no {name}; expected one in "
+        "each row"
       )
-
-  def column(name):
-    if name not in table.column_names:
-      return None
-    values = table[name].combine_chunks()
-    if name == "item_id" and pa.types.is_primitive(values.type):
-      return values.to_numpy(zero_copy_only=False)
-    values = values.cast(pa.string()).fill_null("")
-    return np.array(values.to_pylist(), dtype=str)
-
-  lists = table["embedding"].combine_chunks()
+  lists = columns["embedding"]
   if not hasattr(lists, "flatten") or pa.types.is_struct(lists.type):
     raise InputError(
       f"{path}: embedding is of type {lists.type}; expected a list of floats"
     )
-  values = lists.flatten()
   sizes = lists.value_lengths().to_numpy(zero_copy_only=False)
   width = int(sizes[0]) if len(sizes) else 0
-  if (sizes != width).any():
-    row = int((sizes != width).argmax())
+  for row in np.flatnonzero(sizes != width)[:1]:
     raise InputError(
       f"{path}: embedding of row {row} has {sizes[row]} values; expected "
       f"{width}, as in the first row"
     )
   # A missing value becomes NaN, which check_finite names.
-  matrix = values.to_numpy(zero_copy_only=False).reshape(len(lists), width)
-  return Embeddings(
-    _matrix(matrix, path), _ids(column("item_id"), path), column("title")
-  )
+  matrix = lists.flatten().to_numpy(zero_copy_only=False)
+
+  def plain(name):
+    column = columns.get(name)
+    if column is None:
+      return None
+    if name == "item_id" and pa.types.is_primitive(column.type):
+      return column.to_numpy(zero_copy_only=False)
+    return np.array(column.cast(pa.string()).fill_null("").to_pylist(), str)
+
+  matrix = matrix.reshape(len(lists), width)
+  return matrix, plain("item_id"), plain("title")
 
 
 def _need(name: str, names: list[str], path: pathlib.Path) -> None:
@@ -278,31 +350,17 @@ def _check_matrix(x: np.ndarray | files.Header, path: pathlib.Path) -> None:
     )
 
 
-def _matrix(x: np.ndarray, path: pathlib.Path) -> np.ndarray:
-  _check_matrix(x, path)
-  with np.errstate(over="ignore"):  # Infinite then: see check_finite.
-    return x.astype(np.float32, copy=False)
+def _text(column: np.ndarray) -> np.ndarray:
+  return np.char.decode(column, "utf-8") if column.dtype.kind == "S" else column
 
 
-def _ids(ids: np.ndarray | None, path: pathlib.Path) -> np.ndarray | None:
-  if ids is None:
-    return None
+def _ids(ids: np.ndarray, path: pathlib.Path) -> np.ndarray:
   if ids.ndim != 1 or ids.dtype.kind not in "iuUS":
     raise InputError(
       f"{path}: item ids are {ids.dtype} of shape {ids.shape}; expected a "
       "vector of integers or strings"
     )
-  if ids.dtype.kind in "iu":
-    return ids.astype(np.int64)
-  return np.char.decode(ids, "utf-8") if ids.dtype.kind == "S" else ids
-
-
-def _titles(titles: np.ndarray | None) -> np.ndarray | None:
-  if titles is None:
-    return None
-  if titles.dtype.kind == "S":
-    return np.char.decode(titles, "utf-8")
-  return titles.astype(str)
+  return ids.astype(np.int64) if ids.dtype.kind in "iu" else _text(ids)
 
 
 def _text_ids(path: pathlib.Path) -> np.ndarray:

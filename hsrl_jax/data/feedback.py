@@ -9,7 +9,7 @@ knows the odds of a positive against n negatives of q, not those of a like:
 - `log_q_offset` is what a logit owes to q (Bengio and Senecal 2003; Yi et al.
   2019). Added to the logits while fitting and left out afterwards, what was
   fitted is as if negatives had been uniform.
-- `probability` replaces the share of positives, 1 / (1 + n), by the base rate
+- `shift` replaces the share of positives, 1 / (1 + n), by the base rate
   of likes (the prior correction of case-control studies, King and Zeng 2001).
   Without a base rate there is no probability of a like.
 """
@@ -165,7 +165,13 @@ def log_q_offset(sampling: np.ndarray) -> np.ndarray:
 
 
 def shift(per_positive: float, base_rate: float) -> float:
-  """What `probability` adds to a logit: log(n) + log(b / (1 - b)).
+  """What turns a logit fitted on sampled negatives into one of a like.
+
+  log(n) + log(b / (1 - b)). It is exact where items are shown by q: then
+  negatives are a sample of what is shown and not liked, and b is the share of
+  likes among what is shown. With negatives by popularity, b is thus the like
+  rate of a recommender that shows popular items; with uniform negatives, and
+  nearly so after `log_q_offset`, that of items shown at random.
 
   Args:
     per_positive: n, negatives for each positive.
@@ -180,26 +186,3 @@ def shift(per_positive: float, base_rate: float) -> float:
       "number above 0 and one in (0, 1)"
     )
   return float(np.log(base_rate / (1 - base_rate) * per_positive))
-
-
-def probability(logit, per_positive: float, base_rate: float):
-  """Probability of a like, of a logit fitted on sampled negatives.
-
-  sigmoid(logit + log(n) + log(b / (1 - b))). It is exact where items are shown
-  by q: then negatives are a sample of what is shown and not liked, and b is the
-  share of likes among what is shown. With negatives by popularity, b is thus
-  the like rate of a recommender that shows popular items; with uniform
-  negatives, and nearly so after `log_q_offset`, that of items shown at random.
-
-  Args:
-    logit: float or array, numpy or jax.
-    per_positive: n, negatives for each positive.
-    base_rate: b, in (0, 1).
-
-  Returns:
-    As `logit`.
-
-  Raises:
-    ValueError: n or b is out of range.
-  """
-  return 1 / (1 + np.e ** -(logit + shift(per_positive, base_rate)))

@@ -1,11 +1,10 @@
 """Sequences of items by user, for training on the next item."""
 
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
 
@@ -13,7 +12,7 @@ class Sequences(NamedTuple):
   """The items of each user in order of time.
 
   Attributes:
-    user_id: [U], the ids as given.
+    user_id: [U], the users' ids.
     items: int32 [U, T], newest last, left-padded with 0.
     lengths: int32 [U].
   """
@@ -40,49 +39,20 @@ class Packed(NamedTuple):
   segment: np.ndarray
 
 
-def from_lists(
-  lists: Mapping[Any, Iterable[int]] | Iterable[Iterable[int]],
-  num_items: int,
-  where: str = "sequences",
-) -> Sequences:
-  """Sequences out of user -> items; users are numbered where there is no id.
+def from_lists(lists: Sequence[Sequence[int]]) -> Sequences:
+  """Sequences of users 0, 1, ...: the items of each in order of time.
 
-  >>> from_lists({"a": [3, 1], "b": [2]}, num_items=3).items.tolist()
+  >>> from_lists([[3, 1], [2]]).items.tolist()
   [[3, 1], [0, 2]]
-
-  Args:
-    lists: items of each user in order of time, ids 1..N.
-    num_items: N.
-    where: names the source in errors.
-
-  Raises:
-    InputError: no user, or an item outside 1..N.
   """
-  if isinstance(lists, Mapping):
-    users, rows = list(lists), [list(x) for x in lists.values()]
-  else:
-    rows = [list(x) for x in lists]
-    users = list(range(len(rows)))
-  if not rows:
-    raise InputError(
-      f"{where}: there is no user; expected the items of one or more"
-    )
-  lengths = np.asarray([len(x) for x in rows], np.int32)
-  flat = [item for row in rows for item in row]
-  bad = np.asarray([not _is_id(item, num_items) for item in flat], bool)
-  if bad.any():
-    at = int(bad.argmax())
-    user = users[int(np.searchsorted(np.cumsum(lengths), at, side="right"))]
-    raise InputError(
-      f"{where}: user {user} has item {flat[at]!r} ({int(bad.sum())} such "
-      f"entries); expected ids 1..{num_items}"
-    )
-  items = np.zeros((len(rows), max(int(lengths.max()), 1)), np.int32)
-  items[_ends(lengths, items.shape[1])] = flat
-  return Sequences(np.asarray(users), items, lengths)
+  lengths = np.array([len(x) for x in lists], np.int32)
+  items = np.zeros((len(lists), max(int(lengths.max()), 1)), np.int32)
+  ends = np.arange(items.shape[1]) >= items.shape[1] - lengths[:, None]
+  items[ends] = [item for row in lists for item in row]
+  return Sequences(np.arange(len(lists)), items, lengths)
 
 
-def from_sessions(sessions: Sessions, num_items: int) -> Sequences:
+def from_sessions(sessions: Sessions) -> Sequences:
   """What each user of logged slates liked, in order of time.
 
   A user's sequence begins with the history of the user's first row, and goes on
@@ -90,21 +60,19 @@ def from_sessions(sessions: Sessions, num_items: int) -> Sequences:
 
   Args:
     sessions: S rows, those of a user in order of time.
-    num_items: N.
   """
-  user, history = np.asarray(sessions.user_id), np.asarray(sessions.history)
+  history = np.asarray(sessions.history)
+  ids, first, number = np.unique(
+    sessions.user_id, return_index=True, return_inverse=True
+  )
+  rows = [x[x > 0].tolist() for x in history[first]]
   liked = np.asarray(sessions.response) > 0
-  ids, first = np.unique(user, return_index=True)
-  rows: dict[int, list[int]] = {
-    int(u): history[f][history[f] > 0].tolist()
-    for u, f in zip(ids, first, strict=True)
-  }
   for row, place in zip(*np.nonzero(liked), strict=True):
-    rows[int(user[row])].append(int(sessions.exposed[row, place]))
-  return from_lists(rows, num_items, "prepared sessions")
+    rows[number[row]].append(int(sessions.exposed[row, place]))
+  return from_lists(rows)._replace(user_id=ids)
 
 
-def pack(sequences: Sequences, length: int, windows: bool = True) -> Packed:
+def pack(sequences: Sequences, length: int) -> Packed:
   """Packs inputs and targets of training into rows of `length`.
 
   Users whose sequences share a row do not see each other: attention stays
@@ -113,9 +81,8 @@ def pack(sequences: Sequences, length: int, windows: bool = True) -> Packed:
 
   Args:
     sequences: of U users; those with fewer than two items have no target.
-    length: T, the longest sequence of inputs.
-    windows: cuts older items of longer sequences into further sequences; else
-      they are dropped.
+    length: T, the longest sequence of inputs; older items of longer ones are
+      further sequences.
   """
   parts = []  # (row, first input, past the last input), columns of items.
   width = sequences.items.shape[1]
@@ -124,7 +91,7 @@ def pack(sequences: Sequences, length: int, windows: bool = True) -> Packed:
     while stop > width - count:
       start = max(stop - length, width - count)
       parts.append((row, start, stop))
-      stop = start if windows else 0
+      stop = start
   parts.sort(key=lambda x: x[1] - x[2])  # Stable.
   open_rows: list[list[int]] = [[] for _ in range(length + 1)]  # By room.
   places, used = [], 0
@@ -146,12 +113,3 @@ def pack(sequences: Sequences, length: int, windows: bool = True) -> Packed:
     packed.position[to] = np.arange(length - size, length)
     packed.segment[to] = packed.segment[row].max() + 1
   return packed
-
-
-def _is_id(item: Any, num_items: int) -> bool:
-  return isinstance(item, int | np.integer) and 1 <= item <= num_items
-
-
-def _ends(lengths: np.ndarray, width: int) -> np.ndarray:
-  """Which places right-aligned sequences take, bool [U, width]."""
-  return np.arange(width) >= width - lengths[:, None]

@@ -161,17 +161,6 @@ def of_items(file: SidFile, item_ids: Sequence[str | int]) -> BroughtSids:
   return brought._replace(file=file)
 
 
-def read_sids(
-  path: str | pathlib.Path, item_ids: Sequence[str | int]
-) -> BroughtSids:
-  """The SIDs that the file at `path` gives items; see the two functions above.
-
-  Raises:
-    InputError: see there.
-  """
-  return of_items(read_file(path), item_ids)
-
-
 def codebooks(
   rows: embeddings.Rows, tokens: np.ndarray, vocab_size: int
 ) -> np.ndarray:
@@ -247,39 +236,36 @@ def unique_sids(
 
 def _table(file: SidFile, item_ids: Sequence[str | int]) -> np.ndarray:
   """Tokens of the catalogue's items, int32 [N, L], all checked."""
-  rows, path, levels = file.rows, file.path, file.levels
-  names = [str(x) for x in item_ids]
-  missing = [name for name in names if name not in rows]
-  if missing:
-    raise InputError(
-      f"{path}: item {missing[0]} has no SID ({len(missing)} such items of "
-      f"{len(names)}); expected the tokens of every item: add them, or leave "
-      "these items out of the logs"
-    )
-  sizes = [len(rows[name]) for name in names]
-  empty = [name for name, size in zip(names, sizes, strict=True) if not size]
-  if empty:
-    raise InputError(
-      f"{path}: item {empty[0]} has no tokens ({len(empty)} such items); "
-      "expected at least one: give these items tokens"
-    )
-  odd = [n for n, s in zip(names, sizes, strict=True) if s != levels]
-  if odd:
-    raise InputError(
-      f"{path}: item {odd[0]} has {len(rows[odd[0]])} tokens ({len(odd)} such "
-      f"items); expected {levels}, as most have"
-    )
-  table = np.zeros((len(names), levels), np.int32)
-  for row, name in enumerate(names):
-    for level, token in enumerate(rows[name]):
-      table[row, level] = _token(token, name, path)
-  return table
+  rows, names = file.rows, [str(x) for x in item_ids]
 
+  def refuse(bad: list[str], fault: str, of: str, expected: str) -> None:
+    if bad:
+      raise InputError(
+        f"{file.path}: item {bad[0]} has {fault} ({len(bad)} such items{of}); "
+        f"expected {expected}"
+      )
 
-def _token(token: Any, name: str, path: pathlib.Path) -> int:
-  if fault := _fault(token):
-    raise InputError(f"{path}: item {name} has {fault}")
-  return int(str(token))
+  refuse(
+    [x for x in names if x not in rows],
+    "no SID",
+    f" of {len(names)}",
+    "the tokens of every item: add them, or leave these items out of the logs",
+  )
+  refuse(
+    [x for x in names if not len(rows[x])],
+    "no tokens",
+    "",
+    "at least one: give these items tokens",
+  )
+  odd = [x for x in names if len(rows[x]) != file.levels]
+  size = len(rows[odd[0]]) if odd else 0
+  refuse(odd, f"{size} tokens", "", f"{file.levels}, as most have")
+  for name in names:
+    for fault in filter(None, map(_fault, rows[name])):
+      raise InputError(f"{file.path}: item {name} has {fault}")
+  return np.array(
+    [[int(str(x)) for x in rows[name]] for name in names], np.int32
+  )
 
 
 def _fault(token: Any) -> str | None:

@@ -18,6 +18,14 @@ ITEM_VECTORS = "item_vectors.npy"  # float32 [N + 1, D]; see item_vectors.py.
 # Columns that say where in a session a slate was, with one entry or none.
 STEP_COLUMNS = ("session", "step", "reward", "terminated")
 _EXAMPLES = 8_192  # Read at once.
+_KEPT_AS = {
+  "user_id": np.int32,
+  "profile": np.float32,
+  "history": np.int32,
+  "exposed": np.int32,
+  "response": np.float32,
+  "timestamp": np.float64,
+}
 
 
 class Items(NamedTuple):
@@ -117,35 +125,24 @@ def read(data_dir: pathlib.Path) -> Dataset:
   for split in SPLITS:
     rows = _read(data_dir, "sessions", split, "user_id")
     check_sessions(rows, len(items["item_id"]), f"{data_dir} ({split})")
-    splits[split] = Sessions(
-      **{
-        name: rows[name].astype(dtype)
-        for name, dtype in (
-          ("user_id", np.int32),
-          ("profile", np.float32),
-          ("history", np.int32),
-          ("exposed", np.int32),
-          ("response", np.float32),
-        )
-      },
-      timestamp=np.asarray(rows["timestamp"], np.float64)
-      if "timestamp" in rows
-      else None,
-      propensity=_optional(rows, "propensity"),
-      position=_optional(rows, "position"),
-      **{name: _optional(rows, name, True) for name in STEP_COLUMNS},
-    )
+    splits[split] = sessions_of(rows)
   return Dataset(catalogue, splits)
 
 
-def _optional(
-  rows: dict[str, np.ndarray], name: str, single: bool = False
-) -> np.ndarray | None:
-  """A column [S, K], `single` [S]; None where it has no entries, or is not."""
-  column = rows.get(name)
-  if column is None or not column.shape[1]:
-    return None
-  return column[:, 0] if single else column
+def sessions_of(columns: Mapping[str, np.ndarray]) -> Sessions:
+  """Rows of `sessions`, a column of which has no entries where it is missing.
+
+  Args:
+    columns: [S, ...] by name, others than those of Sessions among them.
+  """
+  known = {}
+  for name in Sessions._fields:
+    column = columns.get(name)
+    if name in _KEPT_AS and column is not None:
+      known[name] = np.asarray(column, _KEPT_AS[name])
+    elif column is not None and column.shape[1]:
+      known[name] = column[:, 0] if name in STEP_COLUMNS else column
+  return Sessions(**known)
 
 
 def _padded(rows: np.ndarray) -> np.ndarray:

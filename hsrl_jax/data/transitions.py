@@ -104,10 +104,39 @@ def transitions(
     response=logs.response.astype(np.float32),
     reward=rewards.astype(np.float32),
     terminated=ends.astype(np.float32),
+    truncated=np.zeros(len(place), np.float32),
     latent=np.zeros((len(place), 0), np.float32),
     next_history=next_history,
     next_shown=next_shown,
   )
+
+
+def logging_policy(
+  logs: Sessions, items: int, exposures: np.ndarray | None = None
+) -> np.ndarray:
+  """Log-probability of each item shown under the policy that showed it, [S, K].
+
+  Where no propensity was logged it is an estimate, the simplest one: the same
+  for everybody and every state, by how often each item was shown. It knows
+  nothing of what that policy knew, so importance weights by it are a guess.
+
+  Args:
+    logs: S slates.
+    items: N of the catalogue.
+    exposures: int [N + 1], how often each item was shown in all logs; None:
+      `logs` are all.
+
+  Returns:
+    float32.
+  """
+  if logs.propensity is not None:
+    return np.log(np.asarray(logs.propensity, np.float64)).astype(np.float32)
+  exposed = np.asarray(logs.exposed)
+  if exposures is None:
+    exposures = np.bincount(exposed.ravel(), minlength=items + 1)
+  count = exposures + 1.0  # One more of each, so that no share is 0.
+  log_share = np.log(count / count[1:].sum())
+  return log_share[exposed].astype(np.float32)
 
 
 def earned(logs: Sessions, rewards: np.ndarray) -> np.ndarray:
@@ -136,7 +165,7 @@ def counts(logs: Sessions) -> dict[str, int]:
 def size(logs: Sessions, observed_items: int = 0) -> int:
   """Bytes of `transitions` of S slates."""
   width = logs.profile.shape[1] + 2 * logs.history.shape[1]
-  width += 3 * logs.exposed.shape[1] + 2
+  width += 3 * logs.exposed.shape[1] + 3
   if observed_items:
     width += 2 * (4 * observed_items + 1)
   return 4 * width * len(logs.user_id)

@@ -20,9 +20,7 @@ from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.ops import tree
 
-FORMAT = 1  # Of what is stored beside the arrays, and of their layout.
-# Fields that came later; where they are None they are left out.
-_LATER = ("shown", "next_shown")
+FORMAT = 2  # Of what is stored beside the arrays, and of their layout.
 # Seconds. Orbax measures how long it waits by the wall clock, which may jump.
 _PATIENCE = 10**9
 # In place of the module `time`, for Orbax: a clock that does not jump.
@@ -82,7 +80,7 @@ def save(
   digest = tree.digest(jax.tree.map(_or_none, state))
   checkpointer.save(
     step,
-    jax.tree.map(_or_none, _without_later(state)),
+    jax.tree.map(_or_none, state),
     force=True,
     overwrite=True,
     custom_metadata={"format": FORMAT, "digest": digest},
@@ -102,16 +100,13 @@ def restore_latest(
       of jax.ShapeDtypeStruct; without a sharding, for the first device.
 
   Raises:
-    InputError: a checkpoint is of a newer version of hsrl_jax.
+    InputError: a checkpoint has another format.
   """
-  abstract = jax.tree.map(
-    lambda x: _abstract(x) if x.size else None, _without_later(like)
-  )
+  abstract = jax.tree.map(lambda x: _abstract(x) if x.size else None, like)
   for saved in reversed(checkpointer.checkpoints):
     try:
       _check_format(checkpointer, saved.step)
       loaded = checkpointer.load(saved.step, abstract)
-      loaded = _with_later(like, loaded)
       _check_digest(checkpointer, saved.step, loaded)
     except InputError:
       raise
@@ -136,7 +131,7 @@ def latest_step(checkpointer: ocp.training.Checkpointer) -> int:
 def latest_digest(directory: pathlib.Path) -> int | None:
   """The digest that the newest checkpoint was saved with.
 
-  None where there is no checkpoint, or it is of a version without digests.
+  None where there is no checkpoint, or its record of the digest is gone.
   """
   with open_directory(directory, read_only=True) as checkpointer:
     saved = checkpointer.checkpoints
@@ -175,7 +170,7 @@ def catch_up(count: int) -> None:
 def _check_format(checkpointer: ocp.training.Checkpointer, step: int) -> None:
   kept = checkpointer.metadata(step).custom_metadata or {}
   path = pathlib.Path(checkpointer.directory) / str(step)
-  files.check_format(path, kept.get("format", 1), FORMAT)
+  files.check_format(path, kept["format"], FORMAT)
 
 
 def _check_digest(
@@ -183,46 +178,13 @@ def _check_digest(
 ) -> None:
   """Orbax does not notice when bits of an array change on the disk."""
   kept = checkpointer.metadata(step).custom_metadata or {}
-  if "digest" in kept and kept["digest"] != tree.digest(loaded):
+  if kept["digest"] != tree.digest(loaded):
     raise ValueError("its content has changed since it was saved")
 
 
 def _or_none(x: Any) -> Any:
   """An array; None where it has no elements, which Orbax refuses."""
   return x if x.size else None
-
-
-def _without_later(state: Any) -> Any:
-  """Without the fields of _LATER that are None, as before there were any."""
-  if isinstance(state, dict):
-    return {key: _without_later(x) for key, x in state.items()}
-  if not isinstance(state, tuple):
-    return state
-  fields = getattr(state, "_fields", None)
-  parts = [_without_later(x) for x in state]
-  if fields is None:
-    return tuple(parts)
-  kept = dict(zip(fields, parts, strict=True))
-  absent = [x for x in _LATER if x in kept and kept[x] is None]
-  if not absent:
-    return type(state)(*parts)
-  return {key: x for key, x in kept.items() if key not in absent}
-
-
-def _with_later(like: Any, loaded: Any) -> Any:
-  """What `_without_later` made of `like`, as `like` is."""
-  if isinstance(like, dict):
-    return {key: _with_later(x, loaded[key]) for key, x in like.items()}
-  if not isinstance(like, tuple):
-    return loaded
-  fields = getattr(like, "_fields", None)
-  if fields is None:
-    return tuple(map(_with_later, like, loaded))
-  if not isinstance(loaded, dict):
-    loaded = loaded._asdict()
-  return type(like)(
-    *(_with_later(getattr(like, x), loaded.get(x)) for x in fields)
-  )
 
 
 def _is_none(x: Any) -> bool:

@@ -66,7 +66,7 @@ def use_cores(train: TrainConfig) -> None:
     return
   cores, seeds = len(os.sched_getaffinity(0)), len(train.seeds)
   devices = min(cores, seeds)
-  if seeds == 1:
+  if seeds == 1 and train.task != "next_item":
     parts = range(1, min(cores, train.users // _FEWEST) + 1)
     devices = max((n for n in parts if train.users % n == 0), default=1)
   jax.config.update("jax_num_cpu_devices", devices)
@@ -306,11 +306,25 @@ def _parts(x, devices) -> list:
   return [structure.unflatten(y[device] for y in own) for device in devices]
 
 
-def target_params(learner, layout: Layout):
-  """A placed learner's averaged parameters, [S, ...], on the first device."""
+def part(learner, layout: Layout, pick: Callable):
+  """What `pick` takes of a placed learner, [S, ...], on the first device."""
   if layout.by_seed:
-    return _join([x.target_params for x in learner])
-  return one_copy(learner.target_params)
+    return _join([pick(x) for x in learner])
+  return one_copy(pick(learner))
+
+
+def target_params(learner, layout: Layout):
+  """A placed learner's averaged parameters, see `part`."""
+  return part(learner, layout, lambda x: x.target_params)
+
+
+def on_learner(change: Callable, learner, layout: Layout, values: np.ndarray):
+  """A placed learner changed by a function of one seed and its value, [S]."""
+  of_seeds = jax.jit(jax.vmap(change))
+  if not layout.by_seed:
+    return everywhere(of_seeds(one_copy(learner), values), layout)
+  groups = range(len(learner))
+  return tuple(of_seeds(learner[g], values[g :: len(learner)]) for g in groups)
 
 
 def _split(x, groups: int) -> list:

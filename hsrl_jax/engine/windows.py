@@ -16,8 +16,8 @@ import jax
 import numpy as np
 
 from hsrl_jax.config import TrainConfig
-from hsrl_jax.data import behaviour, blocks, transitions
-from hsrl_jax.engine import loop, parallel
+from hsrl_jax.data import blocks, transitions
+from hsrl_jax.engine import core, parallel
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition
 
@@ -26,7 +26,7 @@ BYTES = 128 * 2**20  # Of a window.
 # Row and count to so many transitions of the stream, numpy leaves [count, ...].
 Read = Callable[[int, int], Transition]
 # Iterations done and placed inputs to those with the slates that are next.
-Feed = Callable[[int, loop.Inputs], loop.Inputs]
+Feed = Callable[[int, core.Inputs], core.Inputs]
 
 
 def reader(
@@ -41,7 +41,7 @@ def reader(
   """
 
   def make(slates: Sessions) -> Transition:
-    log_prob = behaviour.behaviour(slates, 0, logs.exposures).log_prob
+    log_prob = transitions.logging_policy(slates, 0, logs.exposures)
     # Rewards that were not logged come last, all in one call.
     earned = np.full(len(log_prob), np.nan, np.float32)
     return transitions.transitions(slates, earned, log_prob, observed_items)
@@ -96,7 +96,7 @@ def feed(
       start = (window * of_all + own) * count
       coming[window] = pool.submit(read, start, count)
 
-    def of_step(done: int, inputs: loop.Inputs) -> loop.Inputs:
+    def of_step(done: int, inputs: core.Inputs) -> core.Inputs:
       nonlocal held
       window = done // stay
       if window == held:
@@ -123,8 +123,8 @@ def unchanged(begun: int) -> contextlib.AbstractContextManager[Feed]:
 
 
 def _with_logs(
-  inputs: loop.Inputs, slates: Transition, layout: parallel.Layout
-) -> loop.Inputs:
+  inputs: core.Inputs, slates: Transition, layout: parallel.Layout
+) -> core.Inputs:
   """Placed inputs with other slates."""
   placed = parallel.everywhere(slates, layout)
   if not layout.by_seed:

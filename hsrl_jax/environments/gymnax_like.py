@@ -121,7 +121,7 @@ class Environment:
       user.
     """
     params = self.default_params if params is None else params
-    state, result = self._simulator.step_or_reset(key, state, action, params)
+    state, result, _ = self._simulator.step_or_reset(key, state, action, params)
     info = {
       "response": result.response,
       "terminated": result.terminated,

@@ -19,7 +19,8 @@ from hsrl_jax.types import Array, Params, PRNGKey
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
 FARSIGHTED = "farsighted"  # One more, where there is something to foresee.
-Rule = Callable[[EnvParams, Array, EnvState], Array]  # See `rules`.
+# (EnvParams, active, state) -> scores [N + 1], of one user.
+Rule = Callable[[EnvParams, Array, EnvState], Array]
 
 
 def bounds(
@@ -150,17 +151,6 @@ def farsighted(env: UserSimulator) -> Act:
   `params` are EnvParams and who is active, bool [N + 1].
   """
   return Oracle(functools.partial(_best, env, functools.partial(_later, env)))
-
-
-def rules(env: UserSimulator) -> tuple[Rule, ...]:
-  """What oracles rank items by: the greedy one, the farsighted one if any.
-
-  A rule is (EnvParams, active, state) -> scores [N + 1], of one user.
-  """
-  greedy = functools.partial(_now, env)
-  if not foresees(env):
-    return (greedy,)
-  return greedy, functools.partial(_later, env)
 
 
 def foresees(env: UserSimulator) -> bool:

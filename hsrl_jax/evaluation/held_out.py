@@ -20,7 +20,7 @@ PAIRED = ("auc_within_slates", "ndcg_within_slates", "recall@10", "ndcg@10")
 _LIST = 10  # Items of a list whose coverage and novelty are measured.
 
 
-class Rows(NamedTuple):
+class Measured(NamedTuple):
   """A measure of each logged row.
 
   Attributes:
@@ -34,7 +34,7 @@ class Rows(NamedTuple):
 
 def within_slates(
   scores: np.ndarray, response: np.ndarray, user: np.ndarray
-) -> dict[str, Rows]:
+) -> dict[str, Measured]:
   """How scores order the items of a logged slate.
 
   A slate of one item tells nothing, so slates of K = 1 are joined by user.
@@ -64,7 +64,7 @@ def within_slates(
   parts = [_of_slates(x, y) for _, x, y in groups]
   users = np.concatenate([u for u, _, _ in groups])
   return {
-    name: Rows(np.concatenate([part[name] for part in parts]), users)
+    name: Measured(np.concatenate([part[name] for part in parts]), users)
     for name in ("auc_within_slates", "ndcg_within_slates", "liked_first")
   }
 
@@ -100,7 +100,7 @@ def _of_slates(scores, liked) -> dict[str, np.ndarray]:
 
 def next_liked(
   top: np.ndarray, sessions: Sessions, train_liked: np.ndarray
-) -> dict[str, Rows]:
+) -> dict[str, Measured]:
   """How the best items of the catalogue meet what users liked next.
 
   Args:
@@ -125,18 +125,20 @@ def next_liked(
     with np.errstate(invalid="ignore", divide="ignore"):
       recall = hit[:, :k].sum(1) / positive
     gain = (hit[:, :k] * discount).sum(1) / ideal[np.minimum(positive, k)]
-    measures[f"recall@{k}"] = Rows(np.where(positive > 0, recall, np.nan), user)
-    measures[f"ndcg@{k}"] = Rows(gain, user)
+    measures[f"recall@{k}"] = Measured(
+      np.where(positive > 0, recall, np.nan), user
+    )
+    measures[f"ndcg@{k}"] = Measured(gain, user)
   share = (train_liked + 1.0) / (train_liked.sum() + len(train_liked) - 1)
   first = top[:, :_LIST]
   bits = np.where(first > 0, -np.log2(share)[first], 0.0).sum(1)
-  measures["novelty"] = Rows(bits / np.maximum((first > 0).sum(1), 1), user)
+  measures["novelty"] = Measured(bits / np.maximum((first > 0).sum(1), 1), user)
   return measures
 
 
 def _of_all(
   rankings: Rankings, sessions: Sessions, train_liked: np.ndarray
-) -> dict[str, Rows]:
+) -> dict[str, Measured]:
   """`next_liked`, with `recall@k_with_history` and the same of NDCG.
 
   The latter where the history's items are left out otherwise; empty where
@@ -155,7 +157,7 @@ def _discount(count: int) -> np.ndarray:
   return 1.0 / np.log2(np.arange(2, count + 2))
 
 
-def mean(rows: Sequence[Rows]) -> dict | None:
+def mean(rows: Sequence[Measured]) -> dict | None:
   """Mean and 95 % interval of a measure.
 
   The rows of a user are one unit. With several seeds the means of the seeds
@@ -203,7 +205,9 @@ def _interval(error, users: int, per_seed, value: float) -> list[float]:
   return [value - half, value + half]
 
 
-def difference(ours: Sequence[Rows], theirs: Sequence[Rows]) -> dict | None:
+def difference(
+  ours: Sequence[Measured], theirs: Sequence[Measured]
+) -> dict | None:
   """The same of the paired difference of two scores on the same rows.
 
   Args:
@@ -213,7 +217,7 @@ def difference(ours: Sequence[Rows], theirs: Sequence[Rows]) -> dict | None:
   if len(theirs) == 1:
     theirs = [*theirs] * len(ours)
   pairs = zip(ours, theirs, strict=True)
-  return mean([Rows(x.value - y.value, x.user) for x, y in pairs])
+  return mean([Measured(x.value - y.value, x.user) for x, y in pairs])
 
 
 def coverage(top: Sequence[np.ndarray], user: np.ndarray, items: int) -> dict:
@@ -256,13 +260,13 @@ def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
   for lists in top:
     first = lists[:, :_LIST]
     most = np.bincount(first[first > 0]).argmax() if (first > 0).any() else 0
-    rows.append(Rows((first == most).any(1) & (most > 0), user))
-  return mean([Rows(np.asarray(x.value, np.float64), x.user) for x in rows])
+    rows.append(Measured((first == most).any(1) & (most > 0), user))
+  return mean([Measured(np.asarray(x.value, np.float64), x.user) for x in rows])
 
 
 def by_row(
   rankings: Sequence[Rankings], sessions: Sessions, train_liked: np.ndarray
-) -> list[dict[str, Rows]]:
+) -> list[dict[str, Measured]]:
   """Each measure of each logged row, by its name, for each seed.
 
   Args:
@@ -370,8 +374,7 @@ def sentences(results: Mapping) -> list[str]:
     if parts:
       said.append(f"{results['agent']}, {label}: {'; '.join(parts)}.")
   over_popularity = differences.get("popularity", {}).get("recall@10")
-  # Results of older versions do not tell `ranks_next`.
-  for_reward = not results.get("ranks_next", True)
+  for_reward = not results["ranks_next"]
   if for_reward and over_popularity and over_popularity["ci95"][0] <= 0:
     said.append(
       f"{results['agent']} was trained for reward. To find what users like "

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.data import transitions
 from hsrl_jax.evaluation import off_policy, ranking
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
@@ -64,12 +65,12 @@ def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
   One that has no probabilities shows its greedy slate of K items.
 
   Args:
-    agent: the agent; its parameters come with their ActionSpace.
+    agent: the agent; its parameters come with their Catalogue.
     slate_size: K.
   """
 
   def probabilities(
-    params: tuple[Params, ActionSpace], observation: Observation
+    params: tuple[Params, Catalogue], observation: Observation
   ) -> Array:
     params, catalogue = params
     active = catalogue.index.active

@@ -12,10 +12,10 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.evaluation import bounds, statistics
-from hsrl_jax.evaluation.simulate import Sessions
+from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.sid import SidIndex
 
-RESULTS_FORMAT = 2  # Of a run's results.json; 1 had no held-out measures.
+RESULTS_FORMAT = 2  # Of a run's results.json.
 SESSIONS_FORMAT = 1  # Of sessions.npz.
 ABOVE_GREEDY = "above_greedy"
 
@@ -30,23 +30,23 @@ class Measure(NamedTuple):
     saved: whether sessions.npz has it.
   """
 
-  of: Callable[[Sessions], np.ndarray]
+  of: Callable[[Simulated], np.ndarray]
   label: str | None = None
   form: str = "{:.2f}"
   saved: bool = True
 
 
-def _liked_slates(sessions: Sessions) -> np.ndarray:
+def _liked_slates(sessions: Simulated) -> np.ndarray:
   liked = (np.asarray(sessions.responses) > 0).any(-1)
   return liked.sum(-1, dtype=np.float32)
 
 
-def _positive_share(sessions: Sessions) -> np.ndarray:
+def _positive_share(sessions: Simulated) -> np.ndarray:
   shown = sessions.depth * sessions.slates.shape[-1]
   return np.asarray(sessions.positives / shown)
 
 
-def _reward_per_step(sessions: Sessions) -> np.ndarray:
+def _reward_per_step(sessions: Simulated) -> np.ndarray:
   """The ratio of the means, plus each session's influence on it."""
   value, influence = statistics.ratio(sessions.total_reward, sessions.depth)
   return value + influence
@@ -73,12 +73,12 @@ class Total(NamedTuple):
     form: how tables show it.
   """
 
-  of: Callable[[Sessions, int], float]
+  of: Callable[[Simulated, int], float]
   label: str
   form: str = "{:.2f}"
 
 
-def _coverage(sessions: Sessions, items: int) -> float:
+def _coverage(sessions: Simulated, items: int) -> float:
   shown = np.unique(np.asarray(sessions.slates))
   return np.count_nonzero(shown) / items
 
@@ -97,7 +97,7 @@ def columns() -> list[tuple[str, str, str]]:
 
 
 def report(
-  policies: dict[str, list[Sessions]],
+  policies: dict[str, list[Simulated]],
   user: np.ndarray | None = None,
   *,
   items: int | None = None,
@@ -111,7 +111,7 @@ def report(
   Args:
     policies: name to the sessions of each seed; with `random` and
       `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
-      `normalised`. A policy may have fewer sessions, the first ones.
+      `normalised`.
     user: int [E], the user of each session; None: each is of its own.
     items: in the catalogue; None: no totals.
 
@@ -126,9 +126,8 @@ def report(
   greedy = np.asarray(policies["greedy_oracle"][0].total_reward, np.float64)
   table = {}
   for policy, seeds in policies.items():
-    own = None if user is None else user[: len(seeds[0].depth)]
     table[policy] = {
-      name: statistics.summarise([measure.of(x) for x in seeds], own)
+      name: statistics.summarise([measure.of(x) for x in seeds], user)
       for name, measure in MEASURES.items()
       if measure.label is not None
     }
@@ -139,14 +138,14 @@ def report(
         table[policy][name]["ci95"] = [None, None]
     rewards = [x.total_reward for x in seeds]
     table[policy][ABOVE_GREEDY] = statistics.summarise(
-      [x - greedy[: len(x)] for x in rewards], own
+      [x - greedy for x in rewards], user
     )
-    table[policy]["normalised"] = bounds.normalised(rewards, earned, own)
+    table[policy]["normalised"] = bounds.normalised(rewards, earned, user)
   return table
 
 
 def save(
-  path: pathlib.Path, policies: dict[str, list[Sessions]], user: np.ndarray
+  path: pathlib.Path, policies: dict[str, list[Simulated]], user: np.ndarray
 ) -> None:
   """Writes each session's measures; session e is the same user everywhere.
 

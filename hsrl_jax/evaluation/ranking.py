@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.agents import base
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
 # (params, observation of one user) -> score of each item, [N + 1].
@@ -79,7 +80,7 @@ def of_scores(score_fn: ScoreFn, active: Array) -> Ranker:
 def of_agent(
   agent: base.Agent,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> tuple[Array, bool]:
   """An agent's scores, [N + 1], and whether their softmax is its policy.
@@ -97,7 +98,7 @@ def of_agent(
 
 
 def by_slates(act: Callable[..., base.Action]) -> Callable[..., Array]:
-  """Ranker.best by greedy slates; parameters come with their ActionSpace."""
+  """Ranker.best by greedy slates; parameters come with their Catalogue."""
 
   def best(params, observation, excluded):
     slate = act(*params, observation, excluded, None, 1.0).slate

@@ -29,7 +29,7 @@ Act = Callable[[Params, Observation, Array, PRNGKey], Array] | Oracle
 CHUNK = 256  # Sessions, or users, computed at once.
 
 
-class Sessions(NamedTuple):
+class Simulated(NamedTuple):
   """What E simulated sessions were.
 
   Attributes:
@@ -80,7 +80,7 @@ def simulate(
   rows: np.ndarray | None = None,
   *,
   episodes: int,
-) -> Sessions:
+) -> Simulated:
   """Simulates sessions of the pool's users; what they were is on the host.
 
   The responses of session e are drawn by fold_in(key, e), so that policies meet
@@ -122,7 +122,7 @@ def _pool(env_params: EnvParams) -> dict[str, np.ndarray]:
 
 
 @functools.lru_cache(1)  # Not at import, since it looks for the backend.
-def _compiled() -> Callable[..., Sessions]:
+def _compiled() -> Callable[..., Simulated]:
   return compilation.often(_chunk, static_argnames=("act", "env"))
 
 
@@ -133,7 +133,7 @@ def _chunk(
   users: EnvParams,
   key: PRNGKey,
   episodes: Array,
-) -> Sessions:
+) -> Simulated:
   """The sessions of so many users, with their numbers [E]."""
 
   def session(row, episode):
@@ -160,7 +160,7 @@ def _chunk(
     _, (reward, alive, slates, responses) = jax.lax.scan(
       step, (state, jnp.float32(1)), jnp.arange(env.max_steps)
     )
-    return Sessions(
+    return Simulated(
       reward.sum(), alive.sum(), responses.sum(), slates, responses
     )
 

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hsrl_jax.agents import AGENTS
-from hsrl_jax.config import ExperimentConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import measures as measures_lib
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.bounds import BOUNDS
 from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.registry import Ab
 from hsrl_jax.report import experiment_plots, tables
 from hsrl_jax.stages.evaluate import SESSIONS
 
@@ -45,7 +45,7 @@ def run(experiment: jobs.Experiment) -> None:
   Raises:
     InputError: an arm is unknown, or the arms did not meet the same users.
   """
-  names = compared(experiment.config)
+  names = _arms(experiment.config)
   folders = {
     name: pathlib.Path(name)
     for name in names
@@ -87,7 +87,12 @@ def run(experiment: jobs.Experiment) -> None:
   jobs.finish(experiment, results, table(results), figure)
 
 
-def compared(config: ExperimentConfig) -> tuple[str, str]:
+def compared(config: Ab) -> list[str]:
+  """The agents that the experiment trains; where there is none, `random`."""
+  return [x for x in _arms(config) if x in AGENTS] or ["random"]
+
+
+def _arms(config: Ab) -> tuple[str, str]:
   """The names of control and treatment."""
   return config.control, config.treatment or entrants.REFERENCE
 

@@ -1,17 +1,11 @@
-"""Experiments `benchmark` and `ablation`: HSRL against others, paired.
+"""HSRL against others under each protocol, paired."""
 
-`benchmark`: all agents, with the same budget. `ablation`: HSRL less each of its
-parts, and as published. Both under each protocol.
-"""
-
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from hsrl_jax.agents import AGENTS, needs_logs
-from hsrl_jax.config import Config, ExperimentConfig
-from hsrl_jax.errors import InputError
+from hsrl_jax.config import Config
 from hsrl_jax.evaluation import bounds, measures, statistics
 from hsrl_jax.experiments import entrants, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
@@ -24,89 +18,6 @@ _SHOWN = {
   name: held_out_rows.MEASURES[name]
   for name in ("auc_within_slates", "recall@10")
 }
-
-
-def benchmark(experiment: jobs.Experiment) -> None:
-  """Runs the experiment `benchmark`.
-
-  Where the users come with a click model and without logged slates, agents that
-  learn from such are left out.
-
-  Raises:
-    InputError: HSRL, to which all are compared, is not among the agents.
-  """
-  agents = able(experiment, compared(experiment.config))
-  if REFERENCE not in agents:
-    raise InputError(
-      f"--experiment_agents is {','.join(agents)}; expected hsrl among them, "
-      "to which the others are compared"
-    )
-  tuned = entrants.tuned(experiment.config)
-  compare(
-    experiment,
-    {
-      name: entrants.agent(experiment, name, tuned.get(name)) for name in agents
-    },
-  )
-
-
-def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
-  """Those of the agents that can learn here; says who is left out.
-
-  Raises:
-    InputError: an agent is unknown.
-  """
-  if unknown := sorted(set(agents) - set(AGENTS)):
-    raise InputError(
-      f"--experiment_agents has {unknown[0]!r}; expected at least one of "
-      f"{tuple(AGENTS)}"
-    )
-  base = Run(experiment.base, experiment.workdir)
-  without = {
-    name for name in agents if needs_logs(entrants.agent(experiment, name))
-  }
-  if base.without_slates and without:
-    print(
-      f"left out: {', '.join(sorted(without))}, which learn from logs; "
-      f"{base.name} has none"
-    )
-    return [name for name in agents if name not in without]
-  return list(agents)
-
-
-def compared(config: ExperimentConfig) -> Collection[str]:
-  """The agents that the benchmark trains."""
-  return tuple(AGENTS) if config.agents is None else config.agents
-
-
-def ablation(experiment: jobs.Experiment) -> None:
-  """Runs the experiment `ablation`.
-
-  Raises:
-    InputError: a variant is unknown.
-  """
-  names = experiment.config.variants or tuple(entrants.VARIANTS)
-  changes = {REFERENCE: {}} | variants(names)
-  own = entrants.tuned(experiment.config).get(REFERENCE, {})
-  compare(experiment, entrants.varied(experiment, changes, own))
-
-
-def variants(
-  names: Collection[str],
-  known: Mapping[str, Mapping[str, Any]] = entrants.VARIANTS,
-) -> dict[str, Mapping[str, Any]]:
-  """What the named variants change.
-
-  Raises:
-    InputError: a variant is unknown.
-  """
-  for name in names:
-    if name not in known:
-      raise InputError(
-        f"--experiment_variants has {name!r}; expected some of "
-        f"{', '.join(known)}"
-      )
-  return {name: known[name] for name in names}
 
 
 def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
@@ -186,19 +97,15 @@ def held_out_of(
 def bound_rows(
   experiment: jobs.Experiment, reference: Run
 ) -> dict[str, dict[str, Any]]:
-  """The rows of the policies that were evaluated beside the reference's.
-
-  One of fewer sessions, which were not kept, has no difference.
-  """
-  kept, rows = measures.read(reference.workdir / SESSIONS), {}
-  for name, measured in reference.results()["policies"].items():
-    if name == REFERENCE:
-      continue
-    more = None
-    if f"{name}/total_reward" in kept:
-      more = difference(experiment, (reference, REFERENCE), (reference, name))
-    rows[name] = measured | {"difference": more}
-  return rows
+  """The rows of the policies that were evaluated beside the reference's."""
+  agent = reference.config.agent
+  mine = (reference, agent)
+  return {
+    name: measured
+    | {"difference": difference(experiment, mine, (reference, name))}
+    for name, measured in reference.results()["policies"].items()
+    if name != agent
+  }
 
 
 def entrant_row(
@@ -209,9 +116,8 @@ def entrant_row(
   row = dict(run.results()["policies"][agent])
   row["difference"] = None
   if run is not reference:
-    row["difference"] = difference(
-      experiment, (reference, REFERENCE), (run, agent)
-    )
+    own = (reference, reference.config.agent)
+    row["difference"] = difference(experiment, own, (run, agent))
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
   iterations = train.iterations * len(train.seeds)

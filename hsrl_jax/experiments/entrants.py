@@ -7,16 +7,25 @@ the validation split alone.
 
 import dataclasses
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hsrl_jax import files
-from hsrl_jax.agents import PUBLISHED, configure, reads
-from hsrl_jax.config import Config, ExperimentConfig, TrainConfig
+from hsrl_jax.agents import (
+  AGENTS,
+  PUBLISHED,
+  RULES,
+  configure,
+  needs_logs,
+  reads,
+)
+from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.experiments import jobs
+from hsrl_jax.stages.run import Run
 
 REFERENCE = "hsrl"  # To which all others are compared.
+PLAYLIST = "best_playlist"  # The same for everybody.
 # Of the benchmark, by agent.
 OVERRIDES = {
   # At HSRL's 0.01 the behaviour loss decides nearly everything, and the critic,
@@ -87,12 +96,10 @@ TWINS = {
 # The variants of `world`: parts that can matter where tomorrow counts. A new
 # one is an entry here.
 FORESIGHT = {
-  # Each choice has a baseline of its own, which knows the choices before it.
-  "prefix_values": {"prefix_values": True},
+  # Each choice has an advantage of its own, over what was chosen before it.
+  "token_credit": {"credit": "token"},
   # What tokens begin with is not of the items below them.
   "no_item_prior": {"item_prior": False},
-  # The critic has no network that all kinds of items share.
-  "no_kinds": {"critic_sees_kinds": False},
   # Training begins with no penalty on what was liked lately.
   "no_lately_penalty": {"lately_penalty": 0.0},
   # All levels see the state.
@@ -107,18 +114,6 @@ FORESIGHT = {
   "flat_features": {"choices": "items"},
   # What more training earns.
   "twice_as_long": {"times": 2},
-}
-# HSRL against policies with one logit for each item, where the catalogue grows
-# or changes: changes and label.
-POLICIES = {
-  "hsrl": {"agent": REFERENCE},
-  "features": VARIANTS["flat_features"],
-  "free": VARIANTS["flat_free"],
-}
-LABELS = {
-  "hsrl": "HSRL",
-  "features": "one logit per item, of its features",
-  "free": "one logit per item, free",
 }
 # Fields of other stages that changes may name.
 _STAGES = {"quantizer": ("assignment",), "simulator": ("protocol",)}
@@ -174,21 +169,95 @@ def agent(
   return vary(experiment, known | dict(own or {}))
 
 
-def tuned(config: ExperimentConfig) -> dict[str, dict[str, Any]]:
+def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
+  """Those of the agents that can learn here; says who is left out.
+
+  Raises:
+    InputError: an agent is unknown.
+  """
+  if unknown := sorted(set(agents) - set(AGENTS)):
+    raise InputError(
+      f"--experiment_agents has {unknown[0]!r}; expected at least one of "
+      f"{tuple(AGENTS)}"
+    )
+  base = Run(experiment.base, experiment.workdir)
+  without = {name for name in agents if needs_logs(agent(experiment, name))}
+  if base.without_slates and without:
+    print(
+      f"left out: {', '.join(sorted(without))}, which learn from logs; "
+      f"{base.name} has none"
+    )
+    return [name for name in agents if name not in without]
+  return list(agents)
+
+
+def variants(
+  names: Collection[str], known: Mapping[str, Mapping[str, Any]] = VARIANTS
+) -> dict[str, Mapping[str, Any]]:
+  """What the named variants change.
+
+  Raises:
+    InputError: a variant is unknown.
+  """
+  for name in names:
+    if name not in known:
+      raise InputError(
+        f"variants has {name!r}; expected some of {', '.join(known)}"
+      )
+  return {name: known[name] for name in names}
+
+
+def tuned(paths: Collection[str] | None) -> dict[str, dict[str, Any]]:
   """Agent to the changes that earned most when it was tuned, if it was.
+
+  Args:
+    paths: of results.json that the experiment `tune` left.
 
   Raises:
     InputError: a file is none that the experiment `tune` left, or two files
       have the same agent.
   """
   found: dict[str, dict[str, Any]] = {}
-  for path in config.tuned or ():
+  for path in paths or ():
     where = f"experiment_tuned={path}"
     with reading(where, "the results.json of a tune"):
       best = dict(files.read_json(pathlib.Path(path), jobs.FORMAT)["best"])
     if again := sorted(found.keys() & best):
       raise InputError(f"{where} has {again[0]} again; expected it in one file")
     found |= best
+  return found
+
+
+def best_rule(
+  trials: Mapping[str, list[Mapping[str, Any]]],
+) -> tuple[str, dict[str, Any]] | None:
+  """The rule that earned most of validation users, and by which settings.
+
+  None where no rule was tried. `PLAYLIST` is none of them: it is a row of its
+  own.
+
+  Args:
+    trials: of each agent, as the experiment `tune` leaves them.
+  """
+  tried = [
+    (name, row)
+    for name, rows in trials.items()
+    if name in RULES and name != PLAYLIST
+    for row in rows
+  ]
+  if not tried:
+    return None
+  name, row = max(tried, key=lambda x: x[1]["total_reward"]["mean"])
+  return name, dict(row["changes"])
+
+
+def tried(
+  paths: Collection[str] | None,
+) -> dict[str, list[Mapping[str, Any]]]:
+  """Agent to its trials, of all files that `tuned` reads."""
+  found: dict[str, list[Mapping[str, Any]]] = {}
+  for path in paths or ():
+    found |= files.read_json(pathlib.Path(path), jobs.FORMAT).get("trials", {})
   return found
 
 

@@ -14,7 +14,7 @@ MEASURES = {
   "ndcg@10": "NDCG@10",
 }
 
-ByRow = dict[str, held_out.Rows]  # Name of a measure to its rows.
+ByRow = dict[str, held_out.Measured]  # Name of a measure to its rows.
 
 
 def of_policy(run: Run) -> list[ByRow]:

@@ -19,8 +19,10 @@ from matplotlib.figure import Figure
 
 from hsrl_jax import __version__, files
 from hsrl_jax.agents import Settings, configure
-from hsrl_jax.config import Config, ExperimentConfig
+from hsrl_jax.checked import Checked
+from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
+from hsrl_jax.experiments.registry import LAUNCH, Entry
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import plots
 from hsrl_jax.stages.run import Run
@@ -34,20 +36,22 @@ class Experiment(NamedTuple):
   """What an experiment starts from.
 
   Attributes:
-    name: of the experiment, which is its --mode.
+    name: of the experiment.
     base: what jobs vary.
-    config: what is compared.
+    config: the experiment's own settings, see registry.Entry.
     workdir: where everything is written.
     command: that started it, for the record.
     settings: of each agent, as the flags say.
+    known: all experiments of the command, by name.
   """
 
   name: str
   base: Config
-  config: ExperimentConfig
+  config: Checked
   workdir: pathlib.Path
   command: str
   settings: Mapping[str, Settings] = {}
+  known: Mapping[str, Entry] = LAUNCH.known
 
   def with_agent(self, agent: str, **values: Any) -> Config:
     """The flags' configuration for an agent; see `agents.configure`."""
@@ -213,7 +217,7 @@ def commit() -> str:
     return version
 
 
-def command_line(arguments: list[str]) -> str:
+def command_line(module: str, arguments: list[str]) -> str:
   """The command as others can give it: without this machine's folders."""
   shown = []
   for argument in arguments:
@@ -222,4 +226,4 @@ def command_line(arguments: list[str]) -> str:
       value = f".../{pathlib.PurePath(value).name}"
     if name.lstrip("-") != "workdir":
       shown.append(name + equals + value)
-  return " ".join(("python -m hsrl_jax.launch", *shown))
+  return " ".join((f"python -m {module}", *shown))

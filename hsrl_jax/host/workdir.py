@@ -240,6 +240,7 @@ def claim(
   flags: dict[str, str],
   given: Collection[str] | None = None,
   of_data: Collection[str] = (),
+  changes: bool = False,
 ) -> None:
   """Keeps the flags of a new workdir; in an old one those given must be equal.
 
@@ -251,6 +252,8 @@ def claim(
     flags: name to value, of all flags that decide what is computed.
     given: the names of those that are compared; None: all.
     of_data: the names of those that hold once stage `data` is complete.
+    changes: whether those that are not compared may change later, such as what
+      an experiment compares.
 
   Raises:
     InputError: the workdir was made with other flags, or cannot be written.
@@ -260,8 +263,8 @@ def claim(
   compared = old.keys() | flags.keys() if given is None else {*given}
   if old and _has_outputs(workdir):
     _check_same(workdir, old, flags, compared)
-    if "mode" not in flags or flags == old:
-      return  # What an experiment compares may change.
+    if not changes or flags == old:
+      return
   elif old and _marker(workdir, "data").exists():
     _check_same(workdir, old, flags, compared & {*of_data})
   try:

@@ -5,7 +5,7 @@ Residual state modelling (docs/method.md), for l = 1..L:
   logits_l = W_l c_{l-1} + b_l;  p_l = softmax(logits_l)
   c_l = LayerNorm_l(c_{l-1} - e_l)
 
-with e_l = p_l E_l ("expected") or e_l = E_l[z_l] ("sampled").
+with the expected residual e_l = p_l E_l: no level depends on the tokens drawn.
 
 The rows of E_l and b_l that belong to a token are sums of a free part and a
 linear map of the token's codebook vector, one map for all levels, and the
@@ -40,7 +40,7 @@ class Hierarchy(NamedTuple):
   contexts: Array
 
 
-class Tokens(NamedTuple):
+class TokenParams(NamedTuple):
   """Parameters of all tokens.
 
   Attributes:
@@ -97,7 +97,7 @@ class PolicyNetwork(nn.Module):
     # The bias b of the behaviour loss (docs/method.md).
     self.response_bias = self.param("response_bias", zeros, ())
 
-  def tokens(self, codebooks: Array) -> Tokens:
+  def tokens(self, codebooks: Array) -> TokenParams:
     """W, E and b of all tokens.
 
     Args:
@@ -105,8 +105,8 @@ class PolicyNetwork(nn.Module):
     """
     if not self.semantic_tokens:
       nothing = jnp.zeros_like(self.kernel)
-      return Tokens(self.kernel, nothing, self.embedding, self.bias)
-    return Tokens(
+      return TokenParams(self.kernel, nothing, self.embedding, self.bias)
+    return TokenParams(
       _FREE_RATE * self.kernel,
       self.meaning_map(codebooks),
       _FREE_RATE * self.embedding + self.embedding_map(codebooks),
@@ -132,16 +132,6 @@ class PolicyNetwork(nn.Module):
     # One product for each item: all are not mapped into the state's space.
     return lost @ (meaning @ state + bias[:, 0])
 
-  def advance(
-    self, tokens: Tokens, context: Array, token: Array, level: int
-  ) -> Array:
-    """The next context once `token` (int32 []) is chosen, [d] -> [d].
-
-    The token -1 is none, and takes nothing from the context.
-    """
-    chosen = jnp.where(token < 0, 0.0, tokens.embedding[level, token])
-    return self._next(context, chosen, level)
-
   def _next(self, context: Array, embedding: Array, level: int) -> Array:
     if not self.residual:
       return context
@@ -155,15 +145,6 @@ class PolicyNetwork(nn.Module):
       logits.append(tokens.logits(contexts[-1], state, level))
       mean = jax.nn.softmax(logits[-1]) @ tokens.embedding[level]
       contexts.append(self._next(contexts[-1], mean, level))
-    return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
-
-  def taken(self, codebooks: Array, state: Array, sid: Array) -> Hierarchy:
-    """All levels with the residual of the tokens taken, `sid` int32 [L]."""
-    tokens = self.tokens(codebooks)
-    logits, contexts = [], [state]
-    for level in range(self.levels):
-      logits.append(tokens.logits(contexts[-1], state, level))
-      contexts.append(self.advance(tokens, contexts[-1], sid[level], level))
     return Hierarchy(jnp.stack(logits), jnp.stack(contexts))
 
   def __call__(self, codebooks: Array, state: Array):

@@ -1,7 +1,7 @@
 """Models of the next item: SASRec, and HSRL's policy on the same encoder."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from hsrl_jax.networks.token_decoder import TokenDecoder
 from hsrl_jax.ops import masking, sampling, softmax
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid.beam_search import Beams
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Params, PRNGKey
 
 
@@ -53,18 +54,6 @@ class ModelConfig:
   token_dropout: float = 0.2
   smoothing: float = 0.0
   constrained: bool = True
-
-
-class Catalogue(NamedTuple):
-  """The items to choose from.
-
-  Attributes:
-    index: of the SIDs of items 1..N.
-    features: float32 [N + 1, D].
-  """
-
-  index: sid_index.SidIndex
-  features: Array
 
 
 class Model:
@@ -124,8 +113,11 @@ class Model:
     catalogue: Catalogue,
     batch: Packed,
     key: PRNGKey,
-  ) -> Array:
-    """Mean over the targets of a batch of rows; the key is consumed."""
+  ) -> tuple[Array, Array]:
+    """Sum over the targets of a batch of rows, and how many targets there are.
+
+    The key is consumed.
+    """
     config = self.config
     encoder_key, decoder_key = jax.random.split(key)
     states = jax.vmap(
@@ -155,7 +147,7 @@ class Model:
         own = (1 - config.smoothing) * own + config.smoothing * mean
       loss = -jnp.where(target > 0, own.sum(-1), 0.0).sum()
       total += config.token_weight * loss
-    return total / jnp.maximum((target > 0).sum(), 1)
+    return total, (target > 0).sum()
 
   def states(
     self,

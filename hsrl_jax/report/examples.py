@@ -10,7 +10,7 @@ import numpy as np
 import scipy
 
 from hsrl_jax.data.source import Items
-from hsrl_jax.evaluation.simulate import Sessions as Simulated
+from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.types import Sessions
 
 _LIST = 10  # Items of a list.

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch, Rectangle
 
-from hsrl_jax.evaluation.simulate import Sessions
+from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.report import plots
 from hsrl_jax.sim.dynamics import Boredom
 from hsrl_jax.sim.leave import ItemRule
@@ -38,7 +38,7 @@ def of_sessions(
   env: UserSimulator,
   users: EnvParams,
   topics: Topics,
-  policies: dict[str, Sessions],
+  policies: dict[str, Simulated],
   starts: Sequence[EnvState],
 ) -> dict[str, Any]:
   """The first sessions of policies, step by step.

@@ -255,36 +255,42 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
   return figure
 
 
-def next_item(seeds: dict[int, list[dict[str, Any]]]) -> Figure:
-  """Training on the next item: loss and validation by epoch.
+def next_item(
+  losses: list[dict[str, Any]],
+  validated: list[dict[str, Any]],
+  seeds: list[int],
+) -> Figure:
+  """Training on the next item: loss, and validation by seed.
 
   Args:
-    seeds: seed to its lines of metrics.jsonl.
+    losses: lines of metrics.jsonl with the loss.
+    validated: those with measures of the validation split.
+    seeds: of the run.
   """
   figure = Figure(figsize=(10, 3.5), layout="constrained")
   left, right = figure.subplots(1, 2)
-  style(left, "Training loss", "epoch")
-  style(right, "NDCG@10 on the validation split", "epoch")
-  for i, (seed, lines) in enumerate(seeds.items()):
+  style(left, "Training loss", "update")
+  style(right, "NDCG@10 on the validation split", "update")
+  steps = [x["step"] for x in losses]
+  left.plot(steps, [x["loss"] for x in losses], color=COLOURS[0])
+  kept = validated[-1]["eval"]["kept"]
+  for i, seed in enumerate(seeds):
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-    look = {"color": colour, "linestyle": _DASHES[i % len(_DASHES)]}
-    for axes, name in ((left, "train_loss"), (right, "val_ndcg@10")):
-      measured = [x for x in lines if name in x]
-      axes.plot(
-        [x["epoch"] for x in measured],
-        [x[name] for x in measured],
-        marker=marker,
-        markersize=3,
-        label=f"seed {seed}",
-        **look,
-      )
-    if "best_epoch" in lines[-1]:
-      best = (lines[-1]["best_epoch"], lines[-1]["best_val_ndcg@10"])
-      right.plot(*best, color=colour, marker=marker, markersize=9)
+    right.plot(
+      [x["step"] for x in validated],
+      [x["eval"]["ndcg@10"]["per_seed"][i] for x in validated],
+      color=colour,
+      linestyle=_DASHES[i % len(_DASHES)],
+      marker=marker,
+      markersize=3,
+      label=f"seed {seed}",
+    )
+    best = kept["step"][i], kept["measure"][i]
+    right.plot(*best, color=colour, marker=marker, markersize=9)
   for axes in (left, right):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(y=0.08)
-  left.legend(frameon=False, fontsize=8, ncols=1 + len(seeds) // 6)
+  right.legend(frameon=False, fontsize=8, ncols=1 + len(seeds) // 6)
   return figure
 
 

@@ -72,7 +72,9 @@ def write(
   facts = _json(sids / "report.json")
   learned = (workdir / "policy" / metrics.METRICS).exists()
   training = _read(metrics.read, workdir / "policy") if learned else []
-  epochs = _of_seeds(workdir / "policy", results["seeds"])
+  losses = [x for x in training if "eval" not in x]
+  validated = [x for x in training if "eval" in x]
+  kept = []
   fit = []
   if "source" not in results["simulator"]:  # Fitted here.
     fit = _read(metrics.read, (simulator or workdir) / "simulator")
@@ -86,26 +88,27 @@ def write(
   }
   if fit:
     figures["simulator"] = plots.simulator(fit)
-  if training:
+  if validated and "kept" in validated[-1]["eval"]:
+    figures["next_item"] = plots.next_item(losses, validated, results["seeds"])
+    kept = _kept(validated, results["seeds"])
+  elif training:
     figures["learning_curve"] = plots.learning_curve(
       results["agent"],
-      [x for x in training if "eval" in x],
-      [x for x in training if "eval" not in x],
+      validated,
+      losses,
       {
         name: policy["total_reward"]["mean"]
         for name, policy in results["policies"].items()
         if name != results["agent"]
       },
     )
-  if epochs:
-    figures["next_item"] = plots.next_item(epochs)
   if (folder / journeys.FILE).exists():
     figures["journeys"] = journeys.figure(_json(folder / journeys.FILE))
   pictures = {name: plots.png(figure) for name, figure in figures.items()}
   prefixes = sid_page.prefixes(
     tokens, lambda row: examples_lib.title(items, row + 1), genres
   )
-  html = _page(results, facts, examples, pictures, prefixes, epochs)
+  html = _page(results, facts, examples, pictures, prefixes, kept)
   for name, picture in pictures.items():
     files.write_atomic(folder / f"{name}.png", picture)
   path = folder / "report.html"
@@ -222,29 +225,17 @@ def _off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
   return rows
 
 
-def _of_seeds(
-  folder: pathlib.Path, seeds: list[int]
-) -> dict[int, list[dict[str, Any]]]:
-  """Lines of training on the next item, by seed; those with any."""
-  folders = {seed: folder / f"seed_{seed}" for seed in seeds}
-  lines = {
-    seed: _read(metrics.read, path)
-    for seed, path in folders.items()
-    if (path / metrics.METRICS).exists()
-  }
-  return {seed: own for seed, own in lines.items() if own}
-
-
-def _last_epoch(seed: int, line: dict[str, Any]) -> tuple[str, ...]:
-  """What the last line of a seed says, for a table; a dash where nothing."""
-  best = line.get("best_val_ndcg@10")
-  return (
-    str(seed),
-    str(line["epoch"]),
-    str(line.get("best_epoch", "–")),
-    "–" if best is None else f"{best:.4f}",
-    f"{line['train_loss']:.3f}",
-  )
+def _kept(
+  lines: list[dict[str, Any]], seeds: list[int]
+) -> list[tuple[str, ...]]:
+  """What was kept of each seed's training on the next item, for a table."""
+  last = lines[-1]["eval"]["kept"]
+  return [
+    (str(seed), f"{step:,}", f"{measure:.4f}")
+    for seed, step, measure in zip(
+      seeds, last["step"], last["measure"], strict=True
+    )
+  ]
 
 
 def _page(
@@ -253,7 +244,7 @@ def _page(
   examples: list[dict[str, Any]],
   pictures: dict[str, bytes],
   prefixes: dict[str, Any],
-  epochs: dict[int, list[dict[str, Any]]],
+  kept: list[tuple[str, ...]],
 ) -> str:
   measured = results["policies"].get(results["agent"], {})
   levels = zip(
@@ -277,7 +268,7 @@ def _page(
     ],
     by_seed=measured.get("total_reward", {}).get("per_seed", []),
     pictures=dict.fromkeys(_OPTIONAL) | pictures,
-    epochs=[_last_epoch(seed, lines[-1]) for seed, lines in epochs.items()],
+    kept=kept,
     sids=facts,
     levels=[
       (
@@ -292,7 +283,6 @@ def _page(
     simulator=results["simulator"],
     no_rates=verdict.NO_RATES,
     quality=_QUALITY,
-    # Runs of older versions have simulated sessions alone.
     lists=[x for x in examples if "recommended" in x],
     sessions=[x for x in examples if "steps" in x],
     history_shown=_HISTORY,

@@ -7,7 +7,7 @@ import numpy as np
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving.arguments import short
-from hsrl_jax.serving.catalogue import Catalogue, Texts
+from hsrl_jax.serving.catalogue import ServedCatalogue, Texts
 
 _TYPES = frozenset((str, int))  # A bool has a type of its own.
 
@@ -53,7 +53,9 @@ class ItemIds(NamedTuple):
 NO_IDS = ItemIds({}, None)
 
 
-def of_catalogue(catalogue: Catalogue, before: ItemIds = NO_IDS) -> ItemIds:
+def of_catalogue(
+  catalogue: ServedCatalogue, before: ItemIds = NO_IDS
+) -> ItemIds:
   """Returns the ids of a catalogue; takes seconds for millions of items.
 
   Args:

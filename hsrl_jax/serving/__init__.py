@@ -1,11 +1,11 @@
 """An exported policy answers requests, with jax and numpy alone."""
 
-from hsrl_jax.serving.catalogue import Catalogue, make_catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue, make_catalogue
 from hsrl_jax.serving.folder import write_catalogue
 from hsrl_jax.serving.recommender import Recommendations, Recommender, load
 
 __all__ = [
-  "Catalogue",
+  "ServedCatalogue",
   "Recommendations",
   "Recommender",
   "load",

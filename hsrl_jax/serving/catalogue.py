@@ -22,15 +22,15 @@ from hsrl_jax.serving.tags import Tags
 from hsrl_jax.sid import permits
 from hsrl_jax.types import Array
 
-_FORMATS = (1, 2)  # The first is without tags.
+_FORMAT = 2
 _LARGEST_ID = 2**31 - 2  # Ids are int32 on the device.
 # Members of the file; popularity is there only for agents that rank by it.
 _MEMBERS = {
   *("format", "codebooks", "vocab_size", "capacity", "items", "tokens"),
   *("active", "features", "item_ids_utf8", "item_ids_ends", "titles_utf8"),
-  *("titles_ends", "popularity"),
+  *("titles_ends", "tag_names_utf8", "tag_names_ends", "tag_words", "added"),
+  "popularity",
 }
-_TAG_MEMBERS = {"tag_names_utf8", "tag_names_ends", "tag_words", "added"}
 
 
 class Texts(NamedTuple):
@@ -97,7 +97,7 @@ def texts(rows: Sequence[str]) -> Texts:
   return Texts(np.frombuffer(b"".join(encoded), np.uint8), ends)
 
 
-class Catalogue(NamedTuple):
+class ServedCatalogue(NamedTuple):
   """The items that may be recommended; ids are 1..C, C the capacity.
 
   Attributes:
@@ -106,9 +106,9 @@ class Catalogue(NamedTuple):
     features: float32 [C + 1, D]; zeros for padding and ids without an item.
     item_ids: [C + 1], names in the source; "" where there is none.
     titles: [C + 1], for people; "" where there is none.
+    tags: of the items, and when each was added.
     popularity: float32 [C + 1], counts of positive responses; None for agents
       that do not rank by popularity.
-    tags: of the items, and when each was added; None in exports of format 1.
   """
 
   index: sid.SidIndex
@@ -116,8 +116,8 @@ class Catalogue(NamedTuple):
   features: np.ndarray
   item_ids: Texts
   titles: Texts
+  tags: Tags
   popularity: np.ndarray | None = None
-  tags: Tags | None = None
 
   def add_items(
     self,
@@ -127,7 +127,7 @@ class Catalogue(NamedTuple):
     titles: Sequence[str] | None = None,
     tags: Sequence[Sequence[str]] | None = None,
     added: int | None = None,
-  ) -> "Catalogue":
+  ) -> "ServedCatalogue":
     """Returns a catalogue with more active items; see sid.add_items.
 
     An item that was removed comes back with its old SID, features, names, tags
@@ -185,15 +185,8 @@ class Catalogue(NamedTuple):
     count: int,
     tags: Sequence[Sequence[str]] | None,
     added: int | None,
-  ) -> Tags | None:
+  ) -> Tags:
     """The tags with those of the new items, rows of the `count` given ones."""
-    if self.tags is None:
-      if tags is not None or added is not None:
-        raise InputError(
-          "tags or added are given, for which this export has no room: run "
-          "--mode=export again"
-        )
-      return None
     given = tags_lib.check([()] * count if tags is None else tags, count)
     if added is None:
       added = int(self.tags.added.max()) + 1
@@ -203,7 +196,7 @@ class Catalogue(NamedTuple):
 
   def tag_items(
     self, items: Sequence[int], tags: Sequence[Sequence[str]]
-  ) -> "Catalogue":
+  ) -> "ServedCatalogue":
     """Returns a catalogue in which items have these tags, and no others.
 
     Args:
@@ -211,8 +204,8 @@ class Catalogue(NamedTuple):
       tags: [M] lists of names; new ones are added, up to the room for them.
 
     Raises:
-      InputError: `items` are no ids of items, `tags` no M lists of texts, no
-        room is left for a tag, or the export takes none.
+      InputError: `items` are no ids of items, `tags` no M lists of texts, or
+        no room is left for a tag.
     """
     ids = arguments.ids(items)
     known = np.asarray(self.index.known)
@@ -224,13 +217,9 @@ class Catalogue(NamedTuple):
       )
     if len(set(ids.tolist())) < len(ids):
       raise InputError("items are there twice; expected distinct ids")
-    if self.tags is None:
-      raise InputError(
-        "this export has no room for tags: run --mode=export again"
-      )
     return self._replace(tags=self.tags.put(ids, tags, None))
 
-  def remove_items(self, items: Sequence[int]) -> "Catalogue":
+  def remove_items(self, items: Sequence[int]) -> "ServedCatalogue":
     """Returns a catalogue in which these active items are not recommended.
 
     Removed items may still be in a user's history, and keep their SIDs.
@@ -254,10 +243,9 @@ class Catalogue(NamedTuple):
     rest = {"codebooks": self.codebooks, "features": self.features}
     if self.popularity is not None:
       rest["popularity"] = self.popularity
-    if self.tags is not None:
-      rest |= {"tags": self.tags.words, "added": self.tags.added}
-      summaries = permits.summarise(self.index, *self.tags[1:])
-      rest |= {f"tags[{i}]": rows for i, rows in enumerate(summaries, 1)}
+    rest |= {"tags": self.tags.words, "added": self.tags.added}
+    summaries = permits.summarise(self.index, *self.tags[1:])
+    rest |= {f"tags[{i}]": rows for i, rows in enumerate(summaries, 1)}
     return {**index, **rest}
 
   def sizes(self) -> dict[str, int]:
@@ -267,7 +255,7 @@ class Catalogue(NamedTuple):
       "vocab_size": self.index.vocab_size,
       "capacity": self.index.capacity,
       "features": self.features.shape[1],
-      "tags": 0 if self.tags is None else self.tags.words.shape[1],
+      "tags": self.tags.words.shape[1],
     }
 
   def codebooks_digest(self) -> str:
@@ -279,28 +267,26 @@ class Catalogue(NamedTuple):
     """Returns the content of the catalogue's file, a .npz."""
     arrays = sid.to_arrays(self.index)
     items = arrays["items"]
-    rows = {"features": self.features[items]}
+    names = texts(self.tags.names)
+    rows = {
+      "features": self.features[items],
+      "tag_names_utf8": names.utf8,
+      "tag_names_ends": names.ends,
+      "tag_words": self.tags.words[items],
+      "added": self.tags.added[items],
+    }
     if self.popularity is not None:
       rows["popularity"] = self.popularity[items]
     for name in ("item_ids", "titles"):
       # Only known items have texts.
       utf8, ends = getattr(self, name)
       rows |= {f"{name}_utf8": utf8, f"{name}_ends": ends[items]}
-    if self.tags is not None:
-      names = texts(self.tags.names)
-      rows |= {
-        "tag_names_utf8": names.utf8,
-        "tag_names_ends": names.ends,
-        "tag_words": self.tags.words[items],
-        "added": self.tags.added[items],
-      }
-    format = _FORMATS[self.tags is not None]
     buffer = io.BytesIO()
-    np.savez(buffer, format=format, codebooks=self.codebooks, **arrays, **rows)
+    np.savez(buffer, format=_FORMAT, codebooks=self.codebooks, **arrays, **rows)
     return buffer.getvalue()
 
 
-def of_bytes(data: bytes) -> Catalogue:
+def of_bytes(data: bytes) -> ServedCatalogue:
   """Reads the catalogue that `to_bytes` wrote, and checks it.
 
   Raises:
@@ -310,10 +296,9 @@ def of_bytes(data: bytes) -> Catalogue:
   """
   with np.load(io.BytesIO(data)) as arrays:
     saved = dict(arrays)
-  if saved["format"] not in _FORMATS:
-    raise ValueError(f"format {saved['format']}, expected 1 or 2")
-  members = _MEMBERS | (_TAG_MEMBERS if saved["format"] == 2 else set())
-  if unknown := saved.keys() - members:
+  if saved["format"] != _FORMAT:
+    raise ValueError(f"format {saved['format']}, expected {_FORMAT}")
+  if unknown := saved.keys() - _MEMBERS:
     raise ValueError(f"the array {min(unknown)!r} belongs to no catalogue")
   index = sid.from_arrays(saved)
   items = saved["items"]
@@ -362,14 +347,14 @@ def of_bytes(data: bytes) -> Catalogue:
   check("features", len(items), saved["features"].shape[-1])
   if "popularity" in saved:
     check("popularity", len(items))
-  return Catalogue(
+  return ServedCatalogue(
     index=index,
     codebooks=saved["codebooks"],
     features=spread(saved["features"]),
     item_ids=read_texts("item_ids"),
     titles=read_texts("titles"),
     popularity=spread(saved["popularity"]) if "popularity" in saved else None,
-    tags=read_tags() if saved["format"] == 2 else None,
+    tags=read_tags(),
   )
 
 
@@ -384,7 +369,7 @@ def make_catalogue(
   popularity: np.ndarray | None = None,
   tags: Sequence[Sequence[str]] | None = None,
   added: np.ndarray | None = None,
-) -> Catalogue:
+) -> ServedCatalogue:
   """Builds the served catalogue from the arrays of the training side.
 
   Args:
@@ -432,7 +417,7 @@ def make_catalogue(
       ("titles", _texts("titles", titles, count)),
     )
   }
-  return Catalogue(
+  return ServedCatalogue(
     index=index,
     codebooks=codebooks,
     features=np.pad(features, (room, (0, 0))),

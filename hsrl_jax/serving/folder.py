@@ -12,19 +12,20 @@ take that folder as well as the folder of one export.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import stat
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
+from hsrl_jax.serving import arguments
 from hsrl_jax.serving import catalogue as catalogue_lib
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 
-FORMAT = 2
-# Sizes that exports of format 1 lack: they see no session and no tags.
-SINCE_2 = {"shown": 0, "tags": 0}
+FORMAT = 3
 MANIFEST = "manifest.json"
 POINTER = "current"
 VERSIONS = "versions"
@@ -33,7 +34,9 @@ SIZES = (
   *("history", "profile", "seen", "slate", "levels", "vocab_size"),
   *("capacity", "features", "shown", "tags"),
 )
-_MAY_BE_ZERO = ("profile", "seen", "shown", "tags")
+_MAY_BE_ZERO = ("profile", "seen", "shown")
+RANGES = ("profile", "reward")
+_BEYOND = 100.0  # So many times what training saw is still accepted.
 _LARGEST = 2**24  # Bytes of a manifest, at most.
 _KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
@@ -66,6 +69,8 @@ class Manifest:
     files: `decode` the jax.export artefact, `policy` its parameters,
       `catalogue`.
     about: agent, how it acts, seed, configuration, versions: for people.
+    ranges: the least and the largest value that training saw, of the numbers of
+      a `profile` and of the `reward` of a slate.
     format: of the folder.
   """
 
@@ -75,9 +80,26 @@ class Manifest:
   codebooks: str
   files: dict[str, File]
   about: dict[str, Any]
+  ranges: dict[str, tuple[float, float]]
   format: int = FORMAT
 
-  def check(self, catalogue: Catalogue) -> None:
+  def check_range(self, name: str, values: Iterable[float]) -> None:
+    """Raises InputError for a value that is far from what training saw.
+
+    Args:
+      name: of RANGES.
+      values: numbers.
+    """
+    # Of users without any profile all numbers are 0.
+    largest = _BEYOND * (max(map(abs, self.ranges[name])) or 1.0)
+    for value in values:
+      if not abs(value) <= largest:
+        raise InputError(
+          f"{name} has {arguments.short(value)}; expected numbers from "
+          f"{-largest:g} to {largest:g}, {_BEYOND:g} times what training saw"
+        )
+
+  def check(self, catalogue: ServedCatalogue) -> None:
     """Raises InputError if a catalogue does not go with the export."""
     values = catalogue.sizes() | {"codebooks": catalogue.codebooks_digest()}
     for name, value in values.items():
@@ -144,7 +166,7 @@ def add_file(folder: pathlib.Path, name: str, data: bytes) -> File:
   return File(name, hashlib.sha256(data).hexdigest(), len(data))
 
 
-def add_catalogue(folder: pathlib.Path, catalogue: Catalogue) -> File:
+def add_catalogue(folder: pathlib.Path, catalogue: ServedCatalogue) -> File:
   """Writes a catalogue's file, named by its content."""
   data = catalogue.to_bytes()
   name = hashlib.sha256(data).hexdigest()[:16]
@@ -171,20 +193,18 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     version = values["format"]
   except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise unreadable(path, error) from error
-  if version not in (1, FORMAT):
-    raise InputError(
-      f"{path} has format {version}; expected 1 or {FORMAT}: export again, or "
-      "serve it with the version of hsrl_jax that wrote it"
-    )
+  files.check_format(path, version, FORMAT)
   try:
-    old = SINCE_2 if version == 1 else {}
     manifest = Manifest(
       **values
       | {
-        "sizes": old | values["sizes"],
         "files": {role: File(**values["files"][role]) for role in ROLES},
         "batch_sizes": tuple(values["batch_sizes"]),
         "platforms": tuple(values["platforms"]),
+        "ranges": {
+          name: tuple(map(float, pair))
+          for name, pair in values["ranges"].items()
+        },
       }
     )
     _check_values(manifest)
@@ -206,6 +226,11 @@ def _check_values(manifest: Manifest) -> None:
       raise ValueError(f"{name} is {value!r}")
   if not manifest.batch_sizes:
     raise ValueError("no batch size")
+  if set(manifest.ranges) != set(RANGES):
+    raise ValueError(f"ranges are of {sorted(manifest.ranges)}")
+  for name, pair in manifest.ranges.items():
+    if len(pair) != 2 or not -math.inf < pair[0] <= pair[1] < math.inf:
+      raise ValueError(f"the range of {name} is {pair}")
   for file in manifest.files.values():
     name = file.name
     if name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -233,7 +258,7 @@ def read_file(folder: pathlib.Path, manifest: Manifest, role: str) -> bytes:
   return data
 
 
-def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> Catalogue:
+def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> ServedCatalogue:
   """Reads the catalogue that the manifest names, and checks it.
 
   Raises:
@@ -251,7 +276,7 @@ def read_catalogue(folder: pathlib.Path, manifest: Manifest) -> Catalogue:
 
 
 def write_catalogue(
-  folder: str | pathlib.Path, catalogue: Catalogue
+  folder: str | pathlib.Path, catalogue: ServedCatalogue
 ) -> Manifest:
   """Replaces the catalogue of an export; running servers take it over.
 
@@ -287,8 +312,11 @@ def _read(path: pathlib.Path, most: int) -> bytes:
     OSError: the file cannot be read.
     ValueError: it is a FIFO, a device, or larger.
   """
-  # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes.
-  with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+  # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes. What
+  # an opener opened is closed where it is a folder; a number given would not.
+  with open(
+    path, "rb", opener=lambda name, mode: os.open(name, mode | os.O_NONBLOCK)
+  ) as file:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
       raise ValueError("no regular file")

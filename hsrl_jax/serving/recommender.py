@@ -25,11 +25,8 @@ from jax import export
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import request as request_lib
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.serving.request import Query
-
-# Of exports of format 1, which take no more of a request.
-_OLD_NAMES = ("profile", "history", "seen")
 
 
 class Recommendations(NamedTuple):
@@ -53,21 +50,18 @@ class Recommendations(NamedTuple):
   propensity: np.ndarray
 
 
-class Inputs(NamedTuple):
+class Signature(NamedTuple):
   """The arrays that an artefact takes; those of the files must be like them.
 
   Attributes:
     policy: shape and dtype of each parameter, by name.
     catalogue: shape and dtype of each array of the catalogue, by name.
     sizes: those of a request and of its answer, named as in a manifest.
-    old: whether it is of format 1, whose requests are profile, history and
-      seen alone.
   """
 
   policy: dict[str, jax.ShapeDtypeStruct]
   catalogue: dict[str, jax.ShapeDtypeStruct]
   sizes: dict[str, int]
-  old: bool
 
   def check(self, folder: pathlib.Path, manifest: folder_lib.Manifest) -> None:
     """Raises InputError if a manifest has other sizes than the artefact."""
@@ -128,8 +122,8 @@ class Recommender:
     manifest: folder_lib.Manifest,
     decoders: dict[int, Callable],
     policy: dict[str, Any],
-    catalogue: Catalogue,
-    inputs: Inputs,
+    catalogue: ServedCatalogue,
+    inputs: Signature,
   ):
     """Binds what is loaded; `policy` lies on the device."""
     self._inputs = inputs
@@ -139,7 +133,7 @@ class Recommender:
     self._policy = policy
     self._take(catalogue)
 
-  def _take(self, catalogue: Catalogue) -> None:
+  def _take(self, catalogue: ServedCatalogue) -> None:
     self.catalogue = catalogue
     self._arrays = jax.device_put(catalogue.arrays())
     self._known = np.asarray(catalogue.index.known).tobytes()
@@ -150,7 +144,7 @@ class Recommender:
     """A short hash of the catalogue's file in the folder."""
     return self.manifest.files["catalogue"].sha256[:12]
 
-  def with_catalogue(self, catalogue: Catalogue) -> "Recommender":
+  def with_catalogue(self, catalogue: ServedCatalogue) -> "Recommender":
     """Returns the same policy with another catalogue of the same sizes.
 
     Raises:
@@ -188,30 +182,58 @@ class Recommender:
     return changed
 
   def probe(self) -> None:
-    """Asks for one slate in each batch size.
+    """Asks for the slates of `probes` in each batch size.
 
     Raises:
-      InputError: the slate holds inactive items or NaN, or is empty although
-        there are active items.
+      InputError: see `check`.
+    """
+    probes = self.probes()
+    for size in self.batch_sizes:
+      for start in range(0, len(probes), size):
+        self.check(self._decode((probes * size)[start : start + size]))
+
+  def probes(self) -> list[Query]:
+    """Returns requests of all kinds that clients send.
+
+    A newcomer; users with a short and a long history, whose profiles are at the
+    ends of what training saw; one in a session; one for whom slates are drawn.
+    """
+    sizes, active = self.manifest.sizes, np.asarray(self.catalogue.index.active)
+    items = np.flatnonzero(active)
+    if len(items):  # As many as a history takes, from all of the catalogue.
+      places = np.linspace(0, len(items) - 1, sizes["history"])
+      items = items[places.astype(int)]
+    items, width = items.tolist(), sizes["profile"]
+    low, high = self.manifest.ranges["profile"]
+    slate = items[: sizes["slate"]]
+    earlier = [(slate, [place % 2 for place in range(len(slate))])] * 2
+    return [
+      self.query((), [0.0] * width),
+      self.query(items[:1], [low] * width),
+      self.query(items, [high] * width),
+      self.query(items, [0.0] * width, earlier=earlier),
+      self.query(items, [0.0] * width, temperature=1.0),
+    ]
+
+  def check(self, slates: Recommendations) -> None:
+    """Checks slates that were asked for without tags and seen items.
+
+    Raises:
+      InputError: one holds inactive items or NaN, or is empty although there
+        are active items.
     """
     active = np.asarray(self.catalogue.index.active)
-    for size in self.batch_sizes:
-      slates = self.decode([self.empty_query()] * size)
-      shown = slates.items[slates.valid]
+    for items, _, log_probs, valid, propensity in zip(*slates, strict=True):
       if (
-        not active[shown].all()
-        or (active.any() and not slates.valid.any(1).all())
-        or np.isnan(slates.log_probs).any()
+        not active[items[valid]].all()
+        or (active.any() and not valid.any())
+        or np.isnan([log_probs, propensity]).any()
       ):
         raise InputError(
-          f"the policy answers {slates.items[0].tolist()} with log "
-          f"probabilities {slates.log_probs[0].tolist()}; expected active "
-          "items, and no NaN: run --mode=export again"
+          f"the policy answers {items.tolist()} with log probabilities "
+          f"{log_probs.tolist()}; expected active items, and no NaN: run "
+          "--mode=export again"
         )
-
-  def empty_query(self) -> Query:
-    """Returns the request of a user of whom nothing is known."""
-    return self.query((), [0.0] * self.manifest.sizes["profile"])
 
   def query(
     self,
@@ -247,7 +269,7 @@ class Recommender:
       InputError: names what is wrong.
     """
     return request_lib.make(
-      self.manifest.sizes,
+      self.manifest,
       self._known,
       self.catalogue.tags,
       history,
@@ -281,12 +303,8 @@ class Recommender:
     for number, rows in enumerate(jax.tree.leaves(padded)):
       for row, leaves in enumerate(of_each):
         rows[row] = leaves[number]
-    decoded = self._decoders[batch](
-      self._policy, self._arrays, *_request(padded, self._inputs.old)
-    )
+    decoded = self._decoders[batch](self._policy, self._arrays, padded.inputs())
     slates = [np.asarray(x)[:count] for x in decoded]
-    if self._inputs.old:  # It draws nothing.
-      slates.append(slates[-1].astype(np.float32))
     return _first(Recommendations(*slates), padded.k[:count])
 
   def recommend(
@@ -306,11 +324,7 @@ class Recommender:
       InputError: names what is wrong, and the row of the user.
     """
     nothing = [()] * len(history)
-    rows = (
-      history,
-      nothing if profile is None else profile,
-      nothing if seen is None else seen,
-    )
+    rows = [nothing if x is None else x for x in (history, profile, seen)]
     if len({len(x) for x in rows}) > 1:
       raise InputError(
         f"history, profile and seen are of {[len(x) for x in rows]} users; "
@@ -362,24 +376,20 @@ def load(
 
 def _read_decode(
   folder: pathlib.Path, manifest: folder_lib.Manifest
-) -> tuple[export.Exported, Inputs]:
+) -> tuple[export.Exported, Signature]:
   """Reads the artefact, and the description of its inputs."""
   artefact = folder_lib.read_file(folder, manifest, "decode")
   try:
     exported = export.deserialize(bytearray(artefact))
-    (policy, catalogue, *request), _ = jax.tree.unflatten(
+    (policy, catalogue, request), _ = jax.tree.unflatten(
       exported.in_tree, exported.in_avals
     )
-    old = len(request) > 1
-    if old:
-      rows = dict(zip(_OLD_NAMES, request, strict=True))
-    else:
-      rows = {name: request[0][name] for name in _OLD_NAMES}
-      rows["shown"] = request[0]["earlier"]["items"]
-      rows["tags"] = request[0]["allow"]["include"]
+    rows = {name: request[name] for name in ("profile", "history", "seen")}
+    rows["shown"] = request["earlier"]["items"]
+    rows["tags"] = request["allow"]["include"]
     sizes = {name: row.shape[1] for name, row in rows.items()}
     sizes["slate"] = exported.out_avals[0].shape[1]
-    inputs = Inputs(policy, catalogue, sizes, old)
+    inputs = Signature(policy, catalogue, sizes)
   except Exception as error:  # Of another version of jax, say.
     what = (str(error) or type(error).__name__).splitlines()[0]
     raise InputError(
@@ -392,7 +402,7 @@ def _read_decode(
 
 
 def _compile(
-  exported: export.Exported, inputs: Inputs, batch_sizes: Sequence[int]
+  exported: export.Exported, inputs: Signature, batch_sizes: Sequence[int]
 ) -> dict[int, Callable]:
   """Compiles the exported function for each batch size."""
   arrays = jax.tree.map(
@@ -401,13 +411,11 @@ def _compile(
   )
 
   def compiled(batch: int) -> Callable:
-    # Of the tags' words the artefact says how many; format 1 has no sizes.
-    sizes = folder_lib.SINCE_2 | inputs.sizes
     rows = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-      _request(request_lib.padding(sizes, batch), inputs.old),
+      request_lib.padding(inputs.sizes, batch).inputs(),
     )
-    return jax.jit(exported.call).lower(*arrays, *rows).compile()
+    return jax.jit(exported.call).lower(*arrays, rows).compile()
 
   # XLA compiles without the GIL.
   with concurrent.futures.ThreadPoolExecutor(
@@ -423,13 +431,6 @@ def _trim() -> None:
   """
   with contextlib.suppress(AttributeError):  # Another C library.
     ctypes.CDLL(None).malloc_trim(0)
-
-
-def _request(query: Query, old: bool) -> tuple[Any, ...]:
-  """The arguments of the exported function after policy and catalogue."""
-  if old:
-    return tuple(getattr(query, name) for name in _OLD_NAMES)
-  return (query.inputs(),)
 
 
 def _first(slates: Recommendations, k: np.ndarray) -> Recommendations:
@@ -448,7 +449,7 @@ def _first(slates: Recommendations, k: np.ndarray) -> Recommendations:
 
 
 def _read_policy(
-  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
+  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Signature
 ) -> dict[str, Any]:
   """Reads the policy's parameters by name, and puts them on the device."""
   data = folder_lib.read_file(folder, manifest, "policy")
@@ -463,8 +464,8 @@ def _read_policy(
 
 
 def _read_catalogue(
-  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Inputs
-) -> Catalogue:
+  folder: pathlib.Path, manifest: folder_lib.Manifest, inputs: Signature
+) -> ServedCatalogue:
   """Reads the catalogue, checked against the inputs of the artefact."""
   catalogue = folder_lib.read_catalogue(folder, manifest)
   path = folder / manifest.files["catalogue"].name

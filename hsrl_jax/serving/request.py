@@ -9,6 +9,7 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import tags as tags_lib
 from hsrl_jax.serving.arguments import short
+from hsrl_jax.serving.folder import Manifest
 from hsrl_jax.sid import permits
 from hsrl_jax.types import Shown
 
@@ -16,7 +17,6 @@ _LARGEST = float(np.finfo(np.float32).max)
 # Below, scores divided by it have no digits left; above, all draws are alike.
 _TEMPERATURES = (1e-3, 1e3)
 _USUAL = frozenset((0, 1))  # Responses; others are looked at one by one.
-_OLD = "which this export, of an older version, cannot: run --mode=export again"
 
 
 class Query(NamedTuple):
@@ -82,9 +82,9 @@ def padding(sizes: Mapping[str, int], *batch: int) -> Query:
 
 
 def make(
-  sizes: Mapping[str, int],
+  manifest: Manifest,
   known: bytes,
-  tags: tags_lib.Tags | None,
+  tags: tags_lib.Tags,
   history: Sequence[int],
   profile: Sequence[float],
   seen: Sequence[int],
@@ -99,22 +99,15 @@ def make(
   """Checks and pads a request, see Recommender.query.
 
   Args:
-    sizes: of the manifest.
+    manifest: of the export.
     known: of the catalogue's index, a byte for each id from 0.
-    tags: of the catalogue; None where the export takes none.
+    tags: of the catalogue.
     history: see Recommender.query, like all that follow.
-    profile: the same.
-    seen: the same.
-    earlier: the same.
-    k: the same.
-    temperature: the same.
-    include: the same.
-    exclude: the same.
-    since: the same.
 
   Raises:
     InputError: names what is wrong.
   """
+  sizes = manifest.sizes
   padded = padding(sizes)
   if len(seen) > sizes["seen"]:
     raise InputError(
@@ -133,18 +126,17 @@ def make(
   padded.seen[: len(seen)] = seen
   for place, value in enumerate(profile):
     padded.profile[place] = _number("profile holds", value)
+  manifest.check_range("profile", profile)
   if len(earlier):
     padded = padded._replace(earlier=_shown(known, earlier, padded.earlier))
   if temperature:
     padded = padded._replace(
-      temperature=_temperature(temperature, drawn=tags is not None),
+      temperature=_temperature(temperature),
       seed=np.frombuffer(os.urandom(8), np.uint32),
     )
   if k is not None:
     padded = padded._replace(k=_count(k, sizes["slate"]))
   if len(include) or len(exclude) or since is not None:
-    if tags is None:
-      raise InputError(f"include, exclude or since is given, {_OLD}")
     allow = tags.allow(include, exclude, since)
     padded = padded._replace(allow=allow)
   return padded
@@ -171,15 +163,13 @@ def _number(what: str, value: Any) -> float:
   return value
 
 
-def _temperature(value: Any, drawn: bool) -> np.ndarray:
+def _temperature(value: Any) -> np.ndarray:
   number, (least, most) = _number("temperature is", value), _TEMPERATURES
   if not least <= number <= most:
     raise InputError(
       f"temperature is {short(value)}; expected 0 for the best slate, or a "
       f"number from {least:g} to {most:g}"
     )
-  if not drawn:
-    raise InputError(f"temperature is {short(value)}, {_OLD}")
   return np.float32(number)
 
 

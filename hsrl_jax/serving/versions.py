@@ -1,14 +1,11 @@
 """Versions of an export: `versions/N`, and the file `current` that names one.
 
 A version is never changed but for its catalogue, and never removed. `current`
-is replaced by a rename, so a server sees the old version or the new one. A
-folder that holds a single export, as hsrl_jax wrote before there were versions,
-is served as it is; the first new version makes it version 1.
+is replaced by a rename, so a server sees the old version or the new one. The
+folder of one export, such as a version's, is served as it is.
 """
 
-import os
 import pathlib
-import shutil
 from typing import NamedTuple
 
 from hsrl_jax import files
@@ -59,20 +56,17 @@ def next_folder(root: pathlib.Path) -> pathlib.Path:
   """Returns the folder to write the next version to; it does not exist.
 
   Args:
-    root: is missing, empty, has versions, or is a single export, which becomes
-      version 1.
+    root: is missing, empty, or has versions.
 
   Raises:
     InputError: something else is there.
   """
   if root.is_symlink() or (root.exists() and not root.is_dir()):
     raise _stranger(root, "is no folder")
-  known = (VERSIONS, POINTER, MANIFEST, *_old_files(root))
   for path in sorted(root.iterdir()) if root.exists() else ():
-    if path.name not in known and not path.name.startswith("."):
-      raise _stranger(root, f"holds {path.name!r}, which is of no export")
-  if folder_lib.read_pointer(root) is None and (root / MANIFEST).exists():
-    _adopt(root)
+    if path.name not in (VERSIONS, POINTER) and path.name[0] != ".":
+      raise _stranger(root, f"holds {path.name!r}, which is no version")
+  folder_lib.read_pointer(root)  # It must not be damaged.
   taken = [0]
   if (root / VERSIONS).is_dir():
     names = [path.name for path in (root / VERSIONS).iterdir()]
@@ -85,8 +79,6 @@ def publish(folder: pathlib.Path) -> None:
   root = folder.parents[1]
   pointer = folder_lib.read_pointer(root)
   _point(root, int(folder.name), None if pointer is None else pointer.version)
-  for name in (MANIFEST, *_old_files(root)):  # They are in versions/1.
-    (root / name).unlink(missing_ok=True)
 
 
 def rollback(root: pathlib.Path) -> int:
@@ -141,40 +133,8 @@ def _point(root: pathlib.Path, version: int, before: int | None) -> None:
   files.write_json(root / POINTER, Pointer(version, before)._asdict())
 
 
-def _adopt(root: pathlib.Path) -> None:
-  """Makes the single export of a folder its version 1, and current.
-
-  Its files stay where they are too (they are linked) until the next version is
-  published, for servers that look there.
-  """
-  manifest = folder_lib.read_manifest(root)
-  new = root / VERSIONS / ".1"
-  shutil.rmtree(new, ignore_errors=True)  # What a crash left.
-  new.mkdir(parents=True)
-  for name in (MANIFEST, *(file.name for file in manifest.files.values())):
-    _link(root / name, new / name)
-  target = folder_lib.version_folder(root, 1)
-  if not target.exists():
-    new.rename(target)
-  _point(root, 1, None)
-  shutil.rmtree(new, ignore_errors=True)
-
-
-def _link(source: pathlib.Path, target: pathlib.Path) -> None:
-  try:
-    os.link(source, target)
-  except OSError:  # A file system without links.
-    shutil.copyfile(source, target)
-
-
-def _old_files(root: pathlib.Path) -> list[str]:
-  """Names of the files of a single export in a folder."""
-  names = ["decode.bin", "policy.npz"]
-  return names + [path.name for path in root.glob("catalogue-*.npz")]
-
-
 def _stranger(root: pathlib.Path, what: str) -> InputError:
   return InputError(
     f"{root} {what}; expected a folder that is missing, empty, or an export's "
-    "alone: choose another one, or move away what is there"
+    "with its versions: choose another one, or move away what is there"
   )

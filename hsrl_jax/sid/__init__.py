@@ -1,7 +1,7 @@
 """The semantic action space: quantizer, unique SIDs, index, beam search."""
 
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import SidIndex, lookup, sid_of, valid_tokens
+from hsrl_jax.sid.index import Catalogue, SidIndex, lookup, sid_of, valid_tokens
 from hsrl_jax.sid.quantizer import encode, fit, reconstruct, relative_error
 from hsrl_jax.sid.resolve import check_capacity, encode_unique
 from hsrl_jax.sid.store import load_index, save_index
@@ -15,6 +15,7 @@ from hsrl_jax.sid.trie import (
 
 __all__ = [
   "Beams",
+  "Catalogue",
   "SidIndex",
   "add_items",
   "beam_search",

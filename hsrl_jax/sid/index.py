@@ -13,7 +13,7 @@ host.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,6 +70,30 @@ class SidIndex:
   def num_items(self) -> int:
     """Largest id that has a SID, active or not; host only."""
     return int(np.flatnonzero(np.asarray(self.known)).max(initial=0))
+
+
+class Catalogue(NamedTuple):
+  """The items on the device; an input of what is compiled, so it may change.
+
+  Attributes:
+    features: float32 [N + 1, D], row 0 for padding.
+    index: their SIDs.
+    codebooks: float32 [L, V, D], what the tokens mean.
+    popularity: float32 [N + 1], positive responses in the training logs; None
+      where nobody asks.
+    exposures: float32 [N + 1], showings of each item there; likewise.
+    categories: bool [N + 1, C], those of each item; None: there are none.
+    plain: float32 [0, F], of which the width counts: an item's first F features
+      are all that users respond to, the rest are topics; None: all are.
+  """
+
+  features: Array
+  index: SidIndex
+  codebooks: Array
+  popularity: Array | None = None
+  exposures: Array | None = None
+  categories: Array | None = None
+  plain: Array | None = None
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:

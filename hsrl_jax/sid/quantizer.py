@@ -3,8 +3,8 @@
 r_0 = x;  z_l = argmin_v ||r_{l-1} - C_l[v]||;  r_l = r_{l-1} - C_l[z_l]
 
 The vectors are an array, or any object with `.shape` whose slices x[a:b] are
-float32 arrays, such as `hsrl_jax.data.rows.open_npy`. Such an object is read
-piece by piece.
+float32 arrays, such as `hsrl_jax.data.embeddings.open_npy`. Such an object is
+read piece by piece.
 """
 
 from collections.abc import Callable, Iterator, Sequence

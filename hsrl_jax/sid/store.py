@@ -76,7 +76,7 @@ def read(workdir: pathlib.Path) -> Sids:
   """Reads `sids/`, and checks that its files belong together.
 
   Raises:
-    InputError: a file is missing, damaged, of a newer version, or belongs to
+    InputError: a file is missing, damaged, of another format, or belongs to
       other codebooks.
   """
   folder = workdir / FOLDER

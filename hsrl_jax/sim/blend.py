@@ -34,7 +34,7 @@ _PAST = 3.0  # Items of history at which a similarity has half its variance.
 _LEAST = 1e-6  # Of a probability, so that its logit is finite.
 
 
-class Table(NamedTuple):
+class Biases(NamedTuple):
   """Biases by key; that of any other key is 0.
 
   Attributes:
@@ -70,7 +70,7 @@ class Blend(NamedTuple):
 
   def of_users(self, user_id: np.ndarray) -> np.ndarray:
     """b of users, float32 [S]; 0 for whom the training logs do not have."""
-    return Table(np.asarray(self.user_ids), np.asarray(self.users))(user_id)
+    return Biases(np.asarray(self.user_ids), np.asarray(self.users))(user_id)
 
 
 def unfitted(features: Array | np.ndarray) -> Blend:
@@ -86,7 +86,7 @@ def unfitted(features: Array | np.ndarray) -> Blend:
 
 def of_logs(
   train: Sessions, features: np.ndarray, drawn: np.ndarray | None = None
-) -> tuple[Blend, Table | None]:
+) -> tuple[Blend, Biases | None]:
   """Biases of the training logs, with the weights of the network alone.
 
   Args:
@@ -115,7 +115,7 @@ def of_logs(
   return blend, positions
 
 
-def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Table:
+def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Biases:
   """Smoothed logit of likes less that of expected likes, by key.
 
   Without offsets it is the logit of (likes + m r) / (showings + m) less that of
@@ -145,7 +145,7 @@ def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Table:
     share = (total + _SMOOTHING * rate) / (shown + _SMOOTHING)
     return scipy.special.logit(share.clip(_LEAST, 1 - _LEAST))
 
-  return Table(keys, smoothed(liked) - smoothed(expected))
+  return Biases(keys, smoothed(liked) - smoothed(expected))
 
 
 def logits(

@@ -54,8 +54,7 @@ class ResponseParams(NamedTuple):
   """What a click model needs to answer.
 
   Attributes:
-    network: parameters of the flax module; with an axis of members before all
-      others where the config asks for an ensemble.
+    network: parameters of the flax module.
     item_features: float32 [N + 1, D], row 0 for padding.
     blend: statistics of the logs and their weights; None: the network alone.
     shift: float32 [], added to each logit, which brings probabilities that were
@@ -104,19 +103,9 @@ def init(
 
   But for what only some logs lead to: users with a bias, and a shift.
   """
-  network = make_network(config)
   history = observation.history
-
-  def of_member(key):
-    return network.init(
-      key, item_features, observation.profile, history, history
-    )
-
-  members = config.ensemble
-  params = (
-    of_member(key)
-    if members == 1
-    else jax.vmap(of_member)(jax.random.split(key, members))
+  params = make_network(config).init(
+    key, item_features, observation.profile, history, history
   )
   blend = None
   if config.click_model in BLENDED:
@@ -126,48 +115,30 @@ def init(
 
 def response_fn(config: SimulatorConfig) -> ResponseFn:
   """How users respond by `config`; its params are ResponseParams."""
-  return functools.partial(
-    _probabilities, make_network(config), config.ensemble, config.pessimism
-  )
+  return functools.partial(_probabilities, make_network(config))
 
 
 def _probabilities(
   network,
-  members: int,
-  pessimism: float,
   params: ResponseParams,
   profile: Array,
   history: Array,
   slate: Array,
   user: Array | float = 0.0,
 ) -> Array:
-  def of_member(own: Params) -> Array:
-    logits = network.apply(own, params.item_features, profile, history, slate)
-    if params.blend is not None:
-      logits = blend_lib.logits(
-        params.blend, logits, params.item_features, history, slate, user
-      )
-    if params.shift is not None:
-      logits = logits + params.shift
-    return jax.nn.sigmoid(logits)
-
-  if members == 1:
-    return of_member(params.network)
-  return lowered(jax.vmap(of_member)(params.network), pessimism)
-
-
-def lowered(probability: Array, pessimism: float) -> Array:
-  """The mean over an ensemble less its disagreement, [M, ...] -> [...].
-
-  The mean less `pessimism` standard deviations, as in MOPO (Yu et al. 2020),
-  where the members' disagreement lowers the reward; at least 0.
-  """
-  deviation = probability.std(0)
-  return jnp.maximum(probability.mean(0) - pessimism * deviation, 0.0)
+  features = params.item_features
+  logits = network.apply(params.network, features, profile, history, slate)
+  if params.blend is not None:
+    logits = blend_lib.logits(
+      params.blend, logits, features, history, slate, user
+    )
+  if params.shift is not None:
+    logits = logits + params.shift
+  return jax.nn.sigmoid(logits)
 
 
 class FitState(NamedTuple):
-  """The whole state of fitting; of an ensemble, each with an axis of members.
+  """The whole state of fitting.
 
   Attributes:
     params: of the network.
@@ -191,9 +162,8 @@ class Fit(NamedTuple):
     init: () -> FitState.
     shapes: () -> the same, as jax.ShapeDtypeStruct.
     epoch: FitState -> (FitState, mean training loss).
-    predict: (params, Sessions) -> probabilities [S, K]; of an ensemble
-      [M, S, K].
-    keep_best: (FitState, validation loss) -> FitState; a loss of each member.
+    predict: (params, Sessions) -> probabilities [S, K].
+    keep_best: (FitState, validation loss) -> FitState.
   """
 
   init: Callable[[], FitState]
@@ -274,37 +244,12 @@ def make_fit(
 
     return functools.partial(jit(run), arrays)
 
-  if config.ensemble == 1:
-    return Fit(
-      compiled(_init, compilation.once),
-      functools.partial(jax.eval_shape, compiled(_init)),
-      compiled(_epoch, compilation.often),
-      compiled(_predict),
-      jax.jit(_keep_best),
-    )
-  keys = jax.vmap(jax.random.key)(
-    jnp.uint32(config.seed) + jnp.arange(config.ensemble, dtype=jnp.uint32)
-  )
-
-  def of_members(function, jit=jax.jit):
-    def run(problem, *args):
-      return jax.vmap(
-        lambda key, *args: function(problem._replace(key=key), *args)
-      )(keys, *args)
-
-    return compiled(run, jit)
-
-  def predict(problem, params, sessions):
-    return jax.vmap(functools.partial(_predict, problem), (0, None))(
-      params, sessions
-    )
-
   return Fit(
-    of_members(_init, compilation.once),
-    functools.partial(jax.eval_shape, of_members(_init)),
-    of_members(_epoch, compilation.often),
-    compiled(predict),
-    jax.jit(jax.vmap(_keep_best)),
+    compiled(_init, compilation.once),
+    functools.partial(jax.eval_shape, compiled(_init)),
+    compiled(_epoch, compilation.often),
+    compiled(_predict),
+    jax.jit(_keep_best),
   )
 
 

@@ -93,21 +93,14 @@ class Length:
 class ItemRule:
   """Base class of the leave rules that depend on what the shown items are.
 
-  A subclass has the fields `window` and `short_start`, and `knows`: the field
-  of `EnvParams` with what the rule knows of the items. `step` takes that as one
-  more argument, `known`. The state is the ids of the last items shown, int32
-  [window], newest last, padded with 0.
-
-  By `short_start` the window is that of the public code of EasyRL4Rec, CIRS and
-  DORL. It takes `sequence[t - window : t]` of the t items shown so far, and in
-  Python a negative start counts from the end. So before the window is full the
-  rule looks at the last min(t, window - t) items alone: for a window of 5, at
-  1, 2, 2, 1 of the 1, 2, 3, 4 items shown; from then on at all 5.
+  A subclass has the field `window`, and `knows`: the field of `EnvParams` with
+  what the rule knows of the items. `step` takes that as one more argument,
+  `known`. The state is the ids of the last items shown, int32 [window], newest
+  last, padded with 0.
   """
 
   knows: ClassVar[str]
   window: int
-  short_start: bool
 
   def start(self) -> Array:
     """See LeaveRule."""
@@ -140,15 +133,6 @@ class ItemRule:
     order = jnp.argsort(shown > 0, stable=True)[-self.window :]
     return shown[order], leaves
 
-  def recent(self, state: Array) -> Array:
-    """The items that the rule looks at, int32 [window]; 0 for none."""
-    if not self.short_start:
-      return state
-    shown = jnp.count_nonzero(state)
-    start = jnp.minimum(shown, self.window - shown)
-    count = jnp.where(shown < self.window, start, self.window)
-    return jnp.where(jnp.arange(self.window) >= self.window - count, state, 0)
-
 
 @dataclasses.dataclass(frozen=True)
 class Boredom(ItemRule):
@@ -164,17 +148,15 @@ class Boredom(ItemRule):
   Attributes:
     window: items.
     threshold: of them, as many as a category may have.
-    short_start: see ItemRule.
   """
 
   knows = "categories"
   window: int
   threshold: int
-  short_start: bool = False
 
   def triggers(self, state: Array, items: Array, known: Array) -> Array:
     """See ItemRule."""
-    too_often = known[self.recent(state)].sum(0) > self.threshold
+    too_often = known[state].sum(0) > self.threshold
     return (known[items] & too_often[None]).any(-1)
 
 
@@ -257,26 +239,23 @@ class Distance(ItemRule):
 
   Attributes:
     window: items.
-    short_start: see ItemRule.
   """
 
   knows = "near"
   window: int
-  short_start: bool = False
 
   def triggers(
     self, state: Array, items: Array, known: NearPairs | NearVectors
   ) -> Array:
     """See ItemRule."""
-    return known.near(items, self.recent(state)).any(-1)
+    return known.near(items, state).any(-1)
 
 
 def of_config(config: SimulatorConfig) -> LeaveRule:
   """The rule that the flags of the simulator ask for."""
-  window, short = config.leave_window, config.leave_short_start
   return {
     "patience": Patience(config.patience),
     "length": Length(),
-    "boredom": Boredom(window, config.leave_threshold, short),
-    "distance": Distance(window, short),
+    "boredom": Boredom(config.leave_window, config.leave_threshold),
+    "distance": Distance(config.leave_window),
   }[config.leave]

@@ -67,7 +67,7 @@ WORLDS = {
 _OFFSET, _LOOKS, _STEPS, _MEMORY, _WINDOW = 0.65, 0.85, 100, 10, 5
 
 
-class Catalogue(NamedTuple):
+class WorldItems(NamedTuple):
   """The items of a world.
 
   Attributes:
@@ -276,16 +276,16 @@ class Sardine(NamedTuple):
 
   def step_or_reset(
     self, key: PRNGKey, state: SardineState, action: Array, params: EnvParams
-  ) -> tuple[SardineState, StepResult]:
+  ) -> tuple[SardineState, StepResult, SardineState]:
     """`step`, then a new user where the session is over; see UserSimulator."""
     draws = self._draws(key)
-    state, result = self.step_by(draws, state, action, params)
+    last, result = self.step_by(draws, state, action, params)
     state = jax.tree.map(
       lambda new, old: jnp.where(result.truncated, new, old),
       self._reset(draws[self.slate_size :], params),
-      state,
+      last,
     )
-    return state, result
+    return state, result, last
 
   def hidden(self, state: SardineState, params: EnvParams) -> Array:
     """What the package calls `user_state`, float32 [3 T].
@@ -337,7 +337,7 @@ def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
   topics[0] = 0
   largest = np.linalg.norm(vectors, axis=1).max()
   return EnvParams(
-    Catalogue(jnp.asarray(vectors), jnp.float32(largest)),
+    WorldItems(jnp.asarray(vectors), jnp.float32(largest)),
     jnp.asarray(sessions.profile),
     jnp.asarray(sessions.history),
     jnp.int32(len(vectors) - 1),

@@ -301,20 +301,22 @@ class UserSimulator(NamedTuple):
 
   def step_or_reset(
     self, key: PRNGKey, state: EnvState, action: Array, params: EnvParams
-  ) -> tuple[EnvState, StepResult]:
+  ) -> tuple[EnvState, StepResult, EnvState]:
     """`step`, then a new user where the session is over.
 
-    The result's observation stays that of the old user.
+    Returns:
+      The state to go on from, the result, whose observation stays that of the
+      old user, and the state of the old user.
     """
     draws = self._draws(key)
-    state, result = self._step(draws, state, action, params)
+    last, result = self._step(draws, state, action, params)
     over = result.terminated | result.truncated
     state = jax.tree.map(
       lambda new, old: jnp.where(over, new, old),
       self._reset(draws[self.slate_size], params),
-      state,
+      last,
     )
-    return state, result
+    return state, result, last
 
 
 def make(

@@ -16,14 +16,13 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
-from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.data import transitions
 from hsrl_jax.errors import InputError, reading
@@ -31,22 +30,19 @@ from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store.database import Store
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.catalogue import Catalogue
-from hsrl_jax.sim import reward as reward_lib
+from hsrl_jax.serving.catalogue import ServedCatalogue
 
 SESSIONS = "sessions.parquet"  # A folder, which parquet reads as one table.
 ITEMS = "items.parquet"
-# Its columns beside item_id, and what older files have in those they lack.
+# Its columns beside item_id.
 _ABOUT = {
-  "title": (pa.string(), ""),
-  "genres": (pa.string(), ""),
-  "tags": (pa.list_(pa.string()), []),
-  "added": (pa.int64(), 0),
-  "feature": (pa.list_(pa.float32()), []),
+  "title": pa.string(),
+  "genres": pa.string(),
+  "tags": pa.list_(pa.string()),
+  "added": pa.int64(),
+  "feature": pa.list_(pa.float32()),
 }
 _NAME = re.compile(r"part-([0-9a-f]{8})-(\d{12})-(\d{12})\.parquet")
-# What decides what a slate earns, of SimulatorConfig.
-_EARNED = ("world", "reward", "penalty", "sweet_point")
 _ROWS = 10_000  # Slates that are held in memory at once.
 _SCHEMA = pa.schema(
   {
@@ -116,9 +112,7 @@ def _collect(
       continue
     served = served or _served(store, export)
     items, rewards = served
-    check = _Check(
-      _write_items(folder, items), _range(rewards, width), left_out=[]
-    )
+    check = _Check(_write_items(folder, items), rewards, left_out=[])
     count = _write(store, width, first, last, folder / SESSIONS, check)
     written += count
     print(f"  {count:,} slates of {width} to {folder}", flush=True)
@@ -300,12 +294,12 @@ def _session_name(session_id: str | None, part: int, request_id: str) -> str:
 
 def _served(
   store: Store, export: str | None
-) -> tuple[dict[str, tuple], list[reward_lib.Reward]]:
+) -> tuple[dict[str, tuple], tuple[float, float]]:
   """What all versions of an export say of slates that were shown.
 
   Returns:
     Of the items that may have been shown, id to what _ABOUT names, of the
-    newest version that has it; and rewards of the runs, of which they say it.
+    newest version that has it; and the least and the largest reward of a slate.
   """
   where = export or store.about().get("folder")
   if where is None:
@@ -324,44 +318,31 @@ def _served(
   for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
     manifest = folder_lib.read_manifest(folder)
     items |= _items(folder_lib.read_catalogue(folder, manifest), manifest.about)
-    told = manifest.about.get("config", {}).get("simulator")
-    if told is not None:
-      own = {name: told[name] for name in _EARNED if name in told}
-      rewards.append(reward_lib.of_config(config_lib.SimulatorConfig(**own)))
-  return items, rewards
+    rewards += manifest.ranges["reward"]
+  return items, (min(rewards), max(rewards))
 
 
-def _range(
-  rewards: Sequence[reward_lib.Reward], width: int
-) -> tuple[float, float]:
-  """The least and the largest reward of a slate of `width` items."""
-  likes = np.tri(width + 1, width, -1)  # Row h: h of them.
-  earned = [np.asarray(x.slate(x.items(likes))) for x in rewards]
-  if not earned:
-    return -transitions.LARGEST, transitions.LARGEST
-  return float(np.min(earned)), float(np.max(earned))
-
-
-def _items(catalogue: Catalogue, about: dict[str, Any]) -> dict[str, tuple]:
+def _items(
+  catalogue: ServedCatalogue, about: dict[str, Any]
+) -> dict[str, tuple]:
   """See _served.
 
   Args:
     catalogue: of an export.
     about: it; `topics` of the features are no item's own, and those tags are
-      genres that `genres` names: all of them in exports that do not say.
+      genres that `genres` names.
   """
   width = catalogue.features.shape[1] - about.get("topics", 0)
-  tags = catalogue.tags
-  genres = set(about.get("genres", tags.names if tags else ()))
+  tags, genres = catalogue.tags, set(about.get("genres", ()))
   rows = np.flatnonzero(np.asarray(catalogue.index.known))
   items = {}
   for row in rows[rows > 0]:
-    names = tags.of(row) if tags else []
+    names = tags.of(row)
     items[catalogue.item_ids.of(row)] = (
       catalogue.titles.of(row),
       "|".join(x for x in names if x in genres),
       [x for x in names if x not in genres],
-      int(tags.added[row]) if tags else 0,
+      int(tags.added[row]),
       catalogue.features[row, :width].tolist(),
     )
   return items
@@ -373,12 +354,8 @@ def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
   if path.exists():
     with reading(path, "what --mode=collect wrote"):
       table = pyarrow.parquet.read_table(path).to_pydict()
-    ids = table["item_id"]
-    columns = (
-      table.get(name, [default] * len(ids))
-      for name, (_, default) in _ABOUT.items()
-    )
-    before = dict(zip(ids, zip(*columns, strict=True), strict=True))
+      columns = zip(*(table[name] for name in _ABOUT), strict=True)
+      before = dict(zip(table["item_id"], columns, strict=True))
   merged = before | items  # Numbers of items stay: old ones come first.
   if merged != before:
     columns = zip(
@@ -387,7 +364,7 @@ def _write_items(folder: pathlib.Path, items: dict[str, tuple]) -> set[str]:
     table = pa.table(
       {
         "item_id": pa.array(merged, pa.string()),
-        **{name: pa.array(x, kind) for (name, (kind, _)), x in columns},
+        **{name: pa.array(x, kind) for (name, kind), x in columns},
       }
     )
     sink = pa.BufferOutputStream()

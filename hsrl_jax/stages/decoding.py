@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax import sid
-from hsrl_jax.agents.base import Action, ActionSpace, Agent
+from hsrl_jax.agents.base import Action, Agent
 from hsrl_jax.ops import plackett_luce, tree
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.sid import permits
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Observation, Params, Shown
 
 
@@ -30,14 +31,15 @@ class _Slate(NamedTuple):
   propensity: Array
 
 
-def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
+def decoder(
+  agent: Agent, params: Params, catalogue: ServedCatalogue
+) -> Callable:
   """The function that is exported.
 
   Args:
     agent: acts.
     params: of the agent, for their structure.
-    catalogue: for the structure of its index. One without tags makes a function
-      that asks nothing of the items.
+    catalogue: for the structure of its index.
 
   Returns:
     ({name: parameter}, {name: array of the catalogue}, the fields of
@@ -54,14 +56,10 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
     index = jax.tree_util.tree_map_with_path(
       lambda path, _: arrays[jax.tree_util.keystr(path)], places
     )
-    items = ActionSpace(
+    items = Catalogue(
       arrays["features"], index, arrays["codebooks"], arrays.get("popularity")
     )
-    has_tags = "tags" in arrays
     permitted = functools.partial(_permitted, arrays)
-
-    def free(request):
-      return _act(agent, params, items, request)
 
     def exact(request):
       every = jnp.arange(len(index.active))
@@ -80,12 +78,11 @@ def decoder(agent: Agent, params: Params, catalogue: Catalogue) -> Callable:
       return _act(agent, params, items._replace(index=own), request)
 
     act = bounded if agent.beams else exact
-    actions = jax.vmap(act if has_tags else free)(request)
+    actions = jax.vmap(act)(request)
     slate = _drawn(actions, request)
     # An id of 0 is not active.
     valid = index.active[slate.items]
-    if has_tags:
-      valid &= jax.vmap(permitted)(slate.items, request)
+    valid &= jax.vmap(permitted)(slate.items, request)
     seen = request["seen"][:, None]
     valid &= ~(slate.items[..., None] == seen).any(-1)
     shown = jnp.where(valid, slate.items, 0)
@@ -113,7 +110,7 @@ def _permitted(
 
 
 def _act(
-  agent: Agent, params: Params, items: ActionSpace, request: dict[str, Any]
+  agent: Agent, params: Params, items: Catalogue, request: dict[str, Any]
 ) -> Action:
   """What the agent does for one request.
 

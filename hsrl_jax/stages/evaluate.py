@@ -12,14 +12,7 @@ from typing import Any
 import numpy as np
 
 from hsrl_jax import files
-from hsrl_jax.evaluation import (
-  bounds,
-  measures,
-  planned,
-  ranking,
-  simulate,
-  verdict,
-)
+from hsrl_jax.evaluation import bounds, measures, ranking, simulate, verdict
 from hsrl_jax.report import examples, journeys
 from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages import score_from_logs as from_logs
@@ -44,17 +37,11 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   c, agent = parts.config.evaluate, parts.config.agent
   params = [own for _, own in trained]
   held_out, lists = on_logs.measure(parts, params)
-  users = parts.judged_users(c.split)
   active = parts.catalogue.index.active
   logged = parts.dataset.splits[c.split]
   # Session e is of row rows[e] of the split, whatever the policy.
   rows = simulate.sample(logged.user_id, c.episodes, c.seed)
   sessions = sessions_lib.with_bounds(parts, {agent: trained}, rows)
-  few = {}
-  if c.planned:
-    planner = planned.planned(parts.judge), (users, active)
-    first = rows[: c.planned]
-    few = sessions_lib.simulated(parts, {planned.NAME: [planner]}, first)
   quality = _quality(parts, sessions[agent])
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
   files.write_json(
@@ -73,7 +60,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       **held_out,
       **from_logs.measure(parts, params),
       "policies": _policies(
-        sessions | few, quality, logged.user_id[rows], int(active.sum())
+        sessions, quality, logged.user_id[rows], int(active.sum())
       ),
       "simulator": quality,
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
@@ -104,7 +91,9 @@ def _learned(parts: Parts) -> dict[str, Any]:
   return {"learned_from": known}
 
 
-def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
+def _quality(
+  parts: Parts, sessions: list[simulate.Simulated]
+) -> dict[str, Any]:
   """quality.json of the simulator, with the verdict on the policy's slates."""
   path = parts.folder("simulator") / "simulator" / "quality.json"
   quality = _json(path)
@@ -123,7 +112,7 @@ def _quality(parts: Parts, sessions: list[simulate.Sessions]) -> dict[str, Any]:
 
 
 def _policies(
-  sessions: dict[str, list[simulate.Sessions]],
+  sessions: dict[str, list[simulate.Simulated]],
   quality: dict[str, Any],
   user: np.ndarray,
   items: int,

@@ -27,11 +27,11 @@ from hsrl_jax.ops import tree
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.catalogue import Catalogue
+from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.stages import policy as policy_lib
 from hsrl_jax.stages.decoding import decoder
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import Observation, Params
+from hsrl_jax.types import Observation, Params, Sessions
 
 __all__ = ["FOLDER", "KIND", "capacity", "decoder", "run", "tags_of", "write"]
 
@@ -105,6 +105,7 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
     export,
     slate_size=sizes.slate,
     seen=sizes.seen,
+    ranges=_ranges(parts.dataset.splits["train"], env),
     about={
       "agent": config.agent,
       "acting": how,
@@ -127,6 +128,22 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   if left_out:
     print(f"  {left_out:,} tags of fewer items were left out")
   print(f"export: {root}, version {folder.name}")
+
+
+def _ranges(logs: Sessions, env: Any) -> dict[str, tuple[float, float]]:
+  """The least and the largest number that training saw, see Manifest.ranges.
+
+  The number of positive responses counts as a reward too: the server takes it
+  where feedback has none.
+  """
+  positive = np.tri(env.slate_size + 1, env.slate_size, -1)
+  rewards = [*env.reward.slate(env.reward.items(positive)), 0, env.slate_size]
+  if logs.reward is not None:
+    rewards = np.append(rewards, logs.reward)
+  seen = {"profile": np.append(logs.profile, 0.0), "reward": rewards}
+  return {
+    k: (float(np.nanmin(x)), float(np.nanmax(x))) for k, x in seen.items()
+  }
 
 
 def tags_of(items: Items) -> tuple[list[list[str]], list[str], int]:
@@ -193,7 +210,7 @@ def capacity(
   Raises:
     InputError: there is nothing to export, or not with this capacity.
   """
-  if agent.draws:
+  if agent.draws and not agent.place_by_place:
     raise InputError(
       f"--agent={config.agent} with --mode=export; expected an agent that has "
       "a policy"
@@ -206,8 +223,8 @@ def capacity(
   if agent.fixed_items:
     if export.capacity not in (None, items):
       raise InputError(
-        f"--export_capacity={export.capacity} with --item_logits=free; "
-        f"expected {items}, since new items would have no scores"
+        f"--export_capacity={export.capacity} with --agent={config.agent}, "
+        f"which scores no new items; expected {items}, those of its training"
       )
     return items
   if export.capacity is None:
@@ -224,12 +241,13 @@ def write(
   folder: pathlib.Path,
   agent: Agent,
   params: Params,
-  catalogue: Catalogue,
+  catalogue: ServedCatalogue,
   like: Observation,
   config: ExportConfig,
   *,
   slate_size: int,
   seen: int,
+  ranges: dict[str, tuple[float, float]],
   about: dict[str, Any],
 ) -> folder_lib.Manifest:
   """Writes the folder, all or nothing.
@@ -243,6 +261,7 @@ def write(
     config: of the export.
     slate_size: K.
     seen: T.
+    ranges: see Manifest.
     about: what the manifest tells people beside.
 
   Returns:
@@ -290,6 +309,7 @@ def write(
         "serialization": exported.calling_convention_version,
         **about,
       },
+      ranges=ranges,
     )
     folder_lib.write_manifest(new, manifest)
   return manifest

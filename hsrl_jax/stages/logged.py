@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from hsrl_jax.config import Config
-from hsrl_jax.data import behaviour, blocks, transitions
+from hsrl_jax.data import blocks, transitions
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions, Transition
@@ -39,7 +39,7 @@ def learned(
       "--simulator_observed_items"
     )
   earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
-  log_prob = behaviour.behaviour(logs, items).log_prob
+  log_prob = transitions.logging_policy(logs, items)
   made = transitions.transitions(logs, earned, log_prob, observed_items)
   return jax.tree.map(jax.numpy.asarray, made)
 

@@ -1,6 +1,7 @@
 """Stage `policy` of --task=next_item: trains on what users liked next."""
 
-import pathlib
+import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -8,47 +9,56 @@ import numpy as np
 
 from hsrl_jax import checked, files
 from hsrl_jax.agents import next_item
-from hsrl_jax.config import Config
+from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.data import item_vectors, sequences, source
-from hsrl_jax.engine import checkpoint
-from hsrl_jax.engine import next_item as engine
+from hsrl_jax.engine import core, loop
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import held_out, ranking
-from hsrl_jax.host import metrics as metrics_lib
-from hsrl_jax.host import stop, watch
-from hsrl_jax.ops import tree
+from hsrl_jax.host import watch as watch_lib
+from hsrl_jax.stages import training
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params, Sessions
 
-FOLDER = "policy"
+FOLDER = training.FOLDER
 MODEL = "next_item.json"  # What the model was made by, for --continue_from.
 
 
-def run(parts: Parts) -> None:
-  """Trains each seed; writes `policy/`.
+def run(parts: Parts, watch: watch_lib.Watch) -> None:
+  """Trains on sequences of likes; writes `policy/`, see `training.run`.
 
-  In it are, for each seed, a folder `seed_S` with checkpoints, metrics.jsonl
-  and TensorBoard events, and next_item.json. Goes on after the last epoch that
-  was saved; a signal to stop waits for the end of the epoch in hand.
+  The parameters of a seed's best epoch are kept, by NDCG@10 of what was liked
+  next in the validation split.
 
   Args:
     parts: of the run.
+    watch: counts the time of the phases.
 
   Raises:
-    FloatingPointError: a parameter became NaN or infinite; such a state is not
-      saved.
     InputError: the training logs have no user who liked two items, or the
       validation split has no like.
   """
-  folder = parts.workdir / FOLDER
   given = untrained(parts)
-  trainer, judge = _trainer(parts, given), _judge(parts, given)
-  with stop.deferred(by_all=True) as signals:
-    for seed in parts.config.train.seeds:
-      if not signals.due():
-        _train(trainer, judge, folder / f"seed_{seed}", seed, signals)
+  engine, inputs, train = _engine(parts, given)
+  judge = _judge(parts, given)
+
+  def measure(params: Params) -> tuple[dict, dict, np.ndarray]:
+    found = [judge(own) for own in training.by_seed(params)]
+    point = {"mean": float(np.mean(found)), "per_seed": found}
+    return {"ndcg@10": point}, {}, np.array(found)
+
+  training.run(
+    parts.workdir / FOLDER,
+    engine,
+    inputs,
+    train,
+    watch,
+    curve=lambda _: measure,
+    patience=parts.config.next_item.patience * train.iterations_per_call,
+  )
   files.write_json(
-    folder / MODEL, about(parts.config, given["interactions"].shape[1])
+    parts.workdir / FOLDER / MODEL,
+    about(parts.config, given["interactions"].shape[1])
+    | {"updates_per_epoch": train.iterations_per_call},
   )
 
 
@@ -69,68 +79,53 @@ def about(config: Config, interactions: int) -> dict:
   }
 
 
-def _train(
-  trainer: engine.Trainer,
-  judge: engine.Judge,
-  folder: pathlib.Path,
-  seed: int,
-  signals: stop.Deferral,
-) -> None:
-  folder.mkdir(parents=True, exist_ok=True)
-  with checkpoint.open_directory(folder / "checkpoints") as checkpointer:
-    state = trainer.init(seed)
-    state = checkpoint.restore_latest(checkpointer, state) or state
-    done = int(state.epoch)
-    epochs = trainer.config.epochs
-    with (
-      metrics_lib.MetricsWriter(folder, done, "epoch") as writer,
-      watch.bar(epochs, f"policy, seed {seed}", "epoch", done) as bar,
-    ):
-      for after, measure in trainer.run(state, seed, judge):
-        bad = tree.first_not_finite((after.loss, after.params))
-        if bad:
-          raise FloatingPointError(
-            f"{bad} is not finite by epoch {int(after.epoch)}: lower "
-            "--next_item_learning_rate, in a new --workdir"
-          )
-        epoch = int(after.epoch)
-        checkpoint.save(checkpointer, epoch, after)
-        writer.write(epoch, _measured(after, measure))
-        bar.update()
-        bar.set_postfix(val_ndcg=f"{float(after.best):.4f}")
-        if signals.due():
-          break
-
-
-def _measured(
-  state: engine.TrainState, measure: float | None
-) -> dict[str, float]:
-  """A line of metrics.jsonl: of the epoch, and of the best one so far."""
-  measured = {"train_loss": float(state.loss)}
-  if measure is not None:
-    measured["val_ndcg@10"] = measure
-  if int(state.best_epoch):
-    measured["best_val_ndcg@10"] = float(state.best)
-    measured["best_epoch"] = int(state.best_epoch)
-  return measured
-
-
-def _trainer(parts: Parts, given: Params) -> engine.Trainer:
-  """The trainer; `given` is what `untrained` says."""
+def _engine(
+  parts: Parts, given: Params
+) -> tuple[loop.Engine, core.Inputs, TrainConfig]:
+  """Engine, inputs and course of the training; `given` as of `untrained`."""
   c, items = parts.config.next_item, parts.catalogue.index.num_items
-  liked = sequences.from_sessions(parts.dataset.splits["train"], items)
+  liked = sequences.from_sessions(parts.dataset.splits["train"])
   packed = sequences.pack(liked, c.history)
   if not len(packed.item):
     raise InputError(
       f"{parts.name}: no user of the training logs liked two items; expected "
       "some, whose second is predicted from the first"
     )
+  train = course(parts.config, len(packed.item))
   policy = next_item.policy(parts.config, ranking.LISTED, items)
-  catalogue = policy.catalogue(given, parts.catalogue)
-  return engine.Trainer(policy.model, catalogue, packed, c)
+  features = policy.catalogue(given, parts.catalogue).features
+  catalogue = parts.catalogue._replace(features=features)
+  inputs = core.Inputs(catalogue, None, jax.tree.map(jnp.asarray, packed))
+  agent = next_item.learner(parts.config, items)
+  return loop.make(agent, None, train), inputs, train
 
 
-def _judge(parts: Parts, given: Params) -> engine.Judge:
+def course(config: Config, rows: int) -> TrainConfig:
+  """How the engine trains on packed rows: a call is an epoch.
+
+  Args:
+    config: of the run.
+    rows: packed rows of the training logs.
+  """
+  c = config.next_item
+  batch = min(c.batch_rows, rows)
+  steps = rows // batch
+  return dataclasses.replace(
+    TrainConfig(),
+    task=config.train.task,
+    seeds=config.train.seeds,
+    polyak=1.0 - c.average,
+    users=1,
+    batch_size=batch,
+    buffer_size=steps,
+    iterations=c.epochs * steps,
+    iterations_per_call=steps,
+    curve_every=c.eval_every * steps,
+    save_every=steps,
+  )
+
+
+def _judge(parts: Parts, given: Params) -> Callable[[Params], float]:
   """NDCG@10 of what was liked next in the validation split, as it will act.
 
   Args:
@@ -172,7 +167,7 @@ def _some(sessions: Sessions, count: int) -> Sessions:
 
 
 def ranker(config: Config, items: int) -> ranking.Ranker:
-  """How the policy ranks items; its parameters come with their ActionSpace.
+  """How the policy ranks items; its parameters come with their Catalogue.
 
   Args:
     config: of the run.
@@ -193,23 +188,11 @@ def load(parts: Parts) -> list[Params]:
     InputError: no checkpoint can be read.
   """
   given = untrained(parts)
-  trainer = _trainer(parts, given)
-  return [
-    {"model": _best(parts.workdir, seed, trainer)} | given
-    for seed in parts.config.train.seeds
-  ]
-
-
-def _best(workdir: pathlib.Path, seed: int, trainer: engine.Trainer) -> Params:
-  folder = workdir / FOLDER / f"seed_{seed}" / "checkpoints"
-  with checkpoint.open_directory(folder, read_only=True) as checkpointer:
-    state = checkpoint.restore_latest(checkpointer, trainer.shapes())
-  if state is None:
-    raise InputError(
-      f"{folder}: no checkpoint can be read; delete {workdir}/.done/policy "
-      "and run --mode=policy again"
-    )
-  return state.best_params
+  engine, inputs, train = _engine(parts, given)
+  folder = parts.workdir / FOLDER
+  learner = training.restore(folder, engine, inputs, train.seeds)
+  best = training.by_seed(learner.best.params)
+  return [{"model": own} | given for own in best]
 
 
 def untrained(parts: Parts) -> Params:

@@ -10,11 +10,13 @@ import numpy as np
 from hsrl_jax import agents, checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.agents import agent_of
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.data import blocks, sids, source
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import ranking
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.session_config import FITTED, WORLDS
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import (
   click_model,
   leave,
@@ -182,23 +184,22 @@ class Parts:
     return items._replace(features=features)
 
   @functools.cached_property
-  def catalogue(self) -> ActionSpace:
-    """Items, SIDs and popularity."""
+  def catalogue(self) -> Catalogue:
+    """Items, SIDs, and what the training logs and metadata say of them."""
     c, given = self.config.quantizer, None
     if c.assignment == "plain" and self.brought:
       given = self.brought.given
     catalogue = quantize.load(self.folder("quantize"), self.items, c, given)
     logs = self.dataset.splits["train"]
-    counts = np.bincount(
-      np.asarray(logs.exposed).ravel(),
-      weights=np.asarray(logs.response).ravel(),
-      minlength=len(self.dataset.items.features),
-    )
-    catalogue = catalogue._replace(popularity=jnp.asarray(counts, jnp.float32))
-    if not c.topic_weight:
-      return catalogue
+    shown, likes = ranking.counts(logs, len(self.dataset.items.features) - 1)
+    categories = topics_lib.of_categories(self.dataset.items.genres).categories
     width = self.dataset.items.features.shape[1]
-    return catalogue._replace(plain=jnp.zeros((0, width)))
+    return catalogue._replace(
+      popularity=jnp.asarray(likes, jnp.float32),
+      exposures=jnp.asarray(shown, jnp.float32),
+      categories=jnp.asarray(categories) if categories.size else None,
+      plain=jnp.zeros((0, width)) if c.topic_weight else None,
+    )
 
   @functools.cached_property
   def env(self) -> UserSimulator:

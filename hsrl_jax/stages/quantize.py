@@ -11,16 +11,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import files, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import embeddings
 from hsrl_jax.data import sids as sids_lib
 from hsrl_jax.data.source import Items
-from hsrl_jax.errors import InputError
+from hsrl_jax.errors import InputError, reading
 from hsrl_jax.evaluation import sid_quality
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import sid_page
 from hsrl_jax.sid import store
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages.quantizer_fit import (
   FITS,
   Encoded,
@@ -46,8 +46,8 @@ def source_of(path: pathlib.Path) -> Source:
     InputError: there is no such file.
   """
   size = path.stat().st_size if path.exists() else 0
-  with bar_after(size, "read", "B") as bar:
-    return Source(path.name, embeddings.digest(path, bar.update))
+  with bar_after(size, "read", "B") as bar, reading(path, "a file"):
+    return Source(path.name, files.digest(path, bar.update))
 
 
 def of_dataset(items: Items) -> embeddings.Embeddings:
@@ -169,7 +169,7 @@ def load(
   items: Items,
   config: QuantizerConfig,
   given: np.ndarray | None = None,
-) -> ActionSpace:
+) -> Catalogue:
   """The catalogue of a dataset with the SIDs that `run` wrote.
 
   Args:
@@ -201,7 +201,7 @@ def load(
     index = dataclasses.replace(
       index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
     )
-  return ActionSpace(
+  return Catalogue(
     jnp.asarray(items.features), index, jnp.asarray(stored.codebooks)
   )
 

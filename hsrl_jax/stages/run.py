@@ -114,7 +114,7 @@ class Run(Parts):
     how = policy.acting(self.agent(), self.catalogue.index)
     print(f"  acting: {how}")
     if self.config.train.task == "next_item":
-      next_item.run(self)
+      next_item.run(self, self._phases)
       return
     logs = self.dataset.splits["train"]
     if self.config.train.from_logs:

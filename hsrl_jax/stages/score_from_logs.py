@@ -21,7 +21,7 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
 
   Args:
     parts: of the run.
-    params: of the agent, of each seed, with its ActionSpace.
+    params: of the agent, of each seed, with its Catalogue.
   """
   logs, items = on_logs.judged(parts), len(parts.dataset.items.features) - 1
   if logs.propensity is None:

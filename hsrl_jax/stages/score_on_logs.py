@@ -34,7 +34,7 @@ def measure(
 
   Args:
     parts: of the run.
-    params: of the agent, of each seed, with its ActionSpace.
+    params: of the agent, of each seed, with its Catalogue.
   """
   if parts.shared is not None or not can_rank(parts):
     return {}, None

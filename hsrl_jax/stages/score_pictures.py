@@ -15,7 +15,7 @@ _USERS = 2  # Whose sessions are drawn.
 
 def of(
   parts: Parts,
-  sessions: dict[str, list[simulate.Sessions]],
+  sessions: dict[str, list[simulate.Simulated]],
   rows: np.ndarray,
 ) -> dict[str, Any]:
   """What journeys.json holds: of the policy, and what it is measured by.

@@ -32,7 +32,7 @@ from hsrl_jax.types import Params, Sessions
 
 FOLDER = "simulator"
 GIVEN = "response.npz"  # The copy of a file with weights.
-QUALITY_FORMAT = 2  # Of quality.json; format 1 had no verdict and no number.
+QUALITY_FORMAT = 2  # Of quality.json.
 _SAVE_AFTER = 10.0  # Seconds; the state is saved after the epoch then.
 _LEAST = 1e-7  # Of a probability, so that its logit is finite.
 _TOGETHER = 4_096  # Slates that the click model is asked about at once.
@@ -70,6 +70,7 @@ def run(
   if config.boredom == FITTED_TO_LOGS:
     boredom.check(dataset)
   val = dataset.splits["val"]
+  users = np.asarray(val.user_id)
   fit = _make_fit(config, dataset)
   state = fit.init()
   with (
@@ -77,7 +78,7 @@ def run(
     checkpoint.open_directory(folder / "checkpoints") as checkpointer,
   ):
     state = checkpoint.restore_latest(checkpointer, state) or state
-    done, saved = int(state.epoch.max()), time.monotonic()
+    done, saved = int(state.epoch), time.monotonic()
     with (
       metrics_lib.MetricsWriter(folder, done, axis="epoch") as writer,
       watch.bar(config.epochs, "simulator", "epoch", done) as bar,
@@ -90,9 +91,10 @@ def run(
             f"the click model's {bad} is not finite by epoch {epoch}: lower "
             "--simulator_learning_rate"
           )
-        losses, measured = _measured(fit.predict(state.params, val), val)
-        state = fit.keep_best(state, losses)
-        writer.write(epoch, {"train_loss": float(loss.mean()), **measured})
+        predicted = np.asarray(fit.predict(state.params, val))
+        measured = _scalars(verdict.measure(predicted, val.response, users))
+        state = fit.keep_best(state, measured["log_loss"])
+        writer.write(epoch, {"train_loss": float(loss), **measured})
         last = epoch == config.epochs or signals.due()
         if last or time.monotonic() - saved > _SAVE_AFTER:
           checkpoint.save(checkpointer, epoch, state)
@@ -131,17 +133,10 @@ def _offset(dataset: Dataset) -> np.ndarray | None:
   return feedback.log_q_offset(items.sampling)
 
 
-def _measured(
-  predicted, sessions: Sessions
-) -> tuple[np.ndarray, dict[str, float]]:
-  """Log loss of each member, [] or [M], and the measures of their mean."""
-  predicted = np.asarray(predicted)
-  members = predicted.reshape(-1, *sessions.response.shape)
-  rows = sessions.response, np.asarray(sessions.user_id)
-  p = np.clip(members.astype(np.float64), _LEAST, 1 - _LEAST)
-  log_loss = -np.where(rows[0] > 0, np.log(p), np.log1p(-p)).mean((1, 2))
-  measured = _scalars(verdict.measure(members.mean(0), *rows))
-  return log_loss.reshape(predicted.shape[:-2]), measured
+def _logit(probability: np.ndarray) -> np.ndarray:
+  """Finite logits of probabilities, float64."""
+  p = np.clip(np.asarray(probability, np.float64), _LEAST, 1 - _LEAST)
+  return scipy.special.logit(p)
 
 
 def _scalars(measured: dict[str, Any]) -> dict[str, float]:
@@ -162,18 +157,11 @@ def _blended(
     dataset.splits["train"], dataset.items.features, offset
   )
   drawn = np.zeros(val.exposed.shape) if offset is None else offset[val.exposed]
-  members = np.asarray(fit.predict(network, val), np.float64)
-  logits = scipy.special.logit(np.clip(members, _LEAST, 1 - _LEAST)) - drawn
+  logits = _logit(fit.predict(network, val)) - drawn
   known = drawn
   if positions is not None and val.position is not None:
     known = known + positions(val.position)
-  return blend_lib.fit(
-    blend,
-    logits.reshape(-1, *val.exposed.shape).mean(0),
-    dataset.items.features,
-    val,
-    known,
-  )
+  return blend_lib.fit(blend, logits, dataset.items.features, val, known)
 
 
 def _params(
@@ -247,8 +235,7 @@ def _predictor(
       p = boredom.predicted(params.boredom, dataset, logs, p)
     if offset is None:
       return p
-    p = np.clip(p.astype(np.float64), _LEAST, 1 - _LEAST)
-    return scipy.special.expit(scipy.special.logit(p) + offset[logs.exposed])
+    return scipy.special.expit(_logit(p) + offset[logs.exposed])
 
   return predict
 

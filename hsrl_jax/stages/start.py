@@ -19,7 +19,7 @@ FORMAT = 1
 _SIZES = ("width", "layers", "heads")  # Of NetworkConfig.
 
 
-class Source(NamedTuple):
+class FinishedRun(NamedTuple):
   """A finished run whose parameters another run starts from.
 
   Attributes:
@@ -58,7 +58,7 @@ class Source(NamedTuple):
     files.write_json(workdir / KEPT, kept)
 
 
-def of_config(config: Config, workdir: pathlib.Path) -> Source | None:
+def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
   """The run that a configuration continues from; None: it starts afresh.
 
   Args:
@@ -74,8 +74,8 @@ def of_config(config: Config, workdir: pathlib.Path) -> Source | None:
   if (workdir / KEPT).exists():
     with reading(workdir / KEPT, "what a run keeps of where it started"):
       kept = files.read_json(workdir / KEPT, FORMAT)
-      return Source(path, kept["digest"], kept["next_item"])
-  return Source(path, *_read(path, config))
+      return FinishedRun(path, kept["digest"], kept["next_item"])
+  return FinishedRun(path, *_read(path, config))
 
 
 def _read(path: pathlib.Path, config: Config) -> tuple[str, dict | None]:
@@ -132,7 +132,7 @@ def digest(workdir: pathlib.Path) -> str:
 
 
 def with_sizes(
-  source: Source | None,
+  source: FinishedRun | None,
   texts: Mapping[str, str],
   given: Collection[str],
   config: Config,

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import settings
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.engine import checkpoint, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import next_item, policy
 from hsrl_jax.stages import start as source
 from hsrl_jax.stages.parts import Parts
@@ -96,7 +96,7 @@ def check_items(where: str, theirs: Parts, ours: Parts) -> None:
     )
 
 
-def _other_meaning(theirs: ActionSpace, ours: ActionSpace) -> bool:
+def _other_meaning(theirs: Catalogue, ours: Catalogue) -> bool:
   """Whether codebooks of the same shape differ."""
   return theirs.codebooks.shape == ours.codebooks.shape and not np.array_equal(
     theirs.codebooks, ours.codebooks

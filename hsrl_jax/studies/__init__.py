@@ -1,1 +1,5 @@
-"""What shows one thing once; nothing of the package imports it."""
+"""What shows one thing once, and the method as published.
+
+Nothing else imports it. `python -m hsrl_jax.studies` is the command
+`hsrl_jax.launch` with these studies and that agent.
+"""

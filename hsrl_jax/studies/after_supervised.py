@@ -1,4 +1,4 @@
-"""Experiment `after_supervised`: does RL help or hurt a supervised policy?
+"""Study `after_supervised`: does RL help or hurt a supervised policy?
 
 HSRL is trained on what users of the logs liked next. From there it goes on by
 RL in a simulator of the same logs, held to the policy that it started from by a
@@ -24,6 +24,7 @@ from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
 from hsrl_jax.stages.run import Run
 
+COMPARED = (REFERENCE,)
 START = "supervised"
 # What comes before the names of a policy's rows: changes to NextItemConfig.
 POLICIES: Mapping[str, Mapping[str, Any]] = {
@@ -41,7 +42,7 @@ def run(experiment: jobs.Experiment) -> None:
   """
   if Run(experiment.base, experiment.workdir).without_slates:
     raise InputError(
-      "--mode=after_supervised needs logged slates, on which policies are "
+      "--study=after_supervised needs logged slates, on which policies are "
       "measured; expected another --dataset"
     )
   starts, rows = {}, {}

@@ -1,4 +1,4 @@
-"""Experiment `catalogue_size`: reward, time and memory, 10^3 to 10^6 items.
+"""Study `catalogue_size`: reward, time and memory, 10^3 to 10^6 items.
 
 The users and their click model are those of the dataset. A smaller catalogue is
 a random part of its items, and what a history has of the others is replaced by
@@ -27,17 +27,19 @@ import numpy as np
 
 from hsrl_jax import files, sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import ActionSpace
-from hsrl_jax.config import EvaluateConfig, ExperimentConfig
-from hsrl_jax.engine import engines, loop
+from hsrl_jax.config import EvaluateConfig
+from hsrl_jax.engine import core, loop
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.experiments import entrants, jobs
-from hsrl_jax.experiments.entrants import LABELS, POLICIES
-from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.report import tables
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, quantizer_fit
+from hsrl_jax.studies import plots
+from hsrl_jax.studies.growing import COMPARED as COMPARED
+from hsrl_jax.studies.growing import POLICIES
 
 _SCORES = 50_000_000  # Numbers that the evaluation holds for each array.
 _DECISIONS = 20
@@ -100,7 +102,7 @@ class SizedWorld(NamedTuple):
   """
 
   env: UserSimulator
-  catalogue: ActionSpace
+  catalogue: Catalogue
   users: EnvParams
   held_out: EnvParams
   seconds: float
@@ -148,7 +150,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
 
   return SizedWorld(
     run.env,
-    ActionSpace(features, index, codebooks),
+    Catalogue(features, index, codebooks),
     pool("train"),
     pool(base.evaluate.split, sessions(base.evaluate, size)),
     seconds,
@@ -173,8 +175,7 @@ def measure(
   Returns:
     `total_reward` of each seed, `iteration_ms`, `decision_ms`, `memory_gb`, the
     most that the process had until it was trained, and `start_gb`, what it had
-    before. What could not be measured is None; then `left_out` says why, and
-    `needs` names the limit that was too low, with what would have been enough.
+    before. What could not be measured is None; then `left_out` says why.
   """
   limits = experiment.config
   config = entrants.vary(experiment, POLICIES[name])
@@ -182,10 +183,10 @@ def measure(
   row = dict.fromkeys(
     ("total_reward", "iteration_ms", "decision_ms", "memory_gb", "left_out")
   )
-  row |= {"needs": {}, "start_gb": _memory("VmRSS")}
+  row["start_gb"] = _memory("VmRSS")
   agent = make_agent(config, w.env.slate_size, w.catalogue.index.num_items)
-  engine = engines.make(agent, w.env, config.train)
-  inputs = loop.Inputs(w.catalogue, w.users)
+  engine = loop.make(agent, w.env, config.train)
+  inputs = core.Inputs(w.catalogue, w.users)
   start = jax.jit(engine.init)
   iterate = (
     jax.jit(engine.run, donate_argnums=(0, 1))
@@ -196,7 +197,6 @@ def measure(
   needed = (plan.temp_size_in_bytes + plan.argument_size_in_bytes) / 1e9
   if needed > limits.memory_gb:
     return row | {
-      "needs": {"memory_gb": needed},
       "left_out": f"training needs {needed:.0f} GB, above the limit of "
       f"{limits.memory_gb:g}",
     }
@@ -212,7 +212,6 @@ def measure(
       jax.block_until_ready(learner)
       seconds.append(time.monotonic() - begin)
       if len(seconds) == 1 and calls * seconds[0] > limits.seconds_per_run:
-        row["needs"] = {"seconds_per_run": calls * seconds[0]}
         row["left_out"] = (
           f"training takes {calls * seconds[0]:,.0f} s a seed, above the limit "
           f"of {limits.seconds_per_run:g}"
@@ -234,20 +233,6 @@ def measure(
   return row
 
 
-def outdated(row: dict[str, Any], limits: ExperimentConfig) -> bool:
-  """Whether a row was left out by a limit that would now be enough.
-
-  Args:
-    row: of `measure`, or of the bounds.
-    limits: those of now.
-  """
-  if not row.get("left_out"):
-    return False
-  # Rows that were left out before `needs` was kept are measured again.
-  needs = row.get("needs", {})
-  return all(getattr(limits, limit) >= x for limit, x in needs.items())
-
-
 def run(experiment: jobs.Experiment) -> dict[str, Any]:
   """Runs what is missing; leaves results.json, table.txt and plot.png."""
   c = experiment.config
@@ -264,7 +249,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
       row = jobs.kept(
         _folder(experiment, size) / f"{name}.json",
         lambda task=task: alone(*task),
-        lambda row: outdated(row, c),
+        lambda row: row.get("left_out"),  # Perhaps not by today's limits.
       )
     if name == "bounds":
       limits[size] = row
@@ -282,7 +267,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     experiment,
     results,
     table(results),
-    experiment_plots.catalogue_size(results, LABELS),
+    plots.catalogue_size(results),
   )
   return results
 

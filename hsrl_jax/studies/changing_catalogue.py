@@ -1,4 +1,4 @@
-"""Experiment `changing_catalogue`: items change under a trained policy.
+"""Study `changing_catalogue`: items change under a trained policy.
 
 A part of the dataset's items, drawn at random, is held out: the start
 catalogue has the others alone, codebooks are fitted on it alone, and logged
@@ -7,7 +7,7 @@ for half of the iterations. Then a share of it leaves, as many held-out items
 arrive, and training goes on with what the learner has, in the same compiled
 function. Newcomers get SIDs by the living index: no new fit. Policies know all
 items by their content alone, which no rating changes; for other features see
---experiment_newcomers.
+--study_newcomers.
 
 Compared, with the same losses: HSRL, and policies with one logit per item,
 whose weights are of the item alone (`free`) or come from its features
@@ -29,21 +29,22 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.agents import make_agent
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig
-from hsrl_jax.engine import checkpoint, engines, loop, parallel
+from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import bounds as bounds_lib
 from hsrl_jax.evaluation import simulate, statistics
 from hsrl_jax.experiments import entrants, jobs
-from hsrl_jax.experiments.entrants import LABELS, POLICIES
 from hsrl_jax.host import metrics as metrics_lib
 from hsrl_jax.host import watch
 from hsrl_jax.ops import tree
-from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.report import tables
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams
-from hsrl_jax.stages import policy, quantizer_fit
+from hsrl_jax.stages import policy, quantizer_fit, training
 from hsrl_jax.stages import run as run_lib
-from hsrl_jax.studies import content
+from hsrl_jax.studies import content, plots
+from hsrl_jax.studies.growing import COMPARED as COMPARED
+from hsrl_jax.studies.growing import POLICIES
 
 RECOVERED = 0.95  # Of what was reached before the change.
 
@@ -74,7 +75,7 @@ def split_items(num_items: int, shares: tuple[int, ...], seed: int) -> Split:
 
 def start_catalogue(
   config: QuantizerConfig, features: np.ndarray, split: Split
-) -> ActionSpace:
+) -> Catalogue:
   """The start catalogue, with room for the newcomers.
 
   Args:
@@ -87,12 +88,12 @@ def start_catalogue(
   nobody = np.zeros((0, config.levels), np.int32)
   index = sid.build_index(nobody, config.vocab_size, capacity=len(features) - 1)
   index = sid.add_items(index, split.start, codebooks, rows)
-  return ActionSpace(jnp.asarray(features), index, jnp.asarray(codebooks))
+  return Catalogue(jnp.asarray(features), index, jnp.asarray(codebooks))
 
 
 def replace_items(
-  catalogue: ActionSpace, leaving: np.ndarray, arriving: np.ndarray
-) -> ActionSpace:
+  catalogue: Catalogue, leaving: np.ndarray, arriving: np.ndarray
+) -> Catalogue:
   """The catalogue after the change; codebooks and all other SIDs stay."""
   index = sid.remove_items(catalogue.index, leaving)
   index = sid.add_items(
@@ -132,7 +133,7 @@ class World:
       run: with the stages data and simulator complete.
       shares: percent of the start catalogue that are replaced.
       seed: of who leaves and who arrives.
-      newcomers: what is known of those; see config.ExperimentConfig.
+      newcomers: what is known of those; see registry.ChangingCatalogue.
     """
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
@@ -152,11 +153,11 @@ class World:
     )
     self.start = start_catalogue(run.config.quantizer, features, self.split)
 
-  def changed(self, share: int) -> ActionSpace:
+  def changed(self, share: int) -> Catalogue:
     """The catalogue with `share` percent replaced."""
     return replace_items(self.start, *self.split.change(share))
 
-  def sessions(self, act: simulate.Act, params) -> simulate.Sessions:
+  def sessions(self, act: simulate.Act, params) -> simulate.Simulated:
     """Sessions of the users of the evaluation, alike for all policies."""
     c = self.config.evaluate
     return jax.device_get(
@@ -199,7 +200,7 @@ class Learning:
       config, world.env.slate_size, world.start.index.num_items
     )
     self.act = policy.greedy(agent)
-    self.engine = engines.make(agent, world.env, config.train)
+    self.engine = loop.make(agent, world.env, config.train)
     self.layout = parallel.layout(len(config.train.seeds))
     self.iterate = parallel.over_devices(self.engine.run, self.layout)
     calls = config.train.iterations // config.train.iterations_per_call
@@ -227,9 +228,9 @@ class Learning:
       after.append(step | self._point(params, catalogue))
     return {"before": before, "after": after}
 
-  def _at_change(self) -> tuple[loop.Learner, loop.Stream]:
+  def _at_change(self) -> tuple[core.Learner, core.Stream]:
     """The state at the change, from a checkpoint or trained now."""
-    inputs = loop.Inputs(self.world.start, self.world.users)
+    inputs = core.Inputs(self.world.start, self.world.users)
     like = parallel.shapes(self.engine.init, self.config.seeds, inputs)
     with checkpoint.open_directory(self.folder) as checkpointer:
       state = checkpoint.restore_latest(checkpointer, like)
@@ -247,13 +248,13 @@ class Learning:
         state = checkpoint.restore_latest(checkpointer, like)
       return state
 
-  def _place(self, learner, stream, catalogue: ActionSpace):
+  def _place(self, learner, stream, catalogue: Catalogue):
     learner, stream, inputs = parallel.place(
-      learner, stream, loop.Inputs(catalogue, self.world.users), self.layout
+      learner, stream, core.Inputs(catalogue, self.world.users), self.layout
     )
     return (learner, stream), inputs
 
-  def _advance(self, state, inputs: loop.Inputs, calls: int):
+  def _advance(self, state, inputs: core.Inputs, calls: int):
     """`calls` of the compiled loop."""
     per_call = self.config.iterations_per_call
     with watch.bar(calls * per_call, "policy", "it", delay=2.0) as bar:
@@ -268,9 +269,9 @@ class Learning:
         bar.update(per_call)
     return tuple(state)
 
-  def _point(self, params, catalogue: ActionSpace) -> dict[str, list[float]]:
+  def _point(self, params, catalogue: Catalogue) -> dict[str, list[float]]:
     point = {"total_reward": [], "newcomers": []}
-    for one in policy.by_seed(self.config, params):
+    for one in training.by_seed(params):
       sessions = self.world.sessions(self.act, (one, catalogue))
       shown = sessions.slates[sessions.slates > 0]
       new = np.isin(shown, self.world.split.newcomers)
@@ -319,7 +320,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     experiment,
     results,
     table(results),
-    experiment_plots.changing_catalogue(results, LABELS),
+    plots.changing_catalogue(results),
   )
   return results
 

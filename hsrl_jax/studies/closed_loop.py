@@ -1,4 +1,4 @@
-"""Experiment `closed_loop`: a policy that learns from what it served alone.
+"""Study `closed_loop`: a policy that learns from what it served alone.
 
 A server shows slates to users of the world of the flags, who are clients over
 HTTP. It begins with a popularity policy. After each round of sessions, what was
@@ -14,7 +14,7 @@ import dataclasses
 import json
 import pathlib
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -22,17 +22,19 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from hsrl_jax import files, settings
-from hsrl_jax.config import Config, ExperimentConfig, ExportConfig
+from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.evaluation import simulate, statistics
-from hsrl_jax.experiments import compare, entrants, jobs
+from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS, SessionConfig
 from hsrl_jax.stages import collect
 from hsrl_jax.stages.run import Run
 from hsrl_jax.studies import clients, workers
+from hsrl_jax.studies.registry import ClosedLoop
 
 FIRST = "popularity"  # The policy of the first round.
-# Beside HSRL, unless --experiment_variants names others.
+COMPARED = (entrants.REFERENCE, FIRST)
+# Beside HSRL, unless --study_variants names others.
 VARIANTS: Mapping[str, Mapping[str, Any]] = {"myopic": {"discount": 0.0}}
 _WORLD = "world"  # Trained in it.
 STAGES = ("data", "quantize", "simulator", "policy")
@@ -99,20 +101,14 @@ def run(experiment: jobs.Experiment) -> None:
   jobs.finish(experiment, results, table(results), figure(results))
 
 
-def compared(config: ExperimentConfig) -> Collection[str]:
-  """The agents that the experiment trains."""
-  del config
-  return (entrants.REFERENCE, FIRST)
-
-
-def arms(config: ExperimentConfig) -> dict[str, Mapping[str, Any]]:
+def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
   """Who goes round the loop, by name: changes to the flags' configuration.
 
   Raises:
     InputError: a variant is unknown.
   """
   names = VARIANTS if config.variants is None else config.variants
-  return {entrants.REFERENCE: {}} | compare.variants(names, VARIANTS)
+  return {entrants.REFERENCE: {}} | entrants.variants(names, VARIANTS)
 
 
 def _share(last: np.ndarray, known: np.ndarray) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Experiment `conservatism`: what a policy is worth that learned from logs.
+"""Study `conservatism`: what a policy is worth that learned from logs.
 
 Logs are drawn in the world of the flags by two policies that do not know the
 user: uniform, and by popularity with a temperature. From them agents learn
@@ -22,8 +22,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from hsrl_jax.agents import FROM_LOGS, make_agent
-from hsrl_jax.agents.base import ActionSpace
-from hsrl_jax.config import Config, ExperimentConfig
+from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, simulate, statistics
 from hsrl_jax.evaluation import simulated_logs as logs
@@ -31,11 +30,13 @@ from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.host import watch
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim import user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy, simulator
 from hsrl_jax.stages.run import Run
+from hsrl_jax.studies.registry import Conservatism
 from hsrl_jax.types import Sessions
 
 CONSERVATIVE = "cql"
@@ -129,19 +130,19 @@ def run(experiment: jobs.Experiment) -> None:
   jobs.finish(experiment, results, table(results), figure(results))
 
 
-def compared(config: ExperimentConfig) -> tuple[str, ...]:
-  """The agents that the experiment trains."""
+def compared(config: Conservatism) -> tuple[str, ...]:
+  """The agents that the study trains."""
   of_model = {MODEL: entrants.REFERENCE}
   return tuple(dict.fromkeys(of_model.get(x, x) for x in _learners(config)))
 
 
-def _learners(config: ExperimentConfig) -> tuple[str, ...]:
+def _learners(config: Conservatism) -> tuple[str, ...]:
   """Who learns: agents, and MODEL."""
   names = DEFAULT if config.agents is None else config.agents
   for name in names:
     if name not in (*FROM_LOGS, MODEL):
       raise InputError(
-        f"--experiment_agents has {name!r}; expected some of "
+        f"--study_agents has {name!r}; expected some of "
         f"{', '.join(FROM_LOGS)}, which learn from logs, and {MODEL}"
       )
   return tuple(names)
@@ -194,7 +195,7 @@ def _drawn(
 
 
 def _weights(
-  experiment: jobs.Experiment, catalogue: ActionSpace, logging: str
+  experiment: jobs.Experiment, catalogue: Catalogue, logging: str
 ) -> jax.Array:
   """See logs.log_weights."""
   temperature = experiment.config.logging_temperature

@@ -1,4 +1,4 @@
-"""Experiment `off_policy`: one logging policy's value from another's logs.
+"""Study `off_policy`: one logging policy's value from another's logs.
 
 Two policies logged the same campaign side by side (`--dataset=open_bandit`), so
 that the value of each is known: the mean of its own logs. The logs of the other
@@ -19,7 +19,8 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import off_policy, ranking
 from hsrl_jax.experiments import jobs
-from hsrl_jax.report import experiment_plots, tables
+from hsrl_jax.report import tables
+from hsrl_jax.studies import plots
 
 if TYPE_CHECKING:
   from hsrl_jax.shipped.datasets.open_bandit.impressions import Impressions
@@ -42,7 +43,7 @@ def run(experiment: jobs.Experiment) -> None:
   data = experiment.base.data
   if data.dataset != DATASET:
     raise InputError(
-      f"--mode=off_policy with --dataset={data.dataset}; expected "
+      f"--study=off_policy with --dataset={data.dataset}; expected "
       f"--dataset={DATASET}, which two policies logged"
     )
   if data.raw_data_dir is None or not pathlib.Path(data.raw_data_dir).is_dir():
@@ -66,9 +67,7 @@ def run(experiment: jobs.Experiment) -> None:
     "campaign": impressions.campaign(folder),
     "off_policy": estimated,
   }
-  jobs.finish(
-    experiment, results, table(results), experiment_plots.off_policy(results)
-  )
+  jobs.finish(experiment, results, table(results), plots.off_policy(results))
 
 
 def estimate(

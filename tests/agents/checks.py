@@ -11,6 +11,7 @@ from hsrl_jax import agents, sid
 from hsrl_jax.agents import base
 from hsrl_jax.config import Config
 from hsrl_jax.networks.encoder import Encoder
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
 
@@ -25,12 +26,12 @@ class Made(NamedTuple):
   config: Config
   agent: base.Agent
   params: Params
-  catalogue: base.ActionSpace
+  catalogue: Catalogue
   observation: Observation
 
 
 @functools.cache
-def catalogue() -> base.ActionSpace:
+def catalogue() -> Catalogue:
   """Items at random, with SIDs at random: no k-means is compiled."""
   rng = np.random.default_rng(0)
   numbers = rng.permutation(64)[: toy.ITEMS]
@@ -43,7 +44,7 @@ def catalogue() -> base.ActionSpace:
   # New items have no popularity; padding may not win.
   popularity = (7 * np.arange(toy.ITEMS + 1)) % 41
   popularity[0], popularity[-1] = 99, 0
-  return base.ActionSpace(
+  return Catalogue(
     jnp.asarray(features, jnp.float32),
     sid.build_index(tokens, 8),
     jnp.asarray(codebooks, jnp.float32),
@@ -144,6 +145,7 @@ def transition(observation, **changes):
     jnp.full(3, -3.0),
     jnp.array([1.0, 0.0, 1.0]),
     jnp.float32(0.6),
+    jnp.float32(0.0),
     jnp.float32(0.0),
     jnp.zeros(0),
     jnp.array([0, 0, 0, 7, 1, 3]),

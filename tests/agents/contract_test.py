@@ -15,7 +15,6 @@ from tests import toy
 from tests.agents import checks
 from tests.agents import latent_cases as latent
 from tests.agents.hsrl import reference
-from tests.agents.published import reference as published
 
 # Cases beside each agent at its defaults: its name, the items in training, and
 # settings.
@@ -23,7 +22,6 @@ VARIANTS = {
   "a2c_free": ("a2c", toy.ITEMS, {"item_logits": "free"}),
   # With as many beams as items the search is exhaustive.
   "hsrl_search": ("hsrl", acting.SEARCH_FROM, {}),
-  "hsrl_sampled": ("hsrl", toy.ITEMS, {"residual_mode": "sampled"}),
 }
 CASES = {name: (name, toy.ITEMS, {}) for name in agents.AGENTS} | VARIANTS
 LEARNERS = [
@@ -71,13 +69,11 @@ def _scores(made):
     return np.asarray(catalogue.popularity)
   if agent == "hsrl":
     return reference.log_pi(made)
-  if agent == "hsrl_published":
-    return published.log_pi(params, catalogue, observation)
   if agent in ("ddpg", "td3", "hac"):
     state = latent.state(params, catalogue, observation)
     embedded = latent.embeddings(params, catalogue)
     return embedded @ latent.action(params, state)
-  if agent in ("random", "wolpertinger", "cql", "planner"):
+  if agent in ("random", "wolpertinger", "cql", "planner", *agents.RULES):
     return None
   state = checks.state(params, catalogue, observation)
   if agent == "pgra":
@@ -132,15 +128,14 @@ class ActTest(parameterized.TestCase):
       self.assertTrue(all(len(set(x)) == toy.SLATE for x in slates.tolist()))
       if len(left) > 5:
         kinds = len(set(map(tuple, slates.tolist())))
-        # The published method explores by dropout, of which there is none here.
-        if case in ("popularity", "hsrl_published"):
+        if case == "popularity":
           self.assertEqual(kinds, 1)
         else:
           self.assertGreater(kinds, 20)
 
 
 class LossTest(parameterized.TestCase):
-  @parameterized.parameters(*LEARNERS, "hsrl_sampled")
+  @parameterized.parameters(*LEARNERS)
   @mock.patch.object(hac, "ALIGNMENT_WEIGHT", 0.0)
   def test_what_learns(self, case):
     made = _made(case)

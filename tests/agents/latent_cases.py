@@ -9,6 +9,7 @@ import numpy as np
 
 from hsrl_jax import sid
 from hsrl_jax.agents import base, latent
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
 from tests.agents import checks
@@ -22,7 +23,7 @@ class Case(NamedTuple):
   agent: base.Agent
   params: Params
   target_params: Params
-  catalogue: base.ActionSpace
+  catalogue: Catalogue
   observation: Observation
 
 
@@ -46,6 +47,7 @@ def transition(case: Case) -> Transition:
     jnp.zeros(3),
     jnp.array([1.0, 0.0, 1.0]),
     jnp.float32(0.6),
+    jnp.float32(0.0),
     jnp.float32(0.0),
     action,
     jnp.roll(case.observation.history, 1),

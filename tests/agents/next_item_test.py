@@ -132,9 +132,9 @@ class PolicyTest(parameterized.TestCase):
     index = catalogue.index
     later = toy.ITEMS + 1
     tokens = np.concatenate([index.tokens[1:], [[7, 7]]])
-    known = next_item.Catalogue(
-      sid.build_index(tokens, 8),
-      jnp.concatenate([catalogue.features, catalogue.features[5:6]]),
+    known = catalogue._replace(
+      index=sid.build_index(tokens, 8),
+      features=jnp.concatenate([catalogue.features, catalogue.features[5:6]]),
     )
     del user
     rows = params["model"]["rows"]["params"]

@@ -10,19 +10,25 @@ import tempfile
 from absl import flags
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import agents
+from hsrl_jax import agents, settings
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.agents.hsrl import acting
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.errors import InputError
+from hsrl_jax.experiments.registry import LAUNCH
+from hsrl_jax.studies import registry as studies
 from tests import toy
 
 ROOT = pathlib.Path(__file__).parents[2]
+RULES = "import_layers_test.py"
 # An agent with a setting of its own, and one that it shares.
 MINE = '''
 import dataclasses
 
-from hsrl_jax.agents import base, simple
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +42,18 @@ class Settings(base.ValueSettings):
   mine_rate: float = 0.5
 
 
-make = simple.make_random
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Shows items at random."""
+  del settings
+
+  def act(params, catalogue, observation, excluded, key, exploration):
+    del params, observation, exploration
+    scores = jax.random.uniform(key, (len(catalogue.features),))
+    scores = base.usable(catalogue.index.active, scores, excluded)
+    slate = base.top(scores, spec.slate_size)
+    return base.Action(slate, jnp.zeros(len(slate)), jnp.zeros(0))
+
+  return base.Agent(lambda *_: {}, act, None, draws=True)
 '''
 USE = """
 from absl import flags
@@ -57,12 +74,13 @@ except errors.InputError as error:
 """
 
 
-def _config(*arguments, compared=None):
+def _config(*arguments):
   for name in flags.FLAGS:
     flags.FLAGS[name].unparse()
   flags.FLAGS(["hsrl", *arguments])
   try:
-    return flags_lib.config_from_flags(compared)
+    chosen = flags_lib.experiment_from_flags(LAUNCH)
+    return flags_lib.config_from_flags(chosen)
   finally:
     flags.FLAGS.mark_as_parsed()
 
@@ -86,23 +104,41 @@ class NewAgentTest(absltest.TestCase):
         1,
       )
       registry.write_text(text)
-      ran = subprocess.run(
-        [sys.executable, "-c", USE],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
+      ran = self._run(root, "-c", USE)
+      self.assertEqual(ran.returncode, 0, ran.stderr)
+      self.assertIn("--mine_rate is given", ran.stdout)
+      self.assertIn("expected one of mine", ran.stdout)
+      # In the real tree it keeps the rules of the house, too.
+      shutil.copytree(ROOT / "datasets", pathlib.Path(root) / "datasets")
+      shutil.copy(ROOT / "pyproject.toml", root)
+      (pathlib.Path(root) / "tests").mkdir()
+      shutil.copy(ROOT / "tests" / RULES, pathlib.Path(root) / "tests")
+      ran = self._run(root, "-m", "pytest", "-q", f"tests/{RULES}", "-kkeeps")
+      self.assertEqual(ran.returncode, 0, ran.stdout)
+      self.assertIn("3 passed", ran.stdout)
+      (package / "agents" / "mine.py").write_text(
+        MINE + "\nfrom hsrl_jax.agents import ddpg\n"
       )
-    self.assertEqual(ran.returncode, 0, ran.stderr)
-    self.assertIn("--mine_rate is given", ran.stdout)
-    self.assertIn("expected one of mine", ran.stdout)
+      ran = self._run(root, "-m", "pytest", "-q", f"tests/{RULES}", "-kkeeps")
+      self.assertIn("of another agent", ran.stdout)
+
+  def _run(self, root, *arguments):
+    return subprocess.run(
+      [sys.executable, *arguments],
+      cwd=root,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
 
 
 class FlagsTest(parameterized.TestCase):
   def test_a_flag_means_the_same_to_all_agents(self):
+    stages = {x for _, _, x, _ in settings.fields(settings.STAGES)}
     first = {}
-    for name, algorithm in agents.AGENTS.items():
+    for name, algorithm in (agents.AGENTS | studies.AGENTS).items():
       for field in dataclasses.fields(algorithm.settings):
+        self.assertNotIn(field.name, stages)
         other = first.setdefault(field.name, field)
         self.assertEqual(
           (other.default, other.type, other.metadata),
@@ -161,11 +197,12 @@ class FlagsTest(parameterized.TestCase):
 
   def test_in_an_experiment_one_of_the_agents_must_read_it(self):
     flag = "--item_logits=free"
-    config = _config(flag, compared=("hsrl", "a2c"))
+    chosen = "--experiment=benchmark", "--experiment_agents=hsrl,a2c"
+    config = _config(flag, *chosen)
     self.assertEqual(config.agent, "hsrl")
     self.assertTrue(flags_lib.settings_from_flags("a2c").free)
     with self.assertRaisesRegex(InputError, "--agent=ddpg or hsrl does not"):
-      _config(flag, compared=("hsrl", "ddpg"))
+      _config(flag, chosen[0], "--experiment_agents=hsrl,ddpg")
 
   def test_what_a_run_keeps_is_what_its_agent_reads(self):
     _config("--agent=td3")
@@ -178,10 +215,9 @@ class FlagsTest(parameterized.TestCase):
     ("discount", 1.5, r"in \[0, 1\]"),
     ("beams", 0, "at least 1"),
     ("importance_clip", float("nan"), "at least 0"),
-    ("residual_mode", "some", "one of"),
+    ("credit", "some", "one of"),
     ("temperature", float("inf"), "above 0"),
     ("critic_hidden", (8, 0), "each at least 1"),
-    ("place_trace", 0.5, "0.95, its default, without prefix_values"),
   )
   def test_bounds_name_field_value_and_expectation(self, name, value, expected):
     with self.assertRaisesRegex(
@@ -209,12 +245,10 @@ class ConfigureTest(absltest.TestCase):
 
 class SearchTest(parameterized.TestCase):
   @parameterized.parameters(
-    ("expected", acting.SEARCH_FROM - 1, False),
-    ("expected", acting.SEARCH_FROM, True),
-    ("sampled", 40, True),
+    (acting.SEARCH_FROM - 1, False), (acting.SEARCH_FROM, True)
   )
-  def test_shared_sids_are_not_searched(self, mode, items, searched):
-    config = toy.config("hsrl", residual_mode=mode)
+  def test_shared_sids_are_not_searched(self, items, searched):
+    config = toy.config("hsrl")
     self.assertEqual(agents.make_agent(config, 3, items).beams > 0, searched)
     plain = dataclasses.replace(
       config,

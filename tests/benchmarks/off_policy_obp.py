@@ -9,7 +9,7 @@ It needs an environment of its own (obp 0.5.7 is for Python 3.7 to 3.9):
   obp_env/bin/python tests/benchmarks/off_policy_obp.py
 
 writes tests/evaluation/off_policy_obp.json: figures of off_policy_inputs.py and
-of what --mode=off_policy estimates from, once this package's environment has
+of what --study=off_policy estimates from, once this package's environment has
 written that to a file:
 
   python tests/benchmarks/off_policy_obp.py data/open_bandit inputs.npz
@@ -80,7 +80,7 @@ def of_sessions(inputs):
 
 
 def write_inputs(folder, path):
-  """Arrays of --mode=off_policy: `POLICY/NAME`, of each policy estimated."""
+  """Arrays of --study=off_policy: `POLICY/NAME`, of each policy estimated."""
   from hsrl_jax.shipped.datasets.open_bandit import impressions
   from hsrl_jax.studies import off_policy
 

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from hsrl_jax import sid
-from hsrl_jax.data import rows
+from hsrl_jax.data import embeddings
 
 LEVELS, VOCAB, WIDTH, ITEMS = 3, 256, 64, 100_000
 RUNS = 5
@@ -144,7 +144,7 @@ def peak() -> float:
 
 def stream(path: pathlib.Path, empty: float) -> dict[str, float]:
   """Fits mini-batches of a file and gives all rows unique SIDs."""
-  x = rows.open_npy(path)
+  x = embeddings.open_npy(path)
   codebooks, fit_seconds = timed(lambda: fit(x, batch_size=BATCH))
   fit_peak = peak()
   unique, seconds = timed(lambda: sid.encode_unique(codebooks, x))

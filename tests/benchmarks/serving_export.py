@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, serving, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, ExportConfig, QuantizerConfig
 from hsrl_jax.ops import tree
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
 
@@ -40,7 +40,6 @@ def write(
   folder: pathlib.Path,
   items: int,
   batch_sizes=(8,),
-  has_tags: bool = True,
   **overrides,
 ) -> Live:
   """Writes an export with 50 beams, d 32, 2 layers.
@@ -49,7 +48,6 @@ def write(
     folder: of the export.
     items: in the catalogue, which has room for one in 100 more.
     batch_sizes: of the export.
-    has_tags: whether requests may ask for tags.
     **overrides: see `agents.configure`.
   """
   rng = np.random.default_rng(0)
@@ -67,8 +65,6 @@ def write(
     ["", *(f"Item number {i}" for i in range(1, items + 1))],
     capacity=items + items // 100,
   )
-  if not has_tags:
-    catalogue = catalogue._replace(tags=None)
   config = agents.configure(
     Config(quantizer=QuantizerConfig(LEVELS, VOCAB)),
     agents.DEFAULT,
@@ -76,7 +72,7 @@ def write(
   )
   agent = agents.make_agent(config, SLATE, items)
   user = Observation(jnp.zeros(PROFILE), jnp.ones(HISTORY, jnp.int32))
-  live = ActionSpace(
+  live = Catalogue(
     jnp.asarray(catalogue.features), catalogue.index, jnp.asarray(codebooks)
   )
   params = jax.jit(agent.init)(jax.random.key(0), live, user)
@@ -94,6 +90,7 @@ def write(
     ExportConfig(batch_sizes=batch_sizes),
     slate_size=SLATE,
     seen=SEEN,
+    ranges={"profile": (-4.0, 4.0), "reward": (0.0, SLATE)},
     about={},
   )
   scoring = agents.make_agent(config, SLATE, items=1)

@@ -29,10 +29,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import Config, QuantizerConfig, SimulatorConfig
-from hsrl_jax.engine import loop, parallel
+from hsrl_jax.engine import core, loop, parallel, replayed
 from hsrl_jax.host import speed
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import click_model, user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import policy
@@ -48,7 +48,7 @@ class World(NamedTuple):
   """Made-up items, users and logs of the sizes above."""
 
   env: UserSimulator
-  catalogue: ActionSpace
+  catalogue: Catalogue
   users: EnvParams
   logs: Sessions
 
@@ -61,7 +61,7 @@ def world(items: int) -> World:
   codes = rng.permutation(VOCAB**LEVELS)[:items]
   tokens = np.stack(np.unravel_index(codes, (VOCAB,) * LEVELS), 1)
   codebooks = rng.normal(size=(LEVELS, VOCAB, FEATURES)).astype(np.float32)
-  catalogue = ActionSpace(
+  catalogue = Catalogue(
     jnp.asarray(features),
     sid.build_index(tokens, VOCAB),
     jnp.asarray(codebooks),
@@ -88,11 +88,11 @@ def configure(agent: str = agents.DEFAULT, **values) -> Config:
   return agents.configure(base, agent, **values)
 
 
-def problem(items: int, config: Config) -> tuple[loop.Engine, loop.Inputs, str]:
+def problem(items: int, config: Config) -> tuple[loop.Engine, core.Inputs, str]:
   """The engine in a simulator of random items and users, and how it acts."""
   env, catalogue, users, logs = world(items)
   agent = agents.make_agent(config, SLATE, items)
-  inputs = loop.Inputs(catalogue, users, loop.logged(logs, env.reward))
+  inputs = core.Inputs(catalogue, users, replayed.logged(logs, env.reward))
   how = policy.acting(agent, catalogue.index)
   return loop.make(agent, env, config.train), inputs, how
 

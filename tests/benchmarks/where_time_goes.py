@@ -19,7 +19,7 @@ import time
 import jax
 import train_throughput
 
-from hsrl_jax.engine import loop, parallel
+from hsrl_jax.engine import core, parallel
 
 ITEMS, LAYERS, CALLS = 9_066, 2, 2
 DISPATCH, REST = "dispatch", "rest"
@@ -27,7 +27,7 @@ _OP = re.compile(
   r"^\s*(?:ROOT )?%?([\w.\-]+) = .*metadata=\{op_name=\"([^\"]*)"
 )
 # A whole name of a path: dynamic_update_slice is no update.
-_PHASE = re.compile(rf"[/(]({'|'.join(loop.PHASES)})[/)]")
+_PHASE = re.compile(rf"[/(]({'|'.join(core.PHASES)})[/)]")
 _EXECUTOR = "ThunkExecutor::Execute"
 
 
@@ -84,7 +84,7 @@ def _spent(folder: str, parts: dict[str, str]) -> dict[str, float]:
     for line in plane.lines:
       if "XLA" in line.name:
         _add(spent, list(line.events), parts)
-  order = (*loop.PHASES, DISPATCH, REST)
+  order = (*core.PHASES, DISPATCH, REST)
   return {x: spent[x] / 1e9 for x in order}
 
 

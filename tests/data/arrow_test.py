@@ -2,6 +2,7 @@
 
 import pathlib
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -9,11 +10,7 @@ import pyarrow.parquet
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.errors import InputError
-from hsrl_jax.shipped.datasets.logs import (
-  arrow,
-  sessions,
-  tables,
-)
+from hsrl_jax.shipped.datasets.logs import sessions, tables
 
 ITEMS = [f"i{x}" for x in range(30)]
 
@@ -52,7 +49,8 @@ class ArrowTest(parameterized.TestCase):
         lines.append(",".join(map(str, cells)))
       path.write_text("\n".join(lines))
     try:
-      return sessions.read_table(self.folder, ITEMS, by_user=False)
+      table = tables.read_table(self.folder, "sessions", sessions.NEEDED)
+      return sessions.read(table, tables.Items(ITEMS), by_user=False)
     finally:
       path.unlink()
 
@@ -73,18 +71,12 @@ class ArrowTest(parameterized.TestCase):
     self.assertEqual(found[1:], expected[1:])
 
   def test_all_of_it_is_read_at_once(self):
-    cells = arrow.Cells(pa.table(_columns(0)))
-    for name, good in (
-      ("response", tables.responses),
-      ("profile", tables.numbers),
-    ):
-      self.assertIsNotNone(arrow.numbers(cells, name, tables._GOOD[good], None))
-    for name in ("timestamp", "step"):
-      self.assertIsNotNone(arrow.scalars(cells, name, np.isfinite))
-    for name in ("user_id", "session_id"):
-      self.assertIsNotNone(arrow.codes(cells, name))
-    self.assertIsNotNone(arrow.slates(cells, "exposed", ITEMS))
-    self.assertIsNotNone(arrow.histories(cells, "history", ITEMS))
+    self._read(_columns(0), ".parquet")
+    with mock.patch.object(tables.Table, "cells") as cells:
+      self._read(_columns(0), ".parquet")
+      columns = _columns(0)
+      self._read({k: columns[k] for k in columns if k != "split"}, ".csv")
+    cells.assert_not_called()
 
   def test_dates_as_a_csv_file(self):
     columns = _columns(0, rows=3)

@@ -1,6 +1,5 @@
 """Embeddings of one's own: the three kinds of files, and bad ones."""
 
-import hashlib
 import pathlib
 import tempfile
 
@@ -202,13 +201,6 @@ class EmbeddingsTest(parameterized.TestCase):
       embeddings.like(np.array(["12", "b"]), np.array([1]), "ids.txt")
     with self.assertRaisesRegex(InputError, r"such as 7 \(2 times\)"):
       embeddings.like(np.array(["7", "07"]), np.array([1]), "ids.txt")
-
-  def test_digest_is_that_of_the_content(self):
-    path = self.folder / "x"
-    path.write_bytes(b"abc")
-    self.assertEqual(
-      embeddings.digest(path), hashlib.sha256(b"abc").hexdigest()
-    )
 
 
 if __name__ == "__main__":

@@ -88,7 +88,9 @@ class ProbabilityTest(parameterized.TestCase):
     negatives = shown * (1 - like) / (1 - base_rate)
     logit = np.log(positives / (per_positive * negatives))
     np.testing.assert_allclose(
-      feedback.probability(logit, per_positive, base_rate), like, rtol=1e-12
+      special.expit(logit + feedback.shift(per_positive, base_rate)),
+      like,
+      rtol=1e-12,
     )
 
   def test_of_a_classifier_on_drawn_slates(self):
@@ -114,7 +116,7 @@ class ProbabilityTest(parameterized.TestCase):
     np.testing.assert_allclose(slope, 1, atol=0.05)
     logit = slope * feature[1:] + bias
     base_rate = liked[:, 1:].mean()
-    fitted = feedback.probability(logit, 3, base_rate)
+    fitted = special.expit(logit + feedback.shift(3, base_rate))
     np.testing.assert_allclose(fitted, true[1:], rtol=0.2)
     np.testing.assert_allclose(fitted.mean(), base_rate, rtol=0.1)
     self.assertGreater(special.expit(logit).mean(), 2 * base_rate)
@@ -130,7 +132,7 @@ class ProbabilityTest(parameterized.TestCase):
   @parameterized.parameters((0, 0.1), (9, 0), (9, 1), (9, 1.5))
   def test_out_of_range(self, per_positive, base_rate):
     with self.assertRaisesRegex(ValueError, "expected a number above 0 and"):
-      feedback.probability(0.0, per_positive, base_rate)
+      feedback.shift(per_positive, base_rate)
 
 
 if __name__ == "__main__":

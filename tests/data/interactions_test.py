@@ -6,6 +6,7 @@ import tempfile
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import feedback, prepare, source
@@ -25,7 +26,9 @@ def _log(seed, rows=200, users=6, items=30, split=True):
   }
   if split:
     columns["split"] = names.tolist()
-  table = tables.Table(pathlib.Path("x.csv"), columns, list(range(rows)))
+  table = tables.Table(
+    pathlib.Path("x.csv"), pa.table(columns), list(range(rows))
+  )
   ids = sorted(set(columns["item_id"]))
   return interactions.read(table, ids, options.Options()), len(ids)
 
@@ -162,7 +165,7 @@ class LeaveOneOutTest(parameterized.TestCase):
     if len(rows[0]) > 2:
       given["response"] = [x[2] for x in rows]
     table = tables.Table(
-      pathlib.Path("x.csv"), given | columns, list(range(2, len(rows) + 2))
+      pathlib.Path("x.csv"), pa.table(given | columns), range(2, len(rows) + 2)
     )
     ids = sorted({x[1] for x in rows})
     chosen = options.Options(slate_size=size, split_by="leave_one_out")
@@ -209,7 +212,7 @@ class LeaveOneOutTest(parameterized.TestCase):
         ("train", 1, [1, 3], 6),
       ],
     )
-    self.assertIn("likes of 1 users; 1 with too few likes", log.notes[-1])
+    self.assertIn("likes of 1 users; 1 with too few likes", log.rows.notes[-1])
 
   def test_positives_only(self):
     rows = [(u, str(i)) for i in range(1, 5) for u in "ab"]

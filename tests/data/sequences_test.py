@@ -4,7 +4,6 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import sequences
-from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
 
@@ -22,24 +21,12 @@ def _strip(row):
 
 class SequencesTest(parameterized.TestCase):
   def test_lists_are_right_aligned(self):
-    found = sequences.from_lists({"x": [1, 2, 3], "y": [], "z": [2]}, 3)
+    found = sequences.from_lists([[1, 2, 3], [], [2]])
     np.testing.assert_array_equal(
       found.items, [[1, 2, 3], [0, 0, 0], [0, 0, 2]]
     )
     np.testing.assert_array_equal(found.lengths, [3, 0, 1])
-    self.assertEqual(found.user_id.tolist(), ["x", "y", "z"])
-
-  @parameterized.parameters(0, 4, -1, 2.5, "2")
-  def test_an_unknown_item_is_named(self, item):
-    lists = {"x": [1], "y": [2, item, 3], "z": [item]}
-    with self.assertRaisesRegex(
-      InputError, rf"file: user y has item {item!r} \(2 such .*ids 1\.\.3"
-    ):
-      sequences.from_lists(lists, 3, "file")
-
-  def test_no_user(self):
-    with self.assertRaisesRegex(InputError, "there is no user"):
-      sequences.from_lists([], 3)
+    self.assertEqual(found.user_id.tolist(), [0, 1, 2])
 
   def test_what_users_of_prepared_sessions_liked(self):
     sessions = Sessions(
@@ -49,7 +36,7 @@ class SequencesTest(parameterized.TestCase):
       np.asarray([[1, 2, 3], [4, 5, 6], [7, 2, 5], [1, 2, 3]]),
       np.asarray([[1, 0, 1], [0, 1, 0], [0, 1, 0], [0, 0, 0]], "f"),
     )
-    made = sequences.from_sessions(sessions, 7)
+    made = sequences.from_sessions(sessions)
     self.assertEqual(made.user_id.tolist(), [2, 4, 9])
     # User 4: the history of the first row, then the likes of both rows; what
     # the second row's history repeats counts once.
@@ -57,17 +44,17 @@ class SequencesTest(parameterized.TestCase):
       [_strip(row) for row in made.items], [[5], [6, 1, 3, 2], []]
     )
 
-  @parameterized.parameters((5, True), (5, False), (40, True))
-  def test_packed_rows_hold_each_sequence_once(self, length, windows):
+  @parameterized.parameters(5, 40)
+  def test_packed_rows_hold_each_sequence_once(self, length):
     lists = _lists()
-    packed = sequences.pack(sequences.from_lists(lists, 30), length, windows)
+    packed = sequences.pack(sequences.from_lists(lists), length)
     expected = []
     for row in lists:
       stop = len(row) - 1
       while stop > 0:
         start = max(stop - length, 0)
         expected.append((row[start:stop], row[start + 1 : stop + 1]))
-        stop = start if windows else 0
+        stop = start
     found = []
     for item, target, position, segment in zip(*packed, strict=True):
       np.testing.assert_array_equal(segment > 0, item > 0)

@@ -151,8 +151,7 @@ class FolderTest(parameterized.TestCase):
     )
     order = np.sort(numbers)
     for rank in (0, 1, 250, 499, 500, 501, 777, 1_002):
-      pieces = np.array_split(numbers, 7)
-      ((number, ties),) = sessions.select(lambda p=pieces: iter(p), [rank])
+      ((number, ties),) = sessions.cuts_of(numbers.copy(), [rank])
       self.assertEqual(number, order[rank])
       self.assertEqual(ties, rank - np.sum(numbers < number))
 

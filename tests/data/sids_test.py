@@ -16,6 +16,10 @@ NAMES = ["b", "a", "7"]
 TOKENS = [[0, 2], [1, 0], [0, 9]]
 
 
+def _read(path, names):
+  return sids.of_items(sids.read_file(path), names)
+
+
 class SidsTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
@@ -30,7 +34,7 @@ class SidsTest(parameterized.TestCase):
 
   def _refused(self, path, what, names=NAMES):
     with self.assertRaisesRegex(InputError, what) as caught:
-      sids.read_sids(path, names)
+      _read(path, names)
     self.assertIn(str(path), str(caught.exception))
     self.assertNotIn("\n", str(caught.exception))
 
@@ -43,7 +47,7 @@ class SidsTest(parameterized.TestCase):
     lines = [f"{k},{a},{b}" for k, (a, b) in rows.items()]
     paths[2].write_text("\n".join(["item,one,two", *lines]) + "\n")
     for path in paths:
-      brought = sids.read_sids(path, NAMES)
+      brought = _read(path, NAMES)
       np.testing.assert_array_equal(brought.tokens, TOKENS)
       self.assertEqual(brought.vocab_size, 10)
       self.assertEmpty(brought.moved)
@@ -53,9 +57,7 @@ class SidsTest(parameterized.TestCase):
 
   def test_ids_may_be_numbers(self):
     path = self._json({"1": [0], "0": [1]})
-    np.testing.assert_array_equal(
-      sids.read_sids(path, [0, 1]).tokens, [[1], [0]]
-    )
+    np.testing.assert_array_equal(_read(path, [0, 1]).tokens, [[1], [0]])
 
   @parameterized.parameters(
     ({"b": [0, 1], "7": [1, 1]}, "item a has no SID .1 such items of 3"),
@@ -97,7 +99,7 @@ class SidsTest(parameterized.TestCase):
 
   def test_more_items_than_sids(self):
     path = self._json({"b": [0, 1], "a": [0, 1], "7": [0, 1], "x": [0, 1]})
-    sids.read_sids(path, ["b", "a", "7", "x"])
+    _read(path, ["b", "a", "7", "x"])
     path = self._json({"b": [0], "a": [1], "7": [1]})
     self._refused(path, "2 SIDs for 3 items")
 

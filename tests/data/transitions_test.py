@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.data import behaviour, transitions
+from hsrl_jax.data import transitions
 from hsrl_jax.types import Sessions
 from tests import toy
 
@@ -143,19 +143,18 @@ class TransitionsTest(absltest.TestCase):
     self.assertGreater(result.response.sum(), 5)
 
 
-class BehaviourTest(absltest.TestCase):
+class LoggingPolicyTest(absltest.TestCase):
   def test_logged_propensities_are_known(self):
     logs = _logs(propensity=np.full((5, 2), 0.25))
-    known = behaviour.behaviour(logs, 9)
-    self.assertFalse(known.estimated)
-    np.testing.assert_allclose(known.log_prob, np.log(0.25))
+    np.testing.assert_allclose(
+      transitions.logging_policy(logs, 9), np.log(0.25)
+    )
 
   def test_the_estimate_is_by_how_often_an_item_was_shown(self):
-    known = behaviour.behaviour(_logs(), 9)
-    self.assertTrue(known.estimated)
+    known = transitions.logging_policy(_logs(), 9)
     # Ten are shown, of nine items: item 1 twice, item 7 once.
     want = np.log([(2 + 1) / 19, (1 + 1) / 19])
-    own = [known.log_prob[0, 0], known.log_prob[2, 1]]
+    own = [known[0, 0], known[2, 1]]
     np.testing.assert_allclose(own, want, rtol=1e-6)
 
 

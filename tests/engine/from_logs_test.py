@@ -13,10 +13,10 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.base import ActionSpace
 from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import transitions
-from hsrl_jax.engine import checkpoint, loop
+from hsrl_jax.engine import checkpoint, core, loop
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -67,8 +67,8 @@ def _inputs():
   index = sid.build_index(np.arange(3)[:, None], 3)
   features = jnp.concatenate([jnp.zeros((1, 3)), jnp.eye(3)])
   users = EnvParams(None, jnp.zeros((1, 0)), jnp.zeros((1, 2), jnp.int32))
-  return loop.Inputs(
-    ActionSpace(features, index, codebooks),
+  return core.Inputs(
+    Catalogue(features, index, codebooks),
     users,
     jax.tree.map(jnp.asarray, made),
   )

@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.data import transitions
-from hsrl_jax.engine import checkpoint, loop, parallel
+from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.ops import tree
 from hsrl_jax.stages import policy
@@ -45,11 +45,10 @@ def _collectives(text):
 
 
 class DevicesTest(parameterized.TestCase):
-  @parameterized.parameters("expected", "sampled")
   @pytest.mark.slow
-  def test_four_devices_do_what_one_does(self, mode):
+  def test_four_devices_do_what_one_does(self):
     self.assertEqual(jax.local_device_count(), 4)
-    config = toy.config(residual_mode=mode, beams=8)
+    config = toy.config()
     engine, inputs = toy.engine(config), toy.inputs()
     layout = parallel.layout(2)
     self.assertFalse(layout.by_seed)
@@ -90,8 +89,6 @@ class DevicesTest(parameterized.TestCase):
     )
     self.assertGreater(max(jax.tree.leaves(moved)), 1e-4)
 
-    if mode != "expected":
-      return
     # The last call again, from the checkpoint before it: the same on as many
     # devices, and on other numbers up to summation order.
     shapes = parallel.shapes(engine.init, config.train.seeds, inputs)
@@ -240,7 +237,7 @@ class LoopTest(parameterized.TestCase):
     state = engine.init(0, inputs)
     lowered = jax.jit(engine.run).lower(*state, inputs)
     text = lowered.as_text(debug_info=True)
-    for phase in loop.PHASES:
+    for phase in core.PHASES:
       self.assertRegex(text, rf"[/(]{phase}[/)]")
 
   def test_a_seed_begins_alone_as_in_company(self):
@@ -333,21 +330,13 @@ class LoopTest(parameterized.TestCase):
 
   @pytest.mark.slow
   def test_learns_to_please(self):
-    self._learns_to_please("expected")
-
-  @pytest.mark.slow
-  def test_learns_to_please_by_sampled_tokens(self):
-    self._learns_to_please("sampled")
-
-  def _learns_to_please(self, residual_mode):
-    _, trained = toy.learning("hsrl", residual_mode=residual_mode, beams=16)
+    _, trained = toy.learning("hsrl")
     self.assertGreater(trained, 0.8)
     constant = toy.normalised(toy.bounds()["best_constant"])
     self.assertLess(constant, 0.5)
 
-  @parameterized.parameters("expected", "sampled")
-  def test_no_repeat_shows_nothing_twice(self, mode):
-    config = toy.config(residual_mode=mode, beams=8, seeds=(0,))
+  def test_no_repeat_shows_nothing_twice(self):
+    config = toy.config(seeds=(0,))
     inputs, env = toy.inputs(), toy.env(no_repeat=True)
     agent = toy.agent(config)
     observation = env.start(jnp.int32(0), inputs.env_params).observation

@@ -2,19 +2,25 @@
 
 import dataclasses
 import functools
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from absl.testing import absltest
 
-from hsrl_jax import sid
-from hsrl_jax.config import NextItemConfig
+from hsrl_jax import agents, sid
+from hsrl_jax.agents import base
+from hsrl_jax.config import Config, NextItemConfig, TrainConfig
 from hsrl_jax.data import sequences
-from hsrl_jax.engine import next_item as engine
+from hsrl_jax.engine import core, loop, parallel
 from hsrl_jax.networks import next_item
+from hsrl_jax.ops import tree
+from hsrl_jax.sid.index import Catalogue
+from hsrl_jax.stages import next_item as stage
 
 ITEMS, LENGTH, SEED = 12, 6, 3
 SMALL = next_item.ModelConfig(
@@ -48,32 +54,73 @@ def _lists():
   ]
 
 
+class Made(NamedTuple):
+  """A model, its engine, and what it trains on."""
+
+  model: next_item.Model
+  engine: loop.Engine
+  inputs: core.Inputs
+  train: TrainConfig
+
+
 @functools.cache
-def _trainer(name):
+def _made(name):
   tokens = np.stack(np.divmod(np.arange(ITEMS), 4), 1)
   features = np.eye(ITEMS + 1, 5, dtype=np.float32)
-  catalogue = next_item.Catalogue(
-    sid.build_index(tokens, 4), jnp.asarray(features)
+  index = sid.build_index(tokens, 4)
+  catalogue = Catalogue(
+    features=jnp.asarray(features),
+    index=index,
+    codebooks=jnp.zeros((2, 4, 5)),
   )
   model = next_item.Model(MODELS[name], ITEMS, 2, 4)
-  train = sequences.from_lists([x[:-1] for x in _lists()], ITEMS)
+  train = sequences.from_lists([x[:-1] for x in _lists()])
   packed = sequences.pack(train, LENGTH)
-  return engine.Trainer(model, catalogue, packed, TRAIN), model, catalogue
+  agent = base.Agent(
+    lambda key, catalogue, observation: model.init(key, catalogue),
+    None,
+    None,
+    sequence_loss=model.loss,
+    optimizer=functools.partial(agents.next_item._optimizer, TRAIN),
+  )
+  config = Config(
+    next_item=TRAIN, train=TrainConfig(task="next_item", seeds=(SEED,))
+  )
+  course = stage.course(config, len(packed.item))
+  inputs = core.Inputs(catalogue, None, jax.tree.map(jnp.asarray, packed))
+  return Made(model, loop.make(agent, None, course), inputs, course)
+
+
+@functools.cache
+def _run(name):
+  return jax.jit(_made(name).engine.run)
+
+
+def _start(name, seed=SEED):
+  made = _made(name)
+  return jax.jit(made.engine.init)(seed, made.inputs)
+
+
+def _epochs(name, state, count):
+  for _ in range(count):
+    *state, metrics = _run(name)(*state, _made(name).inputs)
+  return state, metrics
 
 
 @functools.cache
 def _hits(name):
   """Parameters to the share of users whose last item has the best score."""
-  _, model, catalogue = _trainer(name)
-  held = sequences.from_lists(_lists(), ITEMS).items
+  made = _made(name)
+  catalogue = made.inputs.catalogue
+  held = sequences.from_lists(_lists()).items
   history, target = held[:, :-1], held[:, -1]
 
   @jax.jit
   def scores(params):
-    states = model.states(params, catalogue, history)
+    states = made.model.states(params, catalogue, history)
     everything = jnp.arange(1, ITEMS + 1)
     return jax.vmap(
-      lambda state: model.score(params, catalogue, state, everything)
+      lambda state: made.model.score(params, catalogue, state, everything)
     )(states)
 
   return lambda params: float(
@@ -90,66 +137,93 @@ class NextItemTest(absltest.TestCase):
   def test_learns_a_cycle_by_tokens(self):
     self._learns("hsrl")
 
-  def test_shapes(self):
-    trainer, *_ = _trainer("sasrec")
-    chex.assert_trees_all_equal_shapes_and_dtypes(
-      trainer.shapes(), trainer.init(SEED)
-    )
-
   def _learns(self, name):
-    trainer, *_ = _trainer(name)
-    hits = _hits(name)
-    self.assertLess(hits(trainer.init(SEED).params), 0.5)
-    *_, (state, measure) = trainer.run(trainer.init(SEED), SEED, hits)
-    self.assertGreater(hits(state.best_params), 0.9)
-    self.assertAlmostEqual(float(state.best), hits(state.best_params), places=6)
-    self.assertLessEqual(measure, float(state.best))
+    hits, state = _hits(name), _start(name)
+    self.assertLess(hits(state[0].params), 0.5)
+    (learner, _), _ = _epochs(name, state, TRAIN.epochs)
+    self.assertGreater(hits(learner.target_params), 0.9)
+    self.assertEqual(int(learner.step), _made(name).train.iterations)
+
+  def test_an_epoch_sees_each_row_once(self):
+    """The gradient of a row counts its items; SGD of rate 1 adds them up."""
+    made = _made("sasrec")
+    rows = len(made.inputs.logs.item)
+    batch, steps = made.train.batch_size, made.train.iterations_per_call
+
+    def loss(params, catalogue, rows, key):
+      del catalogue, key
+      return -(params["seen"][rows.number] * 1.0).sum(), jnp.int32(1)
+
+    agent = base.Agent(
+      lambda key, catalogue, observation: {"seen": jnp.zeros(rows)},
+      None,
+      None,
+      sequence_loss=loss,
+      optimizer=lambda steps: optax.sgd(1.0),
+    )
+    engine = loop.make(agent, None, made.train)
+    logs = made.inputs.logs
+
+    class Numbered(NamedTuple):
+      item: jax.Array
+      number: jax.Array
+
+    inputs = made.inputs._replace(logs=Numbered(logs.item, jnp.arange(rows)))
+    learner, stream = engine.init(SEED, inputs)
+    learner, stream, _ = jax.jit(engine.run)(learner, stream, inputs)
+    seen = np.asarray(learner.params["seen"])
+    self.assertEqual(set(seen.tolist()) - {0.0}, {1.0})
+    self.assertEqual(seen.sum(), batch * steps)
+    again, *_ = jax.jit(engine.run)(learner, stream, inputs)
+    other = np.asarray(again.params["seen"]) - seen
+    self.assertEqual(other.sum(), batch * steps)
+
+  @pytest.mark.slow
+  def test_devices_that_share_a_batch_do_what_one_does(self):
+    """Without dropout, whose keys are a device's own."""
+    name = "plain"
+    MODELS[name] = dataclasses.replace(SMALL, dropout=0.0)
+    made, found = _made(name), []
+    for devices in (1, 3):  # 16 rows are no multiple of 3.
+      layout = parallel.Layout(1, devices, by_seed=False)
+      state = parallel.init(made.engine.init, (SEED,), made.inputs, layout)
+      learner, stream, inputs = parallel.place(*state, made.inputs, layout)
+      run = parallel.over_devices(made.engine.run, layout)
+      for _ in range(2):
+        learner, stream, metrics = run(learner, stream, inputs)
+      learner, _ = parallel.collect(learner, stream, layout)
+      found.append(jax.device_get((learner.params, metrics)))
+    chex.assert_trees_all_close(*found, rtol=2e-3, atol=2e-4)
 
   @pytest.mark.slow
   def test_goes_on_where_it_was_stopped(self):
-    trainer, *_ = _trainer("sasrec")
-    judge = _hits("sasrec")
-    *_, (through, _) = trainer.run(trainer.init(SEED), SEED, judge)
-    run = trainer.run(trainer.init(SEED), SEED, judge)
-    next(run)
-    saved = jax.tree.map(np.asarray, next(run)[0])  # As in a file.
-    *_, (resumed, _) = trainer.run(
-      jax.tree.map(jnp.asarray, saved), SEED, judge
-    )
-    self.assertEqual(int(resumed.epoch), int(through.epoch))
-    self.assertGreater(int(resumed.epoch), 2)
+    whole, _ = _epochs("sasrec", _start("sasrec"), 4)
+    state, _ = _epochs("sasrec", _start("sasrec"), 2)
+    words = jax.tree.map(tree.words, state)
+    kept = jax.tree.map(np.asarray, words)  # As in a file.
+    resumed, _ = _epochs("sasrec", jax.tree.map(tree.of_words, state, kept), 2)
     chex.assert_trees_all_equal(
-      *(jax.tree.map(np.asarray, x) for x in (through, resumed))
+      *(jax.tree.map(tree.words, x) for x in (whole, resumed))
     )
-    *_, (other, _) = trainer.run(trainer.init(SEED), SEED + 1, judge)
-    self.assertNotEqual(float(other.loss), float(through.loss))
-
-  def test_stops_early_and_keeps_the_best(self):
-    trainer, *_ = _trainer("sasrec")
-    measures = [0.1, 0.3, 0.2, 0.2, 0.1, 0.1]
-    seen = []
-
-    def judge(params):
-      seen.append(jax.tree.map(np.asarray, params))
-      return measures[len(seen) - 1]
-
-    ran = list(trainer.run(trainer.init(SEED), SEED, judge))
-    state = ran[-1][0]
-    self.assertEqual([int(state.epoch), int(state.best_epoch)], [5, 2])
-    self.assertEqual([measure for _, measure in ran], measures[:5])
-    self.assertAlmostEqual(float(state.best), 0.3, places=6)
-    chex.assert_trees_all_equal(
-      jax.tree.map(np.asarray, state.best_params), seen[1]
+    other, _ = _epochs("sasrec", _start("sasrec", SEED + 1), 4)
+    self.assertNotEqual(
+      *(float(jax.tree.leaves(x[0].params)[0].sum()) for x in (whole, other))
     )
 
-  def test_validates_every_few_epochs_and_at_the_end(self):
-    trainer, model, catalogue = _trainer("sasrec")
-    config = dataclasses.replace(trainer.config, eval_every=2, epochs=3)
-    other = engine.Trainer(model, catalogue, trainer._packed, config)
-    other._epoch = trainer._epoch  # Of the same shapes: nothing is compiled.
-    measures = iter([0.1, 0.2])
-    ran = other.run(other.init(SEED), SEED, lambda params: next(measures))
-    self.assertEqual([measure for _, measure in ran], [None, 0.1, 0.2])
+  def test_the_best_parameters_are_kept(self):
+    learner, _ = _start("sasrec")
+    learner = learner._replace(step=jnp.int32(7))
+    better = core.keep_best(learner, jnp.float32(0.5))
+    self.assertEqual(int(better.best.step), 7)
+    later = better._replace(
+      step=jnp.int32(9),
+      target_params=jax.tree.map(jnp.zeros_like, learner.params),
+    )
+    for measure, step in ((0.5, 7), (0.4, 7), (0.6, 9)):
+      after = core.keep_best(later, jnp.float32(measure))
+      self.assertEqual(int(after.best.step), step)
+    chex.assert_trees_all_equal(after.best.params, later.target_params)
+    chex.assert_trees_all_equal(better.best.params, learner.target_params)
 
   def test_patience_below_the_time_between_validations(self):
     with self.assertRaisesRegex(ValueError, "patience is 2; expected at least"):

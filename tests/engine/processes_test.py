@@ -18,7 +18,7 @@ from absl.testing import absltest
 
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.agents import make_agent
-from hsrl_jax.engine import checkpoint, loop, parallel, processes
+from hsrl_jax.engine import checkpoint, core, loop, parallel, processes
 from hsrl_jax.host import metrics, stop
 from hsrl_jax.stages import policy
 from hsrl_jax.stages import run as run_lib
@@ -77,7 +77,7 @@ def _state(workdir):
   items = run.catalogue.index.num_items
   agent = make_agent(config, run.env.slate_size, items)
   engine = loop.make(agent, run.env, config.train)
-  inputs = loop.Inputs(run.catalogue, run.users("train"))
+  inputs = core.Inputs(run.catalogue, run.users("train"))
   like = parallel.shapes(engine.init, config.train.seeds, inputs)
   folder = workdir / policy.FOLDER / "checkpoints"
   with checkpoint.open_directory(folder) as checkpointer:
@@ -217,7 +217,7 @@ class HostsTest(absltest.TestCase):
 
   def test_what_has_no_use_for_many_processes(self):
     for arguments in (
-      ["--mode=benchmark", "--distributed"],
+      ["--experiment=benchmark", "--distributed"],
       ["--mode=quantize", "--sweep=4x2", "--coordinator=127.0.0.1:9"],
     ):
       status, _, err = command.run(f"--workdir={self.folder}", *arguments)

@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import blocks
-from hsrl_jax.engine import checkpoint, loop, parallel, windows
+from hsrl_jax.engine import checkpoint, core, parallel, windows
 from hsrl_jax.types import Sessions
 from tests import toy
 
@@ -48,7 +48,7 @@ def _fed(config, process=0, of_all=1, done=None, devices=1):
       contextlib.nullcontext,
     ) as feed,
   ):
-    inputs = parallel.everywhere(loop.Inputs(None, None), layout)
+    inputs = parallel.everywhere(core.Inputs(None, None), layout)
     for step in done or range(0, 24, 2):
       inputs = feed(step, inputs)
       each = inputs if layout.by_seed else (inputs,)

@@ -157,7 +157,7 @@ class NormalisedTest(absltest.TestCase):
       for name, reward in rewards.items():
         one, shown = np.full(1, 1.0), np.ones((1, 1, 1))
         policies[name] = [
-          simulate.Sessions(np.full(1, reward), one, one, shown, shown)
+          simulate.Simulated(np.full(1, reward), one, one, shown, shown)
         ]
       table = measures.report(policies, items=40)
       return {x: row["normalised"]["mean"] for x, row in table.items()}

@@ -177,7 +177,7 @@ class ListsTest(absltest.TestCase):
 class IntervalsTest(absltest.TestCase):
   def test_one_row_a_user_is_students_interval(self):
     values = np.random.default_rng(0).normal(size=40)
-    result = held_out.mean([held_out.Rows(values, np.arange(40))])
+    result = held_out.mean([held_out.Measured(values, np.arange(40))])
     self.assertAlmostEqual(result["mean"], values.mean())
     np.testing.assert_allclose(
       result["ci95"],
@@ -186,8 +186,10 @@ class IntervalsTest(absltest.TestCase):
 
   def test_rows_of_a_user_are_one_unit(self):
     values = np.repeat(np.random.default_rng(0).normal(size=40), 5)
-    once = held_out.mean([held_out.Rows(values[::5], np.arange(40))])
-    five = held_out.mean([held_out.Rows(values, np.repeat(np.arange(40), 5))])
+    once = held_out.mean([held_out.Measured(values[::5], np.arange(40))])
+    five = held_out.mean(
+      [held_out.Measured(values, np.repeat(np.arange(40), 5))]
+    )
     np.testing.assert_allclose(five["ci95"], once["ci95"])
 
   def test_the_interval_covers_the_truth(self):
@@ -198,7 +200,7 @@ class IntervalsTest(absltest.TestCase):
       user = np.repeat(np.arange(50), 3)
       rows = rng.normal(size=50)[user] + rng.normal(size=150)
       seeds = [
-        held_out.Rows(rows + 0.3 * rng.normal(), user) for _ in range(10)
+        held_out.Measured(rows + 0.3 * rng.normal(), user) for _ in range(10)
       ]
       low, high = held_out.mean(seeds)["ci95"]
       inside += low <= 0 <= high

@@ -19,7 +19,7 @@ def _policies(random, oracle, trained):
   def sessions(total):
     two = np.full(len(total), 2.0, np.float32)
     shown = np.ones((len(total), 2, 3), np.int32)
-    return simulate.Sessions(np.float32(total), two, two, shown, shown * 0.0)
+    return simulate.Simulated(np.float32(total), two, two, shown, shown * 0.0)
 
   return {
     "random": [sessions(random)],
@@ -34,7 +34,7 @@ class MeasuresTest(absltest.TestCase):
     responses[0, 0] = 1  # One slate, both items.
     responses[2, :, 1] = 1  # Two slates, an item of each.
     total = np.arange(3.0)
-    sessions = simulate.Sessions(total, total, total, responses, responses)
+    sessions = simulate.Simulated(total, total, total, responses, responses)
     path = pathlib.Path(self.create_tempdir()) / "sessions.npz"
     measures.save(path, {"hsrl": [sessions, sessions]}, np.array([7, 9, 7]))
     with np.load(path) as file:
@@ -72,7 +72,7 @@ class MeasuresTest(absltest.TestCase):
     slates = np.array([[[5, 2], [0, 0], [0, 0]], [[2, 5], [7, 1], [9, 2]]])
     depth = np.float32([1, 3])
     greedy, first, second = (
-      simulate.Sessions(np.float32(x), depth, depth, slates, slates * 0.0)
+      simulate.Simulated(np.float32(x), depth, depth, slates, slates * 0.0)
       for x in ([1, 1], [2, 3], [6, 3])
     )
     policies = {"random": [greedy], "greedy_oracle": [greedy]}
@@ -103,7 +103,7 @@ class MeasuresTest(absltest.TestCase):
       depth = rng.integers(1, 9, 200)
       reward = 0.5 * depth + rng.normal(size=200)
       blank = np.zeros((200, 1, 1))
-      sessions = simulate.Sessions(reward, depth, depth, blank, blank)
+      sessions = simulate.Simulated(reward, depth, depth, blank, blank)
       of = measures.MEASURES["reward_per_step"].of
       low, high = statistics.summarise([of(sessions)])["ci95"]
       hits.append(low < 0.5 < high)

@@ -15,6 +15,7 @@ from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures
 from hsrl_jax.experiments import ab, jobs
+from hsrl_jax.experiments.registry import Ab
 from hsrl_jax.report import experiment_plots
 from hsrl_jax.stages.evaluate import SESSIONS
 
@@ -168,8 +169,9 @@ class RunTest(absltest.TestCase):
     """A folder as an evaluated run leaves it."""
     folder = self.folder / name
     folder.mkdir()
-    np.savez(folder / SESSIONS, **self.sessions | changed)
-    facts = {"dataset": "toy", "protocol": "paper", "split": "test"}
+    np.savez(folder / SESSIONS, format=1, **self.sessions | changed)
+    facts = {"format": 2, "dataset": "toy", "protocol": "paper"}
+    facts["split"] = "test"
     files.write_json(
       folder / "results.json", facts | {"episodes": 60, "agent": "hsrl"}
     )
@@ -179,7 +181,7 @@ class RunTest(absltest.TestCase):
     experiment = jobs.Experiment(
       "ab",
       config_lib.Config(),
-      config_lib.ExperimentConfig(control=control, treatment=treatment),
+      Ab(control=control, treatment=treatment),
       self.folder,
       "",
     )

@@ -18,7 +18,15 @@ from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, held_out
-from hsrl_jax.experiments import compare, entrants, held_out_rows, jobs
+from hsrl_jax.experiments import (
+  ablation,
+  benchmark,
+  compare,
+  entrants,
+  held_out_rows,
+  jobs,
+)
+from hsrl_jax.experiments.registry import LAUNCH, Ablation
 from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
@@ -48,7 +56,7 @@ class WholeTest(absltest.TestCase):
   @classmethod
   def _run(cls, mode, *arguments):
     return command.run(
-      *SMALL, f"--mode={mode}", f"--workdir={cls.workdir}", *arguments
+      *SMALL, f"--experiment={mode}", f"--workdir={cls.workdir}", *arguments
     )
 
   def test_they_end_well_and_share(self):
@@ -137,11 +145,11 @@ class WholeTest(absltest.TestCase):
 
 
 def _experiment(name, **config):
-  """With all at its defaults, but for the values of ExperimentConfig."""
+  """With all at its defaults, but for values of its own settings."""
   return jobs.Experiment(
     name,
     agents.configure(config_lib.Config(), "hsrl"),
-    config_lib.ExperimentConfig(**config),
+    LAUNCH.known[name].settings(**config),
     pathlib.Path(),
     "",
   )
@@ -152,11 +160,11 @@ class EntrantsTest(parameterized.TestCase):
     for without_slates in (True, False):
       run = types.SimpleNamespace(without_slates=without_slates, name="urm.npz")
       with (
-        mock.patch.object(compare, "Run", return_value=run),
+        mock.patch.object(entrants, "Run", return_value=run),
         mock.patch.object(compare, "compare") as compared,
         contextlib.redirect_stdout(io.StringIO()) as out,
       ):
-        compare.benchmark(_experiment("benchmark"))
+        benchmark.run(_experiment("benchmark"))
       absent = {"popularity", "sasrec"} if without_slates else set()
       self.assertEqual(
         set(compared.call_args.args[1]), set(agents.AGENTS) - absent
@@ -194,11 +202,11 @@ class EntrantsTest(parameterized.TestCase):
     for names, expected in (((), entrants.VARIANTS), (("ddpg",), ["ddpg"])):
       experiment = _experiment("ablation", variants=names)
       with mock.patch.object(compare, "compare") as compared:
-        compare.ablation(experiment)
+        ablation.run(experiment)
       self.assertEqual(list(compared.call_args.args[1]), ["hsrl", *expected])
-    config = config_lib.ExperimentConfig(variants=("ddpg", "none_such"))
+    config = Ablation(variants=("ddpg", "none_such"))
     with self.assertRaisesRegex(InputError, "'none_such'; expected .*paper"):
-      compare.ablation(experiment._replace(config=config))
+      ablation.run(experiment._replace(config=config))
 
 
 class _Evaluated(types.SimpleNamespace):
@@ -233,16 +241,14 @@ class RowsTest(absltest.TestCase):
           f"{x}/total_reward": self.rewards[job.name, x] for x in names
         }
         user = np.repeat(np.arange(30), 2)
-        np.savez(folder / SESSIONS, user=user, **sessions)
+        np.savez(folder / SESSIONS, format=1, user=user, **sessions)
         runs[job.name] = _Evaluated(config=job.config, workdir=folder)
       return runs
 
     experiment = jobs.Experiment(
       "ablation",
       agents.configure(config_lib.Config(), "hsrl"),
-      config_lib.ExperimentConfig(
-        protocols=("no_repeat",), variants=("collided_sids", "ddpg")
-      ),
+      Ablation(protocols=("no_repeat",), variants=("collided_sids", "ddpg")),
       self.workdir,
       "",
     )
@@ -252,7 +258,9 @@ class RowsTest(absltest.TestCase):
       name: [
         dict.fromkeys(
           held_out_rows.MEASURES,
-          held_out.Rows(np.where(user % 2, rng.normal(size=8), np.nan), user),
+          held_out.Measured(
+            np.where(user % 2, rng.normal(size=8), np.nan), user
+          ),
         )
         for _ in range(2)
       ]
@@ -271,7 +279,7 @@ class RowsTest(absltest.TestCase):
       mock.patch.object(held_out_rows, "of_lists", of_lists),
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
-      compare.ablation(experiment)
+      ablation.run(experiment)
     self.out = out.getvalue()
     self.found = json.loads((self.workdir / "results.json").read_text())
     self.policies = self.found["protocols"]["no_repeat"]
@@ -400,7 +408,8 @@ class TableTest(absltest.TestCase):
 class CommandLineTest(absltest.TestCase):
   def test_folders_of_this_machine_do_not_show(self):
     found = jobs.command_line(
-      ["--flagfile=launch/x.flags", "--raw_data_dir=/a/b/ml", "--workdir=/w"]
+      "hsrl_jax.launch",
+      ["--flagfile=launch/x.flags", "--raw_data_dir=/a/b/ml", "--workdir=/w"],
     )
     self.assertEqual(
       found,

@@ -1,6 +1,7 @@
 """Jobs: what is run in which order, errors that name the job, kept values."""
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import tempfile
@@ -8,15 +9,11 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import config as config_lib
+from hsrl_jax import agents
 from hsrl_jax.errors import InputError
-from hsrl_jax.experiments import (
-  EXPERIMENTS,
-  document,
-  entrants,
-  jobs,
-  registry,
-)
+from hsrl_jax.experiments import entrants, jobs
+from hsrl_jax.experiments.registry import Benchmark
+from hsrl_jax.studies.registry import FRONT
 from tests import toy
 
 
@@ -44,7 +41,7 @@ class JobsTest(parameterized.TestCase):
     self.experiment = jobs.Experiment(
       "benchmark",
       toy.config(),
-      config_lib.ExperimentConfig(),
+      Benchmark(),
       self.workdir,
       "",
     )
@@ -85,13 +82,25 @@ class JobsTest(parameterized.TestCase):
     self.assertEqual(jobs.kept(path, lambda: 3, lambda x: x > 1), 1)
     self.assertEqual(jobs.kept(path, lambda: 4, lambda x: x == 1), 4)
 
-  def test_every_name_of_a_mode_has_its_experiment(self):
-    self.assertEqual(tuple(registry.RUN), EXPERIMENTS)
-    self.assertLess(set(registry.COMPARED), set(EXPERIMENTS))
+  def test_every_experiment_is_there(self):
+    for name, entry in FRONT.known.items():
+      self.assertTrue(callable(entry.load().run), name)
+      trained = entry.compared(entry.settings()) or ()
+      self.assertContainsSubset(trained, agents.AGENTS, name)
+      self.assertEqual(bool(entry.title), bool(entry.question), name)
+    titles = [x.title for x in FRONT.known.values() if x.title]
+    self.assertLen(set(titles), len(titles))
 
-  def test_the_page_of_results_knows_every_experiment(self):
-    known = {*document.SECTIONS, document.TUNING}
-    self.assertEqual(known, set(EXPERIMENTS) - {"results"})
+  def test_a_setting_means_the_same_to_all_experiments(self):
+    first = {}
+    for entry in FRONT.entries:
+      for field in dataclasses.fields(entry.settings):
+        other = first.setdefault((entry.flag, field.name), field)
+        self.assertEqual(
+          (other.default, other.type, other.metadata),
+          (field.default, field.type, field.metadata),
+          f"{field.name} of {entry}",
+        )
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 from scipy import special
@@ -36,13 +35,8 @@ def _expected(semantic, params=None):
   return _method(semantic, "expected")(params, CODEBOOKS, STATE)
 
 
-def _taken(semantic, sid, params=None):
-  params = params or _network(semantic)[1]
-  return _method(semantic, "taken")(params, CODEBOOKS, STATE, np.asarray(sid))
-
-
-def _plain(semantic, sid=None):
-  """Logits and contexts; with a `sid` those of the tokens taken."""
+def _plain(semantic):
+  """Logits and contexts."""
   p = jax.tree.map(np.float64, _network(semantic)[1])["params"]
   logits, contexts = [], [np.float64(STATE)]
   for level in range(LEVELS):
@@ -57,11 +51,7 @@ def _plain(semantic, sid=None):
       bias = bias / 10 + code @ p["bias_map"]["kernel"][:, 0]
       shared = code @ p["meaning_map"]["kernel"] @ contexts[0]
     logits.append(kernel @ contexts[-1] + bias + shared)
-    if sid is None:
-      residual = special.softmax(logits[-1]) @ embedding
-    else:
-      residual = embedding[sid[level]]
-    x = contexts[-1] - residual
+    x = contexts[-1] - special.softmax(logits[-1]) @ embedding
     x = (x - x.mean()) / np.sqrt(x.var() + 1e-6)
     norm = p[f"norm_{level}"]
     contexts.append(x * norm["scale"] + norm["bias"])
@@ -78,67 +68,15 @@ class PolicyTest(parameterized.TestCase):
     np.testing.assert_allclose(found.logits, logits, atol=1e-4)
     np.testing.assert_allclose(found.contexts, contexts, atol=1e-4)
 
-  @parameterized.parameters(True, False)
-  def test_taken_equals_plain_numpy(self, semantic):
-    for sid in ([0, 1, 2], [4, 0, 3], [4, 1, 3]):
-      found = _taken(semantic, sid)
-      logits, contexts = _plain(semantic, sid)
-      np.testing.assert_allclose(found.logits, logits, atol=1e-4)
-      np.testing.assert_allclose(found.contexts, contexts, atol=1e-4)
-
-  @parameterized.parameters(True, False)
-  def test_taken_is_expected_where_the_policy_is_certain(self, semantic):
-    _, params = _network(semantic)
-    sid = [3, 0, 2]
-    bias = params["params"]["bias"].copy()
-    bias[np.arange(LEVELS), sid] += 1e4
-    certain = {"params": params["params"] | {"bias": bias}}
-    expected, taken = (
-      _expected(semantic, certain),
-      _taken(semantic, sid, certain),
-    )
-    np.testing.assert_allclose(taken.contexts, expected.contexts, atol=1e-4)
-    np.testing.assert_allclose(taken.logits, expected.logits, rtol=1e-4)
-    # Where it is not, they differ.
-    apart = _expected(semantic).contexts[1:] - taken.contexts[1:]
-    self.assertGreater(np.abs(apart).max(-1).min(), 1e-2)
-
-  @parameterized.parameters(True, False)
-  def test_step_by_step_equals_taken(self, semantic):
-    """As the beam search calls it."""
-    network, params = _network(semantic)
-    sid = np.asarray([1, 4, 2])
-    taken = _taken(semantic, sid)
-    bound = network.bind(params)
-    tokens, context = bound.tokens(CODEBOOKS), jnp.asarray(STATE)
-    for level in range(LEVELS):
-      logits = tokens.logits(context, jnp.asarray(STATE), level)
-      np.testing.assert_allclose(logits, taken.logits[level], atol=1e-4)
-      context = bound.advance(tokens, context, sid[level], level)
-      np.testing.assert_allclose(context, taken.contexts[level + 1], atol=1e-4)
-
-  def test_the_token_of_no_sid_takes_nothing_away(self):
-    network, params = _network(True)
-    bound = network.bind(params)
-    tokens = bound.tokens(CODEBOOKS)
-    nothing = tokens._replace(embedding=jnp.zeros_like(tokens.embedding))
-    np.testing.assert_array_equal(
-      bound.advance(tokens, STATE, jnp.int32(-1), 1),
-      bound.advance(nothing, STATE, jnp.int32(0), 1),
-    )
-
   def test_without_residual_all_levels_see_the_state(self):
     network = hierarchy.PolicyNetwork(
       LEVELS, VOCAB, WIDTH, False, residual=False
     )
     p = _network(False)[1]["params"]
     expected = p["kernel"] @ STATE + p["bias"]
-    for method, sid in (("expected", ()), ("taken", (np.array([4, 1, 3]),))):
-      found = network.apply(
-        {"params": p}, CODEBOOKS, STATE, *sid, method=method
-      )
-      np.testing.assert_allclose(found.logits, expected, atol=1e-4)
-      np.testing.assert_array_equal(found.contexts, [STATE] * (LEVELS + 1))
+    found = network.apply({"params": p}, CODEBOOKS, STATE, method="expected")
+    np.testing.assert_allclose(found.logits, expected, atol=1e-4)
+    np.testing.assert_array_equal(found.contexts, [STATE] * (LEVELS + 1))
 
   def test_refined_scores_are_those_of_the_features_as_they_are(self):
     """Without free rows, the SIDs' score and what they lose make up for it."""

@@ -25,7 +25,7 @@ def _random_like(tree, seed=0):
 def _setting():
   """Network, parameters, item vectors and the packed rows of LISTS."""
   network = sequence.SequenceEncoder(WIDTH, 2, HEADS, 0.5)
-  packed = sequences.pack(sequences.from_lists(LISTS, ITEMS), LENGTH)
+  packed = sequences.pack(sequences.from_lists(LISTS), LENGTH)
   vectors = np.random.default_rng(1).normal(size=(ITEMS + 1, WIDTH))
   vectors = vectors.astype("f")
   shapes = jax.eval_shape(

@@ -82,7 +82,7 @@ class ListsTest(absltest.TestCase):
 
 class SessionsTest(absltest.TestCase):
   def test_by_hand(self):
-    sessions = simulate.Sessions(
+    sessions = simulate.Simulated(
       total_reward=np.float32([1.5, 0]),
       depth=np.float32([2, 1]),
       positives=np.float32([2, 0]),

@@ -25,7 +25,7 @@ def _sessions(slates, responses):
   room = [(0, toy.env().max_steps - depth), (0, 0)]
   padded = (np.pad(x, room)[None] for x in (slates, responses))
   total = np.float32([responses.sum()])
-  return simulate.Sessions(total, np.float32([depth]), total, *padded)
+  return simulate.Simulated(total, np.float32([depth]), total, *padded)
 
 
 def _journeys(env, slates, responses):

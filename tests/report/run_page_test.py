@@ -38,6 +38,8 @@ def _policy(reward, depth, normalised):
 
 def _results(protocol="paper"):
   return {
+    "format": 2,
+    "ranks_next": True,
     "protocol": protocol,
     "dataset": "toy_<set>",
     "split": "test",
@@ -83,6 +85,7 @@ def _workdir(root, *, evals=3, seeds=3, levels=3, protocol="paper"):
   digits = [np.arange(count) // 4**i % 4 for i in reversed(range(levels))]
   np.savez(
     root / "sids" / "sids.npz",
+    format=1,
     item_id=np.arange(1, count + 1),
     tokens=np.stack(digits, 1),
   )
@@ -217,7 +220,6 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("above popularity", run_page.table(results))
     self.assertNotIn("drawn at random", run_page.table(results))
     hint = "To find what users like next, train for the task next_item"
-    self.assertNotIn(hint, text)  # Results of older versions do not tell.
     for ranks_next, low, told in (
       (True, -0.05, False),
       (False, -0.05, True),
@@ -385,51 +387,43 @@ class ReportTest(parameterized.TestCase):
 
   def test_training_on_the_next_item_is_shown_by_seed(self):
     root = _workdir(self.root)
-    (root / "policy" / "metrics.jsonl").unlink()
-    line = {"train_loss": 3.25, "val_ndcg@10": 0.125}
-    best = {"best_val_ndcg@10": 0.25, "best_epoch": 2}
-    for seed in (0, 2):  # Seed 1 was stopped before its first epoch.
-      folder = root / "policy" / f"seed_{seed}"
-      folder.mkdir()
-      _jsonl(
-        folder / "metrics.jsonl",
-        [{"epoch": 1, **line}, {"epoch": 2, **line, **best, "train_loss": 3.0}],
-      )
-    (root / "policy" / "seed_1").mkdir()
-    (root / "policy" / "seed_1" / "metrics.jsonl").write_text("")
-    with mock.patch.object(
-      plots, "next_item", side_effect=plots.next_item
-    ) as drawn:
-      page = run_page.write(root, _catalogue()).read_text()
-    self.assertEqual(list(drawn.call_args.args[0]), [0, 2])
+    results = _results()
+    kept = {"step": [7] * 3, "measure": [0.25] * 3}
+    point = {"ndcg@10": {"mean": 0.25, "per_seed": [0.25] * 3}, "kept": kept}
+    self.assertEqual(results["seeds"], [0, 1, 2])
+    _jsonl(
+      root / "policy" / "metrics.jsonl",
+      [{"step": 7, "loss": 3.0}, {"step": 7, "eval": point}],
+    )
+    page = run_page.write(root, _catalogue()).read_text()
     self.assertIn("<h2>Training on the next item</h2>", page)
     self.assertNotIn("<h2>Learning</h2>", page)
-    for seed in (0, 2):
-      cells = "".join(
-        f'<td class="number">{x}</td>' for x in ("2", "2", "0.2500", "3.000")
-      )
+    for seed in results["seeds"]:
+      cells = "".join(f'<td class="number">{x}</td>' for x in ("7", "0.2500"))
       self.assertIn(f"<tr><td>{seed}</td>{cells}</tr>", page)
     self.assertTrue((root / "report" / "next_item.png").exists())
 
   def test_curves_of_the_next_item_by_seed(self):
-    lines = [
-      {"epoch": 1, "train_loss": 3.0, "val_ndcg@10": 0.2},
-      {"epoch": 2, "train_loss": 2.0},
-      {"epoch": 3, "train_loss": 1.0, "val_ndcg@10": 0.1},
+    losses = [{"step": 5, "loss": 3.0}, {"step": 10, "loss": 2.0}]
+    found = ([0.2, 0.1], [0.1, 0.3])
+    validated = [
+      {"step": step, "eval": {"ndcg@10": {"per_seed": own}}}
+      for step, own in zip((5, 10), found, strict=True)
     ]
-    kept = {"best_epoch": 1, "best_val_ndcg@10": 0.2}
-    lines[-1] |= kept
-    left, right = plots.next_item({5: lines, 9: lines[:1]}).axes
-    first, second = left.lines
-    self.assertEqual(first.get_xydata().tolist(), [[1, 3], [2, 2], [3, 1]])
-    self.assertEqual(second.get_xydata().tolist(), [[1, 3]])
+    kept = {"step": [5, 10], "measure": [0.2, 0.3]}
+    validated[-1]["eval"]["kept"] = kept
+    left, right = plots.next_item(losses, validated, [5, 9]).axes
+    (loss,) = left.lines
+    self.assertEqual(loss.get_xydata().tolist(), [[5, 3], [10, 2]])
+    first, best, second, other = right.lines
+    self.assertEqual(first.get_xydata().tolist(), [[5, 0.2], [10, 0.1]])
+    self.assertEqual(second.get_xydata().tolist(), [[5, 0.1], [10, 0.3]])
+    self.assertEqual(best.get_xydata().tolist(), [[5, 0.2]])
+    self.assertEqual(other.get_xydata().tolist(), [[10, 0.3]])
     self.assertEqual(
-      [x.get_text() for x in left.get_legend().get_texts()],
+      [x.get_text() for x in right.get_legend().get_texts()],
       ["seed 5", "seed 9"],
     )
-    validated, best, _ = right.lines
-    self.assertEqual(validated.get_xydata().tolist(), [[1, 0.2], [3, 0.1]])
-    self.assertEqual(best.get_xydata().tolist(), [[1, 0.2]])
 
   def test_recall_with_and_without_the_history(self):
     root = _workdir(self.root)

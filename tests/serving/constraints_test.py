@@ -103,7 +103,7 @@ class ConstraintsTest(parameterized.TestCase):
     for search_from, overrides in (
       (1, dict(beams=512)),
       (1, dict(beams=50)),
-      (1, dict(residual_mode="sampled", beams=3)),
+      (1, dict(beams=3)),
       (10**6, dict(agent="popularity")),
       (10**6, dict(agent="ddpg")),
       (10**6, dict(agent="wolpertinger")),

@@ -90,7 +90,6 @@ class FrequenciesTest(parameterized.TestCase):
     for overrides in (
       dict(search_from=1),
       dict(search_from=1, beams=4, temperature=2.0),
-      dict(residual_mode="sampled"),
       dict(temperature=8.0, **ON_POLICY),
       dict(choices="items", temperature=60.0, **ON_POLICY),
       dict(slates="independent", temperature=8.0, **ON_POLICY),
@@ -173,21 +172,6 @@ class DrawnTest(parameterized.TestCase):
     ):
       with self.assertRaisesRegex(InputError, what):
         recommender.query(HISTORY, PROFILE, **bad)
-
-  def test_format_1_draws_nothing(self):
-    folder = pathlib.Path(__file__).parent / "format_1"
-    recommender = serving.load(folder, [4])
-    query = recommender.query([1], [0.0] * 4, earlier=[([1, 2], [0, 1])], k=1)
-    slate = recommender.decode([query])
-    self.assertEqual(slate.propensity.tolist(), [[1.0, 0.0, 0.0]])
-    for given in (
-      dict(temperature=1.0),
-      dict(include=["x"]),
-      dict(exclude=["x"]),
-      dict(since=3),
-    ):
-      with self.assertRaisesRegex(InputError, "run --mode=export again"):
-        recommender.query([1], [0.0] * 4, **given)
 
 
 if __name__ == "__main__":

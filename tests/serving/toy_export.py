@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import serving, sid
-from hsrl_jax.agents.base import ActionSpace, Agent
+from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import ExportConfig
 from hsrl_jax.serving import folder as folder_lib
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.stages import export
 from hsrl_jax.types import Observation
@@ -18,6 +19,7 @@ from tests import toy
 
 ROOM, SEEN, SHOWN = 48, 5, 8
 LEVELS, VOCAB, WIDTH = 2, 8, 7
+RANGES = {"profile": (-4.0, 4.0), "reward": (-0.5, 3.0)}
 ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
 
 
@@ -34,7 +36,7 @@ class Exported(NamedTuple):
   manifest: folder_lib.Manifest
   agent: Agent
   params: Any
-  catalogue: serving.Catalogue
+  catalogue: serving.ServedCatalogue
 
   def live(self, catalogue, history, profile, seen):
     """Items and log pi of the live agent for rows of one user each.
@@ -58,9 +60,9 @@ class Exported(NamedTuple):
     return np.asarray(act.slate), np.asarray(act.log_prob)
 
 
-def for_agents(catalogue: serving.Catalogue) -> ActionSpace:
+def for_agents(catalogue: serving.ServedCatalogue) -> Catalogue:
   """The same as the training side has it."""
-  return ActionSpace(
+  return Catalogue(
     jnp.asarray(catalogue.features),
     catalogue.index,
     jnp.asarray(catalogue.codebooks),
@@ -120,6 +122,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     ExportConfig(batch_sizes=(1, 4), platforms=platforms),
     slate_size=toy.SLATE,
     seen=size,
+    ranges=RANGES,
     about={},
   )
   return Exported(manifest, agent, params, catalogue)

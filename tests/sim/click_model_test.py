@@ -1,4 +1,4 @@
-"""Click models: their fit, ensembles, offsets; another one."""
+"""Click models: their fit, offsets; another one."""
 
 import dataclasses
 from unittest import mock
@@ -162,40 +162,6 @@ class AnotherClickModelTest(absltest.TestCase):
       for name, (act, params) in bounds.bounds(env, users, active).items()
     }
     self.assertGreater(rewards["greedy_oracle"], rewards["random"] + 1)
-
-  @pytest.mark.slow
-  def test_members_of_an_ensemble_are_fits_with_their_seeds(self):
-    features, train = _logs(rows=64)
-
-    def fitted(**changes):
-      config = dataclasses.replace(self.config, **changes)
-      fit = click_model.make_fit(config, features, train)
-      state, _ = fit.epoch(fit.init())
-      return fit, fit.keep_best(state, jnp.full(state.epoch.shape, 0.5))
-
-    fit, both = fitted(seed=4, ensemble=2)
-    predicted = fit.predict(both.best_params, train)
-    for member in (0, 1):
-      alone, state = fitted(seed=4 + member)
-      chex.assert_trees_all_close(
-        jax.tree.map(lambda x, m=member: x[m], both), state, rtol=1e-5
-      )
-      np.testing.assert_allclose(
-        predicted[member], alone.predict(state.params, train), rtol=1e-5
-      )
-    self.assertGreater(float(jnp.abs(predicted[0] - predicted[1]).max()), 1e-3)
-    # Users respond by the mean, less what the members disagree.
-    params = click_model.ResponseParams(both.params, jnp.asarray(features))
-    row = train.profile[0], train.history[0], train.exposed[0]
-    p = np.stack(predicted)[:, 0]
-    for pessimism in (0.0, 1.5, 1000.0):
-      config = dataclasses.replace(self.config, ensemble=2, pessimism=pessimism)
-      np.testing.assert_allclose(
-        click_model.response_fn(config)(params, *row),
-        np.maximum(p.mean(0) - pessimism * p.std(0), 0),
-        rtol=1e-4,
-        atol=1e-6,
-      )
 
   def test_what_is_owed_to_drawn_negatives_is_not_fitted(self):
     """An offset that explains all responses leaves nothing to learn."""

@@ -162,7 +162,7 @@ class BoredomTest(parameterized.TestCase):
     )
     np.testing.assert_allclose(env.chances(bored, items, params), 0)
     step = jax.jit(env.step_or_reset)
-    state, result = step(jax.random.key(0), bored, items, params)
+    state, result, _ = step(jax.random.key(0), bored, items, params)
     np.testing.assert_array_equal(result.response, 0)
     np.testing.assert_allclose(env.chances(state, items, params), 0.5)
 

@@ -62,7 +62,7 @@ class LeaveTest(absltest.TestCase):
     env, users = toy.env()._replace(leave=ByChance(0.0, 2)), toy.inputs()
     state, slates = env.start(1, users.env_params), []
     for step in range(5):
-      state, result = env.step_or_reset(
+      state, result, _ = env.step_or_reset(
         jax.random.key(step), state, jnp.arange(1, 4), users.env_params
       )
       slates.append(int(state.patience["slates"]))
@@ -145,8 +145,8 @@ class BoredomTest(absltest.TestCase):
     rules = {
       "patience": Patience(7.0),
       "length": Length(),
-      "boredom": Boredom(4, 1, short_start=True),
-      "distance": Distance(4, short_start=True),
+      "boredom": Boredom(4, 1),
+      "distance": Distance(4),
     }
     for name, rule in rules.items():
       config = SimulatorConfig(
@@ -154,7 +154,6 @@ class BoredomTest(absltest.TestCase):
         patience=7.0,
         leave_window=4,
         leave_threshold=1,
-        leave_short_start=True,
       )
       self.assertEqual(leave.of_config(config), rule)
       self.assertEqual(config.uses_topics, name == "boredom")
@@ -166,40 +165,6 @@ class BoredomTest(absltest.TestCase):
     self.assertEqual(state, Length().start())
     with self.assertRaisesRegex(ValueError, "leave_threshold is 5; expected"):
       SimulatorConfig(leave="boredom", leave_threshold=5)
-
-
-class ShortStartTest(absltest.TestCase):
-  def test_the_window_is_that_of_a_slice_with_a_negative_start(self):
-    """Of Python itself, as the public code takes it, one item a step."""
-    nothing = leave.NearPairs(jnp.zeros((21, 21), bool))
-    items = jnp.arange(1, 21)
-    for window in (3, 5, 6):
-      rule = Distance(window, short_start=True)
-
-      def step(state, item, rule=rule):
-        state, _ = rule.step(state, item[None], jnp.zeros(1), 0.0, 0.5, nothing)
-        return state, rule.recent(state)
-
-      _, recent = jax.lax.scan(step, rule.start(), items)
-      for shown, row in enumerate(np.asarray(recent), start=1):
-        sequence = list(range(1, shown + 1))
-        expected = sequence[len(sequence) - window : len(sequence)]
-        self.assertEqual(row[row > 0].tolist(), expected)
-
-  def test_boredom_by_hand(self):
-    """A window of 5; all items are of one category, of which 1 may be shown."""
-    items, lefts = jnp.arange(1, 2), []
-    table = jnp.array([[False], [True]])
-    for short_start in (False, True):
-      rule = Boredom(5, 1, short_start)
-      state, left = rule.start(), []
-      for _ in range(7):
-        state, leaves = rule.step(state, items, jnp.ones(1), 0.0, 0.5, table)
-        left.append(bool(leaves))
-      lefts.append(left)
-    # The items looked at are 0, 1, 2, 3, 4, 5, 5, and 0, 1, 2, 2, 1, 5, 5.
-    self.assertEqual(lefts[0], [0, 0, 1, 1, 1, 1, 1])
-    self.assertEqual(lefts[1], [0, 0, 1, 1, 0, 1, 1])
 
 
 class DistanceTest(parameterized.TestCase):

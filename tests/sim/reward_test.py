@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.hsrl import composition
 from hsrl_jax.config import SimulatorConfig
-from hsrl_jax.engine import loop
+from hsrl_jax.engine import replayed
 from hsrl_jax.sim import reward
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
@@ -141,7 +141,7 @@ class LoggedTest(parameterized.TestCase):
     (AnotherReward(-0.1), [1.0, 1.0, 0.0]),
   )
   def test_logged_slates_earn_what_shown_ones_do(self, reward, expected):
-    logs = loop.logged(
+    logs = replayed.logged(
       Sessions(
         user_id=np.arange(3),
         profile=np.zeros((3, 0), np.float32),

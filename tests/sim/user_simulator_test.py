@@ -238,7 +238,7 @@ class SessionTest(parameterized.TestCase):
     def session(key):
       state, trace = env.start(2, params), []
       for step, slate in enumerate(_slates(over_at)):
-        state, result = env.step_or_reset(
+        state, result, _ = env.step_or_reset(
           jax.random.fold_in(key, step), state, slate, params
         )
         trace.append((state, result))

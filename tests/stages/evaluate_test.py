@@ -54,11 +54,10 @@ class RankingTest(parameterized.TestCase):
     top = jax.jit(ranker.best)(own, user, slate[:1])
     np.testing.assert_array_equal(top, order[1:21])
 
-  @parameterized.parameters("expected", "sampled")
-  def test_what_a_search_finds(self, residual_mode):
+  def test_what_a_search_finds(self):
     """Its best items; those of a slate by log pi, whether it finds them."""
     with mock.patch.object(acting, "SEARCH_FROM", 1):
-      made = checks.made("hsrl", residual_mode=residual_mode, beams=20)
+      made = checks.made("hsrl", beams=20)
       ranker = _ranker(made)
       whole = agents.make_agent(made.config, toy.ITEMS, toy.ITEMS)
       self.assertEqual((made.agent.beams, whole.beams), (20, toy.ITEMS))
@@ -250,7 +249,7 @@ class PoliciesTest(absltest.TestCase):
   def test_a_useless_simulator_normalises_nothing(self):
     sessions = {
       name: [
-        simulate.Sessions(
+        simulate.Simulated(
           np.float32([reward, 2 * reward]),
           np.float32([2, 2]),
           np.float32([1, 3]),

@@ -19,12 +19,12 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import NextItemConfig, SimulatorConfig
 from hsrl_jax.data import source
-from hsrl_jax.engine import next_item as engine
+from hsrl_jax.engine import core, parallel
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import ranking
-from hsrl_jax.host import metrics
+from hsrl_jax.host import metrics, watch
 from hsrl_jax.sim import click_model
-from hsrl_jax.stages import next_item
+from hsrl_jax.stages import next_item, training
 from hsrl_jax.stages import score_on_logs as on_logs
 from hsrl_jax.types import Observation, Sessions
 from tests import command, toy
@@ -139,16 +139,19 @@ class StageTest(absltest.TestCase):
 
   def _trains(self, parts):
     """The parameters that the stage leaves, once all else was looked at."""
-    next_item.run(parts)
-    lines = metrics.read(parts.workdir / "policy" / "seed_3")
-    self.assertEqual([x["epoch"] for x in lines], [1, 2, 3])
-    self.assertLess(lines[2]["train_loss"], lines[0]["train_loss"])
-    measured = [x["val_ndcg@10"] for x in lines]
+    next_item.run(parts, watch.Watch())
+    lines = metrics.read(parts.workdir / "policy")
+    losses = [x["loss"] for x in lines if "loss" in x]
+    points = [x["eval"] for x in lines if "eval" in x]
+    self.assertLen(losses, 3)
+    self.assertLess(losses[2], losses[0])
+    measured = [x["ndcg@10"]["per_seed"][0] for x in points]
     best = int(np.argmax(measured))
-    self.assertEqual(lines[-1]["best_epoch"], best + 1)
-    self.assertAlmostEqual(lines[-1]["best_val_ndcg@10"], measured[best], 5)
     about = json.loads((parts.workdir / "policy/next_item.json").read_text())
     self.assertEqual(about["agent"], parts.config.agent)
+    steps = about["updates_per_epoch"]
+    self.assertEqual(points[-1]["kept"]["step"], [steps * (best + 1)])
+    self.assertAlmostEqual(points[-1]["kept"]["measure"][0], measured[best], 5)
     (params,) = next_item.load(parts)
     # What is kept is the best epoch's, which validation measures again.
     judged = self.judge(parts, next_item.untrained(parts))(params["model"])
@@ -157,40 +160,15 @@ class StageTest(absltest.TestCase):
 
   @pytest.mark.slow
   def test_goes_on_after_an_interrupt(self):
-    """Here an epoch is a sum with random numbers: nothing is compiled."""
-    parts = _parts("sasrec", seeds=(3, 4))
-    trainer = next_item._trainer(parts, next_item.untrained(parts))
-    start = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), trainer.shapes()
-    )
-    trainer.init = lambda seed: start
+    """Stopped in any epoch, it leaves what an unbroken run leaves, bit by bit.
 
-    def epoch(params, averaged, opt_state, key, *data):
-      del data
-      noise = jax.random.normal(key)
-      after = jax.tree.map(lambda x: x + noise, params)
-      return after, averaged, opt_state, noise
-
-    trainer._epoch = epoch
-    self._goes_on(
-      parts, trainer, lambda params: float(jax.tree.leaves(params)[0].sum())
-    )
-
-  @pytest.mark.slow
-  def test_real_epochs_after_an_interrupt(self):
-    parts = _parts("sasrec", seeds=(3, 4))
-    self._goes_on(
-      parts,
-      next_item._trainer(parts, next_item.untrained(parts)),
-      self.judge(parts, next_item.untrained(parts)),
-    )
-
-  def _goes_on(self, parts, trainer, judge):
+    Two seeds, of which each has the best epoch at another time.
+    """
     # Whatever started the tests may ignore it.
     old = signal.signal(signal.SIGINT, signal.default_int_handler)
     self.addCleanup(signal.signal, signal.SIGINT, old)
-    whole = parts.workdir = self.folder / "whole"
-    judged = []
+    parts = _parts("sasrec", seeds=(3, 4))
+    judge, judged = self.judge(parts, next_item.untrained(parts)), []
 
     def stops(params):
       judged.append(judge(params))
@@ -198,24 +176,19 @@ class StageTest(absltest.TestCase):
         signal.raise_signal(signal.SIGINT)  # Deferred to the epoch's end.
       return judged[-1]
 
-    self.enter_context(
-      mock.patch.object(next_item, "_trainer", lambda *_: trainer)
-    )
-    chosen = self.enter_context(
-      mock.patch.object(next_item, "_judge", return_value=judge)
-    )
-    next_item.run(parts)
+    whole = parts.workdir = self.folder / "whole"
+    next_item.run(parts, watch.Watch())
     parts.workdir = self.folder / "stopped"
-    chosen.return_value = stops
-    with self.assertRaises(KeyboardInterrupt):
-      next_item.run(parts)
+    with (
+      mock.patch.object(next_item, "_judge", return_value=stops),
+      self.assertRaises(KeyboardInterrupt),
+    ):
+      next_item.run(parts, watch.Watch())
     self.assertLen(judged, 2)
     self.assertFalse((parts.workdir / "policy/next_item.json").exists())
-    self.assertFalse((parts.workdir / "policy/seed_4").exists())
-    next_item.run(parts)
-    self.assertLen(judged, 2 + 1 + 3)  # Epoch 3, and those of the other seed.
+    next_item.run(parts, watch.Watch())
     logged = [
-      (x / "policy" / "seed_3" / metrics.METRICS).read_text()
+      (x / "policy" / metrics.METRICS).read_text()
       for x in (whole, parts.workdir)
     ]
     self.assertEqual(*logged)
@@ -253,10 +226,8 @@ class StageTest(absltest.TestCase):
     """A slate that is not full ends in zeros, not in excluded items."""
     parts = _parts("sasrec", response_weight=0.0)
     ranker = next_item.ranker(parts.config, toy.ITEMS)
-    params = jax.tree.map(
-      jnp.asarray,
-      next_item._trainer(parts, next_item.untrained(parts)).init(0).params,
-    )
+    engine, inputs, _ = next_item._engine(parts, next_item.untrained(parts))
+    params = jax.jit(engine.init)(0, inputs)[0].params
     excluded = jnp.arange(4, toy.ITEMS + 1)
     top = jax.jit(ranker.best)(
       ({"model": params} | next_item.untrained(parts), parts.catalogue),
@@ -282,30 +253,72 @@ class StageTest(absltest.TestCase):
     ):
       parts = _parts("sasrec", self.folder, dataset=without_likes(split))
       with self.assertRaisesRegex(InputError, message):
-        next_item.run(parts)
+        next_item.run(parts, watch.Watch())
 
   def test_what_diverges_is_not_saved(self):
     parts = _parts("sasrec", self.folder)
-    state = engine.TrainState(
-      epoch=jnp.int32(1),
-      params={"x": jnp.zeros(1)},
-      averaged={},
-      opt_state=(),
-      best_params={"x": jnp.zeros(1)},
-      best=jnp.float32(0),
-      best_epoch=jnp.int32(0),
-      loss=jnp.float32(jnp.nan),
-    )
-    trainer = mock.Mock(config=parts.config.next_item)
-    trainer.init.return_value = state._replace(epoch=jnp.int32(0))
-    trainer.run.return_value = iter([(state, 0.1)])
+
+    def diverges(learner, stream, inputs):
+      return learner, stream, {"loss": jnp.full(1, jnp.nan)}
+
     with (
-      mock.patch.object(next_item, "_trainer", return_value=trainer),
-      self.assertRaisesRegex(FloatingPointError, "lower --next_item_learning"),
+      mock.patch.object(parallel, "over_devices", return_value=diverges),
+      self.assertRaisesRegex(FloatingPointError, "lower the learning rate"),
     ):
-      next_item.run(parts)
-    left = (self.folder / "policy" / "seed_3" / "checkpoints").iterdir()
+      next_item.run(parts, watch.Watch())
+    left = (self.folder / "policy" / "checkpoints").iterdir()
     self.assertEmpty([x for x in left if x.name.isdigit()])
+
+
+def _learner(step, best_step, measure):
+  """Of two seeds, as training has it, with parameters that are their step."""
+  both = jnp.array([step, step])
+  best = core.Best(
+    jnp.array(best_step, jnp.float32),
+    jnp.float32(measure),
+    jnp.int32(best_step),
+  )
+  params = both.astype(jnp.float32)
+  return core.Learner(params, params, (), jnp.zeros(2), both, best)
+
+
+class PatienceTest(absltest.TestCase):
+  """Two seeds side by side stop and keep what each would alone."""
+
+  layout = parallel.Layout(2, 1, by_seed=False)
+
+  def _kept(self, learner, measures, step, patience):
+    with (
+      mock.patch.object(parallel, "one_copy", lambda x: x),
+      mock.patch.object(parallel, "everywhere", lambda x, layout: x),
+    ):
+      after = training._keep_best(
+        learner, self.layout, np.array(measures), step, patience
+      )
+      end = training._end(
+        after, self.layout, training.TrainConfig(iterations=900), patience
+      )
+    return jax.tree.map(np.asarray, after.best), end
+
+  def test_each_seed_keeps_its_own_best(self):
+    learner = _learner(30, (10, 20), (0.3, 0.2))
+    best, end = self._kept(learner, (0.2, 0.4), 30, 100)
+    np.testing.assert_array_equal(best.step, (10, 30))
+    np.testing.assert_array_equal(best.params, (10, 30))
+    np.testing.assert_allclose(best.measure, (0.3, 0.4))
+    self.assertEqual(end, 130)
+
+  def test_a_seed_out_of_patience_takes_nothing_more(self):
+    """Alone it would have ended after step 30."""
+    learner = _learner(40, (10, 30), (0.3, 0.2))
+    best, end = self._kept(learner, (0.9, 0.1), 40, 20)
+    np.testing.assert_array_equal(best.step, (10, 30))
+    self.assertEqual(end, 50)
+
+  def test_equal_measures_keep_the_first(self):
+    learner = _learner(20, (10, 10), (0.25, 0.25))
+    best, _ = self._kept(learner, (0.25, 0.5), 20, 20)
+    np.testing.assert_array_equal(best.step, (10, 20))
 
 
 class CommandTest(parameterized.TestCase):

@@ -16,9 +16,8 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import sid
 from hsrl_jax.config import QuantizerConfig
-from hsrl_jax.data import rows as rows_lib
 from hsrl_jax.data import sids as sids_lib
-from hsrl_jax.data.embeddings import Embeddings
+from hsrl_jax.data.embeddings import Embeddings, open_npy
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import sid_quality
@@ -381,7 +380,7 @@ class QuantizeTest(parameterized.TestCase):
     path = self.workdir.parent / "items.npy"
     np.save(path, self.items.rows)
     other = self.workdir.parent / "streamed"
-    streamed = self.items._replace(rows=rows_lib.open_npy(path))
+    streamed = self.items._replace(rows=open_npy(path))
     facts = quantize.run(_CONFIG, other, streamed, _SOURCE)
     x, found = self.items.rows, store.read(other)
     made = quantizer_fit.encode(found.codebooks, x, _CONFIG)

@@ -40,7 +40,6 @@ class ConfigTest(parameterized.TestCase):
       "sweet_point": 0.5,
       "slate_size": 7,
       "click_model": "another",
-      "ensemble": 3,
       "boredom": "topic",
       "leave": "boredom",
       "observed": "interactions",
@@ -49,7 +48,7 @@ class ConfigTest(parameterized.TestCase):
     }.get(field.name)
     if other is None:
       other = field.default + (0.1 if field.type is float else 2)
-    config = SimulatorConfig(ensemble=2)  # Without one there is no pessimism.
+    config = SimulatorConfig()
     changed = dataclasses.replace(config, **{field.name: other})
     same = checked.fingerprint(changed.of_fit()) == checked.fingerprint(
       config.of_fit()
@@ -82,10 +81,6 @@ class ConfigTest(parameterized.TestCase):
       named = SimulatorConfig(click_model="another")
       config = config_lib.Config(data, simulator=named)
       self.assertEqual(simulator.chosen(config).click_model, "another")
-
-  def test_one_model_is_no_pessimist(self):
-    with self.assertRaisesRegex(ValueError, "pessimism is 1.0; expected 0"):
-      SimulatorConfig(pessimism=1.0)
 
 
 def _matrices(final_dense, seed=0):
@@ -297,15 +292,13 @@ class FittedTest(absltest.TestCase):
 
   @pytest.mark.slow
   def test_what_is_loaded_answers_as_it_was_judged(self):
-    """Also with drawn negatives, an ensemble and a base rate."""
+    """Also with drawn negatives and a base rate."""
     world = self_selected.world()
     sampling = np.arange(301.0) / np.arange(301.0).sum()
     about = feedback.Feedback("implicit", "popularity", 3, 0.1, 0)
     items = world.items._replace(sampling=sampling, feedback=about)
     world = world._replace(items=items)
-    quality, config, params = self._run(
-      world, click_model="blended", ensemble=2, pessimism=0.5, epochs=2
-    )
+    quality, config, params = self._run(world, click_model="blended", epochs=2)
     self.assertTrue(quality["claims_rates"])
     self.assertAlmostEqual(float(params.shift), np.log(3 / 9), places=5)
     test = world.splits["test"]
@@ -318,12 +311,11 @@ class FittedTest(absltest.TestCase):
     )
     offset = feedback.log_q_offset(sampling)[test.exposed]
     self.assertGreater(np.ptp(offset), 2)
-    # The mean over members is not linear in logits, so this is near only.
     logits = special.logit(np.float64(p)) - np.log(3 / 9) + offset
     loss = metrics.log_loss(
       test.response.ravel(), special.expit(logits).ravel()
     )
-    self.assertAlmostEqual(loss, quality["test"]["log_loss"], delta=0.01)
+    self.assertAlmostEqual(loss, quality["test"]["log_loss"], delta=1e-5)
 
   @pytest.mark.slow
   def test_boredom_is_fitted_judged_and_loaded(self):

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from hsrl_jax import config as config_lib
 from hsrl_jax.evaluation import held_out
 from hsrl_jax.experiments import held_out_rows, jobs
 from hsrl_jax.studies import after_supervised
+from hsrl_jax.studies.registry import AfterSupervised
 from tests import command, toy
 
 
@@ -40,7 +40,7 @@ class JobsTest(absltest.TestCase):
     base = toy.config()
     data = dataclasses.replace(base.data, raw_data_dir=str(folder))
     base = dataclasses.replace(base, data=data)
-    own = config_lib.ExperimentConfig()
+    own = AfterSupervised()
     run = mock.patch.object(
       after_supervised.Run, "complete", autospec=True, side_effect=Stop
     )
@@ -60,7 +60,7 @@ class DifferenceTest(absltest.TestCase):
     theirs = [rng.normal(size=60) + 10 * seed for seed in range(3)]
     ours = [x + 0.5 + 0.01 * rng.normal(size=60) for x in theirs]
     found = held_out.difference(
-      *([held_out.Rows(x, user) for x in y] for y in (ours, theirs))
+      *([held_out.Measured(x, user) for x in y] for y in (ours, theirs))
     )
     self.assertAlmostEqual(found["mean"], 0.5, places=2)
     self.assertLess(found["ci95"][1] - found["ci95"][0], 0.05)
@@ -69,7 +69,7 @@ class DifferenceTest(absltest.TestCase):
 class RowTest(absltest.TestCase):
   def test_the_difference_is_what_rl_adds(self):
     def rows(value):
-      measure = held_out.Rows(np.full(4, value), np.arange(4))
+      measure = held_out.Measured(np.full(4, value), np.arange(4))
       return [dict.fromkeys(held_out_rows.MEASURES, measure)]
 
     run, first = mock.MagicMock(), mock.MagicMock()
@@ -120,11 +120,12 @@ class WholeTest(absltest.TestCase):
   def test_what_learns_nothing_more_stays_as_it_was(self):
     folder = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     given = (
-      *(*command.EXPERIMENT, "--mode=after_supervised", "--seeds=0,1"),
-      *(f"--workdir={folder}/own", "--experiment_kl_weights=1"),
+      *(*command.JOBS, "--study=after_supervised", "--seeds=0,1"),
+      *(f"--workdir={folder}/own", "--study_kl_weights=1"),
+      "--study_resamples=200",
       *("--next_item_epochs=1", "--learning_rate=1e-12"),
     )
-    status, out, err = command.run(*given)
+    status, out, err = command.study(*given)
     self.assertEqual(status, 0, err)
     self.assertIn("kl_1_no_actor", out)
     results = json.loads((folder / "own" / "results.json").read_text())

@@ -15,8 +15,8 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
-from hsrl_jax.report import experiment_plots
-from hsrl_jax.studies import catalogue_size
+from hsrl_jax.studies import catalogue_size, plots
+from hsrl_jax.studies.registry import CatalogueSize
 from tests import toy
 
 SIZES = (64, 160)
@@ -76,7 +76,7 @@ class RunTest(absltest.TestCase):
     self.experiment = jobs.Experiment(
       "catalogue_size",
       BASE,
-      config_lib.ExperimentConfig(sizes=(100,)),
+      CatalogueSize(sizes=(100,)),
       pathlib.Path(folder),
       "command",
     )
@@ -92,13 +92,11 @@ class RunTest(absltest.TestCase):
       if function is catalogue_size.bounds:
         return {"random": 2.0, "greedy_oracle": 12.0, "sids_seconds": 1.0}
       row = dict.fromkeys(("total_reward", "left_out", "decision_ms"))
-      row |= {"needs": {}, "iteration_ms": 2.5, "memory_gb": 1.0}
+      row |= {"iteration_ms": 2.5, "memory_gb": 1.0}
       if name == "hsrl" and config.memory_gb < 14:
-        needs = {"memory_gb": 14.0}
-        return row | {"needs": needs, "left_out": "needs 14 GB"}
+        return row | {"left_out": "needs 14 GB"}
       if name == "free" and config.seconds_per_run < 300:
-        needs = {"seconds_per_run": 300.0}
-        return row | {"needs": needs, "left_out": "takes 300 s"}
+        return row | {"left_out": "takes 300 s"}
       return row | {"total_reward": [7.0, 4.5], "decision_ms": 0.5}
 
     self.jobs.clear()
@@ -109,26 +107,18 @@ class RunTest(absltest.TestCase):
       results = catalogue_size.run(self.experiment._replace(config=config))
     return {row["policy"]: row for row in results["rows"]}
 
-  def test_higher_limits_measure_what_they_had_left_out(self):
+  def test_what_was_left_out_is_tried_again(self):
     rows = self.run_with()
     self.assertEqual(self.jobs, ["bounds", "hsrl", "features", "free"])
     self.assertEqual(rows["hsrl"]["left_out"], "needs 14 GB")
     self.assertEqual(rows["free"]["left_out"], "takes 300 s")
-    self.run_with(memory_gb=13.0, seconds_per_run=299.0)
-    self.assertEmpty(self.jobs)  # Still not enough.
     rows = self.run_with(memory_gb=16.0)
-    self.assertEqual(self.jobs, ["hsrl"])
+    self.assertEqual(self.jobs, ["hsrl", "free"])
     self.assertIsNone(rows["hsrl"]["left_out"])
     self.assertEqual(rows["hsrl"]["total_reward"], [7.0, 4.5])
     rows = self.run_with(memory_gb=1.0, seconds_per_run=400.0)
     self.assertEqual(self.jobs, ["free"])  # What is measured stays.
     self.assertIsNone(rows["hsrl"]["left_out"])
-
-  def test_rows_of_older_versions_that_were_left_out_are_measured(self):
-    old = {"left_out": "training needs 14 GB, above the limit of 12"}
-    config = self.experiment.config
-    self.assertTrue(catalogue_size.outdated(old, config))
-    self.assertFalse(catalogue_size.outdated({"left_out": None}, config))
 
   def test_rewards_are_normalised_at_their_size(self):
     row = self.run_with()["features"]
@@ -150,7 +140,7 @@ class RunTest(absltest.TestCase):
     results |= {"dataset": "toy", "protocol": "paper", "iterations": 8}
     text = catalogue_size.table(results | {"episodes": {"64": 30}})
     self.assertEqual(text.splitlines()[-1].split()[2:4], ["-", "-"])
-    experiment_plots.catalogue_size(results, {"hsrl": "HSRL"})
+    plots.catalogue_size(results)
 
   def test_the_table_fits_a_terminal(self):
     rows = [*self.run_with().values()]
@@ -186,7 +176,7 @@ class WholeTest(absltest.TestCase):
     cls.experiment = jobs.Experiment(
       "catalogue_size",
       BASE,
-      config_lib.ExperimentConfig(sizes=SIZES),
+      CatalogueSize(sizes=SIZES),
       pathlib.Path(folder.name),
       "command",
     )
@@ -249,12 +239,6 @@ class WholeTest(absltest.TestCase):
       self.assertIn(why, row["left_out"])
       self.assertIsNone(row["total_reward"])
       self.assertEqual(row["iteration_ms"] is None, "memory_gb" in limit)
-      # The limit that it names is the one that is enough.
-      (name,) = limit
-      self.assertEqual(list(row["needs"]), [name])
-      for limits, due in ((row["needs"], True), (limit, False)):
-        config = dataclasses.replace(self.experiment.config, **limits)
-        self.assertEqual(catalogue_size.outdated(row, config), due)
 
   def test_alone_is_another_process(self):
     self.assertNotEqual(catalogue_size.alone(os.getpid), os.getpid())

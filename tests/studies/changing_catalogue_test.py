@@ -19,9 +19,9 @@ from hsrl_jax import config as config_lib
 from hsrl_jax import sid
 from hsrl_jax.data import prepare, source
 from hsrl_jax.experiments import jobs
-from hsrl_jax.report import experiment_plots
 from hsrl_jax.studies import changing_catalogue as changing
-from hsrl_jax.studies import content
+from hsrl_jax.studies import content, plots
+from hsrl_jax.studies.registry import ChangingCatalogue
 from tests import toy
 
 MOVIELENS = "movielens_latest_small"
@@ -164,7 +164,7 @@ class WorldTest(absltest.TestCase):
     )
 
   def test_by_default_all_items_are_known_by_content_alone(self):
-    self.assertEqual(config_lib.ExperimentConfig().newcomers, "content")
+    self.assertEqual(ChangingCatalogue().newcomers, "content")
     items = self.prepared.dataset.items
     for kind, want in (
       ("content", content.of_items(items, 64)),
@@ -232,7 +232,7 @@ class WorldTest(absltest.TestCase):
     self.assertEqual(results["rows"][0]["steps_to_recover"], [None, None])
     line = changing.table(results).splitlines()[-1].split()
     self.assertEqual(line[3:7], ["-", "-", "-", "-"])
-    experiment_plots.changing_catalogue(results, {"hsrl": "HSRL"})
+    plots.changing_catalogue(results)
 
 
 @pytest.mark.slow
@@ -248,7 +248,7 @@ class WholeTest(absltest.TestCase):
       "changing_catalogue",
       BASE,
       # By content alone a toy of 40 films loses more than it can show.
-      config_lib.ExperimentConfig(shares=SHARES, newcomers="logged"),
+      ChangingCatalogue(shares=SHARES, newcomers="logged"),
       pathlib.Path(folder.name),
       "command",
     )
@@ -309,7 +309,7 @@ class WholeTest(absltest.TestCase):
     self.assertEmpty(shown & left)
     self.assertNotEmpty(shown & set(self.world.split.newcomers))
     params = changing.parallel.target_params(learner, learning.layout)
-    seeds = changing.policy.by_seed(BASE.train, params)
+    seeds = changing.training.by_seed(params)
     sessions = self.world.sessions(learning.act, (seeds[0], catalogue))
     self.assertEmpty(set(np.asarray(sessions.slates).ravel()) & left)
 

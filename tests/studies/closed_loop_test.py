@@ -18,6 +18,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
 from hsrl_jax.studies import clients, closed_loop
+from hsrl_jax.studies.registry import ClosedLoop
 from tests import toy
 
 NAMES = ["", *(f"item-{i}" for i in range(1, toy.ITEMS + 1))]
@@ -147,7 +148,7 @@ class ClientsTest(absltest.TestCase):
 
 class ArmsTest(absltest.TestCase):
   def test_the_twin_is_there_unless_others_are_named(self):
-    config = config_lib.ExperimentConfig
+    config = ClosedLoop
     twin = {"discount": 0.0}
     for names, want in (
       (None, {"hsrl": {}, "myopic": twin}),
@@ -192,7 +193,7 @@ class WholeTest(absltest.TestCase):
         base.train, learning="on_policy", segment=2, minibatches=1
       ),
     )
-    config = config_lib.ExperimentConfig(rounds=3, sessions=30, variants=())
+    config = ClosedLoop(rounds=3, sessions=30, variants=())
     experiment = jobs.Experiment("closed_loop", base, config, root, "")
     with (
       contextlib.redirect_stdout(io.StringIO()) as out,

@@ -16,6 +16,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
 from hsrl_jax.studies import conservatism
+from hsrl_jax.studies.registry import Conservatism
 from tests import toy
 
 TOY = toy.config(iterations=4, curve_every=4, save_every=4, seeds=(0, 1))
@@ -29,7 +30,7 @@ BASE = dataclasses.replace(
   simulator=config_lib.SimulatorConfig(epochs=1, max_steps=2),
   evaluate=config_lib.EvaluateConfig(episodes=50),
 )
-CONFIG = config_lib.ExperimentConfig(
+CONFIG = Conservatism(
   logged_slates=(20, 40), conservative_weights=(0.0, 0.1), resamples=100
 )
 

@@ -12,7 +12,7 @@ from hsrl_jax.evaluation import off_policy as estimators
 from hsrl_jax.shipped.datasets.open_bandit import impressions
 from hsrl_jax.studies import off_policy
 from tests import open_bandit
-from tests.command import run
+from tests.command import study
 
 
 class OffPolicyTest(parameterized.TestCase):
@@ -29,8 +29,8 @@ class OffPolicyTest(parameterized.TestCase):
     self.workdir = pathlib.Path(tempfile.mkdtemp(dir=self.folder))
 
   def _run(self, raw, *flags):
-    return run(
-      "--mode=off_policy",
+    return study(
+      "--study=off_policy",
       "--dataset=open_bandit",
       f"--raw_data_dir={raw}",
       f"--workdir={self.workdir}",

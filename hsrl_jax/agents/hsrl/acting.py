@@ -22,14 +22,12 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl.composition import compose_slate
 from hsrl_jax.agents.hsrl.networks import Networks, response_bias
 from hsrl_jax.agents.hsrl.settings import Settings
-from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.ops import masking, policy_gradient, sampling
 from hsrl_jax.sid.beam_search import Beams, beam_search
-from hsrl_jax.sid.index import SidIndex, sid_of
+from hsrl_jax.sid.index import Catalogue, SidIndex
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
-_PATHS = 256  # SIDs whose levels are computed at once.
 
 
 class _Policy(NamedTuple):
@@ -44,7 +42,7 @@ class _Policy(NamedTuple):
 
   networks: Networks
   params: Params
-  catalogue: base.ActionSpace
+  catalogue: Catalogue
   state: Array
 
   def expected(self) -> tuple[Array, Array]:
@@ -76,12 +74,9 @@ class _Candidates(NamedTuple):
   click_offset: Array | None
 
 
-def searches(settings: Settings, items: int) -> bool:
-  """Whether a policy that is trained on so many items acts by beam search.
-
-  With the sampled residual it must, since each prefix has logits of its own.
-  """
-  return settings.residual_mode == "sampled" or items >= SEARCH_FROM
+def searches(items: int) -> bool:
+  """Whether a policy that is trained on so many items acts by beam search."""
+  return items >= SEARCH_FROM
 
 
 def act(
@@ -90,7 +85,7 @@ def act(
   spec: base.Spec,
   beams: int,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -102,9 +97,7 @@ def act(
   if not beams:
     candidates = _all_items(policy, excluded, key)
   else:
-    sampled = settings.residual_mode == "sampled"
-    search = _sampled_search if sampled else _expected_search
-    candidates = search(
+    candidates = _search(
       policy, beams=beams, excluded=excluded, key=key, temperature=temperature
     )
   log_pi = candidates.log_pi
@@ -134,22 +127,13 @@ def scores(
   networks: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item, whether a search finds it."""
   state, index = networks.state(params, catalogue, observation), catalogue.index
-  if settings.residual_mode == "sampled":
-
-    def of_path(sid):
-      logits = networks.taken(params, catalogue, state, sid).logits
-      return SlateView(logits[None], sid[None]).log_probs().sum()
-
-    sids = sid_of(index, jnp.arange(len(index.active)))
-    log_pi = jax.lax.map(of_path, sids, batch_size=_PATHS)
-  else:
-    logits = networks.expected(params, catalogue, state).logits
-    log_pi = of_sids(index, jax.nn.log_softmax(logits))
+  logits = networks.expected(params, catalogue, state).logits
+  log_pi = of_sids(index, jax.nn.log_softmax(logits))
   return of_items(networks, settings, params, catalogue, state, log_pi)
 
 
@@ -168,7 +152,7 @@ def of_items(
   networks: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   log_pi: Array,
 ) -> Array:
@@ -204,7 +188,7 @@ def _all_items(
   )
 
 
-def _expected_search(policy: _Policy, **how: Any) -> _Candidates:
+def _search(policy: _Policy, **how: Any) -> _Candidates:
   """A search where all prefixes share the logits of their level.
 
   Args:
@@ -220,29 +204,6 @@ def _expected_search(policy: _Policy, **how: Any) -> _Candidates:
     **how,
   )
   return _of_beams(completed, how["key"], click_offset)
-
-
-def _sampled_search(policy: _Policy, **how: Any) -> _Candidates:
-  """A search where each prefix has a context, hence logits, of its own.
-
-  Args:
-    policy: the policy in the user's state.
-    **how: keywords of `beam_search`.
-  """
-  network = policy.networks.policy.bind(policy.params["policy"])
-  tokens = network.tokens(policy.catalogue.codebooks)
-  completed = beam_search(
-    policy.catalogue.index,
-    policy.state,
-    lambda context, level: jax.nn.log_softmax(
-      tokens.logits(context, policy.state, level)
-    ),
-    lambda context, token, level: network.advance(
-      tokens, context, token, level
-    ),
-    **how,
-  )
-  return _of_beams(completed, how["key"], None)
 
 
 def _of_beams(

@@ -18,7 +18,7 @@ from hsrl_jax.agents.hsrl.networks import Networks
 from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.ops import policy_gradient, returns
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import Catalogue, sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 __all__ = ["PUBLISHED", "Settings", "make"]
@@ -31,7 +31,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     return on_policy[settings.choices](settings, spec)
   modules = networks.make(settings, spec)
   beams = 0
-  if acting.searches(settings, spec.items):
+  if acting.searches(spec.items):
     beams = max(settings.beams, spec.slate_size)
   return base.Agent(
     init=modules.init,
@@ -48,26 +48,24 @@ def _loss(
   spec: base.Spec,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
 ) -> tuple[Array, Metrics]:
   """See base.Agent.loss."""
-  # The critic's contexts are those of the expected residual in both modes,
-  # since a state's value may not depend on the slate that was drawn in it.
   state = modules.state(params, catalogue, transition.observation, key)
   hierarchy = modules.expected(params, catalogue, state)
   contexts = hierarchy.contexts
   if not settings.critic_gradient:
     contexts = jax.lax.stop_gradient(contexts)
-  value, level_values = modules.value(params, contexts)
+  value, _ = modules.value(params, contexts)
   target = _target(
     modules, settings.discount, target_params, catalogue, transition
   )
   advantages = returns.item_advantages(
     target,
-    level_values[:-1] if settings.level_advantages else value[None],
+    value[None],
     spec.reward.shares(transition.response) if settings.item_credit else None,
     clip=settings.advantage_clip,
   )
@@ -76,9 +74,6 @@ def _loss(
   logits = jnp.broadcast_to(
     hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
   )
-  if settings.residual_mode == "sampled":
-    taken = functools.partial(modules.taken, params, catalogue, state)
-    logits = jax.vmap(taken)(tokens).logits
   view = SlateView(logits, tokens)
   scores = view.scores() + networks.response_bias(params)
   behaviour_log_prob = transition.log_prob
@@ -118,14 +113,14 @@ def _weighs_logs(settings: Settings, spec: base.Spec) -> bool:
   search, SIDs of no item are left in the sum, and the weights are too small.
   """
   weighs = spec.train.from_logs and settings.importance_clip > 0
-  return weighs and not acting.searches(settings, spec.items)
+  return weighs and not acting.searches(spec.items)
 
 
 def _log_sum(
   modules: Networks,
   settings: Settings,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   state: Array,
   logits: Array,
 ) -> Array:
@@ -140,7 +135,7 @@ def _target(
   modules: Networks,
   discount: float,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
 ) -> Array:
   """y = r + gamma (1 - terminated) V_target(s'), float32 []."""

@@ -17,8 +17,9 @@ from hsrl_jax.networks import flat_policy as flat
 from hsrl_jax.networks import slate_policy as policy
 from hsrl_jax.networks.flat_policy import FlatPolicy
 from hsrl_jax.ops import masking, plackett_luce, sampling
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
-from hsrl_jax.types import Array, Decision, Observation, Params, PRNGKey
+from hsrl_jax.types import Array, Observation, Params, PRNGKey, Transition
 
 
 class _Notes(NamedTuple):
@@ -36,16 +37,15 @@ class _Notes(NamedTuple):
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   actor = FlatPolicy(**sequential.shared(settings, spec))
-  critic = sequential.critic_of(settings, spec, 1)
-  counted = spec.vocab_size if settings.critic_sees_kinds else 0
-  parts = sequential.Parts(actor, critic, counted, settings, spec)
+  critic = sequential.critic_of(spec, 1)
+  parts = sequential.Functions(actor, critic, 0, settings, spec)
   return sequential.bound(parts, _act, _scores, _choices)
 
 
 def _act(
-  parts: sequential.Parts,
+  parts: sequential.Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -82,9 +82,9 @@ def _act(
 
 
 def _scores(
-  parts: sequential.Parts,
+  parts: sequential.Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
@@ -97,17 +97,17 @@ def _scores(
 
 
 def _choices(
-  parts: sequential.Parts,
+  parts: sequential.Functions,
   params: Params,
-  catalogue: base.ActionSpace,
-  decision: Decision,
+  catalogue: Catalogue,
+  transition: Transition,
   key: PRNGKey | None,
 ) -> base.Choices:
   """See base.OnPolicy; P is 1."""
   actor, settings = parts.policy.bind(params["policy"]), parts.settings
   keys = (None, None) if key is None else sampling.split(key, 2)
-  observation = observed.seen(decision.observation)
-  slate, notes = decision.slate, decision.notes
+  observation = observed.seen(transition.observation)
+  slate, notes = transition.slate, transition.notes
   tokens = sequential.tokens_of(catalogue)
   start = actor.start(tokens, observation, keys[0], notes.estimate)
 
@@ -120,33 +120,29 @@ def _choices(
     entropy = masking.entropy(log_pi, allowed)
     one = actor.one_chosen(start, item, place)
     carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)
-    # An item is as like itself as can be.
-    kept = one.chosen[:, item], chosen.vectors
-    return carry, (log_pi[item], entropy, kept)
+    return carry, (log_pi[item], entropy, chosen.vectors)
 
   carry = flat.none_chosen(len(notes.allowed)), notes.allowed
   slots = jnp.arange(len(slate))
   _, found = jax.lax.scan(slot, carry, (slate, slots))
-  of_choice, entropy, (each, vectors) = found
+  of_choice, entropy, vectors = found
   before = sequential.nothing(parts)
-  if settings.prefix_values:
-    kinds = jax.nn.one_hot(tokens.first[slate], parts.counted)
-    counts = policy.before(each[:, :, None] * kinds[:, None])
+  if settings.credit != "slate":
     # Nothing of tokens above: an item is a single choice.
     above = jnp.zeros((len(slate), 1, policy.WIDTH))
-    before = policy.Chosen(counts, vectors), above
+    before = policy.Chosen(jnp.zeros((len(slate), 2, 0)), vectors), above
   values = parts.critic.apply(
     params["critic"],
     tokens,
     observation,
-    decision.hidden,
+    transition.hidden,
     start.estimate.user,
     *before,
     keys[1],
   )
   return sequential.judged(
     settings,
-    decision,
+    transition,
     of_choice[:, None],
     entropy[:, None],
     values,

@@ -36,7 +36,7 @@ class Below(NamedTuple):
   place: Array
 
 
-class Rows(NamedTuple):
+class LeafRows(NamedTuple):
   """Leaves in rows, of which each has leaves below one first token alone.
 
   So what is largest below a first token, or summed, is so over whole rows.
@@ -57,8 +57,8 @@ class Rows(NamedTuple):
   ranges: list[tuple[Array, Array]]
 
 
-def rows_of(index: SidIndex) -> Rows:
-  """See Rows; the same for all users."""
+def rows_of(index: SidIndex) -> LeafRows:
+  """See LeafRows; the same for all users."""
   leaves, ranges = len(index.leaf_item), _leaves_below(index)
   if index.levels == 1:
     token = leaf_place = jnp.arange(leaves)
@@ -77,11 +77,11 @@ def rows_of(index: SidIndex) -> Rows:
   item_place = jnp.full(index.capacity + 1, item.size)
   item_place = item_place.at[index.leaf_item].set(leaf_place)
   item_place = item_place.at[0].set(item.size)
-  return Rows(item, token, leaf_place, item_place, ranges)
+  return LeafRows(item, token, leaf_place, item_place, ranges)
 
 
 def weights_below(
-  index: SidIndex, rows: Rows, logits: Array, excluded: Array
+  index: SidIndex, rows: LeafRows, logits: Array, excluded: Array
 ) -> Below:
   """See Below; of active items.
 
@@ -177,7 +177,7 @@ def _owner(first: Array, end: Array, count: int) -> Array:
   return jnp.maximum(jnp.cumsum(begun) - 1, 0)
 
 
-def _sums(weights: Array, rows: Rows) -> list[Array]:
+def _sums(weights: Array, rows: LeafRows) -> list[Array]:
   """The sums of the weights below each node of the levels 1..L-1.
 
   Differences of running sums, which begin anew with each row, and of whole

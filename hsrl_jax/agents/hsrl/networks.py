@@ -10,7 +10,7 @@ from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.hierarchy import Hierarchy, PolicyNetwork
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import Catalogue, sid_of
 from hsrl_jax.sid.quantizer import reconstruct
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
@@ -33,7 +33,7 @@ class Networks(NamedTuple):
   def init(
     self,
     key: PRNGKey,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
   ) -> Params:
     """See base.Agent.init."""
@@ -50,7 +50,7 @@ class Networks(NamedTuple):
   def state(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     observation: Observation,
     key: PRNGKey | None = None,
   ) -> Array:
@@ -60,29 +60,17 @@ class Networks(NamedTuple):
     )
 
   def expected(
-    self, params: Params, catalogue: base.ActionSpace, state: Array
+    self, params: Params, catalogue: Catalogue, state: Array
   ) -> Hierarchy:
     """All levels with the expected residual."""
     return self.policy.apply(
       params["policy"], catalogue.codebooks, state, method="expected"
     )
 
-  def taken(
-    self,
-    params: Params,
-    catalogue: base.ActionSpace,
-    state: Array,
-    tokens: Array,
-  ) -> Hierarchy:
-    """All levels with the residual of the tokens of one SID, int32 [L]."""
-    return self.policy.apply(
-      params["policy"], catalogue.codebooks, state, tokens, method="taken"
-    )
-
   def refine(
     self,
     params: Params,
-    catalogue: base.ActionSpace,
+    catalogue: Catalogue,
     state: Array,
     items: Array,
   ) -> Array:

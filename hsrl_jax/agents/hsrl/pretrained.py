@@ -21,7 +21,7 @@ from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.config import Config
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.ops import masking, policy_gradient, returns, sampling
-from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.index import Catalogue, sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 __all__ = ["FROZEN", "ContinuedSettings", "divergence", "make"]
@@ -133,7 +133,7 @@ def _loss(
   parts: _Parts,
   params: Params,
   target_params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   key: PRNGKey,
   progress: Array,
@@ -187,7 +187,7 @@ def _loss(
 def _seen(
   parts: _Parts,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   keys: PRNGKey,
 ) -> _Seen:
@@ -221,7 +221,7 @@ def _cross_entropy(
 def _beside(
   policy: next_item.Policy,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   transition: Transition,
   seen: _Seen,
 ) -> Array:

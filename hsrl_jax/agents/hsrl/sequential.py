@@ -3,8 +3,8 @@
 An item is chosen token by token, a slate slot after slot, each choice out of
 the tokens that lead to an item which may be shown (docs/method.md, Sequential
 slates). So the log-probability of a slate is exact. The baseline of all choices
-is the value of the state; with `prefix_values` each has one of its own, the
-value of the state and of all choices before it.
+is the value of the state; with `credit` by slot or token they have one of their
+own, the value of the state and of what was chosen before.
 """
 
 import functools
@@ -19,17 +19,17 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import item_softmax
 from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks import slate_policy as slates
-from hsrl_jax.networks.slate_critic import Kinds, PrefixCritic
+from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
-from hsrl_jax.sid.index import child, item_of, live_children, sid_of
+from hsrl_jax.sid.index import Catalogue, child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
 from hsrl_jax.types import (
   Array,
-  Decision,
   Observation,
   Params,
   PRNGKey,
+  Transition,
 )
 
 
@@ -48,7 +48,7 @@ class _Notes(NamedTuple):
   prior: Array
 
 
-class Parts(NamedTuple):
+class Functions(NamedTuple):
   """What the agent's functions are made of; all of it is static.
 
   Attributes:
@@ -76,8 +76,8 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     item_prior=settings.item_prior,
     **shared(settings, spec),
   )
-  critic = critic_of(settings, spec, spec.levels)
-  parts = Parts(policy, critic, spec.vocab_size, settings, spec)
+  critic = critic_of(spec, spec.levels)
+  parts = Functions(policy, critic, spec.vocab_size, settings, spec)
   return bound(parts, _act, _scores, _choices)
 
 
@@ -92,17 +92,14 @@ def shared(settings: Settings, spec: base.Spec) -> dict[str, Any]:
   }
 
 
-def critic_of(settings: Settings, spec: base.Spec, levels: int) -> PrefixCritic:
+def critic_of(spec: base.Spec, levels: int) -> PrefixCritic:
   """The critic of slates, of which an item is made of `levels` choices."""
-  kinds = None
-  if settings.critic_sees_kinds:
-    kinds = Kinds(settings.semantic_tokens)
   sizes = spec.network
-  return PrefixCritic(levels, sizes.encoder, sizes.critic_hidden, kinds)
+  return PrefixCritic(levels, sizes.encoder, sizes.critic_hidden)
 
 
 def bound(
-  parts: Parts,
+  parts: Functions,
   act: Callable[..., base.Action],
   scores: Callable[..., Array],
   choices: Callable[..., base.Choices],
@@ -124,7 +121,7 @@ def bound(
   )
 
 
-def tokens_of(catalogue: base.ActionSpace) -> Tokens:
+def tokens_of(catalogue: Catalogue) -> Tokens:
   """What policy and critic know of tokens and items of the catalogue."""
   first = catalogue.index.tokens[:, 0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
@@ -132,9 +129,9 @@ def tokens_of(catalogue: base.ActionSpace) -> Tokens:
 
 
 def _init(
-  parts: Parts,
+  parts: Functions,
   key: PRNGKey,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   hidden: Array | None = None,
 ) -> Params:
@@ -154,16 +151,16 @@ def _init(
   return {"policy": policy, "critic": critic}
 
 
-def nothing(parts: Parts) -> tuple[slates.Chosen, Array]:
+def nothing(parts: Functions) -> tuple[slates.Chosen, Array]:
   """What the critic knows before the first choice: counts, partial vectors."""
   chosen = slates.none_chosen(parts.counted, 1)
   return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
 
 
 def _act(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   excluded: Array,
   key: PRNGKey | None,
@@ -230,9 +227,9 @@ def _act(
 
 
 def _scores(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
@@ -270,10 +267,10 @@ def _scores(
 
 
 def _below(
-  parts: Parts,
+  parts: Functions,
   policy: SlatePolicy,
   start: slates.Start,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   excluded: Array,
 ) -> item_softmax.Below | None:
   """See item_softmax.weights_below; None without `item_prior`."""
@@ -294,22 +291,22 @@ def _distinct(items: Array, active: Array) -> Array:
 
 
 def _choices(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
-  decision: Decision,
+  catalogue: Catalogue,
+  transition: Transition,
   key: PRNGKey | None,
 ) -> base.Choices:
   """See base.OnPolicy."""
   spec, settings = parts.spec, parts.settings
   policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   keys = (None, None) if key is None else sampling.split(key, 2)
-  observation = observed.seen(decision.observation)
-  notes = decision.notes
+  observation = observed.seen(transition.observation)
+  notes = transition.notes
   start = policy.start(tokens, observation, keys[0], notes.estimate)
   slots = jnp.arange(spec.slate_size)
-  sids = sid_of(catalogue.index, decision.slate)
-  vectors = policy.item_vectors(tokens, decision.slate, sids)
+  sids = sid_of(catalogue.index, transition.slate)
+  vectors = policy.item_vectors(tokens, transition.slate, sids)
   likes = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
   chosen = policy.chosen_before(sids[:, 0], vectors, likes)
   partial = _partial(start, sids)
@@ -323,22 +320,23 @@ def _choices(
   log_probs = masking.log_softmax(logits, notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
   entropy = masking.entropy(log_probs, notes.allowed)
-  before = (chosen, partial) if settings.prefix_values else nothing(parts)
+  by_slate = settings.credit == "slate"
+  before = nothing(parts) if by_slate else (chosen, partial)
   values = parts.critic.apply(
     params["critic"],
     tokens,
     observation,
-    decision.hidden,
+    transition.hidden,
     *jax.lax.stop_gradient((start.estimate.user, *before)),
     keys[1],
   )
   chances = policy.chances(start, vectors)
-  return judged(settings, decision, of_choice, entropy, values, chances)
+  return judged(settings, transition, of_choice, entropy, values, chances)
 
 
 def judged(
   settings: Settings,
-  decision: Decision,
+  transition: Transition,
   log_probs: Array,
   entropy: Array,
   values: Array,
@@ -348,14 +346,14 @@ def judged(
 
   Args:
     settings: for the weight of that loss.
-    decision: the slate, int32 [K], and its responses.
+    transition: the slate, int32 [K], and its responses.
     log_probs: float32 [K, P], of each choice.
     entropy: float32 [K, P], nats, of what each was drawn from.
     values: float32 [K, P], see base.Choices; or [1, 1], of the state, for all.
     chances: float32 [K], logits of a like.
   """
-  there = decision.slate > 0
-  loss = optax.sigmoid_binary_cross_entropy(chances, decision.response)
+  there = transition.slate > 0
+  loss = optax.sigmoid_binary_cross_entropy(chances, transition.response)
   loss = jnp.where(there, loss, 0.0).mean()
   return base.Choices(
     jnp.where(there[:, None], log_probs, 0.0),
@@ -374,9 +372,9 @@ def _partial(start: slates.Start, sids: Array) -> Array:
 
 
 def _value(
-  parts: Parts,
+  parts: Functions,
   params: Params,
-  catalogue: base.ActionSpace,
+  catalogue: Catalogue,
   observation: Observation,
   hidden: Array,
 ) -> Array:

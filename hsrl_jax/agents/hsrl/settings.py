@@ -18,7 +18,7 @@ class ContinuedSettings(base.ActorCriticSettings):
   """
 
   kl_weight: float = setting(5.0, least=0)
-  logged_share: float = setting(0.0, least=0, below=1, later=True)
+  logged_share: float = setting(0.0, least=0, below=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   """Of HSRL.
 
   Attributes:
-    residual_mode: `expected` or `sampled`.
     residual: whether each level sees what the last one left, instead of the
       state.
     semantic_tokens: whether tokens share what they learn by their codebook
@@ -38,9 +37,7 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     critic_gradient: whether the critic's loss also trains what it looks at.
     level_critics: whether each level has a value, instead of the state alone.
     train_level_weights: whether the mix of these values is trained.
-    level_advantages: whether each level's loss uses that level's own value.
-    beams: width of the beam search, which acts in `sampled` mode and from
-      100,000 items on.
+    beams: width of the beam search, which acts from 100,000 items on.
     choices: on-policy, what a slate's places are chosen by: `tokens`, level by
       level, or `items`, one logit for each of them, which has no hierarchy.
     slates: on-policy, how a slate is drawn: `sequential`, each slot knows the
@@ -52,11 +49,8 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     repeat_penalty: on-policy, what log pi of a token begins to lose for each
       item of its kind that is in the slate already.
     lately_penalty: on-policy, the same for each like of its kind lately.
-    critic_sees_kinds: on-policy, whether the critic looks at each kind of items
-      alike, at what was shown, liked and chosen of it.
   """
 
-  residual_mode: str = setting("expected", among=("expected", "sampled"))
   residual: bool = True
   semantic_tokens: bool = True
   item_residual: bool = True
@@ -64,15 +58,13 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
   critic_gradient: bool = False
   level_critics: bool = True
   train_level_weights: bool = True
-  level_advantages: bool = False
   beams: int = setting(50, least=1)
   choices: str = setting("tokens", among=("tokens", "items"))
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
-  item_prior: bool = setting(False, later=True)
+  item_prior: bool = setting(False)
   repeat_penalty: float = setting(3.0, least=0)
-  lately_penalty: float = setting(0.3, least=0, later=True)
-  critic_sees_kinds: bool = setting(False, later=True)
+  lately_penalty: float = setting(0.3, least=0)
 
   def __post_init__(self):
     super().__post_init__()
@@ -80,11 +72,6 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
       "item_residual",
       self.semantic_tokens or not self.item_residual,
       "false without semantic_tokens",
-    )
-    self.require(
-      "level_advantages",
-      not self.level_advantages or self.level_critics,
-      "false without level_critics",
     )
 
 
@@ -99,19 +86,15 @@ REPLAY = NEAR_START | {
   "importance_clip",
   "item_credit",
   "item_residual",
-  "level_advantages",
   "level_critics",
-  "residual_mode",
   "train_level_weights",
 }
 ON_POLICY = {
   "choices",
-  "critic_sees_kinds",
+  "credit",
   "critic_sees_state",
   "item_prior",
   "lately_penalty",
-  "place_trace",
-  "prefix_values",
   "prior_temperature",
   "ratio_clip",
   "repeat_penalty",

@@ -13,8 +13,7 @@ class SlateView(NamedTuple):
   """What the policy says of a shown slate.
 
   Attributes:
-    logits: float32 [K, L, V], of the levels on the way to each item. In the
-      `expected` mode all K are the same.
+    logits: float32 [K, L, V], of the levels on the way to each item.
     tokens: int32 [K, L], the items' SIDs; -1 where an item has none.
   """
 

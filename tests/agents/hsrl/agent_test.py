@@ -41,7 +41,6 @@ class ActTest(parameterized.TestCase):
     (toy.ITEMS, {}),
     (SEARCHED, {}),
     (SEARCHED, {"beams": 8}),
-    (toy.ITEMS, {"residual_mode": "sampled"}),
   )
   def test_a_sample_follows_the_tempered_policy(self, items, values):
     """A search with beams for all items draws exactly; few are near it."""
@@ -142,7 +141,6 @@ class LossTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(actor_weight=0.5, entropy_weight=0.3, entropy_weight_end=0.1),
     dict(
-      residual_mode="sampled",
       level_critics=False,
       item_credit=False,
       actor_weight=1.0,
@@ -152,7 +150,6 @@ class LossTest(parameterized.TestCase):
       entropy_weight_end=0.05,
     ),
     dict(
-      level_advantages=True,
       semantic_tokens=False,
       item_residual=False,
       importance_clip=1.5,
@@ -177,14 +174,13 @@ class LossTest(parameterized.TestCase):
 
     state = checks.state(params, catalogue, observation)
     levels = reference.levels(params, catalogue, state)
-    value, level_values = reference.value(params, levels.contexts)
+    value, _ = reference.value(params, levels.contexts)
     next_state = checks.state(other, catalogue, step.next_observation)
     next_value, _ = reference.value(
       other, reference.levels(other, catalogue, next_state).contexts
     )
     y = 0.6 + 0.9 * next_value
-    baseline = level_values[:-1] if settings.level_advantages else value
-    advantages = np.clip(y - np.resize(baseline, 2), -1, 1) * np.ones((3, 2))
+    advantages = np.clip(y - value, -1, 1) * np.ones((3, 2))
     if settings.item_credit:
       advantages += np.array([[1.1], [-2.2], [1.1]]) / 3
 
@@ -192,8 +188,6 @@ class LossTest(parameterized.TestCase):
     for k, item in enumerate((1, 2, 3)):
       tokens = np.asarray(catalogue.index.tokens)[item]
       logits = levels.logits
-      if settings.residual_mode == "sampled":
-        logits = reference.levels(params, catalogue, state, tokens).logits
       log_p = special.log_softmax(logits, axis=1)
       log_prob[k] = [log_p[l, t] for l, t in enumerate(tokens)]
       scores[k] = sum(logits[l, t] for l, t in enumerate(tokens))

@@ -283,7 +283,7 @@ class PretrainedTest(parameterized.TestCase):
 
   def test_settings_that_are_read(self):
     config = _made().config
-    self.assertIn("residual_mode", agents.unread(config))
+    self.assertIn("level_critics", agents.unread(config))
     self.assertNotIn("actor_weight", agents.unread(config))
     self.assertNotIn("kl_weight", agents.unread(config))
     plain = dataclasses.replace(config, supervised=False)

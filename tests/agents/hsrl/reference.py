@@ -73,12 +73,8 @@ def log_pi(made: checks.Made):
   state = checks.state(params, catalogue, observation)
   sids = np.asarray(catalogue.index.tokens)
   settings, out = made.config.settings, [-np.inf]
+  log_prob = special.log_softmax(levels(params, catalogue, state).logits, 1)
   for item in range(1, len(sids)):
-    sampled = settings.residual_mode == "sampled"
-    logits = levels(
-      params, catalogue, state, sids[item] if sampled else None
-    ).logits
-    log_prob = special.log_softmax(logits, axis=1)
     score = sum(log_prob[l, t] for l, t in enumerate(sids[item]))
     if settings.item_residual:
       score += residual(params, catalogue, state, item)

@@ -1,0 +1,173 @@
+"""Rows of logs, each of one user: the columns that all logs have, and slates.
+
+Users are numbered in the order of their first rows, items as in the catalogue.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from hsrl_jax.data import source, transitions
+from hsrl_jax.data.feedback import Feedback
+from hsrl_jax.errors import InputError
+from hsrl_jax.shipped.datasets import schema
+from hsrl_jax.shipped.datasets.logs import tables
+
+_HELD_OUT = 8  # Training slates for each of the other splits; see `newest`.
+
+
+class Slates(NamedTuple):
+  """The slates of logs.
+
+  Attributes:
+    columns: of `sessions` (see schema.py), in the order of rows or of time;
+      `split` is not there where splits are by the time of all slates.
+    users: the name of user 1, 2, ...
+    notes: lines for people.
+    about: what the responses are.
+  """
+
+  columns: dict[str, np.ndarray]
+  users: list[str]
+  notes: list[str]
+  about: Feedback = Feedback()
+
+
+def read(
+  table: tables.Table, shown: np.ndarray, by_user: bool, known: tuple[str, ...]
+) -> Slates:
+  """What all logs have beside items and responses, parsed and checked.
+
+  Args:
+    table: R rows with `user_id` and `timestamp`.
+    shown: int [R, K], the items of slates; int [R] of interactions.
+    by_user: whether splits are by user.
+    known: names of the columns that are read, these or others.
+
+  Returns:
+    Columns `user_id`, `exposed`, `timestamp`, `split` where it is known, and
+    with no entries where they are missing `profile`, `propensity`, `position`.
+
+  Raises:
+    InputError: the row and column that is no good, or a split that cannot be.
+  """
+  codes, users = tables.codes(table, "user_id")
+  columns = {
+    "user_id": (codes + 1).astype(np.int32),
+    "exposed": shown.reshape(len(shown), -1),
+    "timestamp": np.asarray(tables.column(table, "timestamp", tables.time)),
+  }
+  for name, parse, dtype in (
+    ("profile", tables.held, np.float32),
+    ("propensity", tables.probability, np.float32),
+    ("position", tables.place, np.int32),
+  ):
+    if name not in table.names or name not in known:
+      columns[name] = np.zeros((len(shown), 0), dtype)
+    elif shown.ndim == 2 or name == "profile":
+      width = None if name == "profile" else shown.shape[1]
+      columns[name] = tables.matrix(table, name, parse, width, dtype)
+    else:
+      columns[name] = tables.column(table, name, parse)[:, None].astype(dtype)
+  if "split" in table.names:
+    if by_user:
+      raise InputError(
+        f"{table.path} has a column split, and the split is by user; expected "
+        "one of them"
+      )
+    split = tables.column(table, "split", tables.split)
+    columns["split"] = np.array(split)
+  elif by_user:
+    columns["split"] = schema.split_of_user(users)[codes]
+  return Slates(columns, users, tables.unused(table, known))
+
+
+def liked_before(
+  user: np.ndarray,
+  exposed: np.ndarray,
+  response: np.ndarray,
+  timestamp: np.ndarray,
+) -> np.ndarray:
+  """What the user of each row liked in earlier rows, newest last, int32 [R, H].
+
+  Args:
+    user: int [R].
+    exposed: int [R, K].
+    response: [R, K].
+    timestamp: [R]; of rows of one time the later one is newer.
+  """
+  order = np.lexsort((timestamp, user))
+  liked, user = response[order] > 0, user[order]
+  count = liked.sum(1)
+  before = np.cumsum(count) - count  # Likes of earlier rows, of all users.
+  first = np.searchsorted(user, user)  # Row where the user begins.
+  history = np.empty((len(order), schema.HISTORY_LENGTH), np.int32)
+  history[order] = last(exposed[order][liked], before, before - before[first])
+  return history
+
+
+def last(
+  items: np.ndarray, ends: np.ndarray, lengths: np.ndarray
+) -> np.ndarray:
+  """The last items of lists that lie one after another, int32 [R, H].
+
+  Args:
+    items: of all lists.
+    ends: int [R], where in them each list ends.
+    lengths: int [R], how many are its own.
+  """
+  size = schema.HISTORY_LENGTH
+  rows = np.zeros((len(ends), size), np.int32)
+  for back in range(1, min(size, int(lengths.max(initial=0))) + 1):
+    there = np.flatnonzero(lengths >= back)
+    rows[there, size - back] = items[ends[there] - back]
+  return rows
+
+
+def split_by_time(timestamp: np.ndarray) -> np.ndarray:
+  """Split of each slate, [S]: the last tenth test, the tenth before it val."""
+  order = np.argsort(timestamp, kind="stable")
+  held_out = max(1, round(schema.HELD_OUT * len(order)))
+  split = np.full(len(order), "train")
+  split[order[-2 * held_out :]] = "val"
+  split[order[-held_out:]] = "test"
+  return split
+
+
+def by_time(slates: Slates) -> Slates:
+  """The same in the order of time, with `split`."""
+  columns, time = dict(slates.columns), slates.columns["timestamp"]
+  if "split" not in columns:
+    columns["split"] = split_by_time(time)
+  order = np.argsort(time, kind="stable")
+  return slates._replace(columns={k: x[order] for k, x in columns.items()})
+
+
+def newest(columns: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
+  """Keeps whole sessions, the newest, whose slates are no more than a number.
+
+  Args:
+    columns: of `sessions` with `split`, rows in the order of time. Their
+      histories know what was liked in rows that are left out.
+    most: slates of the training split; of the others an eighth.
+
+  Returns:
+    The columns with fewer rows, in the same order.
+  """
+  kept = []
+  for name in source.SPLITS:
+    rows = np.flatnonzero(columns["split"] == name)
+    limit = most if name == "train" else most // _HELD_OUT
+    if len(rows) > limit:
+      own = {name: column[rows] for name, column in columns.items()}
+      order = transitions.order(source.sessions_of(own))
+      begins = np.flatnonzero(order.place == 0)
+      ends = np.maximum.reduceat(columns["timestamp"][rows[order.rows]], begins)
+      new = np.argsort(-ends, kind="stable")
+      sizes = np.diff(begins, append=len(rows))
+      chosen = np.zeros(len(begins), bool)
+      chosen[new[np.cumsum(sizes[new]) <= limit]] = True
+      rows = rows[order.rows[chosen[order.session]]]
+    kept.append(rows)
+  rows = np.sort(np.concatenate(kept))
+  return {name: column[rows] for name, column in columns.items()}

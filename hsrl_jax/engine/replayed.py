@@ -1,0 +1,199 @@
+"""Learning from replayed or logged slates: one step an iteration.
+
+What one call of the engine collects can be replayed from the next call on; in
+the very first call nothing is learned yet. An offline agent, and any that
+learns from logs, draws its batches from logged slates instead, and shows none.
+One that shows slates may have logged ones among those it replays
+(`Agent.logged_share`).
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents.base import exploration
+from hsrl_jax.engine import core, replay
+from hsrl_jax.engine.core import Inputs, Learner, Loop, Stream
+from hsrl_jax.ops import sampling
+from hsrl_jax.sim.observed import append_positives
+from hsrl_jax.sim.reward import Reward
+from hsrl_jax.sim.user_simulator import EnvState
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  PRNGKey,
+  Sessions,
+  Transition,
+)
+
+
+def iterate(
+  loop: Loop,
+  learner: Learner,
+  stream: Stream,
+  inputs: Inputs,
+  axis_name: str | None,
+) -> tuple[Learner, EnvState, Transition | None, Metrics]:
+  """Shows each user a slate, then learns from a batch; see `loop.Engine.run`.
+
+  Returns:
+    Learner, sessions, what was shown (leaves [U, ...]; None with logs, where
+    the users are left alone), and metrics.
+  """
+  config, agent = loop.config, loop.agent
+  replayed = config.batch_size // config.users
+  progress = learner.step / config.iterations
+  key = jax.random.fold_in(learner.key, learner.step)
+  share = agent.logged_share
+  act_keys, step_keys, replay_keys, *loss_keys = core.split(
+    core.by_user(key, stream.user), 3 + replayed + (share > 0)
+  )
+  mix_keys = loss_keys.pop() if share else None
+  loss_keys = jnp.stack(loss_keys, -1)
+  if loop.offline:
+    batch = _sample_logs(inputs.logs, replay_keys, replayed)
+    env_state, transition, shown = stream.env, None, {}
+    weight = jnp.float32(1)
+  else:
+    env_state, transition = core.show(
+      loop,
+      learner.params,
+      stream.env,
+      inputs,
+      act_keys,
+      step_keys,
+      exploration(config, progress),
+    )
+    shown = {"reward": transition.reward.mean()}
+    with jax.named_scope(core.REPLAY):
+      batch = replay.sample(stream.replay, replay_keys, replayed)
+    if share:
+      batch = _mixed(batch, inputs.logs, mix_keys, share)
+    warm_up = agent.learning.warm_up if agent.learning else 0
+    collected = stream.replay.added * config.users
+    weight = (collected >= max(warm_up, 1)).astype(jnp.float32)
+  learn = _own_step if agent.learning else _step
+  with jax.named_scope(core.UPDATE):
+    learner, metrics = learn(
+      loop, learner, batch, loss_keys, inputs, weight, shown, axis_name
+    )
+  learner = learner._replace(step=learner.step + 1)
+  return learner, env_state, transition, metrics
+
+
+def _step(
+  loop: Loop,
+  learner: Learner,
+  batch: Transition,
+  keys: PRNGKey,
+  inputs: Inputs,
+  weight: Array,
+  shown: Metrics,
+  axis_name: str | None,
+) -> tuple[Learner, Metrics]:
+  """One gradient step on the agent's loss.
+
+  Args:
+    loop: the loop.
+    learner: before the step.
+    batch: transitions, leaves [U, R, ...].
+    keys: of the losses, [U, R].
+    inputs: of the loop.
+    weight: of the loss; 0 where nothing can be replayed yet.
+    shown: metrics of what the users were shown meanwhile.
+    axis_name: see `core.gradient_step`.
+  """
+  progress = learner.step / loop.config.iterations
+
+  def loss(params):
+    def of_transition(transition, key):
+      return loop.agent.loss(
+        params,
+        learner.target_params,
+        inputs.catalogue,
+        transition,
+        key,
+        progress,
+      )
+
+    losses, metrics = jax.vmap(jax.vmap(of_transition))(batch, keys)
+    return losses.mean(), jax.tree.map(jnp.mean, metrics)
+
+  return core.gradient_step(loop, learner, loss, weight, shown, axis_name)
+
+
+def _own_step(
+  loop: Loop,
+  learner: Learner,
+  batch: Transition,
+  keys: PRNGKey,
+  inputs: Inputs,
+  weight: Array,
+  shown: Metrics,
+  axis_name: str | None,
+) -> tuple[Learner, Metrics]:
+  """`_step` of an agent that has a way of learning of its own."""
+  params, state, metrics = loop.agent.learning.step(
+    learner.params, learner.opt_state, inputs.catalogue, batch, keys, axis_name
+  )
+
+  def where_learned(new, old):
+    return jax.tree.map(lambda x, y: jnp.where(weight > 0, x, y), new, old)
+
+  params, state, metrics = where_learned(
+    (params, state, metrics),
+    (
+      learner.params,
+      learner.opt_state,
+      jax.tree.map(jnp.zeros_like, metrics),
+    ),
+  )
+  learner = learner._replace(
+    params=params, target_params=params, opt_state=state
+  )
+  return learner, metrics | core.mean_over(shown, axis_name)
+
+
+def _sample_logs(logs: Transition, keys: PRNGKey, count: int) -> Transition:
+  """`count` logged slates for each of the keys [U], leaves [U, count, ...]."""
+  rows = jax.vmap(lambda key: sampling.index(key, len(logs.reward), (count,)))(
+    keys
+  )
+  return jax.tree.map(lambda x: x[rows], logs)
+
+
+def _mixed(
+  batch: Transition, logs: Transition, keys: PRNGKey, share: float
+) -> Transition:
+  """A batch, leaves [U, R, ...], a share of which becomes logged slates."""
+  row_keys, own_keys = core.split(keys, 2)
+  count = batch.reward.shape[1]
+  logged = _sample_logs(logs, row_keys, count)
+  draws = jax.vmap(lambda key: sampling.uniform(key, (count,)))(own_keys)
+  either = jax.vmap(jax.vmap(jnp.where))
+  return jax.tree.map(functools.partial(either, draws < share), logged, batch)
+
+
+def logged(sessions: Sessions, reward: Reward) -> Transition:
+  """Logged slates as transitions, leaves [R, ...].
+
+  A log says nothing of a next step that the agent chose, so each is the last.
+  """
+  sessions = jax.tree.map(jnp.asarray, sessions)
+  rewards = reward.items(sessions.response)
+  ones = jnp.ones(len(rewards))
+  return Transition(
+    observation=Observation(sessions.profile, sessions.history),
+    slate=sessions.exposed,
+    log_prob=jnp.zeros_like(rewards),
+    response=sessions.response,
+    reward=reward.slate(rewards),
+    terminated=ones,
+    truncated=jnp.zeros_like(ones),
+    latent=jnp.zeros((len(rewards), 0)),
+    next_history=jax.vmap(append_positives)(
+      sessions.history, sessions.exposed, sessions.response
+    ),
+  )
