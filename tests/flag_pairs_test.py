@@ -19,7 +19,7 @@ from hsrl_jax import agents, settings
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.agents import next_item
 from hsrl_jax.data import sequences
-from hsrl_jax.engine import loop, on_policy
+from hsrl_jax.engine import loop
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import click_model, leave, topics, user_simulator
 from hsrl_jax.stages import logged
@@ -41,7 +41,6 @@ CASES = {
   "from_logs": (*_RL, "--learn_from=logs", "--batch_size=8"),
   "a2c": ("--agent=a2c", *_REPLAY),
   "planner": ("--agent=planner", *_REPLAY),
-  "published": ("--agent=hsrl_published", *_REPLAY),
 }
 # Flags that name what to compare, files, sizes as above, or other users.
 _LEFT_OUT = {
@@ -164,8 +163,7 @@ def _trace(config) -> None:
   if config.train.from_logs or agent.offline or agent.logged_share:
     logs = logged.learned(sessions, env.reward, toy.ITEMS, env.observed_items)
   inputs = loop.Inputs(catalogue, pool, logs)
-  engine = loop if agent.on_policy is None else on_policy
-  engine = engine.make(agent, env, config.train)
+  engine = loop.make(agent, env, config.train)
 
   def run(seed, inputs):
     learner, stream = engine.init(seed, inputs)
@@ -184,7 +182,7 @@ def _next_item(config, agent, catalogue, pool, env, key):
     params, catalogue, observation, jnp.zeros(3, jnp.int32), None, 1.0
   )
   policy = next_item.policy(config, toy.SLATE, toy.ITEMS)
-  liked = sequences.from_lists([range(1, 9), range(4, 7)], toy.ITEMS)
+  liked = sequences.from_lists([range(1, 9), range(4, 7)])
   batch = jax.tree.map(
     jnp.asarray, sequences.pack(liked, config.next_item.history)
   )
