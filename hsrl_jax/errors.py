@@ -1,7 +1,13 @@
 """The one exception that a user's bad input raises, and how it is told."""
 
 import contextlib
+import re
 from collections.abc import Iterator
+
+# Where the password of a database's URL begins and ends, and one by itself.
+_PASSWORD = re.compile(
+  r"(postgres\w*:/*|://).*@|(password=)[^&\s]*", re.S | re.I
+)
 
 
 class InputError(Exception):
@@ -9,8 +15,15 @@ class InputError(Exception):
 
 
 def line(error: object) -> str:
-  """What the command prints of an error."""
-  return f"error: {' '.join(str(error).split())}"
+  """The one line that a command prints of an error; it names no password."""
+  return f"error: {' '.join(masked(str(error)).split())}"
+
+
+def masked(text: str) -> str:
+  """Returns a text with *** for users and passwords of databases in it."""
+  return _PASSWORD.sub(
+    lambda found: f"{found[1]}***@" if found[1] else f"{found[2]}***", text
+  )
 
 
 @contextlib.contextmanager

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import pathlib
-import tempfile
+import secrets
 from collections.abc import Callable
 from typing import Any
 
@@ -27,20 +27,22 @@ def shipped(name: str) -> pathlib.Path:
 
 
 def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
-  """Writes a file under a temporary name beside it, then renames it."""
+  """Writes a file under a temporary name beside it, then renames it.
+
+  Who may read the file is up to the umask, as with any new file.
+  """
   path.parent.mkdir(parents=True, exist_ok=True)
   if isinstance(data, str):
     data = data.encode()
-  handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+  unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   try:
-    with os.fdopen(handle, "wb") as file:
+    with unfinished.open("xb") as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())
-    os.chmod(name, 0o644)
-    os.replace(name, path)
+    unfinished.replace(path)
   except BaseException as error:
-    pathlib.Path(name).unlink(missing_ok=True)
+    unfinished.unlink(missing_ok=True)
     if isinstance(error, OSError):
       error.filename = str(path)  # For people; a full disk names no file.
     raise

@@ -7,7 +7,23 @@ import numpy as np
 import pyarrow.parquet
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.errors import InputError, reading
+from hsrl_jax.errors import InputError, line, reading
+
+
+class LineTest(parameterized.TestCase):
+  @parameterized.parameters(
+    ("at postgresql://ann:pw@host/x, no", "at postgresql://***@host/x, no"),
+    ("postgres:/ann:p@w/@host", "postgres:/***@host"),
+    ("'mysql://ann:p w@host'", "'mysql://***@host'"),
+    (
+      "postgresql://host/x?password=pw&a=b",
+      "postgresql://host/x?password=***&a=b",
+    ),
+    ("host=h Password=pw", "host=h Password=***"),
+    ("runs/a@b.db\nhttp://host/x", "runs/a@b.db http://host/x"),
+  )
+  def test_no_password_is_told(self, text, want):
+    self.assertEqual(line(text), f"error: {want}")
 
 
 class ReadingTest(parameterized.TestCase):

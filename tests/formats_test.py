@@ -23,7 +23,7 @@ from hsrl_jax.data.embeddings import Embeddings
 from hsrl_jax.engine import checkpoint, core, parallel
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures, simulate
-from hsrl_jax.experiments import document, jobs
+from hsrl_jax.experiments import jobs, registry, results
 from hsrl_jax.server import store as serving_store
 from hsrl_jax.server.store import database, records, writer
 from hsrl_jax.sid import store
@@ -259,7 +259,7 @@ class OtherNumberTest(parameterized.TestCase):
     with self._refused():
       measures.read_results(path)
     with self._refused():
-      document._copy(self.folder, self.folder / "docs")
+      results._copy(self.folder, self.folder / "docs", registry.LAUNCH.known)
 
   def test_a_file_without_a_number(self):
     path = self.folder / "results.json"

@@ -769,8 +769,9 @@ class EmbeddingsTest(parameterized.TestCase):
   def test_sids_of_other_codebooks(self):
     self._quantize()
     path = self.workdir / "sids" / "codebooks.npz"
-    codebooks = np.load(path)["codebooks"]
-    np.savez(path, codebooks=codebooks + 1)
+    with np.load(path) as kept:
+      other = dict(kept)
+    np.savez(path, **(other | {"codebooks": other["codebooks"] + 1}))
     new = self._npz("new", 60, 5)
     self._refused(
       self._run("add_items", f"--embeddings={new}"), "of other codebooks"

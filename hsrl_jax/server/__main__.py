@@ -21,6 +21,7 @@ import argparse
 import asyncio
 import dataclasses
 import gc
+import logging
 import os
 import resource
 import signal
@@ -34,9 +35,10 @@ import uvloop
 from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.log import LogLevels
+from granian.net import SocketHolder
 from granian.server import embed
 
-from hsrl_jax import docstrings
+from hsrl_jax import docstrings, errors
 from hsrl_jax.errors import InputError
 from hsrl_jax.server import arms as arms_lib
 from hsrl_jax.server.application import make_app
@@ -47,6 +49,7 @@ from hsrl_jax.server.store.database import Store, StoreError, open_store
 _HEAD = 32_768  # Bytes of a request's line and headers, at most.
 _HEAD_SECONDS = 60.0  # To send them, at most: granian takes no more.
 _CONNECTIONS = 1_024  # At a time; more wait until one is closed.
+_BACKLOG = 1_024  # Of those that wait.
 _OTHER_FILES = 64  # File descriptors that are left for anything else.
 _SWITCH = 5e-4  # Seconds after which Python's threads take turns.
 # Least and largest value of a flag.
@@ -62,10 +65,10 @@ _RANGES = {
 _TOKEN = "HSRL_ADMIN_TOKEN"
 
 
-def listen_address(host: str, port: int) -> tuple[str, int]:
-  """Returns the IP address and port to listen at.
+def listen(host: str, port: int) -> socket.socket:
+  """Returns a socket that listens, whose port nobody else can have.
 
-  granian would share a port with another of its servers; we refuse that.
+  Clients who come before requests are answered wait.
 
   Args:
     host: name or address of this machine.
@@ -80,8 +83,7 @@ def listen_address(host: str, port: int) -> tuple[str, int]:
     family, *_, address = socket.getaddrinfo(
       host, port, type=socket.SOCK_STREAM
     )[0]
-    with socket.create_server(address[:2], family=family) as free:
-      return free.getsockname()[:2]
+    return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
   except (OSError, UnicodeError) as error:
     raise InputError(
       f"--host={host} --port={port} cannot be listened at ({error}); expected "
@@ -89,27 +91,37 @@ def listen_address(host: str, port: int) -> tuple[str, int]:
     ) from error
 
 
-def make_http_server(server: Server, host: str, port: int) -> embed.Server:
+class _HttpServer(embed.Server):
+  """Listens at a socket that is there, where granian would share its port."""
+
+  def __init__(self, application, listening: socket.socket, **settings):
+    super().__init__(application, *listening.getsockname()[:2], **settings)
+    self._listening = listening
+
+  def _init_shared_socket(self) -> None:
+    number = self._listening.detach()
+    self._ssp, self._shd = None, SocketHolder(number, False, _BACKLOG)
+
+
+def make_http_server(server: Server, listening: socket.socket) -> embed.Server:
   """Returns the HTTP server to run; `stop` lets it finish what it has begun.
 
   Args:
     server: answers.
-    host: IP address.
-    port: a free one.
+    listening: of `listen`, which it takes over.
   """
   files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
   connections = _CONNECTIONS
   if files != resource.RLIM_INFINITY:
     connections = max(1, min(connections, files - _OTHER_FILES))
   seconds = min(server.settings.timeout, _HEAD_SECONDS)
-  return embed.Server(
+  return _HttpServer(
     make_app(server),
-    host,
-    port,
+    listening,
     interface=Interfaces.ASGI,
     http=HTTPModes.http1,
     websockets=False,
-    backlog=1_024,
+    backlog=_BACKLOG,
     backpressure=connections,
     http1_settings=HTTP1Settings(
       header_read_timeout=max(1, round(1e3 * seconds)),
@@ -141,7 +153,7 @@ class _Parser(argparse.ArgumentParser):
   """Reports a bad flag in one line."""
 
   def error(self, message: str) -> NoReturn:
-    self.exit(2, f"error: {message}\n")
+    self.exit(2, f"{errors.line(message)}\n")
 
 
 def _settings(arguments: list[str]) -> Settings:
@@ -193,25 +205,27 @@ def main(arguments: list[str]) -> None:
   """Loads and serves until it is told to stop."""
   settings = _settings(arguments)
   start = time.monotonic()
+  logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+  logging.getLogger("hsrl_jax").setLevel(logging.INFO)
   try:
-    host, port = listen_address(settings.host, settings.port)
+    listening = listen(settings.host, settings.port)
     if settings.cache:
       jax.config.update("jax_compilation_cache_dir", settings.cache)
     arms = arms_lib.load(settings)
     store = _opened(settings, arms)
   except (InputError, StoreError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(errors.line(error), file=sys.stderr)
     sys.exit(2)
   sys.setswitchinterval(_SWITCH)
   gc.collect()
   gc.freeze()  # The garbage collector need not look at what stays.
   print(
     f"loaded {settings.folder} in {time.monotonic() - start:.1f} s; "
-    f"serving at http://{settings.host}:{port}",
+    f"serving at http://{settings.host}:{listening.getsockname()[1]}",
     flush=True,
   )
   server = Server(arms, settings, store, os.environ.get(_TOKEN, ""))
-  uvloop.run(_run(make_http_server(server, host, port)))
+  uvloop.run(_run(make_http_server(server, listening)))
 
 
 if __name__ == "__main__":

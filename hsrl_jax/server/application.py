@@ -7,6 +7,7 @@ those on connections and heads are the HTTP server's, see `server`.
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -21,8 +22,12 @@ from hsrl_jax.server import bodies
 from hsrl_jax.server.arms import Served
 from hsrl_jax.server.batches import Full, Server
 from hsrl_jax.server.bodies import Refused
-from hsrl_jax.server.store import StoreError, UnknownRequest
+from hsrl_jax.server.store import StoreError, Undecided, UnknownRequest
 from hsrl_jax.serving.recommender import Recommendations
+
+_FAULT = "an error of the server, which logged it"
+
+_log = logging.getLogger(__name__)
 
 
 def make_app(server: Server) -> applications.Starlette:
@@ -40,13 +45,13 @@ def make_app(server: Server) -> applications.Starlette:
 
   async def health(request: requests.Request) -> responses.Response:
     del request
-    recommender, about = server.recommender, _about(server)
+    about = _about(server)
     try:
-      slate = await server.recommend(recommender.empty_query())
-      served = server.arms.stable
-      _answer(served, slate, _names(served, slate), None)
-    except Exception as error:  # Then /recommend fails as well.
+      await server.check()
+    except Exception as error:
       what = f"{type(error).__name__}: {error}".splitlines()[0]
+      if isinstance(error, StoreError):  # What it says is for the log alone.
+        what = "the store takes nothing"
       return _json(503, {"status": "failing", "error": what} | about)
     return _json(200, {"status": "ok"} | about)
 
@@ -76,7 +81,7 @@ def make_app(server: Server) -> applications.Starlette:
     known = isinstance(error, exceptions.HTTPException)
     status = error.status_code if known else 500
     measures.requests.labels(str(status)).inc()
-    text = error.detail if known else "an error of the server, which logged it"
+    text = error.detail if known else _FAULT
     return _json(status, {"error": text}, error.headers if known else None)
 
   routes = [
@@ -132,11 +137,16 @@ async def _each(
   async def settled(values: Any) -> bytes:
     try:
       made = await answer(server, values)
-    except Refused as error:
+    except Exception as error:
       if not isinstance(content, list):
         raise
-      counted.labels(str(error.status_code)).inc()
-      return orjson.dumps({"status": error.status_code, "error": error.detail})
+      refused = error
+      if not isinstance(error, Refused):
+        _log.exception("one request of a list failed")
+        refused = Refused(500, _FAULT)
+      status = refused.status_code
+      counted.labels(str(status)).inc()
+      return orjson.dumps({"status": status, "error": refused.detail})
     counted.labels("200").inc()
     return made
 
@@ -198,6 +208,9 @@ async def _feedback(server: Server, values: Any) -> bytes:
     given = bodies.feedback(
       values, to_source if server.settings.ids == "rows" else None
     )
+    if given.reward is not None:
+      manifest = server.recommender.manifest
+      manifest.check_range("reward", [given.reward])
     outcome = await server.answer(given)
   except InputError as error:
     raise Refused(422, str(error)) from error
@@ -207,9 +220,13 @@ async def _feedback(server: Server, values: Any) -> bytes:
       f"request_id {given.request_id[:40]!r} is unknown; expected that of an "
       "answer of a server with this store",
     ) from error
+  except Undecided as error:
+    raise Refused(
+      507, "the feedback may be kept or not; send it again, it counts once"
+    ) from error
   except StoreError as error:
     raise Refused(
-      507, f"the feedback is not kept ({error}); send it again", {}
+      507, "the store does not take the feedback now; send it again"
     ) from error
   return orjson.dumps(
     {

@@ -5,16 +5,16 @@ served, checked, and returned.
 """
 
 import hashlib
+import pathlib
 from typing import NamedTuple
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server import ids as ids_lib
 from hsrl_jax.server.ids import ItemIds
 from hsrl_jax.server.settings import Settings
-from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import recommender as recommender_lib
 from hsrl_jax.serving import versions
-from hsrl_jax.serving.folder import MANIFEST
+from hsrl_jax.serving.folder import MANIFEST, POINTER
 from hsrl_jax.serving.recommender import Recommender
 from hsrl_jax.serving.versions import Version
 
@@ -133,22 +133,22 @@ def check_profiles(arms: Arms, width: int) -> None:
 
 
 def signature(settings: Settings) -> tuple:
-  """Returns what tells whether the folder has changed.
+  """Returns what tells whether the folder has changed, whatever is there."""
+  try:
+    folders = [x.folder for x in wanted(settings) if x is not None]
+  except InputError:  # `refreshed` says what is wrong with the file.
+    folders = []
+  paths = [settings.folder / POINTER, *(x / MANIFEST for x in folders)]
+  return tuple((path, *_stamp(path)) for path in paths)
 
-  Raises:
-    InputError: the file that names the version is damaged, or a manifest is
-      missing.
-  """
-  seen = []
-  for version in wanted(settings):
-    if version is not None:
-      path = version.folder / MANIFEST
-      try:
-        stat = path.stat()
-      except OSError as error:
-        raise folder_lib.unreadable(path, error) from error
-      seen.append((version, stat.st_mtime_ns, stat.st_ino))
-  return tuple(seen)
+
+def _stamp(path: pathlib.Path) -> tuple:
+  """What changes with the content of a path; else why there is none."""
+  try:
+    status = path.stat()
+  except OSError as error:
+    return (error.errno,)
+  return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 def refreshed(arms: Arms, settings: Settings) -> Arms:

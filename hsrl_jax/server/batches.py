@@ -72,7 +72,10 @@ class Server:
     self._writer: Writer | None = None
     if store is not None:
       self._writer = Writer(
-        store, 8 * settings.max_queue, self.measures.commit.observe
+        store,
+        8 * settings.max_queue,
+        self.measures.commit.observe,
+        settings.timeout,
       )
     self._reader: Store | None = None
     self._summed = -_REWARDS
@@ -192,16 +195,10 @@ class Server:
     loop, settings = asyncio.get_running_loop(), self.settings
     seen = None
     while True:
-      failed: InputError | None = None
-      try:
-        now = arms_lib.signature(settings)
-      except InputError as error:
-        now, failed = str(error), error
+      now = arms_lib.signature(settings)
       if now != seen:
         seen = now
         try:
-          if failed is not None:
-            raise failed
           arms = await loop.run_in_executor(
             thread, arms_lib.refreshed, self.arms, settings
           )
@@ -224,10 +221,19 @@ class Server:
       [(x.arm, x.version, x.recommender.manifest) for x in both.all()]
       for both in (self.arms, arms)
     )
-    if new != before:
-      self.arms = arms
-      self.measures.swaps.inc()
-      self.measures.show(self.recommender)
+    if new == before:
+      return
+    self.arms = arms
+    self.measures.swaps.inc()
+    self.measures.show(self.recommender)
+    for arm, version, manifest in new:
+      policy, catalogue = (
+        manifest.files[role].sha256[:12] for role in ("policy", "catalogue")
+      )
+      _log.info(
+        "takes over: %s is version %s, policy %s, catalogue %s",
+        *(arm, version, policy, catalogue),
+      )
 
   async def record(
     self,
@@ -277,9 +283,8 @@ class Server:
       served.arm,
     )
     try:
-      async with asyncio.timeout(self.settings.timeout):
-        await self._writer.record(record)
-    except (StoreError, TimeoutError) as error:
+      await self._writer.record(record)
+    except StoreError as error:
       # Users go on to see slates, of which nothing will be learned.
       self._store_failed(error)
       return None
@@ -292,15 +297,15 @@ class Server:
 
     Raises:
       StoreError: it is not kept.
+      Undecided: it may be kept.
       UnknownRequest: no slate has its request id.
       InputError: it does not go with the slate.
     """
     try:
-      async with asyncio.timeout(self.settings.timeout):
-        outcome = await self._writer.answer(feedback)
-    except (StoreError, TimeoutError) as error:
+      outcome = await self._writer.answer(feedback)
+    except StoreError as error:
       self._store_failed(error)
-      raise StoreError(str(error) or "no answer in time") from error
+      raise
     self._store_fails = False
     for name in ("accepted", "known", "ignored"):
       self.measures.feedback.labels(name).inc(getattr(outcome, name))
@@ -310,8 +315,24 @@ class Server:
     """Counts a failure; the log has the first of many."""
     self.measures.store_errors.inc()
     if not self._store_fails:
-      _log.warning("the store keeps nothing: %s", error or "it is too slow")
+      _log.warning("not kept: %s", error)
     self._store_fails = True
+
+  async def check(self) -> None:
+    """Asks for what clients ask for: slates of each arm, and that one is kept.
+
+    Raises:
+      Exception: clients get none.
+    """
+    for served in self.arms.all():
+      slates = [
+        await self.recommend(query, served)
+        for query in served.recommender.probes()
+      ]
+      slates = Recommendations(*map(np.stack, zip(*slates, strict=True)))
+      served.recommender.check(slates)
+    if self._writer is not None:
+      await self._writer.check()
 
   async def sum_rewards(self) -> None:
     """Publishes what the arms earn, from the store."""

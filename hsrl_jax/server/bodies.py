@@ -180,11 +180,9 @@ def feedback(values: Any, to_source: Any = None) -> Feedback:
     InputError: a value is wrong.
   """
   values = fields(values, _FEEDBACK)
-  if "request_id" not in values:
+  request_id = _id("request_id", values.get("request_id"), str)
+  if request_id is None:
     raise Refused(422, "request_id is missing; expected that of an answer")
-  request_id = values["request_id"]
-  if not isinstance(request_id, str):
-    raise Refused(422, f"request_id is {short(request_id)}; expected a string")
   given = values.get("responses")
   if given is None:
     given = []
@@ -246,11 +244,11 @@ def _is_number(value: Any) -> bool:
   return is_number and math.isfinite(value)
 
 
-def _id(name: str, value: Any) -> str | None:
-  """The id of a user or a session."""
+def _id(name: str, value: Any, kinds: Any = str | int) -> str | None:
+  """An id, as text that any store takes; JSON has no lone surrogates."""
   if value is None:
     return None
-  if isinstance(value, bool) or not isinstance(value, str | int):
+  if isinstance(value, bool) or not isinstance(value, kinds):
     raise Refused(422, f"{name} is {short(value)}; expected a string")
   text = str(value)
   if not 0 < len(text) <= _LONGEST or "\0" in text:

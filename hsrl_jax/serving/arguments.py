@@ -1,10 +1,15 @@
 """Arguments of people: what they must be, in one line where they are not."""
 
+import reprlib
 from typing import Any
 
 import numpy as np
 
 from hsrl_jax.errors import InputError
+
+# Neither long nor deeply nested values are written out only to be cut.
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxlong = _REPR.maxother = 100
 
 
 def ids(items: Any) -> np.ndarray:
@@ -46,5 +51,5 @@ def floats(
 
 def short(value: Any) -> str:
   """Returns how a value looks, in one line of 40 characters at most."""
-  text = " ".join(repr(value).split())
+  text = " ".join(_REPR.repr(value).split())
   return text if len(text) <= 40 else text[:40] + "..."

@@ -12,17 +12,20 @@ take that folder as well as the folder of one export.
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import pathlib
 import stat
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
+from hsrl_jax.serving import arguments
 from hsrl_jax.serving import catalogue as catalogue_lib
 from hsrl_jax.serving.catalogue import ServedCatalogue
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 POINTER = "current"
 VERSIONS = "versions"
@@ -32,6 +35,8 @@ SIZES = (
   *("capacity", "features", "shown", "tags"),
 )
 _MAY_BE_ZERO = ("profile", "seen", "shown")
+RANGES = ("profile", "reward")
+_BEYOND = 100.0  # So many times what training saw is still accepted.
 _LARGEST = 2**24  # Bytes of a manifest, at most.
 _KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
@@ -64,6 +69,8 @@ class Manifest:
     files: `decode` the jax.export artefact, `policy` its parameters,
       `catalogue`.
     about: agent, how it acts, seed, configuration, versions: for people.
+    ranges: the least and the largest value that training saw, of the numbers of
+      a `profile` and of the `reward` of a slate.
     format: of the folder.
   """
 
@@ -73,7 +80,24 @@ class Manifest:
   codebooks: str
   files: dict[str, File]
   about: dict[str, Any]
+  ranges: dict[str, tuple[float, float]]
   format: int = FORMAT
+
+  def check_range(self, name: str, values: Iterable[float]) -> None:
+    """Raises InputError for a value that is far from what training saw.
+
+    Args:
+      name: of RANGES.
+      values: numbers.
+    """
+    # Of users without any profile all numbers are 0.
+    largest = _BEYOND * (max(map(abs, self.ranges[name])) or 1.0)
+    for value in values:
+      if not abs(value) <= largest:
+        raise InputError(
+          f"{name} has {arguments.short(value)}; expected numbers from "
+          f"{-largest:g} to {largest:g}, {_BEYOND:g} times what training saw"
+        )
 
   def check(self, catalogue: ServedCatalogue) -> None:
     """Raises InputError if a catalogue does not go with the export."""
@@ -177,6 +201,10 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
         "files": {role: File(**values["files"][role]) for role in ROLES},
         "batch_sizes": tuple(values["batch_sizes"]),
         "platforms": tuple(values["platforms"]),
+        "ranges": {
+          name: tuple(map(float, pair))
+          for name, pair in values["ranges"].items()
+        },
       }
     )
     _check_values(manifest)
@@ -198,6 +226,11 @@ def _check_values(manifest: Manifest) -> None:
       raise ValueError(f"{name} is {value!r}")
   if not manifest.batch_sizes:
     raise ValueError("no batch size")
+  if set(manifest.ranges) != set(RANGES):
+    raise ValueError(f"ranges are of {sorted(manifest.ranges)}")
+  for name, pair in manifest.ranges.items():
+    if len(pair) != 2 or not -math.inf < pair[0] <= pair[1] < math.inf:
+      raise ValueError(f"the range of {name} is {pair}")
   for file in manifest.files.values():
     name = file.name
     if name in ("", ".", "..") or "/" in name or "\0" in name:
@@ -279,8 +312,11 @@ def _read(path: pathlib.Path, most: int) -> bytes:
     OSError: the file cannot be read.
     ValueError: it is a FIFO, a device, or larger.
   """
-  # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes.
-  with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+  # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes. What
+  # an opener opened is closed where it is a folder; a number given would not.
+  with open(
+    path, "rb", opener=lambda name, mode: os.open(name, mode | os.O_NONBLOCK)
+  ) as file:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
       raise ValueError("no regular file")

@@ -182,30 +182,58 @@ class Recommender:
     return changed
 
   def probe(self) -> None:
-    """Asks for one slate in each batch size.
+    """Asks for the slates of `probes` in each batch size.
 
     Raises:
-      InputError: the slate holds inactive items or NaN, or is empty although
-        there are active items.
+      InputError: see `check`.
+    """
+    probes = self.probes()
+    for size in self.batch_sizes:
+      for start in range(0, len(probes), size):
+        self.check(self._decode((probes * size)[start : start + size]))
+
+  def probes(self) -> list[Query]:
+    """Returns requests of all kinds that clients send.
+
+    A newcomer; users with a short and a long history, whose profiles are at the
+    ends of what training saw; one in a session; one for whom slates are drawn.
+    """
+    sizes, active = self.manifest.sizes, np.asarray(self.catalogue.index.active)
+    items = np.flatnonzero(active)
+    if len(items):  # As many as a history takes, from all of the catalogue.
+      places = np.linspace(0, len(items) - 1, sizes["history"])
+      items = items[places.astype(int)]
+    items, width = items.tolist(), sizes["profile"]
+    low, high = self.manifest.ranges["profile"]
+    slate = items[: sizes["slate"]]
+    earlier = [(slate, [place % 2 for place in range(len(slate))])] * 2
+    return [
+      self.query((), [0.0] * width),
+      self.query(items[:1], [low] * width),
+      self.query(items, [high] * width),
+      self.query(items, [0.0] * width, earlier=earlier),
+      self.query(items, [0.0] * width, temperature=1.0),
+    ]
+
+  def check(self, slates: Recommendations) -> None:
+    """Checks slates that were asked for without tags and seen items.
+
+    Raises:
+      InputError: one holds inactive items or NaN, or is empty although there
+        are active items.
     """
     active = np.asarray(self.catalogue.index.active)
-    for size in self.batch_sizes:
-      slates = self.decode([self.empty_query()] * size)
-      shown = slates.items[slates.valid]
+    for items, _, log_probs, valid, propensity in zip(*slates, strict=True):
       if (
-        not active[shown].all()
-        or (active.any() and not slates.valid.any(1).all())
-        or np.isnan(slates.log_probs).any()
+        not active[items[valid]].all()
+        or (active.any() and not valid.any())
+        or np.isnan([log_probs, propensity]).any()
       ):
         raise InputError(
-          f"the policy answers {slates.items[0].tolist()} with log "
-          f"probabilities {slates.log_probs[0].tolist()}; expected active "
-          "items, and no NaN: run --mode=export again"
+          f"the policy answers {items.tolist()} with log probabilities "
+          f"{log_probs.tolist()}; expected active items, and no NaN: run "
+          "--mode=export again"
         )
-
-  def empty_query(self) -> Query:
-    """Returns the request of a user of whom nothing is known."""
-    return self.query((), [0.0] * self.manifest.sizes["profile"])
 
   def query(
     self,
@@ -241,7 +269,7 @@ class Recommender:
       InputError: names what is wrong.
     """
     return request_lib.make(
-      self.manifest.sizes,
+      self.manifest,
       self._known,
       self.catalogue.tags,
       history,
@@ -296,11 +324,7 @@ class Recommender:
       InputError: names what is wrong, and the row of the user.
     """
     nothing = [()] * len(history)
-    rows = (
-      history,
-      nothing if profile is None else profile,
-      nothing if seen is None else seen,
-    )
+    rows = [nothing if x is None else x for x in (history, profile, seen)]
     if len({len(x) for x in rows}) > 1:
       raise InputError(
         f"history, profile and seen are of {[len(x) for x in rows]} users; "

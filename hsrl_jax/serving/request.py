@@ -9,6 +9,7 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import tags as tags_lib
 from hsrl_jax.serving.arguments import short
+from hsrl_jax.serving.folder import Manifest
 from hsrl_jax.sid import permits
 from hsrl_jax.types import Shown
 
@@ -81,7 +82,7 @@ def padding(sizes: Mapping[str, int], *batch: int) -> Query:
 
 
 def make(
-  sizes: Mapping[str, int],
+  manifest: Manifest,
   known: bytes,
   tags: tags_lib.Tags,
   history: Sequence[int],
@@ -98,22 +99,15 @@ def make(
   """Checks and pads a request, see Recommender.query.
 
   Args:
-    sizes: of the manifest.
+    manifest: of the export.
     known: of the catalogue's index, a byte for each id from 0.
     tags: of the catalogue.
     history: see Recommender.query, like all that follow.
-    profile: the same.
-    seen: the same.
-    earlier: the same.
-    k: the same.
-    temperature: the same.
-    include: the same.
-    exclude: the same.
-    since: the same.
 
   Raises:
     InputError: names what is wrong.
   """
+  sizes = manifest.sizes
   padded = padding(sizes)
   if len(seen) > sizes["seen"]:
     raise InputError(
@@ -132,6 +126,7 @@ def make(
   padded.seen[: len(seen)] = seen
   for place, value in enumerate(profile):
     padded.profile[place] = _number("profile holds", value)
+  manifest.check_range("profile", profile)
   if len(earlier):
     padded = padded._replace(earlier=_shown(known, earlier, padded.earlier))
   if temperature:

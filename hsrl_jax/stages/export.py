@@ -31,7 +31,7 @@ from hsrl_jax.serving.catalogue import ServedCatalogue
 from hsrl_jax.stages import policy as policy_lib
 from hsrl_jax.stages.decoding import decoder
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import Observation, Params
+from hsrl_jax.types import Observation, Params, Sessions
 
 __all__ = ["FOLDER", "KIND", "capacity", "decoder", "run", "tags_of", "write"]
 
@@ -99,6 +99,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
     export,
     slate_size=sizes.slate,
     seen=sizes.seen,
+    ranges=_ranges(parts.dataset.splits["train"], env),
     about={
       "agent": config.agent,
       "acting": how,
@@ -121,6 +122,22 @@ def run(parts: Parts, export: ExportConfig) -> None:
   if left_out:
     print(f"  {left_out:,} tags of fewer items were left out")
   print(f"export: {root}, version {folder.name}")
+
+
+def _ranges(logs: Sessions, env: Any) -> dict[str, tuple[float, float]]:
+  """The least and the largest number that training saw, see Manifest.ranges.
+
+  The number of positive responses counts as a reward too: the server takes it
+  where feedback has none.
+  """
+  positive = np.tri(env.slate_size + 1, env.slate_size, -1)
+  rewards = [*env.reward.slate(env.reward.items(positive)), 0, env.slate_size]
+  if logs.reward is not None:
+    rewards = np.append(rewards, logs.reward)
+  seen = {"profile": np.append(logs.profile, 0.0), "reward": rewards}
+  return {
+    k: (float(np.nanmin(x)), float(np.nanmax(x))) for k, x in seen.items()
+  }
 
 
 def tags_of(items: Items) -> tuple[list[list[str]], list[str], int]:
@@ -224,6 +241,7 @@ def write(
   *,
   slate_size: int,
   seen: int,
+  ranges: dict[str, tuple[float, float]],
   about: dict[str, Any],
 ) -> folder_lib.Manifest:
   """Writes the folder, all or nothing.
@@ -237,6 +255,7 @@ def write(
     config: of the export.
     slate_size: K.
     seen: T.
+    ranges: see Manifest.
     about: what the manifest tells people beside.
 
   Returns:
@@ -284,6 +303,7 @@ def write(
         "serialization": exported.calling_convention_version,
         **about,
       },
+      ranges=ranges,
     )
     folder_lib.write_manifest(new, manifest)
   return manifest

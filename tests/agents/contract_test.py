@@ -135,7 +135,7 @@ class ActTest(parameterized.TestCase):
 
 
 class LossTest(parameterized.TestCase):
-  @parameterized.parameters(*LEARNERS, "hsrl_sampled")
+  @parameterized.parameters(*LEARNERS)
   @mock.patch.object(hac, "ALIGNMENT_WEIGHT", 0.0)
   def test_what_learns(self, case):
     made = _made(case)

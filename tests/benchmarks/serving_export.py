@@ -90,6 +90,7 @@ def write(
     ExportConfig(batch_sizes=batch_sizes),
     slate_size=SLATE,
     seen=SEEN,
+    ranges={"profile": (-4.0, 4.0), "reward": (0.0, SLATE)},
     about={},
   )
   scoring = agents.make_agent(config, SLATE, items=1)

@@ -22,8 +22,9 @@ def serving(recommender, opened=None, token="", **settings):
     opened,
     token,
   )
-  host, port = server_lib.listen_address("127.0.0.1", 0)
-  http_server = server_lib.make_http_server(server, host, port)
+  listening = server_lib.listen("127.0.0.1", 0)
+  port = listening.getsockname()[1]
+  http_server = server_lib.make_http_server(server, listening)
   loop = asyncio.new_event_loop()
 
   def run():

@@ -9,6 +9,7 @@ import pathlib
 import shutil
 import tempfile
 import time
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -149,6 +150,32 @@ class SwapTest(parameterized.TestCase):
     )
     self._check_refused("the policy answers")
 
+  def test_what_fails_users_with_a_history_is_refused(self):
+    def change(arrays):
+      (name,) = [x for x in arrays if x.endswith("['item']['kernel']")]
+      return arrays | {name: np.full_like(arrays[name], 3e38)}
+
+    probe = serving.Recommender.probe
+    with mock.patch.object(serving.Recommender, "probe"):
+      self._write("policy", change)
+      broken = self.recommender.refreshed(self.folder)
+    newcomer, *others = broken.decode(broken.probes()).valid
+    self.assertTrue(newcomer.all())
+    self.assertFalse(np.any(others))
+    with self.assertRaisesRegex(InputError, "the policy answers"):
+      probe(broken)
+    self._check_refused("the policy answers")
+
+  def test_probes_are_of_all_kinds(self):
+    asked = self.recommender.probes()
+    sizes = self.recommender.manifest.sizes
+    counts = {int((x.history > 0).sum()) for x in asked}
+    self.assertEqual(counts, {0, 1, sizes["history"]})
+    ends = {float(y) for x in asked for y in x.profile}
+    self.assertEqual(ends, {0.0, *toy_export.RANGES["profile"]})
+    self.assertEqual({int(x.earlier.step) for x in asked}, {0, 2})
+    self.assertEqual({float(x.temperature) for x in asked}, {0.0, 1.0})
+
   @parameterized.parameters(
     "../catalogue.npz", "/etc/passwd", "..", ".", "", "a/b", "a\0b", 7, None
   )
@@ -168,6 +195,10 @@ class SwapTest(parameterized.TestCase):
     ({"batch_sizes": ["8"]},),
     ({"files": []},),
     ({"more": 1},),
+    ({"ranges": {}},),
+    ({"ranges": {"profile": [0, 1], "reward": [1, 0]}},),
+    ({"ranges": {"profile": [0, 1], "reward": [0, float("nan")]}},),
+    ({"ranges": {"profile": [0, 1, 2], "reward": [0, 1]}},),
   )
   def test_other_values_of_a_manifest_are_refused(self, change):
     path = self.folder / folder_lib.MANIFEST
@@ -208,7 +239,7 @@ class SwapTest(parameterized.TestCase):
           while counter._value.get() == before:
             self.assertLess(time.monotonic(), end)
             await asyncio.sleep(0.01)
-        return await server.recommend(server.recommender.empty_query())
+        return await server.recommend(server.recommender.probes()[0])
 
     server = Server(self.recommender, Settings(self.folder, watch=0.01))
     manifest = self.folder / folder_lib.MANIFEST

@@ -251,8 +251,8 @@ class RecommenderTest(parameterized.TestCase):
     path = folder / folder_lib.MANIFEST
     values = json.loads(path.read_text())
     for change, what in (
-      ({"format": 1}, "manifest.json has format 1; expected 2: another"),
-      ({"format": 3}, "manifest.json has format 3; expected 2: another"),
+      ({"format": 1}, "manifest.json has format 1; expected 3: another"),
+      ({"format": 4}, "manifest.json has format 4; expected 3: another"),
       ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
       ({"files": {}}, "cannot be read"),
     ):

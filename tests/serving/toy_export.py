@@ -19,6 +19,7 @@ from tests import toy
 
 ROOM, SEEN, SHOWN = 48, 5, 8
 LEVELS, VOCAB, WIDTH = 2, 8, 7
+RANGES = {"profile": (-4.0, 4.0), "reward": (-0.5, 3.0)}
 ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
 
 
@@ -121,6 +122,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     ExportConfig(batch_sizes=(1, 4), platforms=platforms),
     slate_size=toy.SLATE,
     seen=size,
+    ranges=RANGES,
     about={},
   )
   return Exported(manifest, agent, params, catalogue)

@@ -268,7 +268,8 @@ class ArmsTest(_WithFolder):
     with self.assertRaisesRegex(InputError, words):
       arms_lib.check_profiles(wrong, 4)
     before = arms._replace(canary=None)
-    for store, taken in ((None, 1), (store_lib.open_store(":memory:"), 0)):
+    opened = store_lib.open_store(str(self.folder.parent / "store.db"))
+    for store, taken in ((None, 1), (opened, 0)):
       with mock.patch.object(arms_lib, "refreshed", return_value=wrong):
         server = batches.Server(before, settings, store)
         swaps, refused = (
@@ -289,7 +290,7 @@ class ArmsTest(_WithFolder):
     (self.folder / "current").write_text('{"version": 9, "before": null}')
     words = "versions/9/manifest.json cannot be read .*; expected what"
     with self.assertRaisesRegex(InputError, words):
-      arms_lib.signature(Settings(self.folder))
+      arms_lib.load(Settings(self.folder))
 
   def test_the_administrator_has_a_token_or_there_is_none(self):
     for export in self.exports:
@@ -346,7 +347,8 @@ class IntervalTest(absltest.TestCase):
   def test_it_covers_where_users_differ(self):
     """Each user has a rate of his own, which slates share."""
     rng, covered = np.random.default_rng(0), 0
-    store = store_lib.open_store(":memory:")
+    folder = self.enter_context(tempfile.TemporaryDirectory())
+    store = store_lib.open_store(f"{folder}/store.db")
     self.addCleanup(store.close)
     for log in range(200):
       rates = rng.beta(0.5, 0.5, 60)

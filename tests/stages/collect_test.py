@@ -302,7 +302,7 @@ class CollectTest(parameterized.TestCase):
   @parameterized.parameters(
     ((), "--mode=collect needs --from"),
     (("--from=/nowhere/x.db",), "/nowhere/x.db is missing"),
-    (("--from=mysql://host/x",), "unknown scheme"),
+    (("--from=mysql://ann:pw@host/x",), "mysql://***@host/x' has an unknown"),
     (("--from=x", "--mode=policy"), "--from with --mode=policy"),
     (("--collect_after=0", "--mode=data"), "--collect_after with --mode=data"),
     (("--collect_after=nan",), "expected a finite number"),

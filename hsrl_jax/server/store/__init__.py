@@ -1,6 +1,7 @@
 """What was shown, and what came of it: slates and feedback, kept for good."""
 
-from hsrl_jax.server.store.database import StoreError, open_store
+from hsrl_jax.server.store.database import open_store
+from hsrl_jax.server.store.engines import StoreError, Undecided
 from hsrl_jax.server.store.records import (
   Feedback,
   Outcome,
@@ -14,6 +15,7 @@ __all__ = [
   "Outcome",
   "Slate",
   "StoreError",
+  "Undecided",
   "UnknownRequest",
   "Writer",
   "open_store",

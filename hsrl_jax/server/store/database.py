@@ -1,49 +1,28 @@
-"""The table of slates, in SQLite or PostgreSQL: all that is SQL.
+"""The table of slates: all statements of SQL.
 
 A batch takes a fixed number of statements, however many slates it has: rows
 travel as one JSON text, since each statement gives up Python's lock and has to
 wait for it again beside a busy event loop.
 """
 
-import contextlib
 import json
 import pathlib
+import re
 import sqlite3
 import uuid
-from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
 
 from hsrl_jax.errors import InputError
+from hsrl_jax.server.store.engines import (
+  COLUMNS,
+  Postgres,
+  Sqlite,
+  StoreError,
+  line,
+)
 from hsrl_jax.server.store.records import Slate
 
 FORMAT = 1
-WAIT = 5.0  # Seconds for another process to finish its transaction.
-_KEY = 0x6873726C  # Of the lock among writers of a PostgreSQL database.
-
-# Name to type of each column. `part` counts sessions of one session_id, of
-# which a new one begins after an end; `unanswered` counts places without a
-# response; `closed` numbers the slates that were collected, from 1.
-_COLUMNS = {
-  "request_id": "text PRIMARY KEY",
-  "user_id": "text NOT NULL",
-  "session_id": "text",
-  "part": "bigint NOT NULL",
-  "step": "bigint NOT NULL",
-  "time": "double precision NOT NULL",
-  "width": "bigint NOT NULL",
-  "items": "text NOT NULL",
-  "propensities": "text NOT NULL",
-  "history": "text NOT NULL",
-  "profile": "text NOT NULL",
-  "version": "text NOT NULL",
-  "arm": "text NOT NULL",
-  "responses": "text",
-  "unanswered": "bigint",
-  "reward": "double precision",
-  "terminated": "bigint",
-  "earned": "double precision",
-  "closed": "bigint",
-}
 SHOWN = (*Slate._fields, "part")
 ANSWER = (
   *("request_id", "responses", "unanswered", "reward", "terminated"),
@@ -57,7 +36,7 @@ COLLECTED = (
 _SCHEMA = (
   "CREATE TABLE IF NOT EXISTS about (name text PRIMARY KEY, value text)",
   "CREATE TABLE IF NOT EXISTS slates ("
-  + ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+  + ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
   + ")",
   "CREATE INDEX IF NOT EXISTS slates_session ON slates "
   "(user_id, session_id, part, step, time) WHERE session_id IS NOT NULL",
@@ -72,165 +51,10 @@ _SCHEMA = (
 )
 
 
-class StoreError(Exception):
-  """The store cannot take this now; nothing of it is kept."""
-
-
-class Engine(Protocol):
-  """What differs between databases; parameters are written as ?."""
-
-  def transaction(self) -> contextlib.AbstractContextManager[None]:
-    """Commits durably at the end, or nothing; others' writes wait.
-
-    Raises:
-      StoreError: it could not be committed.
-    """
-
-  def rows(self, names: Sequence[str]) -> str:
-    """A query of the rows in a parameter: a JSON list of lists, by names."""
-
-  def read(self, query: str, width: int, *parameters: Any) -> list[Sequence]:
-    """Rows of a query with `width` columns."""
-
-  def run(self, statement: str, *parameters: Any) -> int:
-    """Runs a statement; returns how many rows it changed."""
-
-  def close(self) -> None:
-    """Lets go of the database."""
-
-
-class Sqlite:
-  """An embedded database: a file, with a write-ahead log beside it."""
-
-  def __init__(self, path: pathlib.Path):
-    """Opens or makes the file.
-
-    Raises:
-      sqlite3.Error: it cannot be opened.
-    """
-    self._connection = sqlite3.connect(
-      path, timeout=WAIT, isolation_level=None, check_same_thread=False
-    )
-    try:
-      self._prepare()
-    except sqlite3.Error:
-      self._connection.close()
-      raise
-
-  def _prepare(self) -> None:
-    tables = "SELECT name FROM sqlite_master WHERE type = 'table'"
-    names = {name for (name,) in self._connection.execute(tables)}
-    if names and not {"about", "slates"} <= names:
-      raise sqlite3.DatabaseError(f"it has the table {min(names)!r}")
-    for pragma in (
-      "journal_mode=WAL",
-      "synchronous=FULL",
-      "wal_autocheckpoint=8000",  # Pages of 4 KiB.
-      "cache_size=-32768",  # KiB.
-    ):
-      self._connection.execute(f"PRAGMA {pragma}")
-
-  @contextlib.contextmanager
-  def transaction(self) -> Iterator[None]:
-    try:
-      self._connection.execute("BEGIN IMMEDIATE")
-      yield
-      self._connection.execute("COMMIT")
-    except BaseException as error:
-      with contextlib.suppress(sqlite3.Error):
-        if self._connection.in_transaction:
-          self._connection.execute("ROLLBACK")
-      if isinstance(error, sqlite3.Error):
-        raise StoreError(str(error)) from error
-      raise
-
-  def rows(self, names: Sequence[str]) -> str:
-    fields = [f"json_extract(value, '$[{i}]') {x}" for i, x in enumerate(names)]
-    return f"SELECT {', '.join(fields)} FROM json_each(?)"
-
-  def read(self, query: str, width: int, *parameters: Any) -> list[Sequence]:
-    names = ", ".join(f"c{i}" for i in range(width))
-    query = (
-      f"WITH q({names}) AS ({query}) "
-      f"SELECT json_group_array(json_array({names})) FROM q"
-    )
-    try:
-      ((text,),) = self._connection.execute(query, parameters).fetchall()
-    except sqlite3.Error as error:
-      raise StoreError(str(error)) from error
-    return json.loads(text)
-
-  def run(self, statement: str, *parameters: Any) -> int:
-    return self._connection.execute(statement, parameters).rowcount
-
-  def close(self) -> None:
-    self._connection.close()
-
-
-class Postgres:
-  """A PostgreSQL database, which several servers may share."""
-
-  def __init__(self, url: str):
-    """Connects.
-
-    Raises:
-      psycopg.Error: nobody answers there, or refuses.
-    """
-    import psycopg  # The extra `postgres`.
-
-    self._psycopg, self._url = psycopg, url
-    self._connection = None
-    self._connect()
-
-  def _connect(self) -> None:
-    self._connection = self._psycopg.connect(
-      self._url, autocommit=True, connect_timeout=int(WAIT)
-    )
-
-  @contextlib.contextmanager
-  def transaction(self) -> Iterator[None]:
-    try:
-      if self._connection.closed:  # The database was restarted, say.
-        self._connect()
-      with self._connection.transaction():
-        # One writer at a time: then steps of a session, and numbers of
-        # collected slates, are in the order of commits.
-        self.run("SELECT pg_advisory_xact_lock(?)", _KEY)
-        yield
-    except self._psycopg.Error as error:
-      raise StoreError(_line(error)) from error
-
-  def rows(self, names: Sequence[str]) -> str:
-    fields = []
-    for place, name in enumerate(names):
-      kind = " ".join(x for x in _COLUMNS[name].split() if x.islower())
-      fields.append(f"(value->>{place})::{kind} AS {name}")
-    return f"SELECT {', '.join(fields)} FROM jsonb_array_elements(?::jsonb)"
-
-  def read(self, query: str, width: int, *parameters: Any) -> list[Sequence]:
-    del width
-    try:
-      if self._connection.closed:
-        self._connect()
-      return self._execute(query, parameters).fetchall()
-    except self._psycopg.Error as error:
-      raise StoreError(_line(error)) from error
-
-  def run(self, statement: str, *parameters: Any) -> int:
-    return self._execute(statement, parameters).rowcount
-
-  def _execute(self, statement: str, parameters: Sequence[Any]):
-    statement = statement.replace("%", "%%").replace("?", "%s")
-    return self._connection.execute(statement, parameters)
-
-  def close(self) -> None:
-    self._connection.close()
-
-
 class Store:
   """The slates; see `open_store`. For one thread at a time."""
 
-  def __init__(self, engine: Engine):
+  def __init__(self, engine: Sqlite | Postgres):
     """Makes the tables where they are missing."""
     self._engine = engine
     self.transaction = engine.transaction
@@ -253,6 +77,11 @@ class Store:
       name,
       value,
     )
+
+  def touch(self) -> None:
+    """Writes something; within a transaction."""
+    self._engine.run("DELETE FROM about WHERE name = 'touched'")
+    self._keep("touched", uuid.uuid4().hex)
 
   def about(self) -> dict[str, str]:
     """What is known of the store itself: `format`, `id`, what `note` wrote."""
@@ -408,6 +237,10 @@ def open_store(where: str) -> Store:
   if where.startswith(("postgresql://", "postgres://")):
     return _open_postgres(where)
   path = pathlib.Path(where)
+  if path.name == ":memory:":
+    raise InputError(
+      f"the store {where} is gone with its process; expected the path of a file"
+    )
   if "://" in where:
     raise InputError(
       f"the store {where!r} has an unknown scheme; expected a path, or a URL "
@@ -417,7 +250,7 @@ def open_store(where: str) -> Store:
     return Store(Sqlite(path))
   except (sqlite3.Error, StoreError) as error:
     raise InputError(
-      f"the store {path} cannot be opened ({_line(error)}); expected a file "
+      f"the store {path} cannot be opened ({line(error)}); expected a file "
       "that a store made, or a new name in a folder that is there"
     ) from error
 
@@ -433,12 +266,11 @@ def _open_postgres(url: str) -> Store:
   try:
     return Store(Postgres(url))
   except (psycopg.Error, StoreError) as error:
-    # The URL may hold a password, so it is not repeated.
+    # Of a URL that libpq takes apart elsewhere it repeats pieces.
+    why = line(error)
+    for piece in re.findall(r"[^:/@?&=]{3,}", url.rpartition("@")[0])[1:]:
+      why = why.replace(piece, "***")
     raise InputError(
-      f"the store in PostgreSQL cannot be opened ({_line(error)}); expected "
+      f"the store in PostgreSQL cannot be opened ({why}); expected "
       "postgresql://USER:PASSWORD@HOST:PORT/DATABASE of a running server"
     ) from error
-
-
-def _line(error: Exception) -> str:
-  return " ".join(str(error).split()) or type(error).__name__

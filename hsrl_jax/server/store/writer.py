@@ -12,7 +12,8 @@ from typing import Any
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server.store import records
-from hsrl_jax.server.store.database import Store, StoreError
+from hsrl_jax.server.store.database import Store
+from hsrl_jax.server.store.engines import Away, StoreError, Undecided
 from hsrl_jax.server.store.records import (
   Feedback,
   Outcome,
@@ -20,7 +21,7 @@ from hsrl_jax.server.store.records import (
   UnknownRequest,
 )
 
-_Work = Slate | Feedback
+_Work = Slate | Feedback | None  # None: only whether it can be kept.
 
 
 class Writer:
@@ -31,6 +32,7 @@ class Writer:
     store: Store,
     most: int = 10_000,
     on_batch: Callable[[int], object] = lambda size: None,
+    seconds: float | None = None,
   ):
     """Binds a store, which nobody else may use meanwhile.
 
@@ -38,9 +40,11 @@ class Writer:
       store: that is written to.
       most: records that wait; more are refused.
       on_batch: called in the thread with the size of each batch.
+      seconds: that a record waits for its outcome; None: as long as it takes.
     """
     self._store, self._most, self._on_batch = store, most, on_batch
-    self._waiting: list[tuple[_Work, asyncio.Future]] = []
+    self._seconds = seconds
+    self._waiting: dict[asyncio.Future, _Work] = {}
     self._changed = threading.Condition()
     self._stopping = False
     self._thread: threading.Thread | None = None
@@ -64,6 +68,7 @@ class Writer:
 
     Raises:
       StoreError: it is not kept.
+      Undecided: it may be kept.
     """
     await self._put(slate)
 
@@ -72,31 +77,49 @@ class Writer:
 
     Raises:
       StoreError: nothing of it is kept.
+      Undecided: all of it is kept, or nothing.
       UnknownRequest: no slate has its request id.
       InputError: it does not go with the slate.
     """
     return await self._put(feedback)
+
+  async def check(self) -> None:
+    """Raises StoreError unless the store keeps something now."""
+    await self._put(None)
 
   async def _put(self, work: _Work) -> Any:
     future = self._loop.create_future()
     with self._changed:
       if len(self._waiting) >= self._most or self._stopping:
         raise StoreError("too many records wait for the store")
-      self._waiting.append((work, future))
+      self._waiting[future] = work
       self._changed.notify()
-    return await future
+    done, _ = await asyncio.wait([future], timeout=self._seconds)
+    if done:
+      return future.result()
+    future.cancel()
+    with self._changed:
+      if future in self._waiting:  # It is never written.
+        del self._waiting[future]
+        raise StoreError("the store is too slow")
+    raise Undecided("the store is too slow")
 
   def _run(self) -> None:
     while True:
       with self._changed:
-        while not (self._waiting or self._stopping):
-          self._changed.wait()
-        batch, self._waiting = self._waiting, []
-      if not batch:
-        return
-      results = apply(self._store, [work for work, _ in batch])
-      self._on_batch(len(batch))
-      futures = [future for _, future in batch]
+        self._changed.wait_for(lambda: self._waiting or self._stopping)
+        if not self._waiting:
+          return
+      futures: list[asyncio.Future] = []
+
+      def take(futures=futures) -> list[_Work]:
+        with self._changed:
+          batch, self._waiting = self._waiting, {}
+        futures.extend(batch)
+        return [*batch.values()]
+
+      results = _apply(self._store, take)
+      self._on_batch(len(futures))
       self._loop.call_soon_threadsafe(_settle, futures, results)
 
 
@@ -113,20 +136,42 @@ def _settle(futures: list[asyncio.Future], results: list[Any]) -> None:
 def apply(store: Store, batch: Sequence[_Work]) -> list[Any]:
   """Writes slates, then feedback, in one transaction.
 
+  What one record makes impossible is tried without it: then the halves of the
+  batch have transactions of their own, and so on.
+
   Returns:
-    None for each slate, an Outcome for each feedback, or its error.
+    An Outcome for each feedback, None for anything else, or its error.
   """
-  slates = [x for x in batch if isinstance(x, Slate)]
-  feedback = [x for x in batch if isinstance(x, Feedback)]
+  return _apply(store, lambda: batch)
+
+
+def _apply(store: Store, take: Callable[[], Sequence[_Work]]) -> list[Any]:
+  """See `apply`; `take` is called once nobody else writes."""
+  batch = None
   try:
     with store.transaction():
-      if slates:
-        store.insert(_in_sessions(store, slates))
-      outcomes = iter(_answered(store, feedback) if feedback else ())
+      batch = take()
+      return _write(store, batch)
   except Exception as error:  # noqa: BLE001 (the next batch is tried anew)
+    if batch is None:
+      batch = take()
+    if len(batch) > 1 and not isinstance(error, Away | Undecided):
+      half = len(batch) // 2
+      return apply(store, batch[:half]) + apply(store, batch[half:])
     failed = error if isinstance(error, StoreError) else StoreError(repr(error))
     return [failed] * len(batch)
-  return [None if isinstance(x, Slate) else next(outcomes) for x in batch]
+
+
+def _write(store: Store, batch: Sequence[_Work]) -> list[Any]:
+  """See `apply`; within a transaction."""
+  slates = [x for x in batch if isinstance(x, Slate)]
+  feedback = [x for x in batch if isinstance(x, Feedback)]
+  if slates:
+    store.insert(_in_sessions(store, slates))
+  outcomes = iter(_answered(store, feedback) if feedback else ())
+  if len(slates) + len(feedback) < len(batch):
+    store.touch()
+  return [next(outcomes) if isinstance(x, Feedback) else None for x in batch]
 
 
 def _in_sessions(store: Store, slates: list[Slate]) -> list[Sequence]:

@@ -11,12 +11,21 @@ import random
 import sqlite3
 import subprocess
 import sys
+import threading
+from unittest import mock
 
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server import store as store_lib
-from hsrl_jax.server.store import Feedback, Outcome, Slate, records, writer
+from hsrl_jax.server.store import (
+  Feedback,
+  Outcome,
+  Slate,
+  engines,
+  records,
+  writer,
+)
 from tests.server.store import postgres
 
 ENGINES = ("sqlite", "postgres")
@@ -132,6 +141,89 @@ class StoreTest(parameterized.TestCase):
       self.assertIsInstance(result, InputError)
       self.assertIn(words, str(result))
     self.assertEqual(results[6], Outcome(1, 0, 0, False))
+
+  @parameterized.parameters(*ENGINES)
+  def test_a_record_that_cannot_be_kept_fails_alone(self, engine):
+    opened = self._open(engine)
+    writer.apply(opened, [slate("a"), slate("b")])
+    batch = [slate("c"), slate("a"), slate("d"), slate("e"), slate("b")]
+    results = writer.apply(opened, [*batch, Feedback("b", [1, 0, 1])])
+    failed = [isinstance(x, store_lib.StoreError) for x in results]
+    self.assertEqual(failed, [False, True, False, False, True, False])
+    self.assertEqual(results[-1], Outcome(3, 0, 0, False))
+    self.assertLen(opened.find([*"abcde"]), 5)
+    # PostgreSQL has no NUL; SQLite knows no such request.
+    wrong = slate("f", "user\0") if engine == "postgres" else slate("a")
+    others = [Feedback(x, [0, None, 1]) for x in "acde"]
+    results = writer.apply(
+      opened, [*others[:2], wrong, *others[2:], Feedback("x\0", [1, 0, 0])]
+    )
+    self.assertEqual(
+      [isinstance(x, Outcome) for x in results],
+      [True, True, False, True, True, False],
+    )
+
+  def test_what_fails_everybody_is_not_tried_for_each(self):
+    opened = self._open("sqlite")
+    writer.apply(opened, [slate("a")])
+    away = engines.Away("locked")
+    with mock.patch.object(opened, "find", side_effect=away) as find:
+      results = writer.apply(opened, [Feedback("a", [1, 0, 0])] * 9)
+    self.assertEqual(results, [away] * 9)
+    self.assertEqual(find.call_count, 1)
+
+  def test_who_waits_too_long_is_told_whether_it_can_be_kept(self):
+    opened = self._open("sqlite")
+    names = [*"abcd"]
+    writer.apply(opened, [slate(x) for x in names])
+    begun, go_on, update = threading.Event(), threading.Event(), opened.update
+
+    def wait(rows):
+      begun.set()
+      go_on.wait(60)
+      update(rows)
+
+    async def use():
+      work = writer.Writer(opened, seconds=0.2)
+      work.start()
+      opened.update = wait
+      written = asyncio.create_task(work.answer(Feedback("a", [1, 0, 0])))
+      await asyncio.to_thread(begun.wait)
+      # It waits behind what is being written, and is never written.
+      with self.assertRaises(store_lib.StoreError) as told:
+        await work.answer(Feedback("b", [1, 0, 0]))
+      self.assertNotIsInstance(told.exception, store_lib.Undecided)
+      with self.assertRaises(store_lib.Undecided):
+        await written
+      opened.update = update
+      go_on.set()
+      kept = await work.answer(Feedback("c", [1, 0, 0]))
+      self.assertEqual(kept, Outcome(3, 0, 0, False))
+      work.stop()
+
+    asyncio.run(use())
+    rows = {name: responses for name, _, responses, *_ in opened.find(names)}
+    kept = "[1, 0, 0]"
+    self.assertEqual(rows, {"a": kept, "b": None, "c": kept, "d": None})
+
+  def test_a_lock_and_a_lost_commit_of_postgres(self):
+    with mock.patch.object(engines, "WAIT", 0.5):
+      opened = self._open("postgres")
+      other = store_lib.open_store(self.where)
+      self.addCleanup(other.close)
+    writer.apply(opened, [slate("a")])
+    given = [Feedback("a", [1, 0, 1])]
+    with other.transaction():
+      (locked,) = writer.apply(opened, given)
+    self.assertIsInstance(locked, engines.Away)
+    self.assertEqual(writer.apply(opened, given), [Outcome(3, 0, 0, False)])
+    try:
+      with self.assertRaises(store_lib.Undecided), opened.transaction():
+        opened.touch()
+        postgres.cluster().stop()
+    finally:
+      postgres.cluster().start()
+    self.assertEqual(writer.apply(opened, given), [Outcome(0, 3, 0, False)])
 
   @parameterized.parameters(*ENGINES)
   def test_steps_of_a_session_go_on_with_time_and_end_once(self, engine):
@@ -269,7 +361,7 @@ class StoreTest(parameterized.TestCase):
     )
     kept, refused, after = json.loads(ran.stdout)
     self.assertGreater(kept, 10)
-    self.assertEqual(refused, "StoreError")
+    self.assertEqual(refused, "Away")
     self.assertEqual(after, 1)
     opened = store_lib.open_store(str(path))
     self.addCleanup(opened.close)
