@@ -225,8 +225,7 @@ class UserSimulator(NamedTuple):
     if isinstance(self.leave, leave.Patience):
       parts.append((state.patience / self.leave.initial)[None])
     if isinstance(self.leave, leave.Boredom):
-      recent = self.leave.recent(state.patience)
-      counts = params.categories[recent].sum(0)
+      counts = params.categories[state.patience].sum(0)
       parts.append(counts / (self.leave.threshold + 1.0))
     if self.dynamics is not None:
       parts.append(self.dynamics.hidden(state.dynamics, state.steps))

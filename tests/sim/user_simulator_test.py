@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import blend as blend_lib
-from hsrl_jax.sim import click_model, observed, user_simulator
+from hsrl_jax.sim import click_model, leave, observed, user_simulator
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
@@ -410,6 +410,33 @@ class KnownUserTest(absltest.TestCase):
       for i in range(12)
     }
     self.assertEqual(biases, {-30.0, 0.0, 30.0})
+
+
+class HiddenTest(absltest.TestCase):
+  def test_step_and_the_state_of_the_leave_rule(self):
+    """What drives a user away is counted among the last items alone."""
+    rule = leave.Boredom(window=3, threshold=1)
+    categories = np.zeros((7, 2), bool)
+    categories[[1, 2, 3], 0] = categories[[3, 4], 1] = True
+    env = _simulator(slate_size=1, max_steps=10, leave=rule)
+    params = _params(0.0)._replace(categories=jnp.asarray(categories))
+    state, shown = env.start(0, params), []
+    for item in (1, 3, 3, 4, 6):
+      counts = categories[shown[-3:]].sum(0)
+      np.testing.assert_allclose(
+        env.hidden(state, params), [len(shown) / 10, *counts / 2]
+      )
+      slate = jnp.array([item])
+      state, _ = env.step(jax.random.key(item), state, slate, params)
+      shown.append(item)
+    patient = _simulator(max_steps=10, patience=8.0)
+    state = patient.start(0, params)
+    state, _ = patient.step(jax.random.key(0), state, jnp.arange(3), params)
+    # Items 1 and 2 get no like, and place 0 shows nothing: a reward of -0.2 / 3.
+    left = 8 - (3 + 0.2) - 1
+    np.testing.assert_allclose(
+      patient.hidden(state, params), [0.1, left / 8], rtol=1e-6
+    )
 
 
 if __name__ == "__main__":
