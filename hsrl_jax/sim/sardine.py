@@ -32,10 +32,7 @@ from hsrl_jax.ops import sampling
 from hsrl_jax.sim import observed, reward, user_simulator
 from hsrl_jax.sim.dynamics import TopicBoredom, TopicBoredomState
 from hsrl_jax.sim.leave import LeaveRule, Length
-from hsrl_jax.sim.user_simulator import (
-  EnvParams,
-  StepResult,
-)
+from hsrl_jax.sim.user_simulator import EnvParams, StepResult
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
@@ -107,7 +104,7 @@ class Sardine(NamedTuple):
     world: which.
     slate_size: K.
     reward: what clicks are worth.
-    dynamics: how topics come to bore; None: not at all.
+    dynamics: how topics come to bore.
     max_steps: slates of a session, without the random one.
     leave: nobody does.
     observed_items: R, items of Observation.shown; 0: clicks alone are seen.
@@ -116,7 +113,7 @@ class Sardine(NamedTuple):
   world: SardineWorld
   slate_size: int
   reward: reward.Reward
-  dynamics: TopicBoredom | None
+  dynamics: TopicBoredom
   max_steps: int = _STEPS
   leave: LeaveRule = Length()
   observed_items: int = 0
@@ -196,8 +193,6 @@ class Sardine(NamedTuple):
 
   def current(self, state: SardineState) -> Array:
     """The user's vector as boredom leaves it, float32 [T]."""
-    if self.dynamics is None:
-      return state.taste
     bores = self.dynamics.bores(state.dynamics, state.steps)[1:]
     return jnp.where(bores, 0.0, state.taste)
 
