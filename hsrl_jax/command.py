@@ -347,6 +347,13 @@ def run(argv: list[str], arguments: list[str], front: Front) -> None:
   except jax.errors.JaxRuntimeError as error:
     processes.end_if_lost(error)
     raise
+  except RuntimeError as error:
+    if "Unable to initialize backend" not in str(error):
+      raise
+    _fail(
+      f"{error}; expected JAX_PLATFORMS to name devices that are here, or not "
+      "to be set"
+    )
   except OSError as error:  # Such as a full disk; what is written is whole.
     where = f"{error.filename}: " if error.filename else ""
     _fail(f"{where}{error.strerror or error}", status=1)

@@ -1,6 +1,7 @@
 """The one exception that a user's bad input raises, and how it is told."""
 
 import contextlib
+import pathlib
 import re
 from collections.abc import Iterator
 
@@ -26,6 +27,14 @@ def masked(text: str) -> str:
   )
 
 
+def check_regular(path: pathlib.Path, expected: str) -> None:
+  """Raises InputError where a path is a FIFO or a device, which may hang."""
+  if path.exists() and not (path.is_file() or path.is_dir()):
+    raise InputError(
+      f"{path} is no regular file; expected {expected}, in a regular file"
+    )
+
+
 @contextlib.contextmanager
 def reading(source: object, expected: str) -> Iterator[None]:
   """Turns any error of a reader into an InputError that names the source.
@@ -38,8 +47,11 @@ def reading(source: object, expected: str) -> Iterator[None]:
     expected: what should be there, such as "a complete .csv file".
 
   Raises:
-    InputError: the reader's own, or one in place of any other exception.
+    InputError: the reader's own, or one in place of any other exception; or
+      the source is a path of a FIFO or a device.
   """
+  if isinstance(source, pathlib.Path):
+    check_regular(source, expected)
   try:
     yield
   except InputError:

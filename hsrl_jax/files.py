@@ -6,14 +6,17 @@ import json
 import os
 import pathlib
 import secrets
+import zipfile
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from hsrl_jax.errors import InputError
 
 _PIECE = 2**24  # Bytes that are hashed at once.
+# An .npz file may inflate to so many bytes, or so many times its own.
+_INFLATED, _RATIO = 2**27, 50
 
 
 def shipped(name: str) -> pathlib.Path:
@@ -75,6 +78,52 @@ def read_npz(path: pathlib.Path, expected: int) -> dict[str, np.ndarray]:
   number = int(arrays["format"]) if "format" in arrays else None
   check_format(path, number, expected)
   return arrays
+
+
+class Header(NamedTuple):
+  """What an array is, before it is read; see numpy.lib.format."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+
+
+def read_header(file: IO[bytes]) -> Header:
+  """Reads the header of an .npy file; the file is then at its numbers.
+
+  Raises:
+    ValueError: it is no such file.
+  """
+  version = np.lib.format.read_magic(file)
+  if version == (1, 0):
+    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+  elif version == (2, 0):
+    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+  else:
+    raise ValueError(f"it has version {version} of the .npy format")
+  return Header(shape, dtype)
+
+
+def npz_headers(path: pathlib.Path) -> dict[str, Header]:
+  """What the arrays of a user's .npz file are; none of them is inflated.
+
+  Raises:
+    InputError: they would be far larger than the file, as no numbers are that
+      tell anything.
+    Exception: of zipfile or numpy, it is no such file.
+  """
+  with path.open("rb") as file, zipfile.ZipFile(file) as saved:
+    size, members = path.stat().st_size, saved.infolist()
+    inflated = sum(member.file_size for member in members)
+    if inflated > max(_INFLATED, _RATIO * size):
+      raise InputError(
+        f"{path} has {size:,} bytes, and its arrays {inflated:,}; expected at "
+        f"most {_RATIO} times as many: save what is needed of them"
+      )
+    headers = {}
+    for member in members:
+      with saved.open(member) as array:
+        headers[member.filename.removesuffix(".npy")] = read_header(array)
+  return headers
 
 
 def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:

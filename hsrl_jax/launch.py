@@ -54,9 +54,16 @@ def _shipped(argument: str) -> str:
 
 
 def _of_flagfile(argument: str) -> list[str]:
-  """The --workdir that a --flagfile names: its folder, if that kept it."""
-  name = argument.partition("flagfile=")[2]
-  folder = pathlib.Path(os.path.expanduser(name)).parent
+  """The --workdir that a --flagfile names: its folder, if that kept it.
+
+  Raises:
+    InputError: the flagfile is a FIFO or a device, which may hang.
+  """
+  if not re.match("--?flagfile=", argument):
+    return []
+  path = pathlib.Path(os.path.expanduser(argument.partition("=")[2]))
+  errors.check_regular(path, "a text file with flags, one a line")
+  folder = path.parent
   is_kept = re.fullmatch(f"--?flagfile=(.*/)?{workdir_lib.FLAGS}", argument)
   if is_kept and {"agent", "dataset"} <= workdir_lib.kept_flags(folder).keys():
     return [f"--workdir={folder}"]
@@ -67,6 +74,12 @@ def _arguments(argv: list[str]) -> list[str]:
   """The arguments, with flagfiles where they are and the workdir they name."""
   joined = []
   for argument in argv[1:]:
+    if any("\ud800" <= x <= "\udfff" for x in argument):
+      raise errors.InputError(
+        f"the argument {ascii(argument)} is no text in "
+        f"{sys.getfilesystemencoding()}; expected some: set PYTHONUTF8=1, or "
+        "LC_ALL to a locale of UTF-8"
+      )
     if joined and joined[-1] in ("-flagfile", "--flagfile"):
       argument = f"{joined.pop()}={argument}"
     joined.append(_shipped(argument))
@@ -79,7 +92,7 @@ def _parse(argv: list[str]) -> list[str]:
     return flags.FLAGS(_arguments(argv))
   except UnicodeDecodeError as error:
     found = f"a --flagfile is no text ({error}); expected flags, one a line"
-  except (flags.Error, OSError) as error:
+  except (flags.Error, OSError, errors.InputError) as error:
     found = error
   print(errors.line(found), file=sys.stderr)
   sys.exit(2)

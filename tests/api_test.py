@@ -187,12 +187,27 @@ class FitTest(parameterized.TestCase):
     ({"logs": "toy", "dataset": "toy"}, "^dataset is given, and logs tells"),
     ({"logs": "toy", "agent": "hrsl"}, "^agent is 'hrsl'; expected one of"),
     ({"logs": "toy", "iteration": 10}, "^iteration is no setting; expected s"),
+    (
+      {"logs": "a.csv", "log_options": [1]},
+      r"^log_options is '\[1\]'; expected a dict, such as \{'like_from': 4\}",
+    ),
     ({"logs": [1, 2]}, r"^logs is list '\[1, 2\]'; expected a pandas DataFr"),
   )
   def test_bad_arguments(self, arguments, message):
     with self.assertRaisesRegex(InputError, message):
       api.fit(workdir=self.folder / "run", **arguments)
     self.assertFalse((self.folder / "run").exists())
+
+  @parameterized.parameters(3, "", None, [["runs"]])
+  def test_no_folder_to_write_to(self, workdir):
+    for use in (
+      lambda: api.fit("toy", workdir=workdir),
+      lambda: api.load(workdir),
+    ):
+      with self.assertRaisesRegex(
+        InputError, "^workdir is .*; expected the pa"
+      ):
+        use()
 
   def test_nothing_to_load(self):
     with self.assertRaisesRegex(InputError, "flags.txt is missing; expected"):

@@ -265,6 +265,26 @@ class RefusalsTest(parameterized.TestCase):
         ],
         "--item_credit is given, but nothing reads it; expected",
       ),
+      *(
+        (
+          ["--learning=on_policy", flag],
+          f"{flag.partition('=')[0]} is given, but nothing reads it; expected "
+          f"--learning=replay, or no {flag.partition('=')[0]}",
+        )
+        for flag in (
+          *("--temperature=1", "--temperature_end=1", "--batch_size=32"),
+          "--buffer_size=32000",
+        )
+      ),
+      (
+        ["--minibatches=2"],
+        "--minibatches is given, but nothing reads it; exp",
+      ),
+      (
+        ["--segment=10", "--agent=a2c"],
+        "--segment is given, but nothing reads it; expected "
+        "--learning=on_policy, or no --segment",
+      ),
       (
         ["--learning=on_policy", "--iterations_per_call=100", "--agent=a2c"],
         "learning is 'on_policy' with a2c; expected 'replay', or a new run of",

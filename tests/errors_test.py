@@ -1,6 +1,7 @@
 """Errors of readers become one line for people."""
 
 import json
+import os
 import pathlib
 
 import numpy as np
@@ -65,6 +66,13 @@ class ReadingTest(parameterized.TestCase):
   def test_no_such_entry(self):
     self._refused(
       "/x lacks 'b'; expected a whole one", lambda path: {"a": str(path)}["b"]
+    )
+
+  def test_a_fifo_is_refused_at_once(self):
+    os.mkfifo(self.path)
+    self._refused(
+      "/x is no regular file; expected a whole one, in a regular file",
+      lambda path: self.fail("It would wait for somebody to write."),
     )
 
   def test_other_errors_pass(self):

@@ -1,7 +1,9 @@
 """A workdir knows its flags: what is kept, taken, compared and taken back."""
 
 import contextlib
+import os
 import pathlib
+import resource
 import shutil
 import tempfile
 from unittest import mock
@@ -38,7 +40,7 @@ class WorkdirFlagsTest(parameterized.TestCase):
     folder = self.enter_context(tempfile.TemporaryDirectory())
     self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
-    self.stages = Stages()
+    self.stages, self.run_claimed = Stages(), command._run_claimed
     self.enter_context(mock.patch.object(command, "_run_claimed", self.stages))
 
   def _run(self, *arguments, workdir=None):
@@ -57,6 +59,38 @@ class WorkdirFlagsTest(parameterized.TestCase):
   def _kept(self, workdir=None):
     path = (workdir or self.workdir) / "flags.txt"
     return path.read_text().splitlines() if path.exists() else None
+
+  def test_what_hangs_or_is_no_text_is_refused(self):
+    fifo = self.folder / "x.flags"
+    os.mkfifo(fifo)
+    message = f"{fifo} is no regular file; expected a text file with flags"
+    self._refused(message, f"--flagfile={fifo}")
+    self._refused(message, "--flagfile", str(fifo))
+    self._refused(
+      "'--workdir=\\udcc3' is no text in utf-8; expected some",
+      "--workdir=\udcc3",
+    )
+
+  def test_no_such_device(self):
+    self.stages.error = RuntimeError("Unable to initialize backend 'x': no\nx")
+    self._refused(
+      "backend 'x': no x; expected JAX_PLATFORMS to name devices",
+      f"--workdir={self.workdir}",
+      *TOY,
+    )
+
+  def test_a_full_disk_while_the_data_are_written(self):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with mock.patch.object(command, "_run_claimed", self.run_claimed):
+      resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, hard))
+      try:
+        status, _, err = run(f"--workdir={self.workdir}", *TOY, "--mode=data")
+      finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    (line,) = [x for x in err.splitlines() if x.startswith("error")]
+    self.assertEqual(line, f"error: {self.workdir}/data: File too large")
+    self.assertEqual(status, 1)
+    self.assertNotIn("Traceback", err)
 
   def _made(self):
     """A run of smoke.flags, with a width of its own."""

@@ -204,9 +204,18 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
   else:
     rows = np.arange(len(log.user))[:, None]
   if not len(rows):
+    if repeated:
+      fault = (
+        f"each slate of {options.slate_size} rows would show an item twice"
+      )
+      expected = "different items in a row"
+    else:
+      of = "" if log.split is None else " in one split"
+      fault = f"no user has {options.slate_size} rows{of}"
+      expected = "enough for a slate"
     raise InputError(
-      f"{log.file}: no user has {options.slate_size} rows; expected enough for "
-      f"a slate, or a smaller slate_size in {options_lib.NAME}"
+      f"{log.file}: {fault}; expected {expected}, or a smaller slate_size in "
+      f"{options_lib.NAME}"
     )
   first = rows[:, 0]
   columns = {

@@ -178,7 +178,7 @@ def read_items(
   feature, notes = np.zeros((len(ids), 0), np.float32), []
   if "feature" in table.names:
     feature = tables.matrix(
-      table, "feature", tables.float32, filled="at least one number"
+      table, "feature", tables.held, filled="at least one number"
     )
     feature, notes = item_vectors.tamed(feature, chosen.normalise)
   others = [x for x in table.names if x not in _ITEMS]

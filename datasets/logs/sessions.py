@@ -18,8 +18,8 @@ import pyarrow.parquet
 from hsrl_jax.data import blocks, source
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.shipped.datasets import schema
+from hsrl_jax.shipped.datasets.logs import collected, steps, tables
 from hsrl_jax.shipped.datasets.logs import slates as slates_lib
-from hsrl_jax.shipped.datasets.logs import steps, tables
 from hsrl_jax.shipped.datasets.logs.slates import Slates
 
 NAME = "sessions"
@@ -56,8 +56,9 @@ def read_all(
     path = folder / NAME
     slates = read_folder(folder, item_ids, by_user, target, progress)
   else:
-    table = tables.read_table(folder, NAME, NEEDED)
+    table, notes = collected.sound(tables.read_table(folder, NAME, NEEDED))
     path, slates = table.path, read(table, tables.Items(item_ids), by_user)
+    slates = slates._replace(notes=[*slates.notes, *notes])
   if slates.columns["propensity"].size:
     tables.check_actions(path, slates.columns["exposed"])
   return slates_lib.by_time(slates)
@@ -94,7 +95,9 @@ def read(table: tables.Table, items: tables.Items, by_user: bool) -> Slates:
     history = slates_lib.liked_before(user, exposed, response, time)
   columns = slates.columns | {"history": history, "response": response}
   columns |= steps.read(table, user, time, response)
-  return slates._replace(columns=columns)
+  profile, notes = tables.cut(columns["profile"], table.path.name)
+  columns["profile"] = profile
+  return slates._replace(columns=columns, notes=[*notes, *slates.notes])
 
 
 def is_folder(folder: pathlib.Path) -> bool:

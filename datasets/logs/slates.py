@@ -58,7 +58,7 @@ def read(
     "timestamp": np.asarray(tables.column(table, "timestamp", tables.time)),
   }
   for name, parse, dtype in (
-    ("profile", tables.float32, np.float32),
+    ("profile", tables.held, np.float32),
     ("propensity", tables.probability, np.float32),
     ("position", tables.place, np.int32),
   ):

@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet
 
+from hsrl_jax.data import transitions
 from hsrl_jax.data.source import SPLITS
 from hsrl_jax.errors import InputError, reading
-from hsrl_jax.shipped.datasets import schema
 
 _SUFFIXES = (".csv", ".parquet")
+_CUT = 100.0  # A size that no number of a profile is cut below.
 _TRUTHS = {"false": 0, "true": 1}  # As pandas writes them to a csv file.
 _PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}  # Units of dates.
 
@@ -323,6 +324,27 @@ class Items:
     return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
 
 
+def cut(profile: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
+  """Profiles [R, P] without numbers that would drown all others, and a note.
+
+  In each column numbers are cut at ten times what 95 % of its numbers are in
+  size, but not below _CUT: a few users who say a million of themselves would
+  else decide what the networks learn of everybody.
+  """
+  if not profile.size:
+    return profile, []
+  usual = np.quantile(np.abs(profile), 0.95, axis=0)
+  most = np.maximum(10 * usual, _CUT).astype(np.float32)
+  cut = np.clip(profile, -most, most)
+  count = (cut != profile).any(1).sum()
+  if not count:
+    return profile, []
+  return cut, [
+    f"{name}: profiles of {count:,} slates have numbers more than ten times "
+    "as large as 95 % of their column, and were cut there"
+  ]
+
+
 def check_actions(path: pathlib.Path, exposed: np.ndarray) -> None:
   """Checks that logs with propensities show several items.
 
@@ -385,9 +407,20 @@ def number(cell) -> float:
   return value
 
 
-def number_or_none(cell) -> float:
-  """A finite number; NaN where a .parquet file has no value."""
-  return np.nan if cell is None else number(cell)
+def held(cell) -> float:
+  """A number of a size that training holds; see transitions.LARGEST."""
+  value = number(cell)
+  if abs(value) > transitions.LARGEST:
+    raise ValueError(
+      f"{short(cell)}; expected at most {transitions.LARGEST:g} in size, which "
+      "training in float32 holds: bring the column to another scale"
+    )
+  return value
+
+
+def held_or_none(cell) -> float:
+  """The same; NaN where a .parquet file has no value."""
+  return np.nan if cell is None else held(cell)
 
 
 def time(cell) -> float:
@@ -441,17 +474,6 @@ def place(cell) -> int:
   return int(value)
 
 
-def float32(cell) -> float:
-  """A number that float32 can hold."""
-  value = number(cell)
-  if abs(value) > schema.FLOAT32_MAX:
-    raise ValueError(
-      f"{short(cell)}; expected at most {schema.FLOAT32_MAX:.3g}, the largest "
-      "float32"
-    )
-  return value
-
-
 def split(cell) -> str:
   """The name of a split."""
   if cell not in SPLITS:
@@ -462,9 +484,9 @@ def split(cell) -> str:
 # Parser to which numbers it lets pass, float64, and what they are kept as.
 _GOOD = {
   number: (np.isfinite, np.float64),
-  number_or_none: (np.isfinite, np.float64),
   time: (np.isfinite, np.float64),
-  float32: (lambda x: np.abs(x) <= schema.FLOAT32_MAX, np.float64),
+  held: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64),
+  held_or_none: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64),
   binary: (lambda x: (x == 0) | (x == 1), np.float64),
   probability: (lambda x: (x > 0) & (x <= 1), np.float64),
   place: (

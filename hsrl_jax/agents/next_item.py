@@ -91,7 +91,9 @@ class Policy(NamedTuple):
     """w logit(item) of items, int32 [M] -> float32 [M]."""
     if not self.responses:
       return jnp.zeros(len(items))
-    response = click_model.with_items(params["response"], catalogue.features)
+    response = params["response"]
+    seen = response.item_features.shape[1] or catalogue.features.shape[1]
+    response = click_model.with_items(response, catalogue.features[:, :seen])
     profile, history, _ = observation
     chance = self.respond(response, profile, history, items)
     chance = jnp.clip(chance, _LEAST, 1 - _LEAST)
@@ -210,17 +212,26 @@ def reads(agent: str, part: str, field: str) -> bool:
   return field in _READ.get(part, (field,))
 
 
-def of_policy(response: click_model.ResponseParams):
+def of_policy(
+  response: click_model.ResponseParams, plain: Array | None
+) -> click_model.ResponseParams:
   """What a policy keeps of a click model; see `Policy.response`.
 
   Its items are those of the catalogue. It does not know users by their ids, and
   what is added to the logits of all items does not change how they rank.
+
+  Args:
+    response: the click model.
+    plain: see sid.index.Catalogue.
   """
   blend = response.blend
   if blend is not None:
     blend = blend._replace(user_ids=blend.user_ids[:0], users=blend.users[:0])
   return response._replace(
-    item_features=jnp.zeros((0, 0)), blend=blend, shift=None, boredom=None
+    item_features=jnp.zeros((0, 0)) if plain is None else plain,
+    blend=blend,
+    shift=None,
+    boredom=None,
   )
 
 
@@ -299,12 +310,14 @@ def _init(own: Policy, config: Config):
   ) -> Params:
     keys = [jax.random.fold_in(key, i) for i in range(2)]
     nothing = {"interactions": jnp.zeros((len(catalogue.features), 0))}
+    features, plain = catalogue.features, catalogue.plain
+    if plain is not None:
+      features = features[:, : plain.shape[1]]
     return nothing | {
       "model": own.model.init(keys[0], own.catalogue(nothing, catalogue)),
       "response": of_policy(
-        click_model.init(
-          config.simulator, keys[1], catalogue.features, observation
-        )
+        click_model.init(config.simulator, keys[1], features, observation),
+        plain,
       ),
       "response_weight": jnp.float32(config.next_item.response_weight),
     }

@@ -1,6 +1,7 @@
 """From logs to a recommender: the stages of the command, called in Python."""
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -53,7 +54,7 @@ def fit(
       workdir belongs to other ones.
     FloatingPointError: training diverged; lower `learning_rate`.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = _folder(workdir)
   tables, named = _given(logs, items, log_options)
   if tables:
     named["raw_data_dir"] = str(workdir / _TABLES)
@@ -80,15 +81,30 @@ def load(workdir: str | pathlib.Path) -> Recommender:
   Raises:
     InputError: there is none.
   """
-  run = run_lib.of_workdir(workdir)
+  run = run_lib.of_workdir(_folder(workdir))
   run.require("policy")
   return Recommender(run)
+
+
+def _folder(workdir: Any) -> pathlib.Path:
+  """The path of a workdir."""
+  if not isinstance(workdir, str | os.PathLike) or not os.fspath(workdir):
+    raise InputError(
+      f"workdir is {workdir!r}; expected the path of a folder, such as "
+      "'runs/mine'"
+    )
+  return pathlib.Path(workdir)
 
 
 def _given(
   logs: Any, items: Any, options: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """The tables by name, DataFrames or paths, and the settings of the data."""
+  if options is not None and not isinstance(options, Mapping):
+    raise InputError(
+      f"log_options is {str(options)[:60]!r}; expected a dict, such as "
+      "{'like_from': 4}"
+    )
   path = pathlib.Path(logs) if isinstance(logs, str | pathlib.Path) else None
   if path is None or path.suffix in frames.SUFFIXES:
     return frames.tables(logs, items), {"dataset": _LOGS}

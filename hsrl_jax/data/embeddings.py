@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from hsrl_jax import files
 from hsrl_jax.errors import InputError, reading
 
 BLOCK = 65_536  # Rows looked at at once.
@@ -148,11 +149,7 @@ def read(path: pathlib.Path) -> Embeddings:
     path, {".npy": _npy, ".npz": _npz, ".parquet": _parquet}
   )
   if isinstance(rows, np.ndarray):
-    if rows.dtype.kind != "f" or rows.ndim != 2:
-      raise InputError(
-        f"{path}: embeddings are {rows.dtype} of shape {rows.shape}; expected "
-        "floating point numbers of shape [items, dimensions]"
-      )
+    _check_matrix(rows, path)
     with np.errstate(over="ignore"):  # Infinite then: see check_finite.
       rows = rows.astype(np.float32, copy=False)
   item_ids = None if item_ids is None else _ids(item_ids, path)
@@ -283,9 +280,11 @@ def _npy(path: pathlib.Path) -> tuple[Rows, None, None]:
 
 
 def _npz(path: pathlib.Path) -> tuple[np.ndarray | None, ...]:
+  headers = files.npz_headers(path)
+  _need("embeddings", [*headers], path)
+  _check_matrix(headers["embeddings"], path)
   # Opened here, since numpy leaves a damaged file open.
   with path.open("rb") as file, np.load(file) as arrays:
-    _need("embeddings", arrays.files, path)
     return tuple(map(arrays.get, ("embeddings", "item_id", "title")))
 
 
@@ -340,6 +339,14 @@ def _need(name: str, names: list[str], path: pathlib.Path) -> None:
     raise InputError(
       f"{path} has {', '.join(names) or 'nothing'}; expected {name!r}, and "
       "optionally 'item_id' and 'title'"
+    )
+
+
+def _check_matrix(x: np.ndarray | files.Header, path: pathlib.Path) -> None:
+  if x.dtype.kind != "f" or len(x.shape) != 2:
+    raise InputError(
+      f"{path}: embeddings are {x.dtype} of shape {x.shape}; expected floating "
+      "point numbers of shape [items, dimensions]"
     )
 
 

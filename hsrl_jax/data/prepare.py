@@ -2,8 +2,10 @@
 
 import contextlib
 import csv
+import errno
 import importlib.util
 import io
+import os
 import pathlib
 import re
 import shutil
@@ -129,6 +131,9 @@ def prepare(
         builder.download_and_prepare(
           download_config=tfds.download.DownloadConfig(manual_dir=raw_data_dir)
         )
+    except RuntimeError as error:
+      _raise_if_full(error, data_dir)
+      raise
     except AssertionError as error:
       empty = re.search(r'split ("\w+"): No examples', str(error))
       if empty is None:
@@ -151,6 +156,14 @@ def prepare(
   manifest.write(data_dir)
   (data_dir / _BEGUN).unlink()
   return malformed
+
+
+def _raise_if_full(error: RuntimeError, data_dir: pathlib.Path) -> None:
+  """Raises the OSError that array_record tells in words, of a full disk."""
+  for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    if os.strerror(number) in str(error):
+      where = str(data_dir)
+      raise OSError(number, os.strerror(number), where) from error
 
 
 def notes(data_dir: pathlib.Path) -> list[str]:

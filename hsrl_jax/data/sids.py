@@ -299,12 +299,14 @@ def _read_json(path: pathlib.Path) -> dict[str, Sequence[Any]]:
 
 
 def _read_npz(path: pathlib.Path) -> dict[str, Sequence[Any]]:
-  with path.open("rb") as file, np.load(file) as arrays:
-    names, tokens = arrays["item_id"], arrays["tokens"]
-  if tokens.ndim != 2 or tokens.dtype.kind not in "iu":
+  headers = files.npz_headers(path)
+  names, tokens = headers["item_id"], headers["tokens"]
+  if len(tokens.shape) != 2 or tokens.dtype.kind not in "iu":
     raise ValueError(f"tokens are {tokens.dtype} {list(tokens.shape)}")
   if names.shape != tokens.shape[:1]:
-    raise ValueError(f"item_id {list(names.shape)}, {len(tokens)} tokens")
+    raise ValueError(f"item_id {list(names.shape)}, {tokens.shape[0]} tokens")
+  with path.open("rb") as file, np.load(file) as arrays:
+    names, tokens = arrays["item_id"], arrays["tokens"]
   names = [str(x) for x in names.tolist()]
   _check_once(names, path)
   return dict(zip(names, tokens.tolist(), strict=True))

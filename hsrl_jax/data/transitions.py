@@ -14,6 +14,9 @@ import numpy as np
 from hsrl_jax.types import Observation, Sessions, Shown, Transition
 
 SESSION_GAP = 1_800.0  # Of timestamps, such as seconds.
+# The largest size of a reward and of an item's or a profile's numbers. Networks
+# take them as they are, and float32 holds squares and products of these still.
+LARGEST = 1e6
 
 
 class Order(NamedTuple):

@@ -10,7 +10,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable, Collection, Iterator
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
@@ -29,7 +29,7 @@ _FORBIDDEN = (
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path) -> Iterator[None]:
-  """Keeps other processes' runs out of a workdir.
+  """Keeps other processes' runs out of a workdir, or a folder of exports.
 
   The lock is the system's, which frees it when the process ends in whatever
   way; the file alone keeps nobody out.
@@ -47,16 +47,24 @@ def locked(workdir: pathlib.Path) -> Iterator[None]:
     yield  # Nobody can write there: what has to says so.
     return
   with file:
-    file.truncate(0)
-    file.write(f"{os.getpid()} on {socket.gethostname()}")
-    file.flush()
     try:
+      _sign(file, path)
       yield
     finally:
       path.unlink(missing_ok=True)
       if new:
         with contextlib.suppress(OSError):
           workdir.rmdir()  # Where nothing was written.
+
+
+def _sign(file: IO[str], path: pathlib.Path) -> None:
+  """Says in a lock who holds it."""
+  try:
+    file.truncate(0)
+    os.write(file.fileno(), f"{os.getpid()} on {socket.gethostname()}".encode())
+  except OSError as error:
+    error.filename = str(path)  # A full disk names no file.
+    raise
 
 
 def _lock(path: pathlib.Path):
@@ -71,7 +79,7 @@ def _lock(path: pathlib.Path):
         holder = file.read() or "another"
       raise InputError(
         f"{path.parent} is in use by process {holder}; expected no other run: "
-        "wait for its end, or use another workdir"
+        "wait for its end, or use another folder"
       ) from None
     except OSError as error:
       print(

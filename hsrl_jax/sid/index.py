@@ -83,6 +83,8 @@ class Catalogue(NamedTuple):
       where nobody asks.
     exposures: float32 [N + 1], showings of each item there; likewise.
     categories: bool [N + 1, C], those of each item; None: there are none.
+    plain: float32 [0, F], of which the width counts: an item's first F features
+      are all that users respond to, the rest are topics; None: all are.
   """
 
   features: Array
@@ -91,6 +93,7 @@ class Catalogue(NamedTuple):
   popularity: Array | None = None
   exposures: Array | None = None
   categories: Array | None = None
+  plain: Array | None = None
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:

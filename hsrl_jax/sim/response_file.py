@@ -24,7 +24,7 @@ The file may bring users and items of its own, all three or none:
 """
 
 import pathlib
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -35,6 +35,10 @@ from hsrl_jax.types import Sessions
 
 OWN = ("item_features", "profiles", "histories")
 _PROJECTIONS = ("query", "key", "value", "out")
+_EXPECTED = (
+  "the .npz file of a response model: plain arrays as numpy.savez writes them, "
+  "nothing pickled"
+)
 _LEAST_USERS = 10  # Of which a tenth each is for validation and test.
 
 
@@ -87,7 +91,8 @@ def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
     InputError: the file is missing or no plain .npz, lacks an array or has an
       unknown one, or an array has the wrong shape or odd values.
   """
-  arrays = _arrays(path)
+  with reading(path, _EXPECTED):
+    arrays: dict[str, Any] = files.npz_headers(path)
   own = [name for name in OWN if name in arrays]
   names = [*_shapes(0, 0, 0, 0, final_dense), *(OWN if own else ())]
   final = f" with --simulator_final_dense={str(final_dense).lower()}"
@@ -101,7 +106,8 @@ def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
       if name in OWN:
         when = f" beside {own[0]}: all of {', '.join(OWN)} or none"
       raise InputError(f"{path} {what} {name}; expected {due}{when}")
-  arrays = {name: _numbers(path, name, x) for name, x in arrays.items()}
+  for name, header in arrays.items():
+    _check_kind(path, name, header)
 
   def axis(name: str, number: int) -> int:
     shape = arrays[name].shape
@@ -126,6 +132,7 @@ def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
         f"{path}: {name} has shape {arrays[name].shape}; expected {shape}, by "
         "the shapes of the other arrays"
       )
+  arrays = {name: _numbers(path, name, x) for name, x in _arrays(path).items()}
   dataset = _dataset(path, *(arrays.pop(name) for name in OWN)) if own else None
   return ResponseFile(path.name, files.digest(path), arrays, dataset)
 
@@ -151,26 +158,31 @@ def _shapes(
 
 
 def _arrays(path: pathlib.Path) -> dict[str, np.ndarray]:
-  expected = (
-    "the .npz file of a response model: plain arrays as numpy.savez writes "
-    "them, nothing pickled"
-  )
   # Opened here, since numpy leaves a damaged file open.
   with (
-    reading(path, expected),
+    reading(path, _EXPECTED),
     path.open("rb") as file,
     np.load(file, allow_pickle=False) as saved,
   ):
     return {name: saved[name] for name in saved.files}
 
 
+def _kind(name: str) -> tuple[str, str, type]:
+  """Kinds of dtype that an array may have, in words, and what it becomes."""
+  if name == "histories":
+    return "iu", "integers", np.int32
+  return "fiu", "finite numbers", np.float32
+
+
+def _check_kind(path: pathlib.Path, name: str, header: files.Header) -> None:
+  kinds, what, _ = _kind(name)
+  if header.dtype.kind not in kinds:
+    raise InputError(f"{path}: {name} is of {header.dtype}; expected {what}")
+
+
 def _numbers(path: pathlib.Path, name: str, array: np.ndarray) -> np.ndarray:
   """The array as float32, or int32 for histories."""
-  kinds, what, dtype = "fiu", "finite numbers", np.float32
-  if name == "histories":
-    kinds, what, dtype = "iu", "integers", np.int32
-  if array.dtype.kind not in kinds:
-    raise InputError(f"{path}: {name} is of {array.dtype}; expected {what}")
+  _, what, dtype = _kind(name)
   with np.errstate(over="ignore"):
     array = array.astype(dtype)
   bad = np.argwhere(~np.isfinite(array))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from hsrl_jax import files
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array
@@ -49,19 +50,16 @@ def read(path: pathlib.Path, users: int, items: int) -> np.ndarray:
   """
   expected = f"a matrix of numbers [{users}, {items}] as numpy.save writes it"
   with reading(path, expected):
+    with path.open("rb") as file:
+      found = files.read_header(file)
+    rows, columns = (*found.shape, 0, 0)[:2]
+    wrong = found.dtype.kind not in "fiu" or len(found.shape) != 2
+    if wrong or columns != items or rows < users:
+      raise InputError(
+        f"{path} is {found.dtype} {list(found.shape)}; expected {expected}: a "
+        "row for each user, a column for each item of the dataset"
+      )
     matrix = np.load(path, allow_pickle=False)
-  if (
-    getattr(matrix, "ndim", 0) != 2
-    or matrix.dtype.kind not in "fiu"
-    or matrix.shape[1] != items
-    or len(matrix) < users
-  ):
-    what = f"{getattr(matrix, 'dtype', type(matrix).__name__)} "
-    what += str(list(getattr(matrix, "shape", ())))
-    raise InputError(
-      f"{path} is {what}; expected {expected}: a row for each user, a column "
-      "for each item of the dataset"
-    )
   ratings = np.pad(matrix.astype(np.float32), ((0, 0), (1, 0)))
   bad = np.argwhere(~np.isfinite(ratings))
   if len(bad):

@@ -5,6 +5,10 @@ which `--dataset=logs` reads as one table. Names of files say which slates they
 hold, so that what lies there is the only record of what was collected. A file
 gets its name once it is complete: killed at any moment, the next collection
 begins where the last complete one ended.
+
+What a client chose can stop nobody from reading the rest: a slate with numbers
+that no training holds is left out, counted and told, and names of sessions are
+such that no client can give the one of another.
 """
 
 import json
@@ -13,13 +17,14 @@ import pathlib
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 
 from hsrl_jax import files
+from hsrl_jax.data import transitions
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store.database import Store
@@ -99,18 +104,74 @@ def _collect(
 ) -> None:
   while store.close_done(time.time() - after, _ROWS) == _ROWS:
     pass
-  written, items = 0, None
+  written, served = 0, None
   for width, last in store.widths():
     folder = workdir / f"slates_{width}"
     first = _cursor(folder / SESSIONS, store.id) + 1
     if last < first:
       continue
-    items = items or _served(store, export)
-    known = _write_items(folder, items)
-    count = _write(store, width, first, last, folder / SESSIONS, known)
+    served = served or _served(store, export)
+    items, rewards = served
+    check = _Check(_write_items(folder, items), rewards, left_out=[])
+    count = _write(store, width, first, last, folder / SESSIONS, check)
     written += count
     print(f"  {count:,} slates of {width} to {folder}", flush=True)
+    if check.left_out:
+      print(
+        f"  {len(check.left_out):,} slates of {width} left out, the first "
+        f"since {check.left_out[0]}",
+        flush=True,
+      )
   print(f"collect: {written:,} slates that are new")
+
+
+class _Check(NamedTuple):
+  """What holds of slates that are collected.
+
+  Attributes:
+    items: ids of all that may have been shown.
+    rewards: the least and the largest that a slate may earn.
+    left_out: why each slate so far was left out, for people.
+  """
+
+  items: set[str]
+  rewards: tuple[float, float]
+  left_out: list[str]
+
+  def keeps(self, row: dict) -> bool:
+    """Whether logs may have a row; see `left_out`.
+
+    Raises:
+      InputError: the row has an item that is none of `items`.
+    """
+    for item in (*row["exposed"], *row["history"]):
+      if item not in self.items:
+        raise InputError(
+          f"the slate {row['request_id']} has the item {item!r}, which is none "
+          "of the export's; expected the one that was served: see --export_dir"
+        )
+    fault = self._fault(row)
+    if fault:
+      self.left_out.append(f"{row['request_id']!r} has {fault}")
+    return fault is None
+
+  def _fault(self, row: dict) -> str | None:
+    low, high = self.rewards
+    reward, slack = row["reward"], 1e-5 * max(-low, high)  # Of float32.
+    if reward is not None and not low - slack <= reward <= high + slack:
+      return (
+        f"the reward {reward:g}; expected {low:g} to {high:g}, or no reward: "
+        "that of the responses then counts"
+      )
+    for number in row["profile"]:
+      if not abs(number) <= transitions.LARGEST:
+        return (
+          f"the number {number:g} in its profile; expected at most "
+          f"{transitions.LARGEST:g} in size"
+        )
+    if not all(0 < x <= 1 for x in np.float32(row["propensity"])):
+      return "propensities that are none in float32; expected some in (0, 1]"
+    return None
 
 
 def _cursor(folder: pathlib.Path, store: str) -> int:
@@ -141,12 +202,12 @@ def _write(
   first: int,
   last: int,
   folder: pathlib.Path,
-  items: set[str],
+  check: _Check,
 ) -> int:
-  """Writes one file of closed slates; returns how many they are.
+  """Writes one file of closed slates; returns how many it holds.
 
   Raises:
-    InputError: a slate has an item that is none of `items`.
+    InputError: a slate has an item that is of no export.
   """
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"part-{store.id[:8]}-{first:012d}-{last:012d}.parquet"
@@ -158,8 +219,7 @@ def _write(
       pyarrow.parquet.ParquetWriter(file, _SCHEMA) as writer,
     ):
       for rows in _read(store, width, first, last):
-        for row in rows:
-          _check_items(row, items)
+        rows = [row for row in rows if check.keeps(row)]
         writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
         count += len(rows)
       writer.close()
@@ -204,13 +264,9 @@ def _row(
   terminated: int | None,
 ) -> dict:
   """A row of the table, of the columns that the store has."""
-  if session_id is None:
-    session_id = request_id
-  elif part:
-    session_id = f"{session_id}/{part}"
   return {
     "user_id": user_id,
-    "session_id": session_id,
+    "session_id": _session_name(session_id, part, request_id),
     "step": step,
     "timestamp": shown,
     "exposed": json.loads(items),
@@ -225,20 +281,25 @@ def _row(
   }
 
 
-def _check_items(row: dict, known: set[str]) -> None:
-  for item in (*row["exposed"], *row["history"]):
-    if item not in known:
-      raise InputError(
-        f"the slate {row['request_id']} has the item {item!r}, which is none "
-        "of the export's; expected the one that was served: see --export_dir"
-      )
+def _session_name(session_id: str | None, part: int, request_id: str) -> str:
+  """A name that is one session's alone, whatever clients call theirs.
+
+  A / is of no client: one in an id of theirs is %2F, and a % of theirs %25.
+  """
+  if session_id is None:
+    return f"/{request_id}"
+  name = session_id.replace("%", "%25").replace("/", "%2F")
+  return f"{name}/{part}" if part else name
 
 
-def _served(store: Store, export: str | None) -> dict[str, tuple]:
-  """The items that may have been shown, of all versions of an export.
+def _served(
+  store: Store, export: str | None
+) -> tuple[dict[str, tuple], tuple[float, float]]:
+  """What all versions of an export say of slates that were shown.
 
   Returns:
-    Id to what _ABOUT names; of the newest version that has it.
+    Of the items that may have been shown, id to what _ABOUT names, of the
+    newest version that has it; and the least and the largest reward of a slate.
   """
   where = export or store.about().get("folder")
   if where is None:
@@ -253,11 +314,12 @@ def _served(store: Store, export: str | None) -> dict[str, tuple]:
       "see --export_dir"
     )
   numbers = versions.numbers(root)
-  items = {}
+  items, rewards = {}, []
   for folder in [folder_lib.version_folder(root, x) for x in numbers] or [root]:
     manifest = folder_lib.read_manifest(folder)
     items |= _items(folder_lib.read_catalogue(folder, manifest), manifest.about)
-  return items
+    rewards += manifest.ranges["reward"]
+  return items, (min(rewards), max(rewards))
 
 
 def _items(

@@ -64,10 +64,16 @@ def run(parts: Parts, export: ExportConfig) -> None:
     export: what is written, and where.
 
   Raises:
-    InputError: the policy is missing, the settings do not go with it, or
-      something else is where it would be written.
+    InputError: the policy is missing, the settings do not go with it,
+      something else is where it would be written, or another export writes
+      there.
   """
   root = pathlib.Path(export.dir or parts.workdir / FOLDER)
+  with workdir_lib.locked(root):  # Two would take the same number.
+    _run(parts, export, root)
+
+
+def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   folder = versions.next_folder(root)
   parts.require("policy")
   config, items = parts.config, parts.dataset.items

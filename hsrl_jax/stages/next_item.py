@@ -209,7 +209,7 @@ def clicks(parts: Parts) -> Params:
   if parts.dataset.items.sampling is not None:
     weight = 0.0
   return {
-    "response": next_item.of_policy(parts.response),
+    "response": next_item.of_policy(parts.response, parts.catalogue.plain),
     "response_weight": jnp.float32(weight),
   }
 

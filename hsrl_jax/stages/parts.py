@@ -193,10 +193,12 @@ class Parts:
     logs = self.dataset.splits["train"]
     shown, likes = ranking.counts(logs, len(self.dataset.items.features) - 1)
     categories = topics_lib.of_categories(self.dataset.items.genres).categories
+    width = self.dataset.items.features.shape[1]
     return catalogue._replace(
       popularity=jnp.asarray(likes, jnp.float32),
       exposures=jnp.asarray(shown, jnp.float32),
       categories=jnp.asarray(categories) if categories.size else None,
+      plain=jnp.zeros((0, width)) if c.topic_weight else None,
     )
 
   @functools.cached_property

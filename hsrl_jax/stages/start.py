@@ -156,7 +156,9 @@ def with_sizes(
       f"expected --learning={'replay' if on_policy else 'on_policy'}, or no "
       f"--{name}"
     )
-    if config.supervised:
+    if config.supervised and hasattr(config.train, name):
+      expected = f"expected no --{name}: it learns by replay"
+    elif config.supervised:
       expected = (
         "a run that continues from a policy of --task=next_item has the "
         "networks of that policy: leave it out"

@@ -85,6 +85,18 @@ class SlatesTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "no user has 201 rows; expected"):
       interactions.slates(log, num_items, options.Options(slate_size=201))
 
+  def test_why_there_is_no_slate(self):
+    log, num_items = _log(0, split=False)
+    same = log._replace(item=np.ones_like(log.item))
+    by_row = log._replace(user=np.arange(len(log.user)) // 2 + 1)
+    by_row = by_row._replace(split=np.arange(len(log.user)) % 2)
+    for log, message in (
+      (same, "each slate of 2 rows would show an item twice; expected differe"),
+      (by_row, "no user has 2 rows in one split; expected enough for a slate"),
+    ):
+      with self.assertRaisesRegex(InputError, message):
+        interactions.slates(log, num_items, options.Options(slate_size=2))
+
 
 class PositivesOnlyTest(parameterized.TestCase):
   @parameterized.parameters("uniform", "popularity")

@@ -121,6 +121,10 @@ class StepsTest(parameterized.TestCase):
     ),
     ({"terminated": [0, 2, 0, 0, 1]}, "column terminated: found '2'; expected"),
     ({"step": [0, -1, 1, 0, 1]}, "row 3, column step: found '-1'; expected a"),
+    (
+      {"reward": [3.4e38, -0.1, 2.0, 0.5, 0.5]},
+      "row 2, column reward: found '3.4e+38'; expected at most 1e+06 in size",
+    ),
     ({"reward": [0.5, "", 2.0, 0.5, 0.5]}, "column reward: found ''; expected"),
     (
       {"propensity": ["0.5;0", *["0.5;0.5"] * 4]},

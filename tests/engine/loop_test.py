@@ -13,6 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import TrainConfig
+from hsrl_jax.data import transitions
 from hsrl_jax.engine import checkpoint, core, loop, parallel
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.ops import tree
@@ -382,6 +383,15 @@ class LoopTest(parameterized.TestCase):
     self.assertEqual(repeats == 0, explore)
 
   @pytest.mark.slow
+  def test_the_largest_profiles_leave_training_finite(self):
+    engine, inputs = toy.engine(toy.config()), toy.inputs()
+    users = inputs.env_params
+    large = users._replace(profiles=users.profiles * transitions.LARGEST)
+    inputs = inputs._replace(env_params=large)
+    learner, stream = jax.jit(engine.init)(0, inputs)
+    learner, _, metrics = jax.jit(engine.run)(learner, stream, inputs)
+    chex.assert_tree_all_finite((learner.params, metrics))
+
   def test_target_networks_follow_at_the_rate_polyak(self):
     config = toy.config(agent="a2c", seeds=(0,), polyak=0.0)
     start, _ = jax.jit(toy.engine(config).init)(0, toy.inputs())

@@ -70,6 +70,15 @@ class LockTest(absltest.TestCase):
     with workdir.locked(self.folder):
       pass
 
+  def test_a_full_disk_is_told_with_the_file(self):
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+      mock.patch("os.write", side_effect=full),
+      self.assertRaisesRegex(OSError, f"No space .*: '{self.folder}/.lock'"),
+    ):
+      self.enter_context(workdir.locked(self.folder))
+    self.assertFalse(self.folder.exists())
+
   def test_unused_folder_goes_again(self):
     with workdir.locked(self.folder):
       pass

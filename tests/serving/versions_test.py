@@ -16,7 +16,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
+from hsrl_jax.config import ExportConfig
 from hsrl_jax.errors import InputError
+from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.server import arms as arms_lib
 from hsrl_jax.server import batches, measures
 from hsrl_jax.server import store as store_lib
@@ -24,6 +26,7 @@ from hsrl_jax.server.settings import Settings
 from hsrl_jax.server.store import Feedback, Slate, writer
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions
+from hsrl_jax.stages import export as export_lib
 from tests import toy
 from tests.command import run
 from tests.server import running
@@ -99,6 +102,15 @@ class VersionsTest(_WithFolder):
       self.assertIn(words, out + err)
       self.assertEqual(status, 2 if err else 0)
       self.assertLessEqual(len(err.splitlines()), 1)
+
+  def test_two_exports_at_once_do_not_take_the_same_number(self):
+    wanted = ExportConfig(dir=str(self.folder))
+    with (
+      workdir_lib.locked(self.folder),
+      self.assertRaisesRegex(InputError, "in use by process .*another folder$"),
+    ):
+      export_lib.run(mock.Mock(workdir=self.folder), wanted)
+    self.assertFalse(self.folder.exists())
 
   def test_a_catalogue_is_of_the_version_that_is_served(self):
     for export in self.exports:

@@ -146,7 +146,7 @@ class CollectTest(parameterized.TestCase):
       },
     )
     self.assertEqual(rows["b"]["response"], [0, 1])
-    self.assertEqual(rows["b"]["session_id"], "b")
+    self.assertEqual(rows["b"]["session_id"], "/b")
     self.assertIsNone(rows["b"]["reward"])
     self.assertEqual([*self._rows(3)], ["c"])
     items = pyarrow.parquet.read_table(self.logs / "slates_2" / collect.ITEMS)
@@ -162,6 +162,102 @@ class CollectTest(parameterized.TestCase):
     self.assertEqual(genres, ["hot", *["cold"] * 39, "hot"])
     self.assertEqual(tags, [["region=eu", "tea"], *[[]] * 39, ["x;y"]])
     self.assertEqual(items["added"].to_pylist(), [0] * 40 + [1])
+
+  def _data(self):
+    """Stage `data` of what was collected: output, and the sessions by name."""
+    workdir = self.folder / "run"
+    status, out, err = run(
+      "--mode=data",
+      "--dataset=logs",
+      f"--raw_data_dir={self.logs}/slates_2",
+      f"--workdir={workdir}",
+    )
+    self.assertEqual(status, 0, err)
+    splits = source.load(workdir / "data").splits.values()
+    return out, sum(len(x.user_id) for x in splits)
+
+  def test_no_client_can_give_a_session_the_name_of_another(self):
+    """`s` has two parts; what clients call theirs is no part of it."""
+    names = ("s", "s", "s/1", "s%2F1", "%", None, "a4")
+    for number, name in enumerate(names):
+      self._show(f"a{number}", session_id=name, time=1.0 + number)
+      self._answer(f"a{number}", [1, 0], None, name != "a4")
+    for number in range(10):
+      self._show(f"z{number}", user_id="bob", time=9.0 + number)
+      self._answer(f"z{number}", [1, 0])
+    self.assertEqual(self._collect()[0], 0)
+    rows = self._rows()
+    found = [rows[f"a{i}"]["session_id"] for i in range(len(names))]
+    self.assertEqual(found[:2], ["s", "s/1"])
+    self.assertLen({*found}, len(names))
+    self.assertEqual(self._data()[1], 17)
+
+  def test_a_session_that_contradicts_itself_is_left_out(self):
+    """As an older version collected it, where `s/1` may be two sessions."""
+    for number, step in enumerate((0, 1, 0, 0)):
+      self._show(
+        f"a{number}", session_id=f"s{number}", step=step, time=1.0 + number
+      )
+      self._answer(f"a{number}", [1, 0], None, number == 3)
+    for number in range(10):
+      self._show(f"z{number}", user_id="bob", time=9.0 + number)
+      self._answer(f"z{number}", [1, 0])
+    self.assertEqual(self._collect()[0], 0)
+    (path,) = (self.logs / "slates_2" / collect.SESSIONS).iterdir()
+    rows = pyarrow.parquet.read_table(path).to_pylist()
+    for row in rows[:3]:
+      row["session_id"] = "s/1"
+    rows[-1]["profile"] = [1e20, 0.0]
+    rows[-2]["reward"] = 3.4e38
+    table = pyarrow.Table.from_pylist(rows, collect._SCHEMA)
+    pyarrow.parquet.write_table(table, path)
+    out, count = self._data()
+    self.assertEqual(count, 9)
+    self.assertIn(
+      "sessions.parquet: 2 slates left out, whose profile, reward or "
+      "propensity no training holds; the first is row 13",
+      out,
+    )
+    self.assertIn(
+      "sessions.parquet: 1 sessions with 3 slates left out, which contradict "
+      "themselves; the first since row 3, column step: found 0, as in row 1",
+      out,
+    )
+
+  def test_numbers_that_no_training_holds_are_left_out(self):
+    for name, fields, reward in (
+      ("large", {"profile": "[1e20, 0]"}, None),
+      ("rich", {}, 3.4e38),
+      ("rare", {"propensities": "[1e-60, 0.5]"}, None),
+      ("good", {"profile": "[1e6, -1e6]"}, 1.0),
+    ):
+      self._show(name, session_id=name, **fields)
+      self._answer(name, [1, 0], reward)
+    status, out, err = self._collect()
+    self.assertEqual(status, 0, err)
+    self.assertEqual([*self._rows()], ["good"])
+    self.assertRegex(out, "  3 slates of 2 left out, the first since 'large' ")
+    self.assertIn("number 1e+20 in its profile; expected at most 1e+06", out)
+    self.assertIn("0 slates", self._collect()[1])
+
+  def test_a_reward_is_one_of_the_run(self):
+    self.export = self.folder / "export"
+    shutil.copytree(type(self).export, self.export)
+    low, high = -0.25, 2.0
+    manifest = folder_lib.read_manifest(self.export)
+    ranges = manifest.ranges | {"reward": (low, high)}
+    manifest = dataclasses.replace(manifest, ranges=ranges)
+    folder_lib.write_manifest(self.export, manifest)
+    for name, reward in (
+      *(("a", low), ("b", high), ("c", low - 0.01), ("d", high + 0.01)),
+      ("none", None),
+    ):
+      self._show(name)
+      self._answer(name, [1, 0], reward)
+    status, out, err = self._collect()
+    self.assertEqual(status, 0, err)
+    self.assertEqual({*self._rows()}, {"a", "b", "none"})
+    self.assertIn(f"; expected {low:g} to {high:g}, or no reward", out)
 
   def test_partial_feedback_waits_and_then_takes_no_more(self):
     self._show("a", time=time.time())

@@ -322,9 +322,9 @@ class PatienceTest(absltest.TestCase):
 
 
 class CommandTest(parameterized.TestCase):
-  @parameterized.parameters("sasrec", "hsrl")
+  @parameterized.parameters(("sasrec", 0), ("hsrl", 3))
   @pytest.mark.slow
-  def test_all_stages_and_an_export(self, agent):
+  def test_all_stages_and_an_export(self, agent, topic_weight):
     folder = self.enter_context(tempfile.TemporaryDirectory())
     workdir = pathlib.Path(folder) / "run"
     arguments = (
@@ -333,6 +333,7 @@ class CommandTest(parameterized.TestCase):
       f"--agent={agent}",
       "--dataset=toy",
       "--sid_vocab_size=8",
+      f"--sid_topic_weight={topic_weight}",
       "--sid_restarts=1",
       "--simulator_epochs=1",
       "--width=8",
