@@ -8,20 +8,17 @@ without a positive response, so that the score is one of response. It knows
 nothing of what comes after a slate.
 """
 
-import jax
 import jax.numpy as jnp
-import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.networks.heads import ItemLogits
+from hsrl_jax.agents.baselines import scored
 
 Settings = base.ItemLogitsSettings  # All that it reads.
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent; of the losses' weights it takes none."""
-  encoder = base.encoder(spec.network)
-  items = ItemLogits(settings.free)
+  encoder, items = base.encoder(spec.network), scored.ItemLogits(settings.free)
 
   def score(params, catalogue, observation, key=None):
     features = catalogue.features
@@ -29,13 +26,12 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     return items.apply(params["items"], features, state)
 
   def init(key, catalogue, observation):
-    keys = jax.random.split(key)
-    return {
-      "encoder": encoder.init(keys[0], catalogue.features, *observation),
-      "items": items.init(
-        keys[1], catalogue.features, jnp.zeros(spec.network.width)
-      ),
-    }
+    features, state = catalogue.features, jnp.zeros(spec.network.width)
+    return scored.init(
+      key,
+      encoder=(encoder, features, *observation),
+      items=(items, features, state),
+    )
 
   def act(params, catalogue, observation, excluded, key, temperature):
     logits, _ = score(params, catalogue, observation)
@@ -46,9 +42,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   def loss(params, target_params, catalogue, transition, key, progress):
     del target_params, progress
     logits, bias = score(params, catalogue, transition.observation, key)
-    loss = optax.sigmoid_binary_cross_entropy(
-      logits[transition.slate] + bias, transition.response
-    ).mean()
+    loss = scored.response_loss(logits, bias, transition)
     return loss, {"loss": loss}
 
   return base.Agent(init, act, loss, offline=True, fixed_items=settings.free)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.agents import td3
+from hsrl_jax.agents.baselines import td3
 from tests import toy
-from tests.agents import latent_cases as cases
+from tests.agents.baselines import latent_cases as cases
 
 
 class Td3Test(parameterized.TestCase):

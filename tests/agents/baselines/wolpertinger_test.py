@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.agents import wolpertinger
-from tests.agents import latent_cases as cases
+from hsrl_jax.agents.baselines import wolpertinger
+from tests.agents.baselines import latent_cases as cases
 
 
 def _choose(params, catalogue, observation, candidates, excluded=()):

@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest
 from scipy import special, stats
 
-from hsrl_jax.networks.heads import Bounded
+from hsrl_jax.agents.baselines.pgra import Bounded
 from tests import toy
 from tests.agents import checks
 

@@ -3,7 +3,7 @@
 import numpy as np
 from absl.testing import absltest
 
-from tests.agents import latent_cases as cases
+from tests.agents.baselines import latent_cases as cases
 
 
 class DdpgTest(absltest.TestCase):

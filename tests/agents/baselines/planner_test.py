@@ -13,9 +13,9 @@ from absl.testing import absltest, parameterized
 from scipy import special
 from sklearn import metrics
 
-from hsrl_jax.agents import make_agent, planner
+from hsrl_jax.agents import make_agent
+from hsrl_jax.agents.baselines import outlook, planner
 from hsrl_jax.engine import checkpoint, loop
-from hsrl_jax.networks import outlook
 from hsrl_jax.sim import observed
 from tests import toy
 from tests.agents import checks

@@ -23,15 +23,16 @@ one product. The slate is greedy, place by place.
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
 from hsrl_jax.checked import setting
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.networks.heads import SlateValues
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import (
@@ -54,6 +55,95 @@ class Settings(base.DiscountSettings):
   """
 
   conservative_weight: float = setting(0.1, least=0)
+
+
+class SlateItems(NamedTuple):
+  """What `SlateValues` makes of N items.
+
+  Attributes:
+    rows: float32 [N + 1, d + D], w_i and x_i.
+    bias: float32 [N + 1], b_i.
+    added: float32 [N + 1, d + D], what an item in a slate adds to its contexts.
+  """
+
+  rows: Array
+  bias: Array
+  added: Array
+
+  def values(self, context: Array) -> Array:
+    """Values of all items, [d + D + 1] -> [N + 1]."""
+    return self.rows @ context[:-1] + self.bias + context[-1]
+
+  def value(self, context: Array, item: Array) -> Array:
+    """The value of one item, [d + D + 1], int32 [] -> []."""
+    return context[:-1] @ self.rows[item] + self.bias[item] + context[-1]
+
+
+class SlateValues(nn.Module):
+  """Q(s, b, i) = <h, w_i> + b_i + v + a sum_b <x_b, x_i> of item i in a slate.
+
+  The items b are those before it. h, v and a are an MLP of the state, the sum
+  of what the items b add, and their number, of ONE user; callers vmap. x_i are
+  the item's features at length one: that items like those before are worth
+  less, or more, is learned of all kinds of items at once, since slates full of
+  one kind are rarely logged.
+
+  Attributes:
+    width: d of the state, w_i and h.
+    hidden: widths of the MLP.
+  """
+
+  width: int = 32
+  hidden: Sequence[int] = (256, 64)
+
+  def setup(self):
+    zeros = nn.initializers.zeros
+    self.row = nn.Dense(self.width, use_bias=False)
+    self.bias = nn.Dense(1, use_bias=False, kernel_init=zeros)
+    self.added = nn.Dense(self.width, use_bias=False)
+    self.layers = [nn.Dense(width) for width in self.hidden]
+    self.out = nn.Dense(self.width + 1)
+    self.alike = nn.Dense(1, kernel_init=zeros)
+
+  def items(self, features: Array) -> SlateItems:
+    """Of all items; `features` is float32 [N + 1, D]."""
+    bias = self.bias(features)[:, 0]
+    square = (features**2).sum(1, keepdims=True)
+    known = features * jax.lax.rsqrt(square + 1e-6)
+    return SlateItems(
+      jnp.concatenate([self.row(features), known], 1),
+      bias,
+      jnp.concatenate([self.added(features), known], 1),
+    )
+
+  def context(self, state: Array, before: Array, place: Array) -> Array:
+    """h, a times the sum of x_b, and v, [d + D + 1].
+
+    Args:
+      state: float32 [d].
+      before: float32 [d + D], sum of what the items before add.
+      place: int32 [], how many they are.
+    """
+    number = jnp.asarray(place, jnp.float32)[None] / 10.0
+    x = jnp.concatenate([state, before[: self.width], number])
+    for layer in self.layers:
+      x = nn.relu(layer(x))
+    out = self.out(x)
+    alike = self.alike(x) * before[self.width :]
+    return jnp.concatenate([out[:-1], alike, out[-1:]])
+
+  def contexts(self, state: Array, items: SlateItems, slate: Array) -> Array:
+    """Of each place of a slate, int32 [K] -> [K, d + D + 1]."""
+    added = items.added[slate]
+    before = jnp.cumsum(added, 0) - added
+    context = jax.vmap(self.context, (None, 0, 0))
+    return context(state, before, jnp.arange(len(slate)))
+
+  def __call__(self, features: Array, state: Array) -> Array:
+    """Values of all items in the first place, [N + 1]."""
+    items = self.items(features)
+    nothing = jnp.zeros(items.added.shape[1])
+    return items.values(self.context(state, nothing, 0))
 
 
 class _Networks(NamedTuple):

@@ -3,8 +3,8 @@
 import numpy as np
 from absl.testing import absltest
 
-from hsrl_jax.agents import hac
-from tests.agents import latent_cases as cases
+from hsrl_jax.agents.baselines import hac
+from tests.agents.baselines import latent_cases as cases
 
 
 class HacTest(absltest.TestCase):

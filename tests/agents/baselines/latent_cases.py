@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import sid
-from hsrl_jax.agents import base, latent
+from hsrl_jax.agents import base
+from hsrl_jax.agents.baselines import latent
+from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Observation, Params, Transition
 from tests import toy
@@ -75,8 +77,12 @@ def unit(x):
 
 @functools.cache
 def _encode():
-  apply = latent.network(toy.config().network).apply
-  return jax.jit(functools.partial(apply, method="state"))
+  encoder = Encoder(*toy.config(dropout=0.0).network.encoder)
+  return jax.jit(
+    lambda params, features, observation: encoder.apply(
+      {"params": params["params"]["encoder"]}, features, *observation
+    )
+  )
 
 
 def state(params, catalogue, observation):

@@ -2,7 +2,7 @@
 
 It is what model-free RL is measured against. Supervised by what it showed, it
 learns the probability of a like, the probability that the user leaves, and how
-both depend on what was shown and liked lately (`networks.slates.outlook`); and,
+both depend on what was shown and liked lately (outlook.py); and,
 by temporal differences, what a step earns from a state on. A slate is filled
 place by place, each with the item that adds most (`gains`). Nothing of the
 world's rules is known to it, and nothing that other agents do not see.
@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
+from hsrl_jax.agents.baselines import outlook
+from hsrl_jax.agents.baselines.outlook import Added, Effects, Outlook
 from hsrl_jax.checked import setting
-from hsrl_jax.networks import outlook
-from hsrl_jax.networks.outlook import Added, Effects, Outlook
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed

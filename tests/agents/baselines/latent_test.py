@@ -6,8 +6,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn import metrics as sklearn_metrics
 
-from hsrl_jax.agents import latent
-from tests.agents import latent_cases as cases
+from hsrl_jax.agents.baselines import latent
+from tests.agents.baselines import latent_cases as cases
 
 
 class ExploreTest(parameterized.TestCase):
@@ -35,6 +35,21 @@ class LossTest(parameterized.TestCase):
     want = sklearn_metrics.log_loss([1, 0, 1], 1 / (1 + np.exp(-scores)))
     got = cases.loss(case, step)[1]["behaviour_loss"]
     np.testing.assert_allclose(got, want, rtol=1e-3)
+
+
+class ActionCriticTest(absltest.TestCase):
+  def test_each_critic_equals_plain_numpy(self):
+    network = latent.ActionCritic((6,), critics=3)
+    state, action = jnp.arange(2.0), jnp.array([1.0, -2.0, 0.5])
+    params = network.init(jax.random.key(0), state, action)
+    got = network.apply(params, state, action)
+    dense = params["params"]["value"]
+    x = np.concatenate([state, action])
+    for i in range(3):
+      hidden = x @ dense["Dense_0"]["kernel"][i] + dense["Dense_0"]["bias"][i]
+      want = np.maximum(hidden, 0) @ dense["Dense_1"]["kernel"][i]
+      np.testing.assert_allclose(got[i], want[0], rtol=1e-5)
+    self.assertLen(set(got.tolist()), 3)
 
 
 if __name__ == "__main__":

@@ -9,13 +9,10 @@ it is A2C as published.
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
-import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.networks.critic import Critic
-from hsrl_jax.networks.heads import ItemLogits
+from hsrl_jax.agents.baselines import scored
 from hsrl_jax.ops import masking, policy_gradient, returns
 
 
@@ -26,17 +23,7 @@ class Settings(base.ActorCriticSettings, base.ItemLogitsSettings):
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent; `settings.item_logits` says where w_i comes from."""
-  encoder = base.encoder(spec.network)
-  items = ItemLogits(settings.free)
-  critic = Critic(spec.network.critic_hidden)
-
-  def encode(params, catalogue, observation, key=None):
-    return encoder.apply(
-      params["encoder"], catalogue.features, *observation, key
-    )
-
-  def value_of(params, state):
-    return critic.apply(params["critic"], state[None])[0]
+  states, items = scored.states(spec), scored.ItemLogits(settings.free)
 
   def policy(params, catalogue, state):
     """Logits, bias of responses, log pi."""
@@ -44,16 +31,16 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     return logits, bias, masking.log_softmax(logits, catalogue.index.active)
 
   def init(key, catalogue, observation):
-    keys = jax.random.split(key, 3)
-    state = jnp.zeros(spec.network.width)
-    return {
-      "encoder": encoder.init(keys[0], catalogue.features, *observation),
-      "items": items.init(keys[1], catalogue.features, state),
-      "critic": critic.init(keys[2], state[None]),
-    }
+    features, state = catalogue.features, jnp.zeros(spec.network.width)
+    return scored.init(
+      key,
+      encoder=(states.encoder, features, *observation),
+      items=(items, features, state),
+      critic=(states.critic, state[None]),
+    )
 
   def act(params, catalogue, observation, excluded, key, temperature):
-    state = encode(params, catalogue, observation)
+    state = states.state(params, catalogue, observation)
     _, _, log_pi = policy(params, catalogue, state)
     return base.choose(
       log_pi,
@@ -66,19 +53,13 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     )
 
   def loss(params, target_params, catalogue, transition, key, progress):
-    state = encode(params, catalogue, transition.observation, key)
-    value = value_of(params, state)
-    next_state = encode(target_params, catalogue, transition.next_observation)
-    target = returns.td_target(
-      transition.reward,
-      transition.terminated,
-      value_of(target_params, next_state),
-      settings.discount,
+    seen = states.look(
+      params, target_params, catalogue, transition, key, settings.discount
     )
-    logits, bias, log_pi = policy(params, catalogue, state)
+    logits, bias, log_pi = policy(params, catalogue, seen.state)
     advantages = returns.item_advantages(
-      target,
-      value[None],
+      seen.target,
+      seen.value[None],
       spec.reward.shares(transition.response) if settings.item_credit else None,
       clip=settings.advantage_clip,
     )
@@ -88,19 +69,15 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       transition.log_prob,
       settings.importance_clip,
     )
-    active = catalogue.index.active
-    behaviour = optax.sigmoid_binary_cross_entropy(
-      logits[transition.slate] + bias, transition.response
-    ).mean()
     return base.actor_critic(
       settings,
       progress,
-      critic=(value - target) ** 2,
+      critic=(seen.value - seen.target) ** 2,
       actor=actor,
-      entropy=masking.entropy(log_pi, active),
-      behaviour=behaviour,
-      value=value,
-      target=target,
+      entropy=masking.entropy(log_pi, catalogue.index.active),
+      behaviour=scored.response_loss(logits, bias, transition),
+      value=seen.value,
+      target=seen.target,
     )
 
   return base.Agent(init, act, loss, fixed_items=settings.free)
