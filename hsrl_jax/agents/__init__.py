@@ -4,12 +4,13 @@ import dataclasses
 import functools
 from typing import Any
 
-from hsrl_jax.agents import (
+from hsrl_jax.agents import next_item
+from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
+from hsrl_jax.agents.baselines import (
   a2c,
   cql,
   ddpg,
   hac,
-  next_item,
   pgra,
   planner,
   sasrec,
@@ -17,7 +18,6 @@ from hsrl_jax.agents import (
   td3,
   wolpertinger,
 )
-from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
 from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.agents.hsrl import pretrained
 from hsrl_jax.agents.hsrl import settings as hsrl_settings

@@ -212,7 +212,7 @@ def _later(
     scores = jnp.where(fits, chances, -chances)
   if isinstance(env.leave, ItemRule):
     known = getattr(env_params, env.leave.knows)
-    leaves = env.leave.triggers(state.patience, items, known)
+    leaves = env.leave.triggers(state.leave, items, known)
     scores = jnp.where(leaves, chances - 3.0, scores)
   return scores
 

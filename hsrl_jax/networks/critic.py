@@ -1,4 +1,4 @@
-"""Critics: the multi-level one (MLC) of states, and those of actions."""
+"""The multi-level critic (MLC) of states."""
 
 from collections.abc import Sequence
 
@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from hsrl_jax.types import Array
 
 
-class _Value(nn.Module):
+class Value(nn.Module):
+  """An MLP with one output.
+
+  Attributes:
+    hidden: widths of the hidden layers.
+  """
+
   hidden: Sequence[int]
 
   @nn.compact
   def __call__(self, context: Array) -> Array:
+    """[..., d] -> [...]."""
     for width in self.hidden:
       context = nn.relu(nn.Dense(width)(context))
     return nn.Dense(1)(context)[..., 0]
@@ -42,32 +49,9 @@ class Critic(nn.Module):
     """
     levels = contexts.shape[0]
     values = nn.vmap(
-      _Value, variable_axes={"params": 0}, split_rngs={"params": True}
+      Value, variable_axes={"params": 0}, split_rngs={"params": True}
     )(self.hidden, name="value")(contexts)
     if not self.train_weights:
       return values.mean(), values
     weight = self.param("level_weight", nn.initializers.zeros, (levels,))
     return jnp.dot(jax.nn.softmax(weight), values), values
-
-
-class ActionCritic(nn.Module):
-  """Q_c(s, a) of a continuous action, by C critics of the same shape.
-
-  Attributes:
-    hidden: widths of the hidden layers.
-    critics: C.
-  """
-
-  hidden: Sequence[int] = (256, 64)
-  critics: int = 1
-
-  @nn.compact
-  def __call__(self, state: Array, action: Array) -> Array:
-    """Values of ONE state and action, [d], [A] -> [C]; callers vmap."""
-    return nn.vmap(
-      _Value,
-      in_axes=None,
-      axis_size=self.critics,
-      variable_axes={"params": 0},
-      split_rngs={"params": True},
-    )(self.hidden, name="value")(jnp.concatenate([state, action]))

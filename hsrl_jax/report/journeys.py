@@ -19,7 +19,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.report import plots
-from hsrl_jax.sim.dynamics import Boredom
+from hsrl_jax.sim.dynamics import TopicBoredom
 from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.topics import Topics
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
@@ -31,7 +31,9 @@ _NOTHING = "#e8e8e8"  # Steps in which nothing is liked.
 
 def has_any(env: UserSimulator) -> bool:
   """Whether there is anything to draw in a world."""
-  return isinstance(env.dynamics, Boredom) or isinstance(env.leave, ItemRule)
+  return isinstance(env.dynamics, TopicBoredom) or isinstance(
+    env.leave, ItemRule
+  )
 
 
 def of_sessions(
@@ -104,7 +106,7 @@ def _replay(
   leaves = np.zeros(slates.shape, bool)
   at = start.steps + jnp.arange(depth)
   steps = at, jnp.asarray(slates), jnp.asarray(liked)
-  if isinstance(env.dynamics, Boredom):
+  if isinstance(env.dynamics, TopicBoredom):
     of_topics = dataclasses.replace(env.dynamics, everything=False)
 
     def bored(state, step):
@@ -121,7 +123,7 @@ def _replay(
       after, _ = env.leave.step(state, slate, response, nothing, nothing, known)
       return after, env.leave.triggers(state, slate, known)
 
-    _, leaves = jax.lax.scan(driven, start.patience, steps)
+    _, leaves = jax.lax.scan(driven, start.leave, steps)
   return np.asarray(boring), np.asarray(leaves)
 
 

@@ -68,7 +68,7 @@ class Dynamics(Protocol):
     """
 
 
-class BoredomState(NamedTuple):
+class TopicBoredomState(NamedTuple):
   """What bores a user, and what may soon.
 
   Attributes:
@@ -84,7 +84,7 @@ class BoredomState(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Boredom:
+class TopicBoredom:
   """A topic that was liked too often lately bores for a while.
 
   Of the last `memory` liked items, those of the last `window` steps are counted
@@ -112,22 +112,22 @@ class Boredom:
   window: int
   threshold: int
 
-  def start(self) -> BoredomState:
+  def start(self) -> TopicBoredomState:
     """See Dynamics."""
-    return BoredomState(
+    return TopicBoredomState(
       jnp.zeros(self.memory, jnp.int32),
       jnp.full(self.memory, _NEVER, jnp.int32),
       jnp.full(self.topics + 1, _NEVER, jnp.int32),
     )
 
-  def bores(self, state: BoredomState, step: Array) -> Array:
+  def bores(self, state: TopicBoredomState, step: Array) -> Array:
     """Whether items of each topic get no likes in a step, bool [T + 1]."""
     boring = state.boring_until >= step
     return jnp.full_like(boring, boring.any()) if self.everything else boring
 
   def probabilities(
     self,
-    state: BoredomState,
+    state: TopicBoredomState,
     topics: Array,
     probability: Array,
     step: Array,
@@ -138,8 +138,8 @@ class Boredom:
     return jnp.where(self.bores(state, step)[topics], 0.0, probability)
 
   def after(
-    self, state: BoredomState, topics: Array, response: Array, step: Array
-  ) -> BoredomState:
+    self, state: TopicBoredomState, topics: Array, response: Array, step: Array
+  ) -> TopicBoredomState:
     """See Dynamics."""
     now = jnp.where(response > 0, step, _NEVER)
     liked = jnp.concatenate([state.liked, topics])
@@ -153,20 +153,20 @@ class Boredom:
     until = jnp.where(begins, step + self.window, state.boring_until)
     return state._replace(boring_until=until)
 
-  def hidden(self, state: BoredomState, step: Array) -> Array:
+  def hidden(self, state: TopicBoredomState, step: Array) -> Array:
     """See Dynamics: how near each topic is to boring, and how long it bores."""
     counts = self.counts(state, step - 1) / self.threshold
     left = jnp.maximum(state.boring_until - step + 1, 0) / self.window
     return jnp.concatenate([counts, left])
 
-  def room(self, state: BoredomState, step: Array) -> Array:
+  def room(self, state: TopicBoredomState, step: Array) -> Array:
     """See Dynamics. Older likes count even if the step's push them out."""
     left = self.threshold - 1 - self.counts(state, step)
     without_topic = jnp.arange(self.topics + 1) == 0
     left = jnp.where(without_topic, jnp.iinfo(jnp.int32).max, left)
     return jnp.where(self.bores(state, step), 0, jnp.maximum(left, 0))
 
-  def counts(self, state: BoredomState, step: Array) -> Array:
+  def counts(self, state: TopicBoredomState, step: Array) -> Array:
     """Likes by topic that count at the end of a step; 0 of topic 0; [T + 1]."""
     first = jnp.maximum(step - self.window + 1, 0)
     topics = jnp.arange(self.topics + 1)
@@ -185,7 +185,7 @@ def of_config(config: SimulatorConfig, topics: int) -> Dynamics | None:
     return None
   if config.boredom == FITTED_TO_LOGS:
     return FittedBoredom(topics)
-  return Boredom(
+  return TopicBoredom(
     topics,
     config.boredom == "all",
     config.boredom_memory,

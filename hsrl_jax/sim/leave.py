@@ -135,7 +135,7 @@ class ItemRule:
 
 
 @dataclasses.dataclass(frozen=True)
-class Boredom(ItemRule):
+class BoredomRule(ItemRule):
   """A user leaves when a category of a shown item was shown too often before.
 
   That is when one of its categories occurs more than `threshold` times among
@@ -225,7 +225,7 @@ def nearness(
 
 
 @dataclasses.dataclass(frozen=True)
-class Distance(ItemRule):
+class DistanceRule(ItemRule):
   """A user leaves when a shown item is near one of the last `window` shown.
 
   The slate that makes the user leave still earns. The rule is that of the
@@ -256,6 +256,6 @@ def of_config(config: SimulatorConfig) -> LeaveRule:
   return {
     "patience": Patience(config.patience),
     "length": Length(),
-    "boredom": Boredom(config.leave_window, config.leave_threshold),
-    "distance": Distance(config.leave_window),
+    "boredom": BoredomRule(config.leave_window, config.leave_threshold),
+    "distance": DistanceRule(config.leave_window),
   }[config.leave]

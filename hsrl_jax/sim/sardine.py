@@ -9,8 +9,8 @@ What the package does, and this with it:
 
 - An item attracts a user by sigmoid(slope (cosine - offset)); the k-th place of
   a slate is looked at with probability 0.85^k, k from 0.
-- Boredom is `dynamics.Boredom` (the package's `user_car`: while a topic bores
-  the user's vector is 0; its `user_tloi`: its boring coordinates are).
+- Boredom is `dynamics.TopicBoredom` (the package's `user_car`: while a topic
+  bores the user's vector is 0; its `user_tloi`: its boring coordinates are).
 - A click moves the user by 1 - omega towards the mean of ALL coordinates of the
   clicked items, one number for every topic, as the package has it.
 - A session begins with a slate drawn at random, with repeats. Its clicks bore,
@@ -30,16 +30,13 @@ import numpy as np
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
 from hsrl_jax.sim import observed, reward, user_simulator
-from hsrl_jax.sim.dynamics import Boredom, BoredomState
+from hsrl_jax.sim.dynamics import TopicBoredom, TopicBoredomState
 from hsrl_jax.sim.leave import LeaveRule, Length
-from hsrl_jax.sim.user_simulator import (
-  EnvParams,
-  StepResult,
-)
+from hsrl_jax.sim.user_simulator import EnvParams, StepResult
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
-class World(NamedTuple):
+class SardineWorld(NamedTuple):
   """What tells the worlds apart, in the package's words.
 
   Attributes:
@@ -56,18 +53,18 @@ class World(NamedTuple):
 
 
 WORLDS = {
-  "SlateTopK-Bored": World(10, 100.0, 1.0, 5),
-  "SlateTopK-BoredInf": World(10, 100.0, 0.95, 5),
-  "SlateTopK-Uncertain": World(10, 10.0, 0.95, 5),
-  "SingleItem-Static": World(1, 100.0, 1.0, 11),
-  "SingleItem-BoredInf": World(1, 100.0, 0.95, 5),
-  "SingleItem-Uncertain": World(1, 10.0, 1.0, 11),
+  "SlateTopK-Bored": SardineWorld(10, 100.0, 1.0, 5),
+  "SlateTopK-BoredInf": SardineWorld(10, 100.0, 0.95, 5),
+  "SlateTopK-Uncertain": SardineWorld(10, 10.0, 0.95, 5),
+  "SingleItem-Static": SardineWorld(1, 100.0, 1.0, 11),
+  "SingleItem-BoredInf": SardineWorld(1, 100.0, 0.95, 5),
+  "SingleItem-Uncertain": SardineWorld(1, 10.0, 1.0, 11),
 }
 # What they have in common.
 _OFFSET, _LOOKS, _STEPS, _MEMORY, _WINDOW = 0.65, 0.85, 100, 10, 5
 
 
-class WorldItems(NamedTuple):
+class SardineItems(NamedTuple):
   """The items of a world.
 
   Attributes:
@@ -96,7 +93,7 @@ class SardineState(NamedTuple):
   observation: Observation
   steps: Array
   seen: Array
-  dynamics: BoredomState
+  dynamics: TopicBoredomState
   taste: Array
 
 
@@ -107,16 +104,16 @@ class Sardine(NamedTuple):
     world: which.
     slate_size: K.
     reward: what clicks are worth.
-    dynamics: how topics come to bore; None: not at all.
+    dynamics: how topics come to bore.
     max_steps: slates of a session, without the random one.
     leave: nobody does.
     observed_items: R, items of Observation.shown; 0: clicks alone are seen.
   """
 
-  world: World
+  world: SardineWorld
   slate_size: int
   reward: reward.Reward
-  dynamics: Boredom | None
+  dynamics: TopicBoredom
   max_steps: int = _STEPS
   leave: LeaveRule = Length()
   observed_items: int = 0
@@ -196,8 +193,6 @@ class Sardine(NamedTuple):
 
   def current(self, state: SardineState) -> Array:
     """The user's vector as boredom leaves it, float32 [T]."""
-    if self.dynamics is None:
-      return state.taste
     bores = self.dynamics.bores(state.dynamics, state.steps)[1:]
     return jnp.where(bores, 0.0, state.taste)
 
@@ -316,7 +311,7 @@ def make(config: SimulatorConfig, topics: int) -> Sardine:
     topics: T.
   """
   world = WORLDS[config.world]
-  boredom = Boredom(topics, True, _MEMORY, _WINDOW, world.threshold)
+  boredom = TopicBoredom(topics, True, _MEMORY, _WINDOW, world.threshold)
   return Sardine(
     world,
     world.slate_size,
@@ -337,7 +332,7 @@ def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
   topics[0] = 0
   largest = np.linalg.norm(vectors, axis=1).max()
   return EnvParams(
-    WorldItems(jnp.asarray(vectors), jnp.float32(largest)),
+    SardineItems(jnp.asarray(vectors), jnp.float32(largest)),
     jnp.asarray(sessions.profile),
     jnp.asarray(sessions.history),
     jnp.int32(len(vectors) - 1),

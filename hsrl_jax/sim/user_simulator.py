@@ -54,45 +54,20 @@ class EnvState(NamedTuple):
 
   Attributes:
     observation: profile and history.
-    patience: state of the leave rule; of `leave.Patience` float32 [].
+    leave: state of the leave rule; of `leave.Patience` float32 [].
     steps: int32 [], taken in this session.
     seen: int32 [T], ids that may not be shown again, padded with 0; T is
       max_steps * K in the `no_repeat` protocol and 0 in `paper`.
+    bias: float32 [], see `EnvParams.biases`; None: not known.
+    dynamics: state of the dynamics; None: there are none.
   """
 
   observation: Observation
-  patience: Any  # Called so in checkpoints.
+  leave: Any
   steps: Array
   seen: Array
-
-
-class KnownUserState(NamedTuple):
-  """The same of a user whose bias is known, float32 []; see EnvParams.
-
-  A class of its own, so that checkpoints of an EnvState stay as they were.
-  """
-
-  observation: Observation
-  patience: Any
-  steps: Array
-  seen: Array
-  bias: Array
-
-
-class ChangingUserState(NamedTuple):
-  """The same of a user whom `dynamics` change; likewise a class of its own.
-
-  Attributes:
-    bias: float32 []; None where it is not known.
-    dynamics: their state.
-  """
-
-  observation: Observation
-  patience: Any
-  steps: Array
-  seen: Array
-  bias: Array | None
-  dynamics: Any
+  bias: Array | None = None
+  dynamics: Any = None
 
 
 class StepResult(NamedTuple):
@@ -171,7 +146,7 @@ class UserSimulator(NamedTuple):
       key: of what a session begins with by chance; here nothing does.
     """
     del key
-    state = EnvState(
+    return EnvState(
       observed.start(
         params.profiles[row], params.histories[row], self.observed_items
       ),
@@ -180,11 +155,9 @@ class UserSimulator(NamedTuple):
       jnp.zeros(
         self.max_steps * self.slate_size if self.no_repeat else 0, jnp.int32
       ),
+      None if params.biases is None else params.biases[row],
+      None if self.dynamics is None else self.dynamics.start(),
     )
-    bias = None if params.biases is None else params.biases[row]
-    if self.dynamics is not None:
-      return ChangingUserState(*state, bias, self.dynamics.start())
-    return state if bias is None else KnownUserState(*state, bias)
 
   def probabilities(
     self, observation: Observation, items: Array, params: EnvParams
@@ -201,8 +174,7 @@ class UserSimulator(NamedTuple):
   def chances(self, state: EnvState, items: Array, params: EnvParams) -> Array:
     """`probabilities` of the user of a session, as dynamics have changed it."""
     profile, history, _ = state.observation
-    bias = getattr(state, "bias", None)
-    known = () if bias is None else (bias,)
+    known = () if state.bias is None else (state.bias,)
     probability = self.response_fn(
       params.response, profile, history, items, *known
     )
@@ -223,10 +195,9 @@ class UserSimulator(NamedTuple):
     """
     parts = [(state.steps / self.max_steps)[None]]
     if isinstance(self.leave, leave.Patience):
-      parts.append((state.patience / self.leave.initial)[None])
-    if isinstance(self.leave, leave.Boredom):
-      recent = self.leave.recent(state.patience)
-      counts = params.categories[recent].sum(0)
+      parts.append((state.leave / self.leave.initial)[None])
+    if isinstance(self.leave, leave.BoredomRule):
+      counts = params.categories[state.leave].sum(0)
       parts.append(counts / (self.leave.threshold + 1.0))
     if self.dynamics is not None:
       parts.append(self.dynamics.hidden(state.dynamics, state.steps))
@@ -263,8 +234,8 @@ class UserSimulator(NamedTuple):
     more = {}
     if isinstance(self.leave, leave.ItemRule):
       more["known"] = getattr(params, self.leave.knows)
-    patience, terminated = self.leave.step(
-      state.patience, action, response, slate_reward, draws[-1], **more
+    left, terminated = self.leave.step(
+      state.leave, action, response, slate_reward, draws[-1], **more
     )
     if self.dynamics is not None:
       changed = self.dynamics.after(
@@ -277,7 +248,7 @@ class UserSimulator(NamedTuple):
     truncated = ((steps >= self.max_steps) | used_up) & ~terminated
     return (
       state._replace(
-        observation=observation, patience=patience, steps=steps, seen=seen
+        observation=observation, leave=left, steps=steps, seen=seen
       ),
       StepResult(observation, slate_reward, terminated, truncated, response),
     )

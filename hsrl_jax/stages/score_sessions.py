@@ -27,7 +27,7 @@ def with_bounds(
     users = parts.judged_users(parts.config.evaluate.split)
     own = bounds.bounds(parts.judge, users, parts.catalogue.index.active)
   of_own = {name: [x] for name, x in own.items()}
-  sessions = known | _simulated(parts, of_own | policies, rows)
+  sessions = known | simulated(parts, of_own | policies, rows)
   if own and parts.shared is not None:
     _keep_bounds(parts, {name: sessions[name] for name in own})
   return sessions
@@ -58,7 +58,7 @@ def _keep_bounds(
   files.write_npz(parts.folder("bounds") / _BOUNDS, _BOUNDS_FORMAT, **arrays)
 
 
-def _simulated(
+def simulated(
   parts: Parts,
   policies: dict[str, list[tuple[simulate.Act, Params]]],
   rows: np.ndarray,

@@ -9,11 +9,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents import hac
+from hsrl_jax.agents.baselines import hac
 from hsrl_jax.agents.hsrl import acting
 from tests import toy
 from tests.agents import checks
-from tests.agents import latent_cases as latent
+from tests.agents.baselines import latent_cases as latent
 from tests.agents.hsrl import reference
 
 # Cases beside each agent at its defaults: its name, the items in training, and

@@ -64,7 +64,7 @@ class BoredomTest(absltest.TestCase):
   def test_farsighted_equals_a_loop_and_never_bores(self):
     """Boredom by likes of the last 3 steps; some slates lack room."""
     threshold, window, slate_size, steps = 3, 3, 5, 8
-    rule = dynamics.Boredom(3, True, 10, window, threshold)
+    rule = dynamics.TopicBoredom(3, True, 10, window, threshold)
     env = _env(slate_size, steps, dynamics=rule)
     policies = bounds.bounds(env, _users(), ACTIVE)
     self.assertEqual([*policies], [*bounds.BOUNDS, "farsighted"])
@@ -98,7 +98,7 @@ class BoredomTest(absltest.TestCase):
 
   def test_the_greedy_oracle_knows_what_bores(self):
     """Topic by topic: no item of a boring topic is shown while others last."""
-    rule = dynamics.Boredom(3, False, 10, 3, 2)
+    rule = dynamics.TopicBoredom(3, False, 10, 3, 2)
     env = _env(3, 5, dynamics=rule)
     greedy = _sessions(env, bounds.greedy_oracle(env))
     for slates, responses in zip(greedy.slates, greedy.responses, strict=True):
@@ -124,7 +124,7 @@ class LeaveTest(absltest.TestCase):
   def test_farsighted_equals_a_loop(self):
     """Items by probability, but of no category that was shown twice lately."""
     window, threshold, steps = 3, 1, 12
-    env = _env(1, steps, leave=leave.Boredom(window, threshold))
+    env = _env(1, steps, leave=leave.BoredomRule(window, threshold))
     sessions = _sessions(env, bounds.farsighted(env))
     shown = []
     for item in sessions.slates[0, :, 0].tolist():
@@ -142,7 +142,7 @@ class LeaveTest(absltest.TestCase):
 
   def test_what_drives_away_is_the_best(self):
     """All items have one category: the user leaves, and the last item earns."""
-    env = _env(1, 12, leave=leave.Boredom(4, 1))
+    env = _env(1, 12, leave=leave.BoredomRule(4, 1))
     table = np.asarray(ACTIVE)[:, None]
     sessions = _sessions(env, bounds.farsighted(env), table)
     np.testing.assert_array_equal(sessions.depth, 3)

@@ -84,20 +84,5 @@ class CriticTest(parameterized.TestCase):
     self.assertAlmostEqual(float(value), float(np.mean(values)), places=5)
 
 
-class ActionCriticTest(absltest.TestCase):
-  def test_each_critic_equals_plain_numpy(self):
-    network = critic.ActionCritic((6,), critics=3)
-    state, action = jnp.arange(2.0), jnp.array([1.0, -2.0, 0.5])
-    params = network.init(jax.random.key(0), state, action)
-    got = network.apply(params, state, action)
-    dense = params["params"]["value"]
-    x = np.concatenate([state, action])
-    for i in range(3):
-      hidden = x @ dense["Dense_0"]["kernel"][i] + dense["Dense_0"]["bias"][i]
-      want = np.maximum(hidden, 0) @ dense["Dense_1"]["kernel"][i]
-      np.testing.assert_allclose(got[i], want[0], rtol=1e-5)
-    self.assertLen(set(got.tolist()), 3)
-
-
 if __name__ == "__main__":
   absltest.main()

@@ -9,8 +9,8 @@ from absl.testing import absltest
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.report import journeys, plots
 from hsrl_jax.sim import topics
-from hsrl_jax.sim.dynamics import Boredom
-from hsrl_jax.sim.leave import Boredom as Leave
+from hsrl_jax.sim.dynamics import TopicBoredom
+from hsrl_jax.sim.leave import BoredomRule as Leave
 from hsrl_jax.sim.leave import Length
 from tests import toy
 
@@ -47,7 +47,7 @@ class JourneysTest(absltest.TestCase):
   def test_boredom_by_hand(self):
     """Two likes of a topic within two steps bore for two steps."""
     env = toy.env()._replace(
-      leave=Length(), dynamics=Boredom(2, True, 10, 2, 2), slate_size=2
+      leave=Length(), dynamics=TopicBoredom(2, True, 10, 2, 2), slate_size=2
     )
     slates = [[1, 3], [2, 5], [4, 6], [2, 4], [1, 2], [8, 9]]
     responses = [[1, 1], [0, 0], [0, 0], [0, 1], [0, 1], [0, 0]]

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.sim import dynamics, leave, user_simulator
-from hsrl_jax.sim.dynamics import Boredom
+from hsrl_jax.sim.dynamics import TopicBoredom
 from hsrl_jax.sim.reward import Reward
 
 ITEMS, TOPICS, SLATE, STEPS = 30, 4, 5, 100
@@ -125,7 +125,7 @@ class BoredomTest(parameterized.TestCase):
 
   def test_by_hand(self):
     """Two likes of topic 1 in steps 0 and 1 bore in the steps 2 to 4."""
-    rule = Boredom(2, False, memory=10, window=3, threshold=2)
+    rule = TopicBoredom(2, False, memory=10, window=3, threshold=2)
     one, likes = jnp.array([1, 2]), jnp.array([0.9, 0.9])
     state, seen = rule.start(), []
     for step in range(6):
@@ -138,7 +138,7 @@ class BoredomTest(parameterized.TestCase):
   def test_only_the_last_likes_are_remembered(self):
     """Three likes of topic 1, then two of topic 2: a memory of 4 has two."""
     for memory, bored in ((4, False), (5, True)):
-      rule = Boredom(2, False, memory=memory, window=5, threshold=3)
+      rule = TopicBoredom(2, False, memory=memory, window=5, threshold=3)
       state = rule.after(
         rule.start(), jnp.array([1, 1, 1, 2, 2]), jnp.ones(5), jnp.int32(0)
       )

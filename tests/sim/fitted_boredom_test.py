@@ -11,11 +11,11 @@ from scipy import special
 
 from hsrl_jax.sim import boredom_fit as fitting
 from hsrl_jax.sim import fitted_boredom as dynamics
-from hsrl_jax.sim.dynamics import Boredom
+from hsrl_jax.sim.dynamics import TopicBoredom
 from hsrl_jax.sim.fitted_boredom import LIKES, STEPS, FittedBoredom
 
 TOPICS, SLATE, CHANCE = 3, 4, 0.6
-RULE = Boredom(TOPICS, True, memory=10, window=3, threshold=4)
+RULE = TopicBoredom(TOPICS, True, memory=10, window=3, threshold=4)
 
 
 @functools.partial(jax.jit, static_argnames=("count", "steps"))

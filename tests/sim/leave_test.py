@@ -11,7 +11,7 @@ from scipy.spatial import distance as scipy_distance
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import leave
-from hsrl_jax.sim.leave import Boredom, Distance, Length, Patience
+from hsrl_jax.sim.leave import BoredomRule, DistanceRule, Length, Patience
 from tests import toy
 
 
@@ -65,7 +65,7 @@ class LeaveTest(absltest.TestCase):
       state, result, _ = env.step_or_reset(
         jax.random.key(step), state, jnp.arange(1, 4), users.env_params
       )
-      slates.append(int(state.patience["slates"]))
+      slates.append(int(state.leave["slates"]))
       self.assertEqual(bool(result.terminated), step % 2 == 1)
     self.assertEqual(slates, [1, 0, 1, 0, 1])
 
@@ -74,7 +74,7 @@ class BoredomTest(absltest.TestCase):
   def test_one_item_by_hand(self):
     """Categories X of the items 1 and 2, Y of 2 and 3; item 4 has none."""
     table = jnp.array([[0, 0], [1, 0], [1, 1], [0, 1], [0, 0]], bool)
-    rule, items = Boredom(window=3, threshold=1), jnp.arange(5)
+    rule, items = BoredomRule(window=3, threshold=1), jnp.arange(5)
     state, nothing, left = rule.start(), jnp.float32(0), []
     for item in (1, 2, 3, 4, 3, 3, 4, 1):
       triggered = rule.triggers(state, items, table)
@@ -91,13 +91,13 @@ class BoredomTest(absltest.TestCase):
       rule.triggers(state, items, table), [0, 1, 1, 0, 0]
     )
     np.testing.assert_array_equal(
-      Boredom(3, 0).triggers(state, items, table), [0, 1, 1, 1, 0]
+      BoredomRule(3, 0).triggers(state, items, table), [0, 1, 1, 1, 0]
     )
 
   def test_sessions_equal_lists(self):
     """Random slates of 2 with places that show nothing, also after leaving."""
     rng, window, threshold = np.random.default_rng(0), 6, 2
-    rule, table = Boredom(window, threshold), rng.random((21, 6)) < 0.25
+    rule, table = BoredomRule(window, threshold), rng.random((21, 6)) < 0.25
     table[0] = False
     own = [set(np.flatnonzero(row).tolist()) for row in table]
     slates = rng.integers(0, 21, (100, 2))
@@ -125,7 +125,7 @@ class BoredomTest(absltest.TestCase):
     """All like all; a category may be among the last three once."""
     env = toy.env()._replace(
       response_fn=lambda params, profile, history, items: jnp.ones(len(items)),
-      leave=Boredom(3, 1),
+      leave=BoredomRule(3, 1),
       slate_size=1,
     )
     active = jnp.arange(toy.ITEMS + 1) > 0
@@ -145,8 +145,8 @@ class BoredomTest(absltest.TestCase):
     rules = {
       "patience": Patience(7.0),
       "length": Length(),
-      "boredom": Boredom(4, 1),
-      "distance": Distance(4),
+      "boredom": BoredomRule(4, 1),
+      "distance": DistanceRule(4),
     }
     for name, rule in rules.items():
       config = SimulatorConfig(
@@ -172,7 +172,7 @@ class DistanceTest(parameterized.TestCase):
     """Items at 0, 1, 4, 9 of a line: distances 1, 3, 4, 5, 8, 9."""
     line = np.array([[99.0], [0], [1], [4], [9]])
     # Between the second and the third distance: 3.5.
-    known, rule = leave.nearness(line, 30.0), Distance(2)
+    known, rule = leave.nearness(line, 30.0), DistanceRule(2)
     near = np.zeros((5, 5), bool)
     near[1:, 1:] = np.abs(line[1:] - line[1:].T) < 3.5
     np.testing.assert_array_equal(known.pairs, near)
@@ -215,7 +215,7 @@ class DistanceTest(parameterized.TestCase):
     angle = 2 * np.pi * np.arange(toy.ITEMS) / toy.ITEMS
     circle = np.stack([np.cos(angle), np.sin(angle)], 1)
     known = leave.nearness(np.pad(circle, ((1, 0), (0, 0))), 30.0)
-    env = toy.env(no_repeat=True)._replace(leave=Distance(3), slate_size=1)
+    env = toy.env(no_repeat=True)._replace(leave=DistanceRule(3), slate_size=1)
     users = toy.users()._replace(near=known)
     active = jnp.arange(toy.ITEMS + 1) > 0
     policies = {

@@ -55,7 +55,9 @@ class SessionsTest(absltest.TestCase):
     near = leave.nearness(ratings.T, 30.0)
     user_id = rng.permutation(ROWS)[: toy.USERS] + 1
     env = truth.scored(
-      toy.env(no_repeat=True)._replace(leave=leave.Distance(3), slate_size=1)
+      toy.env(no_repeat=True)._replace(
+        leave=leave.DistanceRule(3), slate_size=1
+      )
     )
     users = truth.pool(toy.users()._replace(near=near), ratings, user_id)
     active = jnp.arange(toy.ITEMS + 1) > 0

@@ -9,7 +9,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.sim import blend as blend_lib
-from hsrl_jax.sim import click_model, observed, user_simulator
+from hsrl_jax.sim import click_model, leave, observed, user_simulator
 from hsrl_jax.sim.leave import Patience
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
@@ -74,7 +74,7 @@ class StepTest(parameterized.TestCase):
     state, result = _run(_simulator(), 1.0, 20)
     np.testing.assert_array_equal(result.response, 1.0)
     np.testing.assert_allclose(result.reward, [1.0] * 20)
-    np.testing.assert_allclose(state.patience, np.arange(19, -1, -1), atol=1e-4)
+    np.testing.assert_allclose(state.leave, np.arange(19, -1, -1), atol=1e-4)
     np.testing.assert_array_equal(state.steps, np.arange(1, 21))
     # Both ends meet at step 20; leaving goes first.
     np.testing.assert_array_equal(result.terminated, [False] * 19 + [True])
@@ -93,7 +93,7 @@ class StepTest(parameterized.TestCase):
     state, result = _run(_simulator(slate_size=slate_size), 0.0, steps)
     np.testing.assert_array_equal(result.response, 0.0)
     np.testing.assert_allclose(result.reward, [-0.1] * steps, rtol=1e-5)
-    np.testing.assert_allclose(state.patience, patience, atol=1e-4)
+    np.testing.assert_allclose(state.leave, patience, atol=1e-4)
     np.testing.assert_array_equal(
       result.terminated, [False] * (steps - 1) + [True]
     )
@@ -134,7 +134,7 @@ class StepTest(parameterized.TestCase):
     np.testing.assert_array_equal(result.response, [[0, 1, 0], [1, 0, 1]])
     np.testing.assert_allclose(result.reward, [0.8 / 3, 1.9 / 3], rtol=1e-5)
     np.testing.assert_allclose(
-      state.patience, [20 - 3.2, 20 - 3.2 - 2.1], rtol=1e-5
+      state.leave, [20 - 3.2, 20 - 3.2 - 2.1], rtol=1e-5
     )
     np.testing.assert_array_equal(
       result.observation.history, [[0, 0, 0, 52, 2], [0, 52, 2, 4, 6]]
@@ -151,7 +151,7 @@ class StepTest(parameterized.TestCase):
     state, result = _run(_simulator(reward=Reward(-0.1, 0.9)), probability, 2)
     np.testing.assert_allclose(result.reward, [reward] * 2, atol=1e-6)
     np.testing.assert_allclose(
-      state.patience, [20 - fall, 20 - 2 * fall], rtol=1e-5
+      state.leave, [20 - fall, 20 - 2 * fall], rtol=1e-5
     )
 
   def test_patience_law(self):
@@ -162,7 +162,7 @@ class StepTest(parameterized.TestCase):
       response = np.asarray(result.response, np.float64)
       reward = np.where(response > 0, 1.0, -0.1).mean(1)
       patience = (20 - np.cumsum((1 - reward) * SLATE + 1)).round(6)
-      np.testing.assert_allclose(state.patience, patience, atol=1e-4)
+      np.testing.assert_allclose(state.leave, patience, atol=1e-4)
       np.testing.assert_array_equal(result.terminated, patience < 1)
       exits.add(int(np.argmax(patience < 1)))
     self.assertGreater(len(exits), 2)
@@ -217,7 +217,7 @@ class SessionTest(parameterized.TestCase):
     state = env.start(3, params)
     np.testing.assert_array_equal(state.observation.profile, PROFILES[3])
     np.testing.assert_array_equal(state.observation.history, HISTORIES[3])
-    self.assertEqual((state.patience, state.steps), (20.0, 0))
+    self.assertEqual((state.leave, state.steps), (20.0, 0))
     keys = jax.random.split(jax.random.key(0), 400)
     states = jax.vmap(env.reset, in_axes=(0, None))(keys, params)
     users = np.asarray(states.observation.profile[:, 0] - 100, int)
@@ -267,7 +267,7 @@ class SessionTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       state.observation.history[:, -1], HISTORIES[users]
     )
-    np.testing.assert_array_equal(state.patience[:, -1], 6.0)
+    np.testing.assert_array_equal(state.leave[:, -1], 6.0)
     np.testing.assert_array_equal(state.steps[:, -1], 0)
     np.testing.assert_array_equal(state.seen[:, -1], 0)
 
@@ -404,12 +404,39 @@ class KnownUserTest(absltest.TestCase):
     np.testing.assert_allclose(
       env.probabilities(state.observation, slate, users), 0.5
     )
-    ended = state._replace(patience=jnp.float32(1))
+    ended = state._replace(leave=jnp.float32(1))
     biases = {
       float(env.step_or_reset(jax.random.key(i), ended, slate, users)[0].bias)
       for i in range(12)
     }
     self.assertEqual(biases, {-30.0, 0.0, 30.0})
+
+
+class HiddenTest(absltest.TestCase):
+  def test_step_and_the_state_of_the_leave_rule(self):
+    """What drives a user away is counted among the last items alone."""
+    rule = leave.BoredomRule(window=3, threshold=1)
+    categories = np.zeros((7, 2), bool)
+    categories[[1, 2, 3], 0] = categories[[3, 4], 1] = True
+    env = _simulator(slate_size=1, max_steps=10, leave=rule)
+    params = _params(0.0)._replace(categories=jnp.asarray(categories))
+    state, shown = env.start(0, params), []
+    for item in (1, 3, 3, 4, 6):
+      counts = categories[shown[-3:]].sum(0)
+      np.testing.assert_allclose(
+        env.hidden(state, params), [len(shown) / 10, *counts / 2]
+      )
+      slate = jnp.array([item])
+      state, _ = env.step(jax.random.key(item), state, slate, params)
+      shown.append(item)
+    patient = _simulator(max_steps=10, patience=8.0)
+    state = patient.start(0, params)
+    state, _ = patient.step(jax.random.key(0), state, jnp.arange(3), params)
+    # Items 1 and 2 get no like, place 0 shows nothing: the reward is -0.2 / 3.
+    left = 8 - (3 + 0.2) - 1
+    np.testing.assert_allclose(
+      patient.hidden(state, params), [0.1, left / 8], rtol=1e-6
+    )
 
 
 if __name__ == "__main__":

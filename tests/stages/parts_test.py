@@ -30,8 +30,10 @@ def _parts(genres, truth=None, **simulator):
 class TopicsTest(parameterized.TestCase):
   def test_worlds_by_flags(self):
     parts = _parts(["", "a", "a|b", ""], boredom="all", leave="boredom")
-    self.assertEqual(parts.env.dynamics, dynamics.Boredom(2, True, 10, 5, 5))
-    self.assertEqual(parts.env.leave, leave.Boredom(5, 2))
+    self.assertEqual(
+      parts.env.dynamics, dynamics.TopicBoredom(2, True, 10, 5, 5)
+    )
+    self.assertEqual(parts.env.leave, leave.BoredomRule(5, 2))
     np.testing.assert_array_equal(parts.topics.of_items, [0, 1, 2, 0])
     parts.response = types.SimpleNamespace(
       blend=None, item_features=np.zeros((4, 2))
@@ -46,7 +48,7 @@ class TopicsTest(parameterized.TestCase):
 
   def test_leaving_by_distance(self):
     parts = _parts([""] * 4, leave="distance", leave_window=7)
-    self.assertEqual(parts.env.leave, leave.Distance(7))
+    self.assertEqual(parts.env.leave, leave.DistanceRule(7))
     features = np.array([[0.0, 0], [0, 1], [0, 2], [0, 9]])
     parts.dataset.items.features = features
     # Distances 1, 7 and 8: below the 30th percentile is the least of them.

@@ -1,0 +1,1 @@
+"""The agents that HSRL is compared with, each with its networks."""

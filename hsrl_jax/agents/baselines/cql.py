@@ -1,0 +1,320 @@
+"""Discrete CQL (Kumar et al., arXiv 2006.04779) over the places of a slate.
+
+A slate is K steps of one item each, as in on-policy HSRL: Q(s, b, i) is the
+value of item i after the items b of the places before it, where the places
+after it are filled as they were logged. It has two parts, since what an item
+earns itself is known with little noise, and what follows with much:
+
+  Q(s, b, i) = r(s, b, i) + K f(s, b, i).
+
+The reward of a place is that of its item, r_k = R + shares_k, where a slate
+earns the mean. With double Q-learning (arXiv 1509.06461) from slate to slate::
+
+  y_k = sum_{j > k} r_j / K + gamma (1 - terminated) Q'(s', (), i*) / K;
+  loss = mean_k (r(s, b_k, i_k) - r_k)^2 + mean_k (f(s, b_k, i_k) - y_k)^2
+         + w (log sum_i exp Q(s, b_k, i) - Q_k), of one place k that is drawn.
+
+Within a slate nothing is bootstrapped: a maximum in each of K steps without a
+discount diverges. The last term, with w the conservative weight, lowers what
+was not logged. Of the conservative methods it is the simplest here: one value,
+no model of the logging policy, no propensities, and the sum over all items is
+one product. The slate is greedy, place by place.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import base
+from hsrl_jax.checked import setting
+from hsrl_jax.networks.encoder import Encoder
+from hsrl_jax.ops import masking, plackett_luce, returns, sampling
+from hsrl_jax.sid.index import Catalogue
+from hsrl_jax.types import (
+  Array,
+  Metrics,
+  Observation,
+  Params,
+  PRNGKey,
+  Transition,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.DiscountSettings):
+  """Of CQL.
+
+  Attributes:
+    conservative_weight: of the term that lowers the values of what was not
+      logged; 0: Q-learning as it is.
+  """
+
+  conservative_weight: float = setting(0.1, least=0)
+
+
+class SlateItems(NamedTuple):
+  """What `SlateValues` makes of N items.
+
+  Attributes:
+    rows: float32 [N + 1, d + D], w_i and x_i.
+    bias: float32 [N + 1], b_i.
+    added: float32 [N + 1, d + D], what an item in a slate adds to its contexts.
+  """
+
+  rows: Array
+  bias: Array
+  added: Array
+
+  def values(self, context: Array) -> Array:
+    """Values of all items, [d + D + 1] -> [N + 1]."""
+    return self.rows @ context[:-1] + self.bias + context[-1]
+
+  def value(self, context: Array, item: Array) -> Array:
+    """The value of one item, [d + D + 1], int32 [] -> []."""
+    return context[:-1] @ self.rows[item] + self.bias[item] + context[-1]
+
+
+class SlateValues(nn.Module):
+  """Q(s, b, i) = <h, w_i> + b_i + v + a sum_b <x_b, x_i> of item i in a slate.
+
+  The items b are those before it. h, v and a are an MLP of the state, the sum
+  of what the items b add, and their number, of ONE user; callers vmap. x_i are
+  the item's features at length one: that items like those before are worth
+  less, or more, is learned of all kinds of items at once, since slates full of
+  one kind are rarely logged.
+
+  Attributes:
+    width: d of the state, w_i and h.
+    hidden: widths of the MLP.
+  """
+
+  width: int = 32
+  hidden: Sequence[int] = (256, 64)
+
+  def setup(self):
+    zeros = nn.initializers.zeros
+    self.row = nn.Dense(self.width, use_bias=False)
+    self.bias = nn.Dense(1, use_bias=False, kernel_init=zeros)
+    self.added = nn.Dense(self.width, use_bias=False)
+    self.layers = [nn.Dense(width) for width in self.hidden]
+    self.out = nn.Dense(self.width + 1)
+    self.alike = nn.Dense(1, kernel_init=zeros)
+
+  def items(self, features: Array) -> SlateItems:
+    """Of all items; `features` is float32 [N + 1, D]."""
+    bias = self.bias(features)[:, 0]
+    square = (features**2).sum(1, keepdims=True)
+    known = features * jax.lax.rsqrt(square + 1e-6)
+    return SlateItems(
+      jnp.concatenate([self.row(features), known], 1),
+      bias,
+      jnp.concatenate([self.added(features), known], 1),
+    )
+
+  def context(self, state: Array, before: Array, place: Array) -> Array:
+    """h, a times the sum of x_b, and v, [d + D + 1].
+
+    Args:
+      state: float32 [d].
+      before: float32 [d + D], sum of what the items before add.
+      place: int32 [], how many they are.
+    """
+    number = jnp.asarray(place, jnp.float32)[None] / 10.0
+    x = jnp.concatenate([state, before[: self.width], number])
+    for layer in self.layers:
+      x = nn.relu(layer(x))
+    out = self.out(x)
+    alike = self.alike(x) * before[self.width :]
+    return jnp.concatenate([out[:-1], alike, out[-1:]])
+
+  def contexts(self, state: Array, items: SlateItems, slate: Array) -> Array:
+    """Of each place of a slate, int32 [K] -> [K, d + D + 1]."""
+    added = items.added[slate]
+    before = jnp.cumsum(added, 0) - added
+    context = jax.vmap(self.context, (None, 0, 0))
+    return context(state, before, jnp.arange(len(slate)))
+
+  def __call__(self, features: Array, state: Array) -> Array:
+    """Values of all items in the first place, [N + 1]."""
+    items = self.items(features)
+    nothing = jnp.zeros(items.added.shape[1])
+    return items.values(self.context(state, nothing, 0))
+
+
+class _Networks(NamedTuple):
+  """The modules, and what the agent was built for; `values` of r and of f."""
+
+  encoder: Encoder
+  values: SlateValues
+  settings: Settings
+  spec: base.Spec
+
+  def state(
+    self,
+    params: Params,
+    catalogue: Catalogue,
+    observation: Observation,
+    key: PRNGKey | None = None,
+  ) -> Array:
+    """s, [d]; `key` is of the dropout."""
+    return self.encoder.apply(
+      params["encoder"], catalogue.features, *observation, key
+    )
+
+  def bound(self, params: Params) -> tuple[SlateValues, SlateValues]:
+    """r and f with their parameters."""
+    return self.values.bind(params["items"]), self.values.bind(params["future"])
+
+  def first(
+    self, params: Params, catalogue: Catalogue, observation: Observation
+  ) -> Array:
+    """Q of all items in the first place, [N + 1]."""
+    state = self.state(params, catalogue, observation)
+    earned, future = (x(catalogue.features, state) for x in self.bound(params))
+    return earned + self.spec.slate_size * future
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Builds the agent."""
+  values = SlateValues(spec.network.width, spec.network.critic_hidden)
+  networks = _Networks(base.encoder(spec.network), values, settings, spec)
+  init, act, loss = (
+    functools.partial(x, networks) for x in (_init, _act, _loss)
+  )
+  return base.Agent(init, act, loss, scores=networks.first, place_by_place=True)
+
+
+def _init(
+  networks: _Networks,
+  key: PRNGKey,
+  catalogue: Catalogue,
+  observation: Observation,
+) -> Params:
+  """See base.Agent.init."""
+  keys, features = jax.random.split(key, 3), catalogue.features
+  state = jnp.zeros(networks.spec.network.width)
+  return {
+    "encoder": networks.encoder.init(keys[0], features, *observation),
+    "items": networks.values.init(keys[1], features, state),
+    "future": networks.values.init(keys[2], features, state),
+  }
+
+
+def _act(
+  networks: _Networks,
+  params: Params,
+  catalogue: Catalogue,
+  observation: Observation,
+  excluded: Array,
+  key: PRNGKey | None,
+  temperature: Array | float,
+) -> base.Action:
+  """See base.Agent.act; each place has Gumbel noise of its own."""
+  count = networks.spec.slate_size
+  state = networks.state(params, catalogue, observation)
+  modules = networks.bound(params)
+  items = [x.items(catalogue.features) for x in modules]
+
+  def place(before, number):
+    earned, future = (
+      own.values(module.context(state, sum_, number))
+      for module, own, sum_ in zip(modules, items, before, strict=True)
+    )
+
+    def after(item, allowed):
+      del allowed
+      added = zip(before, items, strict=True)
+      return tuple(x + own.added[item] for x, own in added), ()
+
+    return earned + count * future, after
+
+  slate, propensity, _ = plackett_luce.in_turn(
+    place,
+    (jnp.zeros(items[0].added.shape[1]),) * 2,
+    base.permitted(catalogue.index.active, excluded),
+    count,
+    key,
+    temperature,
+  )
+  none = jnp.zeros(count)
+  return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
+
+
+def _loss(
+  networks: _Networks,
+  params: Params,
+  target_params: Params,
+  catalogue: Catalogue,
+  transition: Transition,
+  key: PRNGKey,
+  progress: Array,
+) -> tuple[Array, Metrics]:
+  """See base.Agent.loss."""
+  del progress
+  place_key, dropout_key = sampling.split(key, 2)
+  slate, count = transition.slate, networks.spec.slate_size
+  place = sampling.index(place_key, len(slate))
+  state = networks.state(params, catalogue, transition.observation, dropout_key)
+  taken, of_place = [], []
+  for module in networks.bound(params):
+    items = module.items(catalogue.features)
+    contexts = module.contexts(state, items, slate)
+    taken.append(jax.vmap(items.value)(contexts, slate))
+    of_place.append(items.values(contexts[place]))
+  rewards = transition.reward + networks.spec.reward.shares(transition.response)
+  y = _future(networks, params, target_params, catalogue, transition, rewards)
+  reward_loss = ((taken[0] - rewards) ** 2).mean()
+  error = ((taken[1] - y) ** 2).mean()
+  left = _left(slate, catalogue.index.active)[place]
+  q = jnp.where(left, of_place[0] + count * of_place[1], masking.NEGATIVE)
+  conservative = jax.nn.logsumexp(q) - q[slate[place]]
+  weight = networks.settings.conservative_weight
+  loss = reward_loss + error + weight * conservative
+  return loss, {
+    "loss": loss,
+    "reward_loss": reward_loss,
+    "critic_loss": error,
+    "conservative_loss": conservative,
+    "value": taken[1].mean(),
+    "target": y.mean(),
+  }
+
+
+def _future(
+  networks: _Networks,
+  params: Params,
+  target_params: Params,
+  catalogue: Catalogue,
+  transition: Transition,
+  rewards: Array,
+) -> Array:
+  """y of each place, float32 [K], no gradient; `rewards`, [K], are r_k.
+
+  The parameters say which item comes next, the target's what it is worth.
+  """
+  observation = transition.next_observation
+  active = catalogue.index.active
+  q = networks.first(params, catalogue, observation)
+  best = jnp.where(active, q, masking.NEGATIVE).argmax()
+  value = networks.first(target_params, catalogue, observation)[best]
+  after = jnp.cumsum(rewards[::-1])[::-1] - rewards
+  count = networks.spec.slate_size
+  return returns.td_target(
+    after / count,
+    transition.terminated,
+    value / count,
+    networks.settings.discount,
+  )
+
+
+def _left(slate: Array, active: Array) -> Array:
+  """Which items each place may show, bool [K, N + 1]: not those before it."""
+  count = len(slate)
+  place, before = jnp.tril_indices(count, -1)
+  left = jnp.broadcast_to(active, (count, len(active)))
+  return left.at[place, slate[before]].set(False)
