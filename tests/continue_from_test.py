@@ -277,15 +277,6 @@ class RefusalsTest(parameterized.TestCase):
         )
       ),
       (
-        ["--minibatches=2"],
-        "--minibatches is given, but nothing reads it; exp",
-      ),
-      (
-        ["--segment=10", "--agent=a2c"],
-        "--segment is given, but nothing reads it; expected "
-        "--learning=on_policy, or no --segment",
-      ),
-      (
         ["--learning=on_policy", "--iterations_per_call=100", "--agent=a2c"],
         "learning is 'on_policy' with a2c; expected 'replay', or a new run of",
       ),

@@ -59,9 +59,8 @@ _OF_SIMULATOR = {
   *("buffer_size", "temperature", "temperature_end", "explore_no_repeat"),
   *("curve_every", "curve_episodes"),
 }
-# Fields of TrainConfig that one way of learning from the simulator reads alone.
+# Fields of TrainConfig of which learning on-policy has no use.
 _OF_REPLAY = {"temperature", "temperature_end", "batch_size", "buffer_size"}
-_OF_SEGMENTS = {"segment", "epochs", "minibatches"}
 DEFAULT = "hsrl"
 PUBLISHED = hsrl.PUBLISHED
 
@@ -151,17 +150,16 @@ def unread(config: Config) -> set[str]:
   """The names of settings that the agent reads in other configurations only.
 
   One that continues from its policy of the next item has the networks of that
-  policy; others have nothing to stay near. On-policy there is no replay, and
-  with a replay there are no segments.
+  policy; others have nothing to stay near. On-policy there is no replay.
   """
+  if config.agent not in CONTINUED:
+    return set()
   if config.train.learning == "on_policy":
     return hsrl_settings.REPLAY | _OF_REPLAY
-  if config.agent not in CONTINUED:
-    return _OF_SEGMENTS
   continued = dataclasses.fields(CONTINUED[config.agent].settings)
   if config.supervised:
-    return _OF_SEGMENTS | reads(config.agent) - {x.name for x in continued}
-  return _OF_SEGMENTS | hsrl_settings.NEAR_START | hsrl_settings.ON_POLICY
+    return reads(config.agent) - {x.name for x in continued}
+  return hsrl_settings.NEAR_START | hsrl_settings.ON_POLICY
 
 
 def configure(

@@ -156,9 +156,7 @@ def with_sizes(
       f"expected --learning={'replay' if on_policy else 'on_policy'}, or no "
       f"--{name}"
     )
-    if config.supervised and hasattr(config.train, name):
-      expected = f"expected no --{name}: it learns by replay"
-    elif config.supervised:
+    if config.supervised:
       expected = (
         "a run that continues from a policy of --task=next_item has the "
         "networks of that policy: leave it out"
