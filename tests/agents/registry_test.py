@@ -25,8 +25,7 @@ RULES = "import_layers_test.py"
 MINE = '''
 import dataclasses
 
-import jax
-import jax.numpy as jnp
+import flax.linen as nn
 
 from hsrl_jax.agents import base
 
@@ -42,18 +41,32 @@ class Settings(base.ValueSettings):
   mine_rate: float = 0.5
 
 
+class Scores(nn.Module):
+  """A linear map of features."""
+
+  @nn.compact
+  def __call__(self, features):
+    """[N + 1, D] -> [N + 1]."""
+    return nn.Dense(1)(features)[:, 0]
+
+
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
-  """Shows items at random."""
+  """Draws items by scores that it does not learn."""
   del settings
+  network = Scores()
+
+  def init(key, catalogue, observation):
+    del observation
+    return network.init(key, catalogue.features)
 
   def act(params, catalogue, observation, excluded, key, exploration):
-    del params, observation, exploration
-    scores = jax.random.uniform(key, (len(catalogue.features),))
-    scores = base.usable(catalogue.index.active, scores, excluded)
-    slate = base.top(scores, spec.slate_size)
-    return base.Action(slate, jnp.zeros(len(slate)), jnp.zeros(0))
+    del observation
+    scores = network.apply(params, catalogue.features)
+    return base.choose(
+      scores, catalogue.index, excluded, key, exploration, spec.slate_size
+    )
 
-  return base.Agent(lambda *_: {}, act, None, draws=True)
+  return base.Agent(init, act, None, draws=True)
 '''
 USE = """
 from absl import flags
@@ -97,7 +110,7 @@ class NewAgentTest(absltest.TestCase):
       (package / "agents" / "mine.py").write_text(MINE)
       registry = package / "agents" / "__init__.py"
       text = registry.read_text()
-      text = text.replace("  hac,\n", "  hac,\n  mine,\n", 1)
+      text = text.replace("import next_item", "import mine, next_item", 1)
       text = text.replace(
         "AGENTS = {\n",
         'AGENTS = {\n  "mine": Algorithm(mine.Settings, mine.make),\n',
@@ -117,7 +130,7 @@ class NewAgentTest(absltest.TestCase):
       self.assertEqual(ran.returncode, 0, ran.stdout)
       self.assertIn("3 passed", ran.stdout)
       (package / "agents" / "mine.py").write_text(
-        MINE + "\nfrom hsrl_jax.agents import ddpg\n"
+        MINE + "\nfrom hsrl_jax.agents.baselines import ddpg\n"
       )
       ran = self._run(root, "-m", "pytest", "-q", f"tests/{RULES}", "-kkeeps")
       self.assertIn("of another agent", ran.stdout)
