@@ -241,7 +241,7 @@ def _iterate(
       profiler(step + 1, step + per_call)
       bad = tree.first_not_finite(measured)
       if bad:
-        raise _not_finite(bad, step, saved, checkpointer.directory)
+        raise _not_finite(bad, step, saved, checkpointer.directory, train)
       if first:
         writer.write(step, measured)
       due = step % train.curve_every == 0 or step == train.iterations
@@ -262,7 +262,7 @@ def _iterate(
         state = parallel.collect(learner, stream, layout)
         bad = tree.first_not_finite(parallel.one_copy(state[0]))
         if bad:
-          raise _not_finite(bad, step, saved, checkpointer.directory)
+          raise _not_finite(bad, step, saved, checkpointer.directory, train)
         with watch.phase("checkpoints"):
           checkpoint.save(checkpointer, step, state)
         saved = step
@@ -318,10 +318,13 @@ def _end(
   return min(train.iterations, int(np.max(best)) + patience)
 
 
-def _not_finite(bad: str, step: int, saved: int, folder) -> FloatingPointError:
+def _not_finite(
+  bad: str, step: int, saved: int, folder, train: TrainConfig
+) -> FloatingPointError:
   """The error of a state that is not worth saving."""
+  prefix = "next_item_" if train.task == "next_item" else ""
   kept = f"{saved} is the last good one" if saved else "none is good"
   return FloatingPointError(
     f"{bad} is not finite by iteration {step}; of the checkpoints in {folder} "
-    f"{kept}: lower the learning rate, in a new --workdir"
+    f"{kept}: lower --{prefix}learning_rate, in a new --workdir"
   )

@@ -263,7 +263,7 @@ class StageTest(absltest.TestCase):
 
     with (
       mock.patch.object(parallel, "over_devices", return_value=diverges),
-      self.assertRaisesRegex(FloatingPointError, "lower the learning rate"),
+      self.assertRaisesRegex(FloatingPointError, "lower --next_item_learning"),
     ):
       next_item.run(parts, watch.Watch())
     left = (self.folder / "policy" / "checkpoints").iterdir()
