@@ -69,6 +69,7 @@ def run(parts: Parts, export: ExportConfig) -> None:
       there.
   """
   root = pathlib.Path(export.dir or parts.workdir / FOLDER)
+  versions.next_folder(root)  # What stands there is left alone, lock and all.
   with workdir_lib.locked(root):  # Two would take the same number.
     _run(parts, export, root)
 
