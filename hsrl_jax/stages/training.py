@@ -240,7 +240,9 @@ def _iterate(
         measured = metrics_lib.seed_means(measured)
       profiler(step + 1, step + per_call)
       bad = tree.first_not_finite(measured)
-      if bad:
+      if bad:  # A parameter says more than a metric.
+        own, _ = parallel.collect(learner, stream, layout)
+        bad = tree.first_not_finite(parallel.one_copy(own)) or bad
         raise _not_finite(bad, step, saved, checkpointer.directory, train)
       if first:
         writer.write(step, measured)

@@ -152,7 +152,7 @@ class WholeTest(absltest.TestCase):
       results["bounds"]["random"], alone["policies"]["random"]["total_reward"]
     )
     self.assertNotIn("hsrl", {*results["lists"], *results["bounds"]})
-    status, out, err = command.run(f"--workdir={folder}/own")
+    status, out, err = command.study(f"--workdir={folder}/own")
     self.assertEqual(status, 0, err)
     self.assertNotIn("policy done", out)
 

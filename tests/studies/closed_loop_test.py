@@ -24,6 +24,9 @@ from tests import toy
 NAMES = ["", *(f"item-{i}" for i in range(1, toy.ITEMS + 1))]
 
 
+OF_REPLAY = ("batch_size", "buffer_size", "temperature", "temperature_end")
+
+
 class _Server:
   """Shows the first items that were not seen, and keeps what it is told."""
 
@@ -189,8 +192,13 @@ class WholeTest(absltest.TestCase):
         **{"epochs": 1, "max_steps": 3, "leave": "length"},
         **{"observed": "interactions", "protocol": "no_repeat"},
       ),
+      # What a replay alone reads is not kept of a round, so it has defaults.
       train=dataclasses.replace(
-        base.train, learning="on_policy", segment=2, minibatches=1
+        base.train,
+        learning="on_policy",
+        segment=2,
+        minibatches=1,
+        **{x: getattr(config_lib.TrainConfig(), x) for x in OF_REPLAY},
       ),
     )
     config = ClosedLoop(rounds=3, sessions=30, variants=())
