@@ -224,7 +224,7 @@ class WholeTest(absltest.TestCase):
     ).to_pandas()
     self.assertLen(set(logs["request_id"]), len(logs))
     for number, row in enumerate(curve, start=1):
-      own = logs[logs["session_id"].str.startswith(f"round {number}/")]
+      own = logs[logs["session_id"].str.startswith(f"round {number}%2F")]
       self.assertEqual(own["session_id"].nunique(), 30)
       total = own.groupby("session_id")["reward"].sum().mean()
       self.assertAlmostEqual(total, row["mean"], places=4)
