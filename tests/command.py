@@ -92,10 +92,11 @@ def published():
   before = {*flags.FLAGS}
   with mock.patch.dict(agents.AGENTS):
     studies.register()
+    ours = {*flags.FLAGS} - before  # Others may be defined meanwhile.
     try:
       yield
     finally:
-      for name in {*flags.FLAGS} - before:
+      for name in ours:
         delattr(flags.FLAGS, name)
 
 
