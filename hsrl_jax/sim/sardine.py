@@ -104,7 +104,8 @@ class Sardine(NamedTuple):
     world: which.
     slate_size: K.
     reward: what clicks are worth.
-    dynamics: how topics come to bore.
+    dynamics: how topics come to bore; None: not at all, as a farsighted bound
+      asks for.
     max_steps: slates of a session, without the random one.
     leave: nobody does.
     observed_items: R, items of Observation.shown; 0: clicks alone are seen.
@@ -113,7 +114,7 @@ class Sardine(NamedTuple):
   world: SardineWorld
   slate_size: int
   reward: reward.Reward
-  dynamics: TopicBoredom
+  dynamics: TopicBoredom | None
   max_steps: int = _STEPS
   leave: LeaveRule = Length()
   observed_items: int = 0
@@ -193,6 +194,8 @@ class Sardine(NamedTuple):
 
   def current(self, state: SardineState) -> Array:
     """The user's vector as boredom leaves it, float32 [T]."""
+    if self.dynamics is None:
+      return state.taste
     bores = self.dynamics.bores(state.dynamics, state.steps)[1:]
     return jnp.where(bores, 0.0, state.taste)
 

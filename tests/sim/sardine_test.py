@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import files
+from hsrl_jax import environments, files
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.sim import sardine
 from hsrl_jax.types import Sessions
@@ -188,6 +188,21 @@ class PackageTest(parameterized.TestCase):
     np.testing.assert_array_equal(shown.items, items[-HISTORY:])
     np.testing.assert_array_equal(shown.response, clicks[-HISTORY:])
     self.assertEqual(shown.step, 101)  # With the random slate.
+
+
+class NeverBoredTest(absltest.TestCase):
+  def test_who_never_bores_keeps_the_own_taste(self):
+    """As the farsighted bound asks for users who are not bored."""
+    env, pool = environments.sardine("SlateTopK-Bored", users=2)
+    state = env.start(0, pool)
+    boring = state.dynamics._replace(
+      boring_until=state.dynamics.boring_until * 0 + 99
+    )
+    state = state._replace(dynamics=boring)
+    np.testing.assert_array_equal(env.current(state), 0)
+    fresh = env._replace(dynamics=None)
+    np.testing.assert_array_equal(fresh.current(state), state.taste)
+    self.assertGreater(float(state.taste.max()), 0)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 from absl.testing import absltest
 
-from hsrl_jax.stages import policy
+from hsrl_jax.stages import training
 from tests import command
 
 
@@ -17,7 +17,7 @@ class SpeedTest(absltest.TestCase):
   def test_a_long_training_says_how_fast_it_was(self):
     folder = self.enter_context(tempfile.TemporaryDirectory())
     given = (*command.SMALL, f"--workdir={folder}", "--seeds=0,1")
-    with mock.patch.object(policy, "_LONG", 0.0):
+    with mock.patch.object(training, "_LONG", 0.0):
       status, out, err = command.run(*given)
     self.assertEqual(status, 0, err)
     self.assertRegex(out, r"speed: +[\d.,]+ iterations/s, [\d,]+ slates/s, ")
