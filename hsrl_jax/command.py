@@ -147,7 +147,10 @@ def _run_experiment(
 ) -> None:
   """Runs an experiment, whose workdir keeps its flags too."""
   entry, own = chosen
-  settings = {x: flags_lib.settings_from_flags(x) for x in agents.AGENTS}
+  recipe = flags.FLAGS.recipe
+  settings = {
+    x: flags_lib.settings_from_flags(x, recipe) for x in agents.AGENTS
+  }
   with workdir_lib.unclaimed_on_error(workdir):
     if entry.keeps_flags:
       kept, given = flags_lib.resolved(chosen), flags_lib.given("experiment")
@@ -171,9 +174,9 @@ def _joins_others(mode: str) -> bool:
       f"--mode={mode} with many processes; expected a single one: only the "
       "stages of a dataset know what to do with more"
     )
-  if flags.FLAGS.task == "next_item":
+  if flags.FLAGS.recipe == "next_item":
     raise InputError(
-      "--task=next_item with many processes; expected a single one"
+      "--recipe=next_item with many processes; expected a single one"
     )
   try:
     processes.start(*given)
@@ -209,10 +212,11 @@ def _check_inputs(mode: str, chosen: flags_lib.Chosen | None) -> None:
     if mode == "experiment":
       raise InputError("--mode=experiment needs --experiment; expected a name")
     return
-  entry, task, sids_of = chosen.entry, flags.FLAGS.task, flags.FLAGS.sids
+  entry, sids_of = chosen.entry, flags.FLAGS.sids
+  recipe = flags.FLAGS.recipe
   for flag, is_wrong, expected in (
     ("mode", mode != "experiment", "--mode=experiment, or no --mode"),
-    ("task", task == "next_item", "--task=rl: they train in the simulator"),
+    ("recipe", recipe == "next_item", "one that trains in the simulator"),
     ("sids", entry.fits_sids and sids_of, "none: it fits SIDs of its own"),
     ("continue_from", flags.FLAGS.continue_from, "a single run"),
   ):

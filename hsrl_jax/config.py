@@ -17,9 +17,14 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 SPLITS_BY = ("time", "user")
-TASKS = ("rl", "next_item")
-LEARNING = ("replay", "on_policy")
-LEARN_FROM = ("simulator", "logs")
+RECIPES = (
+  "replay",
+  "on_policy",
+  "logs",
+  "next_item",
+  "next_item,replay",
+  "next_item,on_policy",
+)
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
@@ -191,15 +196,15 @@ class TrainConfig(Checked):
   """How an agent is trained, whichever it is (docs/method.md).
 
   Attributes:
-    task: what a policy learns: `rl`, to earn reward in the simulator;
-      `next_item`, what users liked next in the logs (agents hsrl and sasrec).
-    continue_from: workdir of a finished run of the same agent, from whose
-      parameters `rl` starts; one of `next_item` (hsrl) brings its networks.
-    learning: of `rl`: `replay`, each iteration learns from a batch of what was
-      shown lately; `on_policy` (agent hsrl), from all of the last segment.
-    learn_from: of `rl`: `simulator`, what an agent shows to simulated users;
-      `logs`, the slates of the training split, of which each iteration draws a
-      batch: nothing is shown to anybody (agents hsrl, sasrec, a2c, ddpg, cql).
+    recipe: what an agent learns from. `replay`: in the simulator, each
+      iteration from a batch of what was shown lately; `on_policy`: from all of
+      the last segment; `logs`: from slates of the training split, without the
+      simulator; `next_item`: what users liked next in the logs;
+      `next_item,on_policy` and `next_item,replay` go on in the simulator from
+      the run of `next_item` that --continue_from names.
+    continue_from: workdir of a finished run from whose parameters training
+      starts, of the same agent and recipe, or of the recipe's part before the
+      comma.
     segment: on-policy, iterations between times of learning; a divisor of
       iterations_per_call.
     epochs: on-policy, over a segment.
@@ -233,10 +238,8 @@ class TrainConfig(Checked):
       these iterations to `policy/profile`.
   """
 
-  task: str = setting("rl", among=TASKS)
+  recipe: str = setting(RECIPES[0], among=RECIPES)
   continue_from: str | None = None
-  learning: str = setting("replay", among=LEARNING)
-  learn_from: str = setting(LEARN_FROM[0], among=LEARN_FROM)
   segment: int = setting(20, least=1)
   epochs: int = setting(3, least=1)
   minibatches: int = setting(4, least=1)
@@ -261,7 +264,17 @@ class TrainConfig(Checked):
   @property
   def from_logs(self) -> bool:
     """Whether it is logged slates that are learned from."""
-    return self.learn_from == "logs"
+    return self.recipe == "logs"
+
+  @property
+  def on_policy(self) -> bool:
+    """Whether all of the last segment is learned from, and then forgotten."""
+    return self.recipe.split(",")[-1] == "on_policy"
+
+  @property
+  def goes_on(self) -> bool:
+    """Whether RL goes on from a policy of the next item."""
+    return "," in self.recipe
 
   @property
   def profile_range(self) -> tuple[int, int] | None:
@@ -278,19 +291,12 @@ class TrainConfig(Checked):
       ("buffer_size", self.users * self.iterations_per_call),
     ):
       value = getattr(self, name)
-      unread = self.learning == "on_policy" or (
-        self.from_logs and name == "buffer_size"
-      )
+      unread = name in unread_of(self.recipe)
       self.require(
         name,
         unread or value >= unit and value % unit == 0,
         f"a multiple of {unit}",
       )
-    self.require(
-      "learning",
-      self.learning == "replay" or not self.from_logs,
-      "replay where learn_from is logs: nothing is shown by the policy",
-    )
     for name in ("iterations", "curve_every", "save_every"):
       value = getattr(self, name)
       self.require(
@@ -298,7 +304,7 @@ class TrainConfig(Checked):
         value >= 1 and value % self.iterations_per_call == 0,
         f"a multiple of iterations_per_call = {self.iterations_per_call}",
       )
-    if self.learning == "on_policy":
+    if self.on_policy:
       for name, of in (
         ("segment", self.iterations_per_call),
         ("minibatches", self.segment),
@@ -313,9 +319,23 @@ class TrainConfig(Checked):
     self.require("profile_steps", 1 <= first <= last, "such as 101:300")
 
 
+def unread_of(recipe: str) -> tuple[str, ...]:
+  """Fields of TrainConfig of which RL by a recipe has no use."""
+  segments = ("segment", "epochs", "minibatches")
+  explored = ("temperature", "temperature_end")
+  if recipe == "logs":
+    return (
+      *("buffer_size", "explore_no_repeat", "curve_every", "curve_episodes"),
+      *(*segments, *explored),
+    )
+  if recipe.endswith("on_policy"):
+    return (*explored, "batch_size", "buffer_size")
+  return segments
+
+
 @dataclasses.dataclass(frozen=True)
 class NextItemConfig(Checked):
-  """Training on the next item that a user likes, `--task=next_item`.
+  """Training on the next item that a user likes, `--recipe=next_item`.
 
   Sizes of the encoder are those of NetworkConfig. An item's vector is the sum
   of what is switched on: an embedding of its own, embeddings of its tokens (in
@@ -417,8 +437,9 @@ class Config:
     evaluate: how it is measured.
     next_item: how it is trained on the next item.
     agent: a name in `agents.AGENTS`; None where no policy is trained.
-    supervised: whether the agent has the networks of a policy of the next item,
-      with the sizes in `network` and `next_item`; set by `stages.parts`.
+    supervised: sizes of the networks of the policy of the next item that the
+      agent goes on from; None: there is none. Set by `stages.parts`, as then
+      `next_item` is.
     settings: of the agent, its own dataclass; see `agents.configure`.
   """
 
@@ -430,7 +451,7 @@ class Config:
   evaluate: EvaluateConfig = EvaluateConfig()
   next_item: NextItemConfig = NextItemConfig()
   agent: str | None = None
-  supervised: bool = False
+  supervised: NetworkConfig | None = None
   settings: Any = None
 
 

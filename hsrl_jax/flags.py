@@ -216,37 +216,40 @@ def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
     InputError: a value is out of range, or a flag is given that agent and task
       do not read; the message names the flag.
   """
-  name = AGENT.value
+  name, recipe = AGENT.value, flags.FLAGS.recipe
   settings.check_agent("--agent", name)
-  trained, tasks = _trained(chosen)
+  trained, also = _trained(chosen)
   groups = (*settings.STAGES, *settings.of_agents())
   names = {name for _, _, name, _ in settings.fields(groups)}
-  for task in tasks[1:]:
-    names -= set().union(*(settings.reads(x, task) for x in trained))
+  for x in trained:
+    settings.check_agent("--agent", x)
+  for other in also:
+    names -= set().union(*(settings.reads(x, other) for x in trained))
   present = [name for name in names if flags.FLAGS[name].present]
-  settings.check_read(
-    present, trained, flags.FLAGS.task, "--", flags.FLAGS.learn_from
-  )
-  return config_lib.Config(
+  settings.check_read(present, trained, recipe, "--")
+  config = config_lib.Config(
     **{x.name: _from_flags(x) for x in settings.STAGES},
     agent=name,
-    settings=settings_from_flags(name),
+    settings=settings_from_flags(name, recipe),
   )
+  if chosen is None:
+    agents.check(config)
+  return config
 
 
 def _trained(chosen: Chosen | None) -> tuple[Collection[str], tuple[str, ...]]:
-  """The agents that are trained, and the tasks; --task is the first of them."""
-  agent, task = (AGENT.value,), (flags.FLAGS.task,)
+  """The agents that are trained, and recipes of theirs beside --recipe."""
+  agent: tuple[str, ...] = (AGENT.value,)
   if chosen is None:
-    return agent, task
-  entry, compared = chosen.entry, chosen.entry.compared(chosen.config)
-  tasks = task if entry.also is None else (*task, entry.also)
-  return agent if compared is None else compared, tasks
+    return agent, ()
+  compared = chosen.entry.compared(chosen.config)
+  return agent if compared is None else compared, chosen.entry.also
 
 
-def settings_from_flags(agent: str) -> agents.Settings:
-  """What the parsed flags say of an agent's settings."""
-  return _from_flags(settings.of_agent(agent))
+def settings_from_flags(agent: str, recipe: str) -> agents.Settings:
+  """What the parsed flags say of an agent's settings by a recipe."""
+  recipe = agents.recipe_for(agent, recipe)
+  return _from_flags(settings.of_agent(agent, recipe))
 
 
 def export_from_flags() -> config_lib.ExportConfig:
@@ -266,11 +269,15 @@ def resolved(chosen: Chosen | None = None) -> dict[str, str]:
   Args:
     chosen: the experiment whose flags count too; None: a single run.
   """
-  trained, tasks = _trained(chosen)
-  trained = trained or (AGENT.value,)
-  groups = (*settings.STAGES, *map(settings.of_agent, trained))
-  read = set().union(*(settings.reads(x, y) for x in trained for y in tasks))
-  read -= agents.unread_of(flags.FLAGS.learn_from)
+  trained, also = _trained(chosen)
+  own = [
+    (name, recipe)
+    for name in trained or (AGENT.value,)
+    for recipe in {agents.recipe_for(name, flags.FLAGS.recipe), *also}
+    if recipe in agents.AGENTS[name].recipes
+  ]
+  groups = (*settings.STAGES, *(settings.of_agent(*x) for x in own))
+  read = set().union(*(settings.reads(*x) for x in own))
   names = ["agent", "embeddings", *(x for x in _deciding(groups) if x in read)]
   if chosen is not None:
     names += [chosen.entry.flag, *_deciding([chosen.entry.group])]

@@ -68,14 +68,14 @@ STAGES = tuple(
 EXPORT = Group("export", config_lib.ExportConfig, PREFIXES["export"])
 
 
-def of_agent(name: str) -> Group:
-  """The group of an agent's own settings."""
-  return Group("agent", agents.AGENTS[name].settings)
+def of_agent(name: str, recipe: str) -> Group:
+  """The group of an agent's own settings by a recipe."""
+  return Group("agent", agents.settings_of(name, recipe))
 
 
 def of_agents() -> tuple[Group, ...]:
-  """The groups of all agents."""
-  return tuple(of_agent(name) for name in agents.AGENTS)
+  """The groups of all agents and recipes."""
+  return tuple(Group("agent", x) for x in agents.all_settings())
 
 
 def fields(
@@ -91,60 +91,59 @@ def fields(
       yield group, field, name, types_[field.name]
 
 
-def reads(agent: str, task: str) -> set[str]:
-  """The names of the settings that a run of an agent and a task reads."""
-  if task == "next_item":
+def reads(agent: str, recipe: str) -> set[str]:
+  """The names of the settings that a run of an agent by a recipe reads."""
+  if recipe == "next_item":
     return {
       name
       for group, field, name, _ in fields(STAGES)
       if next_item.reads(agent, group.name, field.name)
     }
   groups = [x for x in STAGES if x.name != "next_item"]
-  return {name for _, _, name, _ in fields((*groups, of_agent(agent)))}
+  read = fields((*groups, of_agent(agent, recipe)))
+  unread = config_lib.unread_of(recipe)
+  return {
+    name
+    for group, field, name, _ in read
+    if group.name != "train" or field.name not in unread
+  }
 
 
 def check_read(
   given: Collection[str],
   trained: Collection[str],
-  task: str,
+  recipe: str,
   dashes: str = "",
-  learn_from: str = config_lib.LEARN_FROM[0],
 ) -> None:
   """Raises InputError unless a trained agent reads each setting.
 
   Args:
     given: names of settings that exist.
-    trained: names of agents.
-    task: what they are trained on.
+    trained: names of agents, each trained by the recipe or by its first one.
+    recipe: of the configuration.
     dashes: what precedes a setting's name in errors.
-    learn_from: what they are trained with.
   """
-  for name in sorted(set(given) & agents.unread_of(learn_from)):
-    raise InputError(
-      f"{dashes}{name} is given, but {dashes}learn_from={learn_from} does not "
-      f"read it: it shows nothing to anybody; expected no such "
-      + ("flag" if dashes else "setting")
-    )
-  if task not in config_lib.TASKS:
+  if recipe not in config_lib.RECIPES:
     return  # TrainConfig says so.
-  able = next_item.AGENTS if task == "next_item" else tuple(agents.AGENTS)
-  for agent in trained:
-    if agent not in able:
-      raise InputError(
-        f"{dashes}agent={agent} with {dashes}task={task}; expected "
-        f"{dashes}agent={' or '.join(able)}, or {dashes}task=rl"
-      )
-  read = set().union(*(reads(x, task) for x in trained))
+  own = {x: agents.recipe_for(x, recipe) for x in trained}
+  read = set().union(*(reads(*x) for x in own.items()))
   for name in sorted(set(given) - read):
-    who, expected = ("task", task), f"another {dashes}task"
-    if others := [x for x in able if name in reads(x, task)]:
-      who = ("agent", " or ".join(sorted(trained)))
-      expected = f"one of {', '.join(others)}"
+    others = [x for x in agents.trained_by(recipe) if name in reads(x, recipe)]
+    what, expected = f"{dashes}recipe={recipe}", f"another {dashes}recipe"
+    if others:
+      what = f"{dashes}agent={' or '.join(sorted(trained))}"
+      expected = f"{dashes}agent={' or '.join(others)}"
+    elif known := [
+      y
+      for y in config_lib.RECIPES
+      if any(
+        name in reads(x, y) for x in trained if y in agents.AGENTS[x].recipes
+      )
+    ]:
+      expected = f"{dashes}recipe={' or '.join(known)}"
     raise InputError(
-      f"{dashes}{name} is given, but "
-      + (f"{dashes}{'='.join(who)}" if dashes else f"the {' '.join(who)}")
-      + f" does not read it; expected {expected}, or no such "
-      + ("flag" if dashes else "setting")
+      f"{dashes}{name} is given, but {what} does not read it; expected "
+      f"{expected}, or no such " + ("flag" if dashes else "setting")
     )
 
 
@@ -191,17 +190,15 @@ def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
         f"{name} is no setting; expected "
         + (f"such as {' or '.join(near)}" if near else f"one of {known}")
       )
-  check_read(
-    values,
-    [agent],
-    values.get("task", config_lib.TASKS[0]),
-    learn_from=values.get("learn_from", config_lib.LEARN_FROM[0]),
-  )
-  return config_lib.Config(
+  recipe = values.get("recipe", config_lib.RECIPES[0])
+  check_read(values, [agent], recipe)
+  made = config_lib.Config(
     **{x.name: make(x, values) for x in STAGES},
     agent=agent,
-    settings=make(of_agent(agent), values),
+    settings=make(of_agent(agent, recipe), values),
   )
+  agents.check(made)
+  return made
 
 
 def check_agent(name: str, agent: str) -> None:
@@ -214,12 +211,14 @@ def check_agent(name: str, agent: str) -> None:
 
 def texts(config: config_lib.Config) -> dict[str, str]:
   """Name to text of every setting with a value that decides what a run is."""
-  read = reads(config.agent, config.train.task)
-  read -= agents.unread_of(config.train.learn_from)
+  recipe = config.train.recipe
+  read = reads(config.agent, recipe)
   values: dict[str, Any] = {"agent": config.agent}
   parts = {x.name: getattr(config, x.name) for x in STAGES}
   parts["agent"] = config.settings
-  for group, field, name, _ in fields((*STAGES, of_agent(config.agent))):
+  for group, field, name, _ in fields(
+    (*STAGES, of_agent(config.agent, recipe))
+  ):
     value = getattr(parts[group.name], field.name)
     if field.compare and name in read:
       path = name in PATHS and value is not None
@@ -260,9 +259,9 @@ def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
         f"{where} has {name} {kept[name]!r}; expected {expected}"
       ) from error
   unknown = {name: kept[name] for name in kept if name not in values}
-  # What the task does not read decides nothing, and may be kept all the same.
-  task = values.get("task", config_lib.TASKS[0])
-  read = set().union(*(reads(x, task) for x in agents.AGENTS))
+  # What the recipe does not read decides nothing, and may be kept all the same.
+  recipe = values.get("recipe", config_lib.RECIPES[0])
+  read = set().union(*(reads(x, recipe) for x in agents.AGENTS))
   values = {name: value for name, value in values.items() if name in read}
   try:
     return config(agent, unknown | values)

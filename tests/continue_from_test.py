@@ -242,34 +242,41 @@ class RefusalsTest(parameterized.TestCase):
 
   def test_tasks_and_modes(self):
     self._finished()
-    self._refused("--task=next_item", "--task=next_item")
+    self._refused("--recipe=next_item", "--recipe=next_item")
     mode = "--experiment=ablation"
     self._refused(f"with {mode}; expected a single", mode)
 
-  def test_sasrec_has_no_actor(self):
-    folder = self._finished(agent="sasrec", task="next_item")
-    where = folder / "policy" / "seed_0" / "checkpoints"
-    with checkpoint.open_directory(where) as checkpointer:
-      checkpoint.save(checkpointer, 1, {"x": jnp.ones(2)})
-    self._refused("has no actor and critic to go on with", "--agent=sasrec")
+  def test_recipes_that_do_not_follow_each_other(self):
+    self._finished(recipe="next_item")
+    expected = "has --recipe=next_item; expected --recipe=next_item,replay here"
+    self._refused(expected)
+
+  def test_what_goes_on_needs_a_start(self):
+    self._finished()
+    goes_on = "--recipe=next_item,replay"
+    self._refused("expected a run of --recipe=next_item", goes_on)
+    workdir = f"--workdir={self.folder / 'new'}"
+    status, _, err = run(workdir, *TOY, goes_on, "--mode=data")
+    self.assertEqual(status, 2, err)
+    self.assertIn("needs --continue_from; expected the workdir of", err)
 
   def test_settings_of_the_other_way_of_learning(self):
     workdir = f"--workdir={self.folder / 'new'}"
     for arguments, message in (
-      (["--trace=0.5"], "--trace is given, but nothing reads it; expected"),
+      (["--trace=0.5"], "--trace is given, but --recipe=replay does not read"),
       (
         [
-          "--learning=on_policy",
+          "--recipe=on_policy",
           "--iterations_per_call=100",
           "--item_credit=false",
         ],
-        "--item_credit is given, but nothing reads it; expected",
+        "--item_credit is given, but --recipe=on_policy does not read it",
       ),
       *(
         (
-          ["--learning=on_policy", flag],
-          f"{flag.partition('=')[0]} is given, but nothing reads it; expected "
-          f"--learning=replay, or no {flag.partition('=')[0]}",
+          ["--recipe=on_policy", flag],
+          f"{flag.partition('=')[0]} is given, but --recipe=on_policy does not "
+          "read it; expected --recipe=replay or ",
         )
         for flag in (
           *("--temperature=1", "--temperature_end=1", "--batch_size=32"),
@@ -277,8 +284,8 @@ class RefusalsTest(parameterized.TestCase):
         )
       ),
       (
-        ["--learning=on_policy", "--iterations_per_call=100", "--agent=a2c"],
-        "learning is 'on_policy' with a2c; expected 'replay', or a new run of",
+        ["--recipe=on_policy", "--iterations_per_call=100", "--agent=a2c"],
+        "recipe is 'on_policy' with a2c; expected replay or logs, or one of",
       ),
     ):
       status, _, err = run(workdir, *TOY, *arguments, "--mode=data")
@@ -292,7 +299,9 @@ class RefusalsTest(parameterized.TestCase):
     status, _, err = run(workdir, *TOY, f"--{name}=0.1", "--mode=data")
     self.assertEqual(status, 2, err)
     self.assertIn(
-      f"--{name} is given, but nothing reads it; it counts in a run", err
+      f"--{name} is given, but --recipe=replay does not read it; expected "
+      "--recipe=next_item,replay",
+      err,
     )
 
   @parameterized.parameters(

@@ -54,8 +54,6 @@ SMALL = (
   "--simulator_epochs=1",
   "--iterations=20",
   "--iterations_per_call=10",
-  "--segment=10",
-  "--minibatches=2",
   "--curve_every=20",
   "--save_every=20",
   "--curve_episodes=4",
@@ -63,13 +61,8 @@ SMALL = (
   "--seeds=0",
 )
 _FRONT = re.compile(r"hsrl_jax\.(?:launch|studies)")
-OF_RL = (
-  "iterations",
-  "curve",
-  "save",
-  "segment",
-  "minibatches",
-)  # What --task=next_item refuses.
+ON_POLICY = ("--segment=10", "--minibatches=2")
+OF_RL = ("iterations", "curve", "save")  # What --recipe=next_item refuses.
 
 
 def _blocks(language: str, page: pathlib.Path) -> list[str]:
@@ -223,7 +216,8 @@ class CommandsTest(absltest.TestCase):
     (command,) = (x for x in _commands() if "runs/my_model" in x)
     sizes = ("--sid_levels=2", "--sid_vocab_size=8", "--simulator_max_steps=3")
     with contextlib.chdir(self.folder):
-      status, out, err = run(*_arguments(command), *SMALL, *sizes)
+      small = (*SMALL, *ON_POLICY, *sizes)
+      status, out, err = run(*_arguments(command), *small)
       self.assertEqual(status, 0, err)
       self.assertIn("best_constant", out)
       run_folder = pathlib.Path("runs/my_model")
@@ -339,12 +333,14 @@ class CommandsTest(absltest.TestCase):
     dataset = re.search(r"--dataset=(\S+)", text)
     # One folder for each dataset: it is prepared once.
     workdir, small = self.folder / (dataset[1] if dataset else "default"), SMALL
-    if "--task=next_item" in text + command:
+    if "--recipe=next_item" in text + command:
       small = [x for x in SMALL if not x[2:].startswith(OF_RL)]
       workdir = workdir / "next_item"  # A workdir keeps its task.
-    if "--learn_from=logs" in text + command:
+    if "--recipe=logs" in text + command:
       small = [x for x in small if not x.startswith("--curve_")]
       workdir = workdir / "from_logs"
+    if re.search("--recipe=.*on_policy", text + command):
+      small, workdir = (*small, *ON_POLICY), workdir / "on_policy"
     if "--split_by=user" in text:
       workdir = workdir / "by_user"  # And its splits.
     own = (f"--workdir={workdir}", "--mode=data")

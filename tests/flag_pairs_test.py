@@ -34,18 +34,18 @@ _RL = (
   "--iterations_per_call=4",
 )
 _REPLAY = (*_RL, "--batch_size=8", "--buffer_size=16")
-_ON_POLICY = (*_RL, "--learning=on_policy", "--segment=4", "--minibatches=2")
+_ON_POLICY = (*_RL, "--recipe=on_policy", "--segment=4", "--minibatches=2")
 CASES = {
   "hsrl": _REPLAY,
   "on_policy": _ON_POLICY,
-  "from_logs": (*_RL, "--learn_from=logs", "--batch_size=8"),
+  "from_logs": (*_RL, "--recipe=logs", "--batch_size=8"),
   "a2c": ("--agent=a2c", *_REPLAY),
   "planner": ("--agent=planner", *_REPLAY),
 }
 # Flags that name what to compare, files, sizes as above, or other users.
 _LEFT_OUT = {
-  *("mode", "workdir", "dataset", "raw_data_dir", "agent", "task", "learning"),
-  *("learn_from", "simulator_world", "split_by", "segment", "minibatches"),
+  *("mode", "workdir", "dataset", "raw_data_dir", "agent", "recipe"),
+  *("simulator_world", "split_by", "segment", "minibatches"),
   *("batch_size", "buffer_size", "simulator_slate_size", "curve_episodes"),
   *("curve_every", "save_every", "seeds", "polyak", "discount"),
   *("width", "heads", "sid_levels", "sid_vocab_size", "critic_hidden", "users"),
@@ -155,7 +155,7 @@ def _trace(config) -> None:
     of if c.uses_topics else None,
     near if c.leave == "distance" else None,
   )
-  if config.train.task == "next_item":
+  if config.train.recipe == "next_item":
     run = functools.partial(_next_item, config, agent, catalogue, pool, env)
     jax.eval_shape(run, jax.random.key(0))
     return
@@ -193,7 +193,7 @@ def _next_item(config, agent, catalogue, pool, env, key):
 class FlagPairsTest(parameterized.TestCase):
   @parameterized.parameters("hsrl", "sasrec")
   def test_pairs_of_the_next_item(self, agent):
-    self._check_pairs(["--task=next_item", f"--agent={agent}"])
+    self._check_pairs(["--recipe=next_item", f"--agent={agent}"])
 
   @parameterized.parameters(*CASES)
   @pytest.mark.slow
@@ -203,8 +203,7 @@ class FlagPairsTest(parameterized.TestCase):
   def _check_pairs(self, arguments):
     shipped, tried = _shipped(), set()
     config = _parsed(arguments)
-    read = settings.reads(config.agent, config.train.task)
-    read -= agents.unread(config) | agents.unread_of(config.train.learn_from)
+    read = settings.reads(config.agent, config.train.recipe)
     names = [x for x in shipped if x in read]
     for number, row in enumerate(_rows(names)):
       chosen = {x: shipped[x][number % len(shipped[x])] for x in row}

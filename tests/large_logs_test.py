@@ -30,7 +30,7 @@ FEW = {
 }
 FLAGS = (
   "--dataset=logs",
-  "--learn_from=logs",
+  "--recipe=logs",
   "--agent=sasrec",
   "--sid_levels=2",
   "--sid_vocab_size=8",

@@ -1,7 +1,6 @@
 """The command: flagfiles, the whole path, a second run, bad input."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import pathlib
@@ -98,11 +97,11 @@ class FlagsTest(parameterized.TestCase):
       texts = settings.texts(config)
       if chosen is None:
         self.assertEqual(flags_lib.resolved(), texts)
-      # A run keeps nothing of a task that only its experiment has.
-      own = dataclasses.replace(config, next_item=config_lib.NextItemConfig())
-      also = chosen is not None and chosen.entry.also
       read = settings.of_texts("flags.txt", texts)
-      self.assertEqual(read, own if also else config)
+      self.assertEqual(settings.texts(read), texts)
+      # A run keeps nothing of a recipe that only its experiment has.
+      if chosen is None or not chosen.entry.also:
+        self.assertEqual(read, config)
 
   @parameterized.parameters(
     *[str(x.relative_to(ROOT)) for x in (ROOT / "docs/results").rglob("*.json")]
@@ -186,9 +185,17 @@ class NumbersTest(parameterized.TestCase):
     self.assertGreater(len(names), 90)
     accepted = set()
     for name in names:
-      task = ["--task=next_item"] if name.startswith("next_item_") else []
+      recipe = "replay"
+      if name not in settings.reads("hsrl", recipe):
+        # Of those that need no other run.
+        for other in ("on_policy", "logs", "next_item"):
+          if name in settings.reads("hsrl", other):
+            recipe = other
       chosen = readers.get(name, [])
-      if not self._status(f"--{name}={value}", *task, *chosen):
+      given = (f"--{name}={value}", f"--recipe={recipe}", *chosen)
+      if name == "recipe":
+        given = given[:1]
+      if not self._status(*given):
         accepted.add(name)
     return {x for x in accepted if kinds.get(x) in numbers}
 
@@ -206,10 +213,8 @@ class NumbersTest(parameterized.TestCase):
         "export_seed",
         "export_seen",
         "importance_clip",
-        "kl_weight",
         "lately_penalty",
         "layers",
-        "logged_share",
         "next_item_average",
         "next_item_eval_rows",
         "next_item_hidden",
@@ -288,7 +293,10 @@ class NumbersTest(parameterized.TestCase):
     ("--coordinator=junk", "expected HOST:PORT with a port below 65536"),
     ("--coordinator=host:99999", "expected HOST:PORT with a port below 65536"),
     ("--processes=0", "processes"),
-    ("--next_item_epochs=3", "--task=rl does not read it; expected another"),
+    (
+      "--next_item_epochs=3",
+      "--recipe=replay does not read it; expected --recipe=next_item",
+    ),
   )
   def test_one_line_says_what_is_expected(self, argument, message):
     mode = ["--mode=quantize"] if argument.startswith("--sweep") else []
@@ -610,18 +618,18 @@ class BadInputTest(parameterized.TestCase):
     (("--dataset=nothing",), "--dataset=nothing: no builder found"),
     (("stray",), "unexpected argument 'stray'"),
     (("--mode=policy",), "stage data is missing; run --mode=data first"),
-    (("--task=fly",), "--task is 'fly'; expected one of"),
+    (("--recipe=fly",), "--recipe is 'fly'; expected one of"),
     (
-      ("--agent=ddpg", "--task=next_item"),
-      "--agent=ddpg with --task=next_item; expected --agent=hsrl or sasrec",
+      ("--agent=ddpg", "--recipe=next_item"),
+      "recipe is 'next_item' with ddpg; expected replay or logs",
     ),
     (
-      ("--experiment=ab", "--task=next_item"),
-      "--task=next_item with --experiment=ab; expected --task=rl",
+      ("--experiment=ab", "--recipe=next_item"),
+      "--recipe=next_item with --experiment=ab; expected one that trains",
     ),
     (
-      ("--distributed", "--task=next_item"),
-      "--task=next_item with many processes; expected a single one",
+      ("--distributed", "--recipe=next_item"),
+      "--recipe=next_item with many processes; expected a single one",
     ),
   )
   def test_one_clear_line_and_status_2(self, arguments, message):

@@ -50,37 +50,46 @@ class SettingsTest(parameterized.TestCase):
     ({"seeds": (1, "x")}, "^seeds is 1,x; expected integers with commas$"),
     ({"explore_no_repeat": 1}, "^explore_no_repeat is 1; expected True or F"),
     ({"iteration": 20}, "^iteration is no setting; expected such as iterati"),
-    ({"item_logits": "free"}, "the agent hsrl does not read it; .* a2c"),
+    ({"item_logits": "free"}, "agent=hsrl does not read it; .* agent=.*a2c"),
     ({"agent": "hrsl"}, "^agent is 'hrsl'; expected one of"),
-    ({"next_item_epochs": 3}, "the task rl does not read it; expected another"),
     (
-      {"task": "next_item", "iterations": 100},
-      "^iterations is given, but the task next_item does not read it; expected "
-      "another task, or no such setting$",
-    ),
-    ({"task": "next_item", "beams": 9}, "^beams is given, but the task next_i"),
-    ({"task": "next_item", "critic_hidden": 9}, "^critic_hidden is given, but"),
-    (
-      {"agent": "sasrec", "task": "next_item", "next_item_beams": 9},
-      "the agent sasrec does not read it; expected one of hsrl, or no such set",
+      {"next_item_epochs": 3},
+      "recipe=replay does not read it; expected recipe=next_item, or no such",
     ),
     (
-      {"agent": "ddpg", "task": "next_item"},
-      "^agent=ddpg with task=next_item; expected agent=hsrl or sasrec, or task",
-    ),
-    ({"task": "fly"}, "^task is 'fly'; expected one of"),
-    (
-      {"learn_from": "logs", "temperature": 0.5},
-      "^temperature is given, but learn_from=logs does not read it: it shows "
-      "nothing to anybody; expected no such setting$",
+      {"recipe": "next_item", "iterations": 100},
+      "^iterations is given, but recipe=next_item does not read it; expected "
+      "recipe=replay or on_policy or logs or .*, or no such setting$",
     ),
     (
-      {"learn_from": "logs", "learning": "on_policy"},
-      "^learning is 'on_policy'; expected replay where learn_from is logs",
+      {"recipe": "next_item", "beams": 9},
+      "^beams is given, but recipe=next_ite",
     ),
     (
-      {"task": "next_item", "learn_from": "logs"},
-      "^learn_from is given, but the task next_item does not read it",
+      {"recipe": "next_item", "critic_hidden": 9},
+      "^critic_hidden is given, but",
+    ),
+    (
+      {"agent": "sasrec", "recipe": "next_item", "next_item_beams": 9},
+      "agent=sasrec does not read it; expected agent=hsrl, or no such setting",
+    ),
+    (
+      {"agent": "ddpg", "recipe": "next_item"},
+      "^recipe is 'next_item' with ddpg; expected replay or logs, or one of",
+    ),
+    ({"recipe": "fly"}, "^recipe is 'fly'; expected one of"),
+    (
+      {"recipe": "logs", "temperature": 0.5},
+      "^temperature is given, but recipe=logs does not read it; expected "
+      "recipe=replay or next_item,replay, or no such setting$",
+    ),
+    (
+      {"recipe": "on_policy", "kl_weight": 1.0},
+      "^kl_weight is given, .* expected recipe=next_item,replay, or no such",
+    ),
+    (
+      {"segment": 10},
+      "^segment is given, but recipe=replay does not read it; expected recipe=",
     ),
   )
   def test_one_line_names_setting_value_and_what_is_expected(
@@ -99,7 +108,7 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.texts(again), kept)
 
   def test_what_the_task_does_not_read_is_not_kept(self):
-    given = {"task": "next_item", "next_item_epochs": 3, "width": 8}
+    given = {"recipe": "next_item", "next_item_epochs": 3, "width": 8}
     kept = settings.texts(settings.config("hsrl", given))
     self.assertContainsSubset({"next_item_epochs", "width", "seeds"}, kept)
     self.assertNoCommonElements({"iterations", "beams", "discount"}, kept)

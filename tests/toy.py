@@ -91,6 +91,8 @@ BASE = Config(
     iterations_per_call=4,
     curve_every=20,
     save_every=20,
+    segment=4,
+    minibatches=2,
     seeds=(0, 1),
   ),
 )

@@ -19,10 +19,10 @@ from hsrl_jax.agents.baselines import (
   wolpertinger,
 )
 from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.agents.hsrl import pretrained
+from hsrl_jax.agents.hsrl import flat, pretrained, sequential
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
 from hsrl_jax.agents.rules import best_playlist, capped, diverse, spaced
-from hsrl_jax.config import Config
+from hsrl_jax.config import RECIPES, Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.sim import reward
 
@@ -30,39 +30,70 @@ from hsrl_jax.sim import reward
 AGENTS = {
   "random": Algorithm(simple.Settings, simple.make_random),
   "popularity": Algorithm(simple.Settings, simple.make_popularity),
-  "sasrec": Algorithm(sasrec.Settings, sasrec.make),
-  "a2c": Algorithm(a2c.Settings, a2c.make),
-  "ddpg": Algorithm(ddpg.Settings, ddpg.make),
-  "cql": Algorithm(cql.Settings, cql.make),
+  "sasrec": Algorithm(
+    sasrec.Settings, sasrec.make, ("replay", "logs", "next_item")
+  ),
+  "a2c": Algorithm(a2c.Settings, a2c.make, ("replay", "logs")),
+  "ddpg": Algorithm(ddpg.Settings, ddpg.make, ("replay", "logs")),
+  "cql": Algorithm(cql.Settings, cql.make, ("replay", "logs")),
   "td3": Algorithm(td3.Settings, td3.make),
   "pgra": Algorithm(pgra.Settings, pgra.make),
   "wolpertinger": Algorithm(wolpertinger.Settings, wolpertinger.make),
   "hac": Algorithm(hac.Settings, hac.make),
   "planner": Algorithm(planner.Settings, planner.make),
+  "ppo": Algorithm(
+    hsrl_settings.SlateSettings,
+    flat.make,
+    ("on_policy", "next_item,on_policy"),
+  ),
   "capped": Algorithm(capped.Settings, capped.make),
   "spaced": Algorithm(spaced.Settings, spaced.make),
   "diverse": Algorithm(diverse.Settings, diverse.make),
   "best_playlist": Algorithm(best_playlist.Settings, best_playlist.make),
-  "hsrl": Algorithm(hsrl.Settings, hsrl.make),
+  "hsrl": Algorithm(hsrl.Settings, hsrl.make, RECIPES),
 }
-# By agent, what RL makes of its policy of the next item; `make` takes a Config
-# in place of the settings.
-CONTINUED = {
-  "hsrl": Algorithm(pretrained.ContinuedSettings, pretrained.make),
+# What an agent is by a recipe, where that is another algorithm.
+_BY_RECIPE = {
+  ("hsrl", "on_policy"): Algorithm(
+    hsrl_settings.OnPolicySettings, sequential.make
+  ),
+  ("hsrl", "next_item,replay"): Algorithm(
+    hsrl_settings.NearStartSettings, pretrained.make
+  ),
+  ("hsrl", "next_item,on_policy"): Algorithm(
+    hsrl_settings.SupervisedTokens, sequential.make
+  ),
+  ("ppo", "next_item,on_policy"): Algorithm(
+    hsrl_settings.SupervisedItems, flat.make
+  ),
 }
 # What learns nothing, and is chosen by its settings alone.
 RULES = ("capped", "spaced", "diverse", "best_playlist")
-# What can learn from logs alone.
-FROM_LOGS = ("hsrl", "sasrec", "a2c", "ddpg", "cql")
-# Fields of TrainConfig of which learning from logs has no use.
-_OF_SIMULATOR = {
-  *("buffer_size", "temperature", "temperature_end", "explore_no_repeat"),
-  *("curve_every", "curve_episodes"),
-}
-# Fields of TrainConfig of which learning on-policy has no use.
-_OF_REPLAY = {"temperature", "temperature_end", "batch_size", "buffer_size"}
 DEFAULT = "hsrl"
 PUBLISHED = hsrl.PUBLISHED
+
+
+def settings_of(agent: str, recipe: str) -> type[Settings]:
+  """The dataclass of an agent's own settings by a recipe."""
+  if recipe == "next_item":
+    return Settings  # All of them are those of NextItemConfig.
+  return _BY_RECIPE.get((agent, recipe), AGENTS[agent]).settings
+
+
+def all_settings() -> list[type[Settings]]:
+  """The dataclasses of all agents and recipes."""
+  return [x.settings for x in (*AGENTS.values(), *_BY_RECIPE.values())]
+
+
+def trained_by(recipe: str) -> tuple[str, ...]:
+  """The agents that a recipe trains."""
+  return tuple(name for name, x in AGENTS.items() if recipe in x.recipes)
+
+
+def recipe_for(agent: str, recipe: str) -> str:
+  """The recipe itself, or the agent's first one where it has no such recipe."""
+  able = AGENTS[agent].recipes
+  return recipe if recipe in able else able[0]
 
 
 def make_agent(config: Config, slate_size: int, items: int) -> Agent:
@@ -74,12 +105,15 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
     items: in the catalogue in training, also where another one is served.
 
   Raises:
-    InputError: the agent searches SIDs that items share, or does not learn in
-      that way.
+    InputError: the agent searches SIDs that items share, or has no such recipe.
   """
   check(config)
-  if config.train.task == "next_item":
+  name, recipe = config.agent, config.train.recipe
+  if recipe == "next_item":
     return next_item.make(config, slate_size, items)
+  start = None
+  if config.train.goes_on:
+    start = next_item.start(config, slate_size, items)
   spec = Spec(
     levels=config.quantizer.levels,
     vocab_size=config.quantizer.vocab_size,
@@ -88,11 +122,10 @@ def make_agent(config: Config, slate_size: int, items: int) -> Agent:
     items=items,
     network=config.network,
     train=config.train,
+    supervised=start,
   )
-  if config.supervised:
-    agent = CONTINUED[config.agent].make(config, spec)
-  else:
-    agent = AGENTS[config.agent].make(config.settings, spec)
+  algorithm = _BY_RECIPE.get((name, recipe), AGENTS[name])
+  agent = algorithm.make(config.settings, spec)
   if agent.beams and config.quantizer.assignment == "plain":
     raise InputError(
       f"sid_assignment is 'plain' with a beam search over {items:,} items, "
@@ -107,59 +140,36 @@ agent_of = functools.lru_cache(maxsize=4)(make_agent)
 
 
 def check(config: Config) -> None:
-  """Raises InputError where the agent does not learn as it should."""
-  if config.train.from_logs:
-    if config.agent not in FROM_LOGS:
-      raise InputError(
-        f"learn_from is 'logs' with {config.agent}; expected 'simulator', or "
-        f"one of {', '.join(FROM_LOGS)}"
-      )
-    if config.supervised:
-      raise InputError(
-        "learn_from is 'logs' with a run that continues from a policy of the "
-        "next item; expected 'simulator', or a new run"
-      )
-  if config.train.learning == "on_policy" and (
-    config.agent not in CONTINUED or config.supervised
-  ):
-    agent = config.agent
-    what = f"a run that continues from {agent}" if config.supervised else agent
+  """Raises InputError where the agent is not trained by the recipe."""
+  name, recipe = config.agent, config.train.recipe
+  if recipe not in AGENTS[name].recipes:
     raise InputError(
-      f"learning is 'on_policy' with {what}; expected 'replay', or a new run "
-      f"of {' or '.join(CONTINUED)}"
+      f"recipe is {recipe!r} with {name}; expected "
+      f"{' or '.join(AGENTS[name].recipes)}, or one of "
+      f"{', '.join(trained_by(recipe))}"
+    )
+  on_policy = recipe == "next_item,on_policy"
+  if on_policy and config.supervised and not config.next_item.item_weight:
+    raise InputError(
+      "the policy of the next item that the run continues from has no softmax "
+      "over items (next_item_item_weight=0), with which on-policy learning "
+      "begins; expected one that has"
     )
 
 
 def needs_logs(config: Config) -> bool:
   """Whether the agent learns from logged slates."""
-  agent = make_agent(config, slate_size=1, items=1)
-  return agent.offline or config.train.from_logs or agent.logged_share > 0
+  if config.train.recipe == "next_item" or config.train.from_logs:
+    return True
+  if config.train.goes_on:
+    return True  # The policy of the next item did.
+  return make_agent(config, slate_size=1, items=1).offline
 
 
-def unread_of(learn_from: str) -> set[str]:
-  """The names of settings of which one way of learning has no use."""
-  return _OF_SIMULATOR if learn_from == "logs" else set()
-
-
-def reads(agent: str) -> set[str]:
-  """The names of an agent's own settings."""
-  return {x.name for x in dataclasses.fields(AGENTS[agent].settings)}
-
-
-def unread(config: Config) -> set[str]:
-  """The names of settings that the agent reads in other configurations only.
-
-  One that continues from its policy of the next item has the networks of that
-  policy; others have nothing to stay near. On-policy there is no replay.
-  """
-  if config.agent not in CONTINUED:
-    return set()
-  if config.train.learning == "on_policy":
-    return hsrl_settings.REPLAY | _OF_REPLAY
-  continued = dataclasses.fields(CONTINUED[config.agent].settings)
-  if config.supervised:
-    return reads(config.agent) - {x.name for x in continued}
-  return hsrl_settings.NEAR_START | hsrl_settings.ON_POLICY
+def reads(agent: str, recipe: str = RECIPES[0]) -> set[str]:
+  """The names of an agent's own settings by a recipe, or by its first one."""
+  own = settings_of(agent, recipe_for(agent, recipe))
+  return {x.name for x in dataclasses.fields(own)}
 
 
 def configure(
@@ -173,23 +183,25 @@ def configure(
   Args:
     config: which holds where nothing else is said.
     agent: a name in AGENTS.
-    settings: of the agent; None: what it has in common with those of `config`,
-      for the rest its defaults.
+    settings: of the agent by any recipe; None: those of `config`. What it has
+      in common with them counts, for the rest its defaults.
     **values: by name of a field: of TrainConfig, NetworkConfig, or of the
-      agent's settings.
+      agent's settings. Without the recipe of `config` the agent is trained by
+      its first one.
 
   Raises:
     TypeError: there is no such field.
     ValueError: a value is out of range.
   """
-  own = reads(agent)
-  if settings is None:
-    known = {
-      name: getattr(config.settings, name)
-      for name in own
-      if hasattr(config.settings, name)
-    }
-    settings = AGENTS[agent].settings(**known)
+  recipe = recipe_for(agent, values.pop("recipe", config.train.recipe))
+  values["recipe"] = recipe
+  source = config.settings if settings is None else settings
+  known = {
+    name: getattr(source, name)
+    for name in reads(agent, recipe)
+    if hasattr(source, name)
+  }
+  settings = settings_of(agent, recipe)(**known)
   parts = {"network": config.network, "train": config.train}
   for name, part in parts.items():
     fields = {x.name for x in dataclasses.fields(part)} & values.keys()

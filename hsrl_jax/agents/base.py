@@ -85,8 +85,8 @@ class ItemCreditSettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorCriticSettings(PolicySettings, ItemCreditSettings):
-  """Of agents with a softmax over items or tokens; see `actor_critic`.
+class EntropySettings(Settings):
+  """Of agents with a softmax over items or tokens.
 
   Attributes:
     entropy_weight: beta at the start; 0, with the other, for none.
@@ -106,8 +106,13 @@ class ActorCriticSettings(PolicySettings, ItemCreditSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicySettings(ActorCriticSettings):
-  """Of agents that can learn on-policy, see `engine.on_policy`.
+class ActorCriticSettings(PolicySettings, ItemCreditSettings, EntropySettings):
+  """Of those that learn by replay, or from logs; see `actor_critic`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicySettings(ValueSettings, EntropySettings):
+  """Of agents that learn on-policy, see `engine.on_policy`.
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
@@ -153,6 +158,8 @@ class Spec(NamedTuple):
       did there, whatever the served catalogue's size.
     network: sizes of the networks.
     train: of the training, for what changes in its course.
+    supervised: the policy of the next item that it goes on from, a
+      `next_item.Start`; None: it starts afresh.
   """
 
   levels: int
@@ -162,6 +169,7 @@ class Spec(NamedTuple):
   items: int
   network: NetworkConfig
   train: TrainConfig
+  supervised: Any = None
 
 
 class Ranked(NamedTuple):
@@ -323,10 +331,13 @@ class Algorithm(NamedTuple):
   Attributes:
     settings: the dataclass of its settings.
     make: (settings, spec) -> Agent.
+    recipes: by which it is trained, see TrainConfig; the first one where a
+      comparison has another.
   """
 
   settings: type[Settings]
   make: Callable[[Any, Spec], Agent]
+  recipes: tuple[str, ...] = ("replay",)
 
 
 def encoder(sizes: NetworkConfig) -> Encoder:

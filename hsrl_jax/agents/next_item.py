@@ -1,4 +1,4 @@
-"""Policies of the next liked item (--task=next_item): SASRec and HSRL's tokens.
+"""Policies of the next liked item: SASRec and HSRL over tokens.
 
 An item ranks by log pi(item | history) + w logit(item), with the logit of a
 positive response by the click model: what is chosen next, and what is liked of
@@ -15,18 +15,16 @@ import optax
 
 from hsrl_jax.agents import base
 from hsrl_jax.config import Config, NextItemConfig
-from hsrl_jax.errors import InputError
 from hsrl_jax.networks import next_item
 from hsrl_jax.networks.next_item import Model
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import click_model
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
-AGENTS = ("hsrl", "sasrec")
-# What the task reads of a part of Config; of the others all.
+# What the recipe reads of a part of Config; of the others all.
 _READ = {
   "network": ("width", "layers", "heads", "dropout"),
-  "train": ("task", "seeds"),
+  "train": ("recipe", "seeds"),
 }
 # Fields of NextItemConfig that only an agent with tokens reads.
 _OF_TOKENS = (
@@ -160,7 +158,7 @@ def learner(config: Config, items: int) -> base.Agent:
   """The model as the engine trains it, on sequences of likes.
 
   Args:
-    config: of the task next_item.
+    config: of the recipe next_item.
     items: N in training.
   """
   own = policy(config, 1, items)
@@ -239,7 +237,7 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
   """The policy that a configuration describes.
 
   Args:
-    config: of the task next_item.
+    config: of the recipe next_item.
     slate_size: K.
     items: N in training.
   """
@@ -261,15 +259,16 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
 def model_config(config: Config) -> next_item.ModelConfig:
   """Sizes of the agent's model."""
   c: NextItemConfig = config.next_item
+  network = config.supervised or config.network
   tokens = _has_tokens(config)
   return next_item.ModelConfig(
     length=c.history,
-    width=config.network.width,
-    layers=config.network.layers,
-    heads=config.network.heads,
-    dropout=config.network.dropout,
+    width=network.width,
+    layers=network.layers,
+    heads=network.heads,
+    dropout=network.dropout,
     token_weight=c.token_weight if tokens else 0.0,
-    item_weight=c.item_weight if config.agent == "hsrl" else 1.0,
+    item_weight=c.item_weight if config.agent != "sasrec" else 1.0,
     token_inputs=tokens,
     id_inputs=c.id_inputs,
     feature_inputs=c.feature_inputs,
@@ -280,20 +279,32 @@ def model_config(config: Config) -> next_item.ModelConfig:
 
 
 def _has_tokens(config: Config) -> bool:
-  return config.agent == "hsrl" and config.next_item.token_weight > 0
+  return config.agent != "sasrec" and config.next_item.token_weight > 0
+
+
+class Start(NamedTuple):
+  """The policy of the next item that RL goes on from.
+
+  Attributes:
+    policy: the policy.
+    agent: as one that is not trained.
+    beams: items that it finds.
+  """
+
+  policy: Policy
+  agent: base.Agent
+  beams: int
+
+
+def start(config: Config, slate_size: int, items: int) -> Start:
+  """The policy that a configuration goes on from."""
+  own = policy(config, slate_size, items)
+  beams = max(config.next_item.beams, slate_size)
+  return Start(own, make(config, slate_size, items), beams)
 
 
 def make(config: Config, slate_size: int, items: int) -> base.Agent:
-  """The policy as an agent that the engine does not train.
-
-  Raises:
-    InputError: the agent has no such task.
-  """
-  if config.agent not in AGENTS:
-    raise InputError(
-      f"agent is {config.agent!r} and task next_item; expected one of "
-      f"{', '.join(AGENTS)}"
-    )
+  """The policy as an agent that the engine does not train."""
   own = policy(config, slate_size, items)
   return base.Agent(
     init=_init(own, config),
@@ -309,7 +320,9 @@ def _init(own: Policy, config: Config):
     key: PRNGKey, catalogue: Catalogue, observation: Observation
   ) -> Params:
     keys = [jax.random.fold_in(key, i) for i in range(2)]
-    nothing = {"interactions": jnp.zeros((len(catalogue.features), 0))}
+    # As many numbers as the policy was trained on, where there is one.
+    size = config.next_item.interactions if config.supervised else 0
+    nothing = {"interactions": jnp.zeros((len(catalogue.features), size))}
     features, plain = catalogue.features, catalogue.plain
     if plain is not None:
       features = features[:, : plain.shape[1]]

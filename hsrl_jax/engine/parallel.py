@@ -66,7 +66,7 @@ def use_cores(train: TrainConfig) -> None:
     return
   cores, seeds = len(os.sched_getaffinity(0)), len(train.seeds)
   devices = min(cores, seeds)
-  if seeds == 1 and train.task != "next_item":
+  if seeds == 1 and train.recipe != "next_item":
     parts = range(1, min(cores, train.users // _FEWEST) + 1)
     devices = max((n for n in parts if train.users % n == 0), default=1)
   jax.config.update("jax_num_cpu_devices", devices)

@@ -93,8 +93,8 @@ TWINS = {
   "hsrl_gamma_0": {"discount": 0.0},
   "hsrl_no_actor": {"actor_weight": 0.0},
 }
-# The variants of `world`: parts that can matter where tomorrow counts. A new
-# one is an entry here.
+# The variants of `world`, on-policy: parts that can matter where tomorrow
+# counts. A new one is an entry here; HSRL without tokens is the agent `ppo`.
 FORESIGHT = {
   # Each choice has an advantage of its own, over what was chosen before it.
   "token_credit": {"credit": "token"},
@@ -107,11 +107,9 @@ FORESIGHT = {
   # The slots of a slate do not know each other.
   "independent_slates": {"slates": "independent"},
   # SIDs of other items, and tokens that mean nothing.
-  "random_sids": VARIANTS["random_sids"],
+  "random_sids": {"assignment": "shuffled", "semantic_tokens": False},
   # Tokens of like codebook vectors learn nothing from each other.
-  "free_tokens": {"semantic_tokens": False, "item_residual": False},
-  # One logit for each item, of its features; all else is the same.
-  "flat_features": {"choices": "items"},
+  "free_tokens": {"semantic_tokens": False},
   # What more training earns.
   "twice_as_long": {"times": 2},
 }
@@ -132,8 +130,6 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
     ValueError: a value is out of range.
   """
   changes, stages = {"agent": REFERENCE} | dict(changes), {}
-  if changes["agent"] != REFERENCE:  # Others learn by replay alone.
-    changes = {"learning": "replay"} | changes
   if "times" in changes:
     changes["iterations"] = (
       changes.pop("times") * experiment.base.train.iterations
@@ -276,7 +272,8 @@ def varied(
   """
   found = {}
   for name, x in changes.items():
-    read = reads(x.get("agent", REFERENCE))
+    recipe = x.get("recipe", experiment.base.train.recipe)
+    read = reads(x.get("agent", REFERENCE), recipe)
     known = {
       field: value
       for field, value in own.items()

@@ -30,7 +30,7 @@ class Entry(NamedTuple):
     title: of its results in docs/RESULTS.md, which is no experiment's name and
       so shares no anchor with one; empty: they are on no page.
     question: that they answer.
-    also: another task than --task that it trains its agents on.
+    also: other recipes than --recipe by which it trains its agents.
     fits_sids: whether it fits SIDs of its own.
     keeps_flags: whether its workdir is its own.
   """
@@ -41,7 +41,7 @@ class Entry(NamedTuple):
   settings: type[Checked]
   title: str = ""
   question: str = ""
-  also: str | None = None
+  also: tuple[str, ...] = ()
   fits_sids: bool = False
   keeps_flags: bool = True
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hsrl_jax.agents import RULES, make_agent, reads
-from hsrl_jax.config import Config
+from hsrl_jax.config import RECIPES, Config
 from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.experiments.registry import Tune
 from hsrl_jax.report import experiment_plots, tables
@@ -56,7 +56,7 @@ def run(experiment: jobs.Experiment) -> None:
   """
   names = entrants.able(experiment, experiment.config.named)
   tried = {
-    name: grid(name, experiment.config.trials)
+    name: grid(name, experiment.config.trials, experiment.base.train.recipe)
     for name in names
     if name in RULES
     or make_agent(entrants.agent(experiment, name), 1, items=1).learns
@@ -91,12 +91,14 @@ def compared(config: Tune) -> Collection[str]:
   return dict.fromkeys((*config.named, entrants.REFERENCE))
 
 
-def grid(agent: str, trials: int) -> list[dict[str, Any]]:
+def grid(
+  agent: str, trials: int, recipe: str = RECIPES[0]
+) -> list[dict[str, Any]]:
   """The settings that are tried, field to value; as many for every agent.
 
   A rule has all values of its own settings, some of them where these are more.
   """
-  own, parts = reads(agent), []
+  own, parts = reads(agent, recipe), []
   if agent in _OF_RULES:
     names, values = zip(*_OF_RULES[agent].items(), strict=True)
     every = [

@@ -1,4 +1,4 @@
-"""Stage `policy` of --task=next_item: trains on what users liked next."""
+"""Stage `policy` of --recipe=next_item: trains on what users liked next."""
 
 import dataclasses
 from collections.abc import Callable
@@ -70,7 +70,11 @@ def about(config: Config, interactions: int) -> dict:
     interactions: numbers of a vector by who liked an item, which may be fewer
       than the configuration asks for.
   """
-  sizes = checked.values(config.next_item)
+  model = next_item.model_config(config)
+  weights = {
+    name: getattr(model, name) for name in ("token_weight", "item_weight")
+  }
+  sizes = checked.values(config.next_item) | weights
   return {
     "format": 1,
     "agent": config.agent,
@@ -112,7 +116,7 @@ def course(config: Config, rows: int) -> TrainConfig:
   steps = rows // batch
   return dataclasses.replace(
     TrainConfig(),
-    task=config.train.task,
+    recipe=config.train.recipe,
     seeds=config.train.seeds,
     polyak=1.0 - c.average,
     users=1,

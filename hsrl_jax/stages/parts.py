@@ -154,7 +154,7 @@ class Parts:
 
   @functools.cached_property
   def training_logs(self) -> Sessions | blocks.Blocks:
-    """What is learned from with --learn_from=logs: all training slates."""
+    """What is learned from with --recipe=logs: all training slates."""
     on_disk = None
     if not self.own_users:
       on_disk = blocks.load(self.folder("data") / "data" / blocks.FOLDER)

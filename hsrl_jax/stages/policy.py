@@ -173,12 +173,12 @@ def _check_share(agent: Agent, env: UserSimulator, logs: Sessions) -> None:
 
 
 def trained(parts: Parts) -> list[Params]:
-  """What the stage left, whatever the task: one pytree a seed.
+  """What the stage left, whatever the recipe: one pytree a seed.
 
   Raises:
     InputError: no checkpoint can be read.
   """
-  if parts.config.train.task == "next_item":
+  if parts.config.train.recipe == "next_item":
     return next_item.load(parts)
   return load(
     parts.config,

@@ -113,7 +113,7 @@ class Run(Parts):
     """Stage policy."""
     how = policy.acting(self.agent(), self.catalogue.index)
     print(f"  acting: {how}")
-    if self.config.train.task == "next_item":
+    if self.config.train.recipe == "next_item":
       next_item.run(self, self._phases)
       return
     logs = self.dataset.splits["train"]

@@ -170,7 +170,7 @@ def click_model(parts: Parts) -> ranking.ScoreFn:
 
 def ranks_next_item(parts: Parts) -> bool:
   """Whether the policy is a model of the next item."""
-  return parts.config.train.task == "next_item" or parts.config.supervised
+  return parts.config.train.recipe in ("next_item", "next_item,replay")
 
 
 def ranking_of(parts: Parts) -> ranking.Ranker | None:
@@ -204,7 +204,7 @@ def _by_scores(parts: Parts) -> ranking.Ranker | None:
     return scores
 
   ranker = ranking.of_scores(score, index.active)
-  if not agent.beams:
+  if not agent.beams and not parts.config.train.goes_on:
     return ranker
   listing = agent_for(parts, min(ranking.LISTED, index.num_items))
   return ranker._replace(best=ranking.by_slates(listing.act))

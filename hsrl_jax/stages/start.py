@@ -5,9 +5,8 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from hsrl_jax import agents, checked, files, settings
+from hsrl_jax import checked, files, settings
 from hsrl_jax import config as config_lib
-from hsrl_jax.agents.hsrl.settings import NEAR_START
 from hsrl_jax.config import Config
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError, reading
@@ -42,14 +41,14 @@ class FinishedRun(NamedTuple):
     if self.about is None:
       return config
     with reading(self.workdir / MODEL, "what this version of hsrl_jax wrote"):
-      network = self.about["network"]
+      sizes = {name: self.about["network"][name] for name in _SIZES}
+      network = dataclasses.replace(config.network, **sizes)
+      # On-policy RL has networks of its own beside.
       return dataclasses.replace(
         config,
-        supervised=True,
+        supervised=network,
         next_item=config_lib.NextItemConfig(**self.about["next_item"]),
-        network=dataclasses.replace(
-          config.network, **{name: network[name] for name in _SIZES}
-        ),
+        network=config.network if config.train.on_policy else network,
       )
 
   def keep(self, workdir: pathlib.Path) -> None:
@@ -69,6 +68,11 @@ def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
     InputError: there is no such run, or it is none to continue from.
   """
   if config.train.continue_from is None:
+    if config.train.goes_on:
+      raise InputError(
+        f"--recipe={config.train.recipe} needs --continue_from; expected the "
+        "workdir of a finished run of --recipe=next_item"
+      )
     return None
   path = pathlib.Path(config.train.continue_from)
   if (workdir / KEPT).exists():
@@ -81,43 +85,47 @@ def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
 def _read(path: pathlib.Path, config: Config) -> tuple[str, dict | None]:
   """Digest and networks of the run in a folder; see `of_config`."""
   where, kept = f"--continue_from={path}", workdir_lib.kept_flags(path)
-  task, agent = kept.get("task", config_lib.TASKS[0]), kept.get("agent")
+  agent, recipe = config.agent, config.train.recipe
+  own, by = kept.get("agent"), kept.get("recipe", config_lib.RECIPES[0])
   if not kept:
     raise InputError(f"{where} is no workdir; expected that of a finished run")
-  if config.train.task != config_lib.TASKS[0]:
+  if recipe == "next_item":
     raise InputError(
-      f"{where} with --task={config.train.task}; expected "
-      f"--task={config_lib.TASKS[0]}, or no --continue_from"
+      f"{where} with --recipe={recipe}, which starts afresh; expected another "
+      "--recipe, or no --continue_from"
     )
   if not (path / ".done" / "policy").exists():
     raise InputError(
       f"{where} has no trained policy; expected a finished run: "
       f"--workdir={path} --mode=policy finishes it"
     )
-  if agent != config.agent:
+  goes_on = config.train.goes_on
+  first = by == "next_item" and goes_on
+  if not first and (by == "next_item" or goes_on != ("," in by)):
+    expected = "a run of --recipe=next_item"
+    if not goes_on:
+      last = recipe.split(",")[-1]
+      expected = f"--recipe={by if ',' in by else f'{by},{last}'} here"
+    raise InputError(f"{where} has --recipe={by}; expected {expected}")
+  # On-policy what the policy of the next item says is all that counts.
+  if own != agent and not (first and config.train.on_policy):
     raise InputError(
-      f"{where} trained --agent={agent}; expected --agent={config.agent}, as "
-      "this run trains"
+      f"{where} trained --agent={own}; expected --agent={agent}, as this run "
+      "trains"
     )
   found = digest(path)
   if not found:
     raise InputError(
-      f"{where}: --agent={agent} has no checkpoints, for it learns nothing; "
+      f"{where}: --agent={own} has no checkpoints, for it learns nothing; "
       "expected an agent that does, or no --continue_from"
     )
-  about = None
-  if task != config_lib.TASKS[0]:
-    if agent not in agents.CONTINUED:
-      raise InputError(
-        f"{where} trained --agent={agent} with --task={task}, which has no "
-        f"actor and critic to go on with; expected {list(agents.CONTINUED)}"
-      )
+  if not goes_on:
+    return found, None
+  if first:
     with reading(path / MODEL, "what --mode=policy wrote"):
-      about = files.read_json(path / MODEL, FORMAT)
-  elif (path / KEPT).exists():
-    with reading(path / KEPT, "what --mode=policy wrote"):
-      about = files.read_json(path / KEPT, FORMAT)["next_item"]
-  return found, about
+      return found, files.read_json(path / MODEL, FORMAT)
+  with reading(path / KEPT, "what --mode=policy wrote"):
+    return found, files.read_json(path / KEPT, FORMAT)["next_item"]
 
 
 def digest(workdir: pathlib.Path) -> str:
@@ -146,34 +154,13 @@ def with_sizes(
     config: with the sizes that count.
 
   Raises:
-    InputError: a size that is given is not that of the source, or a setting
-      is given that the agent does not read as it starts.
+    InputError: a size that is given is not that of the source.
   """
-  unread = agents.unread(config)
-  for name in sorted(unread & {*given}):
-    on_policy = config.train.learning == "on_policy"
-    expected = (
-      f"expected --learning={'replay' if on_policy else 'on_policy'}, or no "
-      f"--{name}"
-    )
-    if config.supervised:
-      expected = (
-        "a run that continues from a policy of --task=next_item has the "
-        "networks of that policy: leave it out"
-      )
-    elif name in NEAR_START:
-      expected = (
-        "it counts in a run that continues from a policy of --task=next_item: "
-        "see --continue_from"
-      )
-    raise InputError(f"--{name} is given, but nothing reads it; {expected}")
-  kept = {name: text for name, text in texts.items() if name not in unread}
-  if not config.supervised:
+  kept = dict(texts)
+  if not config.supervised or config.train.on_policy:
     return kept
   sizes = settings.texts(config)
-  own = [f"{settings.PREFIXES['network']}{name}" for name in _SIZES]
-  prefix = settings.PREFIXES["next_item"]
-  for name in (*own, *(x for x in sizes if x.startswith(prefix))):
+  for name in (f"{settings.PREFIXES['network']}{x}" for x in _SIZES):
     if name in given and texts[name] != sizes[name]:
       raise InputError(
         f"--{name} is {texts[name]}, but the policy of "

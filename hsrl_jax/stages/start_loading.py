@@ -5,11 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax import settings
+from hsrl_jax.agents.hsrl import supervised
 from hsrl_jax.engine import checkpoint, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.sid.index import Catalogue
-from hsrl_jax.stages import next_item, policy
+from hsrl_jax.stages import next_item, policy, training
 from hsrl_jax.stages import start as source
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params
@@ -62,12 +63,17 @@ def load(parts: Parts, like: Params) -> Params:
   ]
   if parts.config.supervised:
     own = next_item.clicks(parts)
-    chosen = [x | {"start": x["model"]} | own for x in chosen]
-    fresh = [
-      jax.tree.map(lambda x, i=i: x[i], like["critic"])
-      for i in range(len(chosen))
-    ]
-    chosen = [{"critic": y} | x for x, y in zip(chosen, fresh, strict=True)]
+    fresh = training.by_seed(like)
+    if parts.config.train.on_policy:
+      chosen = [
+        y | {supervised.KEY: x | own}
+        for x, y in zip(chosen, fresh, strict=True)
+      ]
+    else:
+      chosen = [
+        x | own | {"start": x["model"], "critic": y["critic"]}
+        for x, y in zip(chosen, fresh, strict=True)
+      ]
   params = jax.tree.map(lambda *x: jnp.stack(x), *chosen)
   _check_shapes(where, params, like)
   if processes.is_first():

@@ -324,7 +324,7 @@ def _not_finite(
   bad: str, step: int, saved: int, folder, train: TrainConfig
 ) -> FloatingPointError:
   """The error of a state that is not worth saving."""
-  prefix = "next_item_" if train.task == "next_item" else ""
+  prefix = "next_item_" if train.recipe == "next_item" else ""
   kept = f"{saved} is the last good one" if saved else "none is good"
   return FloatingPointError(
     f"{bad} is not finite by iteration {step}; of the checkpoints in {folder} "

@@ -16,7 +16,8 @@ from hsrl_jax.studies.registry import AGENTS, FRONT
 def register() -> None:
   """Adds the agents of this command, and its flags."""
   agents.AGENTS.update(AGENTS)
-  flags_lib.define(map(settings.of_agent, AGENTS), FRONT.module)
+  own = (settings.Group("agent", x.settings) for x in AGENTS.values())
+  flags_lib.define(own, FRONT.module)
   flags_lib.define_experiments(FRONT, FRONT.module)
 
 

@@ -102,17 +102,17 @@ def after(weights: Sequence[float], start: str) -> dict[str, dict[str, Any]]:
   ):
     found[f"kl_{last:g}_{name}"] = {"kl_weight": last} | changes
   found["mixed"] = {"kl_weight": 0.0, "logged_share": MIXED}
-  return {k: x | {"continue_from": start} for k, x in found.items()}
+  begun = {"recipe": "next_item,replay", "continue_from": start}
+  return {k: begun | x for k, x in found.items()}
 
 
 def _supervised(
   experiment: jobs.Experiment, name: str, changes: Mapping[str, Any]
 ) -> Run:
   """A run of its own, with data and SIDs, from which others go on."""
-  config = experiment.with_agent(REFERENCE)
-  train = dataclasses.replace(config.train, task="next_item")
+  config = experiment.with_agent(REFERENCE, recipe="next_item")
   own = dataclasses.replace(config.next_item, **changes)
-  kept = settings.texts(dataclasses.replace(config, train=train, next_item=own))
+  kept = settings.texts(dataclasses.replace(config, next_item=own))
   folder = experiment.workdir / name
   # As those who go on from it will read it, without what it has no use for; but
   # where the source files are is not kept.

@@ -173,7 +173,7 @@ def _loop(
         policy.claim(settings.texts(config))
         before = policy.workdir
       else:
-        config = experiment.with_agent(FIRST, seeds=(seed,), learning="replay")
+        config = experiment.with_agent(FIRST, seeds=(seed,), recipe="replay")
         job = jobs.Job(f"{arm}/{seed}/round_1", config)
         policy = jobs.prepare(experiment, job, world)
       policy.complete(STAGES)

@@ -21,7 +21,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from hsrl_jax.agents import FROM_LOGS, make_agent
+from hsrl_jax.agents import make_agent, trained_by
 from hsrl_jax.config import Config
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, simulate, statistics
@@ -44,8 +44,7 @@ MODEL = "model"
 DEFAULT = (CONSERVATIVE, entrants.REFERENCE, MODEL)
 # Of `model`, beside the flags; found on validation users of the world itself.
 IN_MODEL = {
-  "learn_from": "simulator",
-  "learning": "on_policy",
+  "recipe": "on_policy",
   "learning_rate": 3e-3,
   "trace": 0.5,
   "critic_sees_state": True,
@@ -140,10 +139,10 @@ def _learners(config: Conservatism) -> tuple[str, ...]:
   """Who learns: agents, and MODEL."""
   names = DEFAULT if config.agents is None else config.agents
   for name in names:
-    if name not in (*FROM_LOGS, MODEL):
+    if name not in (*trained_by("logs"), MODEL):
       raise InputError(
         f"--study_agents has {name!r}; expected some of "
-        f"{', '.join(FROM_LOGS)}, which learn from logs, and {MODEL}"
+        f"{', '.join(trained_by('logs'))}, which learn from logs, and {MODEL}"
       )
   return tuple(names)
 
@@ -212,7 +211,7 @@ def _config(experiment: jobs.Experiment, row: Row) -> Config:
     config = experiment.with_agent(entrants.REFERENCE, **IN_MODEL)
     simulator = dataclasses.replace(config.simulator, boredom=FITTED_TO_LOGS)
     return dataclasses.replace(config, simulator=simulator)
-  changes: dict[str, Any] = {"learn_from": "logs", "learning": "replay"}
+  changes: dict[str, Any] = {"recipe": "logs"}
   if row.weight is not None:
     changes["conservative_weight"] = row.weight
   return experiment.with_agent(row.agent, **changes)

@@ -134,6 +134,7 @@ STUDIES = (
     "Learning from logs alone",
     "What is learned from logs alone that were drawn in a world, and what it "
     "then earns there.",
+    also=("on_policy",),
   ),
   _study(
     "closed_loop",
@@ -141,6 +142,7 @@ STUDIES = (
     "The closed loop",
     "A policy that is served, and learns from what it served alone, round "
     "after round.",
+    also=("replay",),
   ),
   _study(
     "after_supervised",
@@ -148,7 +150,7 @@ STUDIES = (
     "RL after supervised training",
     "What RL adds to a policy that was trained on what users liked next, and "
     "what it costs.",
-    also="next_item",
+    also=("next_item", "next_item,replay"),
   ),
 )
 FRONT = Front("hsrl_jax.studies", EXPERIMENTS + STUDIES)

@@ -73,7 +73,14 @@ def _scores(made):
     state = latent.state(params, catalogue, observation)
     embedded = latent.embeddings(params, catalogue)
     return embedded @ latent.action(params, state)
-  if agent in ("random", "wolpertinger", "cql", "planner", *agents.RULES):
+  if agent in (
+    "random",
+    "wolpertinger",
+    "cql",
+    "planner",
+    "ppo",
+    *agents.RULES,
+  ):
     return None
   state = checks.state(params, catalogue, observation)
   if agent == "pgra":
@@ -121,7 +128,7 @@ class ActTest(parameterized.TestCase):
     for left in (np.arange(6, toy.ITEMS + 1), np.array([9, 20, 21, 30, 40])):
       banned = np.setdiff1d(np.arange(toy.ITEMS + 1), left)
       # Values of a whole future are far apart at temperature 1.
-      exploration = {"cql": 10.0, "planner": 1e4}.get(case, 1.0)
+      exploration = {"cql": 10.0, "planner": 1e4, "ppo": 60.0}.get(case, 1.0)
       acted = checks.sample(made._replace(catalogue=fewer), banned, exploration)
       slates = np.asarray(acted.slate)[:500]
       self.assertTrue(np.isin(slates, np.setdiff1d(left, [12])).all())

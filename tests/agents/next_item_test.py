@@ -23,7 +23,7 @@ def _config(name, **values):
   base = toy.config(name)
   return dataclasses.replace(
     base,
-    train=dataclasses.replace(base.train, task="next_item"),
+    train=dataclasses.replace(base.train, recipe="next_item"),
     simulator=SimulatorConfig(features=4, hidden=4),
     next_item=NextItemConfig(
       history=6,
@@ -52,7 +52,7 @@ def _setting(name, **values):
 
 
 class PolicyTest(parameterized.TestCase):
-  @parameterized.parameters(*next_item.AGENTS)
+  @parameterized.parameters(*agents.trained_by("next_item"))
   def test_slates_are_the_exact_top_of_what_may_be_shown(self, name):
     """Of hsrl too, whose beams are as many as the items."""
     policy, params, user = _setting(name)
@@ -81,7 +81,7 @@ class PolicyTest(parameterized.TestCase):
         action.log_prob, np.asarray(scores)[np.asarray(want)], rtol=1e-4
       )
 
-  @parameterized.parameters(*next_item.AGENTS)
+  @parameterized.parameters(*agents.trained_by("next_item"))
   def test_sampled_slates_are_distinct_and_permitted(self, name):
     policy, params, user = _setting(name)
     left = np.array([9, 20, 21, 30, 40])
@@ -125,7 +125,7 @@ class PolicyTest(parameterized.TestCase):
     self.assertTrue(np.isfinite(found).all())
     self.assertAlmostEqual(float(found.sum()), 0.0, delta=1.0)
 
-  @parameterized.parameters(*next_item.AGENTS)
+  @parameterized.parameters(*agents.trained_by("next_item"))
   def test_later_items_are_known_by_features_and_tokens(self, name):
     policy, params, user = _setting(name)
     catalogue = checks.catalogue()
@@ -169,7 +169,8 @@ class PolicyTest(parameterized.TestCase):
 class MakeTest(absltest.TestCase):
   def test_an_agent_without_the_task(self):
     with self.assertRaisesRegex(
-      InputError, "^agent is 'ddpg' and task next_item; expected one of hsrl"
+      InputError,
+      "^recipe is 'next_item' with ddpg; expected replay or logs, or",
     ):
       agents.make_agent(_config("ddpg"), toy.SLATE, toy.ITEMS)
 

@@ -120,7 +120,7 @@ class NewAgentTest(absltest.TestCase):
       ran = self._run(root, "-c", USE)
       self.assertEqual(ran.returncode, 0, ran.stderr)
       self.assertIn("--mine_rate is given", ran.stdout)
-      self.assertIn("expected one of mine", ran.stdout)
+      self.assertIn("expected --agent=mine", ran.stdout)
       # In the real tree it keeps the rules of the house, too.
       shutil.copytree(ROOT / "datasets", pathlib.Path(root) / "datasets")
       shutil.copy(ROOT / "pyproject.toml", root)
@@ -149,8 +149,12 @@ class FlagsTest(parameterized.TestCase):
   def test_a_flag_means_the_same_to_all_agents(self):
     stages = {x for _, _, x, _ in settings.fields(settings.STAGES)}
     first = {}
-    for name, algorithm in (agents.AGENTS | studies.AGENTS).items():
-      for field in dataclasses.fields(algorithm.settings):
+    every = [
+      *agents.all_settings(),
+      *(x.settings for x in studies.AGENTS.values()),
+    ]
+    for name in every:
+      for field in dataclasses.fields(name):
         self.assertNotIn(field.name, stages)
         other = first.setdefault(field.name, field)
         self.assertEqual(
@@ -160,9 +164,9 @@ class FlagsTest(parameterized.TestCase):
         )
 
   @parameterized.parameters(
-    ("hsrl", "--item_logits=free", "sasrec, a2c, pgra"),
+    ("hsrl", "--item_logits=free", "sasrec or a2c or pgra"),
     ("random", "--discount=0.5", "hsrl"),
-    ("ddpg", "--beams=5", "expected one of hsrl"),
+    ("ddpg", "--beams=5", "expected --agent=hsrl"),
     ("hac", "--noitem_credit", "wolpertinger"),
   )
   def test_a_flag_that_the_agent_does_not_read_is_refused(
@@ -179,28 +183,29 @@ class FlagsTest(parameterized.TestCase):
   @parameterized.parameters(
     (
       ("--next_item_epochs=3",),
-      "--next_item_epochs is given, but --task=rl does not read it; expected "
-      "another --task, or no such flag",
+      "--next_item_epochs is given, but --recipe=replay does not read it; "
+      "expected --recipe=next_item, or no such flag",
     ),
     (
-      ("--task=next_item", "--iterations=100"),
-      "--iterations is given, but --task=next_item does not read it; expected "
-      "another --task, or no such flag",
+      ("--recipe=next_item", "--iterations=100"),
+      "--iterations is given, but --recipe=next_item does not read it; "
+      "expected --recipe=replay or on_policy or logs or next_item,replay or "
+      "next_item,on_policy, or no such flag",
     ),
     (
-      ("--task=next_item", "--noitem_credit"),
-      "--item_credit is given, but --task=next_item does not read it; expected "
-      "another --task, or no such flag",
+      ("--recipe=next_item", "--noitem_credit"),
+      "--item_credit is given, but --recipe=next_item does not read it; "
+      "expected --recipe=replay or logs or next_item,replay, or no such flag",
     ),
     (
-      ("--task=next_item", "--agent=sasrec", "--next_item_hidden=3"),
+      ("--recipe=next_item", "--agent=sasrec", "--next_item_hidden=3"),
       "--next_item_hidden is given, but --agent=sasrec does not read it; "
-      "expected one of hsrl, or no such flag",
+      "expected --agent=hsrl, or no such flag",
     ),
     (
-      ("--task=next_item", "--agent=ddpg"),
-      "--agent=ddpg with --task=next_item; expected --agent=hsrl or sasrec, or "
-      "--task=rl",
+      ("--recipe=next_item", "--agent=ddpg"),
+      "recipe is 'next_item' with ddpg; expected replay or logs, or one of "
+      "sasrec, hsrl",
     ),
   )
   def test_a_flag_that_the_task_does_not_read_is_refused(self, given, message):
@@ -213,7 +218,7 @@ class FlagsTest(parameterized.TestCase):
     chosen = "--experiment=benchmark", "--experiment_agents=hsrl,a2c"
     config = _config(flag, *chosen)
     self.assertEqual(config.agent, "hsrl")
-    self.assertTrue(flags_lib.settings_from_flags("a2c").free)
+    self.assertTrue(flags_lib.settings_from_flags("a2c", "replay").free)
     with self.assertRaisesRegex(InputError, "--agent=ddpg or hsrl does not"):
       _config(flag, chosen[0], "--experiment_agents=hsrl,ddpg")
 
@@ -228,7 +233,6 @@ class FlagsTest(parameterized.TestCase):
     ("discount", 1.5, r"in \[0, 1\]"),
     ("beams", 0, "at least 1"),
     ("importance_clip", float("nan"), "at least 0"),
-    ("credit", "some", "one of"),
     ("temperature", float("inf"), "above 0"),
     ("critic_hidden", (8, 0), "each at least 1"),
   )
@@ -237,6 +241,11 @@ class FlagsTest(parameterized.TestCase):
       ValueError, rf"^{name} is .*; expected {expected}"
     ):
       toy.config("hsrl", **{name: value})
+
+  def test_choices_of_texts_are_named(self):
+    expected = "^credit is 'some'; expected one of"
+    with self.assertRaisesRegex(ValueError, expected):
+      agents.settings_of("hsrl", "on_policy")(credit="some")
 
 
 class ConfigureTest(absltest.TestCase):

@@ -135,7 +135,7 @@ def main() -> None:
   parser.add_argument("--keep", action="store_true")
   own, flags = parser.parse_known_args()
   folder = own.folder or pathlib.Path(tempfile.mkdtemp())
-  flags = ["--learn_from=logs", "--simulator_epochs=1", *flags]
+  flags = ["--recipe=logs", "--simulator_epochs=1", *flags]
   try:
     rows = [measure(folder, x, flags) for x in (own.few, own.slates)]
   finally:

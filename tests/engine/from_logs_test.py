@@ -83,7 +83,7 @@ def _engine(agent, **values):
   """The agent, and the functions of its engine, compiled."""
   config = toy.config(
     agent,
-    learn_from="logs",
+    recipe="logs",
     layers=0,
     dropout=0.0,
     width=8,

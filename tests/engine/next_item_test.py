@@ -84,7 +84,7 @@ def _made(name):
     optimizer=functools.partial(agents.next_item._optimizer, TRAIN),
   )
   config = Config(
-    next_item=TRAIN, train=TrainConfig(task="next_item", seeds=(SEED,))
+    next_item=TRAIN, train=TrainConfig(recipe="next_item", seeds=(SEED,))
   )
   course = stage.course(config, len(packed.item))
   inputs = core.Inputs(catalogue, None, jax.tree.map(jnp.asarray, packed))

@@ -21,7 +21,7 @@ _COUNT = 40  # Rows of a window.
 def _config(**values):
   return toy.config(
     "sasrec",
-    learn_from="logs",
+    recipe="logs",
     iterations=24,
     iterations_per_call=2,
     curve_every=24,

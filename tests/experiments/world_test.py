@@ -25,10 +25,10 @@ BOUNDS = ("random", "greedy_oracle", "farsighted")
 USERS = np.repeat(np.arange(30), 2)
 
 
-def _experiment(workdir=pathlib.Path("bored"), **config):
+def _experiment(workdir=pathlib.Path("bored"), recipe="on_policy", **config):
   return jobs.Experiment(
     "world",
-    agents.configure(config_lib.Config(), "hsrl"),
+    agents.configure(config_lib.Config(), "hsrl", recipe=recipe),
     World(**config),
     workdir,
     "",
@@ -57,7 +57,9 @@ class EnteredTest(absltest.TestCase):
 
   def test_some_are_named(self):
     found = world.entered(
-      _experiment(agents=("ddpg",), variants=("ddpg", "one_critic"))
+      _experiment(
+        recipe="replay", agents=("ddpg",), variants=("ddpg", "one_critic")
+      )
     )
     self.assertEqual(
       {name: kind for name, (kind, _) in found.items()},
@@ -73,6 +75,12 @@ class EnteredTest(absltest.TestCase):
     # The agent has its own weight of the actor, the variant that of HSRL.
     self.assertNotEqual(found["ddpg"][1], found["hsrl_ddpg"][1])
     self.assertLen(world.entered(_experiment(agents=(), variants=())), 3)
+
+  def test_an_agent_without_the_recipe_has_its_own(self):
+    found = world.entered(_experiment(agents=("ddpg", "ppo"), variants=()))
+    recipes = {x: config.train.recipe for x, (_, config) in found.items()}
+    self.assertEqual(recipes["ppo"], "on_policy")
+    self.assertEqual(recipes["ddpg"], "replay")
 
   def test_twins_differ_in_one_setting(self):
     found = world.entered(_experiment())
@@ -207,7 +215,9 @@ class RowsTest(absltest.TestCase):
       contextlib.redirect_stdout(io.StringIO()) as out,
     ):
       world.run(
-        _experiment(self.workdir, agents=("td3",), variants=("one_critic",))
+        _experiment(
+          self.workdir, "replay", agents=("td3",), variants=("one_critic",)
+        )
       )
     self.out = out.getvalue()
     self.found = json.loads((self.workdir / "results.json").read_text())

@@ -108,7 +108,7 @@ class ConstraintsTest(parameterized.TestCase):
       (10**6, dict(agent="ddpg")),
       (10**6, dict(agent="wolpertinger")),
       (10**6, dict(agent="cql")),
-      (10**6, dict(choices="items", **toy_export.ON_POLICY)),
+      (10**6, dict(agent="ppo", **toy_export.ON_POLICY)),
     ):
       with self.subTest(str(overrides)):
         self._check(self._load(search_from, **overrides)[1])

@@ -16,7 +16,7 @@ from hsrl_jax.errors import InputError
 from tests import toy
 from tests.serving import toy_export
 
-ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
+ON_POLICY = {"recipe": "on_policy", "segment": 4, "minibatches": 2}
 LEFT, BATCH, CALLS = (2, 5, 17, 23, 38), 1024, 16
 HISTORY, PROFILE = [4, 7, 17], [0.5, -0.5, 0.2, 1.0]
 
@@ -91,7 +91,7 @@ class FrequenciesTest(parameterized.TestCase):
       dict(search_from=1),
       dict(search_from=1, beams=4, temperature=2.0),
       dict(temperature=8.0, **ON_POLICY),
-      dict(choices="items", temperature=60.0, **ON_POLICY),
+      dict(agent="ppo", temperature=60.0, **ON_POLICY),
       dict(slates="independent", temperature=8.0, **ON_POLICY),
       dict(agent="popularity"),
       dict(agent="sasrec", temperature=3.0),

@@ -20,7 +20,7 @@ from tests import toy
 ROOM, SEEN, SHOWN = 48, 5, 8
 LEVELS, VOCAB, WIDTH = 2, 8, 7
 RANGES = {"profile": (-4.0, 4.0), "reward": (-0.5, 3.0)}
-ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
+ON_POLICY = {"recipe": "on_policy", "segment": 4, "minibatches": 2}
 
 
 class Exported(NamedTuple):
@@ -100,7 +100,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     popularity=popularity if agent.reads_popularity else None,
     tags=tags,
   )
-  sees_shown = config.train.learning == "on_policy"
+  sees_shown = config.train.on_policy
   user = observed.start(
     np.zeros(toy.GROUPS, np.float32),
     np.ones(toy.HISTORY, np.int32),

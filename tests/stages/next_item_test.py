@@ -1,4 +1,4 @@
-"""Stage policy of --task=next_item on a toy: training, what it leaves, how it
+"""Stage policy of --recipe=next_item on a toy: training, what it leaves, how it
 ranks, and its end by a signal."""
 
 import dataclasses
@@ -65,7 +65,7 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
   base = toy.config(agent)
   config = dataclasses.replace(
     base,
-    train=dataclasses.replace(base.train, task="next_item", seeds=seeds),
+    train=dataclasses.replace(base.train, recipe="next_item", seeds=seeds),
     simulator=SimulatorConfig(features=4, hidden=4),
     next_item=NextItemConfig(
       **{
@@ -329,7 +329,7 @@ class CommandTest(parameterized.TestCase):
     workdir = pathlib.Path(folder) / "run"
     arguments = (
       f"--workdir={workdir}",
-      "--task=next_item",
+      "--recipe=next_item",
       f"--agent={agent}",
       "--dataset=toy",
       "--sid_vocab_size=8",

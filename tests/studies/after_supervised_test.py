@@ -19,7 +19,7 @@ from tests import command, toy
 
 class JobsTest(absltest.TestCase):
   def test_each_weight_and_the_last_without_an_actor(self):
-    start = {"continue_from": "there"}
+    start = {"recipe": "next_item,replay", "continue_from": "there"}
     self.assertEqual(
       after_supervised.after((0.0, 5.0), "there"),
       {
@@ -50,7 +50,7 @@ class JobsTest(absltest.TestCase):
       )
     started = complete.call_args.args[0]
     self.assertEqual(started.config.data.raw_data_dir, str(folder))
-    self.assertEqual(started.config.train.task, "next_item")
+    self.assertEqual(started.config.train.recipe, "next_item")
 
 
 class DifferenceTest(absltest.TestCase):

@@ -195,7 +195,7 @@ class WholeTest(absltest.TestCase):
       # What a replay alone reads is not kept of a round, so it has defaults.
       train=dataclasses.replace(
         base.train,
-        learning="on_policy",
+        recipe="on_policy",
         segment=2,
         minibatches=1,
         **{x: getattr(config_lib.TrainConfig(), x) for x in OF_REPLAY},

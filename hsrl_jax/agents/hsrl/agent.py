@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.hsrl import acting, flat, networks, sequential
+from hsrl_jax.agents.hsrl import acting, networks
 from hsrl_jax.agents.hsrl.networks import Networks
 from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
@@ -26,9 +26,6 @@ __all__ = ["PUBLISHED", "Settings", "make"]
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent; how it acts depends on the items in training."""
-  if spec.train.learning == "on_policy":
-    on_policy = {"tokens": sequential.make, "items": flat.make}
-    return on_policy[settings.choices](settings, spec)
   modules = networks.make(settings, spec)
   beams = 0
   if acting.searches(spec.items):

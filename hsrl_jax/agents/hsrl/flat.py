@@ -1,4 +1,4 @@
-"""HSRL without its hierarchy: on-policy, with one logit for each item.
+"""PPO with one logit for each item: on-policy HSRL without its hierarchy.
 
 As `sequential`, whose encoders, response head, slates, critic and objective it
 has, so that what differs is the tokens alone. A choice is an item; its
@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.hsrl import sequential
-from hsrl_jax.agents.hsrl.settings import Settings
+from hsrl_jax.agents.hsrl import sequential, supervised
+from hsrl_jax.agents.hsrl.settings import SlateSettings
+from hsrl_jax.agents.hsrl.supervised import Beginning
 from hsrl_jax.networks import flat_policy as flat
 from hsrl_jax.networks import slate_policy as policy
 from hsrl_jax.networks.flat_policy import FlatPolicy
@@ -34,7 +35,7 @@ class _Notes(NamedTuple):
   estimate: policy.Estimate
 
 
-def make(settings: Settings, spec: base.Spec) -> base.Agent:
+def make(settings: SlateSettings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   actor = FlatPolicy(**sequential.shared(settings, spec))
   critic = sequential.critic_of(spec, 1)
@@ -54,11 +55,18 @@ def _act(
   """See base.Agent.act; the notes are _Notes."""
   actor = parts.policy.bind(params["policy"])
   tokens = sequential.tokens_of(catalogue)
-  start = actor.start(tokens, observed.seen(observation))
+  observation = observed.seen(observation)
+  start = actor.start(tokens, observation)
+  begins = parts.beginning(params, catalogue, observation)
   allowed = base.permitted(catalogue.index.active, excluded)
+  if begins is not None:
+    weight = parts.settings.supervised_weight
+    start = _beginning(start, begins, allowed, weight)
 
   def slot(chosen, place):
     logits = actor.logits(start, chosen, place)
+    if begins is not None:
+      logits = _held(start, logits, begins.free)
 
     def after(item, may):
       one = actor.one_chosen(start, item, place)
@@ -81,6 +89,23 @@ def _act(
   )
 
 
+def _beginning(
+  start: flat.Start, begins: Beginning, allowed: Array, weight: float
+) -> flat.Start:
+  """A state's start with what the policy of the next item says of it."""
+  likes = start.estimate.likes
+  logits = begins.logits(likes, jnp.arange(len(likes)), allowed, weight)
+  return start._replace(
+    prior=start.prior + logits - likes,
+    estimate=start.estimate._replace(likes=logits),
+  )
+
+
+def _held(start: flat.Start, logits: Array, free: Array) -> Array:
+  """Logits of which RL's part counts `free` times."""
+  return start.estimate.likes + free * (logits - start.estimate.likes)
+
+
 def _scores(
   parts: sequential.Functions,
   params: Params,
@@ -88,9 +113,13 @@ def _scores(
   observation: Observation,
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
+  observation = observed.seen(observation)
+  begins = parts.beginning(params, catalogue, observation)
+  if begins is not None:
+    return begins.log_pi + begins.response
   actor = parts.policy.bind(params["policy"])
   tokens = sequential.tokens_of(catalogue)
-  start = actor.start(tokens, observed.seen(observation))
+  start = actor.start(tokens, observation)
   nothing = flat.none_chosen(len(catalogue.features))
   logits = actor.logits(start, nothing, jnp.int32(0))
   return masking.log_softmax(logits, catalogue.index.active)
@@ -116,7 +145,10 @@ def _choices(
   def slot(carry, inputs):
     chosen, allowed = carry
     item, place = inputs
-    log_pi = masking.log_softmax(actor.logits(start, chosen, place), allowed)
+    logits = actor.logits(start, chosen, place)
+    if parts.spec.supervised is not None:
+      logits = _held(start, logits, supervised.free(observation))
+    log_pi = masking.log_softmax(logits, allowed)
     entropy = masking.entropy(log_pi, allowed)
     one = actor.one_chosen(start, item, place)
     carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)

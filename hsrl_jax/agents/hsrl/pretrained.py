@@ -1,4 +1,4 @@
-"""HSRL that goes on by RL from its policy of the next item (--continue_from).
+"""HSRL that goes on by replay from its policy of the next item.
 
 It has the networks of that policy, acts as it does (`agents.next_item`), and
 learns as HSRL does (docs/method.md, RL after supervised training): the critic
@@ -16,15 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base, next_item
-from hsrl_jax.agents.hsrl.settings import ContinuedSettings
+from hsrl_jax.agents.hsrl.settings import NearStartSettings
 from hsrl_jax.agents.hsrl.slate_view import SlateView
-from hsrl_jax.config import Config
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.index import Catalogue, sid_of
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
-__all__ = ["FROZEN", "ContinuedSettings", "divergence", "make"]
+__all__ = ["FROZEN", "NearStartSettings", "divergence", "make"]
 
 # Parameters that are not trained: the model that training started from, and
 # what `next_item.Policy` has beside its model.
@@ -43,7 +42,7 @@ class _Parts(NamedTuple):
 
   policy: next_item.Policy
   critic: Critic
-  settings: ContinuedSettings
+  settings: NearStartSettings
   spec: base.Spec
 
   def contexts(self, params: Params, state: Array) -> Array:
@@ -90,42 +89,27 @@ class _Seen(NamedTuple):
     return self.tokens.entropy()
 
 
-def make(config: Config, spec: base.Spec) -> base.Agent:
+def make(settings: NearStartSettings, spec: base.Spec) -> base.Agent:
   """Builds the agent.
 
   Its parameters are a dict: those of `next_item.Policy`; `critic`; and `start`,
   the policy's `model` before any RL.
-
-  Args:
-    config: with the sizes of the policy of the next item.
-    spec: of the agent.
   """
-  supervised = next_item.make(config, spec.slate_size, spec.items)
-  parts = _Parts(
-    next_item.policy(config, spec.slate_size, spec.items),
-    Critic(spec.network.critic_hidden),
-    config.settings,
-    spec,
-  )
+  start = spec.supervised
+  critic = Critic(spec.network.critic_hidden)
+  parts = _Parts(start.policy, critic, settings, spec)
 
   def init(key, catalogue, observation):
-    params = supervised.init(key, catalogue, observation)
-    # As many numbers as the policy was trained on.
-    size = (len(catalogue.features), config.next_item.interactions)
-    liked = {"interactions": jnp.zeros(size)}
-    known = parts.policy.catalogue(liked, catalogue)
-    model = parts.policy.model.init(jax.random.fold_in(key, 0), known)
-    state = jnp.zeros(spec.network.width)
-    contexts = parts.contexts({"model": model}, state)
+    params = start.agent.init(key, catalogue, observation)
+    contexts = parts.contexts(params, jnp.zeros(spec.network.width))
     critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
-    own = {"model": model, "critic": critic, "start": model}
-    return params | liked | own
+    return params | {"critic": critic, "start": params["model"]}
 
-  return supervised._replace(
+  return start.agent._replace(
     init=init,
     loss=functools.partial(_loss, parts),
     frozen=FROZEN,
-    logged_share=config.settings.logged_share,
+    logged_share=settings.logged_share,
   )
 
 

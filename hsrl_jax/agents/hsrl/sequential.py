@@ -16,8 +16,13 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.hsrl import item_softmax
-from hsrl_jax.agents.hsrl.settings import Settings
+from hsrl_jax.agents.hsrl import item_softmax, supervised
+from hsrl_jax.agents.hsrl.settings import (
+  OnPolicySettings,
+  SlateSettings,
+  SupervisedTokens,
+)
+from hsrl_jax.agents.hsrl.supervised import Beginning
 from hsrl_jax.networks import slate_policy as slates
 from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
@@ -62,18 +67,29 @@ class Functions(NamedTuple):
   policy: StatePolicy
   critic: PrefixCritic
   counted: int
-  settings: Settings
+  settings: SlateSettings
   spec: base.Spec
 
+  def beginning(
+    self, params: Params, catalogue: Catalogue, observation: Observation
+  ) -> Beginning | None:
+    """See Beginning; None where the agent starts afresh."""
+    start = self.spec.supervised
+    if start is None:
+      return None
+    return supervised.beginning(start, params, catalogue, observation)
 
-def make(settings: Settings, spec: base.Spec) -> base.Agent:
+
+def make(
+  settings: OnPolicySettings | SupervisedTokens, spec: base.Spec
+) -> base.Agent:
   """Builds the agent."""
   policy = SlatePolicy(
     levels=spec.levels,
     vocab_size=spec.vocab_size,
     semantic=settings.semantic_tokens,
     residual=settings.residual,
-    item_prior=settings.item_prior,
+    item_prior=spec.supervised is not None or settings.item_prior,
     **shared(settings, spec),
   )
   critic = critic_of(spec, spec.levels)
@@ -81,7 +97,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   return bound(parts, _act, _scores, _choices)
 
 
-def shared(settings: Settings, spec: base.Spec) -> dict[str, Any]:
+def shared(settings: SlateSettings, spec: base.Spec) -> dict[str, Any]:
   """The fields of StatePolicy."""
   return {
     "encoder": spec.network.encoder,
@@ -117,7 +133,13 @@ def bound(
   )
   on_policy = base.OnPolicy(choices, value, parts.settings)
   return base.Agent(
-    init, act, None, scores=scores, on_policy=on_policy, place_by_place=True
+    init,
+    act,
+    None,
+    scores=scores,
+    on_policy=on_policy,
+    place_by_place=True,
+    frozen=() if parts.spec.supervised is None else (supervised.KEY,),
   )
 
 
@@ -148,7 +170,11 @@ def _init(
     start.user,
     *nothing(parts),
   )
-  return {"policy": policy, "critic": critic}
+  params = {"policy": policy, "critic": critic}
+  if parts.spec.supervised is not None:
+    key, start = jax.random.fold_in(key, 2), parts.spec.supervised.agent
+    params[supervised.KEY] = start.init(key, catalogue, observation)
+  return params
 
 
 def nothing(parts: Functions) -> tuple[slates.Chosen, Array]:
@@ -169,11 +195,14 @@ def _act(
   """See base.Agent.act; the notes are _Notes."""
   spec, index = parts.spec, catalogue.index
   policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
-  start = policy.start(tokens, observed.seen(observation))
+  observation = observed.seen(observation)
+  start = policy.start(tokens, observation)
+  begins = parts.beginning(params, catalogue, observation)
+  free = 1.0 if begins is None else begins.free
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
   banned = _distinct(excluded, index.active)
-  below = _below(parts, policy, start, catalogue, excluded)
+  below = _below(parts, policy, start, catalogue, excluded, begins)
 
   def slot(carry, inputs):
     chosen, taken, below = carry
@@ -188,6 +217,7 @@ def _act(
         logits = policy.lower_logits(start, chosen, partial, place, level)
       else:
         logits = policy.first_logits(start, chosen, place)
+      logits *= free
       if below is not None:
         prior.append(item_softmax.token_logits(index, below, node, level))
         logits += prior[-1]
@@ -234,14 +264,18 @@ def _scores(
 ) -> Array:
   """See base.Agent.scores: log pi of each item in the first slot."""
   index, spec = catalogue.index, parts.spec
+  observation = observed.seen(observation)
+  begins = parts.beginning(params, catalogue, observation)
+  if begins is not None:
+    return begins.log_pi + begins.response
   policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
-  start = policy.start(tokens, observed.seen(observation))
+  start = policy.start(tokens, observation)
   chosen = jax.tree.map(lambda x: x[0], nothing(parts)[0])
   items = jnp.arange(len(index.known))
   sids = jnp.maximum(sid_of(index, items), 0)
   node = jnp.zeros(len(items), jnp.int32)
   partial = jnp.zeros((len(items), start.vectors.shape[-1]))
-  below = _below(parts, policy, start, catalogue, jnp.zeros(1, jnp.int32))
+  below = _below(parts, policy, start, catalogue, jnp.zeros(1, jnp.int32), None)
   log_pi = jnp.zeros(len(items))
   for level in range(spec.levels):
     # Once for each prefix, of which there are fewer than items.
@@ -272,14 +306,19 @@ def _below(
   start: slates.Start,
   catalogue: Catalogue,
   excluded: Array,
+  begins: Beginning | None,
 ) -> item_softmax.Below | None:
   """See item_softmax.weights_below; None without `item_prior`."""
-  if not parts.settings.item_prior:
+  if not policy.item_prior:
     return None
   index = catalogue.index
   rows = item_softmax.rows_of(index)
   sids = jnp.maximum(sid_of(index, rows.item), 0)
   logits = policy.item_estimates(start, tokens_of(catalogue), rows.item, sids)
+  if begins is not None:
+    allowed = base.permitted(index.active, excluded)
+    weight = parts.settings.supervised_weight
+    logits = begins.logits(logits, rows.item, allowed, weight)
   return item_softmax.weights_below(index, rows, logits, excluded)
 
 
@@ -315,7 +354,9 @@ def _choices(
     of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
   logits = jnp.stack(logits, 1)
-  if settings.item_prior:
+  if spec.supervised is not None:
+    logits *= supervised.free(observation)
+  if policy.item_prior:
     logits += notes.prior
   log_probs = masking.log_softmax(logits, notes.allowed)
   of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
@@ -335,7 +376,7 @@ def _choices(
 
 
 def judged(
-  settings: Settings,
+  settings: SlateSettings,
   transition: Transition,
   log_probs: Array,
   entropy: Array,

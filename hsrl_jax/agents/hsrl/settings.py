@@ -1,4 +1,4 @@
-"""What HSRL alone reads of the flags, and its values as published."""
+"""What HSRL reads of the flags by each recipe, and its values as published."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ from hsrl_jax.checked import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class ContinuedSettings(base.ActorCriticSettings):
-  """Of HSRL that goes on from a policy of the next item, see `pretrained`.
+class NearStartSettings(base.ActorCriticSettings):
+  """Of HSRL that goes on by replay from the next item, see `pretrained`.
 
   Attributes:
     kl_weight: of the KL divergence from the policy of the next item that a run
@@ -22,14 +22,25 @@ class ContinuedSettings(base.ActorCriticSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(ContinuedSettings, base.OnPolicySettings):
-  """Of HSRL.
+class HierarchySettings(base.Settings):
+  """Of HSRL that chooses token by token.
 
   Attributes:
     residual: whether each level sees what the last one left, instead of the
       state.
     semantic_tokens: whether tokens share what they learn by their codebook
       vectors.
+  """
+
+  residual: bool = True
+  semantic_tokens: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(base.ActorCriticSettings, HierarchySettings):
+  """Of HSRL that learns by replay, or from logs.
+
+  Attributes:
     item_residual: whether what a SID loses of an item's features counts too
       when items are ranked; needs semantic_tokens.
     compose_slates: whether a slate may end in items that are hardly wanted,
@@ -38,33 +49,14 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     level_critics: whether each level has a value, instead of the state alone.
     train_level_weights: whether the mix of these values is trained.
     beams: width of the beam search, which acts from 100,000 items on.
-    choices: on-policy, what a slate's places are chosen by: `tokens`, level by
-      level, or `items`, one logit for each of them, which has no hierarchy.
-    slates: on-policy, how a slate is drawn: `sequential`, each slot knows the
-      slots before; `independent`, all by the same probabilities.
-    prior_temperature: on-policy, log pi begins as the estimated logit of a like
-      divided by this.
-    item_prior: on-policy, whether log pi of a token begins with the estimates
-      of all items below it, instead of that of what the token means.
-    repeat_penalty: on-policy, what log pi of a token begins to lose for each
-      item of its kind that is in the slate already.
-    lately_penalty: on-policy, the same for each like of its kind lately.
   """
 
-  residual: bool = True
-  semantic_tokens: bool = True
   item_residual: bool = True
   compose_slates: bool = True
   critic_gradient: bool = False
   level_critics: bool = True
   train_level_weights: bool = True
   beams: int = setting(50, least=1)
-  choices: str = setting("tokens", among=("tokens", "items"))
-  slates: str = setting("sequential", among=("sequential", "independent"))
-  prior_temperature: float = setting(0.5, above=0)
-  item_prior: bool = setting(False)
-  repeat_penalty: float = setting(3.0, least=0)
-  lately_penalty: float = setting(0.3, least=0)
 
   def __post_init__(self):
     super().__post_init__()
@@ -75,32 +67,59 @@ class Settings(ContinuedSettings, base.OnPolicySettings):
     )
 
 
-# What HSRL reads only where it goes on from its policy of the next item.
-NEAR_START = {"kl_weight", "logged_share"}
-# What is read where HSRL learns by replay alone, and on-policy alone.
-REPLAY = NEAR_START | {
-  "advantage_clip",
-  "beams",
-  "compose_slates",
-  "critic_gradient",
-  "importance_clip",
-  "item_credit",
-  "item_residual",
-  "level_critics",
-  "train_level_weights",
-}
-ON_POLICY = {
-  "choices",
-  "credit",
-  "critic_sees_state",
-  "item_prior",
-  "lately_penalty",
-  "prior_temperature",
-  "ratio_clip",
-  "repeat_penalty",
-  "slates",
-  "trace",
-}
+@dataclasses.dataclass(frozen=True)
+class SlateSettings(base.OnPolicySettings):
+  """Of what learns on-policy, slot after slot.
+
+  Attributes:
+    slates: how a slate is drawn: `sequential`, each slot knows the slots
+      before; `independent`, all by the same probabilities.
+    prior_temperature: log pi begins as the estimated logit of a like divided by
+      this.
+    repeat_penalty: what log pi of a token begins to lose for each item of its
+      kind that is in the slate already.
+    lately_penalty: the same for each like of its kind lately.
+  """
+
+  slates: str = setting("sequential", among=("sequential", "independent"))
+  prior_temperature: float = setting(0.5, above=0)
+  repeat_penalty: float = setting(3.0, least=0)
+  lately_penalty: float = setting(0.3, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicySettings(SlateSettings, HierarchySettings):
+  """Of HSRL that learns on-policy.
+
+  Attributes:
+    item_prior: whether log pi of a token begins with the estimates of all items
+      below it, instead of that of what the token means.
+  """
+
+  item_prior: bool = setting(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedSettings(base.Settings):
+  """Of what goes on from the next item on-policy.
+
+  Attributes:
+    supervised_weight: of the log pi of the policy of the next item in what
+      items begin with.
+  """
+
+  supervised_weight: float = setting(1.0, least=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedItems(SlateSettings, SupervisedSettings):
+  """Of its flat twin."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedTokens(SupervisedItems, HierarchySettings):
+  """Of HSRL that goes on from the next item on-policy, see `supervised`."""
+
 
 # What of the published method this agent has options for, by field of Settings
 # or TrainConfig; to the letter it is an agent of its own.

@@ -26,7 +26,7 @@ class DdpgTest(absltest.TestCase):
     np.testing.assert_allclose(metrics["actor_loss"], -own, rtol=1e-3)
 
   def test_a_logged_slate_stands_for_the_mean_of_its_items(self):
-    case = cases.make("ddpg", learn_from="logs")
+    case = cases.make("ddpg", recipe="logs")
     step = cases.transition(case)
     _, metrics = cases.loss(case, step._replace(latent=np.zeros(0)))
     embedded = cases.embeddings(case.target_params, case.catalogue)

@@ -158,7 +158,7 @@ class LossTest(parameterized.TestCase):
       entropy_weight_end=0.1,
     ),
     dict(
-      learn_from="logs",
+      recipe="logs",
       importance_clip=1.5,
       actor_weight=0.5,
       entropy_weight=0.3,

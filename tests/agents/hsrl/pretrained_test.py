@@ -25,10 +25,10 @@ LOSSES = ("actor_loss", "behaviour_loss", "critic_loss", "kl")
 @functools.cache
 def _made(item_weight=WEIGHT, token_weight=1.0, **values):
   values = {"dropout": 0.0, "item_credit": False, "kl_weight": 1.0} | values
-  config = toy.config("hsrl", **values)
+  config = toy.config("hsrl", recipe="next_item,replay", **values)
   config = dataclasses.replace(
     config,
-    supervised=True,
+    supervised=config.network,
     next_item=NextItemConfig(
       history=toy.HISTORY,
       hidden=8,
@@ -280,16 +280,6 @@ class PretrainedTest(parameterized.TestCase):
       self.assertGreater(np.abs(params["own"] - first["own"]).min(), 0)
     moments = [x.size for x in jax.tree.leaves(learner.opt_state) if x.ndim]
     self.assertEqual(set(moments), {3})
-
-  def test_settings_that_are_read(self):
-    config = _made().config
-    self.assertIn("level_critics", agents.unread(config))
-    self.assertNotIn("actor_weight", agents.unread(config))
-    self.assertNotIn("kl_weight", agents.unread(config))
-    plain = dataclasses.replace(config, supervised=False)
-    self.assertIn("kl_weight", agents.unread(plain))
-    self.assertNotIn("actor_weight", agents.unread(plain))
-    self.assertEmpty(agents.unread(toy.config("a2c")))
 
 
 if __name__ == "__main__":

@@ -15,20 +15,20 @@ from hsrl_jax.sim import observed
 from tests import toy
 from tests.agents import checks
 
-ON_POLICY = {"learning": "on_policy", "segment": 4, "minibatches": 2}
+ON_POLICY = {"recipe": "on_policy", "segment": 4, "minibatches": 2}
 NONE = jnp.zeros(0)
 
 
 @functools.cache
-def _made(**values):
-  made = checks.made("hsrl", **ON_POLICY, **values)
+def _made(agent="hsrl", **values):
+  made = checks.made(agent, **ON_POLICY, **values)
   seen = observed.start(*made.observation[:2], 8)
   for slate, response in (([3, 4, 5], [1, 0, 1]), ([9, 20, 0], [0, 1, 0])):
     seen = observed.after(seen, jnp.asarray(slate), jnp.asarray(response, "f"))
   params = checks.random_params(made.agent, seen, 1)
   # Random logits are so far from each other that one item has all weight.
   own, large = params["policy"]["params"], ["user"]
-  if "choices" in values:
+  if agent == "ppo":
     large += ["first_out", "lower_out"]
   for name in large:
     own[name] = jax.tree.map(lambda x: x / 20, own[name])
@@ -235,7 +235,7 @@ class FlatTest(absltest.TestCase):
   """One logit for each item: the same slates without tokens."""
 
   def test_learning_sees_what_acting_did(self):
-    made, banned = _made(choices="items"), [2, 7, 30]
+    made, banned = _made("ppo"), [2, 7, 30]
     acted = jax.device_get(checks.sample(made, banned))
     scores = _scores(made, made.params)
     chance = np.exp(scores)
@@ -266,7 +266,7 @@ class FlatTest(absltest.TestCase):
     np.testing.assert_allclose(third.sum(), 1.0, rtol=1e-4)
 
   def test_an_item_like_those_in_the_slate_loses(self):
-    made = _made(choices="items")
+    made = _made("ppo")
     features = np.array(made.catalogue.features)
     features[2] = features[1] + 1e-4
     space = made.catalogue._replace(features=jnp.asarray(features))
@@ -285,10 +285,10 @@ class FlatTest(absltest.TestCase):
 
 
 class LatelyTest(parameterized.TestCase):
-  @parameterized.parameters("tokens", "items")
+  @parameterized.parameters("hsrl", "ppo")
   @pytest.mark.slow
-  def test_what_was_liked_lately_loses_by_the_penalty(self, choices):
-    made = _made(choices=choices, lately_penalty=0.25, repeat_penalty=0.0)
+  def test_what_was_liked_lately_loses_by_the_penalty(self, agent):
+    made = _made(agent, lately_penalty=0.25, repeat_penalty=0.0)
     params = made.agent.init(
       jax.random.key(0), made.catalogue, made.observation, NONE
     )
@@ -297,7 +297,7 @@ class LatelyTest(parameterized.TestCase):
     params["policy"]["params"]["repeat"] = repeat
     scores = _scores(made, params)
     liked = [3, 5, 20]
-    if choices == "items":
+    if agent == "ppo":
       vectors, found = np.asarray(made.catalogue.features[1:]), scores[1:]
       of_liked = [i - 1 for i in liked]
     else:
@@ -337,10 +337,10 @@ class ValueTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(
-    ("tokens", (toy.SLATE, 2, 8)), ("items", (toy.ITEMS + 1,))
+    ("hsrl", (toy.SLATE, 2, 8)), ("ppo", (toy.ITEMS + 1,))
   )
-  def test_all_choices_have_the_value_of_the_state(self, choices, allowed):
-    made = _made(choices=choices)
+  def test_all_choices_have_the_value_of_the_state(self, agent, allowed):
+    made = _made(agent)
     found = self._values(made, allowed)(jnp.array([9, 20, 7]))
     self.assertEqual(found.shape[0], toy.SLATE)
     np.testing.assert_allclose(
@@ -362,11 +362,11 @@ class ValueTest(parameterized.TestCase):
     self.assertGreater(np.abs(one[2] - other[2]).max(), 1e-4)
     np.testing.assert_allclose(self._alone(made), one[0, 0], rtol=1e-5)
 
-  @parameterized.parameters("tokens", "items")
+  @parameterized.parameters("hsrl", "ppo")
   @pytest.mark.slow
-  def test_a_slot_is_valued_by_the_items_before_it(self, choices):
-    made = _made(choices=choices, credit="slot")
-    shape = (toy.SLATE, 2, 8) if choices == "tokens" else (toy.ITEMS + 1,)
+  def test_a_slot_is_valued_by_the_items_before_it(self, agent):
+    made = _made(agent, credit="slot")
+    shape = (toy.SLATE, 2, 8) if agent == "hsrl" else (toy.ITEMS + 1,)
     values = self._values(made, shape)
     a, b = values(jnp.array([9, 20, 7])), values(jnp.array([30, 20, 7]))
     np.testing.assert_allclose(a[0, 0], b[0, 0], rtol=1e-5)

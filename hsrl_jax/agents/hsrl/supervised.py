@@ -1,0 +1,89 @@
+"""What HSRL begins with that goes on by RL, on-policy, from the next item.
+
+Its policy of the next item stays as it was. In a state that logs know, in which
+nothing was shown yet, HSRL is that policy, whatever RL learns. Later in a
+session the items below a token begin with its log pi beside the estimate of a
+like, and nothing holds what RL adds (docs/method.md, RL after supervised
+training). What that policy says of items is its softmax over all of them; its
+tokens, by which each item costs as much as a state, have no part in it. As with
+tokens, those that it finds first are ranked with the click model's part.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from hsrl_jax.agents import next_item
+from hsrl_jax.ops import masking
+from hsrl_jax.sid.index import Catalogue
+from hsrl_jax.types import Array, Observation, Params
+
+KEY = "supervised"  # Of its parameters among those of the agent.
+_BELOW = 1e3  # What is not found ranks below all that is.
+
+
+class Beginning(NamedTuple):
+  """What a state begins with.
+
+  Attributes:
+    free: float32 [], 1 once something was shown, else 0: what RL's logits are
+      multiplied by.
+    log_pi: float32 [N + 1], of the next item, by active items.
+    response: float32 [N + 1], the click model's part.
+    beams: how many items are found as long as `free` is 0.
+  """
+
+  free: Array
+  log_pi: Array
+  response: Array
+  beams: int
+
+  def logits(
+    self, estimates: Array, items: Array, allowed: Array, weight: float
+  ) -> Array:
+    """Logits that items, int32 [...], begin with, float32 [...].
+
+    Args:
+      estimates: float32 [...], of a like.
+      items: int32 [...].
+      allowed: bool [N + 1], what may be shown.
+      weight: of the log pi of the next item.
+    """
+    log_pi = jnp.where(allowed, self.log_pi, masking.NEGATIVE)
+    least = jax.lax.top_k(log_pi, min(self.beams, len(log_pi)))[0][-1]
+    found = self.log_pi + self.response
+    logged = jnp.where(log_pi >= least, found, self.log_pi - _BELOW)
+    later = estimates + weight * self.log_pi[items]
+    return jnp.where(self.free > 0, later, logged[items])
+
+
+def beginning(
+  start: next_item.Start,
+  params: Params,
+  catalogue: Catalogue,
+  observation: Observation,
+) -> Beginning:
+  """What a state begins with; no gradient flows into it.
+
+  Args:
+    start: the policy of the next item.
+    params: of the agent.
+    catalogue: the items.
+    observation: of ONE user, with `shown`.
+  """
+  policy, own = start.policy, params[KEY]
+  plain = observation._replace(shown=None)
+  known = policy.catalogue(own, catalogue)
+  items = jnp.arange(len(catalogue.features))
+  state = policy.state(own, catalogue, plain)
+  score = policy.model.item_score(own["model"], known, state, items)
+  log_pi = masking.log_softmax(score, catalogue.index.active)
+  response = policy.response(own, catalogue, plain, items)
+  found = jax.lax.stop_gradient((free(observation), log_pi, response))
+  return Beginning(*found, start.beams)
+
+
+def free(observation: Observation) -> Array:
+  """See Beginning."""
+  return (observation.shown.items > 0).any().astype(jnp.float32)
