@@ -47,6 +47,11 @@ class Reward:
     """Reward of each item, float32 [..., K], of `response`, 1 or 0 each."""
     return jnp.where(response > 0, 1.0, self.penalty)
 
+  def expected_items(self, probabilities: Array) -> Array:
+    """Reward of items to expect, of probabilities of a response, [...]."""
+    miss, like = self.items(jnp.array([0.0, 1.0]))
+    return miss + probabilities * (like - miss)
+
   def slate(self, rewards: Array) -> Array:
     """Reward of slates, float32 [...], of the `items` in them, [..., K]."""
     if self.sums:

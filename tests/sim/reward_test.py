@@ -54,6 +54,10 @@ class RewardTest(parameterized.TestCase):
     chances = jnp.asarray([0.9, 0.2, 0.55, 0.0, 1.0])
     np.testing.assert_allclose(total.expected(chances), 2.65, rtol=1e-5)
 
+  def test_items_to_expect(self):
+    found = Reward(-0.5).expected_items(jnp.asarray([0.0, 0.25, 1.0]))
+    np.testing.assert_allclose(found, [-0.5, -0.125, 1.0], rtol=1e-6)
+
   def test_a_world_of_sardine_counts_clicks(self):
     world = SimulatorConfig(world="SlateTopK-Bored")
     self.assertEqual(reward.of_config(world), Reward(0.0, sums=True))

@@ -53,13 +53,13 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     )
 
   def loss(params, target_params, catalogue, transition, key, progress):
-    seen = states.look(
+    state, _, value, target = states.look(
       params, target_params, catalogue, transition, key, settings.discount
     )
-    logits, bias, log_pi = policy(params, catalogue, seen.state)
+    logits, bias, log_pi = policy(params, catalogue, state)
     advantages = returns.item_advantages(
-      seen.target,
-      seen.value[None],
+      target,
+      value[None],
       spec.reward.shares(transition.response) if settings.item_credit else None,
       clip=settings.advantage_clip,
     )
@@ -72,12 +72,12 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     return base.actor_critic(
       settings,
       progress,
-      critic=(seen.value - seen.target) ** 2,
+      critic=(value - target) ** 2,
       actor=actor,
       entropy=masking.entropy(log_pi, catalogue.index.active),
       behaviour=scored.response_loss(logits, bias, transition),
-      value=seen.value,
-      target=seen.target,
+      value=value,
+      target=target,
     )
 
   return base.Agent(init, act, loss, fixed_items=settings.free)

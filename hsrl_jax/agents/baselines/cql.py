@@ -22,7 +22,6 @@ one product. The slate is greedy, place by place.
 """
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,18 +30,11 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import base
+from hsrl_jax.agents.baselines import scored
 from hsrl_jax.checked import setting
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
-from hsrl_jax.sid.index import Catalogue
-from hsrl_jax.types import (
-  Array,
-  Metrics,
-  Observation,
-  Params,
-  PRNGKey,
-  Transition,
-)
+from hsrl_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,169 +138,122 @@ class SlateValues(nn.Module):
     return items.values(self.context(state, nothing, 0))
 
 
-class _Networks(NamedTuple):
-  """The modules, and what the agent was built for; `values` of r and of f."""
+class _Cql(NamedTuple):
+  """CQL with the modules of s, and of r and f; see base.Agent."""
 
   encoder: Encoder
   values: SlateValues
   settings: Settings
   spec: base.Spec
 
-  def state(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    observation: Observation,
-    key: PRNGKey | None = None,
-  ) -> Array:
+  def init(self, key, catalogue, observation):
+    state = jnp.zeros(self.spec.network.width)
+    return scored.init(
+      key,
+      encoder=(self.encoder, catalogue.features, *observation),
+      items=(self.values, catalogue.features, state),
+      future=(self.values, catalogue.features, state),
+    )
+
+  def state(self, params, catalogue, observation, key=None):
     """s, [d]; `key` is of the dropout."""
     return self.encoder.apply(
       params["encoder"], catalogue.features, *observation, key
     )
 
-  def bound(self, params: Params) -> tuple[SlateValues, SlateValues]:
+  def bound(self, params):
     """r and f with their parameters."""
     return self.values.bind(params["items"]), self.values.bind(params["future"])
 
-  def first(
-    self, params: Params, catalogue: Catalogue, observation: Observation
-  ) -> Array:
+  def first(self, params, catalogue, observation):
     """Q of all items in the first place, [N + 1]."""
     state = self.state(params, catalogue, observation)
     earned, future = (x(catalogue.features, state) for x in self.bound(params))
     return earned + self.spec.slate_size * future
 
+  def act(self, params, catalogue, observation, excluded, key, temperature):
+    """Each place has Gumbel noise of its own."""
+    count = self.spec.slate_size
+    state = self.state(params, catalogue, observation)
+    modules = self.bound(params)
+    items = [x.items(catalogue.features) for x in modules]
+
+    def place(before, number):
+      earned, future = (
+        own.values(module.context(state, sum_, number))
+        for module, own, sum_ in zip(modules, items, before, strict=True)
+      )
+
+      def after(item, allowed):
+        del allowed
+        added = zip(before, items, strict=True)
+        return tuple(x + own.added[item] for x, own in added), ()
+
+      return earned + count * future, after
+
+    slate, propensity, _ = plackett_luce.in_turn(
+      place,
+      (jnp.zeros(items[0].added.shape[1]),) * 2,
+      base.permitted(catalogue.index.active, excluded),
+      count,
+      key,
+      temperature,
+    )
+    none = jnp.zeros(count)
+    return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
+
+  def loss(self, params, target_params, catalogue, transition, key, progress):
+    del progress
+    place_key, dropout_key = sampling.split(key, 2)
+    slate, count = transition.slate, self.spec.slate_size
+    place = sampling.index(place_key, len(slate))
+    state = self.state(params, catalogue, transition.observation, dropout_key)
+    taken, of_place = [], []
+    for module in self.bound(params):
+      items = module.items(catalogue.features)
+      contexts = module.contexts(state, items, slate)
+      taken.append(jax.vmap(items.value)(contexts, slate))
+      of_place.append(items.values(contexts[place]))
+    rewards = transition.reward + self.spec.reward.shares(transition.response)
+    y = self.future(params, target_params, catalogue, transition, rewards)
+    reward_loss = ((taken[0] - rewards) ** 2).mean()
+    error = ((taken[1] - y) ** 2).mean()
+    left = _left(slate, catalogue.index.active)[place]
+    q = jnp.where(left, of_place[0] + count * of_place[1], masking.NEGATIVE)
+    conservative = jax.nn.logsumexp(q) - q[slate[place]]
+    weight = self.settings.conservative_weight
+    loss = reward_loss + error + weight * conservative
+    return loss, {
+      "loss": loss,
+      "reward_loss": reward_loss,
+      "critic_loss": error,
+      "conservative_loss": conservative,
+      "value": taken[1].mean(),
+      "target": y.mean(),
+    }
+
+  def future(self, params, target_params, catalogue, transition, rewards):
+    """y of each place, [K], no gradient; `rewards`, [K], are r_k.
+
+    The parameters say which item comes next, the target's what it is worth.
+    """
+    observation = transition.next_observation
+    q = self.first(params, catalogue, observation)
+    best = jnp.where(catalogue.index.active, q, masking.NEGATIVE).argmax()
+    value = self.first(target_params, catalogue, observation)[best]
+    after = jnp.cumsum(rewards[::-1])[::-1] - rewards
+    count, discount = self.spec.slate_size, self.settings.discount
+    return returns.td_target(
+      after / count, transition.terminated, value / count, discount
+    )
+
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   values = SlateValues(spec.network.width, spec.network.critic_hidden)
-  networks = _Networks(base.encoder(spec.network), values, settings, spec)
-  init, act, loss = (
-    functools.partial(x, networks) for x in (_init, _act, _loss)
-  )
-  return base.Agent(init, act, loss, scores=networks.first, place_by_place=True)
-
-
-def _init(
-  networks: _Networks,
-  key: PRNGKey,
-  catalogue: Catalogue,
-  observation: Observation,
-) -> Params:
-  """See base.Agent.init."""
-  keys, features = jax.random.split(key, 3), catalogue.features
-  state = jnp.zeros(networks.spec.network.width)
-  return {
-    "encoder": networks.encoder.init(keys[0], features, *observation),
-    "items": networks.values.init(keys[1], features, state),
-    "future": networks.values.init(keys[2], features, state),
-  }
-
-
-def _act(
-  networks: _Networks,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-  excluded: Array,
-  key: PRNGKey | None,
-  temperature: Array | float,
-) -> base.Action:
-  """See base.Agent.act; each place has Gumbel noise of its own."""
-  count = networks.spec.slate_size
-  state = networks.state(params, catalogue, observation)
-  modules = networks.bound(params)
-  items = [x.items(catalogue.features) for x in modules]
-
-  def place(before, number):
-    earned, future = (
-      own.values(module.context(state, sum_, number))
-      for module, own, sum_ in zip(modules, items, before, strict=True)
-    )
-
-    def after(item, allowed):
-      del allowed
-      added = zip(before, items, strict=True)
-      return tuple(x + own.added[item] for x, own in added), ()
-
-    return earned + count * future, after
-
-  slate, propensity, _ = plackett_luce.in_turn(
-    place,
-    (jnp.zeros(items[0].added.shape[1]),) * 2,
-    base.permitted(catalogue.index.active, excluded),
-    count,
-    key,
-    temperature,
-  )
-  none = jnp.zeros(count)
-  return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
-
-
-def _loss(
-  networks: _Networks,
-  params: Params,
-  target_params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  key: PRNGKey,
-  progress: Array,
-) -> tuple[Array, Metrics]:
-  """See base.Agent.loss."""
-  del progress
-  place_key, dropout_key = sampling.split(key, 2)
-  slate, count = transition.slate, networks.spec.slate_size
-  place = sampling.index(place_key, len(slate))
-  state = networks.state(params, catalogue, transition.observation, dropout_key)
-  taken, of_place = [], []
-  for module in networks.bound(params):
-    items = module.items(catalogue.features)
-    contexts = module.contexts(state, items, slate)
-    taken.append(jax.vmap(items.value)(contexts, slate))
-    of_place.append(items.values(contexts[place]))
-  rewards = transition.reward + networks.spec.reward.shares(transition.response)
-  y = _future(networks, params, target_params, catalogue, transition, rewards)
-  reward_loss = ((taken[0] - rewards) ** 2).mean()
-  error = ((taken[1] - y) ** 2).mean()
-  left = _left(slate, catalogue.index.active)[place]
-  q = jnp.where(left, of_place[0] + count * of_place[1], masking.NEGATIVE)
-  conservative = jax.nn.logsumexp(q) - q[slate[place]]
-  weight = networks.settings.conservative_weight
-  loss = reward_loss + error + weight * conservative
-  return loss, {
-    "loss": loss,
-    "reward_loss": reward_loss,
-    "critic_loss": error,
-    "conservative_loss": conservative,
-    "value": taken[1].mean(),
-    "target": y.mean(),
-  }
-
-
-def _future(
-  networks: _Networks,
-  params: Params,
-  target_params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  rewards: Array,
-) -> Array:
-  """y of each place, float32 [K], no gradient; `rewards`, [K], are r_k.
-
-  The parameters say which item comes next, the target's what it is worth.
-  """
-  observation = transition.next_observation
-  active = catalogue.index.active
-  q = networks.first(params, catalogue, observation)
-  best = jnp.where(active, q, masking.NEGATIVE).argmax()
-  value = networks.first(target_params, catalogue, observation)[best]
-  after = jnp.cumsum(rewards[::-1])[::-1] - rewards
-  count = networks.spec.slate_size
-  return returns.td_target(
-    after / count,
-    transition.terminated,
-    value / count,
-    networks.settings.discount,
+  cql = _Cql(base.encoder(spec.network), values, settings, spec)
+  return base.Agent(
+    cql.init, cql.act, cql.loss, scores=cql.first, place_by_place=True
   )
 
 

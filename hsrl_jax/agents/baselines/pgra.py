@@ -87,18 +87,18 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     return chosen._replace(log_prob=log_prob, latent=latent)
 
   def loss(params, target_params, catalogue, transition, key, progress):
-    seen = states.look(
+    state, after, value, target = states.look(
       params, target_params, catalogue, transition, key, settings.discount
     )
-    mean = actor.apply(params["actor"], seen.state)
+    mean = actor.apply(params["actor"], state)
     std = base.exploration(spec.train, progress)
     log_prob = _log_density(transition.latent, mean, std)
-    actor_loss = _actor_loss(settings, log_prob, seen, transition)
-    both = [seen.state, jax.lax.stop_gradient(seen.next_state)]
+    actor_loss = _actor_loss(settings, log_prob, target - value, transition)
+    both = [state, jax.lax.stop_gradient(after)]
     guessed = guess.apply(params["guess"], jnp.concatenate(both))
     log_items = log_item(params, catalogue, guessed)
     behaviour_loss = -log_items[transition.slate].mean()
-    critic_loss = (seen.value - seen.target) ** 2
+    critic_loss = (value - target) ** 2
     loss = (
       settings.critic_weight * critic_loss
       + settings.actor_weight * actor_loss
@@ -109,8 +109,8 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       "critic_loss": critic_loss,
       "actor_loss": actor_loss,
       "behaviour_loss": behaviour_loss,
-      "value": seen.value,
-      "advantage": seen.target - seen.value,
+      "value": value,
+      "advantage": target - value,
     }
 
   return base.Agent(init, act, loss, fixed_items=settings.free)
@@ -124,15 +124,15 @@ def _log_density(latent: Array, mean: Array, std: Array | float) -> Array:
 def _actor_loss(
   settings: Settings,
   log_prob: Array,
-  seen: scored.Valued,
+  advantage: Array,
   transition: Transition,
 ) -> Array:
   """The policy gradient's, by log pi(e|s) and the slate's advantage, []."""
   bound = settings.advantage_clip
-  advantage = jnp.clip(seen.target - seen.value, -bound, bound)
+  clipped = jnp.clip(advantage, -bound, bound)
   return policy_gradient.actor_loss(
     log_prob[None, None],
-    advantage[None, None],
+    clipped[None, None],
     transition.log_prob[:1],
     settings.importance_clip,
   )

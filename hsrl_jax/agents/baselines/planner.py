@@ -9,7 +9,6 @@ world's rules is known to it, and nothing that other agents do not see.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -22,15 +21,7 @@ from hsrl_jax.checked import setting
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
-from hsrl_jax.sim.reward import Reward
-from hsrl_jax.types import (
-  Array,
-  Metrics,
-  Observation,
-  Params,
-  PRNGKey,
-  Transition,
-)
+from hsrl_jax.types import Array, Observation, Params
 
 _LONGEST = 100.0  # Steps that a value looks ahead.
 _LEAVES_ANYWAY = -6.0  # Logits at the start of training.
@@ -73,8 +64,20 @@ class Forecast(NamedTuple):
   tastes: Array
 
 
-class _Parts(NamedTuple):
-  """What the agent's functions are made of; all of it is static."""
+class Planned(NamedTuple):
+  """A slate that is being filled.
+
+  Attributes:
+    added: its items so far.
+    stays: float32 [], the probability that the user does not leave by now.
+  """
+
+  added: Added
+  stays: Array
+
+
+class Planner(NamedTuple):
+  """The agent's functions (base.Agent), and what they are made of."""
 
   outlook: Outlook
   settings: Settings
@@ -85,30 +88,163 @@ class _Parts(NamedTuple):
     """Steps that a value stands for."""
     return 1.0 / max(1.0 - self.settings.discount, 1.0 / _LONGEST)
 
+  def init(self, key, catalogue, observation):
+    features = catalogue.features
+    learned = self.outlook.init(key, features, observed.seen(observation))
+    largest = jnp.abs(features).max(0)
+    return {"outlook": learned, SCALE: jnp.where(largest > 0, largest, 1.0)}
+
+  def forecast(
+    self, params: Params, catalogue: Catalogue, observation: Observation
+  ) -> Forecast:
+    """What the learned parts say of all items."""
+    learned, features = self.outlook.bind(params["outlook"]), catalogue.features
+    observation = observed.seen(observation)
+    kinds = memberships(params, features)
+    lately = outlook.lately(observation, kinds)
+    effects = learned.effects(outlook.counts(lately))
+    user = learned.user(features, observation)
+    hazards, anyway = _hazards(effects, kinds)
+    return Forecast(
+      kinds,
+      lately,
+      _like_logits(learned, user, effects, features, kinds),
+      jax.nn.sigmoid(learned.places(self.spec.slate_size)),
+      jax.nn.sigmoid(hazards),
+      jax.nn.sigmoid(-anyway),
+      learned.tastes(features, observation),
+    )
+
+  def gains(
+    self, params: Params, known: Forecast, place: Array, so_far: Planned
+  ) -> tuple[Array, Array]:
+    """What each item would add to a slate, and its chance of a like, [N + 1].
+
+    With the items chosen so far, which change what is counted after the slate,
+    and the probability `stays` that the user is still there then, an item of
+    reward r that makes the user leave by probability l adds
+
+      r + K gamma stays ((1 - l) (V + D) - V),
+
+    in units of an item's reward: of a slate that earns the sum of its items,
+    without the factor K. V is the value after the slate so far, and D what the
+    item changes of it: for each of its kinds the difference that one more of
+    that kind makes, liked or not, in proportion to its membership.
+    """
+    count, reward = self.spec.slate_size, self.spec.reward
+    chance = jax.nn.sigmoid(known.logits) * known.places[place]
+    earned = reward.expected_items(chance)
+    changes = jnp.stack([outlook.one_more(False), outlook.one_more(True)])
+    now, changed = self.outlook.apply(
+      params["outlook"],
+      known.tastes,
+      outlook.counts(known.lately, so_far.added),
+      changes,
+      method="values",
+    )
+    differences = self.horizon * known.kinds @ (changed - now).T
+    later = (1.0 - chance) * differences[:, 0] + chance * differences[:, 1]
+    value = self.horizon * now
+    future = (1.0 - known.leaves) * (value + later) - value
+    weight = self.settings.discount * (1 if reward.sums else count)
+    return earned + weight * so_far.stays * future, chance
+
+  def act(self, params, catalogue, observation, excluded, key, temperature):
+    """Each place has Gumbel noise of its own."""
+    known = self.forecast(params, catalogue, observation)
+
+    def place(so_far, number):
+      worth, chance = self.gains(params, known, number, so_far)
+
+      def after(item, allowed):
+        del allowed
+        kind, like = known.kinds[item], chance[item]
+        added = jax.tree.map(
+          jnp.add, so_far.added, Added(kind, like * kind, like)
+        )
+        return Planned(added, so_far.stays * (1.0 - known.leaves[item])), ()
+
+      return worth, after
+
+    slate, propensity, _ = plackett_luce.in_turn(
+      place,
+      nothing_planned(known),
+      base.permitted(catalogue.index.active, excluded),
+      self.spec.slate_size,
+      key,
+      temperature,
+    )
+    none = jnp.zeros(self.spec.slate_size)
+    return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
+
+  def scores(self, params, catalogue, observation):
+    """What each item adds in the first place."""
+    known = self.forecast(params, catalogue, observation)
+    return self.gains(params, known, jnp.int32(0), nothing_planned(known))[0]
+
+  def loss(self, params, target_params, catalogue, transition, key, progress):
+    del progress
+    keys = sampling.split(key, 2)
+    learned, features = self.outlook.bind(params["outlook"]), catalogue.features
+    target, slate = (
+      self.outlook.bind(target_params["outlook"]),
+      transition.slate,
+    )
+    kinds = memberships(params, features)
+    now = observed.seen(transition.observation)
+    lately = outlook.lately(now, kinds)
+    counts = outlook.counts(lately)
+    effects = learned.effects(counts)
+    user = learned.user(features, now, keys[0])
+    logits = _like_logits(learned, user, effects, features[slate], kinds[slate])
+    there = slate > 0
+    likes = _like_loss(logits, learned.places(len(slate)), transition.response)
+    likes = jnp.where(there, likes, 0.0).mean()
+    hazards, anyway = _hazards(effects, kinds[slate])
+    leaves = _leave_loss(
+      jnp.where(there, hazards, masking.NEGATIVE), anyway, transition.terminated
+    )
+    horizon = self.horizon
+    after = observed.seen(transition.next_observation)
+    future = target.value(
+      target.tastes(features, after),
+      outlook.counts(outlook.lately(after, kinds)),
+    )
+    y = returns.td_target(
+      transition.reward,
+      transition.terminated,
+      horizon * future,
+      self.settings.discount,
+    )
+    value = learned.value(learned.tastes(features, now, keys[1]), counts)
+    critic = (value - y / horizon) ** 2
+    settings = self.settings
+    loss = (
+      settings.behaviour_weight * (likes + leaves)
+      + settings.critic_weight * critic
+    )
+    return loss, {
+      "loss": loss,
+      "behaviour_loss": likes,
+      "leave_loss": leaves,
+      "critic_loss": critic,
+      "value": horizon * value,
+      "target": y,
+    }
+
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent."""
   sizes = spec.network
-  outlook = Outlook(sizes.encoder, sizes.critic_hidden)
-  parts = _Parts(outlook, settings, spec)
-  own = (functools.partial(x, parts) for x in (_init, _act, _loss, _scores))
-  init, act, loss, scores = own
+  planner = Planner(Outlook(sizes.encoder, sizes.critic_hidden), settings, spec)
   return base.Agent(
-    init, act, loss, scores=scores, frozen=(SCALE,), place_by_place=True
+    planner.init,
+    planner.act,
+    planner.loss,
+    scores=planner.scores,
+    frozen=(SCALE,),
+    place_by_place=True,
   )
-
-
-def _init(
-  parts: _Parts,
-  key: PRNGKey,
-  catalogue: Catalogue,
-  observation: Observation,
-) -> Params:
-  """See base.Agent.init."""
-  features = catalogue.features
-  learned = parts.outlook.init(key, features, observed.seen(observation))
-  largest = jnp.abs(features).max(0)
-  return {"outlook": learned, SCALE: jnp.where(largest > 0, largest, 1.0)}
 
 
 def memberships(params: Params, features: Array) -> Array:
@@ -118,31 +254,6 @@ def memberships(params: Params, features: Array) -> Array:
   kept, so that items that arrive later change nothing for the others.
   """
   return features / jax.lax.stop_gradient(params[SCALE])[None]
-
-
-def forecast(
-  parts: _Parts,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-) -> Forecast:
-  """What the learned parts say of all items."""
-  learned, features = parts.outlook.bind(params["outlook"]), catalogue.features
-  observation = observed.seen(observation)
-  kinds = memberships(params, features)
-  lately = outlook.lately(observation, kinds)
-  effects = learned.effects(outlook.counts(lately))
-  user = learned.user(features, observation)
-  hazards, anyway = _hazards(effects, kinds)
-  return Forecast(
-    kinds,
-    lately,
-    _like_logits(learned, user, effects, features, kinds),
-    jax.nn.sigmoid(learned.places(parts.spec.slate_size)),
-    jax.nn.sigmoid(hazards),
-    jax.nn.sigmoid(-anyway),
-    learned.tastes(features, observation),
-  )
 
 
 def _like_logits(
@@ -159,168 +270,9 @@ def _hazards(effects: Effects, kinds: Array) -> tuple[Array, Array]:
   return kinds @ effects.leaving + leaving, anyway
 
 
-class Planned(NamedTuple):
-  """A slate that is being filled.
-
-  Attributes:
-    added: its items so far.
-    stays: float32 [], the probability that the user does not leave by now.
-  """
-
-  added: Added
-  stays: Array
-
-
-def gains(
-  parts: _Parts, params: Params, known: Forecast, place: Array, so_far: Planned
-) -> tuple[Array, Array]:
-  """What each item would add to a slate, and its chance of a like, [N + 1].
-
-  With the items chosen so far, which change what is counted after the slate,
-  and the probability `stays` that the user is still there then, an item of
-  reward r that makes the user leave by probability l adds
-
-    r + K gamma stays ((1 - l) (V + D) - V),
-
-  in units of an item's reward: of a slate that earns the sum of its items,
-  without the factor K. V is the value after the slate so far, and D what the
-  item changes of it: for each of its kinds the difference that one more of that
-  kind makes, liked or not, in proportion to its membership.
-  """
-  count, reward = parts.spec.slate_size, parts.spec.reward
-  chance = jax.nn.sigmoid(known.logits) * known.places[place]
-  earned = reward_of(reward, chance)
-  changes = jnp.stack([outlook.one_more(False), outlook.one_more(True)])
-  now, changed = parts.outlook.apply(
-    params["outlook"],
-    known.tastes,
-    outlook.counts(known.lately, so_far.added),
-    changes,
-    method="values",
-  )
-  differences = parts.horizon * known.kinds @ (changed - now).T
-  later = (1.0 - chance) * differences[:, 0] + chance * differences[:, 1]
-  value = parts.horizon * now
-  future = (1.0 - known.leaves) * (value + later) - value
-  weight = parts.settings.discount * (1 if reward.sums else count)
-  return earned + weight * so_far.stays * future, chance
-
-
-def reward_of(reward: Reward, chance: Array) -> Array:
-  """The reward of an item to expect, of the probability of a like."""
-  miss, like = reward.items(jnp.array([0.0, 1.0]))
-  return miss + chance * (like - miss)
-
-
-def _act(
-  parts: _Parts,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-  excluded: Array,
-  key: PRNGKey | None,
-  temperature: Array | float,
-) -> base.Action:
-  """See base.Agent.act; each place has Gumbel noise of its own."""
-  count = parts.spec.slate_size
-  known = forecast(parts, params, catalogue, observation)
-
-  def place(so_far, number):
-    worth, chance = gains(parts, params, known, number, so_far)
-
-    def after(item, allowed):
-      del allowed
-      kind, like = known.kinds[item], chance[item]
-      added = jax.tree.map(
-        jnp.add, so_far.added, Added(kind, like * kind, like)
-      )
-      return Planned(added, so_far.stays * (1.0 - known.leaves[item])), ()
-
-    return worth, after
-
-  slate, propensity, _ = plackett_luce.in_turn(
-    place,
-    nothing_planned(known),
-    base.permitted(catalogue.index.active, excluded),
-    count,
-    key,
-    temperature,
-  )
-  none = jnp.zeros(count)
-  return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
-
-
 def nothing_planned(known: Forecast) -> Planned:
   """A slate before its first place."""
   return Planned(outlook.nothing(known.kinds.shape[1]), known.stays)
-
-
-def _scores(
-  parts: _Parts,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-) -> Array:
-  """See base.Agent.scores: what each item adds in the first place."""
-  known = forecast(parts, params, catalogue, observation)
-  return gains(parts, params, known, jnp.int32(0), nothing_planned(known))[0]
-
-
-def _loss(
-  parts: _Parts,
-  params: Params,
-  target_params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  key: PRNGKey,
-  progress: Array,
-) -> tuple[Array, Metrics]:
-  """See base.Agent.loss."""
-  del progress
-  keys = sampling.split(key, 2)
-  learned, features = parts.outlook.bind(params["outlook"]), catalogue.features
-  target, slate = parts.outlook.bind(target_params["outlook"]), transition.slate
-  kinds = memberships(params, features)
-  now = observed.seen(transition.observation)
-  lately = outlook.lately(now, kinds)
-  counts = outlook.counts(lately)
-  effects = learned.effects(counts)
-  user = learned.user(features, now, keys[0])
-  logits = _like_logits(learned, user, effects, features[slate], kinds[slate])
-  there = slate > 0
-  likes = _like_loss(logits, learned.places(len(slate)), transition.response)
-  likes = jnp.where(there, likes, 0.0).mean()
-  hazards, anyway = _hazards(effects, kinds[slate])
-  leaves = _leave_loss(
-    jnp.where(there, hazards, masking.NEGATIVE), anyway, transition.terminated
-  )
-  horizon = parts.horizon
-  after = observed.seen(transition.next_observation)
-  future = target.value(
-    target.tastes(features, after),
-    outlook.counts(outlook.lately(after, kinds)),
-  )
-  y = returns.td_target(
-    transition.reward,
-    transition.terminated,
-    horizon * future,
-    parts.settings.discount,
-  )
-  value = learned.value(learned.tastes(features, now, keys[1]), counts)
-  critic = (value - y / horizon) ** 2
-  settings = parts.settings
-  loss = (
-    settings.behaviour_weight * (likes + leaves)
-    + settings.critic_weight * critic
-  )
-  return loss, {
-    "loss": loss,
-    "behaviour_loss": likes,
-    "leave_loss": leaves,
-    "critic_loss": critic,
-    "value": horizon * value,
-    "target": y,
-  }
 
 
 def _like_loss(logits: Array, places: Array, response: Array) -> Array:

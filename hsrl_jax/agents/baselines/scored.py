@@ -14,8 +14,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import returns
-from hsrl_jax.sid.index import Catalogue
-from hsrl_jax.types import Array, Observation, Params, PRNGKey, Transition
+from hsrl_jax.types import Array, Params, PRNGKey, Transition
 
 
 class ItemLogits(nn.Module):
@@ -67,65 +66,41 @@ def response_loss(logits: Array, bias: Array, transition: Transition) -> Array:
   ).mean()
 
 
-class Valued(NamedTuple):
-  """A transition as encoder and critic see it.
-
-  Attributes:
-    state: float32 [d], s.
-    next_state: float32 [d], s' by the target network.
-    value: float32 [], V(s).
-    target: float32 [], y = r + gamma (1 - terminated) V'(s'), no gradient.
-  """
-
-  state: Array
-  next_state: Array
-  value: Array
-  target: Array
-
-
 class States(NamedTuple):
   """Encoder and critic; the parameters of each are under its name."""
 
   encoder: Encoder
   critic: Critic
 
-  def state(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    observation: Observation,
-    key: PRNGKey | None = None,
-  ) -> Array:
+  def state(self, params, catalogue, observation, key=None) -> Array:
     """s, [d]; `key` is of the dropout."""
     return self.encoder.apply(
       params["encoder"], catalogue.features, *observation, key
     )
 
-  def value(self, params: Params, state: Array) -> Array:
+  def value(self, params, state) -> Array:
     """V(s), []."""
     return self.critic.apply(params["critic"], state[None])[0]
 
   def look(
-    self,
-    params: Params,
-    target_params: Params,
-    catalogue: Catalogue,
-    transition: Transition,
-    key: PRNGKey,
-    discount: float,
-  ) -> Valued:
-    """States and values of a transition; `key` is of the dropout."""
+    self, params, target_params, catalogue, transition, key, discount
+  ) -> tuple[Array, Array, Array, Array]:
+    """A transition; `key` is of the dropout.
+
+    Returns:
+      s and s', [d], V(s), and y = r + gamma (1 - terminated) V'(s'). s' and V'
+      are those of the target network; y has no gradient.
+    """
     state = self.state(params, catalogue, transition.observation, key)
-    next_state = self.state(
-      target_params, catalogue, transition.next_observation
-    )
+    value = self.value(params, state)
+    after = self.state(target_params, catalogue, transition.next_observation)
     target = returns.td_target(
       transition.reward,
       transition.terminated,
-      self.value(target_params, next_state),
+      self.value(target_params, after),
       discount,
     )
-    return Valued(state, next_state, self.value(params, state), target)
+    return state, after, value, target
 
 
 def states(spec: base.Spec) -> States:

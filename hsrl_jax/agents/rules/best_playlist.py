@@ -136,7 +136,7 @@ def _fit(
     chances = jax.lax.map(
       lambda state: env.chances(state, items, users), states, batch_size=4
     )
-    earned = knowledge.expected(spec.reward, chances)
+    earned = spec.reward.expected_items(chances)
     some = jnp.argsort(-there)[:_TRIED]
     keys = jax.random.split(key, count)
     few = jax.tree.map(lambda x: x[some], (states, keys))

@@ -12,7 +12,6 @@ from hsrl_jax.checked import setting
 from hsrl_jax.ops import plackett_luce
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
-from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, PRNGKey
 
@@ -124,12 +123,6 @@ def agent(
     place_by_place=True,
     fit=fit if settings.rule_estimate == "simulator" else None,
   )
-
-
-def expected(reward: Reward, chance: Array) -> Array:
-  """The reward of items to expect, of the probability of a like."""
-  miss, like = reward.items(jnp.array([0.0, 1.0]))
-  return miss + chance * (like - miss)
 
 
 def lately(observation: Observation, count: int) -> Array:

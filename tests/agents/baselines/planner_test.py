@@ -41,8 +41,8 @@ def _case(slate_size: int = toy.SLATE):
   return checks.Made(config, agent, params, catalogue, observation)
 
 
-def _parts(made) -> planner._Parts:
-  return made.agent.act.args[0]
+def _parts(made) -> planner.Planner:
+  return made.agent.act.__self__
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -66,9 +66,9 @@ def _value(made, observation, tastes=None, params=None):
 @functools.partial(jax.jit, static_argnums=0)
 def _known(parts, params, catalogue, observation):
   """The forecast, and gains and chances in the first place."""
-  known = planner.forecast(parts, params, catalogue, observation)
+  known = parts.forecast(params, catalogue, observation)
   nothing = planner.nothing_planned(known)
-  return known, *planner.gains(parts, params, known, 0, nothing)
+  return known, *parts.gains(params, known, 0, nothing)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -165,11 +165,11 @@ class PlanTest(absltest.TestCase):
     made = _case()
     parts = _parts(made)
     known, *_ = _known(parts, made.params, made.catalogue, made.observation)
-    gains = jax.jit(planner.gains, static_argnums=0)
+    gains = jax.jit(parts.gains)
     so_far, taken, likes = planner.nothing_planned(known), [], []
     kinds = np.asarray(known.kinds)
     for place in range(toy.SLATE):
-      gain, chance = gains(parts, made.params, known, place, so_far)
+      gain, chance = gains(made.params, known, place, so_far)
       gain = np.array(gain)
       gain[[0, *taken]] = -np.inf
       taken.append(int(gain.argmax()))
