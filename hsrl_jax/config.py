@@ -200,11 +200,11 @@ class TrainConfig(Checked):
       iteration from a batch of what was shown lately; `on_policy`: from all of
       the last segment; `logs`: from slates of the training split, without the
       simulator; `next_item`: what users liked next in the logs;
-      `next_item,on_policy` and `next_item,replay` go on in the simulator from
-      the run of `next_item` that --continue_from names.
+      `next_item,on_policy` and `next_item,replay` go on from there in the
+      simulator.
     continue_from: workdir of a finished run from whose parameters training
       starts, of the same agent and recipe, or of the recipe's part before the
-      comma.
+      comma, which then is not trained anew.
     segment: on-policy, iterations between times of learning; a divisor of
       iterations_per_call.
     epochs: on-policy, over a segment.
@@ -337,11 +337,14 @@ def unread_of(recipe: str) -> tuple[str, ...]:
 class NextItemConfig(Checked):
   """Training on the next item that a user likes, `--recipe=next_item`.
 
-  Sizes of the encoder are those of NetworkConfig. An item's vector is the sum
-  of what is switched on: an embedding of its own, embeddings of its tokens (in
-  hsrl), a linear map of its features.
+  An item's vector is the sum of what is switched on: an embedding of its own,
+  embeddings of its tokens (in hsrl), a linear map of its features.
 
   Attributes:
+    width: d of all layers.
+    layers: transformer layers of the encoder.
+    heads: attention heads; divides `width`.
+    dropout: rate in training.
     history: T, liked items that are looked at.
     id_inputs: whether each item has an embedding of its own.
     feature_inputs: whether its features count.
@@ -375,6 +378,10 @@ class NextItemConfig(Checked):
       all.
   """
 
+  width: int = setting(64, least=1)
+  layers: int = setting(1, least=1)
+  heads: int = setting(2, least=1)
+  dropout: float = setting(0.3, least=0, most=_DROPOUT)
   history: int = setting(50, least=1)
   id_inputs: bool = True
   feature_inputs: bool = True
@@ -397,6 +404,11 @@ class NextItemConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
+    self.require(
+      "heads",
+      self.width % self.heads == 0,
+      f"a divisor of width = {self.width}",
+    )
     self.require(
       "patience",
       self.patience >= self.eval_every,
@@ -437,9 +449,6 @@ class Config:
     evaluate: how it is measured.
     next_item: how it is trained on the next item.
     agent: a name in `agents.AGENTS`; None where no policy is trained.
-    supervised: sizes of the networks of the policy of the next item that the
-      agent goes on from; None: there is none. Set by `stages.parts`, as then
-      `next_item` is.
     settings: of the agent, its own dataclass; see `agents.configure`.
   """
 
@@ -451,7 +460,6 @@ class Config:
   evaluate: EvaluateConfig = EvaluateConfig()
   next_item: NextItemConfig = NextItemConfig()
   agent: str | None = None
-  supervised: NetworkConfig | None = None
   settings: Any = None
 
 

@@ -149,7 +149,7 @@ def check(config: Config) -> None:
       f"{', '.join(trained_by(recipe))}"
     )
   on_policy = recipe == "next_item,on_policy"
-  if on_policy and config.supervised and not config.next_item.item_weight:
+  if on_policy and not config.next_item.item_weight:
     raise InputError(
       "the policy of the next item that the run continues from has no softmax "
       "over items (next_item_item_weight=0), with which on-policy learning "

@@ -23,7 +23,7 @@ from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 # What the recipe reads of a part of Config; of the others all.
 _READ = {
-  "network": ("width", "layers", "heads", "dropout"),
+  "network": (),
   "train": ("recipe", "seeds"),
 }
 # Fields of NextItemConfig that only an agent with tokens reads.
@@ -259,14 +259,13 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
 def model_config(config: Config) -> next_item.ModelConfig:
   """Sizes of the agent's model."""
   c: NextItemConfig = config.next_item
-  network = config.supervised or config.network
   tokens = _has_tokens(config)
   return next_item.ModelConfig(
     length=c.history,
-    width=network.width,
-    layers=network.layers,
-    heads=network.heads,
-    dropout=network.dropout,
+    width=c.width,
+    layers=c.layers,
+    heads=c.heads,
+    dropout=c.dropout,
     token_weight=c.token_weight if tokens else 0.0,
     item_weight=c.item_weight if config.agent != "sasrec" else 1.0,
     token_inputs=tokens,
@@ -321,7 +320,7 @@ def _init(own: Policy, config: Config):
   ) -> Params:
     keys = [jax.random.fold_in(key, i) for i in range(2)]
     # As many numbers as the policy was trained on, where there is one.
-    size = config.next_item.interactions if config.supervised else 0
+    size = config.next_item.interactions if config.train.goes_on else 0
     nothing = {"interactions": jnp.zeros((len(catalogue.features), size))}
     features, plain = catalogue.features, catalogue.plain
     if plain is not None:

@@ -170,6 +170,17 @@ class World(_Tuned, _Agents, _Variants):
 
 
 @dataclasses.dataclass(frozen=True)
+class OnePolicy(Paired):
+  """Settings of `one_policy`.
+
+  Attributes:
+    rows: that are compared beside the supervised policy; None: all.
+  """
+
+  rows: tuple[str, ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Benchmark(_Tuned, _Agents, _Protocols):
   """Settings of `benchmark`."""
 
@@ -228,6 +239,14 @@ EXPERIMENTS = (
     "Worlds in which tomorrow counts: what bores a user, or drives one away, "
     "depends on what was shown before. The greedy oracle knows the user and "
     "does not look ahead; whoever earns more than it does.",
+  ),
+  _entry(
+    "one_policy",
+    OnePolicy,
+    "One policy",
+    "Supervised on the next item, then RL in a world: what it earns there, "
+    "beside RL alone, and what it finds on held-out logs.",
+    also=("next_item", "on_policy"),
   ),
   _entry(
     "benchmark",

@@ -15,7 +15,7 @@ from hsrl_jax.engine import core, loop
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import held_out, ranking
 from hsrl_jax.host import watch as watch_lib
-from hsrl_jax.stages import training
+from hsrl_jax.stages import start, training
 from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Params, Sessions
 
@@ -76,10 +76,9 @@ def about(config: Config, interactions: int) -> dict:
   }
   sizes = checked.values(config.next_item) | weights
   return {
-    "format": 1,
+    "format": start.FORMAT,
     "agent": config.agent,
     "next_item": sizes | {"interactions": interactions},
-    "network": checked.values(config.network),
   }
 
 

@@ -56,6 +56,7 @@ class Parts:
     config: config_lib.Config,
     workdir: pathlib.Path,
     shared: pathlib.Path | None = None,
+    of: "Parts | None" = None,
   ):
     """Binds a configuration to the folder it writes to.
 
@@ -65,12 +66,13 @@ class Parts:
       shared: where the stages data, quantize and simulator write, each in a
         folder that its configuration names, so that runs share what they have
         in common; None: in the workdir.
+      of: the run of which this one is the first part, with these stages.
 
     Raises:
       InputError: the file of --response_params or --sids, or the run of
         --continue_from, is not as it should be.
     """
-    self.workdir, self.shared = workdir, shared
+    self.workdir, self.shared, self.of = workdir, shared, of
     self.given = None
     config = dataclasses.replace(config, simulator=simulator.chosen(config))
     _check_world(config)
@@ -90,9 +92,11 @@ class Parts:
         config, quantizer=sids.sized(config.quantizer, self.sid_file)
       )
     self.start = start_lib.of_config(config, workdir)
-    if self.start is not None:
-      config = self.start.sized(config)
-    self.config = config
+    self.config = self.start.sized(config) if self.start else config
+    begun = ()
+    if self.start is not None and not self.start.is_first_part:
+      # What the flags say of a first part tells all, before it is there.
+      config, begun = self.config, (f"start {self.start.digest}",)
     agents.check(config)
     # Of the files their content counts, not their paths.
     plain = dataclasses.replace(
@@ -102,7 +106,6 @@ class Parts:
     c = dataclasses.replace(config, data=plain, train=train)
     given = (self.given.digest,) if self.given else ()
     brought = (f"SIDs {self.sid_file.digest}",) if self.sid_file else ()
-    begun = (f"start {self.start.digest}",) if self.start else ()
     scored = scored_by.digest(config)
     whole = checked.fingerprint(c, *given, *brought, *begun, *scored)
     data = (c.data, *given) if self.own_users else (c.data,)
@@ -295,6 +298,8 @@ class Parts:
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""
+    if self.of is not None and stage in _SHARED:
+      return self.of.folder(stage)
     if self.shared is None or stage not in _SHARED:
       return self.workdir
     return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"

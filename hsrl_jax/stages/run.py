@@ -43,9 +43,10 @@ class Run(Parts):
     config: config_lib.Config,
     workdir: pathlib.Path,
     shared: pathlib.Path | None = None,
+    of: Parts | None = None,
   ):
     """See Parts."""
-    super().__init__(config, workdir, shared)
+    super().__init__(config, workdir, shared, of)
     self._stages, self._phases = watch.Watch(), watch.Watch()
 
   def data(self) -> None:
@@ -111,6 +112,13 @@ class Run(Parts):
 
   def policy(self) -> None:
     """Stage policy."""
+    if self.config.train.goes_on and self.config.train.continue_from is None:
+      where = self.workdir / start_lib.FIRST
+      first = Run(start_lib.first_part(self.config), where, of=self)
+      first.claim(settings_lib.texts(first.config))
+      first.complete(("policy",))
+      self.start = start_lib.of_config(self.config, self.workdir)
+      self.config = self.start.sized(self.config)
     how = policy.acting(self.agent(), self.catalogue.index)
     print(f"  acting: {how}")
     if self.config.train.recipe == "next_item":

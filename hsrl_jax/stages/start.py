@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from hsrl_jax import checked, files, settings
+from hsrl_jax import agents, checked, files, settings
 from hsrl_jax import config as config_lib
 from hsrl_jax.config import Config
 from hsrl_jax.engine import checkpoint
@@ -13,9 +13,9 @@ from hsrl_jax.errors import InputError, reading
 from hsrl_jax.host import workdir as workdir_lib
 
 KEPT = "policy/start.json"  # What a run keeps of the one it continues from.
+FIRST = "next_item"  # The folder of a recipe's part before the comma.
 MODEL = "policy/next_item.json"  # See stages/next_item.py.
-FORMAT = 1
-_SIZES = ("width", "layers", "heads")  # Of NetworkConfig.
+FORMAT = 2
 
 
 class FinishedRun(NamedTuple):
@@ -26,11 +26,13 @@ class FinishedRun(NamedTuple):
     digest: of its parameters.
     about: what next_item.json says of its networks, those of a policy of the
       next item; None: they are the agent's own.
+    is_first_part: whether it is the first part of the run itself.
   """
 
   workdir: pathlib.Path
   digest: str
   about: dict[str, Any] | None
+  is_first_part: bool = False
 
   def sized(self, config: Config) -> Config:
     """`config` with the networks' sizes.
@@ -41,15 +43,8 @@ class FinishedRun(NamedTuple):
     if self.about is None:
       return config
     with reading(self.workdir / MODEL, "what this version of hsrl_jax wrote"):
-      sizes = {name: self.about["network"][name] for name in _SIZES}
-      network = dataclasses.replace(config.network, **sizes)
-      # On-policy RL has networks of its own beside.
-      return dataclasses.replace(
-        config,
-        supervised=network,
-        next_item=config_lib.NextItemConfig(**self.about["next_item"]),
-        network=config.network if config.train.on_policy else network,
-      )
+      own = config_lib.NextItemConfig(**self.about["next_item"])
+      return dataclasses.replace(config, next_item=own)
 
   def keep(self, workdir: pathlib.Path) -> None:
     """Writes what a run keeps, so that it can do without this one."""
@@ -68,12 +63,12 @@ def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
     InputError: there is no such run, or it is none to continue from.
   """
   if config.train.continue_from is None:
-    if config.train.goes_on:
-      raise InputError(
-        f"--recipe={config.train.recipe} needs --continue_from; expected the "
-        "workdir of a finished run of --recipe=next_item"
-      )
-    return None
+    first = workdir / FIRST
+    if not config.train.goes_on or not (first / MODEL).exists():
+      return None
+    with reading(first / MODEL, "what --mode=policy wrote"):
+      about = files.read_json(first / MODEL, FORMAT)
+    return FinishedRun(first, digest(first), about, is_first_part=True)
   path = pathlib.Path(config.train.continue_from)
   if (workdir / KEPT).exists():
     with reading(workdir / KEPT, "what a run keeps of where it started"):
@@ -128,6 +123,18 @@ def _read(path: pathlib.Path, config: Config) -> tuple[str, dict | None]:
     return found, files.read_json(path / KEPT, FORMAT)["next_item"]
 
 
+def first_part(config: Config) -> Config:
+  """The configuration of a recipe's part before the comma."""
+  agent, recipe = config.agent, "next_item"
+  if recipe not in agents.AGENTS[agent].recipes:
+    agent = agents.DEFAULT  # Its softmax over items alone counts.
+  first = agents.configure(config, agent, recipe=recipe)
+  # As it is read again from what it keeps, without what it has no use for; but
+  # where the source files are is not kept.
+  read = settings.of_texts(FIRST, settings.texts(first))
+  return dataclasses.replace(read, data=config.data)
+
+
 def digest(workdir: pathlib.Path) -> str:
   """Tells a run's newest checkpoints from others; empty: there are none."""
   folders = sorted((workdir / "policy").glob("**/checkpoints"))
@@ -157,10 +164,10 @@ def with_sizes(
     InputError: a size that is given is not that of the source.
   """
   kept = dict(texts)
-  if not config.supervised or config.train.on_policy:
+  if source is None or source.about is None or source.is_first_part:
     return kept
-  sizes = settings.texts(config)
-  for name in (f"{settings.PREFIXES['network']}{x}" for x in _SIZES):
+  sizes, prefix = settings.texts(config), settings.PREFIXES["next_item"]
+  for name in (x for x in sizes if x.startswith(prefix)):
     if name in given and texts[name] != sizes[name]:
       raise InputError(
         f"--{name} is {texts[name]}, but the policy of "

@@ -46,9 +46,10 @@ def load(parts: Parts, like: Params) -> Params:
     )
   # Every process reads alone, as the one process of that run did.
   with checkpoint.alone():
-    theirs = Parts(settings.of_texts(flags, kept), workdir)
+    of = parts if start.is_first_part else None
+    theirs = Parts(settings.of_texts(flags, kept), workdir, of=of)
     theirs.require("policy")
-    if parts.config.supervised:
+    if parts.config.train.goes_on:
       check_items(where, theirs, parts)
     elif _other_meaning(theirs.catalogue, parts.catalogue):
       print(
@@ -61,7 +62,7 @@ def load(parts: Parts, like: Params) -> Params:
     trained[seeds.index(seed) if seed in seeds else 0]
     for seed in parts.config.train.seeds
   ]
-  if parts.config.supervised:
+  if parts.config.train.goes_on:
     own = next_item.clicks(parts)
     fresh = training.by_seed(like)
     if parts.config.train.on_policy:
@@ -76,7 +77,7 @@ def load(parts: Parts, like: Params) -> Params:
       ]
   params = jax.tree.map(lambda *x: jnp.stack(x), *chosen)
   _check_shapes(where, params, like)
-  if processes.is_first():
+  if processes.is_first() and not start.is_first_part:
     start.keep(parts.workdir)
   return params
 

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest
 
 from hsrl_jax.evaluation import held_out
-from hsrl_jax.experiments import held_out_rows, jobs
+from hsrl_jax.experiments import held_out_rows, jobs, one_policy
 from hsrl_jax.studies import after_supervised
 from hsrl_jax.studies.registry import AfterSupervised
 from tests import command, toy
@@ -19,9 +19,9 @@ from tests import command, toy
 
 class JobsTest(absltest.TestCase):
   def test_each_weight_and_the_last_without_an_actor(self):
-    start = {"recipe": "next_item,replay", "continue_from": "there"}
+    start = {"recipe": "next_item,replay"}
     self.assertEqual(
-      after_supervised.after((0.0, 5.0), "there"),
+      after_supervised.after((0.0, 5.0)),
       {
         "kl_0": {"kl_weight": 0.0} | start,
         "kl_5": {"kl_weight": 5.0} | start,
@@ -42,7 +42,7 @@ class JobsTest(absltest.TestCase):
     base = dataclasses.replace(base, data=data)
     own = AfterSupervised()
     run = mock.patch.object(
-      after_supervised.Run, "complete", autospec=True, side_effect=Stop
+      one_policy.Run, "complete", autospec=True, side_effect=Stop
     )
     with run as complete, self.assertRaises(Stop):
       after_supervised.run(
@@ -73,8 +73,8 @@ class RowTest(absltest.TestCase):
       return [dict.fromkeys(held_out_rows.MEASURES, measure)]
 
     run, first = mock.MagicMock(), mock.MagicMock()
-    with mock.patch.object(after_supervised.compare, "difference") as reward:
-      row = after_supervised._row(None, (first, rows(0.25)), (run, rows(0.75)))
+    with mock.patch.object(one_policy.compare, "difference") as reward:
+      row = one_policy._row(None, (first, rows(0.25)), (run, rows(0.75)), first)
     self.assertEqual(reward.call_args.args[1][0], run)
     for name in held_out_rows.MEASURES:
       self.assertAlmostEqual(row[name]["mean"], 0.75)
@@ -94,21 +94,22 @@ class TableTest(absltest.TestCase):
     results = {
       **{"dataset": "movielens_latest_small", "protocol": "no_repeat"},
       **{"split": "test", "iterations": 10_000, "rows": rows},
+      **{"goes_on": "then on-policy RL", "note": "more: than another " * 9},
       **{"lists": {"item_to_item": row}, "bounds": {"best_constant": reward}},
     }
-    text = after_supervised.table(results)
+    text = one_policy.table(results)
     self.assertLessEqual(max(map(len, text.splitlines())), 80, text)
-    after_supervised.figure(results)
+    one_policy.figure(results)
 
 
 class FigureTest(absltest.TestCase):
   def test_no_two_policies_look_alike(self):
     # More ways of training than there are colours.
-    ways = ("supervised", *after_supervised.after((0.0, 1.0, 5.0), "there"))
+    ways = ("supervised", *after_supervised.after((0.0, 1.0, 5.0)))
     measure = {"mean": 0.5, "ci95": [0.4, 0.6]}
     row = {"recall@10": measure, "total_reward": measure}
     rows = {f"{x}{way}": row for x in ("", "flat_") for way in ways}
-    (axes,) = after_supervised.figure({"rows": rows}).axes
+    (axes,) = one_policy.figure({"rows": rows}).axes
     looks = {
       (x.lines[0].get_color(), x.lines[0].get_marker()) for x in axes.containers
     }

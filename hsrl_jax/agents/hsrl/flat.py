@@ -115,11 +115,15 @@ def _scores(
   """See base.Agent.scores: log pi of each item in the first slot."""
   observation = observed.seen(observation)
   begins = parts.beginning(params, catalogue, observation)
-  if begins is not None:
+  if begins is not None and parts.settings.hold_logged:
     return begins.log_pi + begins.response
   actor = parts.policy.bind(params["policy"])
   tokens = sequential.tokens_of(catalogue)
   start = actor.start(tokens, observation)
+  if begins is not None:
+    weight = parts.settings.supervised_weight
+    active = catalogue.index.active
+    start = _beginning(start, begins, active, weight)
   nothing = flat.none_chosen(len(catalogue.features))
   logits = actor.logits(start, nothing, jnp.int32(0))
   return masking.log_softmax(logits, catalogue.index.active)
@@ -147,7 +151,7 @@ def _choices(
     item, place = inputs
     logits = actor.logits(start, chosen, place)
     if parts.spec.supervised is not None:
-      logits = _held(start, logits, supervised.free(observation))
+      logits = _held(start, logits, supervised.free(settings, observation))
     log_pi = masking.log_softmax(logits, allowed)
     entropy = masking.entropy(log_pi, allowed)
     one = actor.one_chosen(start, item, place)

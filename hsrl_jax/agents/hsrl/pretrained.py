@@ -101,7 +101,9 @@ def make(settings: NearStartSettings, spec: base.Spec) -> base.Agent:
 
   def init(key, catalogue, observation):
     params = start.agent.init(key, catalogue, observation)
-    contexts = parts.contexts(params, jnp.zeros(spec.network.width))
+    contexts = parts.contexts(
+      params, jnp.zeros(start.policy.model.config.width)
+    )
     critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
     return params | {"critic": critic, "start": params["model"]}
 

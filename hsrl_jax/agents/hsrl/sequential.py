@@ -77,7 +77,9 @@ class Functions(NamedTuple):
     start = self.spec.supervised
     if start is None:
       return None
-    return supervised.beginning(start, params, catalogue, observation)
+    return supervised.beginning(
+      self.settings, start, params, catalogue, observation
+    )
 
 
 def make(
@@ -266,7 +268,7 @@ def _scores(
   index, spec = catalogue.index, parts.spec
   observation = observed.seen(observation)
   begins = parts.beginning(params, catalogue, observation)
-  if begins is not None:
+  if begins is not None and parts.settings.hold_logged:
     return begins.log_pi + begins.response
   policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
   start = policy.start(tokens, observation)
@@ -275,7 +277,8 @@ def _scores(
   sids = jnp.maximum(sid_of(index, items), 0)
   node = jnp.zeros(len(items), jnp.int32)
   partial = jnp.zeros((len(items), start.vectors.shape[-1]))
-  below = _below(parts, policy, start, catalogue, jnp.zeros(1, jnp.int32), None)
+  nobody = jnp.zeros(1, jnp.int32)
+  below = _below(parts, policy, start, catalogue, nobody, begins)
   log_pi = jnp.zeros(len(items))
   for level in range(spec.levels):
     # Once for each prefix, of which there are fewer than items.
@@ -355,7 +358,7 @@ def _choices(
     logits.append(of_slots(start, chosen, partial[:, level], slots, level))
   logits = jnp.stack(logits, 1)
   if spec.supervised is not None:
-    logits *= supervised.free(observation)
+    logits *= supervised.free(settings, observation)
   if policy.item_prior:
     logits += notes.prior
   log_probs = masking.log_softmax(logits, notes.allowed)

@@ -106,9 +106,12 @@ class SupervisedSettings(base.Settings):
   Attributes:
     supervised_weight: of the log pi of the policy of the next item in what
       items begin with.
+    hold_logged: whether in states that logs know, where nothing was shown yet,
+      the policy stays that of the next item.
   """
 
   supervised_weight: float = setting(1.0, least=0)
+  hold_logged: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What HSRL begins with that goes on by RL, on-policy, from the next item.
 
 Its policy of the next item stays as it was. In a state that logs know, in which
-nothing was shown yet, HSRL is that policy, whatever RL learns. Later in a
+nothing was shown yet, HSRL has its probabilities, whatever RL learns. Later in a
 session the items below a token begin with its log pi beside the estimate of a
 like, and nothing holds what RL adds (docs/method.md, RL after supervised
 training). What that policy says of items is its softmax over all of them; its
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.agents import next_item
+from hsrl_jax.agents.hsrl.settings import SupervisedSettings
 from hsrl_jax.ops import masking
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.types import Array, Observation, Params
@@ -59,6 +60,7 @@ class Beginning(NamedTuple):
 
 
 def beginning(
+  settings: SupervisedSettings,
   start: next_item.Start,
   params: Params,
   catalogue: Catalogue,
@@ -67,6 +69,7 @@ def beginning(
   """What a state begins with; no gradient flows into it.
 
   Args:
+    settings: of the agent.
     start: the policy of the next item.
     params: of the agent.
     catalogue: the items.
@@ -80,10 +83,12 @@ def beginning(
   score = policy.model.item_score(own["model"], known, state, items)
   log_pi = masking.log_softmax(score, catalogue.index.active)
   response = policy.response(own, catalogue, plain, items)
-  found = jax.lax.stop_gradient((free(observation), log_pi, response))
+  found = jax.lax.stop_gradient((free(settings, observation), log_pi, response))
   return Beginning(*found, start.beams)
 
 
-def free(observation: Observation) -> Array:
+def free(settings: SupervisedSettings, observation: Observation) -> Array:
   """See Beginning."""
+  if not settings.hold_logged:
+    return jnp.float32(1)
   return (observation.shown.items > 0).any().astype(jnp.float32)

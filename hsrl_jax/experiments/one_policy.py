@@ -1,0 +1,251 @@
+"""Experiment `one_policy`: tomorrow and the next item in one policy.
+
+A policy is trained on what users of the logs liked next. From there others go
+on by RL in a simulator of the same logs. All are measured on held-out logs and
+in the simulator: what RL gains there, and what it loses here. `hsrl` is the
+recipe next_item,on_policy; `rl_alone` the same RL without the first part;
+TWINS are `hsrl` with one thing changed.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from hsrl_jax.errors import InputError
+from hsrl_jax.experiments import compare, held_out_rows, jobs
+from hsrl_jax.experiments.entrants import REFERENCE
+from hsrl_jax.report import plots, tables
+from hsrl_jax.stages import start as start_lib
+from hsrl_jax.stages.run import Run
+
+COMPARED = (REFERENCE, "ppo")
+START, RL_ALONE = "supervised", "rl_alone"
+# Changes of fields, by name of the row.
+ROWS: Mapping[str, Mapping[str, Any]] = {
+  REFERENCE: {},
+  RL_ALONE: {"recipe": "on_policy", "item_prior": True},
+  # It does not look ahead.
+  "no_foresight": {"discount": 0.0},
+  "no_actor": {"actor_weight": 0.0},
+  # RL is free in states that logs know, too.
+  "not_held": {"hold_logged": False},
+  "no_residual": {"residual": False},
+  # One logit for each item.
+  "ppo": {"agent": "ppo"},
+  # Of log pi of the next item in what later slates begin with.
+  "weight_0": {"supervised_weight": 0.0},
+  "weight_2": {"supervised_weight": 2.0},
+  "weight_4": {"supervised_weight": 4.0},
+}
+
+
+class Group(NamedTuple):
+  """Rows that go on from one policy of the next item.
+
+  Attributes:
+    next_item: changes to NextItemConfig.
+    rows: changes of fields, by name of the row.
+  """
+
+  next_item: Mapping[str, Any]
+  rows: Mapping[str, Mapping[str, Any]]
+
+
+def run(experiment: jobs.Experiment) -> None:
+  """Runs what is missing; leaves results.json, table.txt and plot.png.
+
+  Raises:
+    InputError: the dataset has no logged slates to hold out, or a row is
+      unknown.
+  """
+  names = experiment.config.rows or tuple(ROWS)
+  if unknown := sorted(set(names) - set(ROWS)):
+    raise InputError(
+      f"--experiment_rows has {unknown[0]!r}; expected some of "
+      f"{', '.join(ROWS)}"
+    )
+  note = (
+    f"more: than {START}, of the reward than {RL_ALONE}. The first three "
+    "measures are of held-out logs, beside simple lists; intervals over users "
+    "and seeds, those of differences paired."
+  )
+  goes_on = "then on-policy RL"
+  rows = {name: ROWS[name] for name in names}
+  go(experiment, {"": Group({}, rows)}, goes_on, note)
+
+
+def go(
+  experiment: jobs.Experiment,
+  groups: Mapping[str, Group],
+  goes_on: str,
+  note: str,
+) -> None:
+  """Compares the rows of groups; see `run`.
+
+  Args:
+    experiment: with the flags' configuration.
+    groups: by what comes before the names of their rows.
+    goes_on: what follows the first part, in words.
+    note: below the table.
+  """
+  if Run(experiment.base, experiment.workdir).without_slates:
+    raise InputError(
+      f"{experiment.name} needs logged slates, on which policies are measured; "
+      "expected another --dataset"
+    )
+  starts, rows = {}, {}
+  for prefix, group in groups.items():
+    first = starts[prefix] = _supervised(
+      experiment, prefix + START, group.next_item
+    )
+    runs = {prefix + START: first} | jobs.run_all(
+      experiment, _jobs(experiment, prefix, group, first)
+    )
+    measured = {
+      name: held_out_rows.of_policy(run) for name, run in runs.items()
+    }
+    rows |= {
+      name: _row(
+        experiment,
+        (first, measured[prefix + START]),
+        (run, measured[name]),
+        runs.get(prefix + RL_ALONE, first),
+      )
+      for name, run in runs.items()
+    }
+  base, first = experiment.base, starts[""].results()
+  results = {
+    "dataset": first["dataset"],
+    "protocol": base.simulator.protocol,
+    "split": base.evaluate.split,
+    "episodes": base.evaluate.episodes,
+    "iterations": base.train.iterations,
+    "resamples": experiment.config.resamples,
+    "simulator": first["simulator"],
+    "goes_on": goes_on,
+    "note": note,
+    "rows": rows,
+    "lists": {
+      name: {x: measured[x] for x in held_out_rows.MEASURES}
+      for name, measured in first["held_out"].items()
+      if name != REFERENCE
+    },
+    "bounds": {
+      name: measured["total_reward"]
+      for name, measured in first["policies"].items()
+      if name != REFERENCE
+    },
+  }
+  jobs.finish(experiment, results, table(results), figure(results))
+
+
+def _jobs(
+  experiment: jobs.Experiment, prefix: str, group: Group, first: Run
+) -> list[jobs.Job]:
+  """The rows that go on from a policy of the next item, or start afresh."""
+  found = []
+  for name, changes in group.rows.items():
+    changes = {"agent": REFERENCE} | dict(changes)
+    config = experiment.with_agent(**changes)
+    if config.train.goes_on:
+      path = str(first.workdir)
+      train = dataclasses.replace(config.train, continue_from=path)
+      config = dataclasses.replace(config, train=train)
+    found.append(jobs.Job(prefix + name, config))
+  return found
+
+
+def _supervised(
+  experiment: jobs.Experiment, name: str, changes: Mapping[str, Any]
+) -> Run:
+  """A run of its own, with data and SIDs, from which others go on."""
+  own = dataclasses.replace(experiment.base.next_item, **changes)
+  base = dataclasses.replace(experiment.base, next_item=own)
+  run = Run(start_lib.first_part(base), experiment.workdir / name)
+  run.claim(start_lib.settings.texts(run.config))
+  with jobs.timed(experiment, name, "policy"):
+    run.complete(("data", "quantize", "simulator", "policy", "evaluate"))
+  return run
+
+
+def _row(
+  experiment: jobs.Experiment, start, own, rewarded: Run
+) -> dict[str, Any]:
+  """Of one policy, and what it has more than the supervised one.
+
+  Args:
+    experiment: what it is of.
+    start: run and measures of the supervised policy.
+    own: those of this one.
+    rewarded: than which it earns more.
+  """
+  (run, rows), (first, before) = own, start
+  agent = run.config.agent
+  row = held_out_rows.measured(rows)
+  row["total_reward"] = run.results()["policies"][agent]["total_reward"]
+  row["difference"] = None
+  if run is not first:
+    row["difference"] = held_out_rows.more(rows, before)
+    row["difference"]["total_reward"] = compare.difference(
+      experiment, (run, agent), (rewarded, rewarded.config.agent)
+    )
+  return row
+
+
+def table(results: Mapping[str, Any]) -> str:
+  """The results for a terminal, at most 80 columns wide."""
+  head = (
+    f"{results['dataset']}, protocol {results['protocol']}, split "
+    f"{results['split']}: supervised on the next item, {results['goes_on']}, "
+    f"{results['iterations']:,} iterations"
+  )
+  lines = [tables.filled(head)]
+  for name, label in (
+    *held_out_rows.MEASURES.items(),
+    ("total_reward", "simulated reward"),
+  ):
+    form = "{:z.2f}" if name == "total_reward" else "{:z.4f}"
+    rows = [(label, "", "[95% CI]", "more", "[95% CI]")]
+    for policy_name, row in results["rows"].items():
+      more = (row["difference"] or {}).get(name)
+      rows.append(
+        (policy_name, *tables.cells(row[name], form), *tables.cells(more, form))
+      )
+    beside = results["bounds"]
+    if name in held_out_rows.MEASURES:
+      beside = {x: measured[name] for x, measured in results["lists"].items()}
+    rows += [(x, *tables.cells(beside[x], form), "", "") for x in beside]
+    lines += ["", *tables.aligned(rows)]
+  return "\n".join([*lines, "", tables.filled(results["note"])])
+
+
+def figure(results: Mapping[str, Any]) -> Figure:
+  """What RL gains in the simulator against what it loses on held-out logs."""
+  made = Figure(figsize=(8, 4), layout="constrained")
+  axes = made.subplots()
+  for number, (name, row) in enumerate(results["rows"].items()):
+    # Another marker where the colours begin again.
+    again, colour = divmod(number, len(plots.COLOURS))
+    marker = plots.MARKERS[again % len(plots.MARKERS)]
+    x, y = row["recall@10"], row["total_reward"]
+    errors = [np.abs(np.array(m["ci95"])[:, None] - m["mean"]) for m in (x, y)]
+    axes.errorbar(
+      x["mean"],
+      y["mean"],
+      xerr=errors[0],
+      yerr=errors[1],
+      color=plots.COLOURS[colour],
+      marker=marker,
+      capsize=3,
+      label=name,
+    )
+  plots.style(
+    axes, "RL after supervised training", "recall@10 of what was liked next"
+  )
+  axes.set_ylabel("simulated reward of a session")
+  # Beside the axes: the points are anywhere.
+  made.legend(loc="outside right upper", frameon=False)
+  return made

@@ -1,0 +1,150 @@
+"""On-policy HSRL that goes on from the next item: what holds, what is free."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from hsrl_jax import agents
+from hsrl_jax.agents import next_item
+from hsrl_jax.config import NextItemConfig
+from hsrl_jax.errors import InputError
+from hsrl_jax.sim import observed
+from tests import toy
+from tests.agents import checks
+
+AGENTS = ("hsrl", "ppo")
+BEAMS = 6
+NONE = jnp.zeros(0)
+
+
+@functools.cache
+def _made(agent, **values):
+  config = toy.config(agent, recipe="next_item,on_policy", **values)
+  own = NextItemConfig(
+    width=8, history=toy.HISTORY, hidden=8, beams=BEAMS, interactions=3
+  )
+  config = dataclasses.replace(config, next_item=own)
+  made, users = toy.agent(config), toy.users()
+  start = observed.start(users.profiles[3], users.histories[3], 8)
+  params = checks.random_params(made, start, 1)
+  params["supervised"]["response_weight"] = jnp.float32(1.5)
+  for name in ("user", "first_out", "lower_out"):
+    policy = params["policy"]["params"]
+    policy[name] = jax.tree.map(lambda x: x / 20, policy[name])
+  return checks.Made(config, made, params, checks.catalogue(), start)
+
+
+def _later(made):
+  """What is seen after a slate."""
+  slate, response = jnp.array([3, 4, 5]), jnp.array([1.0, 0.0, 1.0])
+  return observed.after(made.observation, slate, response)
+
+
+def _supervised(made):
+  """Log pi of all items by the next item, and the click model's part."""
+  policy = next_item.policy(made.config, toy.SLATE, toy.ITEMS)
+  own, items = made.params["supervised"], jnp.arange(toy.ITEMS + 1)
+  plain = made.observation._replace(shown=None)
+  known = policy.catalogue(own, made.catalogue)
+  state = policy.state(own, made.catalogue, plain)
+  scores = policy.model.item_score(own["model"], known, state, items)
+  response = policy.response(own, made.catalogue, plain, items)
+  scores, response = np.asarray(scores, float), np.asarray(response, float)
+  return scores - np.log(np.exp(scores[1:]).sum()), response
+
+
+def _other(made):
+  """The same policy of the next item, with another actor."""
+  other = checks.random_params(made.agent, made.observation, 2)
+  return made.params | {"policy": other["policy"]}
+
+
+class SupervisedTest(parameterized.TestCase):
+  @parameterized.parameters(*AGENTS)
+  def test_in_logged_states_it_is_the_policy_of_the_next_item(self, agent):
+    made = _made(agent)
+    log_pi, response = _supervised(made)
+    banned = [int(np.argmax(log_pi[1:])) + 1, 7]
+    left = [i for i in range(1, toy.ITEMS + 1) if i not in banned]
+    found = sorted(left, key=lambda i: -log_pi[i])[:BEAMS]
+    best = sorted(found, key=lambda i: -(log_pi + response)[i])[: toy.SLATE]
+    act, scores = jax.jit(made.agent.act), jax.jit(made.agent.scores)
+    for params in (made.params, _other(made)):
+      given = (params, made.catalogue, made.observation)
+      if agent == "ppo":
+        action = act(*given, jnp.array(banned), None, 1.0)
+        self.assertEqual(action.slate.tolist(), best)
+      # A greedy token leads to what weighs most together; probabilities agree.
+      acted = checks.sample(made._replace(params=params), banned)
+      self._check_first(acted, found, np.exp(log_pi + response)[found])
+      np.testing.assert_allclose(
+        scores(*given)[1:], (log_pi + response)[1:], rtol=1e-4, atol=1e-4
+      )
+
+  def _check_first(self, acted, items, weights):
+    chance = np.zeros(toy.ITEMS + 1)
+    chance[items] = weights / weights.sum()
+    count = np.bincount(acted.slate[:, 0], minlength=toy.ITEMS + 1)
+    error = np.sqrt(chance * (1 - chance) / checks.DRAWS) + 1e-4
+    self.assertLess(
+      np.abs(count / checks.DRAWS - chance).max(), 5 * error.max()
+    )
+
+  @parameterized.parameters(*AGENTS)
+  def test_later_rl_is_free_and_begins_with_log_pi(self, agent):
+    made = _made(agent)
+    seen, nothing = _later(made), jnp.zeros(0, jnp.int32)
+    act = jax.jit(made.agent.act)
+    slates = [
+      act(x, made.catalogue, seen, nothing, None, 1.0).slate.tolist()
+      for x in (made.params, _other(made))
+    ]
+    self.assertNotEqual(*slates)
+    # Without RL's part and estimate log pi alone decides.
+    zeros = jax.tree.map(jnp.zeros_like, made.params["policy"])
+    made = made._replace(
+      params=made.params | {"policy": zeros}, observation=seen
+    )
+    log_pi, _ = _supervised(made)
+    action = act(made.params, made.catalogue, seen, nothing, None, 1.0)
+    want = 1 + np.argsort(-log_pi[1:])[: toy.SLATE]
+    if agent == "ppo":
+      self.assertEqual(action.slate.tolist(), want.tolist())
+    items = np.arange(1, toy.ITEMS + 1)
+    self._check_first(checks.sample(made, []), items, np.exp(log_pi[items]))
+
+  @parameterized.product(agent=AGENTS, hold=(False, True))
+  def test_learning_sees_what_acting_did(self, agent, hold):
+    made = _made(agent, hold_logged=hold)
+    key = jax.random.key(5)
+    nothing = jnp.zeros(0, jnp.int32)
+    for seen in (made.observation, _later(made)):
+      given = (made.params, made.catalogue, seen)
+      acted = jax.jit(made.agent.act)(*given, nothing, key, 1.0)
+      one = checks.transition(
+        seen,
+        slate=acted.slate,
+        response=jnp.ones(toy.SLATE),
+        hidden=NONE,
+        notes=acted.notes,
+      )
+      choices = jax.jit(made.agent.on_policy.choices)(
+        made.params, made.catalogue, one, None
+      )
+      np.testing.assert_allclose(
+        choices.log_probs.sum(-1), acted.log_prob, rtol=1e-3, atol=1e-4
+      )
+
+  def test_the_policy_of_the_next_item_needs_a_softmax_over_items(self):
+    config = _made("hsrl").config
+    own = dataclasses.replace(config.next_item, item_weight=0.0)
+    with self.assertRaisesRegex(InputError, "no softmax over items"):
+      agents.check(dataclasses.replace(config, next_item=own))
+
+
+if __name__ == "__main__":
+  absltest.main()
