@@ -1,7 +1,7 @@
 """What HSRL begins with that goes on by RL, on-policy, from the next item.
 
 Its policy of the next item stays as it was. In a state that logs know, in which
-nothing was shown yet, HSRL has its probabilities, whatever RL learns. Later in a
+nothing was shown yet, HSRL has its probabilities whatever RL learns. Later in a
 session the items below a token begin with its log pi beside the estimate of a
 like, and nothing holds what RL adds (docs/method.md, RL after supervised
 training). What that policy says of items is its softmax over all of them; its
