@@ -465,10 +465,12 @@ class ExportConfig(Checked):
     platforms: that it will run on, of PLATFORMS.
     slate_size: K, items recommended; None: as in training.
     seen: T, ids that a request may exclude; None: as many as the simulator
-      shows in a session.
+      shows in a session, and without `repeat` a history.
     capacity: the largest id that fits; None: a quarter more than there are
       items.
     seed: which of --seeds; None: the first.
+    repeat: whether items of a request's history and session are recommended
+      again.
   """
 
   dir: str | None = None
@@ -478,3 +480,4 @@ class ExportConfig(Checked):
   seen: int | None = setting(None, least=0)
   capacity: int | None = setting(None, least=1)
   seed: int | None = seed_setting(None)
+  repeat: bool = False

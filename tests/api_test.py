@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import api, serving, settings
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import feedback, prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Observation
 from tests import toy
@@ -120,11 +120,38 @@ class RecommendTest(parameterized.TestCase):
     self.assertEqual([x.item_id for x in again], (10 * order[:6]).tolist())
 
   def test_a_user_of_the_logs(self):
-    # The latest slate is of val; 4 was liked in train.
+    # The latest slate is of val; 3, 5 and 7 were shown and refused.
     order, _ = self._order(np.eye(4)[0], [1, 2, 4, 6, 8])
-    left = order[~np.isin(order, [1, 2, 4, 6, 8])]
+    left = order[~np.isin(order, np.arange(1, 9))]
     items = self.recommender.recommend(user_id=0, k=6)
     self.assertEqual([x.item_id for x in items], (10 * left[:6]).tolist())
+    again = self.recommender.recommend(user_id=0, k=6, repeat=True)
+    self.assertEqual([x.item_id for x in again], (10 * order[:6]).tolist())
+
+  def test_a_logged_user_with_another_history_saw_the_same(self):
+    items = self.recommender.recommend([110], user_id=0, k=toy.ITEMS)
+    self.assertCountEqual(
+      [x.item_id for x in items],
+      [10 * i for i in range(9, toy.ITEMS + 1) if i != 11],
+    )
+
+  def test_drawn_negatives_were_shown_to_nobody(self):
+    recommender, *_ = _recommender()
+    run, drawn = recommender._run, feedback.Feedback("implicit", "uniform", 2)
+    items = run.dataset.items._replace(feedback=drawn)
+    run.dataset = run.dataset._replace(items=items)
+    found = recommender.recommend(user_id=0, k=toy.ITEMS)
+    self.assertCountEqual(
+      [x.item_id for x in found],
+      [10 * i for i in range(1, toy.ITEMS + 1) if i not in (1, 2, 4, 6, 8)],
+    )
+
+  def test_items_that_a_user_does_not_get(self):
+    both = self.recommender.recommend(
+      user_id=[0, 0], k=toy.ITEMS, exclude=[[100, 110], []]
+    )
+    ids = [{x.item_id for x in items} for items in both]
+    self.assertEqual(ids[1] - ids[0], {100, 110})
 
   def test_several_users_at_once(self):
     together = self.recommender.recommend(user_id=["0", 5, 0], k=6)
@@ -147,6 +174,7 @@ class RecommendTest(parameterized.TestCase):
   def test_the_policy_of_a_seed(self):
     items = self.recommender.recommend(user_id=5, k=6, seed=1)
     order, _ = self._order(np.eye(4)[1], [], seed=1)
+    order = order[~np.isin(order, [7, 8, 9])]  # They were shown.
     self.assertEqual([x.item_id for x in items], (10 * order[:6]).tolist())
 
   @parameterized.parameters(
@@ -157,6 +185,7 @@ class RecommendTest(parameterized.TestCase):
     ({"history": [10]}, r"^profile is \[\]; expected 4 finite numbers, or a"),
     ({"history": [], "profile": ["x"] * 4}, "^profile cannot be read"),
     ({"user_id": 0, "exclude": ["x"]}, "^exclude has 'x'; expected item ids"),
+    ({"user_id": [0, 5], "exclude": [[10]]}, "^exclude is of 1 users and the"),
     ({"user_id": 0, "k": 41}, "^k is 41; expected an integer from 1 to 40"),
     ({"user_id": 0, "seed": 9}, r"^seed is 9; expected one of \(0, 1\)"),
     ({"user_id": [0], "history": [[], []]}, "2, 1. users; expected as many"),

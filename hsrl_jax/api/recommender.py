@@ -89,8 +89,10 @@ class Recommender:
       profile: numbers about the user, or a list of such lists; None: those of
         the latest logged slate of `user_id`.
       k: items for each user.
-      exclude: ids of items that nobody gets.
-      repeat: whether items that the user liked before are recommended again.
+      exclude: ids of items that nobody gets; of several users also a list of
+        such lists.
+      repeat: whether items of the history, and those that `user_id` was shown
+        in the logs, liked or not, are recommended again.
       seed: which of the run's seeds; None: the first.
 
     Returns:
@@ -113,16 +115,23 @@ class Recommender:
         f"history, user_id and profile are of {[len(x) for x in columns]} "
         "users; expected as many each"
       )
+    count = len(columns[0])
     rows = zip(
-      *(
-        [None] * len(columns[0]) if x is None else x if several else [x]
-        for x in given
-      ),
+      *([None] * count if x is None else x if several else [x] for x in given),
       strict=True,
     )
-    outside = self._numbers("exclude", exclude)
+    by_user = several and _is_list(exclude) and any(map(_is_list, exclude))
+    outside = exclude if by_user else [exclude] * count
+    if len(outside) != count:
+      raise InputError(
+        f"exclude is of {len(outside)} users and the others of {count}; "
+        "expected as many each, or one list for all"
+      )
     states = [self._state(*row) for row in rows]
-    seen = [outside + ([] if repeat else known) for _, known in states]
+    seen = [
+      self._numbers("exclude", own) + ([] if repeat else known)
+      for own, (_, known) in zip(outside, states, strict=True)
+    ]
     observations = [observation for observation, _ in states]
     recommended = self._best(observations, seen, k, seed)
     return recommended if several else recommended[0]
@@ -218,7 +227,7 @@ class Recommender:
   def _state(
     self, history: Any, user_id: Any, profile: Any
   ) -> tuple[Observation, list[int]]:
-    """What the policy sees of a user, and all items that the user liked."""
+    """What the policy sees of a user, and all items that the user saw."""
     train = self._run.dataset.splits["train"]
     size = train.history.shape[1]
     width = 0 if self._run.made_up else train.profile.shape[1]
@@ -228,7 +237,8 @@ class Recommender:
       if self._run.made_up:  # What users are like is not for agents to see.
         own = None
     if history is not None:
-      known = liked = self._numbers("history", history)
+      liked = self._numbers("history", history)
+      known = [*known, *liked]
     if profile is not None:
       with reading("profile", "numbers"):
         own = np.asarray(profile, np.float32).reshape(-1)
@@ -245,23 +255,22 @@ class Recommender:
     return Observation(own, padded), known
 
   def _logged(self, user_id: Any) -> tuple[np.ndarray, list[int], list[int]]:
-    """A logged user's latest profile, last liked items, and all liked items."""
-    number = self._users.get(str(user_id))
-    rows = []
-    for split in source.SPLITS if number is not None else ():
-      logs = self._run.dataset.splits[split]
-      rows += [(logs, i) for i in np.flatnonzero(logs.user_id == number)]
+    """A logged user's latest profile, last liked items, and all items seen."""
+    number, dataset = self._users.get(str(user_id)), self._run.dataset
+    rows, known = [], set()
+    for split, logs in dataset.splits.items() if number is not None else ():
+      own = np.flatnonzero(logs.user_id == number)
+      rows += [(logs, i) for i in own]
+      known.update(logs.history[own].flat, dataset.seen(split)[own].flat)
     if not rows:
       raise InputError(
         f"user_id is {user_id!r}, of whom the logs have no slate; expected a "
         "user of the logs, or a history"
       )
-    likes = [logs.exposed[i][logs.response[i] > 0] for logs, i in rows]
-    pasts = [logs.history[i][logs.history[i] > 0] for logs, i in rows]
-    latest, last = rows[-1]
-    liked = [*pasts[-1].tolist(), *likes[-1].tolist()]
-    everything = np.unique(np.concatenate(pasts + likes))
-    return latest.profile[last], liked, everything.tolist()
+    logs, last = rows[-1]
+    liked = logs.exposed[last][logs.response[last] > 0]
+    liked = np.append(logs.history[last], liked)
+    return logs.profile[last], liked[liked > 0].tolist(), sorted(known - {0})
 
   def _numbers(self, name: str, ids: Sequence[Any]) -> list[int]:
     """Numbers of items by their ids in the source."""

@@ -199,7 +199,10 @@ def _sizes(agent: Agent, parts: Parts, export: ExportConfig) -> _Sizes:
     raise InputError(
       f"--export_slate_size={slate}; expected at most {room}, the capacity"
     )
-  seen = parts.env.max_steps * slate if export.seen is None else export.seen
+  seen = export.seen
+  if seen is None:
+    likes = parts.dataset.splits["train"].history.shape[1]
+    seen = parts.env.max_steps * slate + likes * (not export.repeat)
   return _Sizes(room, slate, seen, seed)
 
 
@@ -311,6 +314,7 @@ def write(
         **about,
       },
       ranges=ranges,
+      repeat=config.repeat,
     )
     folder_lib.write_manifest(new, manifest)
   return manifest
