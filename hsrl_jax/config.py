@@ -417,11 +417,15 @@ class EvaluateConfig(Checked):
     split: logged sessions from which the users are drawn.
     episodes: sessions simulated for each policy and seed.
     seed: of the users' responses; the same for all policies.
+    without: what the lists for held-out users leave out: `history`, unless
+      users like things again; or `seen`, also all that the splits before showed
+      the user, liked or not.
   """
 
   split: str = setting("test", among=SPLITS)
   episodes: int = setting(2_000, least=1)
   seed: int = seed_setting(0)
+  without: str = setting("history", among=("history", "seen"))
 
 
 @dataclasses.dataclass(frozen=True)
