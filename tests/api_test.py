@@ -49,9 +49,9 @@ def _recommender(agent="hsrl"):
   names = [""] + [str(10 * i) for i in range(1, toy.ITEMS + 1)]
   items = source.Items(np.asarray(catalogue.features), names, names, names)
   rows = {
-    "train": [(0, [0, 0, 0, 0, 1, 2], [3, 4, 5], [0, 1, 0])],
-    "val": [(0, [0, 0, 0, 1, 2, 4], [6, 7, 8], [1, 0, 1])],
-    "test": [(5, [0, 0, 0, 0, 0, 0], [9, 8, 7], [0, 0, 0])],
+    "train": [(0, [0, 0, 0, 0, 1, 2], [3, 4, 5], [0, 1, 0], 2.0)],
+    "val": [(0, [0, 0, 0, 1, 2, 4], [6, 7, 8], [1, 0, 1], 4.0)],
+    "test": [(5, [0, 0, 0, 0, 0, 0], [9, 8, 7], [0, 0, 0], 6.0)],
   }
   splits = {
     name: source.Sessions(
@@ -153,9 +153,31 @@ class RecommendTest(parameterized.TestCase):
     ids = [{x.item_id for x in items} for items in both]
     self.assertEqual(ids[1] - ids[0], {100, 110})
 
+  @parameterized.parameters(
+    ("test", 0, [1, 2, 4, 6, 8], range(1, 9)),
+    ("val", 0, [1, 2, 4], range(1, 6)),  # Item 4 was liked in train.
+    ("train", 0, [1, 2], (1, 2)),
+    (4.0, 0, [1, 2, 4], range(1, 6)),
+    (1.0, 0, [1, 2], (1, 2)),
+    ("test", 5, [], ()),
+    ("now", 5, [], (7, 8, 9)),
+  )
+  def test_as_it_was_at_a_cut(self, until, user, liked, seen):
+    order, _ = self._order(np.eye(4)[user and 1], liked)
+    left = order[~np.isin(order, seen)]
+    items = self.recommender.recommend(user_id=user, k=6, until=until)
+    self.assertEqual([x.item_id for x in items], (10 * left[:6]).tolist())
+
+  def test_what_was_held_out_is_not_known_unnoticed(self):
+    with self.assertWarnsRegex(UserWarning, "knows .* test.* until='test'"):
+      self.recommender.recommend(user_id=[0, 5], k=6)
+    self.recommender.recommend(user_id=0, k=6)  # No slate of the test.
+
   def test_several_users_at_once(self):
-    together = self.recommender.recommend(user_id=["0", 5, 0], k=6)
-    alone = [self.recommender.recommend(user_id=x, k=6) for x in (0, 5)]
+    together = self.recommender.recommend(user_id=["0", 5, 0], k=6, until="now")
+    alone = [
+      self.recommender.recommend(user_id=x, k=6, until="now") for x in (0, 5)
+    ]
     for i, j in enumerate((0, 1, 0)):
       self.assertEqual(
         [x.item_id for x in together[i]], [x.item_id for x in alone[j]]
@@ -168,11 +190,13 @@ class RecommendTest(parameterized.TestCase):
 
   def test_fewer_where_fewer_are_left(self):
     gone = [10 * i for i in range(3, toy.ITEMS + 1)]
-    items = self.recommender.recommend(user_id=5, k=6, exclude=gone)
+    items = self.recommender.recommend(
+      user_id=5, k=6, exclude=gone, until="now"
+    )
     self.assertCountEqual([x.item_id for x in items], [10, 20])
 
   def test_the_policy_of_a_seed(self):
-    items = self.recommender.recommend(user_id=5, k=6, seed=1)
+    items = self.recommender.recommend(user_id=5, k=6, seed=1, until="now")
     order, _ = self._order(np.eye(4)[1], [], seed=1)
     order = order[~np.isin(order, [7, 8, 9])]  # They were shown.
     self.assertEqual([x.item_id for x in items], (10 * order[:6]).tolist())
@@ -186,6 +210,7 @@ class RecommendTest(parameterized.TestCase):
     ({"history": [], "profile": ["x"] * 4}, "^profile cannot be read"),
     ({"user_id": 0, "exclude": ["x"]}, "^exclude has 'x'; expected item ids"),
     ({"user_id": [0, 5], "exclude": [[10]]}, "^exclude is of 1 users and the"),
+    ({"user_id": 0, "until": "later"}, "^until is 'later'; expected one of"),
     ({"user_id": 0, "k": 41}, "^k is 41; expected an integer from 1 to 40"),
     ({"user_id": 0, "seed": 9}, r"^seed is 9; expected one of \(0, 1\)"),
     ({"user_id": [0], "history": [[], []]}, "2, 1. users; expected as many"),
@@ -316,8 +341,9 @@ class FitTest(parameterized.TestCase):
   def _recommends_as_served(self, recommender):
     """A loaded recommender is the same, and so is its export."""
     loaded = api.load(self.folder / "a")
-    items = recommender.recommend(user_id="user 3", k=5)
-    self.assertEqual(loaded.recommend(user_id="user 3", k=5), items)
+    user = {"user_id": "user 3", "k": 5, "until": "now"}
+    items = recommender.recommend(**user)
+    self.assertEqual(loaded.recommend(**user), items)
     folder = loaded.export(batch_sizes=(1,), platforms=("cpu",), slate_size=5)
     observation, known = loaded._state(None, "user 3", None)
     history = observation.history[observation.history > 0]

@@ -1,6 +1,7 @@
 """A trained recommender: its results, its recommendations, its export."""
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -77,6 +78,7 @@ class Recommender:
     k: int = 10,
     exclude: Sequence[Any] = (),
     repeat: bool = False,
+    until: str | float | None = None,
     seed: int | None = None,
   ) -> list[Item] | list[list[Item]]:
     """Recommends the policy's best items to one user, or to several at once.
@@ -93,6 +95,10 @@ class Recommender:
         such lists.
       repeat: whether items of the history, and those that `user_id` was shown
         in the logs, liked or not, are recommended again.
+      until: where the logs of `user_id` end: `now`, with all of them; a split,
+        such as `test`, or a timestamp: before it, so that the user is as
+        the first slate from there on found them. None: `now`, with a warning
+        where that includes the split by which the run is evaluated.
       seed: which of the run's seeds; None: the first.
 
     Returns:
@@ -100,8 +106,8 @@ class Recommender:
       are integers where all ids of the source are written as integers.
 
     Raises:
-      InputError: an item or a user is not known, a profile is missing, or the
-        policy draws at random.
+      InputError: an item, a user or a cut is not known, a profile is missing,
+        or the policy draws at random.
     """
     if history is None and user_id is None:
       raise InputError("no user is given; expected a history or a user_id")
@@ -127,7 +133,7 @@ class Recommender:
         f"exclude is of {len(outside)} users and the others of {count}; "
         "expected as many each, or one list for all"
       )
-    states = [self._state(*row) for row in rows]
+    states = [self._state(*row, until) for row in rows]
     seen = [
       self._numbers("exclude", own) + ([] if repeat else known)
       for own, (_, known) in zip(outside, states, strict=True)
@@ -225,7 +231,7 @@ class Recommender:
     return self._run.policies[0 if seed is None else seeds.index(seed)][1]
 
   def _state(
-    self, history: Any, user_id: Any, profile: Any
+    self, history: Any, user_id: Any, profile: Any, until: Any = "now"
   ) -> tuple[Observation, list[int]]:
     """What the policy sees of a user, and all items that the user saw."""
     train = self._run.dataset.splits["train"]
@@ -233,7 +239,7 @@ class Recommender:
     width = 0 if self._run.made_up else train.profile.shape[1]
     liked, known, own = [], [], None
     if user_id is not None:
-      own, liked, known = self._logged(user_id)
+      own, liked, known = self._logged(user_id, until)
       if self._run.made_up:  # What users are like is not for agents to see.
         own = None
     if history is not None:
@@ -254,23 +260,41 @@ class Recommender:
     padded[size - len(latest) :] = latest
     return Observation(own, padded), known
 
-  def _logged(self, user_id: Any) -> tuple[np.ndarray, list[int], list[int]]:
-    """A logged user's latest profile, last liked items, and all items seen."""
+  def _logged(
+    self, user_id: Any, until: Any
+  ) -> tuple[np.ndarray, list[int], list[int]]:
+    """A logged user's profile, last liked items, and all items seen."""
     number, dataset = self._users.get(str(user_id)), self._run.dataset
-    rows, known = [], set()
+    before, after, known = [], [], set()
     for split, logs in dataset.splits.items() if number is not None else ():
       own = np.flatnonzero(logs.user_id == number)
-      rows += [(logs, i) for i in own]
+      if (
+        len(own) and until is None and split == self._run.config.evaluate.split
+      ):
+        warnings.warn(
+          f"recommend knows what users saw and liked in the split {split}, and "
+          f"leaves it out: to score lists on it pass until={split!r}, else "
+          "until='now'",
+          stacklevel=4,
+        )
+      past = np.broadcast_to(
+        _is_past(split, logs.timestamp, until), len(logs.user_id)
+      )[own]
+      before += [(logs, i) for i in own[past]]
+      after += [(logs, i) for i in own[~past]]
+      own = own[past]
       known.update(logs.history[own].flat, dataset.seen(split)[own].flat)
-    if not rows:
+    if not before and not after:
       raise InputError(
         f"user_id is {user_id!r}, of whom the logs have no slate; expected a "
         "user of the logs, or a history"
       )
-    logs, last = rows[-1]
-    liked = logs.exposed[last][logs.response[last] > 0]
-    liked = np.append(logs.history[last], liked)
-    return logs.profile[last], liked[liked > 0].tolist(), sorted(known - {0})
+    logs, row = after[0] if after else before[-1]
+    liked = logs.history[row]
+    if not after:
+      liked = np.append(liked, logs.exposed[row][logs.response[row] > 0])
+    known.update(liked)
+    return logs.profile[row], liked[liked > 0].tolist(), sorted(known - {0})
 
   def _numbers(self, name: str, ids: Sequence[Any]) -> list[int]:
     """Numbers of items by their ids in the source."""
@@ -308,6 +332,20 @@ class Recommender:
     splits = self._run.dataset.splits.values()
     numbers = np.unique(np.concatenate([x.user_id for x in splits]))
     return {str(x): int(x) for x in numbers}
+
+
+def _is_past(split: str, time: np.ndarray | None, until: Any) -> Any:
+  """Whether slates of a split are before a cut, [S] or one for all."""
+  if until is None or until == "now":
+    return True
+  if until in source.SPLITS:
+    return source.SPLITS.index(split) < source.SPLITS.index(until)
+  if not isinstance(until, int | float) or time is None:
+    raise InputError(
+      f"until is {until!r}; expected one of {('now', *source.SPLITS)}"
+      + ("" if time is None else ", or a timestamp")
+    )
+  return time < until
 
 
 def _is_list(value: Any) -> bool:
