@@ -27,8 +27,8 @@ class Item(NamedTuple):
 
   Attributes:
     item_id: in the source.
-    score: log pi of the item, up to a constant of the user; 0 for agents that
-      have none.
+    score: log pi of the item, up to a constant of the user; of agents without
+      one the value by which it was chosen.
     title: for people.
   """
 

@@ -35,8 +35,8 @@ class Recommendations(NamedTuple):
   Attributes:
     items: int32 [n, K]; 0 where there is none.
     sids: int32 [n, K, L]; -1 where there is no item.
-    log_probs: float32 [n, K], log pi, up to a constant of the user; -inf where
-      there is no item, 0 for agents that have none.
+    log_probs: float32 [n, K], log pi, up to a constant of the user, or what
+      agents without one chose each item by; -inf where there is no item.
     valid: bool [n, K], whether there is an item.
     propensity: float32 [n, K], the probability with which each item was drawn
       for its place, given the places before: their product is that of the
