@@ -475,6 +475,7 @@ class ExportConfig(Checked):
     seed: which of --seeds; None: the first.
     repeat: whether items of a request's history and session are recommended
       again.
+    any: whether a policy is exported that the run's own results doubt.
   """
 
   dir: str | None = None
@@ -485,3 +486,4 @@ class ExportConfig(Checked):
   capacity: int | None = setting(None, least=1)
   seed: int | None = seed_setting(None)
   repeat: bool = False
+  any: bool = False

@@ -344,7 +344,9 @@ class FitTest(parameterized.TestCase):
     user = {"user_id": "user 3", "k": 5, "until": "now"}
     items = recommender.recommend(**user)
     self.assertEqual(loaded.recommend(**user), items)
-    folder = loaded.export(batch_sizes=(1,), platforms=("cpu",), slate_size=5)
+    folder = loaded.export(
+      batch_sizes=(1,), platforms=("cpu",), slate_size=5, any=True
+    )
     observation, known = loaded._state(None, "user 3", None)
     history = observation.history[observation.history > 0]
     served = serving.load(folder).recommend(

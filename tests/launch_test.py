@@ -472,6 +472,8 @@ class WholePathTest(parameterized.TestCase):
       "--mode=export",
       f"--export_dir={folder}",
       "--export_batch_sizes=4",
+      "--export_any",
+      "--export_repeat",
     ]
     # In a process of its own, which has as many devices as that of the run.
     ran = subprocess.run(
