@@ -408,7 +408,15 @@ class WholePathTest(parameterized.TestCase):
         self.assertLessEqual(measures[name]["mean"], high)
     self.assertEqual(
       list(results["held_out"]),
-      ["hsrl", "popularity", "item_mean", "item_to_item", "click_model"],
+      [
+        "hsrl",
+        "popularity",
+        "item_mean",
+        "item_to_item",
+        "click_model",
+        "ease",
+        "als",
+      ],
     )
     for measures in results["held_out"].values():
       for name in (

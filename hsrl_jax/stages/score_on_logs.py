@@ -10,7 +10,7 @@ import numpy as np
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import SPLITS
-from hsrl_jax.evaluation import held_out, ranking
+from hsrl_jax.evaluation import collaborative, held_out, ranking
 from hsrl_jax.host import threads, watch
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
@@ -148,6 +148,9 @@ def of_lists(parts: Parts) -> Rankers:
     "item_to_item": ranking.item_to_item(parts.dataset.items.features),
     "click_model": (click_model(parts), parts.response),
   }
+  if items <= collaborative.MOST_ITEMS:
+    scored["ease"] = collaborative.ease(train, items)
+    scored["als"] = collaborative.als(train, items)
   return {
     name: [(ranking.of_scores(score_fn, active), own)]
     for name, (score_fn, own) in scored.items()
