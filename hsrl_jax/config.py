@@ -429,11 +429,15 @@ class EvaluateConfig(Checked):
     split: logged sessions from which the users are drawn.
     episodes: sessions simulated for each policy and seed.
     seed: of the users' responses; the same for all policies.
+    without: what the lists for held-out users leave out: `history`, unless
+      users like things again; or `seen`, also all that the splits before showed
+      the user, liked or not.
   """
 
   split: str = setting("test", among=SPLITS)
   episodes: int = setting(2_000, least=1)
   seed: int = seed_setting(0)
+  without: str = setting("history", among=("history", "seen"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -473,10 +477,13 @@ class ExportConfig(Checked):
     platforms: that it will run on, of PLATFORMS.
     slate_size: K, items recommended; None: as in training.
     seen: T, ids that a request may exclude; None: as many as the simulator
-      shows in a session.
+      shows in a session, and without `repeat` a history.
     capacity: the largest id that fits; None: a quarter more than there are
       items.
     seed: which of --seeds; None: the first.
+    repeat: whether items of a request's history and session are recommended
+      again.
+    any: whether a policy is exported that the run's own results doubt.
   """
 
   dir: str | None = None
@@ -486,3 +493,5 @@ class ExportConfig(Checked):
   seen: int | None = setting(None, least=0)
   capacity: int | None = setting(None, least=1)
   seed: int | None = seed_setting(None)
+  repeat: bool = False
+  any: bool = False

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import api, serving, settings
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import feedback, prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Observation
 from tests import toy
@@ -49,9 +49,9 @@ def _recommender(agent="hsrl"):
   names = [""] + [str(10 * i) for i in range(1, toy.ITEMS + 1)]
   items = source.Items(np.asarray(catalogue.features), names, names, names)
   rows = {
-    "train": [(0, [0, 0, 0, 0, 1, 2], [3, 4, 5], [0, 1, 0])],
-    "val": [(0, [0, 0, 0, 1, 2, 4], [6, 7, 8], [1, 0, 1])],
-    "test": [(5, [0, 0, 0, 0, 0, 0], [9, 8, 7], [0, 0, 0])],
+    "train": [(0, [0, 0, 0, 0, 1, 2], [3, 4, 5], [0, 1, 0], 2.0)],
+    "val": [(0, [0, 0, 0, 1, 2, 4], [6, 7, 8], [1, 0, 1], 4.0)],
+    "test": [(5, [0, 0, 0, 0, 0, 0], [9, 8, 7], [0, 0, 0], 6.0)],
   }
   splits = {
     name: source.Sessions(
@@ -120,15 +120,64 @@ class RecommendTest(parameterized.TestCase):
     self.assertEqual([x.item_id for x in again], (10 * order[:6]).tolist())
 
   def test_a_user_of_the_logs(self):
-    # The latest slate is of val; 4 was liked in train.
+    # The latest slate is of val; 3, 5 and 7 were shown and refused.
     order, _ = self._order(np.eye(4)[0], [1, 2, 4, 6, 8])
-    left = order[~np.isin(order, [1, 2, 4, 6, 8])]
+    left = order[~np.isin(order, np.arange(1, 9))]
     items = self.recommender.recommend(user_id=0, k=6)
     self.assertEqual([x.item_id for x in items], (10 * left[:6]).tolist())
+    again = self.recommender.recommend(user_id=0, k=6, repeat=True)
+    self.assertEqual([x.item_id for x in again], (10 * order[:6]).tolist())
+
+  def test_a_logged_user_with_another_history_saw_the_same(self):
+    items = self.recommender.recommend([110], user_id=0, k=toy.ITEMS)
+    self.assertCountEqual(
+      [x.item_id for x in items],
+      [10 * i for i in range(9, toy.ITEMS + 1) if i != 11],
+    )
+
+  def test_drawn_negatives_were_shown_to_nobody(self):
+    recommender, *_ = _recommender()
+    run, drawn = recommender._run, feedback.Feedback("implicit", "uniform", 2)
+    items = run.dataset.items._replace(feedback=drawn)
+    run.dataset = run.dataset._replace(items=items)
+    found = recommender.recommend(user_id=0, k=toy.ITEMS)
+    self.assertCountEqual(
+      [x.item_id for x in found],
+      [10 * i for i in range(1, toy.ITEMS + 1) if i not in (1, 2, 4, 6, 8)],
+    )
+
+  def test_items_that_a_user_does_not_get(self):
+    both = self.recommender.recommend(
+      user_id=[0, 0], k=toy.ITEMS, exclude=[[100, 110], []]
+    )
+    ids = [{x.item_id for x in items} for items in both]
+    self.assertEqual(ids[1] - ids[0], {100, 110})
+
+  @parameterized.parameters(
+    ("test", 0, [1, 2, 4, 6, 8], range(1, 9)),
+    ("val", 0, [1, 2, 4], range(1, 6)),  # Item 4 was liked in train.
+    ("train", 0, [1, 2], (1, 2)),
+    (4.0, 0, [1, 2, 4], range(1, 6)),
+    (1.0, 0, [1, 2], (1, 2)),
+    ("test", 5, [], ()),
+    ("now", 5, [], (7, 8, 9)),
+  )
+  def test_as_it_was_at_a_cut(self, until, user, liked, seen):
+    order, _ = self._order(np.eye(4)[user and 1], liked)
+    left = order[~np.isin(order, seen)]
+    items = self.recommender.recommend(user_id=user, k=6, until=until)
+    self.assertEqual([x.item_id for x in items], (10 * left[:6]).tolist())
+
+  def test_what_was_held_out_is_not_known_unnoticed(self):
+    with self.assertWarnsRegex(UserWarning, "knows .* test.* until='test'"):
+      self.recommender.recommend(user_id=[0, 5], k=6)
+    self.recommender.recommend(user_id=0, k=6)  # No slate of the test.
 
   def test_several_users_at_once(self):
-    together = self.recommender.recommend(user_id=["0", 5, 0], k=6)
-    alone = [self.recommender.recommend(user_id=x, k=6) for x in (0, 5)]
+    together = self.recommender.recommend(user_id=["0", 5, 0], k=6, until="now")
+    alone = [
+      self.recommender.recommend(user_id=x, k=6, until="now") for x in (0, 5)
+    ]
     for i, j in enumerate((0, 1, 0)):
       self.assertEqual(
         [x.item_id for x in together[i]], [x.item_id for x in alone[j]]
@@ -141,12 +190,15 @@ class RecommendTest(parameterized.TestCase):
 
   def test_fewer_where_fewer_are_left(self):
     gone = [10 * i for i in range(3, toy.ITEMS + 1)]
-    items = self.recommender.recommend(user_id=5, k=6, exclude=gone)
+    items = self.recommender.recommend(
+      user_id=5, k=6, exclude=gone, until="now"
+    )
     self.assertCountEqual([x.item_id for x in items], [10, 20])
 
   def test_the_policy_of_a_seed(self):
-    items = self.recommender.recommend(user_id=5, k=6, seed=1)
+    items = self.recommender.recommend(user_id=5, k=6, seed=1, until="now")
     order, _ = self._order(np.eye(4)[1], [], seed=1)
+    order = order[~np.isin(order, [7, 8, 9])]  # They were shown.
     self.assertEqual([x.item_id for x in items], (10 * order[:6]).tolist())
 
   @parameterized.parameters(
@@ -157,6 +209,8 @@ class RecommendTest(parameterized.TestCase):
     ({"history": [10]}, r"^profile is \[\]; expected 4 finite numbers, or a"),
     ({"history": [], "profile": ["x"] * 4}, "^profile cannot be read"),
     ({"user_id": 0, "exclude": ["x"]}, "^exclude has 'x'; expected item ids"),
+    ({"user_id": [0, 5], "exclude": [[10]]}, "^exclude is of 1 users and the"),
+    ({"user_id": 0, "until": "later"}, "^until is 'later'; expected one of"),
     ({"user_id": 0, "k": 41}, "^k is 41; expected an integer from 1 to 40"),
     ({"user_id": 0, "seed": 9}, r"^seed is 9; expected one of \(0, 1\)"),
     ({"user_id": [0], "history": [[], []]}, "2, 1. users; expected as many"),
@@ -287,9 +341,12 @@ class FitTest(parameterized.TestCase):
   def _recommends_as_served(self, recommender):
     """A loaded recommender is the same, and so is its export."""
     loaded = api.load(self.folder / "a")
-    items = recommender.recommend(user_id="user 3", k=5)
-    self.assertEqual(loaded.recommend(user_id="user 3", k=5), items)
-    folder = loaded.export(batch_sizes=(1,), platforms=("cpu",), slate_size=5)
+    user = {"user_id": "user 3", "k": 5, "until": "now"}
+    items = recommender.recommend(**user)
+    self.assertEqual(loaded.recommend(**user), items)
+    folder = loaded.export(
+      batch_sizes=(1,), platforms=("cpu",), slate_size=5, any=True
+    )
     observation, known = loaded._state(None, "user 3", None)
     history = observation.history[observation.history > 0]
     served = serving.load(folder).recommend(

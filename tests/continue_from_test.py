@@ -130,7 +130,7 @@ class RunsTest(absltest.TestCase):
     self._ok(f"--workdir={self.folder / 'R'}", "--mode=evaluate")
     results = json.loads((self.folder / "R" / "results.json").read_text())
     self.assertIn("recall@10", results["held_out"]["hsrl"])
-    small = ("--export_batch_sizes=2", "--export_platforms=cpu")
+    small = ("--export_batch_sizes=2", "--export_platforms=cpu", "--export_any")
     self._ok(f"--workdir={self.folder / 'R'}", "--mode=export", *small)
     recommended = api.load(self.folder / "R").recommend(
       ["toy-1"], profile=[0.0] * 4, k=3

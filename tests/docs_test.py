@@ -143,7 +143,7 @@ class CommandsTest(absltest.TestCase):
     )
     self.assertEqual(ran.returncode, 0, ran.stderr)
     self.assertIn("greedy_oracle", ran.stdout)
-    small = ("--export_batch_sizes=2", "--export_platforms=cpu")
+    small = ("--export_batch_sizes=2", "--export_platforms=cpu", "--export_any")
     with contextlib.chdir(ROOT):
       status, _, err = run(*_arguments(export), *SMALL, workdir, *small)
     self.assertEqual(status, 0, err)
@@ -226,7 +226,7 @@ class CommandsTest(absltest.TestCase):
       # No rule says how much of a topic does no harm.
       self.assertNotIn("farsighted", results["policies"])
       flags = ("--mode=export", "--workdir=runs/my_model")
-      status, out, err = run(*flags, "--export_platforms=cpu")
+      status, out, err = run(*flags, "--export_platforms=cpu", "--export_any")
     self.assertEqual(status, 0, err)
 
   def test_public_data_as_logs(self):

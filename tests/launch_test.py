@@ -408,7 +408,15 @@ class WholePathTest(parameterized.TestCase):
         self.assertLessEqual(measures[name]["mean"], high)
     self.assertEqual(
       list(results["held_out"]),
-      ["hsrl", "popularity", "item_mean", "item_to_item", "click_model"],
+      [
+        "hsrl",
+        "popularity",
+        "item_mean",
+        "item_to_item",
+        "click_model",
+        "ease",
+        "als",
+      ],
     )
     for measures in results["held_out"].values():
       for name in (
@@ -472,6 +480,8 @@ class WholePathTest(parameterized.TestCase):
       "--mode=export",
       f"--export_dir={folder}",
       "--export_batch_sizes=4",
+      "--export_any",
+      "--export_repeat",
     ]
     # In a process of its own, which has as many devices as that of the run.
     ran = subprocess.run(

@@ -194,7 +194,8 @@ class Action(NamedTuple):
     slate: int32 [K], distinct items.
     log_prob: float32 [K], log-probability of each item, up to a constant of
       the state: log pi of a greedy slate; of a sampled one that of the
-      distribution that was drawn from, see `draw`. 0 where there is none.
+      distribution that was drawn from, see `draw`. What the item was chosen by
+      where there is no pi; 0 where nothing was.
     latent: float32 [A], see Transition.
     notes: what the agent wants to know of it when it learns on-policy; any
       pytree of arrays.

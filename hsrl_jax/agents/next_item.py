@@ -7,6 +7,7 @@ logs do not say what was shown (docs/method.md, Next item).
 """
 
 import functools
+import operator
 from typing import NamedTuple
 
 import jax
@@ -132,26 +133,46 @@ class Policy(NamedTuple):
       )
     known = self.catalogue(params, catalogue)
     state = self.state(params, catalogue, observation)
-    search = self.model.search(
-      params["model"],
-      known,
-      state,
-      max(self.beams, self.slate_size),
-      excluded=excluded,
-      key=key,
-      temperature=temperature,
-    )
-    items = search.items
-    log_pi = search.log_probs + self.model.item_score(
-      params["model"], known, state, items
-    )
-    log_pi += self.response(params, catalogue, observation, items)
-    noise = None if key is None else search.noise
-    ranks, log_prob = base.draw(log_pi, search.valid, noise, temperature)
-    best = base.top(ranks, self.slate_size)
-    slate = jnp.where(search.valid[best], items[best], 0)
-    ranked = base.Ranked(items, log_pi, search.valid)
-    return base.Action(slate, log_prob[best], jnp.zeros(0), ranked=ranked)
+    rounds = []
+    for beams in _rounds(self.beams, self.slate_size, key is None):
+      search = self.model.search(
+        params["model"],
+        known,
+        state,
+        beams,
+        excluded=excluded,
+        key=key,
+        temperature=temperature,
+      )
+      items = search.items
+      log_pi = search.log_probs + self.model.item_score(
+        params["model"], known, state, items
+      )
+      log_pi += self.response(params, catalogue, observation, items)
+      noise = None if key is None else search.noise
+      ranks, log_prob = base.draw(log_pi, search.valid, noise, temperature)
+      best = base.top(ranks, beams)
+      found = base.Ranked(items, log_pi, search.valid), log_prob
+      rounds.append(jax.tree.map(operator.itemgetter(best), found))
+      excluded = jnp.concatenate([excluded, items])
+    ranked, log_prob = jax.tree.map(lambda *x: jnp.concatenate(x), *rounds)
+    slate = jnp.where(ranked.allowed, ranked.items, 0)[: self.slate_size]
+    log_prob = log_prob[: self.slate_size]
+    return base.Action(slate, log_prob, jnp.zeros(0), ranked=ranked)
+
+
+def _rounds(beams: int, slate_size: int, greedy: bool) -> list[int]:
+  """Beams of one search after the other, each for what those before left.
+
+  What a search finds does not depend on the size of a greedy slate, so a
+  shorter slate is the beginning of a longer one. A sample is one search.
+  """
+  if not greedy:
+    return [max(beams, slate_size)]
+  rounds = [beams]
+  while sum(rounds) < slate_size:
+    rounds.append(2 * rounds[-1])
+  return rounds
 
 
 def learner(config: Config, items: int) -> base.Agent:

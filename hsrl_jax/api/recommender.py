@@ -1,6 +1,7 @@
 """A trained recommender: its results, its recommendations, its export."""
 
 import pathlib
+import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -26,8 +27,8 @@ class Item(NamedTuple):
 
   Attributes:
     item_id: in the source.
-    score: log pi of the item, up to a constant of the user; 0 for agents that
-      have none.
+    score: log pi of the item, up to a constant of the user; of agents without
+      one the value by which it was chosen.
     title: for people.
   """
 
@@ -77,6 +78,7 @@ class Recommender:
     k: int = 10,
     exclude: Sequence[Any] = (),
     repeat: bool = False,
+    until: str | float | None = None,
     seed: int | None = None,
   ) -> list[Item] | list[list[Item]]:
     """Recommends the policy's best items to one user, or to several at once.
@@ -89,8 +91,14 @@ class Recommender:
       profile: numbers about the user, or a list of such lists; None: those of
         the latest logged slate of `user_id`.
       k: items for each user.
-      exclude: ids of items that nobody gets.
-      repeat: whether items that the user liked before are recommended again.
+      exclude: ids of items that nobody gets; of several users also a list of
+        such lists.
+      repeat: whether items of the history, and those that `user_id` was shown
+        in the logs, liked or not, are recommended again.
+      until: where the logs of `user_id` end: `now`, with all of them; a split,
+        such as `test`, or a timestamp: before it, so that the user is as
+        the first slate from there on found them. None: `now`, with a warning
+        where that includes the split by which the run is evaluated.
       seed: which of the run's seeds; None: the first.
 
     Returns:
@@ -98,8 +106,8 @@ class Recommender:
       are integers where all ids of the source are written as integers.
 
     Raises:
-      InputError: an item or a user is not known, a profile is missing, or the
-        policy draws at random.
+      InputError: an item, a user or a cut is not known, a profile is missing,
+        or the policy draws at random.
     """
     if history is None and user_id is None:
       raise InputError("no user is given; expected a history or a user_id")
@@ -113,16 +121,23 @@ class Recommender:
         f"history, user_id and profile are of {[len(x) for x in columns]} "
         "users; expected as many each"
       )
+    count = len(columns[0])
     rows = zip(
-      *(
-        [None] * len(columns[0]) if x is None else x if several else [x]
-        for x in given
-      ),
+      *([None] * count if x is None else x if several else [x] for x in given),
       strict=True,
     )
-    outside = self._numbers("exclude", exclude)
-    states = [self._state(*row) for row in rows]
-    seen = [outside + ([] if repeat else known) for _, known in states]
+    by_user = several and _is_list(exclude) and any(map(_is_list, exclude))
+    outside = exclude if by_user else [exclude] * count
+    if len(outside) != count:
+      raise InputError(
+        f"exclude is of {len(outside)} users and the others of {count}; "
+        "expected as many each, or one list for all"
+      )
+    states = [self._state(*row, until) for row in rows]
+    seen = [
+      self._numbers("exclude", own) + ([] if repeat else known)
+      for own, (_, known) in zip(outside, states, strict=True)
+    ]
     observations = [observation for observation, _ in states]
     recommended = self._best(observations, seen, k, seed)
     return recommended if several else recommended[0]
@@ -216,19 +231,20 @@ class Recommender:
     return self._run.policies[0 if seed is None else seeds.index(seed)][1]
 
   def _state(
-    self, history: Any, user_id: Any, profile: Any
+    self, history: Any, user_id: Any, profile: Any, until: Any = "now"
   ) -> tuple[Observation, list[int]]:
-    """What the policy sees of a user, and all items that the user liked."""
+    """What the policy sees of a user, and all items that the user saw."""
     train = self._run.dataset.splits["train"]
     size = train.history.shape[1]
     width = 0 if self._run.made_up else train.profile.shape[1]
     liked, known, own = [], [], None
     if user_id is not None:
-      own, liked, known = self._logged(user_id)
+      own, liked, known = self._logged(user_id, until)
       if self._run.made_up:  # What users are like is not for agents to see.
         own = None
     if history is not None:
-      known = liked = self._numbers("history", history)
+      liked = self._numbers("history", history)
+      known = [*known, *liked]
     if profile is not None:
       with reading("profile", "numbers"):
         own = np.asarray(profile, np.float32).reshape(-1)
@@ -244,24 +260,41 @@ class Recommender:
     padded[size - len(latest) :] = latest
     return Observation(own, padded), known
 
-  def _logged(self, user_id: Any) -> tuple[np.ndarray, list[int], list[int]]:
-    """A logged user's latest profile, last liked items, and all liked items."""
-    number = self._users.get(str(user_id))
-    rows = []
-    for split in source.SPLITS if number is not None else ():
-      logs = self._run.dataset.splits[split]
-      rows += [(logs, i) for i in np.flatnonzero(logs.user_id == number)]
-    if not rows:
+  def _logged(
+    self, user_id: Any, until: Any
+  ) -> tuple[np.ndarray, list[int], list[int]]:
+    """A logged user's profile, last liked items, and all items seen."""
+    number, dataset = self._users.get(str(user_id)), self._run.dataset
+    before, after, known = [], [], set()
+    for split, logs in dataset.splits.items() if number is not None else ():
+      own = np.flatnonzero(logs.user_id == number)
+      if (
+        len(own) and until is None and split == self._run.config.evaluate.split
+      ):
+        warnings.warn(
+          f"recommend knows what users saw and liked in the split {split}, and "
+          f"leaves it out: to score lists on it pass until={split!r}, else "
+          "until='now'",
+          stacklevel=4,
+        )
+      past = np.broadcast_to(
+        _is_past(split, logs.timestamp, until), len(logs.user_id)
+      )[own]
+      before += [(logs, i) for i in own[past]]
+      after += [(logs, i) for i in own[~past]]
+      own = own[past]
+      known.update(logs.history[own].flat, dataset.seen(split)[own].flat)
+    if not before and not after:
       raise InputError(
         f"user_id is {user_id!r}, of whom the logs have no slate; expected a "
         "user of the logs, or a history"
       )
-    likes = [logs.exposed[i][logs.response[i] > 0] for logs, i in rows]
-    pasts = [logs.history[i][logs.history[i] > 0] for logs, i in rows]
-    latest, last = rows[-1]
-    liked = [*pasts[-1].tolist(), *likes[-1].tolist()]
-    everything = np.unique(np.concatenate(pasts + likes))
-    return latest.profile[last], liked, everything.tolist()
+    logs, row = after[0] if after else before[-1]
+    liked = logs.history[row]
+    if not after:
+      liked = np.append(liked, logs.exposed[row][logs.response[row] > 0])
+    known.update(liked)
+    return logs.profile[row], liked[liked > 0].tolist(), sorted(known - {0})
 
   def _numbers(self, name: str, ids: Sequence[Any]) -> list[int]:
     """Numbers of items by their ids in the source."""
@@ -299,6 +332,20 @@ class Recommender:
     splits = self._run.dataset.splits.values()
     numbers = np.unique(np.concatenate([x.user_id for x in splits]))
     return {str(x): int(x) for x in numbers}
+
+
+def _is_past(split: str, time: np.ndarray | None, until: Any) -> Any:
+  """Whether slates of a split are before a cut, [S] or one for all."""
+  if until is None or until == "now":
+    return True
+  if until in source.SPLITS:
+    return source.SPLITS.index(split) < source.SPLITS.index(until)
+  if not isinstance(until, int | float) or time is None:
+    raise InputError(
+      f"until is {until!r}; expected one of {('now', *source.SPLITS)}"
+      + ("" if time is None else ", or a timestamp")
+    )
+  return time < until
 
 
 def _is_list(value: Any) -> bool:

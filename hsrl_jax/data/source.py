@@ -73,6 +73,13 @@ class Dataset(NamedTuple):
   items: Items
   splits: dict[str, Sessions]
 
+  def seen(self, split: str) -> np.ndarray:
+    """Items that users saw, int [S, K]; 0 for negatives, which were drawn."""
+    logs = self.splits[split]
+    if self.items.feedback.negatives is None:
+      return logs.exposed
+    return np.where(logs.response > 0, logs.exposed, 0)
+
 
 def load(data_dir: pathlib.Path) -> Dataset:
   """Loads and checks the dataset that `prepare` wrote below `data_dir`.

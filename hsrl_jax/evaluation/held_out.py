@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from hsrl_jax.evaluation import statistics
+from hsrl_jax.evaluation import collaborative, statistics
 from hsrl_jax.evaluation.ranking import Rankings, counts
 from hsrl_jax.types import Sessions
 
@@ -356,6 +356,11 @@ def sentences(results: Mapping) -> list[str]:
       f"Held-out logs: {rows['rows']:,} of {rows['of_rows']:,} slates, of "
       f"{rows['users']:,} users drawn at random, since for each of them "
       f"{rows['items']:,} items are ranked."
+    )
+  if rows.get("items", 0) > collaborative.MOST_ITEMS:
+    said.append(
+      f"ease and als are left out: {rows['items']:,} items are more than "
+      f"{collaborative.MOST_ITEMS:,}."
     )
   if rows["users"] < statistics.MIN_USERS:
     return [

@@ -114,8 +114,7 @@ def rank(
   params: Params,
   sessions: Sessions,
   items: int,
-  *,
-  without_history: bool,
+  left_out: Array | None,
 ) -> Rankings:
   """Ranks the items of each logged slate, and all items.
 
@@ -124,11 +123,10 @@ def rank(
     params: of the ranker.
     sessions: S logged rows.
     items: N.
-    without_history: whether the items of a row's history are left out of the
-      ranking of all items; then `top_of_all` has them.
+    left_out: int [S, T], items that the ranking of all items leaves out by row,
+      such as the history; then `top_of_all` has them. None: nothing.
   """
-  compute = functools.partial(_ranked, without_history=without_history)
-  return by_rows(compute, ranker, params, sessions, items)
+  return by_rows(_ranked, ranker, params, sessions, items, left_out)
 
 
 def best(
@@ -136,15 +134,13 @@ def best(
   params: Params,
   sessions: Sessions,
   items: int,
-  *,
-  without_history: bool,
+  left_out: Array | None,
 ) -> np.ndarray:
   """The best items for each row, int32 [S, M]; see `rank`."""
-  compute = functools.partial(_best, without_history=without_history)
-  return by_rows(compute, ranker, params, sessions, items)
+  return by_rows(_best, ranker, params, sessions, items, left_out)
 
 
-def by_rows(compute, ranker, params, sessions, items):
+def by_rows(compute, ranker, params, sessions, items, *more):
   """What `compute` says of each logged row, some rows at a time.
 
   Returns:
@@ -156,34 +152,34 @@ def by_rows(compute, ranker, params, sessions, items):
   for first in range(0, rows, size):
     # The last chunk is filled up with its last row: one shape, one compilation.
     place = np.minimum(np.arange(first, first + size), rows - 1)
-    columns = (sessions.profile, sessions.history, sessions.exposed)
-    row = [jnp.asarray(x[place]) for x in columns]
+    columns = (sessions.profile, sessions.history, sessions.exposed, *more)
+    row = [None if x is None else jnp.asarray(x[place]) for x in columns]
     parts.append(jax.device_get(compute(ranker, params, *row)))
   return jax.tree.map(lambda *x: np.concatenate(x)[:rows], *parts)
 
 
-@functools.partial(jax.jit, static_argnames=("ranker", "without_history"))
-def _ranked(ranker, params, profile, history, exposed, *, without_history):
+@functools.partial(jax.jit, static_argnames="ranker")
+def _ranked(ranker, params, profile, history, exposed, left_out):
   """Rankings, in one program: scores that they share are computed once."""
   given = (ranker, params, profile, history, exposed)
   shown = jax.vmap(lambda p, h, e: ranker.shown(params, Observation(p, h), e))(
     profile, history, exposed
   )
-  top_of_all = _best(*given, without_history=False)
-  if not without_history:
+  top_of_all = _best(*given, None)
+  if left_out is None:
     return Rankings(shown, top_of_all)
-  return Rankings(shown, _best(*given, without_history=True), top_of_all)
+  return Rankings(shown, _best(*given, left_out), top_of_all)
 
 
-@functools.partial(jax.jit, static_argnames=("ranker", "without_history"))
-def _best(ranker, params, profile, history, exposed, *, without_history):
-  del exposed
+@functools.partial(jax.jit, static_argnames="ranker")
+def _best(ranker, params, profile, history, exposed, left_out):
+  if left_out is None:
+    left_out = jnp.zeros((len(exposed), 0), jnp.int32)
 
-  def of_row(profile, history):
-    excluded = history if without_history else jnp.zeros(0, jnp.int32)
+  def of_row(profile, history, excluded):
     return ranker.best(params, Observation(profile, history), excluded)
 
-  return jax.vmap(of_row)(profile, history)
+  return jax.vmap(of_row)(profile, history, left_out)
 
 
 def repeats(train: Sessions) -> bool:

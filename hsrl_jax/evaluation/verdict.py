@@ -310,3 +310,23 @@ def line(quality: Mapping) -> str:
   if quality["verdict"] == "good":
     return "simulator: good, its click model holds on held-out responses"
   return f"simulator: {quality['verdict']}: {quality['reasons'][0]}"
+
+
+def doubts(results: Mapping) -> list[str]:
+  """What results.json of a run has against its policy, for people."""
+  found, simulator = [], results["simulator"]
+  simulated = not results["ranks_next"] and "learned_from" not in results
+  if simulated and simulator.get("verdict") == "useless":
+    found.append(
+      "the policy was trained in a simulator that is useless: "
+      f"{simulator['reasons'][0]}"
+    )
+  over = results.get("held_out_differences", {}).get("popularity", {})
+  known = results.get("held_out_rows", {}).get("users", 0) >= MIN_USERS
+  if known and over and all(x["ci95"][0] <= 0 for x in over.values()):
+    measured = ", ".join(
+      f"{name} {x['mean']:+.3f} [{x['ci95'][0]:.3f}, {x['ci95'][1]:.3f}]"
+      for name, x in over.items()
+    )
+    found.append(f"the policy is not above popularity: {measured}")
+  return found

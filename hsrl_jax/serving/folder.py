@@ -25,7 +25,7 @@ from hsrl_jax.serving import arguments
 from hsrl_jax.serving import catalogue as catalogue_lib
 from hsrl_jax.serving.catalogue import ServedCatalogue
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 POINTER = "current"
 VERSIONS = "versions"
@@ -71,6 +71,8 @@ class Manifest:
     about: agent, how it acts, seed, configuration, versions: for people.
     ranges: the least and the largest value that training saw, of the numbers of
       a `profile` and of the `reward` of a slate.
+    repeat: whether items of a request's history and session are recommended
+      again.
     format: of the folder.
   """
 
@@ -81,6 +83,7 @@ class Manifest:
   files: dict[str, File]
   about: dict[str, Any]
   ranges: dict[str, tuple[float, float]]
+  repeat: bool
   format: int = FORMAT
 
   def check_range(self, name: str, values: Iterable[float]) -> None:

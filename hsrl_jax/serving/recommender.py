@@ -35,8 +35,8 @@ class Recommendations(NamedTuple):
   Attributes:
     items: int32 [n, K]; 0 where there is none.
     sids: int32 [n, K, L]; -1 where there is no item.
-    log_probs: float32 [n, K], log pi, up to a constant of the user; -inf where
-      there is no item, 0 for agents that have none.
+    log_probs: float32 [n, K], log pi, up to a constant of the user, or what
+      agents without one chose each item by; -inf where there is no item.
     valid: bool [n, K], whether there is an item.
     propensity: float32 [n, K], the probability with which each item was drawn
       for its place, given the places before: their product is that of the
@@ -207,13 +207,14 @@ class Recommender:
     low, high = self.manifest.ranges["profile"]
     slate = items[: sizes["slate"]]
     earlier = [(slate, [place % 2 for place in range(len(slate))])] * 2
-    return [
+    queries = [
       self.query((), [0.0] * width),
       self.query(items[:1], [low] * width),
       self.query(items, [high] * width),
       self.query(items, [0.0] * width, earlier=earlier),
       self.query(items, [0.0] * width, temperature=1.0),
     ]
+    return [x._replace(seen=np.zeros_like(x.seen)) for x in queries]
 
   def check(self, slates: Recommendations) -> None:
     """Checks slates that were asked for without tags and seen items.
@@ -255,7 +256,9 @@ class Recommender:
         session too; of more than H the newest H count. Removed items are
         allowed.
       profile: P finite numbers.
-      seen: at most T ids that are not to be recommended; 0 is ignored.
+      seen: at most T ids that are not to be recommended; 0 is ignored. Where
+        the export does not `repeat`, items of `earlier` and `history` follow,
+        the newest first, as many as T has room for.
       earlier: the slates of this session, oldest first, each a pair of item ids
         and their responses, from 0 to 1. An export whose policy sees likes
         alone checks and ignores them.

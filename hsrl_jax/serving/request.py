@@ -123,12 +123,16 @@ def make(
   history = history[-sizes["history"] :]
   if len(history):
     padded.history[-len(history) :] = history
-  padded.seen[: len(seen)] = seen
   for place, value in enumerate(profile):
     padded.profile[place] = _number("profile holds", value)
   manifest.check_range("profile", profile)
   if len(earlier):
     padded = padded._replace(earlier=_shown(known, earlier, padded.earlier))
+  told = []
+  if not manifest.repeat:
+    told = [*history, *(item for items, _ in earlier for item in items)]
+  own = [*dict.fromkeys([*seen, *told[::-1]])][: sizes["seen"]]
+  padded.seen[: len(own)] = own
   if temperature:
     padded = padded._replace(
       temperature=_temperature(temperature),

@@ -22,12 +22,14 @@ from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, ExportConfig
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import measures, verdict
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.ops import tree
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import request as request_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import ServedCatalogue
+from hsrl_jax.stages import evaluate
 from hsrl_jax.stages import policy as policy_lib
 from hsrl_jax.stages.decoding import decoder
 from hsrl_jax.stages.parts import Parts
@@ -80,6 +82,7 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   config, items = parts.config, parts.dataset.items
   agent = parts.agent(export.slate_size)
   sizes = _sizes(agent, parts, export)
+  doubted = doubts(parts, agent, export)
   env = parts.env._replace(slate_size=sizes.slate)
   learned, users = parts.catalogue, parts.users("train")
   params = policy_lib.trained(parts)
@@ -97,6 +100,8 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   )
   how = policy_lib.acting(agent, served.index)
   print(f"export ...\n  acting: {how}", flush=True)
+  for doubt in doubted:
+    print(f"  warning: {doubt}")
   manifest = write(
     folder,
     agent,
@@ -129,6 +134,27 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   if left_out:
     print(f"  {left_out:,} tags of fewer items were left out")
   print(f"export: {root}, version {folder.name}")
+
+
+def doubts(parts: Parts, agent: Agent, export: ExportConfig) -> list[str]:
+  """What the run's own results have against its policy, for people.
+
+  Raises:
+    InputError: they have something, and `export.any` is not set.
+  """
+  if not agent.learns:
+    return []
+  if not parts.is_done("evaluate"):
+    return ["the policy was not evaluated: --mode=evaluate tells what it is"]
+  found = verdict.doubts(
+    measures.read_results(parts.workdir / evaluate.RESULTS)
+  )
+  if found and not export.any:
+    raise InputError(
+      f"{parts.workdir}: {'; '.join(found)}; expected a policy that is better, "
+      "or --export_any"
+    )
+  return found
 
 
 def _ranges(logs: Sessions, env: Any) -> dict[str, tuple[float, float]]:
@@ -199,7 +225,10 @@ def _sizes(agent: Agent, parts: Parts, export: ExportConfig) -> _Sizes:
     raise InputError(
       f"--export_slate_size={slate}; expected at most {room}, the capacity"
     )
-  seen = parts.env.max_steps * slate if export.seen is None else export.seen
+  seen = export.seen
+  if seen is None:
+    likes = parts.dataset.splits["train"].history.shape[1]
+    seen = parts.env.max_steps * slate + likes * (not export.repeat)
   return _Sizes(room, slate, seen, seed)
 
 
@@ -311,6 +340,7 @@ def write(
         **about,
       },
       ranges=ranges,
+      repeat=config.repeat,
     )
     folder_lib.write_manifest(new, manifest)
   return manifest

@@ -144,7 +144,7 @@ def _judge(parts: Parts, given: Params) -> Callable[[Params], float]:
   train, items = parts.dataset.splits["train"], parts.catalogue.index.num_items
   own = ranker(parts.config, items)
   _, liked = ranking.counts(train, items)
-  without_history = not ranking.repeats(train)
+  left_out = None if ranking.repeats(train) else logs.history
 
   def judge(params: Params) -> float:
     top = ranking.best(
@@ -152,7 +152,7 @@ def _judge(parts: Parts, given: Params) -> Callable[[Params], float]:
       ({"model": params} | given, parts.catalogue),
       logs,
       items,
-      without_history=without_history,
+      left_out,
     )
     rows = held_out.next_liked(top, logs, liked)["ndcg@10"]
     return held_out.mean([rows])["mean"]

@@ -9,7 +9,8 @@ import numpy as np
 
 from hsrl_jax.agents import make_agent
 from hsrl_jax.agents.base import Agent
-from hsrl_jax.evaluation import held_out, ranking
+from hsrl_jax.config import SPLITS
+from hsrl_jax.evaluation import collaborative, held_out, ranking
 from hsrl_jax.host import threads, watch
 from hsrl_jax.stages import next_item
 from hsrl_jax.stages.parts import Parts
@@ -47,20 +48,41 @@ def measure(
   if logging is not None:
     ranked["logging_policy"] = [logging]
   measured = held_out.measure(ranked, logs, train, items, reference)
-  without_history = ranked[reference][0].top_of_all is not None
+  left_out = left_out_of(parts, logs)
   whole = parts.dataset.splits[parts.config.evaluate.split]
   measured["held_out_rows"] |= {
-    "without_history": without_history,
+    "without": "nothing" if left_out is None else parts.config.evaluate.without,
     "of_rows": len(whole.user_id),
   }
   if not own:
     return measured, None
-  if without_history:
+  if left_out is not None:
     return measured, ranked[parts.config.agent][0].top
   # Only the lists are wanted, not the scores of the logged slates once more.
   ranker, first = own[parts.config.agent][0]
-  top = ranking.best(ranker, first, logs, items, without_history=True)
-  return measured, top
+  return measured, ranking.best(ranker, first, logs, items, logs.history)
+
+
+def left_out_of(parts: Parts, logs: Sessions) -> np.ndarray | None:
+  """The items that lists leave out by row, int32 [S, T]; None: nothing.
+
+  What the splits before the evaluation's showed, or the history.
+  """
+  c, dataset = parts.config.evaluate, parts.dataset
+  if c.without == "history":
+    return None if ranking.repeats(dataset.splits["train"]) else logs.history
+  before = SPLITS[: SPLITS.index(c.split)]
+  shown = [dataset.seen(x).astype(np.int64) for x in before]
+  owner = [dataset.splits[x].user_id[:, None] for x in before]
+  width = len(dataset.items.features)
+  pairs = [x * width + y for x, y in zip(owner, shown, strict=True)]
+  keys = np.unique(np.concatenate([np.zeros(1, int), *map(np.ravel, pairs)]))
+  users, row = np.unique(logs.user_id, return_inverse=True)
+  first, last = (np.searchsorted(keys, x * width) for x in (users, users + 1))
+  places = first[:, None] + np.arange(max((last - first).max(), 0))
+  own = keys[np.minimum(places, len(keys) - 1)] % width
+  own = np.where(places < last[:, None], own, 0)
+  return np.concatenate([logs.history, own[row]], 1, dtype=np.int32)
 
 
 def can_rank(parts: Parts) -> bool:
@@ -126,6 +148,9 @@ def of_lists(parts: Parts) -> Rankers:
     "item_to_item": ranking.item_to_item(parts.dataset.items.features),
     "click_model": (click_model(parts), parts.response),
   }
+  if items <= collaborative.MOST_ITEMS:
+    scored["ease"] = collaborative.ease(train, items)
+    scored["als"] = collaborative.als(train, items)
   return {
     name: [(ranking.of_scores(score_fn, active), own)]
     for name, (score_fn, own) in scored.items()
@@ -137,17 +162,13 @@ def rankings(
 ) -> dict[str, list[ranking.Rankings]]:
   """How all of them rank the rows that are `judged`."""
   logs, items = judged(parts), len(parts.dataset.items.features) - 1
-  without_history = not ranking.repeats(parts.dataset.splits["train"])
+  left_out = left_out_of(parts, logs)
   with watch.bar(sum(map(len, rankers.values())), "held out", "policy") as bar:
 
     def of_policy(seeds):
       found = []
       for ranker, own in seeds:
-        found.append(
-          ranking.rank(
-            ranker, own, logs, items, without_history=without_history
-          )
-        )
+        found.append(ranking.rank(ranker, own, logs, items, left_out))
         bar.update()
       return found
 

@@ -178,7 +178,9 @@ def _loop(
         policy = jobs.prepare(experiment, job, world)
       policy.complete(STAGES)
       policy.export(
-        ExportConfig(str(export), (clients.BATCH,), platforms=("cpu",))
+        ExportConfig(
+          str(export), (clients.BATCH,), platforms=("cpu",), repeat=True
+        )
       )
       if number:
         clients.wait(where, number + 1)

@@ -115,7 +115,7 @@ class ActTest(parameterized.TestCase):
     ):
       action = act(index, jnp.array(banned))
       self.assertEqual(action.slate.tolist(), want)
-      if case.startswith("hsrl"):
+      if case.startswith("hsrl") or case in LATENT:
         np.testing.assert_allclose(action.log_prob, scores[want], rtol=1e-4)
 
   @parameterized.parameters(*CASES)
@@ -165,7 +165,7 @@ class LossTest(parameterized.TestCase):
 
       return jax.grad(loss, argnums=(0, 1), has_aux=True)(params, params)
 
-    everything = set(params) if case == "cql" else {"encoder", "items"}
+    everything = {"encoder", "items"} | ({"future"} if case == "cql" else set())
     for moving, moved in moves.items() or [(None, everything)]:
       weights = {name: float(name == moving) for name in moves}
       (own, target), metrics = gradients(weights, jnp.float32(1.0))

@@ -81,6 +81,32 @@ class PolicyTest(parameterized.TestCase):
         action.log_prob, np.asarray(scores)[np.asarray(want)], rtol=1e-4
       )
 
+  def test_one_order_for_slates_of_any_size(self):
+    policy, params, user = _setting("hsrl")
+    banned = jnp.asarray([4, 9])
+    found = []
+    for size in (2, 5, 16, toy.ITEMS):
+      own = policy._replace(beams=3, slate_size=size)
+      action = jax.jit(own.act)(
+        params, checks.catalogue(), user, banned, None, 1.0
+      )
+      found.append(np.asarray(action.slate))
+      scores = policy.score(params, checks.catalogue(), user, action.slate)
+      there = found[-1] > 0
+      self.assertEqual(there.sum(), min(size, toy.ITEMS - 2))
+      self.assertLen(set(found[-1][there].tolist()), there.sum())
+      np.testing.assert_allclose(
+        np.asarray(action.log_prob)[there],
+        np.asarray(scores)[there],
+        rtol=1e-4,
+      )
+    for shorter in found:
+      self.assertEqual(shorter.tolist(), found[-1][: len(shorter)].tolist())
+    self.assertNoCommonElements(found[-1].tolist(), [4, 9])
+    # The best of the first beams come first, whatever comes later.
+    first = np.asarray(scores)[:3]
+    self.assertTrue((np.diff(first) <= 0).all())
+
   @parameterized.parameters(*agents.trained_by("next_item"))
   def test_sampled_slates_are_distinct_and_permitted(self, name):
     policy, params, user = _setting(name)

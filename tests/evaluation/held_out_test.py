@@ -47,7 +47,7 @@ class RankTest(parameterized.TestCase):
       jnp.asarray(table, jnp.float32),
       sessions,
       items,
-      without_history=without_history,
+      sessions.history if without_history else None,
     )
     self.assertEqual(rankings.top_of_all is None, not without_history)
     for row in range(7):
@@ -65,7 +65,7 @@ class RankTest(parameterized.TestCase):
   def test_padding_is_never_ranked(self):
     sessions = _sessions(rows=3, items=6, width=2)
     ranker = ranking.of_scores(ranking._constant, np.arange(7) > 4)
-    top = ranking.best(ranker, jnp.ones(7), sessions, 6, without_history=False)
+    top = ranking.best(ranker, jnp.ones(7), sessions, 6, None)
     np.testing.assert_array_equal(
       np.sort(top, 1), np.tile([0, 0, 0, 0, 5, 6], (3, 1))
     )
@@ -82,9 +82,7 @@ class RankTest(parameterized.TestCase):
       shown, lambda params, observation, excluded: observation.history[-2:]
     )
     with mock.patch.object(ranking, "_CELLS", 3 * 31):  # Chunks of 3 rows.
-      rankings = ranking.rank(
-        ranker, jnp.float32(2), sessions, 30, without_history=False
-      )
+      rankings = ranking.rank(ranker, jnp.float32(2), sessions, 30, None)
     np.testing.assert_array_equal(rankings.shown, 2 * sessions.exposed)
     np.testing.assert_array_equal(rankings.top, sessions.history[:, -2:])
 
@@ -243,7 +241,7 @@ class MeasureTest(absltest.TestCase):
           params,
           sessions,
           30,
-          without_history=True,
+          sessions.history,
         )
       ]
       for name, (score, params) in lists.items()

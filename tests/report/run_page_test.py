@@ -201,6 +201,7 @@ class ReportTest(parameterized.TestCase):
       ],
     )
     self.assertIn("1,196 slates", " ".join(page.split()))
+    self.assertIn("ease and als are left out: 50,000 items", page)
     drawn = "1,196 of 2,345 slates, of 669 users drawn at random"
     self.assertIn(drawn, page)
     self.assertIn('0.0125 <span class="ci">[0.0110, 0.0140]</span>', page)

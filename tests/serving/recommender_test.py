@@ -99,6 +99,23 @@ class RecommenderTest(parameterized.TestCase):
       recommender = serving.load(self.folder / "other", [4])
       self._check_as_live(recommender, exported, exported.catalogue)
 
+  def test_what_a_request_tells_is_not_recommended_again(self):
+    folder = self.folder / "no repeat"
+    made = toy_export.make(folder, repeat=False)
+    recommender = serving.load(folder, [1])
+    profile, earlier = [0.0] * toy.GROUPS, [([9, 11], [1, 0]), ([12], [0])]
+    query = recommender.query([3, 7], profile, [5], earlier=earlier)
+    # The newest first; the oldest like has no room.
+    self.assertEqual(query.seen.tolist(), [5, 12, 11, 9, 7])
+    history = np.array([[0] * (toy.HISTORY - 2) + [3, 7]])
+    items, _ = made.live(
+      made.catalogue, history, [profile], [[5, 12, 11, 9, 7]]
+    )
+    found = recommender.decode([query]).items
+    np.testing.assert_array_equal(found, items)
+    again = self.recommender.query([3, 7], profile, [5], earlier=earlier)
+    self.assertEqual(again.seen.tolist(), [5, 0, 0, 0, 0])
+
   def test_no_users(self):
     slates = self.recommender.recommend([], [], [])
     self.assertEqual(slates.items.shape, (0, toy.SLATE))
@@ -251,8 +268,8 @@ class RecommenderTest(parameterized.TestCase):
     path = folder / folder_lib.MANIFEST
     values = json.loads(path.read_text())
     for change, what in (
-      ({"format": 1}, "manifest.json has format 1; expected 3: another"),
-      ({"format": 4}, "manifest.json has format 4; expected 3: another"),
+      ({"format": 1}, "manifest.json has format 1; expected 4: another"),
+      ({"format": 5}, "manifest.json has format 5; expected 4: another"),
       ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
       ({"files": {}}, "cannot be read"),
     ):

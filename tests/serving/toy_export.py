@@ -76,10 +76,11 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
   Args:
     folder: is written.
     salt: makes other parameters.
-    **overrides: see `toy.config`; `platforms` and `seen` of the export; `tags`
-      of the catalogue.
+    **overrides: see `toy.config`; `platforms`, `seen` and `repeat` of the
+      export; `tags` of the catalogue.
   """
   size = overrides.pop("seen", SEEN)
+  repeat = overrides.pop("repeat", True)
   platforms = overrides.pop("platforms", ("cpu",))
   tags = overrides.pop("tags", None)
   config = toy.config(**overrides)
@@ -119,7 +120,7 @@ def make(folder: pathlib.Path, salt: int = 1, **overrides) -> Exported:
     params,
     catalogue,
     user,
-    ExportConfig(batch_sizes=(1, 4), platforms=platforms),
+    ExportConfig(batch_sizes=(1, 4), platforms=platforms, repeat=repeat),
     slate_size=toy.SLATE,
     seen=size,
     ranges=RANGES,

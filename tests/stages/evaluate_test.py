@@ -13,7 +13,9 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
 from hsrl_jax.agents.hsrl import acting
-from hsrl_jax.config import Config
+from hsrl_jax.config import SPLITS, Config, EvaluateConfig
+from hsrl_jax.data import source
+from hsrl_jax.data.feedback import Feedback
 from hsrl_jax.evaluation import bounds, simulate
 from hsrl_jax.stages import evaluate
 from hsrl_jax.stages import score_from_logs as from_logs
@@ -90,9 +92,9 @@ class RankingTest(parameterized.TestCase):
     self.assertIsNone(_ranker(checks.made("random")))
 
 
-def _logs():
+def _logs(seed=0):
   """60 rows of five out of 30 items, of twelve users."""
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(seed)
   return Sessions(
     rng.integers(1, 13, 60),
     rng.normal(size=(60, 2)),
@@ -100,6 +102,36 @@ def _logs():
     rng.integers(1, 31, (60, 5)),
     rng.integers(0, 2, (60, 5)).astype(float),
   )
+
+
+class LeftOutTest(absltest.TestCase):
+  def test_all_that_a_user_saw_before(self):
+    splits = {name: _logs(seed) for seed, name in enumerate(SPLITS)}
+    items = source.Items(np.zeros((31, 1)), *[[""] * 31] * 3)
+    dataset, logs = source.Dataset(items, splits), splits["test"]
+
+    def left_out(dataset, without="seen", split="test"):
+      config = Config(evaluate=EvaluateConfig(split, without=without))
+      parts = types.SimpleNamespace(config=config, dataset=dataset)
+      return on_logs.left_out_of(parts, logs)
+
+    def check(found, splits, drawn=False):
+      for row, user in enumerate(logs.user_id):
+        want = {0, *logs.history[row].tolist()}
+        for x in splits:
+          own = x.user_id == user
+          shown = x.exposed[own][(x.response[own] > 0) | (not drawn)]
+          want |= {*shown.tolist()}
+        self.assertEqual(want, {0, *found[row].tolist()})
+
+    check(left_out(dataset), (splits["train"], splits["val"]))
+    check(left_out(dataset, split="val"), (splits["train"],))
+    check(left_out(dataset, split="train"), ())
+    drawn = items._replace(feedback=Feedback("implicit", "uniform", 4))
+    found = left_out(dataset._replace(items=drawn))
+    check(found, (splits["train"], splits["val"]), drawn=True)
+    # These users like things again.
+    self.assertIsNone(left_out(dataset, "history"))
 
 
 class DrawnTest(absltest.TestCase):

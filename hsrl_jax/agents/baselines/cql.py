@@ -36,6 +36,8 @@ from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.types import Array
 
+PLACES = "places"  # Of the parameters: K in training, for slates of any size.
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(base.DiscountSettings):
@@ -148,7 +150,7 @@ class _Cql(NamedTuple):
 
   def init(self, key, catalogue, observation):
     state = jnp.zeros(self.spec.network.width)
-    return scored.init(
+    return {PLACES: jnp.float32(self.spec.slate_size)} | scored.init(
       key,
       encoder=(self.encoder, catalogue.features, *observation),
       items=(self.values, catalogue.features, state),
@@ -169,7 +171,7 @@ class _Cql(NamedTuple):
     """Q of all items in the first place, [N + 1]."""
     state = self.state(params, catalogue, observation)
     earned, future = (x(catalogue.features, state) for x in self.bound(params))
-    return earned + self.spec.slate_size * future
+    return earned + jax.lax.stop_gradient(params[PLACES]) * future
 
   def act(self, params, catalogue, observation, excluded, key, temperature):
     """Each place has Gumbel noise of its own."""
@@ -187,11 +189,12 @@ class _Cql(NamedTuple):
       def after(item, allowed):
         del allowed
         added = zip(before, items, strict=True)
-        return tuple(x + own.added[item] for x, own in added), ()
+        return tuple(x + own.added[item] for x, own in added), q[item]
 
-      return earned + count * future, after
+      q = earned + params[PLACES] * future
+      return q, after
 
-    slate, propensity, _ = plackett_luce.in_turn(
+    slate, propensity, value = plackett_luce.in_turn(
       place,
       (jnp.zeros(items[0].added.shape[1]),) * 2,
       base.permitted(catalogue.index.active, excluded),
@@ -199,8 +202,7 @@ class _Cql(NamedTuple):
       key,
       temperature,
     )
-    none = jnp.zeros(count)
-    return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
+    return base.Action(slate, value, jnp.zeros(0), propensity=propensity)
 
   def loss(self, params, target_params, catalogue, transition, key, progress):
     del progress
@@ -253,7 +255,12 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   values = SlateValues(spec.network.width, spec.network.critic_hidden)
   cql = _Cql(base.encoder(spec.network), values, settings, spec)
   return base.Agent(
-    cql.init, cql.act, cql.loss, scores=cql.first, place_by_place=True
+    cql.init,
+    cql.act,
+    cql.loss,
+    scores=cql.first,
+    frozen=(PLACES,),
+    place_by_place=True,
   )
 
 

@@ -216,8 +216,9 @@ def make(
     if key is not None:
       action = explore(action, key, noise)
     ranked = rank(own, catalogue, state, action, excluded)
-    slate = ranked.items[best(ranked, spec.slate_size)]
-    return base.Action(slate, jnp.zeros(len(slate)), action, ranked=ranked)
+    place = best(ranked, spec.slate_size)
+    slate, score = ranked.items[place], ranked.scores[place]
+    return base.Action(slate, score, action, ranked=ranked)
 
   def loss_of(params, target_params, catalogue, transition, key, progress):
     own, target = network.bind(params), network.bind(target_params)

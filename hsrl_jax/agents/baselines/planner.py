@@ -162,11 +162,12 @@ class Planner(NamedTuple):
         added = jax.tree.map(
           jnp.add, so_far.added, Added(kind, like * kind, like)
         )
-        return Planned(added, so_far.stays * (1.0 - known.leaves[item])), ()
+        stays = so_far.stays * (1.0 - known.leaves[item])
+        return Planned(added, stays), worth[item]
 
       return worth, after
 
-    slate, propensity, _ = plackett_luce.in_turn(
+    slate, propensity, value = plackett_luce.in_turn(
       place,
       nothing_planned(known),
       base.permitted(catalogue.index.active, excluded),
@@ -174,8 +175,7 @@ class Planner(NamedTuple):
       key,
       temperature,
     )
-    none = jnp.zeros(self.spec.slate_size)
-    return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
+    return base.Action(slate, value, jnp.zeros(0), propensity=propensity)
 
   def scores(self, params, catalogue, observation):
     """What each item adds in the first place."""

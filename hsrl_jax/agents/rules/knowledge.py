@@ -157,10 +157,10 @@ def fill(
 
   def place(state, number):
     del number
-    return scores(state), lambda item, _: (after(state, item), ())
+    own = scores(state)
+    return own, lambda item, _: (after(state, item), own[item])
 
-  slate, propensity, _ = plackett_luce.in_turn(
+  slate, propensity, value = plackett_luce.in_turn(
     place, state, allowed, count, key, temperature
   )
-  none = jnp.zeros(count)
-  return base.Action(slate, none, jnp.zeros(0), propensity=propensity)
+  return base.Action(slate, value, jnp.zeros(0), propensity=propensity)

@@ -7,7 +7,7 @@ import numpy as np
 from absl.testing import absltest
 from scipy import special
 
-from hsrl_jax import sid
+from hsrl_jax import agents, sid
 from hsrl_jax.ops import sampling
 from tests import toy
 from tests.agents import checks
@@ -21,7 +21,9 @@ def _case():
   made = checks.made("cql", conservative_weight=_WEIGHT)
   index = sid.remove_items(made.catalogue.index, np.array([_INACTIVE]))
   made = made._replace(catalogue=made.catalogue._replace(index=index))
-  return made, checks.random_params(made.agent, made.observation, 2)
+  made = made._replace(params=made.params | {"places": toy.SLATE})
+  other = checks.random_params(made.agent, made.observation, 2)
+  return made, other | {"places": toy.SLATE}
 
 
 def _part(params, name, catalogue, observation, before):
@@ -103,9 +105,19 @@ class CqlTest(absltest.TestCase):
       q[5] = -np.inf
       want.append(int(q.argmax()))
     banned = np.array([5, 0])
-    act = jax.jit(agent.act)
-    slate = act(params, catalogue, observation, banned, None, 1.0).slate
-    self.assertEqual(slate.tolist(), want)
+    action = jax.jit(agent.act)(
+      params, catalogue, observation, banned, None, 1.0
+    )
+    self.assertEqual(action.slate.tolist(), want)
+    for place, item in enumerate(want):
+      q = _values(params, catalogue, observation, want[:place])[item]
+      np.testing.assert_allclose(action.log_prob[place], q, rtol=1e-4)
+    # A longer slate begins as this one does.
+    longer = agents.make_agent(made.config, 2 * toy.SLATE, toy.ITEMS)
+    slate = jax.jit(longer.act)(
+      params, catalogue, observation, banned, None, 1.0
+    ).slate
+    self.assertEqual(slate[: toy.SLATE].tolist(), want)
     first = agent.scores(params, catalogue, observation)
     np.testing.assert_allclose(
       first[1], _values(params, catalogue, observation)[1], rtol=1e-4
