@@ -36,9 +36,7 @@ TOY = (
 # A click model that has statistics of the logs.
 BLENDED = ("--simulator_click_model=blended",)
 SUPERVISED = (
-  "--width=8",
-  "--layers=1",
-  "--heads=2",
+  "--next_item_width=8",
   "--next_item_epochs=2",
   "--next_item_hidden=8",
   "--next_item_history=8",
@@ -103,7 +101,8 @@ class RunsTest(absltest.TestCase):
     held = ("--kl_weight=0.5", "--logged_share=0.25")
     status, _, err = self._new("R", *goes_on, *BLENDED, *held)
     self.assertEqual(status, 0, err)
-    self.assertIn("--width=8\n", (self.folder / "R/flags.txt").read_text())
+    kept = (self.folder / "R/flags.txt").read_text()
+    self.assertIn("--next_item_width=8\n", kept)
     own = self._params("W")
     trained = self._params("R")
     chex.assert_trees_all_equal(trained["start"], own["model"])
@@ -115,8 +114,10 @@ class RunsTest(absltest.TestCase):
     self.assertGreater(max(jax.tree.leaves(moved)), 1e-5)
 
     # Other sizes, or settings of other networks, go with nothing.
-    self._refused("--width is 64, but the policy of", "--width=64")
-    self._refused("--beams is given, but nothing reads it", "--beams=9")
+    goes_on_by = "--recipe=next_item,replay"
+    wide = "--next_item_width=64"
+    self._refused(f"{wide[:17]} is 64, but the policy of", goes_on_by, wide)
+    self._refused("--beams is given, but --recipe", goes_on_by, "--beams=9")
     other = ("--logged_share=0.5", "--simulator_slate_size=2")
     workdir = f"--workdir={self.folder / 'K'}"
     status, _, err = run(*goes_on, *TOY, *BLENDED, *RL, *other, workdir)
@@ -140,7 +141,7 @@ class RunsTest(absltest.TestCase):
     # RL goes on from RL, near what it starts from now.
     path = self.folder / "R"
     status, _, err = self._new(
-      "S", f"--continue_from={path}", *BLENDED, like="R"
+      "S", goes_on_by, f"--continue_from={path}", *BLENDED, like="R"
     )
     self.assertEqual(status, 0, err)
     self._only_first_checkpoint("S")
@@ -251,14 +252,10 @@ class RefusalsTest(parameterized.TestCase):
     expected = "has --recipe=next_item; expected --recipe=next_item,replay here"
     self._refused(expected)
 
-  def test_what_goes_on_needs_a_start(self):
+  def test_what_goes_on_is_not_what_does_not(self):
     self._finished()
     goes_on = "--recipe=next_item,replay"
     self._refused("expected a run of --recipe=next_item", goes_on)
-    workdir = f"--workdir={self.folder / 'new'}"
-    status, _, err = run(workdir, *TOY, goes_on, "--mode=data")
-    self.assertEqual(status, 2, err)
-    self.assertIn("needs --continue_from; expected the workdir of", err)
 
   def test_settings_of_the_other_way_of_learning(self):
     workdir = f"--workdir={self.folder / 'new'}"

@@ -213,6 +213,7 @@ class NumbersTest(parameterized.TestCase):
         "export_seed",
         "export_seen",
         "importance_clip",
+        "next_item_dropout",
         "lately_penalty",
         "layers",
         "next_item_average",

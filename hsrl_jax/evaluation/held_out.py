@@ -383,6 +383,6 @@ def sentences(results: Mapping) -> list[str]:
   if for_reward and over_popularity and over_popularity["ci95"][0] <= 0:
     said.append(
       f"{results['agent']} was trained for reward. To find what users like "
-      "next, train with --recipe=next_item, in a new workdir."
+      "next, train with the recipe next_item, in a new workdir."
     )
   return said

@@ -64,8 +64,7 @@ def run(experiment: jobs.Experiment) -> None:
   names = experiment.config.rows or tuple(ROWS)
   if unknown := sorted(set(names) - set(ROWS)):
     raise InputError(
-      f"--experiment_rows has {unknown[0]!r}; expected some of "
-      f"{', '.join(ROWS)}"
+      f"rows has {unknown[0]!r}; expected some of {', '.join(ROWS)}"
     )
   note = (
     f"more: than {START}, of the reward than {RL_ALONE}. The first three "
@@ -86,7 +85,7 @@ def go(
   """Compares the rows of groups; see `run`.
 
   Args:
-    experiment: with the flags' configuration.
+    experiment: with the configuration that all rows share.
     groups: by what comes before the names of their rows.
     goes_on: what follows the first part, in words.
     note: below the table.
@@ -94,7 +93,7 @@ def go(
   if Run(experiment.base, experiment.workdir).without_slates:
     raise InputError(
       f"{experiment.name} needs logged slates, on which policies are measured; "
-      "expected another --dataset"
+      "expected another dataset"
     )
   starts, rows = {}, {}
   for prefix, group in groups.items():

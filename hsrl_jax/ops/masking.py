@@ -32,6 +32,30 @@ def entropy(log_probs: Array, mask: Array) -> Array:
   return -(jnp.exp(own) * own).sum(-1)
 
 
+def largest(x: Array, count: int) -> Array:
+  """Which are the `count` largest, with all that equal the least of them.
+
+  Exact, and without a sort: the bits of the least one are found one by one.
+
+  Args:
+    x: float32 [M], no NaN.
+    count: at least 1; all are where M is less.
+
+  Returns:
+    bool [M].
+  """
+  bits = jax.lax.bitcast_convert_type(x, jnp.int32)
+  # As unsigned integers in the same order.
+  bits = jnp.where(bits < 0, ~bits, bits ^ jnp.int32(-(2**31)))
+  keys = jax.lax.bitcast_convert_type(bits, jnp.uint32)
+
+  def bit(number, least):
+    tried = least | (jnp.uint32(1) << (31 - number).astype(jnp.uint32))
+    return jnp.where((keys >= tried).sum() >= count, tried, least)
+
+  return keys >= jax.lax.fori_loop(0, 32, bit, jnp.uint32(0))
+
+
 def rank_within(groups: Array, scores: Array) -> Array:
   """The rank of each score among those of its group, int32 [N], 0 the best.
 

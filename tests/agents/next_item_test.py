@@ -26,6 +26,8 @@ def _config(name, **values):
     train=dataclasses.replace(base.train, recipe="next_item"),
     simulator=SimulatorConfig(features=4, hidden=4),
     next_item=NextItemConfig(
+      width=8,
+      dropout=0.0,
       history=6,
       hidden=8,
       beams=toy.ITEMS,

@@ -184,7 +184,8 @@ class FlagsTest(parameterized.TestCase):
     (
       ("--next_item_epochs=3",),
       "--next_item_epochs is given, but --recipe=replay does not read it; "
-      "expected --recipe=next_item, or no such flag",
+      "expected --recipe=next_item or next_item,replay or next_item,on_policy, "
+      "or no such flag",
     ),
     (
       ("--recipe=next_item", "--iterations=100"),

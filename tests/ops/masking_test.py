@@ -46,5 +46,18 @@ class MaskingTest(absltest.TestCase):
     np.testing.assert_array_equal(found, expected)
 
 
+class LargestTest(absltest.TestCase):
+  def test_as_a_sort_says(self):
+    rng = np.random.default_rng(0)
+    rows = np.float32(rng.normal(size=(50, 30)) * 10.0 ** rng.integers(-9, 9))
+    rows[0] = 0.0
+    rows[1, :20] = rows[1, 20]
+    rows[2, 5] = -np.inf
+    for count in (1, 7, 30, 40):
+      found = jax.vmap(lambda x, n=count: masking.largest(x, n))(rows)
+      least = np.sort(rows)[:, ::-1][:, min(count, 30) - 1]
+      np.testing.assert_array_equal(found, rows >= least[:, None])
+
+
 if __name__ == "__main__":
   absltest.main()

@@ -69,6 +69,7 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
     simulator=SimulatorConfig(features=4, hidden=4),
     next_item=NextItemConfig(
       **{
+        "width": 8,
         "history": HISTORY,
         "hidden": 8,
         "beams": 20,

@@ -52,9 +52,9 @@ class Beginning(NamedTuple):
       weight: of the log pi of the next item.
     """
     log_pi = jnp.where(allowed, self.log_pi, masking.NEGATIVE)
-    least = jax.lax.top_k(log_pi, min(self.beams, len(log_pi)))[0][-1]
-    found = self.log_pi + self.response
-    logged = jnp.where(log_pi >= least, found, self.log_pi - _BELOW)
+    found = masking.largest(log_pi, self.beams)
+    both = self.log_pi + self.response
+    logged = jnp.where(found, both, self.log_pi - _BELOW)
     later = estimates + weight * self.log_pi[items]
     return jnp.where(self.free > 0, later, logged[items])
 

@@ -28,8 +28,9 @@ def _made(item_weight=WEIGHT, token_weight=1.0, **values):
   config = toy.config("hsrl", recipe="next_item,replay", **values)
   config = dataclasses.replace(
     config,
-    supervised=config.network,
     next_item=NextItemConfig(
+      width=8,
+      dropout=0.0,
       history=toy.HISTORY,
       hidden=8,
       beams=toy.ITEMS,
