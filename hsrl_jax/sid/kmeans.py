@@ -7,6 +7,7 @@ devices.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -342,16 +343,21 @@ def place(
   rows: np.ndarray, size: int, vocab_size: int, mesh: Mesh
 ) -> jax.Array:
   """Puts up to `size` rows on the devices as a block, [chunks, 8, C, D]."""
+  shape = block_shape(size, vocab_size, mesh)
+  padded = np.zeros((math.prod(shape), rows.shape[1]), np.float32)
+  padded[: len(rows)] = rows
+  return jax.device_put(
+    padded.reshape(*shape, -1),
+    NamedSharding(mesh, PartitionSpec(None, "lanes")),
+  )
+
+
+def block_shape(size: int, vocab_size: int, mesh: Mesh) -> tuple[int, int, int]:
+  """Chunks, lanes and rows of a chunk of a block of `size` rows."""
   # Few rows: enough chunks for some spares, but none too small to be fast.
   few = min(max(-(-size // (_LANES * _SPARES)), 64), -(-size // _LANES))
   chunk = min(chunk_size(vocab_size), few)
-  chunks = -(-size // (_LANES * chunk))
-  padded = np.zeros((chunks * _LANES * chunk, rows.shape[1]), np.float32)
-  padded[: len(rows)] = rows
-  return jax.device_put(
-    padded.reshape(chunks, _LANES, chunk, -1),
-    NamedSharding(mesh, PartitionSpec(None, "lanes")),
-  )
+  return -(-size // (_LANES * chunk)), _LANES, chunk
 
 
 def lane_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
