@@ -15,15 +15,12 @@ that take longest, then one line of JSON; takes ten minutes of one core.
 import argparse
 import functools
 import json
-import os
 import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-ROOT = pathlib.Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
 
 import beam_search
 import index
@@ -39,8 +36,9 @@ from hsrl_jax.engine import core, loop, parallel
 from hsrl_jax.sid import kmeans
 from hsrl_jax.sid.index import Catalogue
 
-SARDINE = ROOT / "launch" / "flags" / "worlds" / "sardine_bored.flags"
-QUICKSTART = ROOT / "launch" / "flags" / "quickstart.flags"
+FLAGS = pathlib.Path(__file__).parents[2] / "launch" / "flags"
+SARDINE = FLAGS / "worlds" / "sardine_bored.flags"
+QUICKSTART = FLAGS / "quickstart.flags"
 SLOWEST = 3
 
 
@@ -169,4 +167,5 @@ def main(only: str | None) -> None:
 if __name__ == "__main__":
   parser = argparse.ArgumentParser()
   parser.add_argument("--only", choices=PROGRAMS)
+  jax.config.update("jax_platforms", "cpu")
   main(**vars(parser.parse_args()))
