@@ -28,7 +28,7 @@ _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _BOUND = re.compile(r" = [su]32\[\]\S* constant\((\d+)\)")
 _BRANCHES = re.compile(
-  r"(?:branch_computations=\{|(?:true|false)_computation=)([^},]*[^}]*?)[},]"
+  r"(?:branch_computations=\{|(?:true|false)_computation=)([^}=]*)(?:[,}]|$)"
 )
 _NAME = re.compile(r'op_name="([^"]*)"')
 
@@ -39,7 +39,7 @@ class Loop(NamedTuple):
   Attributes:
     trips: each time; None where they are not known before it runs.
     name: of the operation in the traced program that it came from.
-    cycles: of all its trips, wherever it is called from, as far as known.
+    cycles: of all its trips, and as often as it is run, as far as is known.
   """
 
   trips: int | None
@@ -97,10 +97,16 @@ def estimate(function: Callable, *arguments: Any) -> Estimate:
     return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip)
 
   program = jax.jit(function).lower(*jax.tree.map(shape, arguments)).compile()
-  text, loops = program.as_text(), []
-  cycles = _cycles(_computations(text), "", loops)
+  text = program.as_text()
+  cycles, loops = read(text)
   temporaries = program.memory_analysis().temp_size_in_bytes
   return Estimate(cycles / CLOCK, loops, temporaries, text)
+
+
+def read(text: str) -> tuple[int, list[Loop]]:
+  """The cycles of a compiled program, and its loops."""
+  loops = []
+  return _cycles(_computations(text), "", 1, loops), loops
 
 
 def _computations(text: str) -> dict[str, list[str]]:
@@ -116,24 +122,27 @@ def _computations(text: str) -> dict[str, list[str]]:
 
 
 def _cycles(
-  computations: dict[str, list[str]], name: str, loops: list[Loop]
+  computations: dict[str, list[str]], name: str, times: int, loops: list[Loop]
 ) -> int:
-  """Cycles of a computation with all that it calls; adds its loops."""
+  """Cycles of so many runs of a computation; adds its loops to `loops`."""
+
+  def of(called: str, times: int) -> int:
+    return _cycles(computations, called, times, loops)
+
   total = 0
   for line in computations[name]:
     if " while(" in line:
       trips = _trips(computations, line)
-      body = _cycles(computations, _called(line, "body"), loops)
-      own = body * (1 if trips is None else trips)
+      own = of(_called(line, "body"), times * (1 if trips is None else trips))
       operation = _NAME.search(line)
       loops.append(Loop(trips, operation[1] if operation else "", own))
       total += own
     elif " conditional(" in line:
-      total += max(_cycles(computations, x, loops) for x in _branches(line))
+      total += max(of(x, times) for x in _branches(line))
     elif " call(" in line:
-      total += _cycles(computations, _called(line, "to_apply"), loops)
+      total += of(_called(line, "to_apply"), times)
     else:
-      total += sum(map(int, _CYCLES.findall(line)))
+      total += times * sum(map(int, _CYCLES.findall(line)))
   return total
 
 
