@@ -126,14 +126,20 @@ def _of_all(engine_init: Callable, seeds: tuple[int, ...], *rest):
   return _join([of_seed(np.int32(seed), *rest) for seed in seeds])
 
 
-def over_seeds(run: Callable) -> Callable:
-  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...]."""
+def over_seeds(run: Callable, platform: str | None = None) -> Callable:
+  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...].
+
+  Args:
+    run: of one seed.
+    platform: that it is compiled for; None: the one at hand.
+  """
+  on_cpu = (platform or jax.default_backend()) == "cpu"
 
   def of_all(learner, stream, *rest):
     def of_seed(state):
       return run(*state, *rest)
 
-    if jax.default_backend() == "cpu":
+    if on_cpu:
       return jax.lax.map(of_seed, (learner, stream))
     return jax.vmap(of_seed)((learner, stream))
 

@@ -186,7 +186,7 @@ def code_usage(index: SidIndex, slates: list[np.ndarray]) -> np.ndarray:
     slates: ids of any shape; 0, for padding, does not count.
   """
   shown = np.concatenate([np.ravel(x) for x in slates])
-  tokens = np.asarray(index.tokens)[shown[shown > 0]]
+  tokens = index.sids[shown[shown > 0]]
   return np.stack(
     [np.bincount(x, minlength=index.vocab_size) for x in tokens.T]
   )

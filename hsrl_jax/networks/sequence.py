@@ -1,5 +1,7 @@
 """Rows of items, and the states after each item of packed sequences."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -35,14 +37,14 @@ class ItemRows(nn.Module):
   def __call__(
     self,
     item: Array,
-    tokens: Array | None = None,
+    tokens: Sequence[Array] | None = None,
     features: Array | None = None,
   ) -> Array:
     """Returns float32 [..., width]; 0 for padding.
 
     Args:
       item: int32 [...], ids; 0 for padding.
-      tokens: int32 [N + 1, L] of all items; used where L is above 0.
+      tokens: per level, [N + 1] of all items; used where L is above 0.
       features: float32 [N + 1, D] of all items, or None.
     """
     small = nn.initializers.normal(0.02)
@@ -55,7 +57,7 @@ class ItemRows(nn.Module):
       shape = (self.levels, self.vocab_size, self.width)
       table = self.param("token", small, shape)
       for level in range(self.levels):
-        rows = rows + table[level, tokens[item, level]]
+        rows = rows + table[level, tokens[level][item]]
     if features is not None:
       scale = self.param("feature_scale", lambda key: _unit_scale(features))
       scaled = jnp.broadcast_to(scale, features[item].shape) * features[item]

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks.encoder import Encoder
+from hsrl_jax.ops import masking
 from hsrl_jax.types import Array, Observation, PRNGKey, Shown
 
 AGES = 6  # Of counts by token; the last one stands for all older ones too.
@@ -149,7 +150,8 @@ class StatePolicy(nn.Module):
     return jax.lax.stop_gradient(jax.nn.sigmoid(logit))
 
   def _chance(self, user: Array, vectors: Array, slots: Array) -> Array:
-    return vectors @ user[:-1] + user[-1] + self.position[slot_of(slots)]
+    position = masking.pick(self.position, slot_of(slots))
+    return vectors @ user[:-1] + user[-1] + position
 
 
 class SlatePolicy(StatePolicy, kw_only=True):
@@ -269,7 +271,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
     """Logits of the first level, float32 [V]."""
     smooth = chosen.counts @ start.kernel
     seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
-    x = nn.relu(start.first + seen + self.first_slot[slot_of(slot)][None])
+    own = masking.pick(self.first_slot.T, slot_of(slot))
+    x = nn.relu(start.first + seen + own[None])
     return start.prior[0] + 3.0 * x @ self.first_out - self.repeat[:2] @ smooth
 
   def lower_logits(
@@ -287,7 +290,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
     x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
     if self.residual:
       x = x + self.partial_map(partial)
-    x = nn.relu(self.norm(x + self.lower_slot[slot_of(slot), level - 1]))
+    own = masking.pick(self.lower_slot[:, level - 1].T, slot_of(slot))
+    x = nn.relu(self.norm(x + own))
     vectors = jax.lax.stop_gradient(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 

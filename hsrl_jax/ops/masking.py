@@ -56,6 +56,18 @@ def largest(x: Array, count: int) -> Array:
   return keys >= jax.lax.fori_loop(0, 32, bit, jnp.uint32(0))
 
 
+def pick(x: Array, position: Array) -> Array:
+  """Reads x[..., position], [..., V] and int32 [...] -> [...]; 0 for -1.
+
+  Leading axes are broadcast. By a sum: the gradient of a gather is a scatter,
+  which a TPU does one by one for all that is mapped.
+  """
+  there = jax.nn.one_hot(position, x.shape[-1], dtype=bool)
+  shape = jnp.broadcast_shapes(x.shape, there.shape)
+  there, x = jnp.broadcast_to(there, shape), jnp.broadcast_to(x, shape)
+  return jnp.where(there, x, 0.0).sum(-1)
+
+
 def rank_within(groups: Array, scores: Array) -> Array:
   """The rank of each score among those of its group, int32 [N], 0 the best.
 

@@ -1,23 +1,26 @@
 """Policy-gradient terms of ONE state; callers vmap."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
 from hsrl_jax.types import Array
 
 
-def token_sum(levels: Array, tokens: Array) -> Array:
-  """sum_l levels[l, tokens[..., l]]; the token -1 is none and adds 0.
+def token_sum(levels: Array, tokens: Sequence[Array]) -> Array:
+  """sum_l levels[l, tokens[l]]; the token -1 is none and adds 0.
 
   Args:
     levels: float32 [L, V], such as log-probabilities.
-    tokens: int32 [..., L], each in -1..V-1: unchecked.
+    tokens: for each level integers [...], each in -1..V-1: unchecked.
 
   Returns:
     float32 [...].
   """
   picked = []
-  for level, token in zip(levels, jnp.moveaxis(tokens, -1, 0), strict=True):
+  for level, token in zip(levels, tokens, strict=True):
+    token = token.astype(jnp.int32)
     own = level.at[jnp.maximum(token, 0)].get(mode="promise_in_bounds")
     picked.append(jnp.where(token < 0, 0.0, own))
   # By a product: with a reduction, acting on all items takes half as much again

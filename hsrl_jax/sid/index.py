@@ -33,7 +33,8 @@ class SidIndex:
   (one at least); those that are not in use come last and have no children.
 
   Attributes:
-    tokens: uint8, uint16 or int32 (by V) [C + 1, L], the SID of each item.
+    tokens: per level, uint8, uint16 or int32 (by V) [C + 1], the tokens of the
+      items' SIDs. One matrix of them would take 128 bytes an item on a TPU.
     known: bool [C + 1], whether the id has a SID; an id keeps its SID for life.
     active: bool [C + 1], whether an item may be recommended.
     present: per level, uint32 [nodes_l, W].
@@ -45,7 +46,7 @@ class SidIndex:
     permit: what a search asks of prefixes beside, see `permits`; None: nothing.
   """
 
-  tokens: Array
+  tokens: tuple[Array, ...]
   known: Array
   active: Array
   present: tuple[Array, ...]
@@ -59,17 +60,22 @@ class SidIndex:
   @property
   def levels(self) -> int:
     """Number of levels, L."""
-    return self.tokens.shape[1]
+    return len(self.tokens)
 
   @property
   def capacity(self) -> int:
     """Largest id that fits, C; static under jit."""
-    return self.tokens.shape[0] - 1
+    return len(self.known) - 1
 
   @property
   def num_items(self) -> int:
     """Largest id that has a SID, active or not; host only."""
     return int(np.flatnonzero(np.asarray(self.known)).max(initial=0))
+
+  @property
+  def sids(self) -> np.ndarray:
+    """The tokens of all ids, [C + 1, L]; host only."""
+    return np.stack(self.tokens, 1)
 
 
 class Catalogue(NamedTuple):
@@ -153,7 +159,7 @@ def sid_of(index: SidIndex, item: Array) -> Array:
 
   -1 for padding and for ids that never had a SID.
   """
-  tokens = index.tokens[item].astype(jnp.int32)
+  tokens = jnp.stack([x[item] for x in index.tokens], -1).astype(jnp.int32)
   return jnp.where(index.known[item][..., None], tokens, -1)
 
 

@@ -7,6 +7,7 @@ devices.
 """
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ _GAPS = 1024  # Rows that set the scale of the prices.
 # TPUs and GPUs would round the factors of a product to 8 or 11 bits, and choose
 # other codes than a CPU.
 _EXACT = jax.lax.Precision.HIGHEST
+_WIDE = 8_192  # Rows of a chunk on accelerators.
 _GROWTH = (1 / 3, 8 / 15, 11 / 15)  # Parts of the iterations.
 
 
@@ -149,10 +151,16 @@ def nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
   # Largest where the sum is least.
   score = jnp.matmul(codes, x.T, precision=_EXACT) - offset[:, None]
   best = score.max(0)
-  # Three times as fast as argmax on a CPU.
-  token = jnp.arange(len(codes), dtype=jnp.int32)[:, None]
-  first = jnp.where(score == best[None], token, len(codes) - 1).min(0)
+  first = jax.lax.platform_dependent(
+    score, best, cpu=_first, default=lambda x, _: x.argmax(0).astype(jnp.int32)
+  )
   return first, jnp.maximum((x**2).sum(1) - 2.0 * best, 0.0)
+
+
+def _first(score: Array, best: Array) -> Array:
+  """argmax(0), three times as fast on a CPU; `best` is the maximum."""
+  token = jnp.arange(len(score), dtype=jnp.int32)[:, None]
+  return jnp.where(score == best[None], token, len(score) - 1).min(0)
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
@@ -169,8 +177,13 @@ def _sum_rows(
     mesh: of the devices.
   """
 
+  on_cpu = _platform(mesh) == "cpu"
+  add = _add_rows if on_cpu else _add_rows_by_product
+
   def on_device(codes, prices, block, rows):
     _, lanes, size, width = block.shape
+    if not on_cpu:  # As they lie there: a row has fewer numbers than a tile.
+      block = block.swapaxes(2, 3)
     first_lane = jax.lax.axis_index("lanes") * lanes
     zeros = Sums(
       jnp.zeros_like(codes),
@@ -182,7 +195,7 @@ def _sum_rows(
 
     def of_lane(lane):
       def add_chunk(chunk, sums):
-        x = block[chunk, lane]
+        x = block[chunk, lane] if on_cpu else block[chunk, lane].T
         row = (chunk * _LANES + first_lane + lane) * size + jnp.arange(size)
         there = row < rows
         code, distance = nearest(x, codes, prices)
@@ -191,16 +204,13 @@ def _sum_rows(
         worst = jnp.argmax(distance)
         slot = chunk % _SPARES
         worse = distance[worst] > sums.spare_distances[slot]
+        total, sizes, row = add(sums.sums, sums.sizes, code, x, worst)
         return Sums(
-          # On GPUs in no fixed order, see docs/scaling.md; sorted rows would
-          # cost more than the search on a CPU.
-          sums.sums.at[code].add(x, mode="drop"),
-          sums.sizes.at[code].add(1.0, mode="drop"),
+          total,
+          sizes,
           sums.error + jnp.maximum(distance, 0.0).sum(),
           sums.spare_distances.at[slot].max(distance[worst]),
-          sums.spares.at[slot].set(
-            jnp.where(worse, x[worst], sums.spares[slot])
-          ),
+          sums.spares.at[slot].set(jnp.where(worse, row, sums.spares[slot])),
         )
 
       chunks = (rows + _LANES * size - 1) // (_LANES * size)
@@ -216,6 +226,38 @@ def _sum_rows(
     out_specs=PartitionSpec("lanes"),
     check_vma=False,  # The loops start from zeros that no device owns.
   )(codes, prices, block, rows)
+
+
+def _platform(mesh: Mesh) -> str:
+  return mesh.devices.flat[0].platform
+
+
+def _add_rows(
+  sums: Array, sizes: Array, code: Array, x: Array, worst: Array
+) -> tuple[Array, Array, Array]:
+  """Adds rows [C, D] to the sums [V, D] and sizes [V] of their codes.
+
+  The code V is none. The third result is the row `worst`.
+  """
+  return (
+    sums.at[code].add(x, mode="drop"),
+    sizes.at[code].add(1.0, mode="drop"),
+    x[worst],
+  )
+
+
+def _add_rows_by_product(
+  sums: Array, sizes: Array, code: Array, x: Array, worst: Array
+) -> tuple[Array, Array, Array]:
+  """`_add_rows` for accelerators, which would add row by row."""
+  count = len(sums)
+  token = jnp.arange(count + 1)[:, None]
+  is_worst = (token == count) & (jnp.arange(len(x)) == worst)[None]
+  own = ((token == code[None]) & (token < count)) | is_worst
+  counted = jnp.concatenate([x, jnp.ones((len(x), 1))], 1)
+  added = jnp.matmul(own.astype(jnp.float32), counted, precision=_EXACT)
+  sums, sizes = sums + added[:count, :-1], sizes + added[:count, -1]
+  return sums, sizes, added[count, :-1]
 
 
 @jax.jit
@@ -342,16 +384,21 @@ def place(
   rows: np.ndarray, size: int, vocab_size: int, mesh: Mesh
 ) -> jax.Array:
   """Puts up to `size` rows on the devices as a block, [chunks, 8, C, D]."""
-  # Few rows: enough chunks for some spares, but none too small to be fast.
-  few = min(max(-(-size // (_LANES * _SPARES)), 64), -(-size // _LANES))
-  chunk = min(chunk_size(vocab_size), few)
-  chunks = -(-size // (_LANES * chunk))
-  padded = np.zeros((chunks * _LANES * chunk, rows.shape[1]), np.float32)
+  shape = block_shape(size, vocab_size, mesh)
+  padded = np.zeros((math.prod(shape), rows.shape[1]), np.float32)
   padded[: len(rows)] = rows
   return jax.device_put(
-    padded.reshape(chunks, _LANES, chunk, -1),
+    padded.reshape(*shape, -1),
     NamedSharding(mesh, PartitionSpec(None, "lanes")),
   )
+
+
+def block_shape(size: int, vocab_size: int, mesh: Mesh) -> tuple[int, int, int]:
+  """Chunks, lanes and rows of a chunk of a block of `size` rows."""
+  # Few rows: enough chunks for some spares, but none too small to be fast.
+  few = min(max(-(-size // (_LANES * _SPARES)), 64), -(-size // _LANES))
+  chunk = min(chunk_size(vocab_size, _platform(mesh)), few)
+  return -(-size // (_LANES * chunk)), _LANES, chunk
 
 
 def lane_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
@@ -361,6 +408,8 @@ def lane_mesh(devices: Sequence[jax.Device] | None) -> Mesh:
   return Mesh(np.asarray(devices[:count]), ("lanes",))
 
 
-def chunk_size(vocab_size: int) -> int:
-  """Rows of a chunk; their scores, [V, C], fit a core's cache."""
-  return int(np.clip(2**17 // vocab_size, 64, 512))
+def chunk_size(vocab_size: int, platform: str) -> int:
+  """Rows of a chunk; on a CPU their scores, [V, C], fit a core's cache."""
+  if platform == "cpu":
+    return int(np.clip(2**17 // vocab_size, 64, 512))
+  return _WIDE

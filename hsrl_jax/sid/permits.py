@@ -126,7 +126,7 @@ class Counts(NamedTuple):
   def leaf(self, index: SidIndex, leaves: Array) -> tuple[Array, Array]:
     """See Bounds.leaf."""
     item = index.leaf_item.at[leaves].get(mode="clip")
-    token = index.tokens[item, -1].astype(jnp.int32)
+    token = index.tokens[-1][item].astype(jnp.int32)
     return token, self.may(index.levels, leaves)
 
 
@@ -258,8 +258,8 @@ def summarise(
   union = np.where(active[:, None], words[item], np.uint32(0))
   shared = np.where(active[:, None], words[item], _ALL)
   after = np.where(active, added[item] + np.uint32(1), np.uint32(0))
-  token = np.asarray(index.tokens)[item, -1:].astype(np.uint32)
-  rows = [np.concatenate([union, token, after[:, None]], 1)]
+  token = np.asarray(index.tokens[-1])[item].astype(np.uint32)
+  rows = [np.concatenate([union, token[:, None], after[:, None]], 1)]
   for level in reversed(range(1, index.levels)):
     children = np.bitwise_count(np.asarray(index.present[level])).sum(1)
     starts = np.asarray(index.first_child[level])

@@ -224,7 +224,8 @@ def relative_error(x: Array, reconstruction: Array) -> Array:
 def _encode(codebooks: Array, x: Array) -> Array:
   """Tokens of rows on the device, [N, D] -> int32 [N, L], by chunks."""
   rows, width = x.shape
-  size = min(kmeans.chunk_size(codebooks.shape[1]), max(rows, 1))
+  chunk = kmeans.chunk_size(codebooks.shape[1], jax.default_backend())
+  size = min(chunk, max(rows, 1))
   chunks = -(-rows // size)
   padded = jnp.pad(x, ((0, chunks * size - rows), (0, 0)))
 

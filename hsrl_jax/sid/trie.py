@@ -147,7 +147,7 @@ def to_arrays(index: SidIndex) -> dict[str, np.ndarray]:
     "vocab_size": np.asarray(index.vocab_size),
     "capacity": np.asarray(index.capacity),
     "items": np.flatnonzero(known).astype(np.int32),
-    "tokens": np.asarray(index.tokens)[known],
+    "tokens": index.sids[known],
     "active": np.asarray(index.active)[known],
   }
 
@@ -213,7 +213,7 @@ def _build(
     if vocab_size - 1 <= np.iinfo(d).max
   )
   index = SidIndex(
-    tokens=np.zeros((capacity + 1, levels), dtype),
+    tokens=tuple(np.zeros((levels, capacity + 1), dtype)),
     known=np.zeros(capacity + 1, bool),
     active=np.zeros(capacity + 1, bool),
     present=bits,
@@ -248,7 +248,7 @@ def _grow(index: SidIndex, capacity: int) -> SidIndex:
 
   return dataclasses.replace(
     index,
-    tokens=pad(index.tokens, capacity + 1),
+    tokens=tuple(pad(x, capacity + 1) for x in index.tokens),
     known=pad(index.known, capacity + 1),
     active=pad(index.active, capacity + 1),
     present=levels(index.present),
@@ -291,11 +291,11 @@ def _insert(index: SidIndex, items: np.ndarray, tokens: np.ndarray) -> SidIndex:
       f"{tokens[again].tolist()}; expected one item a SID"
     )
   leaf_item[row] = items
-  all_tokens, known = index.tokens.copy(), index.known.copy()
+  all_tokens, known = index.sids, index.known.copy()
   all_tokens[items], known[items] = tokens, True
   return dataclasses.replace(
     index,
-    tokens=all_tokens,
+    tokens=tuple(all_tokens.T.copy()),
     known=known,
     present=tuple(present),
     reachable=tuple(reachable),
@@ -313,13 +313,13 @@ def _switch(index: SidIndex, items: np.ndarray, on: bool) -> SidIndex:
     change = np.bincount(rows[level], minlength=len(index.live[level]))
     change = change.astype(np.int32)
     live.append(index.live[level] + (change if on else -change))
-    token = index.tokens[items, level]
+    token = index.tokens[level][items]
     words = index.present[level]
     rows.append(_children(words, _before(words), rows[level], token))
   reachable = []
   for level in range(index.levels):
     words = index.reachable[level].copy()
-    place, bit = _place(words, rows[level], index.tokens[items, level])
+    place, bit = _place(words, rows[level], index.tokens[level][items])
     if on:
       np.bitwise_or.at(words.reshape(-1), place, bit)
     else:
@@ -372,8 +372,7 @@ def _children(
 def _taken(index: SidIndex) -> np.ndarray:
   """Numbers of all SIDs ever given, ascending."""
   items = index.leaf_item[: np.count_nonzero(index.known)]
-  tokens = index.tokens[: items.max(initial=0) + 1]
-  return resolve.numbers(tokens, index.vocab_size)[items]
+  return resolve.numbers(index.sids[items], index.vocab_size)
 
 
 def _ids(items: np.ndarray) -> np.ndarray:

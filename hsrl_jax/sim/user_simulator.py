@@ -259,9 +259,9 @@ class UserSimulator(NamedTuple):
     """`seen` after a slate, and whether too few items are left for another."""
     if not self.no_repeat:
       return state.seen, jnp.bool(False)
-    seen = jax.lax.dynamic_update_slice(
-      state.seen, slate, (state.steps * self.slate_size,)
-    )
+    seen = state.seen.reshape(self.max_steps, self.slate_size)
+    now = jnp.arange(self.max_steps) == state.steps
+    seen = jnp.where(now[:, None], slate[None], seen).reshape(-1)
     if params.num_items is None:
       return seen, jnp.bool(False)
     left = params.num_items - jnp.count_nonzero(seen)

@@ -198,8 +198,9 @@ def load(
     plain = given
     if plain is None:
       plain = np.asarray(sid.encode(stored.codebooks, items.features[1:]))
+    tokens = zip(index.tokens, plain.T, strict=True)
     index = dataclasses.replace(
-      index, tokens=index.tokens.at[1:].set(plain.astype(index.tokens.dtype))
+      index, tokens=tuple(x.at[1:].set(y) for x, y in tokens)
     )
   return Catalogue(
     jnp.asarray(items.features), index, jnp.asarray(stored.codebooks)

@@ -95,7 +95,7 @@ def check_items(where: str, theirs: Parts, ours: Parts) -> None:
       f"{where} has other items than this run; expected the same items in the "
       "same order, which its policy was trained on"
     )
-  tokens = [np.asarray(x.catalogue.index.tokens) for x in (theirs, ours)]
+  tokens = [x.catalogue.index.sids for x in (theirs, ours)]
   if not np.array_equal(*tokens):
     raise InputError(
       f"{where} has other SIDs than this run; expected the same, which its "

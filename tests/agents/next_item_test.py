@@ -159,7 +159,7 @@ class PolicyTest(parameterized.TestCase):
     catalogue = checks.catalogue()
     index = catalogue.index
     later = toy.ITEMS + 1
-    tokens = np.concatenate([index.tokens[1:], [[7, 7]]])
+    tokens = np.concatenate([index.sids[1:], [[7, 7]]])
     known = catalogue._replace(
       index=sid.build_index(tokens, 8),
       features=jnp.concatenate([catalogue.features, catalogue.features[5:6]]),

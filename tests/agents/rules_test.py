@@ -65,7 +65,7 @@ class KnowledgeTest(absltest.TestCase):
   def test_first_tokens_stand_for_categories(self):
     catalogue = checks.catalogue()
     found = np.asarray(knowledge.categories(catalogue))
-    tokens = np.asarray(catalogue.index.tokens)[1:, 0]
+    tokens = catalogue.index.sids[1:, 0]
     np.testing.assert_array_equal(found[1:].argmax(1), tokens)
     np.testing.assert_array_equal(found.sum(1), [0] + [1] * toy.ITEMS)
 

@@ -14,7 +14,7 @@ class PolicyGradientTest(chex.TestCase):
     levels = jnp.asarray([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
     f = self.variant(policy_gradient.token_sum)
     np.testing.assert_array_equal(f(levels, jnp.asarray([2, 0])), 13.0)
-    tokens = jnp.asarray([[[0, 0], [1, 2]], [[2, 1], [0, 2]]])
+    tokens = jnp.asarray([[[0, 1], [2, 0]], [[0, 2], [1, 2]]])
     np.testing.assert_array_equal(
       f(levels, tokens), [[11.0, 32.0], [23.0, 31.0]]
     )
@@ -22,7 +22,7 @@ class PolicyGradientTest(chex.TestCase):
   @chex.variants(with_jit=True, without_jit=True)
   def test_the_token_of_no_sid_is_not_the_last(self):
     levels = jnp.asarray([[1.0, 2.0, 3.0], [10.0, 20.0, 30.0]])
-    tokens = jnp.asarray([[-1, -1], [-1, 0], [2, -1]])
+    tokens = jnp.asarray([[-1, -1, 2], [-1, 0, -1]])
     np.testing.assert_array_equal(
       self.variant(policy_gradient.token_sum)(levels, tokens),
       [0.0, 10.0, 3.0],
@@ -33,7 +33,7 @@ class PolicyGradientTest(chex.TestCase):
     np.testing.assert_array_equal(gradient, [[0, 0, 1], [1, 0, 0]])
 
   def test_token_sum_gradient_counts_the_picks(self):
-    tokens = jnp.asarray([[0, 2], [1, 2], [0, 2]])
+    tokens = jnp.asarray([[0, 1, 0], [2, 2, 2]])
     gradient = jax.grad(lambda x: policy_gradient.token_sum(x, tokens).sum())(
       jnp.zeros((2, 3))
     )

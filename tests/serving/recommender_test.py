@@ -76,7 +76,7 @@ class RecommenderTest(parameterized.TestCase):
       np.testing.assert_array_equal(slates.items, items[:count])
       np.testing.assert_allclose(slates.log_probs, log_probs[:count], atol=1e-5)
       np.testing.assert_array_equal(
-        slates.sids, np.asarray(catalogue.index.tokens)[items[:count]]
+        slates.sids, catalogue.index.sids[items[:count]]
       )
       self.assertTrue(slates.valid.all())
       for row, seen in zip(slates.items, requests[2][:count], strict=True):

@@ -60,7 +60,7 @@ def _by_hand(allow, words, added):
 
 def _prefixes(index, permitted):
   """Nodes of each level with a permitted active item below, by SIDs."""
-  tokens, active = np.asarray(index.tokens), np.asarray(index.active)
+  tokens, active = index.sids, np.asarray(index.active)
   there = [set() for _ in range(LEVELS)]
   for item in np.flatnonzero(permitted & active):
     for level in range(LEVELS):
@@ -106,7 +106,7 @@ class PermitsTest(parameterized.TestCase):
       allow = _allow(rng)
       permitted = _by_hand(allow, words, added)
       there = _prefixes(index, permitted)
-      prefix = np.asarray(index.tokens)[rng.integers(1, ITEMS + 1)]
+      prefix = index.sids[rng.integers(1, ITEMS + 1)]
       bounds, counts = tokens(allow, permitted, jnp.int32(prefix))
       want = np.array(
         [
@@ -142,7 +142,7 @@ class PermitsTest(parameterized.TestCase):
         excluded=excluded,
       )
 
-    scores = np.asarray(log_probs)[np.arange(LEVELS), np.asarray(index.tokens)]
+    scores = np.asarray(log_probs)[np.arange(LEVELS), index.sids]
     for _ in range(20):
       permitted = _by_hand(_allow(rng), words, added)
       excluded = rng.integers(1, ITEMS + 1, 9)

@@ -354,7 +354,7 @@ class EncodeTest(parameterized.TestCase):
       return lambda c, x: quantizer._encode.__wrapped__(c, x)
 
     whole = str(jax.make_jaxpr(encode())(codebooks, x))
-    with mock.patch.object(kmeans, "chunk_size", lambda _: chunk):
+    with mock.patch.object(kmeans, "chunk_size", lambda *_: chunk):
       chunked = str(jax.make_jaxpr(encode())(codebooks, x))
       tokens = jax.jit(encode())(codebooks, x)
     if chunk < len(x):
@@ -368,6 +368,17 @@ class EncodeTest(parameterized.TestCase):
       expected = ((x[:, None] - codes[None]) ** 2).sum(-1) + prices
       np.testing.assert_array_equal(nearest, expected.argmin(1))
       np.testing.assert_allclose(cost, expected.min(1), atol=1e-5)
+
+  @parameterized.parameters("_add_rows", "_add_rows_by_product")
+  def test_sums_of_rows_by_code(self, name):
+    x, code = _gaussian(101, 4), np.arange(101) % 9  # The code 8 is none.
+    sums, sizes = _gaussian(8, 4, 1), np.arange(8, dtype="f")
+    found = getattr(kmeans, name)(sums, sizes, code, x, 7)
+    expected = [sums[v] + x[code == v].sum(0) for v in range(8)]
+    np.testing.assert_allclose(found[0], expected, atol=1e-5)
+    counts = [np.count_nonzero(code == v) for v in range(8)]
+    np.testing.assert_array_equal(found[1], sizes + counts)
+    np.testing.assert_array_equal(found[2], x[7])
 
   def test_first_of_equal_codes(self):
     codes = np.asarray([[5.0], [1.0], [1.0]], "f")

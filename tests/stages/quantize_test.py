@@ -197,7 +197,7 @@ class QuantizeTest(parameterized.TestCase):
     items = Items(np.concatenate([0 * x[:1], x]), *[[""] * 91] * 3)
     plain = dataclasses.replace(_CONFIG, assignment="plain")
     found = quantize.load(workdir, items, plain, taken.given)
-    np.testing.assert_array_equal(found.index.tokens[1:], tokens)
+    np.testing.assert_array_equal(found.index.sids[1:], tokens)
 
   def test_what_others_have_in_sids_stays(self):
     letter = self.workdir / "sids" / "letter"
@@ -224,14 +224,14 @@ class QuantizeTest(parameterized.TestCase):
     unique = quantize.load(self.workdir, items, _CONFIG)
     config = dataclasses.replace(_CONFIG, assignment="plain")
     plain = quantize.load(self.workdir, items, config)
-    residual, tokens = np.float64(x), plain.index.tokens[1:]
+    residual, tokens = np.float64(x), plain.index.sids[1:]
     for level, codes in enumerate(np.asarray(plain.codebooks)):
       distance = ((residual[:, None] - codes) ** 2).sum(-1)
       np.testing.assert_array_equal(tokens[:, level], distance.argmin(1))
       residual = residual - codes[tokens[:, level]]
     self.assertLess(len(np.unique(tokens, axis=0)), 90)
-    self.assertLen(np.unique(unique.index.tokens[1:], axis=0), 90)
-    self.assertEqual(tokens.dtype, unique.index.tokens.dtype)
+    self.assertLen(np.unique(unique.index.sids[1:], axis=0), 90)
+    self.assertEqual(tokens.dtype, unique.index.sids.dtype)
 
   def test_sids_and_index_agree_and_decode(self):
     found = store.read(self.workdir)

@@ -144,8 +144,7 @@ def of_sids(index: SidIndex, log_probs: Array) -> Array:
     index: of the items.
     log_probs: float32 [L, V], the same for all prefixes.
   """
-  tokens = index.tokens.astype(jnp.int32)
-  return policy_gradient.token_sum(log_probs, tokens)
+  return policy_gradient.token_sum(log_probs, index.tokens)
 
 
 def of_items(

@@ -156,7 +156,7 @@ def _choices(
     entropy = masking.entropy(log_pi, allowed)
     one = actor.one_chosen(start, item, place)
     carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)
-    return carry, (log_pi[item], entropy, chosen.vectors)
+    return carry, (masking.pick(log_pi, item), entropy, chosen.vectors)
 
   carry = flat.none_chosen(len(notes.allowed)), notes.allowed
   slots = jnp.arange(len(slate))

@@ -147,7 +147,7 @@ def bound(
 
 def tokens_of(catalogue: Catalogue) -> Tokens:
   """What policy and critic know of tokens and items of the catalogue."""
-  first = catalogue.index.tokens[:, 0].astype(jnp.int32)
+  first = catalogue.index.tokens[0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
   return Tokens(catalogue.codebooks, catalogue.features, first)
 
@@ -203,13 +203,13 @@ def _act(
   free = 1.0 if begins is None else begins.free
   sizes = (spec.slate_size, spec.levels, spec.vocab_size)
   noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
-  banned = _distinct(excluded, index.active)
+  banned = sid_of(index, _distinct(excluded, index.active))
   below = _below(parts, policy, start, catalogue, excluded, begins)
 
   def slot(carry, inputs):
     chosen, taken, below = carry
     place, noise = inputs
-    sids = sid_of(index, jnp.concatenate([banned, taken]))
+    sids = jnp.concatenate([banned, taken])
     node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
     same = (sids >= 0).all(-1)
     log_prob, propensity = jnp.float32(0), jnp.float32(1)
@@ -241,14 +241,15 @@ def _act(
     likes = policy.likes(start, vector, place)
     one = policy.one_chosen(sid[0], vector, likes)
     chosen = jax.tree.map(jnp.add, chosen, one)
-    taken = taken.at[place].set(item)
+    here = jnp.arange(spec.slate_size) == place
+    taken = jnp.where(here[:, None], sid[None], taken)
     if below is not None:
       below = item_softmax.without(index, below, path)
     prior = jnp.array(prior)
     return (chosen, taken, below), (item, log_prob, propensity, allowed, prior)
 
   chosen = jax.tree.map(lambda x: x[0], nothing(parts)[0])
-  taken = jnp.zeros(spec.slate_size, jnp.int32)
+  taken = jnp.full((spec.slate_size, spec.levels), -1)
   _, (slate, log_prob, propensity, allowed, prior) = jax.lax.scan(
     slot, (chosen, taken, below), (jnp.arange(spec.slate_size), noise)
   )
@@ -362,7 +363,7 @@ def _choices(
   if policy.item_prior:
     logits += notes.prior
   log_probs = masking.log_softmax(logits, notes.allowed)
-  of_choice = jax.vmap(jax.vmap(lambda x, token: x[token]))(log_probs, sids)
+  of_choice = masking.pick(log_probs, sids)
   entropy = masking.entropy(log_probs, notes.allowed)
   by_slate = settings.credit == "slate"
   before = nothing(parts) if by_slate else (chosen, partial)

@@ -42,7 +42,7 @@ def categories(catalogue: Catalogue) -> Array:
   if catalogue.categories is not None:
     return catalogue.categories.astype(jnp.float32)
   index = catalogue.index
-  first = jax.nn.one_hot(index.tokens[:, 0], index.vocab_size)
+  first = jax.nn.one_hot(index.tokens[0], index.vocab_size)
   return first * index.known[:, None]
 
 

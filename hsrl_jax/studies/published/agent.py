@@ -168,7 +168,7 @@ def _act(
   )
   index = catalogue.index
   log_pi = policy_gradient.token_sum(
-    jax.nn.log_softmax(view.logits), index.tokens.astype(jnp.int32)
+    jax.nn.log_softmax(view.logits), index.tokens
   )
   slate_size = method.spec.slate_size
   return base.choose(log_pi, index, excluded, None, 1.0, slate_size)
@@ -310,7 +310,8 @@ def _losses(
 def _slate_log_probs(view: Hierarchy, tokens: Array) -> Array:
   """log pi of slates of SIDs [B, K, L], [B, K]."""
   log_probs = jax.nn.log_softmax(view.logits)
-  return jax.vmap(policy_gradient.token_sum)(log_probs, tokens)
+  by_level = jnp.moveaxis(tokens, -1, 1)
+  return jax.vmap(policy_gradient.token_sum)(log_probs, by_level)
 
 
 def _behaviour_loss(view: Hierarchy, tokens: Array, response: Array) -> Array:

@@ -118,7 +118,7 @@ class ActTest(parameterized.TestCase):
     with mock.patch.object(acting, "SEARCH_FROM", toy.ITEMS + 1):
       agent = agents.make_agent(made.config, toy.SLATE, toy.ITEMS)
       index = sid.build_index(
-        np.asarray(made.catalogue.index.tokens)[1:], 8, capacity=toy.ITEMS + 8
+        made.catalogue.index.sids[1:], 8, capacity=toy.ITEMS + 8
       )
       features = jnp.pad(made.catalogue.features, ((0, 8), (0, 0)))
       larger = made.catalogue._replace(index=index, features=features)
@@ -186,7 +186,7 @@ class LossTest(parameterized.TestCase):
 
     log_prob, scores, entropies = np.zeros((3, 2)), np.zeros(3), []
     for k, item in enumerate((1, 2, 3)):
-      tokens = np.asarray(catalogue.index.tokens)[item]
+      tokens = catalogue.index.sids[item]
       logits = levels.logits
       log_p = special.log_softmax(logits, axis=1)
       log_prob[k] = [log_p[l, t] for l, t in enumerate(tokens)]

@@ -56,7 +56,7 @@ def levels(params, catalogue, state, taken=None) -> Levels:
 def residual(params, catalogue, state, item) -> float:
   """What an item earns by what its SID loses of its features."""
   own = params["policy"]["params"]
-  tokens = np.asarray(catalogue.index.tokens)[item]
+  tokens = catalogue.index.sids[item]
   lost = np.asarray(catalogue.features[item], np.float64) - sum(
     np.asarray(catalogue.codebooks[l, t], np.float64)
     for l, t in enumerate(tokens)
@@ -71,7 +71,7 @@ def log_pi(made: checks.Made):
   """log pi of each item, one by one, [N + 1]; -inf for padding."""
   _, _, params, catalogue, observation = made
   state = checks.state(params, catalogue, observation)
-  sids = np.asarray(catalogue.index.tokens)
+  sids = catalogue.index.sids
   settings, out = made.config.settings, [-np.inf]
   log_prob = special.log_softmax(levels(params, catalogue, state).logits, 1)
   for item in range(1, len(sids)):

@@ -37,7 +37,7 @@ def _made(agent="hsrl", **values):
 
 def _allowed(index, slate, banned):
   """Tokens that lead to an item which may be shown, by hand: [K, L, V]."""
-  tokens = np.asarray(index.tokens)
+  tokens = index.sids
   left = [i for i in range(1, toy.ITEMS + 1) if i not in banned]
   result = np.zeros((len(slate), index.levels, index.vocab_size), bool)
   for k, item in enumerate(slate):
@@ -67,7 +67,7 @@ def _prior(made, notes, slate, banned):
   kernel = made.params["policy"]["params"]["vector_map"]["kernel"]
   user = np.asarray(notes.estimate.user)[:-1]
   logits = np.asarray(made.catalogue.features @ kernel) @ user / 0.5
-  tokens = np.asarray(made.catalogue.index.tokens)
+  tokens = made.catalogue.index.sids
   left = [i for i in range(1, toy.ITEMS + 1) if i not in banned]
   weights = np.exp(logits - logits[left].max())
   sums = np.zeros((len(slate), *made.catalogue.codebooks.shape[:2]))
@@ -302,7 +302,7 @@ class LatelyTest(parameterized.TestCase):
       of_liked = [i - 1 for i in liked]
     else:
       vectors = np.asarray(made.catalogue.codebooks[0])
-      first = np.asarray(made.catalogue.index.tokens)[:, 0]
+      first = made.catalogue.index.sids[:, 0]
       of_liked = first[liked]
       sums = np.bincount(first[1:], np.exp(scores[1:]), len(vectors))
       found = np.log(np.maximum(sums, 1e-30))
@@ -351,7 +351,7 @@ class ValueTest(parameterized.TestCase):
   def test_a_choice_is_valued_without_itself_and_what_follows(self):
     made = _made(credit="token")
     values = self._values(made)
-    tokens = np.asarray(made.catalogue.index.tokens)
+    tokens = made.catalogue.index.sids
     same = [i for i in range(1, 41) if tokens[i, 0] == tokens[1, 0]]
     one, other = (
       values(jnp.array([9, i, j])) for i, j in ((1, 20), (same[1], 7))

@@ -154,7 +154,7 @@ class _Step:
   @staticmethod
   def slate_probs(made, slates, probs):
     """pi of each item of each slate, one after another."""
-    tokens = np.asarray(made.catalogue.index.tokens)
+    tokens = made.catalogue.index.sids
     return np.array(
       [
         [np.prod([p[l, z] for l, z in enumerate(tokens[i])]) for i in slate]
@@ -288,7 +288,9 @@ class ActTest(absltest.TestCase):
     index = made.catalogue.index
     index = dataclasses.replace(
       index,
-      tokens=index.tokens.at[1:].set(jnp.asarray(tokens, index.tokens.dtype)),
+      tokens=tuple(
+        x.at[1:].set(y) for x, y in zip(index.tokens, tokens.T, strict=True)
+      ),
     )
     catalogue = made.catalogue._replace(index=index)
     scores = reference.log_pi(made.params, catalogue, made.observation)

@@ -56,7 +56,7 @@ def view(params, features, history, heads=2):
 def log_pi(params, catalogue, observation):
   """Of each item, [N + 1], one after another."""
   logits, _ = view(params["actor"], catalogue.features, observation.history)
-  tokens = np.asarray(catalogue.index.tokens)
+  tokens = catalogue.index.sids
   return np.array(
     [
       sum(
