@@ -21,6 +21,7 @@ from hsrl_jax.types import Array, Params, PRNGKey
 BOUNDS = ("random", "best_constant", "greedy_oracle")
 FARSIGHTED = "farsighted"  # One more, where there is something to foresee.
 MYOPIC = "myopic"  # One more, where users tire of what is like what they had.
+KNOWING = (FARSIGHTED, MYOPIC)  # How what is shown changes what is liked.
 # (EnvParams, active, state) -> scores [N + 1], of one user.
 Rule = Callable[[EnvParams, Array, EnvState], Array]
 
@@ -30,7 +31,7 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
-  Of FARSIGHTED or MYOPIC too, where what was shown matters later.
+  Of one of KNOWING too, where what was shown matters later.
 
   Args:
     env: the simulator.
@@ -66,7 +67,7 @@ def best(rewards: Mapping[str, float]) -> str:
   Args:
     rewards: mean total reward by policy, with that of `greedy_oracle`.
   """
-  rivals = [x for x in ("greedy_oracle", FARSIGHTED, MYOPIC) if x in rewards]
+  rivals = [x for x in ("greedy_oracle", *KNOWING) if x in rewards]
   return max(rivals, key=lambda name: rewards[name])
 
 

@@ -17,9 +17,8 @@ CHANCES = np.float32([0, *_RNG.uniform(0.2, 0.9, ITEMS)])
 VECTORS = _RNG.normal(size=(ITEMS + 1, 3)).astype(np.float32)
 VECTORS /= np.linalg.norm(VECTORS, axis=1, keepdims=True)
 VECTORS[0] = 0
-PEOPLE = np.float32(
-  [[2.0, 0.7], [-0.5, 0.97], [0.3, 0.9]]
-)  # The second binges.
+# The second binges.
+PEOPLE = np.float32([[2.0, 0.7], [-0.5, 0.97], [0.3, 0.9]])
 _CONFIG = SimulatorConfig(
   boredom="fatigue",
   fatigue_power=POWER,
