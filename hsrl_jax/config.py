@@ -86,6 +86,9 @@ class QuantizerConfig(Checked):
     topic_weight: length of a one-hot vector of the item's topic, the rarest of
       its categories, which is joined to the features that SIDs are made of and
       that agents see; 0: none is.
+    likes_weight: length of a vector of the likes of one half of the training
+      users (a truncated SVD), which is joined likewise; 0: none is. The other
+      half's decide who tires of what with simulator_boredom `fatigue`.
     seed: of the seeding, and the shuffling.
   """
 
@@ -97,6 +100,7 @@ class QuantizerConfig(Checked):
   balance: float | None = setting(None, least=1)
   assignment: str = setting("unique", among=ASSIGNMENTS)
   topic_weight: float = setting(0.0, least=0)
+  likes_weight: float = setting(0.0, least=0)
   seed: int = seed_setting(0)
 
   def __post_init__(self):

@@ -9,8 +9,9 @@ from hsrl_jax.checked import Checked, setting
 
 PROTOCOLS = ("paper", "no_repeat")
 FITTED_TO_LOGS = "fitted"
-BOREDOM = ("none", "topic", "all", FITTED_TO_LOGS)
-LEAVE_RULES = ("patience", "length", "boredom", "distance")
+TIRED = ("fatigue", "fatigue_fine")
+BOREDOM = ("none", "topic", "all", FITTED_TO_LOGS, *TIRED)
+LEAVE_RULES = ("patience", "length", "boredom", "distance", "disappointment")
 OBSERVED = ("likes", "interactions")
 FITTED = "fitted"
 WORLDS = (  # Of SARDINE; see sim/sardine.
@@ -44,16 +45,22 @@ class SessionConfig(Checked):
     slate_size: K, items shown at once; None: as many as in the logs.
     boredom: what a user likes less after likes of the same topic: `none`;
       `topic`: items of a boring topic get no likes; `all`: no item gets any
-      while a topic bores; `fitted`: what the sessions of the logs say of it. An
-      item's topic is the rarest of its categories.
+      while a topic bores; `fitted`: what the sessions of the logs say of it;
+      `fatigue`: what is liked by the same users as what was shown, each user at
+      a pace of their own; `fatigue_fine`: the same, but for what categories
+      say. An item's topic is the rarest of its categories.
     boredom_memory: last liked items that a user remembers.
     boredom_window: of those, the ones liked in so many last steps count; a
       boring topic stays boring for as many steps.
     boredom_threshold: counted likes of one topic that make it boring.
+    fatigue_power: of the cosine by which items are alike in `fatigue`.
+    fatigue_scale: what an item that is quite alike, shown a moment ago, takes
+      off the logit of a like there, in the mean of the users who tire.
     leave: when a user leaves: `patience`, when patience is used up; `length`,
       never before max_steps; `boredom`, when a category of a shown item was
       shown too often before; `distance`, when a shown item is near one that was
-      shown before.
+      shown before; `disappointment`, by chance, the sooner the less was liked
+      lately.
     leave_window: last shown items, before the slate, that the leave rules
       `boredom` and `distance` look at.
     leave_threshold: by `boredom` the user leaves if a category of a shown item
@@ -78,6 +85,8 @@ class SessionConfig(Checked):
   boredom_memory: int = setting(10, least=1)
   boredom_window: int = setting(5, least=1)
   boredom_threshold: int = setting(5, least=1)
+  fatigue_power: float = setting(1.5, above=0)
+  fatigue_scale: float = setting(4.0, above=0)
   leave: str = setting("patience", among=LEAVE_RULES)
   leave_window: int = setting(5, least=1)
   leave_threshold: int = setting(2, least=0)
@@ -117,6 +126,11 @@ class SessionConfig(Checked):
     """Whether a slate earns the sum of what its items earn."""
     default = "mean" if self.world == FITTED else "sum"
     return (default if self.reward == "auto" else self.reward) == "sum"
+
+  @property
+  def tires(self) -> bool:
+    """Whether users tire of what is like what they were shown."""
+    return self.boredom in TIRED
 
   @property
   def uses_topics(self) -> bool:

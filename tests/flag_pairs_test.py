@@ -154,6 +154,7 @@ def _trace(config) -> None:
     sessions,
     of if c.uses_topics else None,
     near if c.leave == "distance" else None,
+    np.eye(toy.ITEMS + 1) if c.tires else None,
   )
   if config.train.recipe == "next_item":
     run = functools.partial(_next_item, config, agent, catalogue, pool, env)

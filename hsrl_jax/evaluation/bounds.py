@@ -12,13 +12,16 @@ from hsrl_jax.agents import base
 from hsrl_jax.evaluation import statistics
 from hsrl_jax.evaluation.simulate import CHUNK, Act, Oracle
 from hsrl_jax.ops import masking, sampling
-from hsrl_jax.sim.fitted_boredom import FittedBoredom
+from hsrl_jax.sim.dynamics import TopicBoredom
+from hsrl_jax.sim.fatigue import Fatigue
 from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Params, PRNGKey
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
 FARSIGHTED = "farsighted"  # One more, where there is something to foresee.
+MYOPIC = "myopic"  # One more, where users tire of what is like what they had.
+KNOWING = (FARSIGHTED, MYOPIC)  # How what is shown changes what is liked.
 # (EnvParams, active, state) -> scores [N + 1], of one user.
 Rule = Callable[[EnvParams, Array, EnvState], Array]
 
@@ -28,7 +31,7 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
-  Of FARSIGHTED too, where what was shown matters later.
+  Of one of KNOWING too, where what was shown matters later.
 
   Args:
     env: the simulator.
@@ -43,6 +46,8 @@ def bounds(
   }
   if foresees(env):
     policies[FARSIGHTED] = (farsighted(env), (users, active))
+  if _tires(env):
+    policies[MYOPIC] = (myopic(env), (users, active))
   return policies
 
 
@@ -62,7 +67,7 @@ def best(rewards: Mapping[str, float]) -> str:
   Args:
     rewards: mean total reward by policy, with that of `greedy_oracle`.
   """
-  rivals = [x for x in ("greedy_oracle", FARSIGHTED) if x in rewards]
+  rivals = [x for x in ("greedy_oracle", *KNOWING) if x in rewards]
   return max(rivals, key=lambda name: rewards[name])
 
 
@@ -122,6 +127,8 @@ def constant_policy(slate_size: int) -> Act:
 def greedy_oracle(env: UserSimulator) -> Act:
   """The items of the largest true probability now.
 
+  Where users tire, of that before they do: see `myopic`.
+
   `params` are EnvParams and who is active, bool [N + 1].
   """
 
@@ -133,9 +140,18 @@ def greedy_oracle(env: UserSimulator) -> Act:
     scores = jnp.concatenate([jnp.zeros(1), probability])
     return base.top(base.usable(active, scores, excluded), env.slate_size)
 
-  if env.dynamics is not None or _is_rated(env):
-    return Oracle(functools.partial(_best, env, functools.partial(_now, env)))
-  return act
+  if _tires(env) or (env.dynamics is None and not _is_rated(env)):
+    return act
+  return myopic(env)
+
+
+@functools.cache
+def myopic(env: UserSimulator) -> Act:
+  """The items of the largest true probability, as dynamics have changed it.
+
+  `params` are EnvParams and who is active, bool [N + 1].
+  """
+  return Oracle(functools.partial(_best, env, functools.partial(_now, env)))
 
 
 @functools.cache
@@ -160,9 +176,12 @@ def foresees(env: UserSimulator) -> bool:
 
 def _has_room(env: UserSimulator) -> bool:
   """Whether a rule says how many likes of a topic do no harm."""
-  return env.dynamics is not None and not isinstance(
-    env.dynamics, FittedBoredom
-  )
+  return isinstance(env.dynamics, TopicBoredom)
+
+
+def _tires(env: UserSimulator) -> bool:
+  """Whether users tire of what is like what they were shown."""
+  return isinstance(env.dynamics, Fatigue)
 
 
 def _best(

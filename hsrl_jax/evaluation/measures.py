@@ -110,8 +110,8 @@ def report(
 
   Args:
     policies: name to the sessions of each seed; with `random` and
-      `greedy_oracle`, the 0 and, unless `farsighted` earns more, the 1 of
-      `normalised`.
+      `greedy_oracle`, the 0 and, unless one of `bounds.KNOWING` earns more,
+      the 1 of `normalised`.
     user: int [E], the user of each session; None: each is of its own.
     items: in the catalogue; None: no totals.
 

@@ -115,10 +115,11 @@ def simulate(
 
 def _pool(env_params: EnvParams) -> dict[str, np.ndarray]:
   """The fields with a row for each user of the pool, on the host."""
-  fields = {x: getattr(env_params, x) for x in ("profiles", "histories")}
-  if env_params.biases is not None:
-    fields["biases"] = env_params.biases
-  return jax.tree.map(np.asarray, fields)
+  fields = {
+    x: getattr(env_params, x)
+    for x in ("profiles", "histories", "biases", "people")
+  }
+  return {k: np.asarray(x) for k, x in fields.items() if x is not None}
 
 
 @functools.lru_cache(1)  # Not at import, since it looks for the backend.

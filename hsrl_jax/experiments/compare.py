@@ -180,7 +180,7 @@ def table(results: Mapping[str, Any]) -> str:
       scale = tables.mean(row["normalised"])
       rows.append((name, *reward, scale, *tables.cells(more)))
     parts += ["", *tables.aligned(rows)]
-  foreseen = any(bounds.FARSIGHTED in x["bounds"] for x in protocols.values())
+  foreseen = any({*bounds.KNOWING} & {*x["bounds"]} for x in protocols.values())
   note = (
     f"norm.: 0 random, 1 {'best bound' if foreseen else 'greedy oracle'}. "
     f"{reference} +: what {reference} has more, paired over users and seeds. "

@@ -170,7 +170,8 @@ def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     for row, cell in zip(rows, ["above greedy", *cells], strict=True)
   ]
   fits = len(tables.aligned(wider)[0]) <= tables.WIDTH
-  return wider if fits and bounds.FARSIGHTED in results["policies"] else rows
+  foreseen = {*bounds.KNOWING} & {*results["policies"]}
+  return wider if fits and foreseen else rows
 
 
 def _world(results: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sim.fatigue import Fatigue
 from hsrl_jax.sim.fitted_boredom import FittedBoredom
 from hsrl_jax.types import Array
 
@@ -20,12 +21,16 @@ _NEVER = -1  # A step before the session.
 class Dynamics(Protocol):
   """How ONE user changes in a session. The state is any pytree of arrays.
 
-  `step` is int32 [], the number of steps before the one in question; topics are
-  int32, 0 for none.
+  `step` is int32 [], the number of steps before the one in question. Of items
+  the methods are told what `known` says: their topics, int32, 0 for none, or
+  whatever else the dynamics go by.
   """
 
-  def start(self) -> Any:
-    """The state at the start of a session."""
+  def known(self, params: Any, items: Array) -> Any:
+    """What is known of items, [M], out of the simulator's `EnvParams`."""
+
+  def start(self, params: Any = None, row: Array | None = None) -> Any:
+    """The state at the start of a session of the pool's user `row`."""
 
   def probabilities(
     self,
@@ -39,7 +44,7 @@ class Dynamics(Protocol):
 
     Args:
       state: before the step.
-      topics: [M], of the items.
+      topics: [M], of the items; see `known`.
       probability: float32 [M], by the click model.
       step: which step.
       fitted: what was fitted to logs; None where the dynamics are a rule.
@@ -52,7 +57,7 @@ class Dynamics(Protocol):
 
     Args:
       state: before the step.
-      topics: [K], of the slate's items.
+      topics: [K], of the slate's items; see `known`.
       response: float32 [K], 1 for a positive response, else 0.
       step: which step.
     """
@@ -64,7 +69,7 @@ class Dynamics(Protocol):
     """Likes that a topic can take in a step without harm, int32 [T + 1].
 
     0 where items of the topic get no likes. It is what the bound `farsighted`
-    knows of the dynamics; those that are fitted have no such number.
+    knows of the dynamics; those that are no rule by topic have no such number.
     """
 
 
@@ -112,8 +117,15 @@ class TopicBoredom:
   window: int
   threshold: int
 
-  def start(self) -> TopicBoredomState:
+  def known(self, params: Any, items: Array) -> Array:
+    """See Dynamics: the topics."""
+    return params.topics[items]
+
+  def start(
+    self, params: Any = None, row: Array | None = None
+  ) -> TopicBoredomState:
     """See Dynamics."""
+    del params, row
     return TopicBoredomState(
       jnp.zeros(self.memory, jnp.int32),
       jnp.full(self.memory, _NEVER, jnp.int32),
@@ -185,6 +197,8 @@ def of_config(config: SimulatorConfig, topics: int) -> Dynamics | None:
     return None
   if config.boredom == FITTED_TO_LOGS:
     return FittedBoredom(topics)
+  if config.tires:
+    return Fatigue(config.fatigue_power, config.fatigue_scale)
   return TopicBoredom(
     topics,
     config.boredom == "all",

@@ -1,7 +1,7 @@
 """Dynamics that are fitted to logged sessions, in place of a rule."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -49,8 +49,13 @@ class FittedBoredom:
     one = jnp.zeros(1)
     return BoredomModel().init(key, counts, one.astype(jnp.int32), one)
 
-  def start(self) -> LatelyState:
+  def known(self, params: Any, items: Array) -> Array:
+    """See Dynamics: the topics."""
+    return params.topics[items]
+
+  def start(self, params: Any = None, row: Array | None = None) -> LatelyState:
     """See Dynamics."""
+    del params, row
     nothing = jnp.zeros((STEPS, self.topics + 1))
     none = jnp.zeros(LIKES, jnp.int32)
     return LatelyState(nothing, nothing, none, none)

@@ -8,6 +8,7 @@ depends on what the shown items are is a subclass of `ItemRule`.
 import dataclasses
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -88,6 +89,35 @@ class Length:
     """See LeaveRule."""
     del slate, response, reward, draw
     return state, jnp.bool(False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Disappointment:
+  """Who was disappointed lately leaves by chance.
+
+  Disappointment d, 0 at the start, becomes 0.7 d + 0.3 (1 - y) with each slate,
+  of which y is the share that was liked. Then the user leaves with probability
+  0.5 sigmoid(10 (d - 0.55)). The state is d.
+  """
+
+  def start(self) -> Array:
+    """See LeaveRule."""
+    return jnp.float32(0.0)
+
+  def step(
+    self,
+    state: Array,
+    slate: Array,
+    response: Array,
+    reward: Array,
+    draw: Array,
+  ) -> tuple[Array, Array]:
+    """See LeaveRule."""
+    del reward
+    share = response.sum() / jnp.maximum((slate > 0).sum(), 1)
+    disappointed = 0.7 * state + 0.3 * (1.0 - share)
+    hazard = 0.5 * jax.nn.sigmoid(10.0 * (disappointed - 0.55))
+    return disappointed, draw < hazard
 
 
 class ItemRule:
@@ -256,6 +286,7 @@ def of_config(config: SimulatorConfig) -> LeaveRule:
   return {
     "patience": Patience(config.patience),
     "length": Length(),
+    "disappointment": Disappointment(),
     "boredom": BoredomRule(config.leave_window, config.leave_threshold),
     "distance": DistanceRule(config.leave_window),
   }[config.leave]

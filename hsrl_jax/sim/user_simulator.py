@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.ops import sampling
-from hsrl_jax.sim import click_model, leave, observed, reward
+from hsrl_jax.sim import click_model, fatigue, leave, observed, reward
 from hsrl_jax.sim import dynamics as dynamics_lib
 from hsrl_jax.sim.topics import Topics
 from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
@@ -37,6 +38,9 @@ class EnvParams(NamedTuple):
       rule does not depend on them.
     near: which items are near each other; None: the leave rule does not depend
       on it.
+    kernel: float32 [N + 1, D], the vectors by which items are alike to users
+      who tire; None: the dynamics are others.
+    people: float32 [S, 2], how such users tire, see `fatigue.people`.
   """
 
   response: Any
@@ -47,6 +51,8 @@ class EnvParams(NamedTuple):
   topics: Array | None = None
   categories: Array | None = None
   near: leave.NearPairs | leave.NearVectors | None = None
+  kernel: Array | None = None
+  people: Array | None = None
 
 
 class EnvState(NamedTuple):
@@ -156,7 +162,7 @@ class UserSimulator(NamedTuple):
         self.max_steps * self.slate_size if self.no_repeat else 0, jnp.int32
       ),
       None if params.biases is None else params.biases[row],
-      None if self.dynamics is None else self.dynamics.start(),
+      None if self.dynamics is None else self.dynamics.start(params, row),
     )
 
   def probabilities(
@@ -182,7 +188,7 @@ class UserSimulator(NamedTuple):
       return probability
     return self.dynamics.probabilities(
       state.dynamics,
-      params.topics[items],
+      self.dynamics.known(params, items),
       probability,
       state.steps,
       getattr(params.response, "boredom", None),
@@ -196,6 +202,8 @@ class UserSimulator(NamedTuple):
     parts = [(state.steps / self.max_steps)[None]]
     if isinstance(self.leave, leave.Patience):
       parts.append((state.leave / self.leave.initial)[None])
+    if isinstance(self.leave, leave.Disappointment):
+      parts.append(state.leave[None])
     if isinstance(self.leave, leave.BoredomRule):
       counts = params.categories[state.leave].sum(0)
       parts.append(counts / (self.leave.threshold + 1.0))
@@ -238,8 +246,9 @@ class UserSimulator(NamedTuple):
       state.leave, action, response, slate_reward, draws[-1], **more
     )
     if self.dynamics is not None:
+      known = self.dynamics.known(params, action)
       changed = self.dynamics.after(
-        state.dynamics, params.topics[action], response, state.steps
+        state.dynamics, known, response, state.steps
       )
       state = state._replace(dynamics=changed)
     steps = state.steps + 1
@@ -322,6 +331,7 @@ def pool(
   sessions: Sessions,
   topics: Topics | None = None,
   near: leave.NearPairs | leave.NearVectors | None = None,
+  kernel: np.ndarray | None = None,
 ) -> EnvParams:
   """The simulator's parameters: users are those of `sessions`, all items.
 
@@ -330,6 +340,7 @@ def pool(
     sessions: S rows.
     topics: of the items; None: users do not depend on topics.
     near: which items are near each other; None: nobody leaves for that.
+    kernel: see EnvParams; None: nobody tires by it.
   """
   blend = params.blend
   biases = None if blend is None else blend.of_users(sessions.user_id)
@@ -342,4 +353,6 @@ def pool(
     None if topics is None else jnp.asarray(topics.of_items),
     None if topics is None else jnp.asarray(topics.categories),
     near,
+    None if kernel is None else jnp.asarray(kernel),
+    None if kernel is None else fatigue.people(sessions.user_id),
   )

@@ -19,6 +19,7 @@ from hsrl_jax.session_config import FITTED, WORLDS
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import (
   click_model,
+  fatigue,
   leave,
   response_file,
   sardine,
@@ -172,19 +173,27 @@ class Parts:
 
   @functools.cached_property
   def items(self) -> source.Items:
-    """The items as SIDs and agents see them, with --sid_topic_weight."""
-    items, weight = self.dataset.items, self.config.quantizer.topic_weight
-    if not weight:
-      return items
-    topics = topics_lib.of_categories(items.genres)
+    """The items as SIDs and agents see them, with what --sid_*_weight join."""
+    items, c = self.dataset.items, self.config.quantizer
+    joined = [items.features]
+    if c.topic_weight:
+      joined.append(c.topic_weight * self._one_hot_topics())
+    if c.likes_weight:
+      seen = fatigue.seen(self.dataset.splits["train"], len(items.features) - 1)
+      joined.append(c.likes_weight * seen)
+    return items._replace(features=np.concatenate(joined, 1))
+
+  def _one_hot_topics(self) -> np.ndarray:
+    """Topics of the items, float32 [N + 1, T]."""
+    topics = topics_lib.of_categories(self.dataset.items.genres)
     if not topics.names:
       raise InputError(
-        f"--sid_topic_weight={weight}, but no item of {self.name} has a "
-        "category; expected items with `genres`, or --sid_topic_weight=0"
+        f"--sid_topic_weight={self.config.quantizer.topic_weight}, but no item "
+        f"of {self.name} has a category; expected items with `genres`, or "
+        "--sid_topic_weight=0"
       )
     one_hot = np.eye(len(topics.names) + 1, dtype=np.float32)[topics.of_items]
-    features = np.concatenate([items.features, weight * one_hot[:, 1:]], 1)
-    return items._replace(features=features)
+    return one_hot[:, 1:]
 
   @functools.cached_property
   def catalogue(self) -> Catalogue:
@@ -201,7 +210,7 @@ class Parts:
       popularity=jnp.asarray(likes, jnp.float32),
       exposures=jnp.asarray(shown, jnp.float32),
       categories=jnp.asarray(categories) if categories.size else None,
-      plain=jnp.zeros((0, width)) if c.topic_weight else None,
+      plain=jnp.zeros((0, width)) if c.topic_weight or c.likes_weight else None,
     )
 
   @functools.cached_property
@@ -251,6 +260,18 @@ class Parts:
     return leave.nearness(features, c.leave_percentile)
 
   @functools.cached_property
+  def kernel(self) -> np.ndarray | None:
+    """By what items are alike to users who tire; None where nobody does."""
+    c, items = self.config.simulator, self.dataset.items
+    if not c.tires:
+      return None
+    return fatigue.kernel(
+      self.dataset.splits["train"],
+      items.features,
+      self.topics.categories if c.boredom == "fatigue_fine" else None,
+    )
+
+  @functools.cached_property
   def ratings(self) -> np.ndarray | None:
     """The matrix of --truth, see truth.read; None where there is none."""
     if self.config.data.truth is None:
@@ -294,7 +315,9 @@ class Parts:
     sessions = self.dataset.splits[split]
     if self.made_up:
       return sardine.pool(self.dataset.items.features, sessions)
-    return user_simulator.pool(self.response, sessions, self.topics, self.near)
+    return user_simulator.pool(
+      self.response, sessions, self.topics, self.near, self.kernel
+    )
 
   def folder(self, stage: str) -> pathlib.Path:
     """Where a stage writes."""

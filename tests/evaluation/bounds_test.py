@@ -6,7 +6,7 @@ import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.evaluation import bounds, measures, simulate
-from hsrl_jax.sim import dynamics, leave
+from hsrl_jax.sim import dynamics, fatigue, leave
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 
@@ -118,6 +118,41 @@ class BoredomTest(absltest.TestCase):
           if recent.count(topic) >= 2:
             until[topic] = time + 3
       self.assertNotEmpty(until)
+
+
+class FatigueTest(absltest.TestCase):
+  def test_the_myopic_equals_a_loop_and_the_greedy_never_looks(self):
+    """Three clusters of items alike; the user tires of each by halves."""
+    rng, steps, scale, pace = np.random.default_rng(1), 8, 2.0, 0.5
+    kernel = np.eye(3)[rng.integers(0, 3, ITEMS + 1)]
+    kernel = (kernel + 0.1 * rng.normal(size=kernel.shape)).astype(np.float32)
+    kernel /= np.linalg.norm(kernel, axis=1, keepdims=True)
+    env = _env(1, steps, dynamics=fatigue.Fatigue(1.0, scale))
+    users = _users()._replace(
+      kernel=jnp.asarray(kernel), people=jnp.array([[1.0, pace]])
+    )
+    policies = bounds.bounds(env, users, ACTIVE)
+    self.assertEqual([*policies], [*bounds.BOUNDS, "myopic"])
+
+    def shown(name):
+      act, params = policies[name]
+      key = jax.random.key(0)
+      found = simulate.simulate(act, env, params, users, key, episodes=1)
+      return found.slates[0, :, 0].tolist()
+
+    best = np.argsort(-CHANCES[1:]) + 1
+    self.assertEqual(shown("greedy_oracle"), best[:steps].tolist())
+    had, logits = [], np.log(CHANCES[1:] / (1 - CHANCES[1:]))
+    for item in shown("myopic"):
+      load = sum(
+        np.maximum(kernel[1:] @ kernel[j], 0) * pace ** (len(had) - at)
+        for at, j in enumerate(had)
+      )
+      scores = logits - scale * load
+      scores[np.array(had, int) - 1] = -np.inf
+      self.assertEqual(item, scores.argmax() + 1)
+      had.append(item)
+    self.assertNotEqual(had, best[:steps].tolist())
 
 
 class LeaveTest(absltest.TestCase):

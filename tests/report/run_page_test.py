@@ -478,7 +478,9 @@ class ReportTest(parameterized.TestCase):
       policy["above_greedy"] = _measure(policy["total_reward"]["mean"] - 14.33)
       policy["coverage"] = {"mean": 0.125, "ci95": [None, None]}
     self.assertNotIn("above greedy", run_page.table(results))
-    results["policies"]["farsighted"] = results["policies"]["greedy_oracle"]
+    results["policies"]["myopic"] = results["policies"]["greedy_oracle"]
+    self.assertIn("above greedy", run_page.table(results))
+    results["policies"]["farsighted"] = results["policies"].pop("myopic")
     lines = run_page.table(results).splitlines()
     self.assertTrue(all(len(line) <= 80 for line in lines))
     head = next(line for line in lines if line.startswith("policy"))

@@ -8,8 +8,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import DataConfig, SimulatorConfig
+from hsrl_jax.data import source
 from hsrl_jax.errors import InputError
-from hsrl_jax.sim import dynamics, leave
+from hsrl_jax.sim import dynamics, fatigue, leave
 from hsrl_jax.stages.parts import Parts
 from tests import toy
 
@@ -45,6 +46,41 @@ class TopicsTest(parameterized.TestCase):
     np.testing.assert_array_equal(
       users.categories, [[0, 0], [1, 0], [1, 1], [0, 0]]
     )
+
+  def test_who_tires(self):
+    """What is alike is of the dataset's features; agents see others' likes."""
+    rng = np.random.default_rng(0)
+    train = types.SimpleNamespace(
+      user_id=np.arange(12),
+      history=np.zeros((12, 1), int),
+      exposed=np.tile(np.arange(1, 9), (12, 1)),
+      response=rng.random((12, 8)) < 0.5,
+    )
+    items = source.Items(
+      np.pad(rng.normal(size=(8, 2)), ((1, 0), (0, 0))),
+      *([""] * 9 for _ in range(2)),
+      ["", *"aabbabab"],
+    )
+    known = {}
+    for kind in ("fatigue", "fatigue_fine"):
+      parts = _parts([], boredom=kind, fatigue_scale=2.0)
+      quantizer = dataclasses.replace(
+        parts.config.quantizer, topic_weight=2.0, likes_weight=3.0
+      )
+      parts.config = dataclasses.replace(parts.config, quantizer=quantizer)
+      parts.dataset = source.Dataset(items, {"train": train})
+      self.assertEqual(parts.env.dynamics, fatigue.Fatigue(1.5, 2.0))
+      known[kind] = parts.kernel
+      seen = fatigue.seen(train, 8)
+      topics = 2.0 * np.array([[x == "a", x == "b"] for x in items.genres])
+      np.testing.assert_allclose(
+        parts.items.features,
+        np.concatenate([items.features, topics, 3.0 * seen], 1),
+        rtol=1e-5,
+      )
+    plain = fatigue.kernel(train, items.features)
+    np.testing.assert_array_equal(known["fatigue"], plain)
+    self.assertGreater(np.abs(known["fatigue_fine"] - plain).max(), 0.1)
 
   def test_leaving_by_distance(self):
     parts = _parts([""] * 4, leave="distance", leave_window=7)
