@@ -19,8 +19,9 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid.index import Catalogue
-from hsrl_jax.stages import policy
+from hsrl_jax.stages import policy, start
 from hsrl_jax.stages import start_loading as loading
+from hsrl_jax.stages.run import Run
 from tests.command import run
 
 TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"
@@ -181,6 +182,40 @@ class RunsTest(absltest.TestCase):
     self._ok(f"--workdir={self.folder / 'first'}", "--mode=policy")
     folder = self.folder / "first/policy/checkpoints"
     self.assertEqual(checkpoint.latest_digest(folder), end)
+
+  @pytest.mark.slow
+  def test_both_parts_in_one_run(self):
+    """The policy of the next item, then RL on-policy, exported and resumed."""
+    own = f"--workdir={self.folder / 'O'}"
+    rl = [x for x in RL if not x.startswith(("--batch", "--buffer"))]
+    self._ok(
+      *(own, "--recipe=next_item,on_policy", "--segment=10", "--minibatches=2"),
+      *("--simulator_observed=interactions", *TOY, *SUPERVISED, *BLENDED, *rl),
+    )
+    results = json.loads((self.folder / "O" / "results.json").read_text())
+    self.assertIn("recall@10", results["held_out"]["hsrl"])
+    run_ = api.load(self.folder / "O")._run
+    (trained,) = policy.trained(run_)
+    first = Run(
+      start.first_part(run_.as_given), self.folder / "O" / start.FIRST, of=run_
+    )
+    (before,) = policy.trained(first)
+    chex.assert_trees_all_equal(
+      {x: trained["supervised"][x] for x in before}, before
+    )
+    small = ("--export_batch_sizes=2", "--export_platforms=cpu")
+    self._ok(own, "--mode=export", "--export_any", *small)
+    recommended = api.load(self.folder / "O").recommend(
+      ["toy-1"], profile=[0.0] * 4, k=3
+    )
+    self.assertLen(recommended, 3)
+    # From the first checkpoint of RL it comes to the same end.
+    end = checkpoint.latest_digest(self.folder / "O/policy/checkpoints")
+    self._only_first_checkpoint("O")
+    (self.folder / "O/.done/policy").unlink()
+    self._ok(own, "--mode=policy")
+    again = checkpoint.latest_digest(self.folder / "O/policy/checkpoints")
+    self.assertEqual(again, end)
 
   @pytest.mark.slow
   def test_rl_goes_on_from_rl(self):

@@ -48,6 +48,8 @@ class Parts:
     given: the file of a click model that was trained elsewhere, or None.
     sid_file: the file of SIDs that were made elsewhere, or None.
     start: the run that this one continues from, or None.
+    as_given: `config` without the networks that it continues with.
+    of: the run of which this one is the first part, or None.
     fingerprints: stage, or `bounds`, to the short name of what decides its
       output.
   """
@@ -92,7 +94,7 @@ class Parts:
       config = dataclasses.replace(
         config, quantizer=sids.sized(config.quantizer, self.sid_file)
       )
-    self.start = start_lib.of_config(config, workdir)
+    self.start, self.as_given = start_lib.of_config(config, workdir), config
     self.config = self.start.sized(config) if self.start else config
     begun = ()
     if self.start is not None and not self.start.is_first_part:

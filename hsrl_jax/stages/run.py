@@ -114,7 +114,7 @@ class Run(Parts):
     """Stage policy."""
     if self.config.train.goes_on and self.config.train.continue_from is None:
       where = self.workdir / start_lib.FIRST
-      first = Run(start_lib.first_part(self.config), where, of=self)
+      first = Run(start_lib.first_part(self.as_given), where, of=self)
       first.claim(settings_lib.texts(first.config))
       first.complete(("policy",))
       self.start = start_lib.of_config(self.config, self.workdir)

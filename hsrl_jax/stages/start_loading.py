@@ -65,16 +65,14 @@ def load(parts: Parts, like: Params) -> Params:
   if parts.config.train.goes_on:
     own = next_item.clicks(parts)
     fresh = training.by_seed(like)
-    if parts.config.train.on_policy:
-      chosen = [
-        y | {supervised.KEY: x | own}
-        for x, y in zip(chosen, fresh, strict=True)
-      ]
-    else:
-      chosen = [
-        x | own | {"start": x["model"], "critic": y["critic"]}
-        for x, y in zip(chosen, fresh, strict=True)
-      ]
+    for number, x in enumerate(chosen):
+      if parts.config.train.on_policy:
+        first = x.get(supervised.KEY, x)  # What it is where RL went before.
+        mine = fresh[number] if first is x else x
+        chosen[number] = mine | {supervised.KEY: first | own}
+      else:
+        critic = {"critic": fresh[number]["critic"]}
+        chosen[number] = critic | x | own | {"start": x["model"]}
   params = jax.tree.map(lambda *x: jnp.stack(x), *chosen)
   _check_shapes(where, params, like)
   if processes.is_first() and not start.is_first_part:
