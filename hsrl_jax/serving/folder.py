@@ -25,7 +25,7 @@ from hsrl_jax.serving import arguments
 from hsrl_jax.serving import catalogue as catalogue_lib
 from hsrl_jax.serving.catalogue import ServedCatalogue
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 POINTER = "current"
 VERSIONS = "versions"

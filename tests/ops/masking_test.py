@@ -16,6 +16,19 @@ class MaskingTest(absltest.TestCase):
     gradient = jax.grad(lambda x: masking.log_softmax(x, mask)[2])(logits)
     np.testing.assert_allclose(gradient, [-0.25, -0.75, 1.0], rtol=1e-6)
 
+  def test_pick_reads_the_position_or_nothing(self):
+    x = jnp.arange(1.0, 13.0).reshape(3, 4)
+    position = jnp.asarray([2, -1, 0])
+    np.testing.assert_array_equal(masking.pick(x, position), [3.0, 0.0, 9.0])
+    np.testing.assert_array_equal(masking.pick(x[0], position), [3.0, 0.0, 1.0])
+    np.testing.assert_array_equal(
+      masking.pick(x, jnp.int32(1)), [2.0, 6.0, 10.0]
+    )
+    gradient = jax.grad(lambda x: masking.pick(x, position).sum())(x)
+    expected = np.zeros((3, 4))
+    expected[[0, 2], [2, 0]] = 1.0
+    np.testing.assert_array_equal(gradient, expected)
+
   def test_entropy_and_its_gradient_know_what_counts_alone(self):
     # The gradient of sum p (-log p) by logits: -p (log p + H).
     p = np.array([0.25, 0.75])

@@ -3,8 +3,9 @@
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 
-from hsrl_jax.ops import masking, policy_gradient
+from hsrl_jax.ops import policy_gradient
 from hsrl_jax.types import Array
 
 
@@ -21,12 +22,17 @@ class SlateView(NamedTuple):
 
   def log_probs(self) -> Array:
     """log p_l(z_l), [K, L]."""
-    return masking.pick(jax.nn.log_softmax(self.logits), self.tokens)
+    return self._at_tokens(jax.nn.log_softmax(self.logits))
 
   def scores(self) -> Array:
     """sum_l logits_l[z_l], [K]: not normalised, for the behaviour loss."""
-    return masking.pick(self.logits, self.tokens).sum(-1)
+    return self._at_tokens(self.logits).sum(-1)
 
   def entropy(self) -> Array:
     """sum_l H(p_l), mean over the slate, []."""
     return policy_gradient.entropy(self.logits).sum(-1).mean()
+
+  def _at_tokens(self, levels: Array) -> Array:
+    """[K, L, V] at [K, L] -> [K, L]; 0 where there is no token."""
+    picked = jnp.take_along_axis(levels, self.tokens[..., None], -1)[..., 0]
+    return jnp.where(self.tokens < 0, 0.0, picked)
