@@ -141,7 +141,10 @@ def unused(table: Table, known: tuple[str, ...]) -> list[str]:
   names = [x for x in table.names if x not in known]
   if not names:
     return []
-  return [f"{table.path.name}: columns not used: {', '.join(names)}"]
+  note = f"{table.path.name}: columns not used: {', '.join(names)}"
+  if "profile" not in table.names:
+    note += "; what is known of users goes into the column profile, as numbers"
+  return [note]
 
 
 def column(

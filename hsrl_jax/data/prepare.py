@@ -138,9 +138,11 @@ def prepare(
       empty = re.search(r'split ("\w+"): No examples', str(error))
       if empty is None:
         raise
+      known = (builder.info.metadata or {}).get("notes", [])
       raise InputError(
         f"--dataset={dataset}: split {empty[1]} of {config} has no row; "
         "expected at least one in each split: more data"
+        + (f" ({'; '.join(known)})" if known else "")
       ) from error
     listed = pathlib.Path(builder.data_dir) / MALFORMED
     if listed.exists():

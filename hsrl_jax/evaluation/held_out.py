@@ -205,6 +205,11 @@ def _interval(error, users: int, per_seed, value: float) -> list[float]:
   return [value - half, value + half]
 
 
+def _share(found: dict) -> dict:
+  """A measure that is a share, with an interval within 0 and 1."""
+  return found | {"ci95": [min(max(x, 0.0), 1.0) for x in found["ci95"]]}
+
+
 def difference(
   ours: Sequence[Measured], theirs: Sequence[Measured]
 ) -> dict | None:
@@ -315,7 +320,11 @@ def measure(
     if lists[0] is not None:
       measured["coverage"] = coverage(lists, user, items)
       measured["top_item_share"] = top_item_share(lists, user)
-    table[name] = {k: v for k, v in measured.items() if v is not None}
+    table[name] = {
+      k: v if k == "novelty" else _share(v)
+      for k, v in measured.items()
+      if v is not None
+    }
   differences = {
     name: {
       x: found

@@ -211,6 +211,10 @@ def main(arguments: list[str]) -> None:
     listening = listen(settings.host, settings.port)
     if settings.cache:
       jax.config.update("jax_compilation_cache_dir", settings.cache)
+    print(
+      f"loading {settings.folder}: compiling for each batch size takes a while",
+      flush=True,
+    )
     arms = arms_lib.load(settings)
     store = _opened(settings, arms)
   except (InputError, StoreError) as error:

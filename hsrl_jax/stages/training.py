@@ -227,7 +227,12 @@ def _iterate(
     metrics_lib.MetricsWriter(folder, saved)
     if first
     else contextlib.nullcontext() as writer,
-    watch_lib.bar(train.iterations, "policy", "it", saved) as bar,
+    watch_lib.bar(
+      train.iterations,
+      "policy" if patience is None else "policy (at most)",
+      "it",
+      saved,
+    ) as bar,
     watch_lib.profiler(folder / "profile", steps) as profiler,
   ):
     end = _end(learner, layout, train, patience)

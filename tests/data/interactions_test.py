@@ -295,6 +295,23 @@ class FilesTest(parameterized.TestCase):
     self.assertIn(message, str(caught.exception))
     self.assertNotIn("\n", str(caught.exception))
 
+  def test_a_split_that_is_too_short_for_a_slate_says_so(self):
+    rows = pd.DataFrame(
+      {
+        "user_id": np.repeat(["a", "b"], 10),
+        "item_id": [*range(10)] * 2,
+        "timestamp": range(20),
+        "response": [0, 1] * 10,
+        "split": (["train"] * 6 + ["val"] * 2 + ["test"] * 2) * 2,
+      }
+    )
+    self._refused(
+      "more data (interactions.csv: 8 of 20 rows are in no slate: the oldest "
+      "of each user, too few for a slate of 3",
+      rows,
+      given={"slate_size": 3},
+    )
+
   def test_progress_ends_after_the_item_vectors(self):
     calls = []
     self._prepare(
@@ -461,7 +478,11 @@ class FilesTest(parameterized.TestCase):
     np.testing.assert_array_equal(splits["val"].propensity, [[0.5, 0.25]])
     self.assertIsNone(splits["val"].position)
     self.assertEqual(
-      prepare.notes(self.data), ["sessions.csv: columns not used: device"]
+      prepare.notes(self.data),
+      [
+        "sessions.csv: columns not used: device; what is known of users goes "
+        "into the column profile, as numbers"
+      ],
     )
     rows.loc[3, "propensity"] = "0.5;0"
     self._refused("row 5, column propensity: found '0'", rows, "sessions")

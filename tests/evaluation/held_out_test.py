@@ -256,6 +256,27 @@ class MeasureTest(absltest.TestCase):
         result["held_out_differences"]["item_mean"][name]["mean"], ours - theirs
       )
 
+  def test_intervals_of_shares_are_within_0_and_1(self):
+    # One of four users has the item that was liked; another list has all.
+    sessions = Sessions(
+      np.arange(4),
+      np.zeros((4, 0)),
+      np.zeros((4, 1), int),
+      np.tile([1, 2], (4, 1)),
+      np.tile([1.0, 0.0], (4, 1)),
+    )
+    top = np.array([[1], [2], [2], [3]])
+    own = ranking.Rankings(np.zeros((4, 2)), top)
+    measured = held_out.measure({"own": [own]}, sessions, sessions, 3, "own")
+    for name, found in measured["held_out"]["own"].items():
+      low, high = found["ci95"]
+      self.assertLessEqual(low, found["mean"], name)
+      if name != "novelty":
+        self.assertBetween(low, 0, 1, name)
+        self.assertBetween(high, 0, 1, name)
+    self.assertEqual(measured["held_out"]["own"]["recall@10"]["ci95"][0], 0)
+    self.assertEqual(measured["held_out"]["own"]["coverage"]["ci95"][1], 1)
+
   def test_the_logging_policy_ranks_what_it_showed_alone(self):
     sessions = _sessions()
     self.assertIsNone(ranking.logging_policy(sessions))

@@ -51,7 +51,7 @@ class SettingsTest(parameterized.TestCase):
     err = io.StringIO()
     with (
       contextlib.redirect_stderr(err),
-      contextlib.redirect_stdout(io.StringIO()),
+      contextlib.redirect_stdout(io.StringIO()) as out,
       mock.patch.object(server_lib.arms_lib, "load") as load,
       mock.patch.object(server_lib, "Server"),
       mock.patch.object(server_lib, "make_http_server"),
@@ -61,9 +61,15 @@ class SettingsTest(parameterized.TestCase):
       mock.patch.object(server_lib.sys, "setswitchinterval"),
       mock.patch.object(server_lib.jax.config, "update"),
     ):
-      load.side_effect = lambda settings: serving.load(settings.folder)
-      if "--folder=export" in flags:
-        load.side_effect = None
+      said = []
+
+      def loaded(settings):
+        said.append(out.getvalue())
+        if "--folder=export" not in flags:
+          serving.load(settings.folder)
+        return mock.DEFAULT
+
+      load.side_effect = loaded
       try:
         server_lib.main(list(flags))
       except SystemExit as stopped:
@@ -71,6 +77,8 @@ class SettingsTest(parameterized.TestCase):
         self.assertStartsWith(err.getvalue(), "error: ")
         return stopped.code
     self.assertEmpty(err.getvalue())
+    # The first line comes before anything is loaded.
+    self.assertStartsWith(said[0], "loading ")
     return 0
 
   @parameterized.parameters(
