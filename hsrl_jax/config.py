@@ -485,8 +485,7 @@ class ExportConfig(Checked):
     capacity: the largest id that fits; None: a quarter more than there are
       items.
     seed: which of --seeds; None: the first.
-    repeat: whether items of a request's history and session are recommended
-      again.
+    repeat: whether items of a request's history and session come again.
     any: whether a policy is exported that the run's own results doubt.
   """
 

@@ -28,8 +28,9 @@ from tests import toy
 from tests.command import ROOT
 
 # Sizes of the toy, for nothing depends on how long or how large.
-_TOY = ("--width=8", "--heads=2", "--sid_levels=2", "--sid_vocab_size=8")
+_TOY = ("--sid_levels=2", "--sid_vocab_size=8")
 _RL = (
+  *("--width=8", "--heads=2"),
   *("--critic_hidden=8", "--users=4", "--iterations=4"),
   "--iterations_per_call=4",
 )
@@ -48,7 +49,16 @@ _LEFT_OUT = {
   *("simulator_world", "split_by", "segment", "minibatches"),
   *("batch_size", "buffer_size", "simulator_slate_size", "curve_episodes"),
   *("curve_every", "save_every", "seeds", "polyak", "discount"),
-  *("width", "heads", "sid_levels", "sid_vocab_size", "critic_hidden", "users"),
+  *(
+    "width",
+    "heads",
+    "next_item_width",
+    "next_item_heads",
+    "sid_levels",
+    "sid_vocab_size",
+    "critic_hidden",
+    "users",
+  ),
   *("iterations", "iterations_per_call", "learning_rate"),
 }
 
@@ -194,7 +204,9 @@ def _next_item(config, agent, catalogue, pool, env, key):
 class FlagPairsTest(parameterized.TestCase):
   @parameterized.parameters("hsrl", "sasrec")
   def test_pairs_of_the_next_item(self, agent):
-    self._check_pairs(["--recipe=next_item", f"--agent={agent}"])
+    self._check_pairs(
+      ["--recipe=next_item", "--next_item_width=8", f"--agent={agent}"]
+    )
 
   @parameterized.parameters(*CASES)
   @pytest.mark.slow

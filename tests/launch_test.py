@@ -215,6 +215,7 @@ class NumbersTest(parameterized.TestCase):
         "export_seen",
         "importance_clip",
         "next_item_dropout",
+        "sid_likes_weight",
         "lately_penalty",
         "layers",
         "next_item_average",
@@ -287,7 +288,7 @@ class NumbersTest(parameterized.TestCase):
     ("--simulator_dropout=0.999", "_dropout is 0.999; expected in [0, 0.998]"),
     (
       "--simulator_boredom=often",
-      "expected one of ('none', 'topic', 'all', 'fitted')",
+      "expected one of ('none', 'topic', 'all', 'fitted', '",
     ),
     ("--simulator_leave=soon", "--simulator_leave is 'soon'; expected one of"),
     ("--sweep=2x99999999999", "--sweep has '2x99999999999'; expected sizes"),

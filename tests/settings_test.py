@@ -54,7 +54,7 @@ class SettingsTest(parameterized.TestCase):
     ({"agent": "hrsl"}, "^agent is 'hrsl'; expected one of"),
     (
       {"next_item_epochs": 3},
-      "recipe=replay does not read it; expected recipe=next_item, or no such",
+      "recipe=replay does not read it; expected recipe=next_item or next_item,",
     ),
     (
       {"recipe": "next_item", "iterations": 100},
@@ -108,9 +108,11 @@ class SettingsTest(parameterized.TestCase):
     self.assertEqual(settings.texts(again), kept)
 
   def test_what_the_task_does_not_read_is_not_kept(self):
-    given = {"recipe": "next_item", "next_item_epochs": 3, "width": 8}
+    given = {"recipe": "next_item", "next_item_epochs": 3}
     kept = settings.texts(settings.config("hsrl", given))
-    self.assertContainsSubset({"next_item_epochs", "width", "seeds"}, kept)
+    self.assertContainsSubset(
+      {"next_item_epochs", "next_item_width", "seeds"}, kept
+    )
     self.assertNoCommonElements({"iterations", "beams", "discount"}, kept)
     self.assertNoCommonElements(
       {"next_item_epochs"}, settings.texts(settings.config("hsrl", {}))

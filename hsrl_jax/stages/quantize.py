@@ -198,10 +198,11 @@ def load(
     plain = given
     if plain is None:
       plain = np.asarray(sid.encode(stored.codebooks, items.features[1:]))
-    tokens = zip(index.tokens, plain.T, strict=True)
-    index = dataclasses.replace(
-      index, tokens=tuple(x.at[1:].set(y) for x, y in tokens)
+    tokens = tuple(
+      x.at[1:].set(y.astype(x.dtype))
+      for x, y in zip(index.tokens, plain.T, strict=True)
     )
+    index = dataclasses.replace(index, tokens=tokens)
   return Catalogue(
     jnp.asarray(items.features), index, jnp.asarray(stored.codebooks)
   )

@@ -114,7 +114,7 @@ class ItemRowsTest(absltest.TestCase):
   def test_rows_are_sums(self):
     """Of id, tokens and scaled features; item 10 came after training."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, 4, (ITEMS + 2, 2))
+    tokens = rng.integers(0, 4, (2, ITEMS + 2))
     features = rng.normal(size=(ITEMS + 2, 3)).astype("f")
     network = sequence.ItemRows(WIDTH, ITEMS, 2, 4)
     item = np.asarray([[3, 0], [9, ITEMS + 1]])
@@ -126,7 +126,7 @@ class ItemRowsTest(absltest.TestCase):
     p = params["params"]
     for at in ((0, 0), (1, 0), (1, 1)):
       i = item[at]
-      expected = p["token"][0, tokens[i, 0]] + p["token"][1, tokens[i, 1]]
+      expected = p["token"][0, tokens[0, i]] + p["token"][1, tokens[1, i]]
       scaled = p["feature_scale"] * features[i]
       expected = expected + scaled @ p["feature"]["kernel"]
       expected = expected + p["feature"]["bias"]

@@ -220,7 +220,7 @@ class ReportTest(parameterized.TestCase):
     results["held_out_rows"] |= {"of_rows": 1196, "users": 20}
     self.assertIn("above popularity", run_page.table(results))
     self.assertNotIn("drawn at random", run_page.table(results))
-    hint = "To find what users like next, train for the task next_item"
+    hint = "To find what users like next, train with the recipe next_item"
     for ranks_next, low, told in (
       (True, -0.05, False),
       (False, -0.05, True),

@@ -268,8 +268,8 @@ class RecommenderTest(parameterized.TestCase):
     path = folder / folder_lib.MANIFEST
     values = json.loads(path.read_text())
     for change, what in (
-      ({"format": 1}, "manifest.json has format 1; expected 4: another"),
-      ({"format": 5}, "manifest.json has format 5; expected 4: another"),
+      ({"format": 1}, "manifest.json has format 1; expected 5: another"),
+      ({"format": 6}, "manifest.json has format 6; expected 5: another"),
       ({"platforms": ["tpu"]}, "is for tpu, and this is cpu"),
       ({"files": {}}, "cannot be read"),
     ):

@@ -373,7 +373,8 @@ class EncodeTest(parameterized.TestCase):
   def test_sums_of_rows_by_code(self, name):
     x, code = _gaussian(101, 4), np.arange(101) % 9  # The code 8 is none.
     sums, sizes = _gaussian(8, 4, 1), np.arange(8, dtype="f")
-    found = getattr(kmeans, name)(sums, sizes, code, x, 7)
+    given = map(jnp.asarray, (sums, sizes, code, x))
+    found = getattr(kmeans, name)(*given, 7)
     expected = [sums[v] + x[code == v].sum(0) for v in range(8)]
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
     counts = [np.count_nonzero(code == v) for v in range(8)]

@@ -59,7 +59,7 @@ class ConfigTest(parameterized.TestCase):
     self.assertEqual(
       same,
       field.name in of_sessions
-      or field.name.startswith(("boredom_", "leave_")),
+      or field.name.startswith(("boredom_", "fatigue_", "leave_")),
     )
 
   def test_fitted_boredom_is_part_of_the_fit(self):

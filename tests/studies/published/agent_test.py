@@ -289,7 +289,8 @@ class ActTest(absltest.TestCase):
     index = dataclasses.replace(
       index,
       tokens=tuple(
-        x.at[1:].set(y) for x, y in zip(index.tokens, tokens.T, strict=True)
+        x.at[1:].set(y.astype(x.dtype))
+        for x, y in zip(index.tokens, tokens.T, strict=True)
       ),
     )
     catalogue = made.catalogue._replace(index=index)
