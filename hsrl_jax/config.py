@@ -86,9 +86,8 @@ class QuantizerConfig(Checked):
     topic_weight: length of a one-hot vector of the item's topic, the rarest of
       its categories, which is joined to the features that SIDs are made of and
       that agents see; 0: none is.
-    likes_weight: length of a vector of the likes of one half of the training
-      users (a truncated SVD), which is joined likewise; 0: none is. The other
-      half's decide who tires of what with simulator_boredom `fatigue`.
+    likes_weight: length of a vector of the likes of half of the training users,
+      joined likewise; the other half's decide `fatigue`. 0: none is.
     seed: of the seeding, and the shuffling.
   """
 
