@@ -82,7 +82,7 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   config, items = parts.config, parts.dataset.items
   agent = parts.agent(export.slate_size)
   sizes = _sizes(agent, parts, export)
-  doubted = doubts(parts, agent, export)
+  doubted = _doubts(parts, agent, export)
   env = parts.env._replace(slate_size=sizes.slate)
   learned, users = parts.catalogue, parts.users("train")
   params = policy_lib.trained(parts)
@@ -136,7 +136,7 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
   print(f"export: {root}, version {folder.name}")
 
 
-def doubts(parts: Parts, agent: Agent, export: ExportConfig) -> list[str]:
+def _doubts(parts: Parts, agent: Agent, export: ExportConfig) -> list[str]:
   """What the run's own results have against its policy, for people.
 
   Raises:

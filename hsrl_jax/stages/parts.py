@@ -175,7 +175,7 @@ class Parts:
 
   @functools.cached_property
   def items(self) -> source.Items:
-    """The items as SIDs and agents see them, with what --sid_*_weight join."""
+    """The items as SIDs and agents see them, with topics and likes joined."""
     items, c = self.dataset.items, self.config.quantizer
     joined = [items.features]
     if c.topic_weight:

@@ -63,7 +63,7 @@ class GateTest(parameterized.TestCase):
       workdir=folder, is_done=lambda _: results is not None
     )
     agent = types.SimpleNamespace(learns=learns)
-    return export.doubts(parts, agent, ExportConfig(any=anything))
+    return export._doubts(parts, agent, ExportConfig(any=anything))
 
   @parameterized.parameters(
     ({"auc": 0.0, "recall": -0.1}, r"not above popularity: .* \[-0.150, -0.05"),
