@@ -1,11 +1,15 @@
 """Users who tire, against the formula in plain loops, and who says how."""
 
+import pathlib
+
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import SimulatorConfig
+from hsrl_jax.engine import checkpoint
 from hsrl_jax.sim import dynamics, fatigue, leave, user_simulator
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Sessions
@@ -111,6 +115,21 @@ class FatigueTest(parameterized.TestCase):
         self.assertEqual(bool(left), leaves)
       state = after
     self.assertAlmostEqual(float(state), sad, places=5)
+
+  def test_a_session_goes_on_from_a_checkpoint(self):
+    env, params = _env(), _params()
+    state = env.start(0, params)
+    step = jax.jit(env.step)
+    state, _ = step(jax.random.key(0), state, jnp.array([3, 4]), params)
+    folder = pathlib.Path(self.create_tempdir()) / "checkpoints"
+    with checkpoint.open_directory(folder) as kept:
+      checkpoint.save(kept, 1, state)
+    with checkpoint.open_directory(folder) as kept:
+      found = checkpoint.restore_latest(kept, env.start(1, params))
+    given = jax.random.key(1), jnp.array([5, 6]), params
+    chex.assert_trees_all_equal(
+      step(given[0], state, *given[1:]), step(given[0], found, *given[1:])
+    )
 
   def test_who_the_users_are(self):
     """By the law, and the same again, whoever else is in the pool."""
