@@ -380,7 +380,7 @@ class ServerTest(parameterized.TestCase):
       check=True,
     )
     lines = dict(
-      re.split("  +", x, maxsplit=1) for x in ran.stdout.splitlines()[1:]
+      re.split("  +", x, maxsplit=1) for x in ran.stdout.splitlines()[2:]
     )
     for name in ("400 heads", "400 connections", "400 bodies"):
       self.assertStartsWith(lines[name], "another client: 200")

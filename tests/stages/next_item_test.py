@@ -337,7 +337,7 @@ class CommandTest(parameterized.TestCase):
       f"--sid_topic_weight={topic_weight}",
       "--sid_restarts=1",
       "--simulator_epochs=1",
-      "--width=8",
+      "--next_item_width=8",
       "--next_item_epochs=2",
       "--evaluate_episodes=8",
       "--seeds=0,1",
