@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
@@ -95,6 +96,7 @@ class SupervisedTest(parameterized.TestCase):
     )
 
   @parameterized.parameters(*AGENTS)
+  @pytest.mark.slow
   def test_later_rl_is_free_and_begins_with_log_pi(self, agent):
     made = _made(agent)
     seen, nothing = _later(made), jnp.zeros(0, jnp.int32)
@@ -118,6 +120,7 @@ class SupervisedTest(parameterized.TestCase):
     self._check_first(checks.sample(made, []), items, np.exp(log_pi[items]))
 
   @parameterized.product(agent=AGENTS, hold=(False, True))
+  @pytest.mark.slow
   def test_learning_sees_what_acting_did(self, agent, hold):
     made = _made(agent, hold_logged=hold)
     key = jax.random.key(5)
