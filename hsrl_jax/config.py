@@ -18,12 +18,8 @@ ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 SPLITS_BY = ("time", "user")
 RECIPES = (
-  "replay",
-  "on_policy",
-  "logs",
-  "next_item",
-  "next_item,replay",
-  "next_item,on_policy",
+  *("replay", "on_policy", "logs", "next_item"),
+  *("next_item,replay", "next_item,on_policy"),
 )
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
@@ -272,12 +268,12 @@ class TrainConfig(Checked):
   @property
   def on_policy(self) -> bool:
     """Whether all of the last segment is learned from, and then forgotten."""
-    return self.recipe.split(",")[-1] == "on_policy"
+    return self.recipe.endswith("on_policy")
 
   @property
   def goes_on(self) -> bool:
-    """Whether RL goes on from a policy of the next item."""
-    return "," in self.recipe
+    """See `goes_on`."""
+    return goes_on(self.recipe)
 
   @property
   def profile_range(self) -> tuple[int, int] | None:
@@ -320,6 +316,11 @@ class TrainConfig(Checked):
     )
     first, last = self.profile_range or (1, 1)
     self.require("profile_steps", 1 <= first <= last, "such as 101:300")
+
+
+def goes_on(recipe: str) -> bool:
+  """Whether RL goes on from a policy of the next item."""
+  return "," in recipe
 
 
 def unread_of(recipe: str) -> tuple[str, ...]:

@@ -213,8 +213,8 @@ def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
     chosen: the experiment of whose jobs it is; None: of a single run.
 
   Raises:
-    InputError: a value is out of range, or a flag is given that agent and task
-      do not read; the message names the flag.
+    InputError: a value is out of range, an agent is unknown or not trained by
+      the recipe, or a flag is given that they do not read.
   """
   name, recipe = AGENT.value, flags.FLAGS.recipe
   settings.check_agent("--agent", name)

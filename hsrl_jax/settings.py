@@ -99,7 +99,7 @@ def reads(agent: str, recipe: str) -> set[str]:
       for group, field, name, _ in fields(STAGES)
       if next_item.reads(agent, group.name, field.name)
     }
-  goes_on = "," in recipe
+  goes_on = config_lib.goes_on(recipe)
   groups = [x for x in STAGES if x.name != "next_item" or goes_on]
   read = fields((*groups, of_agent(agent, recipe)))
   unread = config_lib.unread_of(recipe)

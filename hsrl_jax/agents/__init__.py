@@ -148,8 +148,8 @@ def check(config: Config) -> None:
       f"{' or '.join(AGENTS[name].recipes)}, or one of "
       f"{', '.join(trained_by(recipe))}"
     )
-  on_policy = recipe == "next_item,on_policy"
-  if on_policy and not config.next_item.item_weight:
+  both = config.train.goes_on and config.train.on_policy
+  if both and not config.next_item.item_weight:
     raise InputError(
       "the policy of the next item that the run continues from has no softmax "
       "over items (next_item_item_weight=0), with which on-policy learning "
@@ -158,11 +158,10 @@ def check(config: Config) -> None:
 
 
 def needs_logs(config: Config) -> bool:
-  """Whether the agent learns from logged slates."""
-  if config.train.recipe == "next_item" or config.train.from_logs:
+  """Whether the agent, or what it goes on from, learns from logged slates."""
+  train = config.train
+  if train.recipe == "next_item" or train.from_logs or train.goes_on:
     return True
-  if config.train.goes_on:
-    return True  # The policy of the next item did.
   return make_agent(config, slate_size=1, items=1).offline
 
 

@@ -71,12 +71,12 @@ def _gram(y: np.ndarray) -> np.ndarray:
 def _solved(x: scipy.sparse.csr_array, y: np.ndarray) -> np.ndarray:
   """Factors of the rows of x, [R, F], by those of its columns."""
   squares = (y[:, :, None] * y[:, None, :]).reshape(len(y), -1)
-  parts = []
+  gram, parts = _gram(y), []
   for first in range(0, x.shape[0], _ROWS):
     rows = x[first : first + _ROWS]
     own = _CONFIDENCE * (rows @ squares).reshape(-1, *[y.shape[1]] * 2)
     right = (1 + _CONFIDENCE) * (rows @ y)
-    solved = np.linalg.solve(_gram(y) + own, right[..., None])
+    solved = np.linalg.solve(gram + own, right[..., None])
     parts.append(solved[..., 0])
   return np.concatenate(parts)
 

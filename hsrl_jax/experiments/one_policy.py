@@ -3,8 +3,8 @@
 A policy is trained on what users of the logs liked next. From there others go
 on by RL in a simulator of the same logs. All are measured on held-out logs and
 in the simulator: what RL gains there, and what it loses here. `hsrl` is the
-recipe next_item,on_policy; `rl_alone` the same RL without the first part;
-TWINS are `hsrl` with one thing changed.
+recipe next_item,on_policy; `rl_alone` the same RL without the first part; the
+other ROWS are `hsrl` with one thing changed.
 """
 
 import dataclasses
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
+from hsrl_jax import settings
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import compare, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
@@ -164,7 +165,7 @@ def _supervised(
   own = dataclasses.replace(experiment.base.next_item, **changes)
   base = dataclasses.replace(experiment.base, next_item=own)
   run = Run(start_lib.first_part(base), experiment.workdir / name)
-  run.claim(start_lib.settings.texts(run.config))
+  run.claim(settings.texts(run.config))
   with jobs.timed(experiment, name, "policy"):
     run.complete(("data", "quantize", "simulator", "policy", "evaluate"))
   return run

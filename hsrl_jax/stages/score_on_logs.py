@@ -48,15 +48,15 @@ def measure(
   if logging is not None:
     ranked["logging_policy"] = [logging]
   measured = held_out.measure(ranked, logs, train, items, reference)
-  left_out = left_out_of(parts, logs)
+  without = ranked[reference][0].top_of_all is not None
   whole = parts.dataset.splits[parts.config.evaluate.split]
   measured["held_out_rows"] |= {
-    "without": "nothing" if left_out is None else parts.config.evaluate.without,
+    "without": parts.config.evaluate.without if without else "nothing",
     "of_rows": len(whole.user_id),
   }
   if not own:
     return measured, None
-  if left_out is not None:
+  if without:
     return measured, ranked[parts.config.agent][0].top
   # Only the lists are wanted, not the scores of the logged slates once more.
   ranker, first = own[parts.config.agent][0]

@@ -23,7 +23,7 @@ class FinishedRun(NamedTuple):
 
   Attributes:
     workdir: of the finished run.
-    digest: of its parameters.
+    digest: of its parameters; empty for a run's own first part.
     about: what next_item.json says of its networks, those of a policy of the
       next item; None: they are the agent's own.
     is_first_part: whether it is the first part of the run itself.
@@ -68,7 +68,7 @@ def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
       return None
     with reading(first / MODEL, "what --mode=policy wrote"):
       about = files.read_json(first / MODEL, FORMAT)
-    return FinishedRun(first, digest(first), about, is_first_part=True)
+    return FinishedRun(first, "", about, is_first_part=True)
   path = pathlib.Path(config.train.continue_from)
   if (workdir / KEPT).exists():
     with reading(workdir / KEPT, "what a run keeps of where it started"):
@@ -96,11 +96,11 @@ def _read(path: pathlib.Path, config: Config) -> tuple[str, dict | None]:
     )
   goes_on = config.train.goes_on
   first = by == "next_item" and goes_on
-  if not first and (by == "next_item" or goes_on != ("," in by)):
+  theirs = config_lib.goes_on(by)
+  if not first and (by == "next_item" or goes_on != theirs):
     expected = "a run of --recipe=next_item"
     if not goes_on:
-      last = recipe.split(",")[-1]
-      expected = f"--recipe={by if ',' in by else f'{by},{last}'} here"
+      expected = f"--recipe={by if theirs else f'{by},{recipe}'} here"
     raise InputError(f"{where} has --recipe={by}; expected {expected}")
   # On-policy what the policy of the next item says is all that counts.
   if own != agent and not (first and config.train.on_policy):

@@ -39,7 +39,7 @@ def load(parts: Parts, like: Params) -> Params:
       f"{where} is gone and {parts.workdir} has not started yet; expected the "
       "workdir of the finished run"
     )
-  if source.digest(workdir) != start.digest:
+  if not start.is_first_part and source.digest(workdir) != start.digest:
     raise InputError(
       f"{where} has changed since {parts.workdir} took it; expected the same "
       "parameters: use a new --workdir"

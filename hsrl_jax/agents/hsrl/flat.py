@@ -60,8 +60,7 @@ def _act(
   begins = parts.beginning(params, catalogue, observation)
   allowed = base.permitted(catalogue.index.active, excluded)
   if begins is not None:
-    weight = parts.settings.supervised_weight
-    start = _beginning(start, begins, allowed, weight)
+    start = _beginning(start, begins, allowed)
 
   def slot(chosen, place):
     logits = actor.logits(start, chosen, place)
@@ -90,11 +89,11 @@ def _act(
 
 
 def _beginning(
-  start: flat.Start, begins: Beginning, allowed: Array, weight: float
+  start: flat.Start, begins: Beginning, allowed: Array
 ) -> flat.Start:
   """A state's start with what the policy of the next item says of it."""
   likes = start.estimate.likes
-  logits = begins.logits(likes, jnp.arange(len(likes)), allowed, weight)
+  logits = begins.logits(likes, jnp.arange(len(likes)), allowed)
   return start._replace(
     prior=start.prior + logits - likes,
     estimate=start.estimate._replace(likes=logits),
@@ -121,9 +120,7 @@ def _scores(
   tokens = sequential.tokens_of(catalogue)
   start = actor.start(tokens, observation)
   if begins is not None:
-    weight = parts.settings.supervised_weight
-    active = catalogue.index.active
-    start = _beginning(start, begins, active, weight)
+    start = _beginning(start, begins, catalogue.index.active)
   nothing = flat.none_chosen(len(catalogue.features))
   logits = actor.logits(start, nothing, jnp.int32(0))
   return masking.log_softmax(logits, catalogue.index.active)

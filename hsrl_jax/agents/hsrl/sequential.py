@@ -321,8 +321,7 @@ def _below(
   logits = policy.item_estimates(start, tokens_of(catalogue), rows.item, sids)
   if begins is not None:
     allowed = base.permitted(index.active, excluded)
-    weight = parts.settings.supervised_weight
-    logits = begins.logits(logits, rows.item, allowed, weight)
+    logits = begins.logits(logits, rows.item, allowed)
   return item_softmax.weights_below(index, rows, logits, excluded)
 
 

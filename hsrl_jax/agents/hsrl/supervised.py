@@ -33,29 +33,28 @@ class Beginning(NamedTuple):
     log_pi: float32 [N + 1], of the next item, by active items.
     response: float32 [N + 1], the click model's part.
     beams: how many items are found as long as `free` is 0.
+    weight: of `log_pi`, once it is 1.
   """
 
   free: Array
   log_pi: Array
   response: Array
   beams: int
+  weight: float
 
-  def logits(
-    self, estimates: Array, items: Array, allowed: Array, weight: float
-  ) -> Array:
+  def logits(self, estimates: Array, items: Array, allowed: Array) -> Array:
     """Logits that items, int32 [...], begin with, float32 [...].
 
     Args:
       estimates: float32 [...], of a like.
       items: int32 [...].
       allowed: bool [N + 1], what may be shown.
-      weight: of the log pi of the next item.
     """
     log_pi = jnp.where(allowed, self.log_pi, masking.NEGATIVE)
     found = masking.largest(log_pi, self.beams)
     both = self.log_pi + self.response
     logged = jnp.where(found, both, self.log_pi - _BELOW)
-    later = estimates + weight * self.log_pi[items]
+    later = estimates + self.weight * self.log_pi[items]
     return jnp.where(self.free > 0, later, logged[items])
 
 
@@ -84,7 +83,7 @@ def beginning(
   log_pi = masking.log_softmax(score, catalogue.index.active)
   response = policy.response(own, catalogue, plain, items)
   found = jax.lax.stop_gradient((free(settings, observation), log_pi, response))
-  return Beginning(*found, start.beams)
+  return Beginning(*found, start.beams, settings.supervised_weight)
 
 
 def free(settings: SupervisedSettings, observation: Observation) -> Array:
