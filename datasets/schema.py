@@ -8,6 +8,8 @@ A new dataset is one file, `NAME/NAME_dataset_builder.py`, with a class
 """
 
 import abc
+import dataclasses
+import functools
 import hashlib
 import pathlib
 import sys
@@ -25,8 +27,8 @@ HELD_OUT = 0.1  # Share of what is split in `val`, and again in `test`.
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)  # Of features and profiles.
 
-# Name to a sequence with one entry for each row.
-Columns = Mapping[str, Sequence[Any]]
+# Name to a sequence with one entry for each row, or to Histories.
+Columns = Mapping[str, Any]
 
 
 class Widths(NamedTuple):
@@ -43,6 +45,48 @@ class Widths(NamedTuple):
   profile: int | None = None
   history: int | None = None
   slate: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Histories:
+  """Rows of the last items of lists, of which few are arrays at a time.
+
+  A column that `numpy.asarray` makes left-padded rows of, int32 [R, H].
+
+  Attributes:
+    items: int32, of all lists, one after another.
+    ends: int [R], where in them each list ends.
+    lengths: int [R], how many are its own.
+  """
+
+  items: np.ndarray
+  ends: np.ndarray
+  lengths: np.ndarray
+
+  @classmethod
+  def joined(cls, parts: Sequence["Histories"]) -> "Histories":
+    """The rows of all parts."""
+    sizes = [len(x.items) for x in parts]
+    before = np.cumsum(sizes) - sizes
+    return cls(
+      np.concatenate([x.items for x in parts]),
+      np.concatenate([x.ends + y for x, y in zip(parts, before, strict=True)]),
+      np.concatenate([x.lengths for x in parts]),
+    )
+
+  def __len__(self) -> int:
+    return len(self.ends)
+
+  def __getitem__(self, rows) -> "Histories":
+    return Histories(self.items, self.ends[rows], self.lengths[rows])
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    rows = np.zeros((len(self), HISTORY_LENGTH), dtype or np.int32)
+    most = min(HISTORY_LENGTH, int(self.lengths.max(initial=0)))
+    for back in range(1, most + 1):
+      there = np.flatnonzero(self.lengths >= back)
+      rows[there, -back] = self.items[self.ends[there] - back]
+    return rows
 
 
 class _Info(tfds.core.DatasetInfo):
@@ -71,6 +115,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     blocks: folder for slates that are more than memory holds; likewise.
     progress: called with how many tables more will be read, and after each;
       likewise.
+    kept: what a reader keeps for the other config; likewise.
   """
 
   RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
@@ -87,6 +132,11 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   split_by = "time"
   blocks: pathlib.Path | None = None
   progress = staticmethod(lambda more=0: None)
+
+  @functools.cached_property
+  def kept(self) -> dict[str, Any]:
+    """See the class."""
+    return {}
 
   def widths(self) -> Widths:
     """Number of entries of each list in a row."""
@@ -170,12 +220,18 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       rows = {"items": range(len(columns["item_id"]))}
     else:
       columns = dict(self.read_sessions(folder))
-      history = columns["history"] = np.asarray(columns["history"])
-      columns["history_length"] = (history > 0).sum(-1)
+      history = columns["history"]
+      if isinstance(history, Histories):
+        length = np.minimum(history.lengths, HISTORY_LENGTH)
+      else:
+        length = (np.asarray(history) > 0).sum(-1)
+      columns["history_length"] = length
       split = np.asarray(columns["split"])
       rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     columns = {
-      name: np.asarray(columns[name], feature.np_dtype)
+      name: columns[name]
+      if isinstance(columns[name], Histories)
+      else np.asarray(columns[name], feature.np_dtype)
       for name, feature in self.info.features.items()
     }
     return {
@@ -185,7 +241,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _generate_examples(self, columns, rows):
     for start in range(0, len(rows), BLOCK):
       own = np.asarray(rows[start : start + BLOCK])
-      yield start, {name: column[own] for name, column in columns.items()}
+      yield start, {x: np.asarray(column[own]) for x, column in columns.items()}
 
 
 def split_of_user(user: Sequence[Any]) -> np.ndarray:

@@ -43,7 +43,7 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
       f"{table.rows[held.argmin()]}"
     )
     table = _take(table, held)
-  session, faults = steps.faults(table) if table.rows else (None, [])
+  session, faults = steps.faults(table) if len(table.rows) else (None, [])
   if faults:
     bad = np.isin(session, session[[row for row, _, _ in faults]])
     row, column, what = faults[0]
@@ -53,7 +53,7 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
       f"{table.rows[row]}, column {column}: found {what}"
     )
     table = _take(table, ~bad)
-  if not table.rows:
+  if not len(table.rows):
     raise InputError(f"{notes[-1]}; expected at least one that is left")
   return table, notes
 

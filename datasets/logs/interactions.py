@@ -18,7 +18,7 @@ Slates of positives only, and those of `slate_size` 1, are single likes, which
 is the usual leave-one-out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -37,6 +37,7 @@ _KNOWN = (
   *NEEDED,
   *("response", "rating", "propensity", "position", "profile", "split"),
 )
+_ROWS = 2**17  # Rows of users that are cut at once; a user's are not parted.
 
 
 class Log(NamedTuple):
@@ -49,7 +50,7 @@ class Log(NamedTuple):
     timestamp: float64 [R].
     response: float32 [R].
     positives_only: whether negatives must be drawn.
-    split: int [R], index in SPLITS; None where it is to be made by time.
+    split: int8 [R], number in SPLITS; None where it is to be made by time.
     rows: all columns, each interaction as a slate of one item.
   """
 
@@ -88,9 +89,6 @@ def read(
     tuple(x for x in _KNOWN if x not in dropped),
   )
   columns = rows.columns
-  split = columns.get("split")
-  if split is not None:
-    split = (split[:, None] == SPLITS).argmax(1)
   log = Log(
     file=table.path.name,
     user=columns["user_id"],
@@ -98,7 +96,7 @@ def read(
     timestamp=columns["timestamp"],
     response=np.ones(len(item), np.float32) if response is None else response,
     positives_only=positives_only,
-    split=split,
+    split=columns.get("split"),
     rows=rows,
   )
   if columns["propensity"].size:
@@ -123,34 +121,41 @@ def leave_one_out(log: Log, slate_size: int) -> Log:
   Raises:
     InputError: no user has three slates with a like.
   """
-  rows = np.arange(len(log.user))[:, None]
-  if not log.positives_only:
-    rows = _cut(log, slate_size)[0]
-  liked = rows[(log.response[rows] > 0).any(1)]
-  # Newest first, by user; of equal times the later row is the newer one.
-  liked = liked[np.lexsort((liked[:, 0], log.timestamp[liked[:, 0]]))[::-1]]
-  liked = liked[np.argsort(log.user[liked[:, 0]], kind="stable")]
-  user = log.user[liked[:, 0]]
-  _, first, count = np.unique(user, return_index=True, return_counts=True)
-  first = first[count >= 3]
-  if not len(first):
-    what = "likes"
-    if rows.shape[1] > 1:
-      what = f"slates of {slate_size} with a like"
+  size, held_out = 1 if log.positives_only else slate_size, 0
+  split = np.zeros(len(log.user), np.int8)
+  for own, part in _by_users(log):
+    newest = _newest_likes(part, cut(part, size).rows)
+    held_out += len(newest)
+    for name, rows in zip(("test", "val"), newest.swapaxes(0, 1), strict=True):
+      split[own[rows]] = SPLITS.index(name)
+  if not held_out:
+    what = f"slates of {size} with a like" if size > 1 else "likes"
     raise InputError(
       f"{log.file}: no user has three {what}, which leave_one_out needs for "
       f"train, val and test; expected some, or split_by time in "
       f"{options_lib.NAME}"
     )
-  split = np.zeros(len(log.user), int)
-  split[liked[first]] = SPLITS.index("test")
-  split[liked[first + 1]] = SPLITS.index("val")
-  users = len(np.unique(log.user))
-  note = f"{log.file}: leave_one_out holds out likes of {len(first):,} users"
-  if len(first) < users:
-    note += f"; {users - len(first):,} with too few likes stay in train"
+  left = len(np.unique(log.user)) - held_out
+  note = f"{log.file}: leave_one_out holds out likes of {held_out:,} users"
+  if left:
+    note += f"; {left:,} with too few likes stay in train"
   rows = log.rows._replace(notes=[*log.rows.notes, note])
   return log._replace(split=split, rows=rows)
+
+
+def _newest_likes(log: Log, slates: np.ndarray) -> np.ndarray:
+  """The two newest of the slates [S, K] with a like, rows [U', 2, K].
+
+  Of each user with three of them or more. Of slates of one time the one that
+  begins in a later row is the newer one.
+  """
+  liked = slates[(log.response[slates] > 0).any(1)]
+  first = liked[:, 0]
+  liked = liked[np.lexsort((-first, -log.timestamp[first], log.user[first]))]
+  _, begins, count = np.unique(
+    log.user[liked[:, 0]], return_index=True, return_counts=True
+  )
+  return liked[begins[count >= 3, None] + np.arange(2)]
 
 
 def _response(
@@ -184,34 +189,39 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
     InputError: there is no slate, or a split is without any.
   """
   notes = list(log.rows.notes)
-  if not log.positives_only:
-    rows, left_over, repeated = _cut(log, options.slate_size)
-    of = f"of {len(log.user):,} rows are in no slate"
-    if left_over:
-      notes.append(
-        f"{log.file}: {left_over:,} {of}: the oldest of each user, too few for "
-        f"a slate of {options.slate_size}; histories have them"
-      )
-    if repeated:
-      notes.append(
-        f"{log.file}: {repeated:,} {of}: it would show an item twice"
-      )
-  elif options.slate_size == 1:
+  size = 1 if log.positives_only else options.slate_size
+  if log.positives_only and options.slate_size == 1:
     raise InputError(
       f"{log.file} has positives only and slate_size is 1 in "
       f"{options_lib.NAME}; expected at least 2, a positive and a negative"
     )
-  else:
-    rows = np.arange(len(log.user))[:, None]
+  cuts, of_rows = [], []
+  for own, part in _by_users(log):
+    cuts.append(cut(part, size))
+    of_rows.append(own[cuts[-1].rows])
+  rows = np.concatenate(of_rows)
+  history = schema.Histories.joined([x.history for x in cuts])
+  if log.positives_only:  # Negatives are drawn in the order of the file.
+    order = np.argsort(rows[:, 0])
+    rows, history = rows[order], history[order]
+  left_over, repeated = (
+    sum(getattr(x, name) for x in cuts) for name in ("left_over", "repeated")
+  )
+  of = f"of {len(log.user):,} rows are in no slate"
+  if left_over:
+    notes.append(
+      f"{log.file}: {left_over:,} {of}: the oldest of each user, too few for "
+      f"a slate of {size}; histories have them"
+    )
+  if repeated:
+    notes.append(f"{log.file}: {repeated:,} {of}: it would show an item twice")
   if not len(rows):
     if repeated:
-      fault = (
-        f"each slate of {options.slate_size} rows would show an item twice"
-      )
+      fault = f"each slate of {size} rows would show an item twice"
       expected = "different items in a row"
     else:
       of = "" if log.split is None else " in one split"
-      fault = f"no user has {options.slate_size} rows{of}"
+      fault = f"no user has {size} rows{of}"
       expected = "enough for a slate"
     raise InputError(
       f"{log.file}: {fault}; expected {expected}, or a smaller slate_size in "
@@ -221,11 +231,11 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
   columns = {
     "user_id": log.user[first],
     "profile": log.rows.columns["profile"][first],
-    "history": _histories(log)[first],
+    "history": history,
     "exposed": log.item[rows],
     "response": log.response[rows],
     "timestamp": log.timestamp[first],
-    "split": _split_names(log, first),
+    "split": _split(log, first),
   }
   for name in ("propensity", "position"):
     column = log.rows.columns[name]
@@ -258,21 +268,62 @@ def sampling(
   log: Log, num_items: int, options: options_lib.Options
 ) -> np.ndarray:
   """The distribution of a drawn negative, [N + 1]; of positives only."""
-  train = _split_names(log, np.arange(len(log.user))) == "train"
+  train = _split(log, np.arange(len(log.user))) == SPLITS.index("train")
   return feedback.sampling_probabilities(
     log.item[train], num_items, options.negatives
   )
 
 
-def _split_names(log: Log, rows: np.ndarray) -> np.ndarray:
-  """The split of the slates that begin at some rows."""
+def _split(log: Log, rows: np.ndarray) -> np.ndarray:
+  """The split of the slates that begin at some rows, numbers in SPLITS."""
   if log.split is None:
     return slates_lib.split_by_time(log.timestamp[rows])
-  return np.array(SPLITS)[log.split[rows]]
+  return log.split[rows]
 
 
-def _cut(log: Log, size: int) -> tuple[np.ndarray, int, int]:
-  """Rows of each slate, int [S, size]; rows left over; rows that repeat."""
+def _by_users(log: Log) -> Iterator[tuple[np.ndarray, Log]]:
+  """Parts of a log, all rows of some users each, and which rows they are."""
+  order = np.argsort(log.user, kind="stable")
+  user = log.user[order]
+  begins = np.unique(np.searchsorted(user, user[::_ROWS]))
+  for own in np.split(order, begins[1:]):
+    yield (
+      own,
+      log._replace(
+        user=log.user[own],
+        item=log.item[own],
+        timestamp=log.timestamp[own],
+        response=log.response[own],
+        split=None if log.split is None else log.split[own],
+      ),
+    )
+
+
+class Cut(NamedTuple):
+  """Slates of some users, S of them by user, split and time.
+
+  Attributes:
+    rows: int [S, K], of the interactions.
+    history: of each slate.
+    left_over: rows that are too few for a slate.
+    repeated: rows of slates that would show an item twice.
+  """
+
+  rows: np.ndarray
+  history: schema.Histories
+  left_over: int
+  repeated: int
+
+
+def cut(log: Log, size: int) -> Cut:
+  """Cuts slates, from the newest row of each user and split backwards.
+
+  What comes of a user depends on this user's rows alone.
+
+  Args:
+    log: all rows of some users.
+    size: K.
+  """
   split = np.zeros(len(log.user), int) if log.split is None else log.split
   order = np.lexsort((log.timestamp, split, log.user))  # Stable.
   group = log.user[order].astype(np.int64) * len(SPLITS) + split[order]
@@ -282,15 +333,21 @@ def _cut(log: Log, size: int) -> tuple[np.ndarray, int, int]:
   rows = order[start[:, None] + np.arange(size)]
   shown = np.sort(log.item[rows], axis=1)
   different = (shown[:, 1:] != shown[:, :-1]).all(1)
-  repeated = int((~different).sum()) * size
-  return rows[different], len(order) - rows.size, repeated
+  kept = rows[different]
+  return Cut(
+    kept,
+    _histories(log, split, kept[:, 0]),
+    len(order) - rows.size,
+    rows.size - kept.size,
+  )
 
 
-def _histories(log: Log) -> np.ndarray:
-  """What the user liked before each row, int32 [R, H]; not of later splits."""
-  history = np.zeros((len(log.user), schema.HISTORY_LENGTH), np.int32)
-  split = np.zeros(len(log.user), int) if log.split is None else log.split
-  for own in np.unique(split):
+def _histories(
+  log: Log, split: np.ndarray, first: np.ndarray
+) -> schema.Histories:
+  """What users liked before some rows, S of them; not of later splits."""
+  parts, places = [], []
+  for own in range(len(SPLITS)):
     seen = np.flatnonzero(split <= own)
     liked = slates_lib.liked_before(
       log.user[seen],
@@ -298,9 +355,9 @@ def _histories(log: Log) -> np.ndarray:
       log.response[seen, None],
       log.timestamp[seen],
     )
-    ours = split[seen] == own
-    history[seen[ours]] = liked[ours]
-  return history
+    places.append(np.flatnonzero(split[first] == own))
+    parts.append(liked[np.searchsorted(seen, first[places[-1]])])
+  return schema.Histories.joined(parts)[np.argsort(np.concatenate(places))]
 
 
 def _with_negatives(
@@ -310,7 +367,7 @@ def _with_negatives(
 ) -> tuple[dict[str, np.ndarray], int]:
   """Slates of one positive with negatives; how many had too few items left."""
   user, item = columns["user_id"], columns["exposed"][:, 0]
-  train = columns["split"] == "train"
+  train = columns["split"] == SPLITS.index("train")
   rng = np.random.default_rng(options.seed)
   negatives = feedback.draw_negatives(
     rng,
@@ -326,7 +383,8 @@ def _with_negatives(
   exposed = rng.permuted(exposed, axis=1)
   response = (exposed == item[:, None]).astype(np.float32)
   columns = columns | {"exposed": exposed, "response": response}
-  columns = {name: column[enough] for name, column in columns.items()}
+  if not enough.all():
+    columns = {name: column[enough] for name, column in columns.items()}
   return columns, int((~enough).sum())
 
 

@@ -36,6 +36,7 @@ import pyarrow as pa
 import tensorflow_datasets as tfds
 
 from hsrl_jax.data import item_vectors
+from hsrl_jax.data.source import SPLITS
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import (
@@ -79,22 +80,21 @@ class Builder(schema.SlateBuilder):
 
   def read_items(self, folder):
     """Columns of `items`, in the order of the file."""
-    chosen = options.read(folder, self.split_by)
-    columns, notes = read_items(folder, chosen)
+    columns, notes, log, chosen = self._read(folder)
     ids = columns["external_id"]
-    log = _interactions(folder, ids, chosen)
     columns["sampling"] = np.zeros((len(ids), 0))
     if log is not None and log.positives_only:
       q = interactions.sampling(log, len(ids), chosen)
       columns["sampling"] = q[1:, None]
     self.info.metadata["notes"] = notes
+    self.kept["read"] = columns, notes, log, chosen
     return columns
 
   def read_sessions(self, folder):
     """Columns of `sessions`, by time."""
-    chosen = options.read(folder, self.split_by)
-    ids = read_items(folder, chosen)[0]["external_id"]
-    log = _interactions(folder, ids, chosen)
+    # What was read for the items.
+    columns, _, log, chosen = self.kept.pop("read", None) or self._read(folder)
+    ids = columns["external_id"]
     if log is not None:
       made = interactions.slates(log, len(ids), chosen)
     else:
@@ -102,6 +102,13 @@ class Builder(schema.SlateBuilder):
       by_user = chosen.split_by == options.BY_USER
       made = sessions.read_all(folder, ids, by_user, self.blocks, self.progress)
     return self.told(made, folder, chosen)
+
+  def _read(self, folder):
+    """The items, notes on them, the log of interactions, and options."""
+    chosen = options.read(folder, self.split_by)
+    columns, notes = read_items(folder, chosen)
+    log = _interactions(folder, columns["external_id"], chosen)
+    return columns, notes, log, chosen
 
   def told(self, made, folder, chosen):
     """The columns of slates, by time; what else is known goes to the metadata.
@@ -124,7 +131,7 @@ class Builder(schema.SlateBuilder):
     self.info.metadata.update(
       feedback=made.about._asdict(), notes=notes, users=made.users
     )
-    return columns
+    return columns | {"split": np.array(SPLITS)[columns["split"]]}
 
 
 def _interactions(
@@ -143,10 +150,10 @@ def _interactions(
   if given == ["interactions"]:
     table = tables.read_table(folder, "interactions", interactions.NEEDED)
   else:
+    if "response" in tables.names(tables.find(folder, "sessions")):
+      return None
     needed = ("user_id", "exposed", "timestamp")
     table = tables.read_table(folder, "sessions", needed)
-    if "response" in table.names:
-      return None
     table = tables.exploded(table, "exposed", "item_id")  # All of it is liked.
   return interactions.read(table, item_ids, chosen)
 
@@ -166,15 +173,13 @@ def read_items(
     table = tables.Table(table.path, pa.table({"item_id": ids}), rows)
   else:
     table = tables.read_table(folder, "items", ("item_id",))
-    ids = tables.column(table, "item_id", tables.id_)
-  first: dict[str, int] = {}
-  for row, item in zip(table.rows, ids, strict=True):
-    if item in first:
+    codes, ids = tables.codes(table, "item_id")
+    for row in np.flatnonzero(codes != np.arange(len(codes)))[:1]:
       raise InputError(
-        f"{table.path}: row {row}, column item_id: {item!r} is in row "
-        f"{first[item]} too; expected each item once"
+        f"{table.path}: row {table.rows[row]}, column item_id: "
+        f"{ids[codes[row]]!r} is in row {table.rows[codes[row]]} too; expected "
+        "each item once"
       )
-    first[item] = row
   feature, notes = np.zeros((len(ids), 0), np.float32), []
   if "feature" in table.names:
     feature = tables.matrix(

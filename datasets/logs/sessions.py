@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet
 
 from hsrl_jax.data import blocks, source
-from hsrl_jax.errors import InputError, reading
+from hsrl_jax.data.source import SPLITS
+from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import collected, steps, tables
 from hsrl_jax.shipped.datasets.logs import slates as slates_lib
@@ -90,7 +90,7 @@ def read(table: tables.Table, items: tables.Items, by_user: bool) -> Slates:
   user, time = (slates.columns[x] for x in ("user_id", "timestamp"))
   if "history" in table.names:
     liked, lengths = tables.lists(table, "history", items)
-    history = slates_lib.last(liked, np.cumsum(lengths), lengths)
+    history = schema.Histories(liked, np.cumsum(lengths), lengths)
   else:
     history = slates_lib.liked_before(user, exposed, response, time)
   columns = slates.columns | {"history": history, "response": response}
@@ -154,13 +154,13 @@ def read_folder(
     if "split" not in columns:
       columns["split"], seen = _split_by_time(time, survey.cuts, seen)
     if large:
-      train = np.flatnonzero(columns["split"] == "train")
+      train = np.flatnonzero(columns["split"] == SPLITS.index("train"))
       own = {name: column[train] for name, column in columns.items()}
       logs = source.sessions_of(own)._replace(position=None)
       written.append(blocks.write(target, len(written), logs))
     chosen = _digests(slates.users) <= survey.last_digest
     rows = np.flatnonzero(chosen[columns["user_id"] - 1])
-    part = {name: column[rows] for name, column in columns.items()}
+    part = {x: np.asarray(column[rows]) for x, column in columns.items()}
     number = np.cumsum(chosen) + len(users)
     part["user_id"] = number[part["user_id"] - 1].astype(np.int32)
     users += [slates.users[i] for i in np.flatnonzero(chosen)]
@@ -236,12 +236,13 @@ def _survey(
   progress: Callable[[], None],
 ) -> _Survey:
   """Reads users and times of all tables, and checks that they go together."""
-  columns = _columns(paths[0])
+  columns = tables.names(paths[0])
   tables.check_columns(paths[0], columns, NEEDED)
   for path in paths[1:]:
-    if sorted(_columns(path)) != sorted(columns):
+    found = tables.names(path)
+    if sorted(found) != sorted(columns):
       raise InputError(
-        f"{path} has the columns {', '.join(_columns(path))}; expected "
+        f"{path} has the columns {', '.join(found)}; expected "
         f"{', '.join(columns)}, as in {paths[0].name}"
       )
   by_time = not by_user and "split" not in columns
@@ -270,11 +271,6 @@ def _survey(
   wanted = slates if slates <= IN_MEMORY else SAMPLE
   place = np.searchsorted(np.cumsum(count[order]), wanted)
   return _Survey(slates, columns, cuts, digest[order[place]])
-
-
-def _columns(path: pathlib.Path) -> list[str]:
-  with reading(path, "a complete .parquet file"):
-    return pyarrow.parquet.read_schema(path).names
 
 
 def _digests(names: Sequence[str]) -> np.ndarray:
@@ -321,18 +317,17 @@ def cuts_of(times: np.ndarray, ranks: Sequence[int]) -> tuple[_Cut, ...]:
 def _split_by_time(
   timestamp: np.ndarray, cuts: Sequence[_Cut], seen: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-  """The split of each row, [R], and `seen` with these rows.
+  """The split of each row, its number [R], and `seen` with these rows.
 
   Args:
     timestamp: float64 [R].
     cuts: where val and test begin.
     seen: rows of earlier tables that have the time of each cut.
   """
-  split = np.full(len(timestamp), "train")
-  now = []
-  for cut, name, before in zip(cuts, ("val", "test"), seen, strict=True):
+  split, now = np.zeros(len(timestamp), np.int8), []
+  for cut, number, before in zip(cuts, (1, 2), seen, strict=True):
     same = timestamp == cut.time
     place = before + np.cumsum(same) - 1
-    split[(timestamp > cut.time) | same & (place >= cut.ties)] = name
+    split[(timestamp > cut.time) | same & (place >= cut.ties)] = number
     now.append(before + int(same.sum()))
   return split, tuple(now)

@@ -9,6 +9,7 @@ import numpy as np
 
 from hsrl_jax.data import source, transitions
 from hsrl_jax.data.feedback import Feedback
+from hsrl_jax.data.source import SPLITS
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import tables
@@ -21,7 +22,8 @@ class Slates(NamedTuple):
 
   Attributes:
     columns: of `sessions` (see schema.py), in the order of rows or of time;
-      `split` is not there where splits are by the time of all slates.
+      `split` is a number in SPLITS, and is not there where splits are by the
+      time of all slates.
     users: the name of user 1, 2, ...
     notes: lines for people.
     about: what the responses are.
@@ -45,8 +47,9 @@ def read(
     known: names of the columns that are read, these or others.
 
   Returns:
-    Columns `user_id`, `exposed`, `timestamp`, `split` where it is known, and
-    with no entries where they are missing `profile`, `propensity`, `position`.
+    Columns `user_id`, `exposed`, `timestamp`, `split` (numbers in SPLITS) where
+    it is known, and with no entries where they are missing `profile`,
+    `propensity`, `position`.
 
   Raises:
     InputError: the row and column that is no good, or a split that cannot be.
@@ -75,10 +78,10 @@ def read(
         f"{table.path} has a column split, and the split is by user; expected "
         "one of them"
       )
-    split = tables.column(table, "split", tables.split)
-    columns["split"] = np.array(split)
+    columns["split"] = tables.column(table, "split", tables.split)
   elif by_user:
-    columns["split"] = schema.split_of_user(users)[codes]
+    of_user = schema.split_of_user(users)[:, None] == SPLITS
+    columns["split"] = of_user.argmax(1)[codes]
   return Slates(columns, users, tables.unused(table, known))
 
 
@@ -87,8 +90,8 @@ def liked_before(
   exposed: np.ndarray,
   response: np.ndarray,
   timestamp: np.ndarray,
-) -> np.ndarray:
-  """What the user of each row liked in earlier rows, newest last, int32 [R, H].
+) -> schema.Histories:
+  """What the user of each row liked in earlier rows, newest last, R rows.
 
   Args:
     user: int [R].
@@ -100,37 +103,20 @@ def liked_before(
   liked, user = response[order] > 0, user[order]
   count = liked.sum(1)
   before = np.cumsum(count) - count  # Likes of earlier rows, of all users.
-  first = np.searchsorted(user, user)  # Row where the user begins.
-  history = np.empty((len(order), schema.HISTORY_LENGTH), np.int32)
-  history[order] = last(exposed[order][liked], before, before - before[first])
-  return history
-
-
-def last(
-  items: np.ndarray, ends: np.ndarray, lengths: np.ndarray
-) -> np.ndarray:
-  """The last items of lists that lie one after another, int32 [R, H].
-
-  Args:
-    items: of all lists.
-    ends: int [R], where in them each list ends.
-    lengths: int [R], how many are its own.
-  """
-  size = schema.HISTORY_LENGTH
-  rows = np.zeros((len(ends), size), np.int32)
-  for back in range(1, min(size, int(lengths.max(initial=0))) + 1):
-    there = np.flatnonzero(lengths >= back)
-    rows[there, size - back] = items[ends[there] - back]
-  return rows
+  back = np.empty_like(order)
+  back[order] = np.arange(len(order))
+  lengths = before - before[np.searchsorted(user, user)]
+  items = exposed[order][liked].astype(np.int32)
+  return schema.Histories(items, before, lengths)[back]
 
 
 def split_by_time(timestamp: np.ndarray) -> np.ndarray:
-  """Split of each slate, [S]: the last tenth test, the tenth before it val."""
+  """Split of each slate, numbers in SPLITS [S]: a tenth val, the last test."""
   order = np.argsort(timestamp, kind="stable")
   held_out = max(1, round(schema.HELD_OUT * len(order)))
-  split = np.full(len(order), "train")
-  split[order[-2 * held_out :]] = "val"
-  split[order[-held_out:]] = "test"
+  split = np.zeros(len(order), np.int8)
+  split[order[-2 * held_out :]] = SPLITS.index("val")
+  split[order[-held_out:]] = SPLITS.index("test")
   return split
 
 
@@ -155,8 +141,8 @@ def newest(columns: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:
     The columns with fewer rows, in the same order.
   """
   kept = []
-  for name in source.SPLITS:
-    rows = np.flatnonzero(columns["split"] == name)
+  for number, name in enumerate(SPLITS):
+    rows = np.flatnonzero(columns["split"] == number)
     limit = most if name == "train" else most // _HELD_OUT
     if len(rows) > limit:
       own = {name: column[rows] for name, column in columns.items()}

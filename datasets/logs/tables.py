@@ -1,18 +1,20 @@
 """Tables of a user's, in .csv or .parquet files: read, parsed and checked.
 
-Columns are parsed at once, by Arrow. Where that finds anything amiss they are
-parsed again cell by cell, which names the cell.
+Columns are parsed by Arrow, _CHUNK rows at a time. A chunk in which that finds
+anything amiss is parsed again cell by cell, which names the cell.
 """
 
+import contextlib
 import csv
 import datetime
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet
 
 from hsrl_jax.data import transitions
@@ -22,7 +24,8 @@ from hsrl_jax.errors import InputError, reading
 _SUFFIXES = (".csv", ".parquet")
 _CUT = 100.0  # A size that no number of a profile is cut below.
 _TRUTHS = {"false": 0, "true": 1}  # As pandas writes them to a csv file.
-_PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6}  # Units of dates.
+_CHUNK = 2**20  # Rows that are parsed at once.
+_BLOCK = 2**22  # Bytes of a csv file that are read at once.
 
 
 class Table(NamedTuple):
@@ -59,12 +62,11 @@ def has(folder: pathlib.Path, name: str) -> bool:
   return any((folder / f"{name}{x}").exists() for x in _SUFFIXES)
 
 
-def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
-  """Reads name.csv or name.parquet.
+def find(folder: pathlib.Path, name: str) -> pathlib.Path:
+  """The path of name.csv or name.parquet.
 
   Raises:
-    InputError: there is none, or both, or the file is damaged, empty or lacks a
-      column.
+    InputError: there is none, or both.
   """
   paths = [folder / f"{name}{x}" for x in _SUFFIXES]
   present = [path.name for path in paths if path.exists()]
@@ -73,7 +75,12 @@ def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
       f"{folder} has {' and '.join(present) or f'no {name} file'}"
       f"; expected one of {paths[0].name} and {paths[1].name}"
     )
-  return read_file(folder / present[0], needed)
+  return folder / present[0]
+
+
+def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
+  """Reads name.csv or name.parquet; InputError: see `find` and `read_file`."""
+  return read_file(find(folder, name), needed)
 
 
 def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
@@ -95,7 +102,7 @@ def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
       data = pyarrow.parquet.read_table(path, columns=columns)
       table = Table(path, data, range(1, len(data) + 1))
   check_columns(path, table.names, needed)
-  if not table.rows:
+  if not len(table.rows):
     raise InputError(f"{path} has no rows; expected at least one")
   return table
 
@@ -110,30 +117,86 @@ def check_columns(path: pathlib.Path, names: list[str], needed: tuple) -> None:
     )
 
 
-def _csv(path: pathlib.Path) -> Table:
+def names(path: pathlib.Path) -> list[str]:
+  """Names of the columns of a file.
+
+  Raises:
+    InputError: it is damaged.
+  """
+  with reading(path, f"a complete {path.suffix} file"):
+    if path.suffix == ".csv":
+      return _header(path)[0]
+    return pyarrow.parquet.read_schema(path).names
+
+
+def _header(path: pathlib.Path) -> tuple[list[str], int]:
+  """Names of the columns of a .csv file, and how many lines they take."""
   with path.open(newline="", encoding="utf-8-sig") as file:
     reader = csv.reader(file)
     header = [x.strip() for x in next(reader, [])]
-    again = [x for i, x in enumerate(header) if x and x in header[:i]]
-    if again:
-      raise ValueError(f"the header has {again[0]} twice")
-    lines, rows = [], []
-    for line in reader:
-      cells = [x.strip() for x in line]
-      if cells in ([], [""]):
+  again = [x for i, x in enumerate(header) if x and x in header[:i]]
+  if again:
+    raise ValueError(f"the header has {again[0]} twice")
+  return header, reader.line_num
+
+
+def _csv(path: pathlib.Path) -> Table:
+  header, first = _header(path)
+  blocks = [pa.table({x: pa.array([], pa.string()) for x in header})]
+  try:
+    with pyarrow.csv.open_csv(
+      path,
+      pyarrow.csv.ReadOptions(
+        column_names=header, skip_rows=first, block_size=_BLOCK
+      ),
+      pyarrow.csv.ParseOptions(
+        newlines_in_values=True,  # A line of blanks is no row.
+        invalid_row_handler=lambda x: "error" if x.text.strip() else "skip",
+      ),
+      pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(header, pa.string())
+      ),
+    ) as reader:
+      for block in reader:
+        cells = map(pc.utf8_trim_whitespace, block.columns)
+        blocks.append(pa.table(dict(zip(header, cells, strict=True))))
+  except pa.ArrowInvalid:
+    if list(_lines(path, len(header))):  # It has more than a header.
+      raise
+  data = pa.concat_tables(blocks)
+  if len(header) == 1:
+    data = data.filter(pc.not_equal(data[0], ""))
+  rows = range(first + 1, first + 1 + len(data))
+  if _count_lines(path) != rows.stop - 1:
+    rows = np.fromiter(_lines(path, len(header)), int)
+  return Table(path, data, rows)
+
+
+def _count_lines(path: pathlib.Path) -> int:
+  count, last = 0, b"\n"
+  with path.open("rb") as file:
+    while block := file.read(_BLOCK):
+      count, last = count + block.count(b"\n"), block[-1:]
+  return count + (last != b"\n")
+
+
+def _lines(path: pathlib.Path, width: int) -> Iterator[int]:
+  """The line on which each row ends; the header's first one is line 1.
+
+  Raises:
+    ValueError: a row has not as many cells as the header.
+  """
+  with path.open(newline="", encoding="utf-8-sig") as file:
+    reader = csv.reader(file)
+    next(reader, None)
+    for cells in reader:
+      if [x.strip() for x in cells] in ([], [""]):
         continue  # A blank line, such as editors leave at the end.
-      if len(cells) != len(header):
+      if len(cells) != width:
         raise ValueError(
-          f"row {reader.line_num} has {len(cells)} cells, the header "
-          f"{len(header)}"
+          f"row {reader.line_num} has {len(cells)} cells, the header {width}"
         )
-      lines.append(cells)
-      rows.append(reader.line_num)  # The header is row 1.
-  columns = {
-    x: pa.array([cells[i] for cells in lines], pa.string())
-    for i, x in enumerate(header)
-  }
-  return Table(path, pa.table(columns), rows)
+      yield reader.line_num
 
 
 def unused(table: Table, known: tuple[str, ...]) -> list[str]:
@@ -150,33 +213,40 @@ def unused(table: Table, known: tuple[str, ...]) -> list[str]:
 def column(
   table: Table, name: str, parse: Callable[[Any], Any]
 ) -> Sequence[Any]:
-  """Parses a column, R values; of the parsers of _GOOD an array.
+  """Parses a column, R values; an array where they are numbers.
 
   Raises:
     InputError: it names file, row and column of a cell that is no good.
   """
-  values = _at_once(_whole(table.data[name]), parse)
-  if values is not None:
-    return values
-  values = []
-  for row, cell in enumerate(table.cells(name)):
-    try:
-      values.append(parse(cell))
-    except ValueError as error:
-      table.refuse(row, name, str(error))
-  return np.array(values) if parse in _GOOD else values
+  parts = []
+  for start, cells in _chunks(table, name):
+    values = _at_once(cells, parse)
+    parts.append(
+      _by_cell(table, name, start, cells, parse) if values is None else values
+    )
+  if parse in _GOOD or parse is split or isinstance(parse, Items):
+    return np.concatenate(parts)
+  return [x for part in parts for x in part]
 
 
 def codes(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
   """A column of ids as numbers from 0, int [R], and the id of each number.
 
   Ids are numbered in the order of their first rows.
+
+  Raises:
+    InputError: see `column`.
   """
-  ids = _ids(_whole(table.data[name]))
-  if ids is None or pc.any(pc.equal(ids, "")).as_py():
-    ids = pa.array(column(table, name, id_), pa.string())
-  encoded = ids.dictionary_encode()
-  return encoded.indices.to_numpy(), encoded.dictionary.to_pylist()
+  cells = table.data[name]
+  if pa.types.is_dictionary(cells.type):
+    cells = cells.cast(cells.type.value_type)
+  if (
+    not _are_ids(cells) or pc.any(pc.equal(cells.cast(pa.string()), "")).as_py()
+  ):
+    cells = pa.chunked_array([column(table, name, id_)], pa.string())
+  encoded = cells.dictionary_encode().unify_dictionaries().combine_chunks()
+  ids = encoded.dictionary.cast(pa.string()).to_pylist()
+  return encoded.indices.to_numpy(), ids
 
 
 def lists(
@@ -187,12 +257,21 @@ def lists(
   Raises:
     InputError: see `column`.
   """
-  flat = _flat(table, name)
-  values = None if flat is None else _at_once(flat[0], parse)
-  if values is not None:
-    return values, flat[1]
-  rows = column(table, name, lambda cell: [parse(x) for x in list_(cell)])
-  return np.array([x for row in rows for x in row]), np.array([*map(len, rows)])
+  parts = []
+  for start, cells in _chunks(table, name):
+    entries, lengths = _flat(cells) or (None, None)
+    values = None if entries is None else _at_once(entries, parse)
+    if values is None:
+      rows = _by_cell(
+        *(table, name, start, cells), lambda x: [parse(y) for y in list_(x)]
+      )
+      values, lengths = (
+        np.array([x for y in rows for x in y]),
+        [*map(len, rows)],
+      )
+    parts.append((values, lengths))
+  values, lengths = zip(*parts, strict=True)
+  return np.concatenate(values), np.concatenate(lengths)
 
 
 def matrix(
@@ -234,69 +313,81 @@ def matrix(
 
 def exploded(table: Table, name: str, as_name: str) -> Table:
   """A row for each entry of the lists of a column, which gets another name."""
-  flat = _flat(table, name)
-  if flat is None:
+  flat = [_flat(cells) for _, cells in _chunks(table, name)]
+  if None in flat:
     rows = column(table, name, list_)
-    flat = pa.array([x for row in rows for x in row]), [*map(len, rows)]
-  at = np.repeat(np.arange(len(table.rows)), flat[1])
-  data = table.data.drop_columns(name).take(at).append_column(as_name, flat[0])
+    flat = [(pa.array([x for row in rows for x in row]), [*map(len, rows)])]
+  entries, lengths = zip(*flat, strict=True)
+  at = np.repeat(np.arange(len(table.rows)), np.concatenate(lengths))
+  data = table.data.drop_columns(name).take(at)
+  data = data.append_column(as_name, pa.chunked_array(entries))
   return Table(table.path, data, np.asarray(table.rows)[at])
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array | None:
-  """A column without nulls as one array; None where there is no such thing."""
-  column = column.combine_chunks()
-  if isinstance(column, pa.ChunkedArray):  # Of more than one, still.
-    return None
-  return None if column.null_count else column
+def _chunks(table: Table, name: str) -> Iterator[tuple[int, pa.Array]]:
+  """Parts of a column, each with the number of its first row."""
+  for start in range(0, len(table.data), _CHUNK):
+    yield start, table.data[name].slice(start, _CHUNK).combine_chunks()
 
 
-def _flat(table: Table, name: str) -> tuple[pa.Array, np.ndarray] | None:
-  """Entries of all lists, and the length of each; None for other columns."""
-  column = _whole(table.data[name])
-  if column is None:
+def _by_cell(
+  table: Table,
+  name: str,
+  start: int,
+  cells: pa.Array,
+  parse: Callable[[Any], Any],
+) -> list[Any]:
+  """Parses cells from row `start` on, or names the one that is no good."""
+  values = []
+  for row, cell in enumerate(cells.to_pylist(), start):
+    try:
+      values.append(parse(cell))
+    except ValueError as error:
+      table.refuse(row, name, str(error))
+  return values
+
+
+def _flat(cells: pa.Array) -> tuple[pa.Array, np.ndarray] | None:
+  """Entries of all lists, and the length of each; None for other cells."""
+  if cells.null_count:
     return None
-  if _is_text(column.type):  # An empty one has no entry, as a null has none.
-    some = pc.if_else(pc.equal(column, ""), None, column)
-    column = pc.split_pattern(some, ";")
-  elif not pa.types.is_list(column.type):
+  if _is_text(cells.type):  # An empty one has no entry, as a null has none.
+    some = pc.if_else(pc.equal(cells, ""), None, cells)
+    cells = pc.split_pattern(some, ";")
+  elif not pa.types.is_list(cells.type):
     return None
-  entries, lengths = column.flatten(), pc.list_value_length(column)
+  entries, lengths = cells.flatten(), pc.list_value_length(cells)
   if _is_text(entries.type):
     entries = pc.utf8_trim_whitespace(entries)
   return entries, lengths.fill_null(0).to_numpy()
 
 
-def _at_once(
-  cells: pa.Array | None, parse: Callable[[Any], Any]
-) -> np.ndarray | None:
+def _at_once(cells: pa.Array, parse: Callable[[Any], Any]) -> np.ndarray | None:
   """What `parse` makes of all cells; None where it is not sure of one."""
-  if cells is None or cells.null_count:
+  if cells.null_count:
     return None
   if isinstance(parse, Items):
     return parse.at_once(cells)
+  if parse is split:
+    found = _SPLITS.at_once(cells)
+    return None if found is None else found - 1
   if parse not in _GOOD:
     return None
-  scale = 1.0
-  if pa.types.is_timestamp(cells.type) and cells.type.unit in _PER_SECOND:
-    scale = _PER_SECOND[cells.type.unit]
-    cells = cells.cast(pa.int64())
-  try:
-    cells = cells.cast(pa.float64(), safe=False)
-  except pa.ArrowException:
-    return None
-  values = cells.to_numpy(zero_copy_only=False) / scale
-  good, dtype = _GOOD[parse]
-  return values.astype(dtype) if good(values).all() else None
+  good, dtype, others = _GOOD[parse]
+  for kind in (pa.float64(), *others):
+    with contextlib.suppress(pa.ArrowException):
+      found, scale = cells.cast(kind, safe=kind != pa.float64()), 1.0
+      if pa.types.is_timestamp(kind):
+        found, scale = found.cast(pa.int64()), 1e6
+      values = found.cast(pa.float64(), safe=False)
+      values = values.to_numpy(zero_copy_only=False) / scale
+      return values.astype(dtype) if good(values).all() else None
+  return None
 
 
-def _ids(cells: pa.Array | None) -> pa.Array | None:
-  """Ids as texts; None where a cell is none."""
-  if cells is None or cells.null_count:
-    return None
-  if not (pa.types.is_integer(cells.type) or _is_text(cells.type)):
-    return None
-  return cells.cast(pa.string())
+def _are_ids(cells: pa.Array | pa.ChunkedArray) -> bool:
+  kind = cells.type
+  return not cells.null_count and (pa.types.is_integer(kind) or _is_text(kind))
 
 
 def _is_text(kind: pa.DataType) -> bool:
@@ -320,11 +411,14 @@ class Items:
 
   def at_once(self, cells: pa.Array) -> np.ndarray | None:
     """The numbers of many, int32; None where one is no item."""
-    ids = _ids(cells)
-    found = None if ids is None else pc.index_in(ids, self._ids)
-    if found is None or found.null_count:
+    if not _are_ids(cells):
       return None
-    return found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
+    encoded = cells.dictionary_encode()
+    found = pc.index_in(encoded.dictionary.cast(pa.string()), self._ids)
+    if found.null_count:
+      return None
+    number = found.to_numpy(zero_copy_only=False).astype(np.int32) + 1
+    return number[encoded.indices.to_numpy()]
 
 
 def cut(profile: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
@@ -477,23 +571,27 @@ def place(cell) -> int:
   return int(value)
 
 
-def split(cell) -> str:
-  """The name of a split."""
+def split(cell) -> int:
+  """The number of a split in SPLITS, by its name."""
   if cell not in SPLITS:
     raise ValueError(f"{short(cell)}; expected {', '.join(SPLITS)}")
-  return cell
+  return SPLITS.index(cell)
 
 
-# Parser to which numbers it lets pass, float64, and what they are kept as.
+# Parser to which numbers it lets pass, float64, what they are kept as, and what
+# else than numbers a cell may be.
+_DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
 _GOOD = {
-  number: (np.isfinite, np.float64),
-  time: (np.isfinite, np.float64),
-  held: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64),
-  held_or_none: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64),
-  binary: (lambda x: (x == 0) | (x == 1), np.float64),
-  probability: (lambda x: (x > 0) & (x <= 1), np.float64),
+  number: (np.isfinite, np.float64, ()),
+  time: (np.isfinite, np.float64, _DATES),
+  held: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64, ()),
+  held_or_none: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64, ()),
+  binary: (lambda x: (x == 0) | (x == 1), np.float64, (pa.bool_(),)),
+  probability: (lambda x: (x > 0) & (x <= 1), np.float64, ()),
   place: (
     lambda x: (x >= 0) & (x < 2**31) & (x == np.floor(x)),
     np.int64,
+    (),
   ),
 }
+_SPLITS = Items(SPLITS)

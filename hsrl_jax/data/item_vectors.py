@@ -25,6 +25,7 @@ AUTO, GIVEN, LOGS = config.ITEM_VECTORS
 DIMENSIONS = config.DataConfig.item_vectors_dimensions
 HEAVY_TAIL = 3.0  # Ratio of lengths from which they are taken for heavy-tailed.
 _ENOUGH = 100  # Rows from which a 99th percentile says anything.
+_SLATES = 2**16  # Whose likes are read at once.
 _HASHES = 2**18
 _POWER_ITERATIONS = 7
 
@@ -60,8 +61,7 @@ def write(
   Raises:
     InputError: the kind is "given" and items have no features.
   """
-  dataset = source.read(data_dir)
-  items = dataset.items
+  items = source.read_items(data_dir)
   width = items.features.shape[1]
   if kind == GIVEN and not width:
     raise InputError(
@@ -76,7 +76,9 @@ def write(
       f"items: columns not in their vectors: {', '.join(unused)} (their "
       "features are); --item_vectors=logs joins them"
     ]
-  vectors = of_dataset(dataset, dimensions)
+  count = len(items.titles) - 1
+  train = source.read_split(data_dir, "train", count)
+  vectors = of_dataset(items, train, dimensions)
   rows = np.concatenate([np.zeros_like(vectors.rows[:1]), vectors.rows])
   content = io.BytesIO()
   np.save(content, rows)
@@ -85,16 +87,15 @@ def write(
 
 
 def of_dataset(
-  dataset: source.Dataset, dimensions: int = DIMENSIONS
+  items: source.Items, train: Sessions, dimensions: int = DIMENSIONS
 ) -> Vectors:
   """Makes item vectors of a dataset.
 
   Raises:
     InputError: there is nothing that they could be made of.
   """
-  items = dataset.items
   num_items = len(items.features) - 1
-  user, item = positives(dataset.splits["train"])
+  user, item = positives(train)
   columns = {"title": items.titles[1:], "genres": items.genres[1:]}
   columns |= attributes(items)
   if items.titles == items.external_ids:
@@ -140,12 +141,18 @@ def positives(train: Sessions) -> tuple[np.ndarray, np.ndarray]:
   Returns:
     int [M] each: users as in `train`, items from 1.
   """
-  user = np.asarray(train.user_id)
-  liked = np.where(np.asarray(train.response) > 0, train.exposed, 0)
-  item = np.concatenate([liked, np.asarray(train.history)], 1)
-  pairs = np.stack([np.repeat(user, item.shape[1]), item.ravel()], 1)
-  pairs = np.unique(pairs[pairs[:, 1] > 0], axis=0)
-  return pairs[:, 0], pairs[:, 1]
+  user, exposed, response, history = map(
+    np.asarray, (train.user_id, train.exposed, train.response, train.history)
+  )
+  pairs = []  # User and item in one number each.
+  for start in range(0, len(user), _SLATES):
+    own = slice(start, start + _SLATES)
+    liked = np.where(response[own] > 0, exposed[own], 0)
+    item = np.concatenate([liked, history[own]], 1).astype(np.int64)
+    pair = (user[own, None].astype(np.int64) << 32) + item
+    pairs.append(np.unique(pair[item > 0]))
+  pair = np.unique(np.concatenate(pairs))
+  return pair >> 32, pair & (2**32 - 1)
 
 
 def of_interactions(

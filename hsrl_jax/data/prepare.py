@@ -112,7 +112,7 @@ def prepare(
   _check_own(data_dir)
   files.write_atomic(data_dir / _BEGUN, "")
   tfds.disable_progress_bar()
-  malformed, told = {}, []
+  malformed, told, kept = {}, [], {}
   for old in [x for name in CONFIGS for x in data_dir.glob(f"*/{name}")]:
     shutil.rmtree(old)
   shutil.rmtree(data_dir / blocks.FOLDER, ignore_errors=True)
@@ -123,7 +123,7 @@ def prepare(
       config=config, data_dir=data_dir, file_format="array_record"
     )
     builder.split_by, builder.progress = split_by, progress
-    builder.blocks = data_dir / blocks.FOLDER
+    builder.blocks, builder.kept = data_dir / blocks.FOLDER, kept
     try:
       with contextlib.redirect_stdout(
         io.StringIO()

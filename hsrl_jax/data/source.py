@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 ITEM_VECTORS = "item_vectors.npy"  # float32 [N + 1, D]; see item_vectors.py.
 # Columns that say where in a session a slate was, with one entry or none.
 STEP_COLUMNS = ("session", "step", "reward", "terminated")
-_EXAMPLES = 8_192  # Read at once.
+_ROWS = 2**18  # Read at once.
 _KEPT_AS = {
   "user_id": np.int32,
   "profile": np.float32,
@@ -114,7 +114,18 @@ def read(data_dir: pathlib.Path) -> Dataset:
   Raises:
     InputError: a split is empty, or a row of it is malformed.
   """
-  items = _read(data_dir, "items", "items", "item_id")
+  items = read_items(data_dir)
+  count = len(items.titles) - 1
+  return Dataset(items, {x: read_split(data_dir, x, count) for x in SPLITS})
+
+
+def read_items(data_dir: pathlib.Path) -> Items:
+  """Reads the items that a builder wrote; they may have no features.
+
+  Raises:
+    InputError: they are not numbered in order.
+  """
+  items = _read(data_dir, "items", "items")
   check_ids(items["item_id"], data_dir)
   catalogue = Items(
     features=_padded(items["feature"]).astype(np.float32),
@@ -128,12 +139,18 @@ def read(data_dir: pathlib.Path) -> Dataset:
   for name in ("sampling", "added"):
     if name in items and items[name].shape[1]:
       catalogue = catalogue._replace(**{name: _padded(items[name])[:, 0]})
-  splits = {}
-  for split in SPLITS:
-    rows = _read(data_dir, "sessions", split, "user_id")
-    check_sessions(rows, len(items["item_id"]), f"{data_dir} ({split})")
-    splits[split] = sessions_of(rows)
-  return Dataset(catalogue, splits)
+  return catalogue
+
+
+def read_split(data_dir: pathlib.Path, split: str, num_items: int) -> Sessions:
+  """Reads the sessions of a split that a builder wrote.
+
+  Raises:
+    InputError: there are none, or a row is malformed.
+  """
+  rows = _read(data_dir, "sessions", split)
+  check_sessions(rows, num_items, f"{data_dir} ({split})")
+  return sessions_of(rows)
 
 
 def sessions_of(columns: Mapping[str, np.ndarray]) -> Sessions:
@@ -233,7 +250,7 @@ def check_sessions(
     f"ids 1..{num_items}, and 0 for padding",
   )
   refuse(
-    (np.diff((history > 0).astype(int), axis=1) < 0).any(1),
+    ((history[:, :-1] > 0) & (history[:, 1:] <= 0)).any(1),
     "a history with a gap",
     "zeros on the left only",
   )
@@ -257,7 +274,7 @@ def check_sessions(
 
 
 def _read(
-  data_dir: pathlib.Path, config: str, split: str, key: str
+  data_dir: pathlib.Path, config: str, split: str
 ) -> dict[str, np.ndarray]:
   (info,) = pathlib.Path(data_dir).glob(f"*/{config}/*/dataset_info.json")
   source = tfds.builder_from_directory(info.parent).as_data_source(split=split)
@@ -266,14 +283,27 @@ def _read(
       f"{info.parent}: split {split} is empty; expected at least one row: "
       "prepare data that has some"
     )
-  parts = []  # Many rows as Python objects take several times their memory.
-  for start in range(0, len(source), _EXAMPLES):
-    end = min(start + _EXAMPLES, len(source))
-    examples = source.__getitems__(range(start, end))
-    # Blocks of rows, or single ones of a builder that is no SlateBuilder.
-    join = np.stack if np.isscalar(examples[0][key]) else np.concatenate
-    parts.append({k: join([x[k] for x in examples]) for k in examples[0]})
-  return {name: np.concatenate([x[name] for x in parts]) for name in parts[0]}
+  # Blocks of rows, or single ones of a builder that is no SlateBuilder.
+  shapes = {name: np.shape(x) for name, x in source[0].items()}
+  block = shapes["item_id" if config == "items" else "user_id"]
+  size = block[0] if block else 1  # No block has more rows than the first one.
+  step = max(1, _ROWS // size)
+  columns: dict[str, np.ndarray] = {}
+  end = 0
+  for start in range(0, len(source), step):
+    stop = min(start + step, len(source))
+    examples = source.__getitems__(range(start, stop))
+    for name in shapes:
+      parts = [x[name] for x in examples]
+      rows = (np.concatenate if block else np.stack)(parts)
+      if name not in columns:
+        columns[name] = np.empty(
+          (len(source) * size, *rows.shape[1:]),
+          object if rows.dtype.kind == "S" else rows.dtype,
+        )
+      columns[name][end : end + len(rows)] = rows
+    end += len(rows)
+  return {name: column[:end] for name, column in columns.items()}
 
 
 def _text(column: np.ndarray) -> list[str]:

@@ -65,9 +65,10 @@ class ArrowTest(parameterized.TestCase):
     columns = _columns(seed)
     found, expected = (self._read(columns, x) for x in (".parquet", ".csv"))
     self.assertEqual(found.columns.keys(), expected.columns.keys())
-    for name, value in expected.columns.items():
-      np.testing.assert_array_equal(found.columns[name], value, name)
-      self.assertEqual(found.columns[name].dtype, value.dtype, name)
+    for name in expected.columns:
+      ours, theirs = (np.asarray(x.columns[name]) for x in (found, expected))
+      np.testing.assert_array_equal(ours, theirs, name)
+      self.assertEqual(ours.dtype, theirs.dtype, name)
     self.assertEqual(found[1:], expected[1:])
 
   def test_all_of_it_is_read_at_once(self):
@@ -110,10 +111,11 @@ class ArrowTest(parameterized.TestCase):
     del columns["history"], columns["step"]
     columns["timestamp"] = np.arange(300)[::-1] // 3  # With ties.
     read = self._read(columns, ".parquet").columns
+    history = np.asarray(read["history"])
     liked = {user: [0] * 50 for user in columns["user_id"]}
     for row in np.argsort(columns["timestamp"], kind="stable"):
       own = liked[columns["user_id"][row]]
-      self.assertEqual(read["history"][row].tolist(), own[-50:])
+      self.assertEqual(history[row].tolist(), own[-50:])
       own += read["exposed"][row][read["response"][row] > 0].tolist()
     self.assertGreater(min(map(len, liked.values())), 100)
 

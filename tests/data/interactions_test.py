@@ -175,10 +175,10 @@ class LeaveOneOutTest(parameterized.TestCase):
   def _rows(self, cut):
     """(split, user, history, the item) of slates of one item."""
     c = cut.columns
-    history = [[int(i) for i in x if i] for x in c["history"]]
+    history = [[int(i) for i in x if i] for x in np.asarray(c["history"])]
     return list(
       zip(
-        c["split"].tolist(),
+        np.array(source.SPLITS)[c["split"]].tolist(),
         c["user_id"].tolist(),
         history,
         c["exposed"][:, 0].tolist(),
@@ -217,7 +217,7 @@ class LeaveOneOutTest(parameterized.TestCase):
   def test_positives_only(self):
     rows = [(u, str(i)) for i in range(1, 5) for u in "ab"]
     _, cut = self._read(rows + [("c", "9"), ("c", "8"), ("d", "7")], 2)
-    split = np.array(cut.columns["split"])
+    split = np.array(source.SPLITS)[cut.columns["split"]]
     user = cut.columns["user_id"]
     for held in (1, 2):
       self.assertEqual(
@@ -233,7 +233,7 @@ class LeaveOneOutTest(parameterized.TestCase):
     self.assertEqual(
       list(
         zip(
-          cut.columns["split"].tolist(),
+          np.array(source.SPLITS)[cut.columns["split"]].tolist(),
           cut.columns["exposed"].tolist(),
           strict=True,
         )
