@@ -9,7 +9,6 @@ A new dataset is one file, `NAME/NAME_dataset_builder.py`, with a class
 
 import abc
 import dataclasses
-import functools
 import hashlib
 import pathlib
 import sys
@@ -132,11 +131,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   split_by = "time"
   blocks: pathlib.Path | None = None
   progress = staticmethod(lambda more=0: None)
-
-  @functools.cached_property
-  def kept(self) -> dict[str, Any]:
-    """See the class."""
-    return {}
+  kept: dict[str, Any]
 
   def widths(self) -> Widths:
     """Number of entries of each list in a row."""

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import scipy.sparse
 
 from hsrl_jax import config, files
@@ -27,7 +28,7 @@ HEAVY_TAIL = 3.0  # Ratio of lengths from which they are taken for heavy-tailed.
 _ENOUGH = 100  # Rows from which a 99th percentile says anything.
 _SLATES = 2**16  # Whose likes are read at once.
 _HASHES = 2**18
-_POWER_ITERATIONS = 7
+_POWER_ITERATIONS, _OVERSAMPLES = 7, 10
 
 
 class Vectors(NamedTuple):
@@ -330,11 +331,28 @@ def _by_kind(columns: Mapping[str, list[str]]):
 
 
 def _svd(matrix: scipy.sparse.csr_matrix, dimensions: int) -> np.ndarray:
-  """U S of the leading singular values of [N, X], with determined signs."""
-  size = min(dimensions, *matrix.shape)
-  from sklearn.utils import extmath  # Here: it takes a while.
+  """U S of the leading singular values of [N, X], with determined signs.
 
-  left, values, _ = extmath.randomized_svd(
-    matrix, size, n_iter=_POWER_ITERATIONS, random_state=0
-  )
-  return left * values
+  Randomised subspace iteration (Halko et al. 2011) on the shorter side; of the
+  longer one a few rows at a time are dense.
+  """
+  size = min(dimensions, *matrix.shape)
+  long = matrix.T.tocsr() if matrix.shape[0] < matrix.shape[1] else matrix
+  parts = [long[x : x + _SLATES] for x in range(0, long.shape[0], _SLATES)]
+  shape = long.shape[1], size + _OVERSAMPLES
+  basis = np.random.RandomState(0).normal(size=shape)
+  for _ in range(_POWER_ITERATIONS):
+    image = sum(x.T @ (x @ basis) for x in parts)
+    basis = scipy.linalg.lu(image, permute_l=True)[0]
+  image = sum(x.T @ (x @ basis) for x in parts)
+  squares, turn = np.linalg.eigh(basis.T @ image)
+  some = squares > 1e-14 * squares[-1]  # The others are rounding.
+  turn = turn[:, some] / np.sqrt(squares[some])
+  right, values, left = np.linalg.svd(image @ turn, full_matrices=False)
+  if long is matrix:
+    made = matrix @ (basis @ (turn @ left.T))
+  else:
+    made = right
+  made = made[:, :size] * values[:size]
+  made *= np.sign(made[np.abs(made).argmax(0), np.arange(made.shape[1])])
+  return np.pad(made, ((0, 0), (0, size - made.shape[1])))
