@@ -124,7 +124,7 @@ def leave_one_out(log: Log, slate_size: int) -> Log:
   size, held_out = 1 if log.positives_only else slate_size, 0
   split = np.zeros(len(log.user), np.int8)
   for own, part in _by_users(log):
-    newest = _newest_likes(part, cut(part, size).rows)
+    newest = _newest_likes(part, cut(part, size)[0])
     held_out += len(newest)
     for name, rows in zip(("test", "val"), newest.swapaxes(0, 1), strict=True):
       split[own[rows]] = SPLITS.index(name)
@@ -195,18 +195,17 @@ def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
       f"{log.file} has positives only and slate_size is 1 in "
       f"{options_lib.NAME}; expected at least 2, a positive and a negative"
     )
-  cuts, of_rows = [], []
+  parts = []
   for own, part in _by_users(log):
-    cuts.append(cut(part, size))
-    of_rows.append(own[cuts[-1].rows])
-  rows = np.concatenate(of_rows)
-  history = schema.Histories.joined([x.history for x in cuts])
+    rows, *others = cut(part, size)
+    parts.append((own[rows], *others))
+  parts, histories, counts = zip(*parts, strict=True)
+  rows, history = np.concatenate(parts), schema.Histories.joined(histories)
   if log.positives_only:  # Negatives are drawn in the order of the file.
     order = np.argsort(rows[:, 0])
     rows, history = rows[order], history[order]
-  left_over, repeated = (
-    sum(getattr(x, name) for x in cuts) for name in ("left_over", "repeated")
-  )
+  left_over = len(log.user) - size * sum(counts)
+  repeated = len(log.user) - left_over - rows.size
   of = f"of {len(log.user):,} rows are in no slate"
   if left_over:
     notes.append(
@@ -287,35 +286,12 @@ def _by_users(log: Log) -> Iterator[tuple[np.ndarray, Log]]:
   user = log.user[order]
   begins = np.unique(np.searchsorted(user, user[::_ROWS]))
   for own in np.split(order, begins[1:]):
-    yield (
-      own,
-      log._replace(
-        user=log.user[own],
-        item=log.item[own],
-        timestamp=log.timestamp[own],
-        response=log.response[own],
-        split=None if log.split is None else log.split[own],
-      ),
-    )
+    columns = log._asdict().items()
+    part = {x: y[own] for x, y in columns if isinstance(y, np.ndarray)}
+    yield own, log._replace(**part)
 
 
-class Cut(NamedTuple):
-  """Slates of some users, S of them by user, split and time.
-
-  Attributes:
-    rows: int [S, K], of the interactions.
-    history: of each slate.
-    left_over: rows that are too few for a slate.
-    repeated: rows of slates that would show an item twice.
-  """
-
-  rows: np.ndarray
-  history: schema.Histories
-  left_over: int
-  repeated: int
-
-
-def cut(log: Log, size: int) -> Cut:
+def cut(log: Log, size: int) -> tuple[np.ndarray, schema.Histories, int]:
   """Cuts slates, from the newest row of each user and split backwards.
 
   What comes of a user depends on this user's rows alone.
@@ -323,6 +299,10 @@ def cut(log: Log, size: int) -> Cut:
   Args:
     log: all rows of some users.
     size: K.
+
+  Returns:
+    Rows of the slates, by user, split and time, int [S, K]; their histories;
+    and how many slates there are with those that would show an item twice.
   """
   split = np.zeros(len(log.user), int) if log.split is None else log.split
   order = np.lexsort((log.timestamp, split, log.user))  # Stable.
@@ -332,14 +312,8 @@ def cut(log: Log, size: int) -> Cut:
   start = np.flatnonzero(left % size == 0)
   rows = order[start[:, None] + np.arange(size)]
   shown = np.sort(log.item[rows], axis=1)
-  different = (shown[:, 1:] != shown[:, :-1]).all(1)
-  kept = rows[different]
-  return Cut(
-    kept,
-    _histories(log, split, kept[:, 0]),
-    len(order) - rows.size,
-    rows.size - kept.size,
-  )
+  kept = rows[(shown[:, 1:] != shown[:, :-1]).all(1)]
+  return kept, _histories(log, split, kept[:, 0]), len(rows)
 
 
 def _histories(

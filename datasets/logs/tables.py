@@ -221,9 +221,9 @@ def column(
   parts = []
   for start, cells in _chunks(table, name):
     values = _at_once(cells, parse)
-    parts.append(
-      _by_cell(table, name, start, cells, parse) if values is None else values
-    )
+    if values is None:
+      values = _by_cell(table, name, start, parse)
+    parts.append(values)
   if parse in _GOOD or parse is split or isinstance(parse, Items):
     return np.concatenate(parts)
   return [x for part in parts for x in part]
@@ -263,7 +263,7 @@ def lists(
     values = None if entries is None else _at_once(entries, parse)
     if values is None:
       rows = _by_cell(
-        *(table, name, start, cells), lambda x: [parse(y) for y in list_(x)]
+        table, name, start, lambda cell: [parse(x) for x in list_(cell)]
       )
       values, lengths = (
         np.array([x for y in rows for x in y]),
@@ -331,15 +331,11 @@ def _chunks(table: Table, name: str) -> Iterator[tuple[int, pa.Array]]:
 
 
 def _by_cell(
-  table: Table,
-  name: str,
-  start: int,
-  cells: pa.Array,
-  parse: Callable[[Any], Any],
+  table: Table, name: str, start: int, parse: Callable[[Any], Any]
 ) -> list[Any]:
-  """Parses cells from row `start` on, or names the one that is no good."""
-  values = []
-  for row, cell in enumerate(cells.to_pylist(), start):
+  """Parses the part from row `start` on, or names the cell that is no good."""
+  values, cells = [], table.data[name].slice(start, _CHUNK).to_pylist()
+  for row, cell in enumerate(cells, start):
     try:
       values.append(parse(cell))
     except ValueError as error:

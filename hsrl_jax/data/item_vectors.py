@@ -349,10 +349,7 @@ def _svd(matrix: scipy.sparse.csr_matrix, dimensions: int) -> np.ndarray:
   some = squares > 1e-14 * squares[-1]  # The others are rounding.
   turn = turn[:, some] / np.sqrt(squares[some])
   right, values, left = np.linalg.svd(image @ turn, full_matrices=False)
-  if long is matrix:
-    made = matrix @ (basis @ (turn @ left.T))
-  else:
-    made = right
+  made = matrix @ (basis @ (turn @ left.T)) if long is matrix else right
   made = made[:, :size] * values[:size]
   made *= np.sign(made[np.abs(made).argmax(0), np.arange(made.shape[1])])
   return np.pad(made, ((0, 0), (0, size - made.shape[1])))
