@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
@@ -76,6 +77,7 @@ class RankingTest(parameterized.TestCase):
     self.assertNotIn(int(slate[0]), without.tolist())
     self.assertNotIn(0, without.tolist())  # Another one is in its place.
 
+  @pytest.mark.slow
   def test_a_sweet_point_does_not_change_the_order(self):
     made = checks.made("hsrl")
     simulator = dataclasses.replace(made.config.simulator, sweet_point=0.2)
