@@ -133,8 +133,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [*tables.aligned(rows), ""]
     lines += [tables.filled(x) for x in sentences] + [""]
   lines += tables.aligned(_simulated_rows(results))
-  if "verdict" in results.get("simulator", {}):
-    lines += ["", tables.filled(verdict.line(results["simulator"]))]
+  if said := verdict.lines(results):
+    lines += ["", *map(tables.filled, said)]
   if not results.get("simulator", {}).get("claims_rates", True):
     lines.append(tables.filled(verdict.NO_RATES))
   if why := _withheld(results):
@@ -283,6 +283,7 @@ def _page(
     prefixes=prefixes,
     simulator=results["simulator"],
     no_rates=verdict.NO_RATES,
+    follows=verdict.FOLLOWS,
     quality=_QUALITY,
     lists=[x for x in examples if "recommended" in x],
     sessions=[x for x in examples if "steps" in x],

@@ -202,7 +202,7 @@ def _judged(
     {name: predict(logs) for name, logs in splits.items()},
     splits,
     known,
-    claims_rates=dataset.items.feedback.claims_rates,
+    dataset.items.feedback,
   )
   return {"format": QUALITY_FORMAT, **_scalars(judged["validation"]), **judged}
 

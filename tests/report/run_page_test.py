@@ -472,6 +472,34 @@ class ReportTest(parameterized.TestCase):
     with self.assertRaisesRegex(InputError, "sids.npz"):
       run_page.write(root, _catalogue())
 
+  def test_what_follows_from_a_policy_that_leaves_the_logs(self):
+    results = _results()
+    results["simulator"] |= {"verdict": "good", "reasons": []}
+    results["policy_in_simulator"] = {
+      "verdict": "weak",
+      "reasons": ["hsrl shows <much>"],
+      "like_rate": None,
+      "unseen_share": 0.62,
+      "as_greedy": 0.034,
+    }
+    root = _workdir(self.root)
+    (root / "results.json").write_text(json.dumps(results))
+    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
+    follows = "do not use this number to choose between policies"
+    for text in (
+      "<h2>Verdict on the simulator: good</h2>",
+      "<h2>Verdict on hsrl in it: weak</h2>",
+      "<li>hsrl shows &lt;much&gt;</li>",
+      follows,
+      "liked to an unknown share; 62% of what it shows",
+      "3% of its slates are those of the greedy oracle",
+    ):
+      self.assertIn(text, page)
+    text = " ".join(run_page.table(results).split())
+    self.assertIn(
+      f"hsrl in it: hsrl shows <much>. Simulated reward: {follows}", text
+    )
+
   def test_worlds_with_foresight_show_more_where_it_fits(self):
     results = _results()
     for policy in results["policies"].values():
