@@ -203,10 +203,17 @@ def _from_logs(
   results: dict[str, Any],
 ) -> list[tuple[list[tuple[str, ...]], list[str]]]:
   """Rows and sentences of each table of values from logs."""
+  rows, whole = results.get("off_policy_rows", {}), []
+  if rows and rows["with_propensities"] < rows["of_rows"]:
+    whole = [
+      f"{rows['with_propensities']:,} of {rows['of_rows']:,} slates have "
+      "propensities; values are of these, and of sessions without any other."
+    ]
   return [
     (
       _off_policy_rows(head, results[name]),
-      off_policy.sentences(results[name], results[f"{name}_differences"]),
+      whole
+      + off_policy.sentences(results[name], results[f"{name}_differences"]),
     )
     for name, head in _FROM_LOGS.items()
     if name in results

@@ -48,10 +48,13 @@ def facts(config: Config, logs: Sessions | blocks.Blocks) -> dict[str, Any]:
   """What results.json says of learning from slates."""
   on_disk = isinstance(logs, blocks.Blocks)
   known = dict(logs.counts if on_disk else transitions.counts(logs))
-  is_logged = known.pop("propensities_logged")
+  slates, logged = known["slates"], known["propensities"]
+  source = "logged" if logged else ESTIMATED
+  if 0 < logged < slates:
+    source = f"logged in {logged:,} of {slates:,} slates, else {ESTIMATED}"
   return known | {
     "on_disk": on_disk,
-    "propensities": "logged" if is_logged else ESTIMATED,
+    "propensities": source,
     "importance_clip": getattr(config.settings, "importance_clip", None),
   }
 

@@ -268,6 +268,13 @@ class ReportTest(parameterized.TestCase):
       self.assertIn(sentence, page)
     plain = run_page.table(_results())
     self.assertNotIn("value from logs", plain)
+    said = "300 of 1,000 slates have propensities"
+    rows = {"rows": 300, "with_propensities": 300, "of_rows": 1_000}
+    self.assertIn(said, run_page.table(results | {"off_policy_rows": rows}))
+    rows["with_propensities"] = 1_000
+    self.assertNotIn(
+      "propensities", run_page.table(results | {"off_policy_rows": rows})
+    )
 
   def test_is_self_contained(self):
     page = self._page()
