@@ -24,7 +24,13 @@ from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.serving import versions
 from hsrl_jax.sid import store
-from hsrl_jax.stages import catalogue_changes, collect, export, quantize
+from hsrl_jax.stages import (
+  advise,
+  catalogue_changes,
+  collect,
+  export,
+  quantize,
+)
 from hsrl_jax.stages import run as run_lib
 
 _OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
@@ -237,6 +243,10 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
 def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
   if mode == "export":
     run.export(flags_lib.export_from_flags())
+    return
+  if mode == "advise":
+    run.complete(["data"])
+    print("\n".join(advise.lines(run)))
     return
   ran = run.complete(STAGES if mode == "all" else [mode])
   if not ran:

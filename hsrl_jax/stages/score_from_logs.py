@@ -19,9 +19,9 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
   It is of the slates that have them, of which `off_policy_rows` says how many,
   or of the sessions all of whose slates do. The value is the mean response to
   an item; where sessions were logged, `off_policy_sessions` has the total
-  reward of one beside it. Beside the trained policy there are the lists that know no user, and the policy that
-  logged. Doubly robust estimates ask the click model, which has seen the
-  training split alone.
+  reward of one beside it. Beside the trained policy there are the lists that
+  know no user, and the policy that logged. Doubly robust estimates ask the
+  click model, which has seen the training split alone.
 
   Args:
     parts: of the run.
