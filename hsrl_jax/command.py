@@ -37,13 +37,7 @@ _OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
 
 
 def _main(argv: list[str], front: Front, command: str) -> None:
-  """Runs what --mode names.
-
-  Args:
-    argv: the command's name and what is left of its arguments.
-    front: the experiments that there are.
-    command: all of it, for the record.
-  """
+  """Runs what --mode names."""
   if len(argv) > 1:
     raise InputError(
       f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
@@ -100,11 +94,7 @@ def _run(mode: str, config: config_lib.Config, workdir: pathlib.Path) -> None:
 
 
 def _roll_back() -> None:
-  """Serves the version before; a run of the workdir is not disturbed.
-
-  Raises:
-    InputError: there is none, or no folder is named.
-  """
+  """Serves the version before; a run of the workdir is not disturbed."""
   folder, workdir = flags_lib.export_from_flags().dir, flags_lib.WORKDIR.value
   if folder is None and workdir is None:
     raise InputError(

@@ -20,10 +20,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy
 
 from hsrl_jax.data.feedback import Feedback
-from hsrl_jax.evaluation import ranking
+from hsrl_jax.evaluation import ranking, statistics
 from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.types import Sessions
@@ -136,15 +135,10 @@ def measure(
   aucs = auc_by_user(p, y, user_id)
   aucs = aucs[np.isfinite(aucs)]
   if len(aucs):
-    mean = float(aucs.mean())
-    half = 0.0
-    if len(aucs) > 1:
-      half = float(
-        scipy.stats.sem(aucs) * scipy.stats.t.ppf(0.975, len(aucs) - 1)
-      )
+    mean, error = float(aucs.mean()), statistics.standard_error(aucs)
     measured |= {
       "auc_within_users": mean,
-      "auc_within_users_ci95": [mean - half, mean + half],
+      "auc_within_users_ci95": statistics.interval(mean, error, len(aucs)),
       "users": len(aucs),
     }
   return measured

@@ -129,12 +129,7 @@ def course(config: Config, rows: int) -> TrainConfig:
 
 
 def _judge(parts: Parts, given: Params) -> Callable[[Params], float]:
-  """NDCG@10 of what was liked next in the validation split, as it will act.
-
-  Args:
-    parts: of the run.
-    given: what `untrained` says.
-  """
+  """NDCG@10 of what was liked next in the validation split, as it will act."""
   logs = _some(parts.dataset.splits["val"], parts.config.next_item.eval_rows)
   if not len(logs.user_id):
     raise InputError(

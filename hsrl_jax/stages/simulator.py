@@ -183,15 +183,6 @@ def _judged(
   Where negatives were drawn, the slates are not what would have been shown: the
   model is asked as it was fitted, with what its logits owe to the drawing and
   without the base rate.
-
-  Args:
-    config: of the click model.
-    params: what the simulator answers by.
-    dataset: with its logs.
-
-  Returns:
-    `format`; `verdict.measure` on the validation split; and what
-    `verdict.of_fit` says.
   """
   predict = _predictor(config, params._replace(shift=None), dataset)
   splits = {"validation": dataset.splits["val"], "test": dataset.splits["test"]}

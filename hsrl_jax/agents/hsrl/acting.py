@@ -188,12 +188,7 @@ def _all_items(
 
 
 def _search(policy: _Policy, **how: Any) -> _Candidates:
-  """A search where all prefixes share the logits of their level.
-
-  Args:
-    policy: the policy in the user's state.
-    **how: keywords of `beam_search`.
-  """
+  """A search where all prefixes share the logits of their level."""
   log_probs, click_offset = policy.expected()
   completed = beam_search(
     policy.catalogue.index,
@@ -218,13 +213,7 @@ def _of_beams(
 
 
 def _composed(spec: base.Spec, ranks: Array, response_logits: Array) -> Array:
-  """Positions of a slate for a reward with a sweet point, int32 [K].
-
-  Args:
-    spec: of the agent.
-    ranks: float32 [M]; `masking.NEGATIVE` where an item may not be shown.
-    response_logits: float32 [M], of a positive response.
-  """
+  """Positions of a slate for a reward with a sweet point, int32 [K]."""
   best = base.top(ranks, spec.slate_size)
   last = base.top(
     jnp.where(ranks > masking.NEGATIVE, -ranks, masking.NEGATIVE)[::-1],
