@@ -279,7 +279,7 @@ def estimates(logged: Logged) -> dict[str, dict]:
   ess = effective_sample_size(weights(logged)[:, -1])
   if why is not None:
     refused = {"mean": None, "ci95": None, "ess": ess, "refused": why}
-    return {name: dict(refused) for name in ESTIMATORS}
+    return {name: dict(refused) for name in _estimators(logged)}
   more, rewards = {"ess": ess}, effective_rewards(logged)
   if rewards < FEW_EFFECTIVE_REWARDS:
     more["caution"] = (
@@ -288,8 +288,14 @@ def estimates(logged: Logged) -> dict[str, dict]:
     )
   return {
     name: shown(estimate(logged)) | more
-    for name, estimate in ESTIMATORS.items()
+    for name, estimate in _estimators(logged).items()
   }
+
+
+def _estimators(logged: Logged) -> Mapping[str, Callable[..., Estimate]]:
+  """Those of ESTIMATORS that say something: doubly robust ones need a model."""
+  has_model = logged.predicted.any() or logged.expected.any()
+  return {k: x for k, x in ESTIMATORS.items() if k != "dr" or has_model}
 
 
 def on_policy(logged: Logged) -> Logged:
@@ -336,7 +342,7 @@ def _differences(logged: Logged, real: Estimate) -> dict:
   if why is None:
     rewards = effective_rewards(logged)
     if rewards >= MIN_EFFECTIVE_REWARDS:
-      found = {k: f(logged) for k, f in ESTIMATORS.items()}
+      found = {k: f(logged) for k, f in _estimators(logged).items()}
       return {
         k: shown(Estimate(x.value - real.value, x.influence - real.influence))
         for k, x in found.items()
@@ -388,10 +394,11 @@ def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:
       verdict = "is believable: every interval is above 0"
     elif (ends < 0).all():
       verdict = "is believable: every interval is below 0"
-    mean = differences["dr"]["mean"]
-    low, high = differences["dr"]["ci95"]
+    estimator = "dr" if "dr" in differences else "snips"
+    mean = differences[estimator]["mean"]
+    low, high = differences[estimator]["ci95"]
     said.append(
-      f"{name}, doubly robust, less the logging policy: {mean:+.4f} "
+      f"{name}, {estimator.upper()}, less the logging policy: {mean:+.4f} "
       f"[{low:.4f}, {high:.4f}]; the difference {verdict}."
     )
   return said

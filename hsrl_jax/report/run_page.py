@@ -211,7 +211,7 @@ def _from_logs(
     ]
   return [
     (
-      _off_policy_rows(head, results[name]),
+      off_policy_rows(head, results[name]),
       whole
       + off_policy.sentences(results[name], results[f"{name}_differences"]),
     )
@@ -220,7 +220,7 @@ def _from_logs(
   ]
 
 
-def _off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
+def off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
   """Rows of an off-policy table, the head first; a dash where refused."""
   rows = [(head, "estimator", "mean", "[95% CI]", "ESS")]
   for name, estimated in table.items():

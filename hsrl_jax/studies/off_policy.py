@@ -1,4 +1,7 @@
-"""Study `off_policy`: one logging policy's value from another's logs.
+"""Study `off_policy`: a policy's value from the logs of another.
+
+Of one's own logs (`--dataset=logs`) it is that of a policy that came from
+elsewhere: a column `target` has its probability of what was shown.
 
 Two policies logged the same campaign side by side (`--dataset=open_bandit`), so
 that the value of each is known: the mean of its own logs. The logs of the other
@@ -19,15 +22,20 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import off_policy, ranking
 from hsrl_jax.experiments import jobs
-from hsrl_jax.report import tables
+from hsrl_jax.report import run_page, tables
 from hsrl_jax.studies import plots
 
 if TYPE_CHECKING:
   from hsrl_jax.shipped.datasets.open_bandit.impressions import Impressions
 
-DATASET = "open_bandit"
+_OWN = "logs"
+_WANTED = {  # Of a dataset, what its folder holds.
+  "open_bandit": "random/CAMPAIGN and bts/CAMPAIGN of the Open Bandit Dataset",
+  _OWN: "interactions or sessions, with the columns propensity and target",
+}
 _FOLDS = 5
 _FORM = "{:.5f}"
+_MODEL = ("predicted", "expected")  # Columns of a model of responses.
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -41,17 +49,20 @@ def run(experiment: jobs.Experiment) -> None:
   from hsrl_jax.shipped.datasets.open_bandit import impressions
 
   data = experiment.base.data
-  if data.dataset != DATASET:
+  if data.dataset not in _WANTED:
     raise InputError(
       f"--study=off_policy with --dataset={data.dataset}; expected "
-      f"--dataset={DATASET}, which two policies logged"
+      f"--dataset={' or --dataset='.join(_WANTED)}"
     )
   if data.raw_data_dir is None or not pathlib.Path(data.raw_data_dir).is_dir():
     raise InputError(
       f"--raw_data_dir={data.raw_data_dir} is no folder; expected a folder "
-      "with random/CAMPAIGN and bts/CAMPAIGN of the Open Bandit Dataset"
+      f"with {_WANTED[data.dataset]}"
     )
   folder = pathlib.Path(data.raw_data_dir)
+  if data.dataset == _OWN:
+    _of_own(experiment, folder)
+    return
   logs = impressions.read_logs(folder)
   estimated = {
     policy: estimate(logs, policy, logger, experiment.config.seed)
@@ -68,6 +79,59 @@ def run(experiment: jobs.Experiment) -> None:
     "off_policy": estimated,
   }
   jobs.finish(experiment, results, table(results), plots.off_policy(results))
+
+
+def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
+  """Estimates what the policy in the column `target` would have earned."""
+  from hsrl_jax.shipped.datasets.logs import tables as logs_lib
+
+  name = "sessions" if logs_lib.has(folder, "sessions") else "interactions"
+  needed = ("user_id", "response", "propensity", "target")
+  table = logs_lib.read_table(folder, name, needed)
+  there = table.has_cell("propensity")
+  if not there.any():
+    table.refuse(0, "propensity", "none in any row; expected some")
+  rows = table.where(there)
+  width = None
+
+  def read(column: str, parse) -> np.ndarray:
+    if name == "sessions":
+      return logs_lib.matrix(rows, column, parse, width, np.float64)
+    return np.asarray(logs_lib.column(rows, column, parse))[:, None]
+
+  reward = read("response", logs_lib.binary)
+  width = reward.shape[1]
+  model = [np.zeros_like(reward)] * 2
+  if {*_MODEL} <= {*table.names}:
+    model = [read(x, logs_lib.number) for x in _MODEL]
+  logged = off_policy.bandit(
+    read("target", logs_lib.number),
+    read("propensity", logs_lib.probability),
+    reward,
+    *model,
+    logs_lib.codes(rows, "user_id")[0],
+  )
+  found = off_policy.compare({"target": logged})
+  results = {
+    "dataset": _OWN,
+    "rows": int(there.sum()),
+    "of_rows": len(there),
+    "users": len(np.unique(logged.user)),
+    **found,
+  }
+  own = found["off_policy"]
+  lines = [
+    f"Value of an item, {there.sum():,} of {len(there):,} rows of {name} have "
+    "propensities",
+    "",
+    *tables.aligned(run_page.off_policy_rows("policy", own)),
+    "",
+    *map(tables.filled, off_policy.sentences(*found.values())),
+  ]
+  real = own[off_policy.LOGGING_POLICY][off_policy.ON_POLICY]
+  drawn = {"target": own["target"] | {"real": real, "logger": "another"}}
+  figure = plots.off_policy({"off_policy": drawn}, "that of the other")
+  jobs.finish(experiment, results, "\n".join(lines), figure)
 
 
 def estimate(
