@@ -27,8 +27,6 @@ from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.types import Sessions
 
-LEVELS = ("good", "weak", "useless")
-
 # Mean gap of predicted and observed shares of likes, over ten bins. Half of the
 # 0.2 by which a policy that is twice as good would differ at a rate of 0.2.
 MAX_CALIBRATION_ERROR = 0.1
@@ -41,20 +39,12 @@ _BINS = 10
 # Shares of held-out responses that a model is surest of, and the fewest.
 _SUREST, _RESPONSES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01), 100
 
-# Beside simulated figures where no rate of likes is known.
-NO_RATES = (
-  "Negatives were drawn and no base rate is given: simulated likes, rewards "
-  "and depths compare policies; they are no rates of likes."
-)
-
 # What follows from the verdict on a policy's simulated figures.
-_LOGS = (
-  "do not use this number to choose between policies; go by held-out logs."
-)
+_NOT = "do not use this number to choose between policies; go by held-out logs"
 FOLLOWS = {
   "good": "Simulated rewards compare policies; they are no forecast.",
-  "weak": f"Simulated reward: {_LOGS}",
-  "useless": f"Simulated rewards mean nothing: {_LOGS}",
+  "weak": f"Simulated reward: {_NOT}.",
+  "useless": f"Simulated rewards mean nothing: {_NOT}.",
 }
 
 
@@ -214,14 +204,12 @@ def of_fit(
       positives alone and nobody gave a base rate.
 
   Returns:
-    `verdict`, one of LEVELS; `reasons`, sentences; `claims_rates`; and of each
+    `verdict`, a level; `reasons`, sentences; `claims_rates`; and of each
     split the measures of the click model, with those of the baselines under
     `lists` and, unless negatives were drawn, `surest`.
   """
-  measured, reasons = (
-    {"claims_rates": about.claims_rates},
-    {"useless": [], "weak": []},
-  )
+  measured: dict[str, Any] = {"claims_rates": about.claims_rates}
+  reasons = {"useless": [], "weak": []}
   if not about.claims_rates:
     reasons["weak"].append(
       "the logs hold positive responses alone: what was not liked was drawn, "

@@ -54,11 +54,7 @@ def write(
 ) -> pathlib.Path:
   """Writes `report/` of a run whose other stages are complete.
 
-  Args:
-    workdir: of the run.
-    items: the catalogue.
-    sids: where `sids/` is; None: in the workdir.
-    simulator: where `simulator/` is; None: in the workdir.
+  `sids/` and `simulator/` lie in the workdir where no other folder is given.
 
   Returns:
     The path of the page; its pictures also lie beside it.
@@ -135,8 +131,6 @@ def table(results: dict[str, Any]) -> str:
   lines += tables.aligned(_simulated_rows(results))
   if said := verdict.lines(results):
     lines += ["", *map(tables.filled, said)]
-  if not results.get("simulator", {}).get("claims_rates", True):
-    lines.append(tables.filled(verdict.NO_RATES))
   if why := _withheld(results):
     lines.append(tables.filled(f"normalised is withheld: {why}"))
   return "\n".join(lines)
@@ -289,7 +283,6 @@ def _page(
     ],
     prefixes=prefixes,
     simulator=results["simulator"],
-    no_rates=verdict.NO_RATES,
     follows=verdict.FOLLOWS,
     quality=_QUALITY,
     lists=[x for x in examples if "recommended" in x],

@@ -126,13 +126,7 @@ def _collect(
 
 
 class _Check(NamedTuple):
-  """What holds of slates that are collected.
-
-  Attributes:
-    items: ids of all that may have been shown.
-    rewards: the least and the largest that a slate may earn.
-    left_out: why each slate so far was left out, for people.
-  """
+  """Ids and range of rewards that slates may have; why others were left out."""
 
   items: set[str]
   rewards: tuple[float, float]

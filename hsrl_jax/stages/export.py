@@ -189,14 +189,7 @@ def tags_of(items: Items) -> tuple[list[list[str]], list[str], int]:
 
 
 class _Sizes(NamedTuple):
-  """What an export's settings come to for a run.
-
-  Attributes:
-    capacity: C.
-    slate: K.
-    seen: T.
-    seed: which of the run's.
-  """
+  """The sizes C, K and T of an export, and the seed whose policy it has."""
 
   capacity: int
   slate: int

@@ -29,10 +29,6 @@ def run(parts: Parts, watch: watch_lib.Watch) -> None:
   The parameters of a seed's best epoch are kept, by NDCG@10 of what was liked
   next in the validation split.
 
-  Args:
-    parts: of the run.
-    watch: counts the time of the phases.
-
   Raises:
     InputError: the training logs have no user who liked two items, or the
       validation split has no like.

@@ -74,14 +74,6 @@ def run(
 
   A fit that was killed goes on after the last level that it had saved.
 
-  Args:
-    config: of the quantizer.
-    workdir: of the run.
-    catalogue: the items.
-    source: where they are from.
-    genres: [N] for the report, where known.
-    brought: the SIDs of the items, where they are not to be fitted.
-
   Returns:
     What report.json holds.
 

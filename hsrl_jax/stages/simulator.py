@@ -297,11 +297,6 @@ def of_file(
 ) -> ResponseParams:
   """The click model whose weights a file gives.
 
-  Args:
-    config: `sized` by the file.
-    given: the file.
-    dataset: its users and items.
-
   Raises:
     InputError: the dataset's profiles or features have another width.
   """
@@ -341,13 +336,6 @@ def adopt(
   """Takes the click model of a file in place of `run`.
 
   Writes `simulator/`: a copy of the file, and quality.json, which names it.
-
-  Args:
-    config: `sized` by the file.
-    workdir: of the run.
-    dataset: the users and items.
-    given: the file.
-    path: where it lies.
 
   Returns:
     The rest of quality.json, see `_judged`; empty where no slates are logged.

@@ -91,8 +91,7 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
   there = table.has_cell("propensity")
   if not there.any():
     table.refuse(0, "propensity", "none in any row; expected some")
-  rows = table.where(there)
-  width = None
+  rows, width = table.where(there), None
 
   def read(column: str, parse) -> np.ndarray:
     if name == "sessions":
@@ -112,14 +111,8 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
     logs_lib.codes(rows, "user_id")[0],
   )
   found = off_policy.compare({"target": logged})
-  results = {
-    "dataset": _OWN,
-    "rows": int(there.sum()),
-    "of_rows": len(there),
-    "users": len(np.unique(logged.user)),
-    **found,
-  }
-  own = found["off_policy"]
+  rows = {"rows": int(there.sum()), "of_rows": len(there)}
+  results, own = {"dataset": _OWN} | rows | found, found["off_policy"]
   lines = [
     f"Value of an item, {there.sum():,} of {len(there):,} rows of {name} have "
     "propensities",
@@ -138,12 +131,6 @@ def estimate(
   logs: dict[str, "Impressions"], policy: str, logger: str, seed: int
 ) -> dict[str, Any]:
   """A policy's value from the logs of another, and its real one.
-
-  Args:
-    logs: of both.
-    policy: whose value is asked.
-    logger: whose logs are used.
-    seed: of the model's folds.
 
   Returns:
     What `off_policy.estimates` does, with `real`, {"mean", "ci95"} by the
@@ -228,7 +215,7 @@ def table(results: dict[str, Any]) -> str:
   said = []
   for policy, found in results["off_policy"].items():
     real, logger = found["real"], found["logger"]
-    for name in off_policy.ESTIMATORS:
+    for name in [x for x in off_policy.ESTIMATORS if x in found]:
       one = found[name]
       refused = "refused" in one
       ends = "-" if refused else tables.interval(one, _FORM)
@@ -252,7 +239,7 @@ def table(results: dict[str, Any]) -> str:
 def _sentence(policy: str, found: dict[str, Any]) -> str:
   """Whether the real value is where the estimates say."""
   source = f"{policy} from {found['rows']:,} impressions of {found['logger']}"
-  estimated = {x: found[x] for x in off_policy.ESTIMATORS}
+  estimated = {x: found[x] for x in off_policy.ESTIMATORS if x in found}
   reasons = [x["refused"] for x in estimated.values() if "refused" in x]
   if reasons:
     return f"{source}: no estimate; {reasons[0]}."

@@ -461,18 +461,6 @@ class ReportTest(parameterized.TestCase):
     self.assertLen(re.findall('src="', page), 2)
     self.assertIn("User simulator", page)
 
-  def test_rates_that_nobody_knows_are_not_claimed(self):
-    said = "they are no rates of likes"
-    self.assertNotIn(said, run_page.table(_results()))
-    results = _results()
-    results["simulator"]["claims_rates"] = False
-    root = _workdir(self.root)
-    self.assertNotIn(said, run_page.write(root, _catalogue()).read_text())
-    (root / "results.json").write_text(json.dumps(results))
-    self.assertIn(said, run_page.write(root, _catalogue()).read_text())
-    text = " ".join(run_page.table(results).split())
-    self.assertIn(said, text)
-
   def test_missing_file_is_an_input_error(self):
     root = _workdir(self.root)
     (root / "sids" / "sids.npz").unlink()

@@ -31,14 +31,7 @@ SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
 
 
 class _Policy(NamedTuple):
-  """The policy in one state.
-
-  Attributes:
-    networks: of the agent.
-    params: of the networks.
-    catalogue: the items.
-    state: float32 [d], c_0.
-  """
+  """The policy in one state, c_0, float32 [d]."""
 
   networks: Networks
   params: Params
