@@ -13,6 +13,7 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.evaluation import bounds, measures, ranking, simulate, verdict
+from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.report import examples, journeys
 from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages import score_from_logs as from_logs
@@ -105,10 +106,11 @@ def _in_simulator(
   known = verdict.baselines(train, len(items.features) - 1)
   if items.feedback.base_rate is not None:
     known = known._replace(rate=items.feedback.base_rate)
-  agent, differences = parts.config.agent, "held_out_differences"
-  found = {}
-  if agent in held_out.get("held_out", {}):  # Else they are of another list.
-    found = held_out[differences]
+  agent, found = parts.config.agent, {}
+  # Else they are of another list, or of users who are too few to tell.
+  known_by = held_out.get("held_out_rows", {}).get("users", 0)
+  if agent in held_out.get("held_out", {}) and known_by >= MIN_USERS:
+    found = held_out["held_out_differences"]
   judged = verdict.of_policy(quality, known, sessions, agent, found)
   return {"policy_in_simulator": judged}
 
