@@ -12,8 +12,11 @@ what the user likes in the train split nor the slate's own positive is drawn.
 The history of a slate is what its user liked before it. Where `split` is given,
 likes of a later split are in no history of an earlier one.
 
-The option `"split_by": "leave_one_out"` takes the place of `split`, see
-docs/bring_your_own.md.
+The option `"split_by": "leave_one_out"` takes the place of `split`: each user's
+last slate with a like is for the test, the one before for validation, and all
+else for training; so is all of a user with fewer than three such slates.
+Slates of positives only, and those of `slate_size` 1, are single likes, which
+is the usual leave-one-out.
 """
 
 from collections.abc import Sequence

@@ -326,7 +326,13 @@ def cuts_of(times: np.ndarray, ranks: Sequence[int]) -> tuple[_Cut, ...]:
 def _split_by_time(
   timestamp: np.ndarray, cuts: Sequence[_Cut], seen: tuple[int, ...]
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-  """The split of each row, [R], and `seen` with these rows."""
+  """The split of each row, [R], and `seen` with these rows.
+
+  Args:
+    timestamp: float64 [R].
+    cuts: where val and test begin.
+    seen: rows of earlier tables that have the time of each cut.
+  """
   split = np.full(len(timestamp), "train")
   now = []
   for cut, name, before in zip(cuts, ("val", "test"), seen, strict=True):

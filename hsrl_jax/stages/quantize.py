@@ -164,12 +164,8 @@ def load(
 ) -> Catalogue:
   """The catalogue of a dataset with the SIDs that `run` wrote.
 
-  Args:
-    workdir: with `sids/`.
-    items: of the dataset.
-    config: of the quantizer.
-    given: int [N, L], tokens as a file has them, which may collide; None: those
-      of residual k-means.
+  `given` are tokens as a file has them, int [N, L], which may collide; None:
+  those of residual k-means.
 
   Raises:
     InputError: `sids/` is missing, damaged or of another catalogue.

@@ -328,10 +328,6 @@ def summary(
 ) -> dict[str, Any]:
   """The bounds, and a row for each policy and share.
 
-  Args:
-    bounds: by share, see World.bounds.
-    measured: by policy and share, see Learning.run.
-
   Returns:
     `bounds`, and `rows` with `policy`, `share`, `before`, `after` (points) and
     `steps_to_recover`: of each seed, iterations to RECOVERED of what it was

@@ -150,12 +150,7 @@ def estimate(
 
 
 def probabilities(logs: "Impressions", items: int) -> np.ndarray:
-  """A policy's probabilities of N items at each of P places, [P, N].
-
-  Args:
-    logs: its own.
-    items: N.
-  """
+  """A policy's probabilities of N items at each of P places, [P, N]."""
   pi = np.zeros((int(logs.place.max()) + 1, items))
   for place in np.unique(logs.place):
     here = logs.place == place
@@ -169,13 +164,7 @@ def probabilities(logs: "Impressions", items: int) -> np.ndarray:
 
 
 def model(logs: "Impressions", items: int, seed: int) -> np.ndarray:
-  """Each item's smoothed click rate among the users of other folds, [R, N].
-
-  Args:
-    logs: R impressions.
-    items: N.
-    seed: of the folds.
-  """
+  """Each item's smoothed click rate among the users of other folds, [R, N]."""
   users, user = np.unique(logs.user, return_inverse=True)
   fold = np.random.default_rng(seed).permutation(len(users))[user] % _FOLDS
   rates = np.zeros((_FOLDS, items))
