@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 from tests.command import run, study
@@ -70,6 +71,7 @@ class SidsFlagTest(absltest.TestCase):
     self.file.write_text(content)
     self.assertIn("nothing to do", self._ok("--mode=quantize"))
 
+  @pytest.mark.slow
   def test_of_another_run(self):
     self._write(1)
     self._ok("--dataset=toy", "--mode=data")
@@ -83,6 +85,7 @@ class SidsFlagTest(absltest.TestCase):
     self.assertIn("SIDs of sids.npz: 3 tokens of 40 values", out)
     np.testing.assert_array_equal(self._sids(), first)
 
+  @pytest.mark.slow
   def test_of_embeddings(self):
     items, new = self.folder / "items.npz", self.folder / "new.npz"
     rng = np.random.default_rng(0)

@@ -1,8 +1,9 @@
 """Slates out of interactions: one row for each item that a user met.
 
 Explicit feedback, `response` (0 or 1) or `rating` with the option `like_from`:
-K consecutive rows of a user (within a split) make a slate, cut from the newest
-backwards; the rows that are left over are part of the history alone.
+K consecutive rows of a user (within a split, with or without propensities) make
+a slate, cut from the newest backwards; the rows that are left over are part of
+the history alone.
 
 Positives only, no `response` or nothing but 1: each row makes a slate, with
 K - 1 drawn negatives, in random order; see hsrl_jax/data/feedback.py. Neither
@@ -286,9 +287,12 @@ def _by_users(log: Log) -> Iterator[tuple[np.ndarray, Log]]:
   user = log.user[order]
   begins = np.unique(np.searchsorted(user, user[::_ROWS]))
   for own in np.split(order, begins[1:]):
-    columns = log._asdict().items()
-    part = {x: y[own] for x, y in columns if isinstance(y, np.ndarray)}
-    yield own, log._replace(**part)
+    part = {x: y[own] for x, y in log.rows.columns.items()}
+    columns = log._asdict() | {"rows": log.rows._replace(columns=part)}
+    for name, column in columns.items():
+      if isinstance(column, np.ndarray):
+        columns[name] = column[own]
+    yield own, Log(**columns)
 
 
 def cut(log: Log, size: int) -> tuple[np.ndarray, schema.Histories, int]:
@@ -305,8 +309,11 @@ def cut(log: Log, size: int) -> tuple[np.ndarray, schema.Histories, int]:
     and how many slates there are with those that would show an item twice.
   """
   split = np.zeros(len(log.user), int) if log.split is None else log.split
-  order = np.lexsort((log.timestamp, split, log.user))  # Stable.
-  group = log.user[order].astype(np.int64) * len(SPLITS) + split[order]
+  kind = split
+  if (propensity := log.rows.columns["propensity"]).size:
+    kind = kind + len(SPLITS) * np.isnan(propensity[:, 0])
+  order = np.lexsort((log.timestamp, kind, log.user))  # Stable.
+  group = log.user[order].astype(np.int64) * 2 * len(SPLITS) + kind[order]
   last = np.searchsorted(group, group, side="right")
   left = last - np.arange(len(order))  # This row and those of its group after.
   start = np.flatnonzero(left % size == 0)

@@ -6,6 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, sid
@@ -83,6 +84,7 @@ class PolicyTest(parameterized.TestCase):
         action.log_prob, np.asarray(scores)[np.asarray(want)], rtol=1e-4
       )
 
+  @pytest.mark.slow
   def test_one_order_for_slates_of_any_size(self):
     policy, params, user = _setting("hsrl")
     banned = jnp.asarray([4, 9])

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
 from absl import flags
 from absl.testing import absltest, parameterized
 
@@ -99,6 +100,7 @@ def _config(*arguments):
 
 
 class NewAgentTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_two_files_are_touched(self):
     with tempfile.TemporaryDirectory() as root:
       package = pathlib.Path(root) / "hsrl_jax"

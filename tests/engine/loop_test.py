@@ -335,6 +335,7 @@ class LoopTest(parameterized.TestCase):
     constant = toy.normalised(toy.bounds()["best_constant"])
     self.assertLess(constant, 0.5)
 
+  @pytest.mark.slow
   def test_no_repeat_shows_nothing_twice(self):
     config = toy.config(seeds=(0,))
     inputs, env = toy.inputs(), toy.env(no_repeat=True)
@@ -392,6 +393,7 @@ class LoopTest(parameterized.TestCase):
     learner, _, metrics = jax.jit(engine.run)(learner, stream, inputs)
     chex.assert_tree_all_finite((learner.params, metrics))
 
+  @pytest.mark.slow
   def test_target_networks_follow_at_the_rate_polyak(self):
     config = toy.config(agent="a2c", seeds=(0,), polyak=0.0)
     start, _ = jax.jit(toy.engine(config).init)(0, toy.inputs())

@@ -7,6 +7,7 @@ import pathlib
 import tempfile
 from unittest import mock
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
@@ -63,6 +64,7 @@ class JobsTest(parameterized.TestCase):
     self.assertEqual(runs["ddpg"].shared, self.workdir / "shared")
     self.assertIn("job 2 of 2: ddpg", out)
 
+  @pytest.mark.slow
   def test_an_error_names_its_job(self):
     with self.assertRaisesRegex(InputError, "^job td3: no such thing$"):
       self.run_all("hsrl", "td3")

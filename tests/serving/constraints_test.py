@@ -84,7 +84,6 @@ class ConstraintsTest(parameterized.TestCase):
   @parameterized.parameters(
     (1, dict(beams=3)),
     (10**6, dict()),
-    (10**6, toy_export.ON_POLICY),
   )
   def test_random_requests(self, search_from, overrides):
     made, recommender = self._load(search_from, **overrides)
@@ -101,6 +100,7 @@ class ConstraintsTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_random_requests_to_other_agents(self):
     for search_from, overrides in (
+      (10**6, toy_export.ON_POLICY),
       (1, dict(beams=512)),
       (1, dict(beams=50)),
       (1, dict(beams=3)),

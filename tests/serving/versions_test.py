@@ -13,6 +13,7 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
@@ -211,6 +212,7 @@ class ArmsTest(_WithFolder):
       self.assertEqual({ask(user)["version"] for user in range(40)}, {"3"})
       self.assertEqual(server.measures.swap_errors._value.get(), 0)
 
+  @pytest.mark.slow
   def test_a_version_with_other_sizes_takes_over(self):
     """It sees what was shown, takes more seen items, and has more tags."""
     other = self.folder.parent / "other"

@@ -4,12 +4,14 @@ import doctest
 import importlib
 import pkgutil
 
+import pytest
 from absl.testing import absltest
 
 from hsrl_jax import sid
 
 
 class DoctestTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_examples(self):
     attempted = {}
     for file in pkgutil.iter_modules(sid.__path__, f"{sid.__name__}."):

@@ -6,6 +6,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits
@@ -82,6 +83,7 @@ class FitTest(parameterized.TestCase):
     ratios = np.reshape(level_ratios + total_ratios, (2, 5, 3)).mean(1)
     self.assertLessEqual(ratios.max(), 1.02, ratios)
 
+  @pytest.mark.slow
   def test_restart_with_least_error_is_kept(self):
     x = _gaussian(60, 2)
 
@@ -260,6 +262,7 @@ class ResumeTest(absltest.TestCase):
 
 
 class BalanceTest(absltest.TestCase):
+  @pytest.mark.slow
   def test_less_is_left_to_the_exact_assignment(self):
     """Of clusters of very different sizes."""
     rng = np.random.default_rng(0)

@@ -6,6 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest
 from scipy import special
 
@@ -103,6 +104,7 @@ class FitTest(absltest.TestCase):
       fitting.predicted(own, fitted, slates), want, rtol=1e-4, atol=1e-5
     )
 
+  @pytest.mark.slow
   def test_a_rule_is_found(self):
     sides, bored = [], None
     for number, count in enumerate((1_600, 100)):

@@ -66,6 +66,7 @@ def _other(made):
 
 class SupervisedTest(parameterized.TestCase):
   @parameterized.parameters(*AGENTS)
+  @pytest.mark.slow
   def test_in_logged_states_it_is_the_policy_of_the_next_item(self, agent):
     made = _made(agent)
     log_pi, response = _supervised(made)
