@@ -152,7 +152,9 @@ def read_items(
     InputError: the file, row and column that is no good.
   """
   if not tables.has(folder, "items") and tables.has(folder, "interactions"):
-    table = tables.read_table(folder, "interactions", interactions.NEEDED)
+    path = tables.find(folder, "interactions")
+    tables.check_columns(path, tables.names(path), interactions.NEEDED)
+    table = tables.read_file(path, ("item_id",), only=True)
     ids = tables.codes(table, "item_id")[1]
     rows = range(1, len(ids) + 1)
     table = tables.Table(table.path, pa.table({"item_id": ids}), rows)

@@ -101,16 +101,16 @@ def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
   Args:
     path: of the file.
     needed: names of columns that must be there.
-    only: whether of a .parquet file these alone are read.
+    only: whether these alone are read.
 
   Raises:
     InputError: it is damaged, empty or lacks a column.
   """
   with reading(path, f"a complete {path.suffix} file"):
+    columns = list(needed) if only else None
     if path.suffix == ".csv":
-      table = _csv(path)
+      table = _csv(path, columns)
     else:
-      columns = list(needed) if only else None
       data = pyarrow.parquet.read_table(path, columns=columns)
       table = Table(path, data, range(1, len(data) + 1))
   check_columns(path, table.names, needed)
@@ -152,9 +152,10 @@ def _header(path: pathlib.Path) -> tuple[list[str], int]:
   return header, reader.line_num
 
 
-def _csv(path: pathlib.Path) -> Table:
+def _csv(path: pathlib.Path, columns: list[str] | None) -> Table:
   header, first = _header(path)
-  blocks = [pa.table({x: pa.array([], pa.string()) for x in header})]
+  columns = header if columns is None else columns
+  blocks = [pa.table({x: pa.array([], pa.string()) for x in columns})]
   try:
     with pyarrow.csv.open_csv(
       path,
@@ -166,12 +167,13 @@ def _csv(path: pathlib.Path) -> Table:
         invalid_row_handler=lambda x: "error" if x.text.strip() else "skip",
       ),
       pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string())
+        column_types=dict.fromkeys(header, pa.string()),
+        include_columns=columns,
       ),
     ) as reader:
       for block in reader:
         cells = map(pc.utf8_trim_whitespace, block.columns)
-        blocks.append(pa.table(dict(zip(header, cells, strict=True))))
+        blocks.append(pa.table(dict(zip(columns, cells, strict=True))))
   except pa.ArrowInvalid:
     if list(_lines(path, len(header))):  # It has more than a header.
       raise

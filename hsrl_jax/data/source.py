@@ -90,15 +90,15 @@ def load(data_dir: pathlib.Path) -> Dataset:
     InputError: it is missing, empty, truncated or malformed.
   """
   manifest.verify(pathlib.Path(data_dir))
-  dataset = read(data_dir)
+  items = read_items(data_dir)
+  count = len(items.titles) - 1
+  splits = {x: read_split(data_dir, x, count) for x in SPLITS}
   vectors = pathlib.Path(data_dir) / ITEM_VECTORS
   if vectors.exists():
-    features = np.load(vectors)
-    items = dataset.items._replace(features=features)
-    dataset = dataset._replace(items=items)
-  ids = np.arange(1, len(dataset.items.features))
-  check_items(ids, dataset.items.features[1:], data_dir)
-  return dataset
+    items = items._replace(features=np.load(vectors))
+  ids = np.arange(1, len(items.features))
+  check_items(ids, items.features[1:], data_dir)
+  return Dataset(items, splits)
 
 
 def user_names(data_dir: pathlib.Path) -> list[str] | None:
@@ -106,17 +106,6 @@ def user_names(data_dir: pathlib.Path) -> list[str] | None:
   for path in pathlib.Path(data_dir).glob("*/sessions/*/metadata.json"):
     return json.loads(path.read_text()).get("users")
   return None
-
-
-def read(data_dir: pathlib.Path) -> Dataset:
-  """Reads what a builder wrote; items may have no features.
-
-  Raises:
-    InputError: a split is empty, or a row of it is malformed.
-  """
-  items = read_items(data_dir)
-  count = len(items.titles) - 1
-  return Dataset(items, {x: read_split(data_dir, x, count) for x in SPLITS})
 
 
 def read_items(data_dir: pathlib.Path) -> Items:
