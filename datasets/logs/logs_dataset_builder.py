@@ -93,6 +93,7 @@ class Builder(schema.SlateBuilder):
     chosen = options.read(folder, self.split_by)
     columns, notes = read_items(folder, chosen)
     log = _interactions(folder, columns["external_id"], chosen)
+    pa.default_memory_pool().release_unused()  # What the file took.
     return columns, notes, log, chosen
 
   def told(self, made, folder, chosen):

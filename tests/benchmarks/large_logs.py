@@ -2,6 +2,8 @@
 
   python tests/benchmarks/large_logs.py [--slates=100000000] [--few=100000]
 
+This is about training from disk; data_scale.py measures the stage data alone.
+
 Logs are made up file by file: sessions of ten slates, of 5 items of 1,000, with
 propensities. For both sizes the stages run, each a command of its own; what is
 reported of training: the most memory of the process, iterations a second, and
