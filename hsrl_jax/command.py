@@ -24,20 +24,20 @@ from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.serving import versions
 from hsrl_jax.sid import store
-from hsrl_jax.stages import catalogue_changes, collect, export, quantize
+from hsrl_jax.stages import (
+  advise,
+  catalogue_changes,
+  collect,
+  export,
+  quantize,
+)
 from hsrl_jax.stages import run as run_lib
 
 _OF_EMBEDDINGS = ("quantize", "add_items", "remove_items")
 
 
 def _main(argv: list[str], front: Front, command: str) -> None:
-  """Runs what --mode names.
-
-  Args:
-    argv: the command's name and what is left of its arguments.
-    front: the experiments that there are.
-    command: all of it, for the record.
-  """
+  """Runs what --mode names."""
   if len(argv) > 1:
     raise InputError(
       f"unexpected argument {argv[1]!r}; expected flags alone, see --help"
@@ -94,11 +94,7 @@ def _run(mode: str, config: config_lib.Config, workdir: pathlib.Path) -> None:
 
 
 def _roll_back() -> None:
-  """Serves the version before; a run of the workdir is not disturbed.
-
-  Raises:
-    InputError: there is none, or no folder is named.
-  """
+  """Serves the version before; a run of the workdir is not disturbed."""
   folder, workdir = flags_lib.export_from_flags().dir, flags_lib.WORKDIR.value
   if folder is None and workdir is None:
     raise InputError(
@@ -237,6 +233,10 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
 def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
   if mode == "export":
     run.export(flags_lib.export_from_flags())
+    return
+  if mode == "advise":
+    run.complete(["data"])
+    print("\n".join(advise.lines(run)))
     return
   ran = run.complete(STAGES if mode == "all" else [mode])
   if not ran:

@@ -18,6 +18,7 @@ from hsrl_jax.experiments.registry import LAUNCH, Entry, Front
 
 MODES = (
   "all",
+  "advise",
   *config_lib.STAGES,
   "add_items",
   "remove_items",
@@ -31,7 +32,8 @@ MODE = flags.DEFINE_enum(
   "mode",
   "all",
   MODES,
-  "The stage to run; `all`: what is missing. `add_items` and `remove_items` "
+  "The stage to run; `all`: what is missing. `advise` looks at the logs and "
+  "says which recipe learns from them. `add_items` and `remove_items` "
   "change a catalogue of --embeddings; for `export`, `collect`, `rollback` see "
   "docs/loop.md.",
 )

@@ -29,22 +29,13 @@ from hsrl_jax.experiments.registry import LAUNCH, Front
 from hsrl_jax.host import compiled
 from hsrl_jax.host import workdir as workdir_lib
 
-flags.declare_key_flag(flags_lib.MODE.name)
-flags.declare_key_flag(flags_lib.WORKDIR.name)
-flags.declare_key_flag("experiment")
-flags.declare_key_flag("dataset")
-flags.declare_key_flag(flags_lib.AGENT.name)
-flags.declare_key_flag("recipe")
-flags.declare_key_flag("raw_data_dir")
-flags.declare_key_flag("response_params")
-flags.declare_key_flag("embeddings")
-flags.declare_key_flag("item_ids")
-flags.declare_key_flag("sweep")
-flags.declare_key_flag("sid_levels")
-flags.declare_key_flag("sid_vocab_size")
-flags.declare_key_flag("simulator_protocol")
-flags.declare_key_flag("iterations")
-flags.declare_key_flag("seeds")
+for _name in (  # Those that --help shows.
+  *(flags_lib.MODE.name, "workdir", "experiment", "dataset", "agent", "recipe"),
+  *("raw_data_dir", "response_params", "embeddings", "item_ids", "sweep"),
+  *("sid_levels", "sid_vocab_size", "simulator_protocol", "iterations"),
+  "seeds",
+):
+  flags.declare_key_flag(_name)
 
 
 def _shipped(argument: str) -> str:
@@ -56,11 +47,7 @@ def _shipped(argument: str) -> str:
 
 
 def _of_flagfile(argument: str) -> list[str]:
-  """The --workdir that a --flagfile names: its folder, if that kept it.
-
-  Raises:
-    InputError: the flagfile is a FIFO or a device, which may hang.
-  """
+  """The --workdir that a --flagfile names: its folder, if that kept it."""
   if not re.match("--?flagfile=", argument):
     return []
   path = pathlib.Path(os.path.expanduser(argument.partition("=")[2]))

@@ -288,11 +288,7 @@ def _element(kind: Any) -> tuple[type, bool]:
 
 
 def _value(name: str, value: Any, kind: Any) -> Any:
-  """A value as its field has it.
-
-  Raises:
-    InputError: it is of another type, or a number that no array could hold.
-  """
+  """A value as its field has it."""
   own, several = _element(kind)
   optional = type(None) in typing.get_args(kind)
   if value is None and optional:

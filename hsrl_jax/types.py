@@ -100,7 +100,7 @@ class Sessions(NamedTuple):
     response: float32 [S, K].
     timestamp: float64 [S], such as seconds; None where it is not known.
     propensity: float32 [S, K], probability by which the logging policy chose
-      each item; None where it was not logged.
+      each item, NaN in slates without; None where it was never logged.
     position: int32 [S, K], where each item was shown; None likewise.
     session: int32 [S], number of the session, which another user's may have
       too; None where it was not logged, as all that follows.

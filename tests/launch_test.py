@@ -398,7 +398,10 @@ class WholePathTest(parameterized.TestCase):
     verdict = results["simulator"]["verdict"]
     self.assertIn(verdict, ("good", "weak", "useless"))
     kept = json.loads((self.workdir / "simulator/quality.json").read_text())
-    self.assertIn(kept["verdict"], ("good", "weak", "useless"))
+    self.assertEqual(kept, results["simulator"])
+    figures = results["policy_in_simulator"]
+    self.assertIn(figures["verdict"], ("good", "weak", "useless"))
+    self.assertEqual(figures["verdict"] == "useless", verdict == "useless")
     for split in ("validation", "test"):
       self.assertIn("item_mean", kept[split]["lists"])
     for measures in results["policies"].values():

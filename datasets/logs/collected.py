@@ -42,8 +42,8 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
       "propensity no training holds; the first is row "
       f"{table.rows[held.argmin()]}"
     )
-    table = _take(table, held)
-  session, faults = steps.faults(table) if table.rows else (None, [])
+    table = table.where(held)
+  session, faults = steps.faults(table) if len(table.rows) else (None, [])
   if faults:
     bad = np.isin(session, session[[row for row, _, _ in faults]])
     row, column, what = faults[0]
@@ -52,8 +52,8 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
       "slates left out, which contradict themselves; the first since row "
       f"{table.rows[row]}, column {column}: found {what}"
     )
-    table = _take(table, ~bad)
-  if not table.rows:
+    table = table.where(~bad)
+  if not len(table.rows):
     raise InputError(f"{notes[-1]}; expected at least one that is left")
   return table, notes
 
@@ -69,8 +69,3 @@ def _hold(column: pa.ChunkedArray, holds) -> np.ndarray:
   )
   bad = row[~holds(numbers.astype(np.float64))]
   return np.bincount(bad, minlength=len(column)) == 0
-
-
-def _take(table: tables.Table, chosen: np.ndarray) -> tables.Table:
-  rows = [x for x, own in zip(table.rows, chosen, strict=True) if own]
-  return tables.Table(table.path, table.data.filter(pa.array(chosen)), rows)

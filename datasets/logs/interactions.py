@@ -1,8 +1,9 @@
 """Slates out of interactions: one row for each item that a user met.
 
 Explicit feedback, `response` (0 or 1) or `rating` with the option `like_from`:
-K consecutive rows of a user (within a split) make a slate, cut from the newest
-backwards; the rows that are left over are part of the history alone.
+K consecutive rows of a user (within a split, with or without propensities) make
+a slate, cut from the newest backwards; the rows that are left over are part of
+the history alone.
 
 Positives only, no `response` or nothing but 1: each row makes a slate, with
 K - 1 drawn negatives, in random order; see hsrl_jax/data/feedback.py. Neither
@@ -273,9 +274,11 @@ def _split_names(log: Log, rows: np.ndarray) -> np.ndarray:
 
 def _cut(log: Log, size: int) -> tuple[np.ndarray, int, int]:
   """Rows of each slate, int [S, size]; rows left over; rows that repeat."""
-  split = np.zeros(len(log.user), int) if log.split is None else log.split
-  order = np.lexsort((log.timestamp, split, log.user))  # Stable.
-  group = log.user[order].astype(np.int64) * len(SPLITS) + split[order]
+  kind = np.zeros(len(log.user), int) if log.split is None else log.split
+  if (propensity := log.rows.columns["propensity"]).size:
+    kind = kind + len(SPLITS) * np.isnan(propensity[:, 0])
+  order = np.lexsort((log.timestamp, kind, log.user))  # Stable.
+  group = log.user[order].astype(np.int64) * 2 * len(SPLITS) + kind[order]
   last = np.searchsorted(group, group, side="right")
   left = last - np.arange(len(order))  # This row and those of its group after.
   start = np.flatnonzero(left % size == 0)

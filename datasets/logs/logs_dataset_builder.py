@@ -1,30 +1,15 @@
 """Logs of one's own, each a .csv or a .parquet file in `--raw_data_dir`.
 
 There are `interactions` (a row for each item that a user met) or `sessions` (a
-row for each slate), and `items`. Columns, those with * may be missing:
-  interactions  user_id, item_id, timestamp, response* or rating*, propensity*,
-                position*, profile*, split*
-  sessions      user_id, profile*, history*, exposed, response*, propensity*,
-                position*, timestamp, split*, session_id*, step*, reward*,
-                terminated*
-  items         item_id, feature*, title*, genres*, added*, tags*, and any
-                others: numbers, categories and texts that item vectors are made
-                of; categories are tags too, see tags.py
+row for each slate, also a folder of .parquet files, see sessions.py), and
+`items`, which interactions do without. Columns, and options in `logs.json`, are
+in docs/bring_your_own.md and docs/logs.md.
 
 Ids are integers or strings; items are numbered 1..N and users 1..U in the
-order of their rows. `feature` and `profile` are lists of as many numbers in
-each row, `exposed` is a list of as many different items, `response`,
-`propensity` and `position` of as many entries, `history` of items, the newest
-last. `session_id` names a session, `step` counts its slates, `terminated` is 1
-where the user left after the slate. In a csv file a list is written with ;
-between. `timestamp` is a number, such as seconds, or a date. Interactions need
-no `items`. `sessions` may be a folder of .parquet files; see sessions.py.
-
-Without `history`, it is what the user responded to positively before. Without
-`split` (train, val or test), the last tenth of the slates is the test split and
-the tenth before it the validation split. Without `response`, all rows are
-positives, and negatives are drawn; see interactions.py. Options of all this are
-in `logs.json`; see options.py.
+order of their rows. Without `history`, it is what the user responded to
+positively before. Without `split`, the last tenth of the slates is the test
+split and the tenth before it the validation split. Without `response`, all rows
+are positives, and negatives are drawn; see interactions.py.
 """
 
 import json

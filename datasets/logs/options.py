@@ -1,21 +1,6 @@
 """Options of a user's logs: `logs.json` beside the files, a JSON object.
 
-All may be missing:
-  slate_size   10: items of a slate that is made of interactions
-  negatives    "uniform" or "popularity": what negatives are drawn by
-  base_rate    the share of likes among shown items, where it is known
-  like_from    the least `rating` that is a like
-  seed         0: of drawn negatives
-  normalise    true or false: whether each `feature` is brought to length one;
-               if missing, where a few are much longer than most
-  split_by     "time": the last tenth of all slates is for the test, the tenth
-               before for validation; "leave_one_out": each user's last slate
-               with a like is for the test, the one before for validation;
-               "user": a tenth of the users are for the test, and a tenth for
-               validation, by a hash of their id, as with --split_by=user. If
-               missing: the column `split`, or by time where there is none
-  newest       only the newest sessions are read, with so many training slates
-               at most, and an eighth as many of each of the other splits
+All may be missing; docs/bring_your_own.md says what each sets.
 """
 
 import dataclasses
@@ -33,7 +18,7 @@ SPLITS_BY = ("time", LEAVE_ONE_OUT, BY_USER)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-  """See the module's docstring."""
+  """See docs/bring_your_own.md."""
 
   slate_size: int = 10
   negatives: str = feedback.UNIFORM

@@ -138,8 +138,12 @@ def read_folder(
   for path in paths:
     slates = read(tables.read_file(path, NEEDED), items, by_user)
     columns, time = slates.columns, slates.columns["timestamp"]
-    if "reward" in survey.columns and not columns["reward"].size:
-      columns["reward"] = np.full((len(time), 1), np.nan, np.float32)
+    for name, size in (
+      ("reward", 1),
+      ("propensity", columns["exposed"].shape[1]),
+    ):
+      if name in survey.columns and not columns[name].size:
+        columns[name] = np.full((len(time), size), np.nan, np.float32)
     if not parts:
       notes = slates.notes
     for name in ("exposed", "profile"):
@@ -169,8 +173,9 @@ def read_folder(
   columns = {
     name: np.concatenate([part[name] for part in parts]) for name in parts[0]
   }
-  if np.isnan(columns["reward"]).all():
-    columns["reward"] = columns["reward"][:, :0]
+  for name in ("reward", "propensity"):
+    if np.isnan(columns[name]).all():
+      columns[name] = columns[name][:, :0]
   if large:
     slates = sum(x.counts["slates"] for x in written)
     if not slates:

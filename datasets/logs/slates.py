@@ -47,6 +47,7 @@ def read(
   Returns:
     Columns `user_id`, `exposed`, `timestamp`, `split` where it is known, and
     with no entries where they are missing `profile`, `propensity`, `position`.
+    `propensity` is NaN in rows that have none.
 
   Raises:
     InputError: the row and column that is no good, or a split that cannot be.
@@ -62,13 +63,22 @@ def read(
     ("propensity", tables.probability, np.float32),
     ("position", tables.place, np.int32),
   ):
-    if name not in table.names or name not in known:
-      columns[name] = np.zeros((len(shown), 0), dtype)
-    elif shown.ndim == 2 or name == "profile":
+    columns[name] = np.zeros((len(shown), 0), dtype)
+    there = np.zeros(len(shown), bool)
+    if name in table.names and name in known:
+      there = table.has_cell(name) | (name != "propensity")
+    if not there.any():
+      continue
+    rows = table if there.all() else table.where(there)
+    if shown.ndim == 2 or name == "profile":
       width = None if name == "profile" else shown.shape[1]
-      columns[name] = tables.matrix(table, name, parse, width, dtype)
+      found = tables.matrix(rows, name, parse, width, dtype)
     else:
-      columns[name] = tables.column(table, name, parse)[:, None].astype(dtype)
+      found = tables.column(rows, name, parse)[:, None].astype(dtype)
+    if not there.all():
+      some, found = found, np.full((len(there), found.shape[1]), np.nan, dtype)
+      found[there] = some
+    columns[name] = found
   if "split" in table.names:
     if by_user:
       raise InputError(
@@ -135,12 +145,20 @@ def split_by_time(timestamp: np.ndarray) -> np.ndarray:
 
 
 def by_time(slates: Slates) -> Slates:
-  """The same in the order of time, with `split`."""
+  """The same in the order of time, with `split`, and a note on propensities."""
   columns, time = dict(slates.columns), slates.columns["timestamp"]
   if "split" not in columns:
     columns["split"] = split_by_time(time)
-  order = np.argsort(time, kind="stable")
-  return slates._replace(columns={k: x[order] for k, x in columns.items()})
+  order, notes = np.argsort(time, kind="stable"), slates.notes
+  known = np.isfinite(columns["propensity"]).all(1)
+  if not known.all():
+    notes = [
+      *notes,
+      f"propensities: {known.sum():,} of {len(known):,} slates have them; what "
+      "a policy would have earned is estimated from these alone",
+    ]
+  columns = {k: x[order] for k, x in columns.items()}
+  return slates._replace(columns=columns, notes=notes)
 
 
 def newest(columns: dict[str, np.ndarray], most: int) -> dict[str, np.ndarray]:

@@ -101,13 +101,7 @@ def _rows(
 def _faults(
   numbers: Sequence[int], rows: Sessions, ordered: transitions.Order
 ) -> Iterator[Fault]:
-  """Where rows contradict one another, or their responses.
-
-  Args:
-    numbers: of the rows in the file, for people.
-    rows: of a table.
-    ordered: the rows.
-  """
+  """Where rows contradict one another, or their responses."""
   if rows.step is not None:
     yield from _of_steps(numbers, rows, ordered)
   if rows.terminated is not None:

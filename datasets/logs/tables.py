@@ -47,6 +47,18 @@ class Table(NamedTuple):
     """A column as Python has it."""
     return self.data[name].to_pylist()
 
+  def where(self, chosen: np.ndarray) -> "Table":
+    """The rows that are chosen, by bool [R]."""
+    rows = np.asarray(self.rows)[chosen]
+    return Table(self.path, self.data.filter(pa.array(chosen)), rows)
+
+  def has_cell(self, name: str) -> np.ndarray:
+    """Whether each row has something in a column, bool [R]."""
+    empty = pc.is_null(self.data[name])
+    if _is_text(self.data[name].type):
+      empty = pc.or_kleene(empty, pc.equal(self.data[name], ""))
+    return ~empty.to_numpy(zero_copy_only=False)
+
   def refuse(self, row: int, name: str, what: str) -> None:
     """Raises InputError, which names the cell in a row from 0."""
     raise InputError(
@@ -464,7 +476,7 @@ def probability(cell) -> float:
     value = 0.0
   if not 0 < value <= 1:
     raise ValueError(
-      f"{short(cell)}; expected a probability in (0, 1], in all rows or none"
+      f"{short(cell)}; expected a probability in (0, 1], or an empty cell"
     )
   return value
 

@@ -53,7 +53,8 @@ class Builder(logs_dataset_builder.Builder):
   def read_sessions(self, folder):
     """Columns of `sessions`, by time."""
     ids = tables.column(impressions.read_items(folder), "item_id", tables.id_)
-    parts = [x.table for x in impressions.read_logs(folder).values()]
+    logs = impressions.read_logs(folder)
+    parts = [x.table for x in logs.values()]
     data = pa.concat_tables([x.data for x in parts])
     profile = [_one_hot(data[x]) for x in impressions.USER]
     data = data.drop_columns(impressions.USER).append_column(
@@ -63,7 +64,10 @@ class Builder(logs_dataset_builder.Builder):
     by_user = options.BY_USER if self.split_by == options.BY_USER else None
     chosen = options.Options(slate_size=1, split_by=by_user)
     log = interactions.read(tables.Table(folder, data, rows), ids, chosen)
-    return self.told(interactions.slates(log, len(ids), chosen), folder, chosen)
+    made = interactions.slates(log, len(ids), chosen)
+    shown = " and ".join(f"{k} ({len(x.item):,})" for k, x in logs.items())
+    notes = [*made.notes, f"impressions of two policies are read: {shown}"]
+    return self.told(made._replace(notes=notes), folder, chosen)
 
 
 def _one_hot(values) -> np.ndarray:

@@ -1,10 +1,9 @@
 """RL4RS as slates of nine, out of the official files.
 
 `--raw_data_dir` holds `item_info.csv` (separated by spaces) and one or more
-`rl4rs_b_*.csv` (separated by `@`, nine columns). Two configs share one builder:
-  `items`     one row per item: id and the published vector of 40 numbers;
-              price, location and special_item are in its title and genres.
-  `sessions`  one row per slate: profile, history, slate, response.
+`rl4rs_b_*.csv` (separated by `@`, nine columns). Of an item there is the
+published vector of 40 numbers; price, location and special_item are in its
+title and genres.
 
 A row that cannot be used is left out and listed in `malformed.csv` beside the
 sessions, with its line in the file (the header is line 1) and why.

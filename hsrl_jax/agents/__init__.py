@@ -69,7 +69,7 @@ _BY_RECIPE = {
 }
 # What learns nothing, and is chosen by its settings alone.
 RULES = ("capped", "spaced", "diverse", "best_playlist")
-DEFAULT = "hsrl"
+DEFAULT, FROM_LOGS = "hsrl", "cql"  # FROM_LOGS: without propensities.
 PUBLISHED = hsrl.PUBLISHED
 
 

@@ -129,11 +129,7 @@ def _given(
 def _prepare(
   run: run_lib.Run, tables: Mapping[str, Any], options: Mapping[str, Any]
 ) -> bool:
-  """Stage data, of tables; True if it ran.
-
-  Raises:
-    InputError: they are not those of which the workdir was made, or no good.
-  """
+  """Stage data, of tables; True if it ran."""
   path = run.workdir / SOURCE
   digests = {name: frames.digest(table) for name, table in tables.items()}
   made_of = {"format": 1, "tables": digests, "options": dict(options)}

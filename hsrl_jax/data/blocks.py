@@ -23,7 +23,7 @@ from hsrl_jax.data import transitions
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.types import Sessions, Transition
 
-FORMAT = 1  # Of INDEX and of the blocks.
+FORMAT = 2  # Of INDEX and of the blocks.
 FOLDER = "slates"  # Of a prepared dataset.
 INDEX = "index.json"
 BLOCK = 512  # Rows of a block at least, but for the last one of a file.

@@ -116,8 +116,8 @@ def logging_policy(
 ) -> np.ndarray:
   """Log-probability of each item shown under the policy that showed it, [S, K].
 
-  Where no propensity was logged it is an estimate, the simplest one: the same
-  for everybody and every state, by how often each item was shown. It knows
+  Where a slate has no propensities it is an estimate, the simplest one: the
+  same for everybody and every state, by how often each item was shown. It knows
   nothing of what that policy knew, so importance weights by it are a guess.
 
   Args:
@@ -129,14 +129,15 @@ def logging_policy(
   Returns:
     float32.
   """
-  if logs.propensity is not None:
-    return np.log(np.asarray(logs.propensity, np.float64)).astype(np.float32)
   exposed = np.asarray(logs.exposed)
   if exposures is None:
     exposures = np.bincount(exposed.ravel(), minlength=items + 1)
   count = exposures + 1.0  # One more of each, so that no share is 0.
-  log_share = np.log(count / count[1:].sum())
-  return log_share[exposed].astype(np.float32)
+  log_prob = np.log(count / count[1:].sum())[exposed]
+  if logs.propensity is not None:
+    known = np.asarray(logs.propensity, np.float64)
+    log_prob = np.where(np.isnan(known), log_prob, np.log(known))
+  return log_prob.astype(np.float32)
 
 
 def earned(logs: Sessions, rewards: np.ndarray) -> np.ndarray:
@@ -147,7 +148,10 @@ def earned(logs: Sessions, rewards: np.ndarray) -> np.ndarray:
 
 
 def counts(logs: Sessions) -> dict[str, int]:
-  """Slates, sessions and ends of S slates, and which of these were logged."""
+  """Slates, sessions and ends of S slates, and which of these were logged.
+
+  Of propensities it is in how many slates they were.
+  """
   ordered = order(logs)
   ends = ordered.last if logs.terminated is None else logs.terminated
   rewards = logs.reward is not None and not np.isnan(logs.reward).all()
@@ -158,8 +162,15 @@ def counts(logs: Sessions) -> dict[str, int]:
     "ends": int(np.sum(ends)),
     "ends_logged": logs.terminated is not None,
     "rewards_logged": rewards,
-    "propensities_logged": logs.propensity is not None,
+    "propensities": int(with_propensities(logs).sum()),
   }
+
+
+def with_propensities(logs: Sessions) -> np.ndarray:
+  """Which of S slates have a propensity of each item, bool [S]."""
+  if logs.propensity is None:
+    return np.zeros(len(logs.user_id), bool)
+  return np.isfinite(logs.propensity).all(1)
 
 
 def size(logs: Sessions, observed_items: int = 0) -> int:

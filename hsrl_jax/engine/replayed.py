@@ -93,18 +93,7 @@ def _step(
   shown: Metrics,
   axis_name: str | None,
 ) -> tuple[Learner, Metrics]:
-  """One gradient step on the agent's loss.
-
-  Args:
-    loop: the loop.
-    learner: before the step.
-    batch: transitions, leaves [U, R, ...].
-    keys: of the losses, [U, R].
-    inputs: of the loop.
-    weight: of the loss; 0 where nothing can be replayed yet.
-    shown: metrics of what the users were shown meanwhile.
-    axis_name: see `core.gradient_step`.
-  """
+  """One gradient step on the agent's loss."""
   progress = learner.step / loop.config.iterations
 
   def loss(params):

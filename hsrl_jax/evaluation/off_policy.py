@@ -266,12 +266,8 @@ def refusal(logged: Logged) -> str | None:
   return None
 
 
-def estimates(logged: Logged, discount: float = 1.0) -> dict[str, dict]:
+def estimates(logged: Logged) -> dict[str, dict]:
   """All estimates of a target policy.
-
-  Args:
-    logged: the logs.
-    discount: gamma.
 
   Returns:
     For each of ESTIMATORS {"mean", "ci95": [low, high], "ess"}; where
@@ -283,7 +279,7 @@ def estimates(logged: Logged, discount: float = 1.0) -> dict[str, dict]:
   ess = effective_sample_size(weights(logged)[:, -1])
   if why is not None:
     refused = {"mean": None, "ci95": None, "ess": ess, "refused": why}
-    return {name: dict(refused) for name in ESTIMATORS}
+    return {name: dict(refused) for name in _estimators(logged)}
   more, rewards = {"ess": ess}, effective_rewards(logged)
   if rewards < FEW_EFFECTIVE_REWARDS:
     more["caution"] = (
@@ -291,9 +287,15 @@ def estimates(logged: Logged, discount: float = 1.0) -> dict[str, dict]:
       f"{FEW_EFFECTIVE_REWARDS:.0f} a 95 % interval is too short"
     )
   return {
-    name: shown(estimate(logged, discount)) | more
-    for name, estimate in ESTIMATORS.items()
+    name: shown(estimate(logged)) | more
+    for name, estimate in _estimators(logged).items()
   }
+
+
+def _estimators(logged: Logged) -> Mapping[str, Callable[..., Estimate]]:
+  """Those of ESTIMATORS that say something: doubly robust ones need a model."""
+  has_model = logged.predicted.any() or logged.expected.any()
+  return {k: x for k, x in ESTIMATORS.items() if k != "dr" or has_model}
 
 
 def on_policy(logged: Logged) -> Logged:
@@ -308,15 +310,12 @@ def on_policy(logged: Logged) -> Logged:
 
 
 def compare(
-  policies: Mapping[str, Logged],
-  discount: float = 1.0,
-  what: str = "off_policy",
+  policies: Mapping[str, Logged], what: str = "off_policy"
 ) -> dict[str, dict]:
   """Target policies beside the policy that logged.
 
   Args:
     policies: name to the same logs, as each policy sees them.
-    discount: gamma.
     what: the name of what is returned.
 
   Returns:
@@ -327,24 +326,23 @@ def compare(
   """
   own = on_policy(next(iter(policies.values())))
   real = ips(own)
-  table = {name: estimates(x, discount) for name, x in policies.items()}
+  table = {name: estimates(x) for name, x in policies.items()}
   table[LOGGING_POLICY] = {
     ON_POLICY: shown(real) | {"ess": float(len(own.user))}
   }
   differences = {
-    name: _differences(logged, real, discount)
-    for name, logged in policies.items()
+    name: _differences(logged, real) for name, logged in policies.items()
   }
   return {what: table, f"{what}_differences": differences}
 
 
-def _differences(logged: Logged, real: Estimate, discount: float) -> dict:
+def _differences(logged: Logged, real: Estimate) -> dict:
   """Each estimate less the logging policy's mean, or why not."""
   why = refusal(logged)
   if why is None:
     rewards = effective_rewards(logged)
     if rewards >= MIN_EFFECTIVE_REWARDS:
-      found = {k: f(logged, discount) for k, f in ESTIMATORS.items()}
+      found = {k: f(logged) for k, f in _estimators(logged).items()}
       return {
         k: shown(Estimate(x.value - real.value, x.influence - real.influence))
         for k, x in found.items()
@@ -396,10 +394,11 @@ def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:
       verdict = "is believable: every interval is above 0"
     elif (ends < 0).all():
       verdict = "is believable: every interval is below 0"
-    mean = differences["dr"]["mean"]
-    low, high = differences["dr"]["ci95"]
+    estimator = "dr" if "dr" in differences else "snips"
+    mean = differences[estimator]["mean"]
+    low, high = differences[estimator]["ci95"]
     said.append(
-      f"{name}, doubly robust, less the logging policy: {mean:+.4f} "
+      f"{name}, {estimator.upper()}, less the logging policy: {mean:+.4f} "
       f"[{low:.4f}, {high:.4f}]; the difference {verdict}."
     )
   return said

@@ -214,9 +214,9 @@ def item_to_item(features: np.ndarray) -> tuple[ScoreFn, Array]:
 def logging_policy(logs: Sessions) -> Rankings | None:
   """How the policy that logged ranks what it showed; None where nothing tells.
 
-  By the propensities of the items, or else by their positions.
+  By the propensities of the items, if all have some, or by their positions.
   """
-  if logs.propensity is not None:
+  if logs.propensity is not None and np.isfinite(logs.propensity).all():
     return Rankings(np.asarray(logs.propensity, np.float64), None)
   if logs.position is not None:
     return Rankings(-np.asarray(logs.position, np.float64), None)

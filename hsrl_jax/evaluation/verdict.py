@@ -1,49 +1,51 @@
-"""The verdict on a simulator: whether its click model knows the logs.
+"""Verdicts: on a click model, and on what a policy earns in it.
 
-A simulated reward is worth what the click model is worth where it is asked. So
-the model is held against held-out responses, beside predictions that know no
-user (the mean of all responses, of the item, of the user), and the slates that
-it is asked about are held against those that were logged.
-
-Levels:
+The first holds the model against held-out responses, beside predictions that
+know no user (the mean of all responses, of the item, of the user). It is made
+once, when the model is fitted, and is the same under every policy:
 
 - useless: the model orders a user's items no better than chance, predicts worse
   than one number for all, or too few users can tell. Simulated figures mean
   nothing.
-- weak: the item's own mean orders or predicts better, probabilities are off, or
-  the policy's slates are far from the logged ones. Simulated figures may
-  compare policies; they are no forecast.
+- weak: the item's own mean orders or predicts better, or probabilities are off.
 - good: none of these.
+
+The second says whether a policy's simulated figures may be compared with those
+of others: it is weak where the policy leaves what the logs know, where held-out
+logs contradict them, or where the policy ranks by the click model itself. They
+are no forecast even where it is good.
 """
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-import scipy
 
-from hsrl_jax.evaluation import ranking
+from hsrl_jax.data.feedback import Feedback
+from hsrl_jax.evaluation import ranking, statistics
+from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.types import Sessions
-
-LEVELS = ("good", "weak", "useless")
 
 # Mean gap of predicted and observed shares of likes, over ten bins. Half of the
 # 0.2 by which a policy that is twice as good would differ at a rate of 0.2.
 MAX_CALIBRATION_ERROR = 0.1
-# Simulated likes of the policy's slates against the logs' own rate: twice the
-# rate is more than the best tenth of logged items shows in any data at hand.
-MAX_LIKE_RATIO = 2.0
 # Share of the policy's showings whose item has hardly been shown in the logs.
 MAX_UNSEEN = 0.5
 FEW_SHOWINGS = 5
+# Share of the policy's slates that are the greedy oracle's, item by item.
+ORACLES = 0.99
 _BINS = 10
+# Shares of held-out responses that a model is surest of, and the fewest.
+_SUREST, _RESPONSES = (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01), 100
 
-# Beside simulated figures where no rate of likes is known.
-NO_RATES = (
-  "Negatives were drawn and no base rate is given: simulated likes, rewards "
-  "and depths compare policies; they are no rates of likes."
-)
+# What follows from the verdict on a policy's simulated figures.
+_NOT = "do not use this number to choose between policies; go by held-out logs"
+FOLLOWS = {
+  "good": "Simulated rewards compare policies; they are no forecast.",
+  "weak": f"Simulated reward: {_NOT}.",
+  "useless": f"Simulated rewards mean nothing: {_NOT}.",
+}
 
 
 class Baselines(NamedTuple):
@@ -123,15 +125,10 @@ def measure(
   aucs = auc_by_user(p, y, user_id)
   aucs = aucs[np.isfinite(aucs)]
   if len(aucs):
-    mean = float(aucs.mean())
-    half = 0.0
-    if len(aucs) > 1:
-      half = float(
-        scipy.stats.sem(aucs) * scipy.stats.t.ppf(0.975, len(aucs) - 1)
-      )
+    mean, error = float(aucs.mean()), statistics.standard_error(aucs)
     measured |= {
       "auc_within_users": mean,
-      "auc_within_users_ci95": [mean - half, mean + half],
+      "auc_within_users_ci95": statistics.interval(mean, error, len(aucs)),
       "users": len(aucs),
     }
   return measured
@@ -164,33 +161,56 @@ def auc_by_user(
   return np.where(pairs > 0, better / np.maximum(pairs, 1), np.nan)
 
 
+def surest(
+  probability: np.ndarray, response: np.ndarray
+) -> list[dict[str, float]]:
+  """What a model says of the responses that it is surest of, and what was.
+
+  Args:
+    probability: float [S, K].
+    response: [S, K], 0 or 1.
+
+  Returns:
+    Of all responses, then of ever fewer with the highest probabilities:
+    `responses`, how many, and the rates of likes `predicted` and `observed`.
+  """
+  order = np.argsort(-np.ravel(probability), kind="stable")
+  p, y = (np.ravel(x)[order] for x in (probability, np.asarray(response) > 0))
+  sizes = [round(x * len(p)) for x in _SUREST]
+  return [
+    {
+      "responses": size,
+      "predicted": float(p[:size].mean()),
+      "observed": float(y[:size].mean()),
+    }
+    for size in sizes
+    if size >= _RESPONSES or size == len(p)
+  ]
+
+
 def of_fit(
   probability: Mapping[str, np.ndarray],
   splits: Mapping[str, Sessions],
   known: Baselines,
-  *,
-  claims_rates: bool = True,
+  about: Feedback,
 ) -> dict:
-  """The verdict on a click model, before any policy is simulated.
+  """The verdict on a click model.
 
   Args:
     probability: of `validation` and `test`, [S, K] each.
     splits: their rows.
     known: the baselines.
-    claims_rates: whether a rate of likes is known. It is not where the logs
-      hold positives alone and nobody gave a base rate: showings without a like
-      are made up then (`feedback.Feedback.claims_rates`).
+    about: what the responses are. No rate of likes is known where the logs hold
+      positives alone and nobody gave a base rate.
 
   Returns:
-    `verdict`, one of LEVELS; `reasons`, sentences; `claims_rates`; and of each
+    `verdict`, a level; `reasons`, sentences; `claims_rates`; and of each
     split the measures of the click model, with those of the baselines under
-    `lists`.
+    `lists` and, unless negatives were drawn, `surest`.
   """
-  measured, reasons = (
-    {"claims_rates": claims_rates},
-    {"useless": [], "weak": []},
-  )
-  if not claims_rates:
+  measured: dict[str, Any] = {"claims_rates": about.claims_rates}
+  reasons = {"useless": [], "weak": []}
+  if not about.claims_rates:
     reasons["weak"].append(
       "the logs hold positive responses alone: what was not liked was drawn, "
       "so no rate of likes can be simulated"
@@ -202,6 +222,8 @@ def of_fit(
     }
     model = measure(probability[name], *rows)
     measured[name] = model | {"lists": lists}
+    if about.negatives is None:
+      measured[name]["surest"] = surest(probability[name], sessions.response)
     _judge_split(name, model, lists, reasons)
   return _level(reasons) | measured
 
@@ -244,58 +266,102 @@ def _judge_split(name: str, model, lists, reasons) -> None:
     )
 
 
-def of_slates(
-  quality: Mapping, slates: np.ndarray, like_rate: float, known: Baselines
+def of_policy(
+  quality: Mapping,
+  known: Baselines,
+  sessions: Mapping[str, Sequence[Simulated]],
+  agent: str,
+  differences: Mapping[str, Mapping[str, Any]],
 ) -> dict:
-  """The verdict once the policy's slates are known too.
+  """The verdict on what a policy earns in the simulator.
 
   Args:
     quality: what `of_fit` returned.
-    slates: int, item ids that the policy showed in the simulator, any shape; 0
-      is padding.
-    like_rate: share of them that were liked there.
-    known: the baselines; `rate` is that of what is shown, so a base rate where
-      negatives were drawn.
+    known: the baselines.
+    sessions: name to those of each seed, of the policy and of the bounds.
+    agent: the policy's name.
+    differences: `held_out_differences` of the policy from simple lists.
 
   Returns:
-    `quality` with the verdict and its reasons completed, and `policy_slates`:
-    `like_rate`, `logged_like_rate` (both None where `quality` claims no rates),
-    `unseen_share` (showings of items that the
-    logs show fewer than FEW_SHOWINGS times), `distance` (total variation
-    distance of the policy's showings from the logged ones, 0 to 1).
+    `verdict` and `reasons`; `like_rate` and `logged_like_rate` (both None where
+    `quality` claims no rates); `unseen_share`, of showings whose item the logs
+    show fewer than FEW_SHOWINGS times; `distance`, the total variation distance
+    of its showings from the logged ones, 0 to 1; and `as_greedy`, the share of
+    its slates that are the greedy oracle's.
   """
-  shown = np.asarray(slates).ravel()
-  counts = np.bincount(shown[shown > 0], minlength=len(known.showings))
+  slates = np.stack([x.slates for x in sessions[agent]])  # [seeds, E, T, K]
+  counts = np.bincount(slates[slates > 0], minlength=len(known.showings))
   total, logged = max(counts.sum(), 1), max(known.showings.sum(), 1)
-  unseen = counts[known.showings < FEW_SHOWINGS].sum() / total
+  like_rate = sum(float(x.positives.sum()) for x in sessions[agent]) / total
+  unseen = float(counts[known.showings < FEW_SHOWINGS].sum() / total)
   distance = np.abs(counts / total - known.showings / logged).sum() / 2
-  reasons = {level: [] for level in LEVELS[1:]}
-  claims_rates = quality.get("claims_rates", True)
-  if claims_rates and like_rate > MAX_LIKE_RATIO * known.rate:
+  same = np.sort(slates) == np.sort(sessions["greedy_oracle"][0].slates)
+  as_greedy = float(same.all(-1)[slates.any(-1)].mean())
+  reasons = {"useless": [], "weak": []}
+  if quality["verdict"] == "useless":
+    reasons["useless"] += quality["reasons"]
+  if as_greedy >= ORACLES:
     reasons["weak"].append(
-      f"the policy's slates are liked to {like_rate:.0%} in the simulator, "
-      f"those in the logs to {known.rate:.0%}"
+      f"{agent} shows what the greedy oracle shows, so it earns the same: it "
+      "ranks by the click model itself, which also answers for the users"
     )
   if unseen > MAX_UNSEEN:
     reasons["weak"].append(
-      f"{unseen:.0%} of what the policy shows was shown fewer than "
+      f"{unseen:.0%} of what {agent} shows was shown fewer than "
       f"{FEW_SHOWINGS} times in the logs"
     )
-  if quality["verdict"] != "good":
-    reasons[quality["verdict"]] = [
-      *quality["reasons"],
-      *reasons[quality["verdict"]],
-    ]
-  return {
-    **quality,
-    **_level(reasons),
-    "policy_slates": {
-      "like_rate": like_rate if claims_rates else None,
-      "logged_like_rate": known.rate if claims_rates else None,
-      "unseen_share": float(unseen),
-      "distance": float(distance),
-    },
+  reasons["weak"] += _unconfirmed(quality, agent, like_rate)
+  earned = (
+    np.mean([x.total_reward for x in sessions[name]])
+    for name in (agent, "best_constant")
+  )
+  if np.greater(*earned):
+    reasons["weak"] += _contradicted(agent, differences)
+  rates = quality.get("claims_rates", True)
+  return _level(reasons) | {
+    "like_rate": like_rate if rates else None,
+    "logged_like_rate": known.rate if rates else None,
+    "unseen_share": unseen,
+    "distance": float(distance),
+    "as_greedy": as_greedy,
   }
+
+
+def _unconfirmed(quality: Mapping, agent: str, rate: float) -> list[str]:
+  """Why held-out responses do not confirm simulated likes above the logs'."""
+  groups = quality.get("test", {}).get("surest", [])
+  if not groups or rate <= groups[0]["predicted"]:
+    return []
+  likely = f"{agent}'s slates are liked to {rate:.1%} in the simulator"
+  found = next((x for x in groups if x["predicted"] >= rate), None)
+  if found is None:
+    most = groups[-1]
+    return [
+      f"{likely}; no held-out response tells: of the {most['responses']:,} "
+      f"that the click model is surest of it says {most['predicted']:.1%}"
+    ]
+  n, p = found["responses"], found["observed"]
+  lift = p + 2 * np.sqrt(p * (1 - p) / n) - groups[0]["observed"]
+  if lift >= (found["predicted"] - groups[0]["predicted"]) / 2:
+    return []
+  return [
+    f"{likely}; of {n:,} held-out responses it is as sure of {p:.1%} were "
+    f"likes, of all {groups[0]['observed']:.1%}"
+  ]
+
+
+def _contradicted(agent: str, differences: Mapping) -> list[str]:
+  """Where held-out logs put a policy below what is the same for everybody."""
+  said = []
+  for name in ("popularity", "item_mean"):
+    found = differences.get(name, {}).get("auc_within_slates")
+    if found and found["ci95"][1] < 0:
+      said.append(
+        f"{agent} earns more than best_constant, and orders held-out slates "
+        f"worse than {name}: AUC {found['mean']:+.3f} "
+        f"[{found['ci95'][0]:.3f}, {found['ci95'][1]:.3f}]"
+      )
+  return said
 
 
 def _level(reasons: Mapping[str, list[str]]) -> dict:
@@ -306,10 +372,21 @@ def _level(reasons: Mapping[str, list[str]]) -> dict:
 
 
 def line(quality: Mapping) -> str:
-  """The verdict in one line, for a terminal."""
+  """The verdict on a click model in one line, for a terminal."""
   if quality["verdict"] == "good":
     return "simulator: good, its click model holds on held-out responses"
   return f"simulator: {quality['verdict']}: {quality['reasons'][0]}"
+
+
+def lines(results: Mapping) -> list[str]:
+  """Both verdicts of a run's results.json, and what follows from them."""
+  model = results.get("simulator", {})
+  said = [line(model)] if "verdict" in model else []
+  if found := results.get("policy_in_simulator"):
+    if found["verdict"] == "weak":
+      said += [f"{results['agent']} in it: {x}." for x in found["reasons"]]
+    said.append(FOLLOWS[found["verdict"]])
+  return said
 
 
 def doubts(results: Mapping) -> list[str]:

@@ -174,14 +174,7 @@ def _supervised(
 def _row(
   experiment: jobs.Experiment, start, own, rewarded: Run
 ) -> dict[str, Any]:
-  """Of one policy, and what it has more than the supervised one.
-
-  Args:
-    experiment: what it is of.
-    start: run and measures of the supervised policy.
-    own: those of this one.
-    rewarded: than which it earns more.
-  """
+  """Of one policy, and what it has more than the supervised one."""
   (run, rows), (first, before) = own, start
   agent = run.config.agent
   row = held_out_rows.measured(rows)

@@ -38,12 +38,7 @@ def run(
 ) -> list[dict[str, Any]]:
   """Fits each size; writes sweep.json and sweep.html.
 
-  Args:
-    config: all but the sizes.
-    workdir: where to write.
-    catalogue: the items.
-    name: of the catalogue, for people.
-    sizes: (V, L) of each.
+  Each of `sizes` is (V, L); `name` is that of the catalogue, for people.
 
   Returns:
     A row for each size: see `_measure`; `fits` is False, and nothing else is

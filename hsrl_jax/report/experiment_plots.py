@@ -82,16 +82,7 @@ def _measured(
   names: Sequence[str],
   special: Mapping[str, tuple[str, str]],
 ) -> None:
-  """A measure with its intervals, a line each, and bounds as dashed lines.
-
-  Args:
-    axes: that are drawn on.
-    measure: a key of _MEASURES.
-    bounds: name to row of results.
-    rows: the same of what is drawn.
-    names: from below; one without a row has no line.
-    special: colour and marker of names that do not look like the rest.
-  """
+  """A measure with its intervals, a line each, and bounds as dashed lines."""
   plots.style(axes, "", _MEASURES[measure])
   ordered = sorted(bounds, key=lambda x: bounds[x][measure]["mean"])
   for i, name in enumerate(ordered):

@@ -54,11 +54,7 @@ def write(
 ) -> pathlib.Path:
   """Writes `report/` of a run whose other stages are complete.
 
-  Args:
-    workdir: of the run.
-    items: the catalogue.
-    sids: where `sids/` is; None: in the workdir.
-    simulator: where `simulator/` is; None: in the workdir.
+  `sids/` and `simulator/` lie in the workdir where no other folder is given.
 
   Returns:
     The path of the page; its pictures also lie beside it.
@@ -133,10 +129,8 @@ def table(results: dict[str, Any]) -> str:
     lines += [*tables.aligned(rows), ""]
     lines += [tables.filled(x) for x in sentences] + [""]
   lines += tables.aligned(_simulated_rows(results))
-  if "verdict" in results.get("simulator", {}):
-    lines += ["", tables.filled(verdict.line(results["simulator"]))]
-  if not results.get("simulator", {}).get("claims_rates", True):
-    lines.append(tables.filled(verdict.NO_RATES))
+  if said := verdict.lines(results):
+    lines += ["", *map(tables.filled, said)]
   if why := _withheld(results):
     lines.append(tables.filled(f"normalised is withheld: {why}"))
   return "\n".join(lines)
@@ -203,17 +197,24 @@ def _from_logs(
   results: dict[str, Any],
 ) -> list[tuple[list[tuple[str, ...]], list[str]]]:
   """Rows and sentences of each table of values from logs."""
+  rows, whole = results.get("off_policy_rows", {}), []
+  if rows and rows["with_propensities"] < rows["of_rows"]:
+    whole = [
+      f"{rows['with_propensities']:,} of {rows['of_rows']:,} slates have "
+      "propensities; values are of these, and of sessions without any other."
+    ]
   return [
     (
-      _off_policy_rows(head, results[name]),
-      off_policy.sentences(results[name], results[f"{name}_differences"]),
+      off_policy_rows(head, results[name]),
+      whole
+      + off_policy.sentences(results[name], results[f"{name}_differences"]),
     )
     for name, head in _FROM_LOGS.items()
     if name in results
   ]
 
 
-def _off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
+def off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
   """Rows of an off-policy table, the head first; a dash where refused."""
   rows = [(head, "estimator", "mean", "[95% CI]", "ESS")]
   for name, estimated in table.items():
@@ -282,7 +283,7 @@ def _page(
     ],
     prefixes=prefixes,
     simulator=results["simulator"],
-    no_rates=verdict.NO_RATES,
+    follows=verdict.FOLLOWS,
     quality=_QUALITY,
     lists=[x for x in examples if "recommended" in x],
     sessions=[x for x in examples if "steps" in x],

@@ -183,11 +183,7 @@ def _settings(arguments: list[str]) -> Settings:
 
 
 def _opened(settings: Settings, arms: arms_lib.Arms) -> Store | None:
-  """Returns the store, which knows what it is of.
-
-  Raises:
-    InputError: it cannot be opened, or is of users with other profiles.
-  """
+  """Returns the store, which knows what it is of."""
   if not settings.store:
     return None
   store = open_store(settings.store)

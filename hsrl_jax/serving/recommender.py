@@ -78,16 +78,7 @@ def _check_arrays(
   arrays: dict[str, Any],
   wanted: dict[str, jax.ShapeDtypeStruct],
 ) -> None:
-  """Checks the names, shapes and dtypes of arrays, and that all are finite.
-
-  Args:
-    where: owner of the arrays, for the message.
-    arrays: by name.
-    wanted: the arrays that the artefact takes.
-
-  Raises:
-    InputError: names the first array that is wrong.
-  """
+  """Checks the names, shapes and dtypes of arrays, and that all are finite."""
   for name in sorted(arrays.keys() | wanted.keys()):
     has = _shape(arrays[name]) if name in arrays else "nothing"
     expected = _shape(wanted[name]) if name in wanted else "nothing"

@@ -31,13 +31,7 @@ _PRICE_STEPS = 100
 
 
 class _Free(NamedTuple):
-  """Free SIDs.
-
-  Attributes:
-    taken: int64 [M], sorted SID numbers.
-    levels: L.
-    vocab_size: V.
-  """
+  """SIDs that are free: all but those numbered `taken`, int64 [M], sorted."""
 
   taken: np.ndarray
   levels: int

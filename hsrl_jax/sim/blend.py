@@ -1,20 +1,14 @@
 """A click model's logit blended with statistics of the training logs.
 
-A network that knows items by their features cannot tell the quality of items
-whose features are alike, nor users who like little from users who like much. So
-its logit z is one of five terms, each with a weight of its own:
+The logit z of a network that knows items by their features is one of five
+terms, each with a weight of its own (docs/method.md, "The click model"):
 
   w_1 z + w_2 b[item] + w_3 b[user] + w_4 similarity(history, item) + w_5
 
-`b` is an empirical-Bayes bias, the smoothed logit of what was liked less that
-of what was expected; it is 0 where nothing was logged, so for newcomers. The
-similarity is that of the item's features to those of the history. The weights,
-of which w_1 to w_4 are at least 0, are fitted to the VALIDATION split, whose
-responses neither the network nor `b` has seen: on the training split both would
-look better than they are (stacking, Wolpert 1992).
-
-What moves responses but is unknown of a simulated user, the position of an item
-and the drawing of negatives, is accounted for in the fit and left out after it.
+The weights are fitted to the VALIDATION split, whose responses neither network
+nor biases `b` have seen: on the training split both would look better than they
+are (stacking, Wolpert 1992). The position of an item and the drawing of
+negatives are accounted for in the fit and left out after it.
 """
 
 from typing import NamedTuple

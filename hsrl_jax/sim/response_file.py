@@ -1,26 +1,10 @@
 """A user response model (URM) trained elsewhere, as one .npz file.
 
-Its arrays, of floating point (the network: networks/user_response.py):
-
-  user_hidden.kernel [P, hidden]   user_hidden.bias [hidden]   then ReLU
-  user_out.kernel [hidden, F]      user_out.bias [F]           the user vector
-  item.kernel [D, F]               item.bias [F]               of every item
-  self_attention.X.kernel [F, F]   self_attention.X.bias [F]
-  cross_attention.X.kernel [F, F]  cross_attention.X.bias [F]
-  mix.kernel [2 F, F]              mix.bias [F]      only with the final Dense
-
-where X is each of query, key, value and out. A layer is x @ kernel + bias
-(torch.nn.Linear keeps the transpose of `kernel`, and
-torch.nn.MultiheadAttention its query, key and value below each other in
-`in_proj_weight`). Head h has the columns h F / heads to (h + 1) F / heads of
-query, key and value; their products are divided by sqrt(F / heads). `mix`
-takes [interest, user vector]. The answer is a logit.
-
-The file may bring users and items of its own, all three or none:
-
-  item_features [N + 1, D]   row i is item i; row 0 is padding, all zero
-  profiles [S, P]            one row a user
-  histories [S, H]           integers: ids 1..N, newest last, zeros on the left
+Its arrays and their shapes are in docs/bring_your_own.md, "A click model"; the
+network is networks/user_response.py. Head h has the columns h F / heads to
+(h + 1) F / heads of query, key and value; products are divided by
+sqrt(F / heads). The answer is a logit. The file may bring users and items of
+its own, OWN, all three or none.
 """
 
 import pathlib

@@ -1,22 +1,10 @@
 """The worlds of SARDINE as pure functions, with the methods of UserSimulator.
 
-SARDINE (https://github.com/naver/sardine, MIT licence, package `sardine-rec`
-1.0.8): items and users are vectors whose coordinates are topics; a user clicks
-what is near, tires of topics, and may come to like what was clicked. Six of its
-worlds are here, with their parameters: those with many items.
-
-What the package does, and this with it:
-
-- An item attracts a user by sigmoid(slope (cosine - offset)); the k-th place of
-  a slate is looked at with probability 0.85^k, k from 0.
-- Boredom is `dynamics.TopicBoredom` (the package's `user_car`: while a topic
-  bores the user's vector is 0; its `user_tloi`: its boring coordinates are).
-- A click moves the user by 1 - omega towards the mean of ALL coordinates of the
-  clicked items, one number for every topic, as the package has it.
-- A session begins with a slate drawn at random, with repeats. Its clicks bore,
-  move the user and are in the history, but earn nothing.
-- Then come 100 slates, and the session is truncated. The package calls that
-  `terminated`.
+docs/method.md, "Worlds of SARDINE", says what they are, and the package
+`sardine-rec` 1.0.8 (MIT) is what they are equal to: boredom is
+`dynamics.TopicBoredom` (its `user_car`: while a topic bores the user's vector
+is 0; its `user_tloi`: its boring coordinates are). After 100 slates a session
+is truncated, which the package calls `terminated`.
 
 Items 1..N here are 0..N-1 there, and topics 1..T are 0..T-1.
 """

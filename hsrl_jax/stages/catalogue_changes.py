@@ -21,10 +21,7 @@ def add_items(
 
   An id that was removed gets its SID back, whatever its embedding is now.
 
-  Args:
-    workdir: with `sids/`.
-    new: what is added, with ids; held in memory.
-    where: names the source in errors.
+  `new` has ids, and is held in memory.
 
   Returns:
     What report.json holds now.
@@ -83,10 +80,7 @@ def remove_items(
 ) -> dict[str, Any]:
   """Removes items from the SIDs of a workdir; their SIDs stay reserved.
 
-  Args:
-    workdir: with `sids/`.
-    ids: int64 or str [M], as given with the embeddings.
-    where: names the source in errors.
+  `ids`, int64 or str [M], are as given with the embeddings.
 
   Returns:
     What report.json holds now.

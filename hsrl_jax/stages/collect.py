@@ -126,13 +126,7 @@ def _collect(
 
 
 class _Check(NamedTuple):
-  """What holds of slates that are collected.
-
-  Attributes:
-    items: ids of all that may have been shown.
-    rewards: the least and the largest that a slate may earn.
-    left_out: why each slate so far was left out, for people.
-  """
+  """Ids and range of rewards that slates may have; why others were left out."""
 
   items: set[str]
   rewards: tuple[float, float]
@@ -175,11 +169,7 @@ class _Check(NamedTuple):
 
 
 def _cursor(folder: pathlib.Path, store: str) -> int:
-  """The last number that was collected of a store; drops unfinished files.
-
-  Raises:
-    InputError: something else is in the folder.
-  """
+  """The last number that was collected of a store; drops unfinished files."""
   last = 0
   for path in sorted(folder.iterdir()) if folder.is_dir() else ():
     if path.name.startswith(".part-"):
@@ -204,11 +194,7 @@ def _write(
   folder: pathlib.Path,
   check: _Check,
 ) -> int:
-  """Writes one file of closed slates; returns how many it holds.
-
-  Raises:
-    InputError: a slate has an item that is of no export.
-  """
+  """Writes one file of closed slates; returns how many it holds."""
   folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"part-{store.id[:8]}-{first:012d}-{last:012d}.parquet"
   unfinished = folder / f".{path.name}"
@@ -325,13 +311,7 @@ def _served(
 def _items(
   catalogue: ServedCatalogue, about: dict[str, Any]
 ) -> dict[str, tuple]:
-  """See _served.
-
-  Args:
-    catalogue: of an export.
-    about: it; `topics` of the features are no item's own, and those tags are
-      genres that `genres` names.
-  """
+  """See _served."""
   width = catalogue.features.shape[1] - about.get("topics", 0)
   tags, genres = catalogue.tags, set(about.get("genres", ()))
   rows = np.flatnonzero(np.asarray(catalogue.index.known))

@@ -18,13 +18,7 @@ from hsrl_jax.types import Array, Observation, Params, Shown
 
 
 class _Slate(NamedTuple):
-  """K places; leading axes are the caller's.
-
-  Attributes:
-    items: int32 [K], as the agent fills them.
-    log_prob: float32 [K].
-    propensity: float32 [K].
-  """
+  """K places, leading axes the caller's; items as the agent fills them."""
 
   items: Array
   log_prob: Array

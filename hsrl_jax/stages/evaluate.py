@@ -13,6 +13,7 @@ import numpy as np
 
 from hsrl_jax import files
 from hsrl_jax.evaluation import bounds, measures, ranking, simulate, verdict
+from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.report import examples, journeys
 from hsrl_jax.stages import logged as logged_lib
 from hsrl_jax.stages import score_from_logs as from_logs
@@ -42,7 +43,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   # Session e is of row rows[e] of the split, whatever the policy.
   rows = simulate.sample(logged.user_id, c.episodes, c.seed)
   sessions = sessions_lib.with_bounds(parts, {agent: trained}, rows)
-  quality = _quality(parts, sessions[agent])
+  quality = _json(parts.folder("simulator") / "simulator" / "quality.json")
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
   files.write_json(
     parts.workdir / RESULTS,
@@ -63,6 +64,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
         sessions, quality, logged.user_id[rows], int(active.sum())
       ),
       "simulator": quality,
+      **_in_simulator(parts, quality, sessions, held_out),
       "sids": _json(parts.folder("quantize") / "sids/report.json"),
     },
   )
@@ -91,24 +93,26 @@ def _learned(parts: Parts) -> dict[str, Any]:
   return {"learned_from": known}
 
 
-def _quality(
-  parts: Parts, sessions: list[simulate.Simulated]
+def _in_simulator(
+  parts: Parts,
+  quality: dict[str, Any],
+  sessions: dict[str, list[simulate.Simulated]],
+  held_out: dict[str, Any],
 ) -> dict[str, Any]:
-  """quality.json of the simulator, with the verdict on the policy's slates."""
-  path = parts.folder("simulator") / "simulator" / "quality.json"
-  quality = _json(path)
-  if "verdict" not in quality:
-    return quality
-  known = verdict.baselines(
-    parts.dataset.splits["train"], len(parts.dataset.items.features) - 1
-  )
-  base_rate = parts.dataset.items.feedback.base_rate
-  if base_rate is not None:
-    known = known._replace(rate=base_rate)
-  slates = np.stack([x.slates for x in sessions])
-  liked = sum(float(x.positives.sum()) for x in sessions)
-  rate = liked / max(int((slates > 0).sum()), 1)
-  return verdict.of_slates(quality, slates, rate, known)
+  """`policy_in_simulator` of results.json, if a judged click model answers."""
+  if "verdict" not in quality or parts.ratings is not None:
+    return {}
+  items, train = parts.dataset.items, parts.dataset.splits["train"]
+  known = verdict.baselines(train, len(items.features) - 1)
+  if items.feedback.base_rate is not None:
+    known = known._replace(rate=items.feedback.base_rate)
+  agent, found = parts.config.agent, {}
+  # Else they are of another list, or of users who are too few to tell.
+  known_by = held_out.get("held_out_rows", {}).get("users", 0)
+  if agent in held_out.get("held_out", {}) and known_by >= MIN_USERS:
+    found = held_out["held_out_differences"]
+  judged = verdict.of_policy(quality, known, sessions, agent, found)
+  return {"policy_in_simulator": judged}
 
 
 def _policies(

@@ -137,11 +137,7 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
 
 
 def _doubts(parts: Parts, agent: Agent, export: ExportConfig) -> list[str]:
-  """What the run's own results have against its policy, for people.
-
-  Raises:
-    InputError: they have something, and `export.any` is not set.
-  """
+  """What the run's own results have against its policy, for people."""
   if not agent.learns:
     return []
   if not parts.is_done("evaluate"):
@@ -193,14 +189,7 @@ def tags_of(items: Items) -> tuple[list[list[str]], list[str], int]:
 
 
 class _Sizes(NamedTuple):
-  """What an export's settings come to for a run.
-
-  Attributes:
-    capacity: C.
-    slate: K.
-    seen: T.
-    seed: which of the run's.
-  """
+  """The sizes C, K and T of an export, and the seed whose policy it has."""
 
   capacity: int
   slate: int
@@ -209,11 +198,7 @@ class _Sizes(NamedTuple):
 
 
 def _sizes(agent: Agent, parts: Parts, export: ExportConfig) -> _Sizes:
-  """The sizes of an export.
-
-  Raises:
-    InputError: they do not go with the run.
-  """
+  """The sizes of an export."""
   items = len(parts.dataset.items.titles) - 1
   room = capacity(agent, parts.config, export, items)
   seeds = parts.config.train.seeds

@@ -13,6 +13,7 @@ from hsrl_jax.types import Sessions, Transition
 
 MEMORY_BYTES = 8 * 2**30  # What transitions may take.
 ESTIMATED = "estimated by popularity"
+SESSIONS, PROPENSITY = "session_id of several slates", "propensity"
 
 
 def learned(
@@ -48,12 +49,26 @@ def facts(config: Config, logs: Sessions | blocks.Blocks) -> dict[str, Any]:
   """What results.json says of learning from slates."""
   on_disk = isinstance(logs, blocks.Blocks)
   known = dict(logs.counts if on_disk else transitions.counts(logs))
-  is_logged = known.pop("propensities_logged")
+  slates, logged = known["slates"], known["propensities"]
+  source = "logged" if logged else ESTIMATED
+  if 0 < logged < slates:
+    source = f"logged in {logged:,} of {slates:,} slates, else {ESTIMATED}"
   return known | {
     "on_disk": on_disk,
-    "propensities": "logged" if is_logged else ESTIMATED,
+    "propensities": source,
     "importance_clip": getattr(config.settings, "importance_clip", None),
   }
+
+
+def missing(known: dict[str, Any]) -> list[str]:
+  """What logs lack of that which learning from logs is for; see `facts`."""
+  there = {
+    SESSIONS: known["sessions_logged"] and known["sessions"] < known["slates"],
+    PROPENSITY: known["propensities"] != ESTIMATED,
+    "reward": known["rewards_logged"],
+    "terminated": known["ends_logged"],
+  }
+  return [name for name, is_there in there.items() if not is_there]
 
 
 def lines(known: dict[str, Any]) -> list[str]:
@@ -75,6 +90,14 @@ def lines(known: dict[str, Any]) -> list[str]:
     )
   elif clip is not None:
     said.append(
-      f"importance weights are off; propensities ({source}) are not read"
+      f"importance weights are off; propensities ({source}) are not read "
+      "without --importance_clip"
+    )
+  if len(lacking := missing(known)) == 4:
+    said.append(
+      f"warning: these logs have no {', '.join(lacking)}: likes are all there "
+      "is to learn from. --recipe=next_item learns what users like next, "
+      "--recipe=replay slates that are liked, each in a new workdir; "
+      "--mode=advise says what logs hold"
     )
   return said

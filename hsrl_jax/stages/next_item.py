@@ -29,10 +29,6 @@ def run(parts: Parts, watch: watch_lib.Watch) -> None:
   The parameters of a seed's best epoch are kept, by NDCG@10 of what was liked
   next in the validation split.
 
-  Args:
-    parts: of the run.
-    watch: counts the time of the phases.
-
   Raises:
     InputError: the training logs have no user who liked two items, or the
       validation split has no like.
@@ -129,12 +125,7 @@ def course(config: Config, rows: int) -> TrainConfig:
 
 
 def _judge(parts: Parts, given: Params) -> Callable[[Params], float]:
-  """NDCG@10 of what was liked next in the validation split, as it will act.
-
-  Args:
-    parts: of the run.
-    given: what `untrained` says.
-  """
+  """NDCG@10 of what was liked next in the validation split, as it will act."""
   logs = _some(parts.dataset.splits["val"], parts.config.next_item.eval_rows)
   if not len(logs.user_id):
     raise InputError(

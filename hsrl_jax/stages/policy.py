@@ -105,19 +105,9 @@ def run(
 ) -> None:
   """Trains on slates; writes `policy/`, see `training.run`.
 
-  Args:
-    config: of the run.
-    workdir: of the run.
-    env: the simulator.
-    catalogue: the items.
-    users: the pool of the training split.
-    val_users: the pool of the learning curve.
-    val_rows: int32 [E], of that pool, of which its sessions are.
-    logs: the training slates, for a run that learns from them; where they are
-      on disk they are read by windows.
-    watch: counts the time of the phases.
-    start: makes of fresh parameters, [S, ...], those that training starts from;
-      None: the fresh ones are.
+  Sessions of the learning curve are of `val_rows`, int32 [E], of the pool
+  `val_users`. `logs` on disk are read by windows. `start` makes of fresh
+  parameters, [S, ...], those that training starts from.
 
   Raises:
     FloatingPointError: a metric or parameter became NaN or infinite; such a

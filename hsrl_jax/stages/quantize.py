@@ -74,14 +74,6 @@ def run(
 
   A fit that was killed goes on after the last level that it had saved.
 
-  Args:
-    config: of the quantizer.
-    workdir: of the run.
-    catalogue: the items.
-    source: where they are from.
-    genres: [N] for the report, where known.
-    brought: the SIDs of the items, where they are not to be fitted.
-
   Returns:
     What report.json holds.
 
@@ -172,12 +164,8 @@ def load(
 ) -> Catalogue:
   """The catalogue of a dataset with the SIDs that `run` wrote.
 
-  Args:
-    workdir: with `sids/`.
-    items: of the dataset.
-    config: of the quantizer.
-    given: int [N, L], tokens as a file has them, which may collide; None: those
-      of residual k-means.
+  `given` are tokens as a file has them, int [N, L], which may collide; None:
+  those of residual k-means.
 
   Raises:
     InputError: `sids/` is missing, damaged or of another catalogue.

@@ -183,15 +183,6 @@ def _judged(
   Where negatives were drawn, the slates are not what would have been shown: the
   model is asked as it was fitted, with what its logits owe to the drawing and
   without the base rate.
-
-  Args:
-    config: of the click model.
-    params: what the simulator answers by.
-    dataset: with its logs.
-
-  Returns:
-    `format`; `verdict.measure` on the validation split; and what
-    `verdict.of_fit` says.
   """
   predict = _predictor(config, params._replace(shift=None), dataset)
   splits = {"validation": dataset.splits["val"], "test": dataset.splits["test"]}
@@ -202,7 +193,7 @@ def _judged(
     {name: predict(logs) for name, logs in splits.items()},
     splits,
     known,
-    claims_rates=dataset.items.feedback.claims_rates,
+    dataset.items.feedback,
   )
   return {"format": QUALITY_FORMAT, **_scalars(judged["validation"]), **judged}
 
@@ -306,11 +297,6 @@ def of_file(
 ) -> ResponseParams:
   """The click model whose weights a file gives.
 
-  Args:
-    config: `sized` by the file.
-    given: the file.
-    dataset: its users and items.
-
   Raises:
     InputError: the dataset's profiles or features have another width.
   """
@@ -350,13 +336,6 @@ def adopt(
   """Takes the click model of a file in place of `run`.
 
   Writes `simulator/`: a copy of the file, and quality.json, which names it.
-
-  Args:
-    config: `sized` by the file.
-    workdir: of the run.
-    dataset: the users and items.
-    given: the file.
-    path: where it lies.
 
   Returns:
     The rest of quality.json, see `_judged`; empty where no slates are logged.

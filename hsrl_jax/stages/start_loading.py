@@ -21,10 +21,8 @@ def load(parts: Parts, like: Params) -> Params:
 
   A seed starts from the same seed of the other run, or from its first one.
 
-  Args:
-    parts: of a run that continues from another one.
-    like: leaves [S, ...], parameters of the agent that start afresh. What the
-      other run lacks, such as a critic after supervised training, stays so.
+  What the other run lacks of `like`, leaves [S, ...], parameters that start
+  afresh, such as a critic after supervised training, stays so.
 
   Raises:
     InputError: the other run is gone or has changed, or its items, SIDs or

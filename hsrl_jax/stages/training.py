@@ -200,24 +200,7 @@ def _iterate(
   signals: stop.Deferral,
   watch: watch_lib.Watch,
 ) -> tuple[core.Learner, int]:
-  """Iterates to the end, or to a signal.
-
-  Args:
-    call: one call of the device, of `parallel.over_devices`.
-    placed: learner, stream and inputs where it wants them.
-    feed: gives the inputs of the next call.
-    saved: step of the last checkpoint.
-    train: see `run`.
-    layout: of seeds and devices.
-    measure: see Curve.
-    patience: see `run`.
-    checkpointer: where states are saved; metrics lie beside its folder.
-    signals: tells whether to stop.
-    watch: counts the time of the phases.
-
-  Returns:
-    The placed learner at the end, and how many iterations there were.
-  """
+  """Iterates to the end, or to a signal."""
   learner, stream, inputs = placed
   folder = pathlib.Path(checkpointer.directory).parent
   first, begun = processes.is_first(), saved

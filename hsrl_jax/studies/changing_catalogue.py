@@ -9,14 +9,11 @@ function. Newcomers get SIDs by the living index: no new fit. Policies know all
 items by their content alone, which no rating changes; for other features see
 --study_newcomers.
 
-Compared, with the same losses: HSRL, and policies with one logit per item,
-whose weights are of the item alone (`free`) or come from its features
-(`features`). Each is measured frozen, right after the change, and while it goes
-on to learn. A share of 0 is the control: nothing changes. Rewards are
-normalised by the bounds of the catalogue as it is at the time.
-
-The replay starts anew at the change, for every policy: what it holds shows
-items that are gone. Shares are nested: what leaves at 5 % also leaves at 20 %.
+Compared, with the same losses: HSRL, and policies with one logit per item, of
+the item alone (`free`) or of its features (`features`), each frozen right after
+the change, and while it goes on to learn. A share of 0 is the control. Rewards
+are normalised by the bounds of the catalogue at the time. The replay starts
+anew at the change. Shares are nested: what leaves at 5 % also leaves at 20 %.
 """
 
 import pathlib
@@ -330,10 +327,6 @@ def summary(
   measured: dict[tuple[str, int], dict[str, Any]],
 ) -> dict[str, Any]:
   """The bounds, and a row for each policy and share.
-
-  Args:
-    bounds: by share, see World.bounds.
-    measured: by policy and share, see Learning.run.
 
   Returns:
     `bounds`, and `rows` with `policy`, `share`, `before`, `after` (points) and

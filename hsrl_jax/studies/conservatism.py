@@ -273,14 +273,7 @@ def _earned_by(
 def _model(
   experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
 ) -> tuple[UserSimulator, EnvParams, EnvParams]:
-  """A simulator that is fitted to logs alone, its users, and the tested ones.
-
-  Args:
-    experiment: the experiment.
-    world: whose items and users these are.
-    row: whose logs they are; rows of the same logs share a model, fitted once.
-    drawn: the logs.
-  """
+  """A simulator that is fitted to logs, its users, and the tested ones."""
   run = world.run
   of_logs = Row(row.logging, MODEL, row.slates, None)
   folder = experiment.workdir / of_logs.name

@@ -1,4 +1,7 @@
-"""Study `off_policy`: one logging policy's value from another's logs.
+"""Study `off_policy`: a policy's value from the logs of another.
+
+Of one's own logs (`--dataset=logs`) it is that of a policy that came from
+elsewhere: a column `target` has its probability of what was shown.
 
 Two policies logged the same campaign side by side (`--dataset=open_bandit`), so
 that the value of each is known: the mean of its own logs. The logs of the other
@@ -19,15 +22,20 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import off_policy, ranking
 from hsrl_jax.experiments import jobs
-from hsrl_jax.report import tables
+from hsrl_jax.report import run_page, tables
 from hsrl_jax.studies import plots
 
 if TYPE_CHECKING:
   from hsrl_jax.shipped.datasets.open_bandit.impressions import Impressions
 
-DATASET = "open_bandit"
+_OWN = "logs"
+_WANTED = {  # Of a dataset, what its folder holds.
+  "open_bandit": "random/CAMPAIGN and bts/CAMPAIGN of the Open Bandit Dataset",
+  _OWN: "interactions or sessions, with the columns propensity and target",
+}
 _FOLDS = 5
 _FORM = "{:.5f}"
+_MODEL = ("predicted", "expected")  # Columns of a model of responses.
 
 
 def run(experiment: jobs.Experiment) -> None:
@@ -41,17 +49,20 @@ def run(experiment: jobs.Experiment) -> None:
   from hsrl_jax.shipped.datasets.open_bandit import impressions
 
   data = experiment.base.data
-  if data.dataset != DATASET:
+  if data.dataset not in _WANTED:
     raise InputError(
       f"--study=off_policy with --dataset={data.dataset}; expected "
-      f"--dataset={DATASET}, which two policies logged"
+      f"--dataset={' or --dataset='.join(_WANTED)}"
     )
   if data.raw_data_dir is None or not pathlib.Path(data.raw_data_dir).is_dir():
     raise InputError(
       f"--raw_data_dir={data.raw_data_dir} is no folder; expected a folder "
-      "with random/CAMPAIGN and bts/CAMPAIGN of the Open Bandit Dataset"
+      f"with {_WANTED[data.dataset]}"
     )
   folder = pathlib.Path(data.raw_data_dir)
+  if data.dataset == _OWN:
+    _of_own(experiment, folder)
+    return
   logs = impressions.read_logs(folder)
   estimated = {
     policy: estimate(logs, policy, logger, experiment.config.seed)
@@ -70,16 +81,56 @@ def run(experiment: jobs.Experiment) -> None:
   jobs.finish(experiment, results, table(results), plots.off_policy(results))
 
 
+def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
+  """Estimates what the policy in the column `target` would have earned."""
+  from hsrl_jax.shipped.datasets.logs import tables as logs_lib
+
+  name = "sessions" if logs_lib.has(folder, "sessions") else "interactions"
+  needed = ("user_id", "response", "propensity", "target")
+  table = logs_lib.read_table(folder, name, needed)
+  there = table.has_cell("propensity")
+  if not there.any():
+    table.refuse(0, "propensity", "none in any row; expected some")
+  rows, width = table.where(there), None
+
+  def read(column: str, parse) -> np.ndarray:
+    if name == "sessions":
+      return logs_lib.matrix(rows, column, parse, width, np.float64)
+    return np.asarray(logs_lib.column(rows, column, parse))[:, None]
+
+  reward = read("response", logs_lib.binary)
+  width = reward.shape[1]
+  model = [np.zeros_like(reward)] * 2
+  if {*_MODEL} <= {*table.names}:
+    model = [read(x, logs_lib.number) for x in _MODEL]
+  logged = off_policy.bandit(
+    read("target", logs_lib.number),
+    read("propensity", logs_lib.probability),
+    reward,
+    *model,
+    logs_lib.codes(rows, "user_id")[0],
+  )
+  found = off_policy.compare({"target": logged})
+  rows = {"rows": int(there.sum()), "of_rows": len(there)}
+  results, own = {"dataset": _OWN} | rows | found, found["off_policy"]
+  lines = [
+    f"Value of an item, {there.sum():,} of {len(there):,} rows of {name} have "
+    "propensities",
+    "",
+    *tables.aligned(run_page.off_policy_rows("policy", own)),
+    "",
+    *map(tables.filled, off_policy.sentences(*found.values())),
+  ]
+  real = own[off_policy.LOGGING_POLICY][off_policy.ON_POLICY]
+  drawn = {"target": own["target"] | {"real": real, "logger": "another"}}
+  figure = plots.off_policy({"off_policy": drawn}, "that of the other")
+  jobs.finish(experiment, results, "\n".join(lines), figure)
+
+
 def estimate(
   logs: dict[str, "Impressions"], policy: str, logger: str, seed: int
 ) -> dict[str, Any]:
   """A policy's value from the logs of another, and its real one.
-
-  Args:
-    logs: of both.
-    policy: whose value is asked.
-    logger: whose logs are used.
-    seed: of the model's folds.
 
   Returns:
     What `off_policy.estimates` does, with `real`, {"mean", "ci95"} by the
@@ -99,12 +150,7 @@ def estimate(
 
 
 def probabilities(logs: "Impressions", items: int) -> np.ndarray:
-  """A policy's probabilities of N items at each of P places, [P, N].
-
-  Args:
-    logs: its own.
-    items: N.
-  """
+  """A policy's probabilities of N items at each of P places, [P, N]."""
   pi = np.zeros((int(logs.place.max()) + 1, items))
   for place in np.unique(logs.place):
     here = logs.place == place
@@ -118,13 +164,7 @@ def probabilities(logs: "Impressions", items: int) -> np.ndarray:
 
 
 def model(logs: "Impressions", items: int, seed: int) -> np.ndarray:
-  """Each item's smoothed click rate among the users of other folds, [R, N].
-
-  Args:
-    logs: R impressions.
-    items: N.
-    seed: of the folds.
-  """
+  """Each item's smoothed click rate among the users of other folds, [R, N]."""
   users, user = np.unique(logs.user, return_inverse=True)
   fold = np.random.default_rng(seed).permutation(len(users))[user] % _FOLDS
   rates = np.zeros((_FOLDS, items))
@@ -164,7 +204,7 @@ def table(results: dict[str, Any]) -> str:
   said = []
   for policy, found in results["off_policy"].items():
     real, logger = found["real"], found["logger"]
-    for name in off_policy.ESTIMATORS:
+    for name in [x for x in off_policy.ESTIMATORS if x in found]:
       one = found[name]
       refused = "refused" in one
       ends = "-" if refused else tables.interval(one, _FORM)
@@ -188,7 +228,7 @@ def table(results: dict[str, Any]) -> str:
 def _sentence(policy: str, found: dict[str, Any]) -> str:
   """Whether the real value is where the estimates say."""
   source = f"{policy} from {found['rows']:,} impressions of {found['logger']}"
-  estimated = {x: found[x] for x in off_policy.ESTIMATORS}
+  estimated = {x: found[x] for x in off_policy.ESTIMATORS if x in found}
   reasons = [x["refused"] for x in estimated.values() if "refused" in x]
   if reasons:
     return f"{source}: no estimate; {reasons[0]}."

@@ -114,8 +114,8 @@ def catalogue_size(results: Mapping[str, Any]) -> Figure:
   return drawing
 
 
-def off_policy(results: Mapping[str, Any]) -> Figure:
-  """Estimates of each policy with their intervals, and its real value."""
+def off_policy(results: Mapping[str, Any], real: str = "real value") -> Figure:
+  """Estimates of each policy with their intervals, and its `real` value."""
   policies = results["off_policy"]
   figure = Figure(figsize=(1 + 3.2 * len(policies), 3), layout="constrained")
   for axes, (policy, found) in zip(
@@ -126,10 +126,10 @@ def off_policy(results: Mapping[str, Any]) -> Figure:
     low, high = found["real"]["ci95"]
     axes.axhspan(low, high, color="0.9", label="its interval")
     axes.axhline(
-      found["real"]["mean"], color="black", linewidth=1.2, label="real value"
+      found["real"]["mean"], color="black", linewidth=1.2, label=real
     )
     for x, (key, (colour, marker, label)) in enumerate(_ESTIMATORS.items()):
-      if "refused" in found[key]:
+      if "refused" in found.get(key, {"refused": True}):
         continue
       value, (low, high) = found[key]["mean"], found[key]["ci95"]
       axes.errorbar(

@@ -43,11 +43,6 @@ def run(
   What a task prints goes to a file. If one fails, those that run are waited
   for, and no other begins; where the caller leaves, all are stopped.
 
-  Args:
-    tasks: in the order of their start.
-    logs: folder of the files.
-    unit: name of what tasks count.
-
   Raises:
     InputError: a task failed; names its file and the last line of it.
   """

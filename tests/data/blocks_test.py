@@ -155,7 +155,7 @@ class BlocksTest(parameterized.TestCase):
     path.unlink()
     with self.assertRaisesRegex(InputError, f"{path} is missing; expected"):
       blocks.load(self.folder)
-    (self.folder / blocks.INDEX).write_text('{"format": 1}')
+    (self.folder / blocks.INDEX).write_text(f'{{"format": {blocks.FORMAT}}}')
     with self.assertRaisesRegex(InputError, "index.json lacks 'files'"):
       blocks.load(self.folder)
 

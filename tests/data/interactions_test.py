@@ -486,8 +486,6 @@ class FilesTest(parameterized.TestCase):
     )
     rows.loc[3, "propensity"] = "0.5;0"
     self._refused("row 5, column propensity: found '0'", rows, "sessions")
-    rows.loc[3, "propensity"] = ""
-    self._refused("row 5, column propensity: found 0 entr", rows, "sessions")
     one = rows.assign(exposed="a", response=0, propensity=1)
     self._refused(
       "sessions.csv: every row shows the same item", one, "sessions"
@@ -496,10 +494,32 @@ class FilesTest(parameterized.TestCase):
     rows.loc[3, "propensity"] = "0.5;1"
     self._refused("logs.json: slate_size is of no use for", rows, "sessions")
 
+  def test_propensities_of_some_rows(self):
+    """Rows with and without are in no slate together; notes say how many."""
+    rng = np.random.default_rng(2)
+    known = rng.random(90) < 0.4
+    rows = self.rows.assign(
+      user_id=np.arange(90) // 30,
+      timestamp=np.arange(90) % 30,
+      item_id=[f"i{x}" for x in np.arange(90) % 30],
+      response=1 * (rng.random(90) < 0.5),
+      propensity=np.where(known, 0.25, np.nan),
+    )
+    _, splits = self._prepare(rows, given={"slate_size": 2})
+    found = np.concatenate([x.propensity for x in splits.values()])
+    is_known = np.isfinite(found)
+    np.testing.assert_array_equal(is_known[:, 0], is_known[:, 1])
+    per_user = known.reshape(3, 30).sum(1)
+    self.assertEqual(is_known[:, 0].sum(), (per_user // 2).sum())
+    self.assertEqual((~is_known[:, 0]).sum(), ((30 - per_user) // 2).sum())
+    self.assertIn(
+      f"propensities: {(per_user // 2).sum()} of {len(found)} slates have them",
+      "\n".join(prepare.notes(self.data)),
+    )
+
   @parameterized.parameters(
-    ("propensity", 0, "found '0'; expected a probability in (0, 1], in all"),
+    ("propensity", 0, "found '0'; expected a probability in (0, 1], or an e"),
     ("propensity", 1.5, "found '1.5'; expected a probability in (0, 1]"),
-    ("propensity", None, "found ''; expected a probability in (0, 1]"),
     ("position", -1, "found '-1'; expected a whole number from 0"),
     ("response", 2, "found '2'; expected 0 or 1"),
     ("response", "yes", "found 'yes'; expected 0 or 1"),

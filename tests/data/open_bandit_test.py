@@ -24,6 +24,10 @@ class OpenBanditTest(absltest.TestCase):
   def test_slates_of_both_loggers(self):
     data = self.folder / "data"
     prepare.prepare("open_bandit", data, str(self.raw))
+    self.assertIn(
+      "impressions of two policies are read: random (60) and bts (60)",
+      prepare.notes(data),
+    )
     items, splits = source.load(data)
     # A number, two values, one, and four that are the logger's own.
     self.assertEqual(items.features.shape, (5, 8))

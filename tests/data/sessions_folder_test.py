@@ -144,6 +144,16 @@ class FolderTest(parameterized.TestCase):
         )
     self.assertIn("240 slates, more than 239: the", prepare.notes(data)[-1])
 
+  def test_a_file_without_propensities_beside_others(self):
+    self.rows["propensity"][:80] = [None] * 80
+    whole, sample, _ = self._both()
+    for split, own in sample.splits.items():
+      np.testing.assert_array_equal(
+        own.propensity, whole.splits[split].propensity
+      )
+    known = np.isfinite(whole.splits["train"].propensity).all(1)
+    self.assertBetween(known.mean(), 0.01, 0.99)
+
   def test_numbers_by_rank(self):
     rng = np.random.default_rng(0)
     numbers = np.concatenate(

@@ -73,6 +73,32 @@ class StepsTest(parameterized.TestCase):
         made = transitions.transitions(train, np.arange(3.0), np.zeros((3, 2)))
         np.testing.assert_allclose(made.reward, [0.5, 2.0, 2.0])
 
+  @parameterized.parameters("csv", "parquet")
+  def test_rows_without_propensities(self, kind):
+    cells = ["0.5;0.5", "", "0.25;0.5", "1;1", ""]
+    for name in ("exposed", "response"):
+      own = [x.split(";") for x in self.rows[name]]
+      if kind == "parquet":
+        own = own if name == "exposed" else [[*map(int, x)] for x in own]
+        self.rows[name] = own
+    if kind == "parquet":
+      cells = [[*map(float, x.split(";"))] if x else None for x in cells]
+    frame = pd.DataFrame(self.rows | {"propensity": cells})
+    getattr(frame, f"to_{kind}")(
+      self.folder / "raw" / f"sessions.{kind}", index=False
+    )
+    prepare.prepare("logs", self.folder / "data", str(self.folder / "raw"))
+    splits = source.load(self.folder / "data").splits
+    np.testing.assert_array_equal(
+      splits["train"].propensity,  # By time.
+      [[0.5, 0.5], [0.25, 0.5], [np.nan] * 2],
+    )
+    np.testing.assert_array_equal(splits["test"].propensity, [[np.nan] * 2])
+    notes = prepare.notes(self.folder / "data")
+    self.assertStartsWith(notes[-1], "propensities: 3 of 5 slates have them")
+    counts = transitions.counts(splits["train"])
+    self.assertEqual((counts["slates"], counts["propensities"]), (3, 2))
+
   def test_all_may_be_missing(self):
     for name in ("session_id", "step", "reward", "terminated", "propensity"):
       del self.rows[name]
@@ -133,10 +159,6 @@ class StepsTest(parameterized.TestCase):
     (
       {"propensity": ["0.5;1.5", *["0.5;0.5"] * 4]},
       "row 2, column propensity: found '1.5'; expected a probability in (0, 1]",
-    ),
-    (
-      {"propensity": ["0.5;0.5", "", *["0.5;0.5"] * 3]},
-      "row 3, column propensity: found 0 entries; expected 2, as many as in",
     ),
     (
       {"propensity": ["0.5;0.5", "0.5;", *["0.5;0.5"] * 3]},

@@ -157,6 +157,14 @@ class LoggingPolicyTest(absltest.TestCase):
     own = [known[0, 0], known[2, 1]]
     np.testing.assert_allclose(own, want, rtol=1e-6)
 
+  def test_slates_without_propensities_are_estimated_alone(self):
+    some = np.full((5, 2), 0.25)
+    some[[1, 3]] = np.nan
+    found = transitions.logging_policy(_logs(propensity=some), 9)
+    np.testing.assert_allclose(found[[0, 2, 4]], np.log(0.25))
+    want = transitions.logging_policy(_logs(), 9)
+    np.testing.assert_array_equal(found[[1, 3]], want[[1, 3]])
+
 
 if __name__ == "__main__":
   absltest.main()

@@ -83,6 +83,52 @@ class CoverageTest(parameterized.TestCase):
         for name, times in held.items():
           self.assertBetween(times / REPEATS, LEAST, MOST, name)
 
+  @pytest.mark.slow
+  def test_rare_clicks_beside_a_bootstrap_by_user(self):
+    """Logs drawn uniformly; a policy that likes what is clicked, 34 items."""
+    rng, users, rows, items = np.random.default_rng(0), 600, 10_000, 34
+    held, above, worlds = np.zeros(2), np.zeros(2), 0
+    for _ in range(400):
+      rate = np.clip(rng.gamma(1.0, 0.0046, items), 1e-4, 0.05)
+      liked = np.log(rate) + 0.5 * rng.normal(size=items)
+      pi = np.exp(rng.choice([2.5, 3.5]) * liked / np.std(liked))
+      pi /= pi.sum()
+      item, user = (
+        rng.integers(items, size=rows),
+        rng.integers(users, size=rows),
+      )
+      click = rng.random(rows) < rate[item] * rng.gamma(2, 0.5, users)[user]
+      nothing = np.zeros((rows, 1))
+      logged = off_policy.bandit(
+        pi[item, None],
+        np.full((rows, 1), 1 / items),
+        click[:, None],
+        nothing,
+        nothing,
+        user,
+      )
+      if off_policy.refusal(logged):
+        continue
+      truth, weight = pi @ rate, items * pi[item]
+      earned = np.bincount(user, weight * click, users)
+      drawn = rng.multinomial(users, np.full(users, 1 / users), 1_000)
+      means = drawn @ earned / (drawn @ np.bincount(user, weight, users))
+      ends = np.array(
+        [
+          off_policy.estimates(logged)["snips"]["ci95"],
+          np.percentile(means, [2.5, 97.5]),
+        ]
+      )
+      held += (ends[:, 0] <= truth) & (truth <= ends[:, 1])
+      above += truth > ends[:, 1]
+      worlds += 1
+    self.assertGreater(worlds, 380)
+    own, bootstrap = held / worlds
+    self.assertBetween(own, 0.92, 0.98)  # Three standard errors.
+    self.assertLess(bootstrap, own)
+    self.assertLess(above[0] / worlds, 0.05)  # One side's share is 0.025.
+    self.assertGreater(above[1] / worlds, 0.05)
+
 
 if __name__ == "__main__":
   absltest.main()

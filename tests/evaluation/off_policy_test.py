@@ -314,7 +314,7 @@ class CompareTest(absltest.TestCase):
     refused = found["off_policy_differences"]["list"]["refused"]
     self.assertStartsWith(refused, "no overlap")
     one, other = off_policy.sentences(*found.values())
-    self.assertRegex(one, r"^new, doubly robust, less .*: \+0\.26.*is believ")
+    self.assertRegex(one, r"^new, SNIPS, less .*: \+0\.26.*is believ")
     self.assertRegex(one, "above 0")
     self.assertRegex(other, "^list: no estimate; no overlap")
 
@@ -349,7 +349,7 @@ class CompareTest(absltest.TestCase):
       liked = np.arange(400) < rewards
       logged = _many(weight, liked.astype(float), users=400)
       found = off_policy.compare({"new": logged})
-      self.assertIsNotNone(found["off_policy"]["new"]["dr"]["mean"])
+      self.assertIsNotNone(found["off_policy"]["new"]["ips"]["mean"])
       (said,) = off_policy.sentences(*found.values())
       self.assertRegex(said, told)
 

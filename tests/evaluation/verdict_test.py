@@ -4,7 +4,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from sklearn import metrics as sk_metrics
 
+from hsrl_jax.data.feedback import Feedback
 from hsrl_jax.evaluation import verdict
+from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.types import Sessions
 
 ITEMS, USERS, WIDTH = 50, 120, 6
@@ -46,6 +48,7 @@ def _judge(world, model, val, test, train):
     {name: model(x.user_id, x.exposed) for name, x in splits.items()},
     splits,
     verdict.baselines(train, ITEMS),
+    Feedback(),
   )
 
 
@@ -120,35 +123,119 @@ class VerdictTest(parameterized.TestCase):
       {k: self.truth(x.user_id, x.exposed) for k, x in splits.items()},
       splits,
       verdict.baselines(self.train, ITEMS),
-      claims_rates=False,
+      Feedback("implicit", "uniform", 5),
     )
     self.assertEqual(quality["verdict"], "weak")
     self.assertIn("no rate of likes", verdict.line(quality))
-    # However much the simulated users like: there is nothing to hold it to.
-    known = verdict.baselines(self.train, ITEMS)
-    after = verdict.of_slates(quality, self.train.exposed, 1.0, known)
-    self.assertEqual(after["reasons"], quality["reasons"])
-    self.assertIsNone(after["policy_slates"]["like_rate"])
+    self.assertNotIn("surest", quality["test"])
 
-  def test_slates_that_are_liked_too_much_are_weak(self):
+  def policy(self, quality, slates, rate, greedy=None, constant=0.0, **below):
+    """The verdict on slates [S, K] of which a share is liked."""
+    slates = np.asarray(slates).reshape(-1, 1, np.shape(slates)[-1])
+    shown = np.count_nonzero(slates, axis=(1, 2))
+
+    def sessions(slates, reward):
+      return [
+        Simulated(
+          np.full(len(slates), reward), shown, rate * shown, slates, None
+        )
+      ]
+
+    greedy = slates + 1 if greedy is None else np.reshape(greedy, slates.shape)
+    return verdict.of_policy(
+      quality,
+      verdict.baselines(self.train, ITEMS),
+      {
+        "mine": sessions(slates, 1.0),
+        "greedy_oracle": sessions(greedy, 1.0),
+        "best_constant": sessions(slates, constant),
+      },
+      "mine",
+      {
+        name: {"auc_within_slates": {"mean": x, "ci95": [x - 0.02, x + 0.02]}}
+        for name, x in below.items()
+      },
+    )
+
+  def test_the_model_is_the_same_under_every_policy(self):
+    """A policy that leaves the logs takes nothing from the click model."""
     good = self.judge(self.truth)
-    known = verdict.baselines(self.train, ITEMS)
     logged = self.train.exposed
-    same = verdict.of_slates(good, logged, known.rate, known)
-    self.assertEqual(same["verdict"], "good")
-    self.assertAlmostEqual(same["policy_slates"]["distance"], 0)
-    much = verdict.of_slates(good, logged, 2.1 * known.rate, known)
-    self.assertEqual(much["verdict"], "weak")
-    one = verdict.of_slates(good, np.full(10, 3), known.rate, known)
-    self.assertGreater(one["policy_slates"]["distance"], 0.9)
+    found = self.policy(good, logged, 0.5)
+    self.assertEqual((found["verdict"], found["reasons"]), ("good", []))
+    self.assertAlmostEqual(found["distance"], 0)
+    self.assertAlmostEqual(found["like_rate"], 0.5)
+    self.assertEqual(found["as_greedy"], 0)
+    rare = self.train._replace(exposed=np.minimum(self.train.exposed, 40))
+    known = verdict.baselines(rare, ITEMS)
+    self.assertEqual(known.showings[41:].sum(), 0)
+    self.train = rare
+    outside = self.policy(good, np.full((30, 6), [3, 4, 41, 42, 43, 44]), 0.5)
+    self.assertEqual(outside["verdict"], "weak")
+    self.assertIn("67% of what mine shows", outside["reasons"][0])
+    results = {"agent": "mine", "simulator": good}
+    for figures, said in (
+      (found, "compare policies"),
+      (outside, "do not use this number to choose between policies"),
+    ):
+      lines = verdict.lines(results | {"policy_in_simulator": figures})
+      self.assertIn("simulator: good", lines[0])
+      self.assertIn(said, lines[-1])
+    useless = good | {"verdict": "useless", "reasons": ["chance"]}
+    figures = self.policy(useless, logged, 0.5)
+    self.assertEqual(
+      (figures["verdict"], *figures["reasons"]), ("useless", "chance")
+    )
+    lines = verdict.lines(
+      {"agent": "mine", "simulator": useless, "policy_in_simulator": figures}
+    )
+    self.assertLen(lines, 2)
 
-  def test_slates_never_make_a_verdict_better(self):
-    known = verdict.baselines(self.train, ITEMS)
-    for level in ("weak", "useless"):
-      quality = {"verdict": level, "reasons": ["as fitted"]}
-      after = verdict.of_slates(quality, self.train.exposed, known.rate, known)
-      self.assertEqual(after["verdict"], level)
-      self.assertEqual(after["reasons"], ["as fitted"])
+  def test_likes_that_held_out_responses_confirm_or_not(self):
+    good = self.judge(self.truth)
+    groups = good["test"]["surest"]
+    p = self.truth(self.test.user_id, self.test.exposed).ravel()
+    top = np.argsort(-p)[: groups[-1]["responses"]]
+    self.assertEqual(len(top), 180)  # 5 % of 1,800 are too few to tell.
+    self.assertAlmostEqual(groups[-1]["predicted"], p[top].mean())
+    self.assertAlmostEqual(
+      groups[-1]["observed"], self.test.response.ravel()[top].mean()
+    )
+    logged = self.train.exposed
+    rate = groups[2]["predicted"] - 1e-6
+    self.assertEqual(self.policy(good, logged, rate)["verdict"], "good")
+    more = self.policy(good, logged, groups[-1]["predicted"] + 1e-3)
+    self.assertIn("no held-out response tells", *more["reasons"])
+    # A model that is as sure as this one, of what chance decides.
+    wrong = self.world.rng.permutation(self.test.response.ravel())
+    fitted = good | {"test": {"surest": verdict.surest(p, wrong)}}
+    found = self.policy(fitted, logged, rate)
+    self.assertRegex(found["reasons"][0], r"of 360 held-out responses .* likes")
+    # Nothing is held against rates that nobody claims.
+    found = self.policy(good | {"test": {}, "claims_rates": False}, logged, 1.0)
+    self.assertEqual((found["verdict"], found["like_rate"]), ("good", None))
+
+  def test_held_out_logs_that_contradict(self):
+    good, logged = self.judge(self.truth), self.train.exposed
+    for below, constant, verdict_ in (
+      ({"popularity": -0.03}, 0.5, "weak"),
+      ({"popularity": -0.03}, 1.5, "good"),  # So says the simulator.
+      ({"popularity": -0.01, "item_mean": 0.03}, 0.5, "good"),
+      ({"ease": -0.03}, 0.5, "good"),
+    ):
+      found = self.policy(good, logged, 0.5, constant=constant, **below)
+      self.assertEqual(found["verdict"], verdict_, str((below, constant)))
+
+  def test_a_policy_that_ranks_by_the_click_model(self):
+    good, logged = self.judge(self.truth), self.train.exposed
+    other = np.where(np.arange(len(logged))[:, None] < 6, logged + 1, logged)
+    for greedy, verdict_ in ((logged[:, ::-1], "weak"), (other, "weak")):
+      found = self.policy(good, logged, 0.5, greedy=greedy)
+      self.assertEqual(found["verdict"], verdict_)
+      self.assertIn("ranks by the click model itself", found["reasons"][0])
+    other[6:60] += 1
+    found = self.policy(good, logged, 0.5, greedy=other)
+    self.assertEqual((found["verdict"], found["as_greedy"]), ("good", 0.95))
 
   def test_aucs_are_those_of_scikit_learn(self):
     score = self.world.rng.normal(size=self.test.response.shape).round(1)

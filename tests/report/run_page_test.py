@@ -268,6 +268,13 @@ class ReportTest(parameterized.TestCase):
       self.assertIn(sentence, page)
     plain = run_page.table(_results())
     self.assertNotIn("value from logs", plain)
+    said = "300 of 1,000 slates have propensities"
+    rows = {"rows": 300, "with_propensities": 300, "of_rows": 1_000}
+    self.assertIn(said, run_page.table(results | {"off_policy_rows": rows}))
+    rows["with_propensities"] = 1_000
+    self.assertNotIn(
+      "propensities", run_page.table(results | {"off_policy_rows": rows})
+    )
 
   def test_is_self_contained(self):
     page = self._page()
@@ -454,23 +461,39 @@ class ReportTest(parameterized.TestCase):
     self.assertLen(re.findall('src="', page), 2)
     self.assertIn("User simulator", page)
 
-  def test_rates_that_nobody_knows_are_not_claimed(self):
-    said = "they are no rates of likes"
-    self.assertNotIn(said, run_page.table(_results()))
-    results = _results()
-    results["simulator"]["claims_rates"] = False
-    root = _workdir(self.root)
-    self.assertNotIn(said, run_page.write(root, _catalogue()).read_text())
-    (root / "results.json").write_text(json.dumps(results))
-    self.assertIn(said, run_page.write(root, _catalogue()).read_text())
-    text = " ".join(run_page.table(results).split())
-    self.assertIn(said, text)
-
   def test_missing_file_is_an_input_error(self):
     root = _workdir(self.root)
     (root / "sids" / "sids.npz").unlink()
     with self.assertRaisesRegex(InputError, "sids.npz"):
       run_page.write(root, _catalogue())
+
+  def test_what_follows_from_a_policy_that_leaves_the_logs(self):
+    results = _results()
+    results["simulator"] |= {"verdict": "good", "reasons": []}
+    results["policy_in_simulator"] = {
+      "verdict": "weak",
+      "reasons": ["hsrl shows <much>"],
+      "like_rate": None,
+      "unseen_share": 0.62,
+      "as_greedy": 0.034,
+    }
+    root = _workdir(self.root)
+    (root / "results.json").write_text(json.dumps(results))
+    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
+    follows = "do not use this number to choose between policies"
+    for text in (
+      "<h2>Verdict on the simulator: good</h2>",
+      "<h2>Verdict on hsrl in it: weak</h2>",
+      "<li>hsrl shows &lt;much&gt;</li>",
+      follows,
+      "liked to an unknown share; 62% of what it shows",
+      "3% of its slates are those of the greedy oracle",
+    ):
+      self.assertIn(text, page)
+    text = " ".join(run_page.table(results).split())
+    self.assertIn(
+      f"hsrl in it: hsrl shows <much>. Simulated reward: {follows}", text
+    )
 
   def test_worlds_with_foresight_show_more_where_it_fits(self):
     results = _results()

@@ -51,7 +51,7 @@ class LoopTest(absltest.TestCase):
     )
     try:
       running.until(lambda: running.listens(port))
-      (block,) = re.findall(r"```py\n(.*?)```", _PAGE, re.S)
+      block, _ = re.findall(r"```py\n(.*?)```", _PAGE, re.S)
       exec(compile(block.replace("8000", str(port)), "loop.md", "exec"), {})
       status, out, err = run(*_command("--mode=collect").split()[3:])
       self.assertEqual(status, 0, err)

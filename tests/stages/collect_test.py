@@ -1,10 +1,12 @@
 """Mode `collect`: each slate in one file, whatever happens, and as logs."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +25,7 @@ from hsrl_jax.server import store as store_lib
 from hsrl_jax.server.store import Feedback, Slate, writer
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.stages import collect, export
-from tests.command import run
+from tests.command import ROOT, run
 from tests.serving import toy_export
 
 # Shows slates, answers them, and prints what is acknowledged.
@@ -175,6 +177,43 @@ class CollectTest(parameterized.TestCase):
     self.assertEqual(status, 0, err)
     splits = source.load(workdir / "data").splits.values()
     return out, sum(len(x.user_id) for x in splits)
+
+  def test_together_with_the_first_logs(self):
+    """The block of docs/loop.md: rows of both, and which propensities."""
+    for number in range(12):
+      self._show(f"a{number}", (1 + number, 20 + number), time=100.0 + number)
+      self._answer(f"a{number}", [1, 0])
+    self.assertEqual(self._collect()[0], 0)
+    _, block = re.findall(
+      r"```py\n(.*?)```", (ROOT / "docs" / "loop.md").read_text(), re.S
+    )
+    collected = self.folder / "runs" / "quickstart_logs" / "slates_10"
+    shutil.copytree(self.logs / "slates_2", collected)
+    (self.folder / "my_logs").mkdir()
+    lines = [f"{1 + i % 3},id-{1 + i},{i},{i % 2}" for i in range(30)]
+    (self.folder / "my_logs" / "interactions.csv").write_text(
+      "\n".join(["user_id,item_id,timestamp,response", *lines])
+    )
+    with contextlib.chdir(self.folder):
+      exec(compile(block, "loop.md", "exec"), {})
+    (self.folder / "my_both" / "logs.json").write_text('{"slate_size": 2}')
+    workdir = self.folder / "run"
+    status, out, err = run(
+      "--mode=data",
+      "--dataset=logs",
+      f"--raw_data_dir={self.folder / 'my_both'}",
+      f"--workdir={workdir}",
+    )
+    self.assertEqual(status, 0, err)
+    self.assertIn("propensities: 12 of 27 slates have them", out)
+    self.assertIn("41 items", out)
+    splits = source.load(workdir / "data").splits.values()
+    found = np.concatenate([x.propensity for x in splits])
+    self.assertEqual(np.isfinite(found).sum(), 24)
+    np.testing.assert_array_equal(found[np.isfinite(found)], 0.5)
+    # The first ones come first, and are in no slate with what was served.
+    users = np.concatenate([x.user_id for x in splits])
+    self.assertLen(np.unique(users), 4)
 
   def test_no_client_can_give_a_session_the_name_of_another(self):
     """`s` has two parts; what clients call theirs is no part of it."""

@@ -224,9 +224,36 @@ class FromLogsTest(absltest.TestCase):
       own["mean"], earned / len(np.unique(session)), places=4
     )
     self.assertIn("sasrec", found["off_policy_sessions_differences"])
+    self._of_some(parts, split, (made.params, made.catalogue))
     of_split = dict.fromkeys(("train", "test"), logs._replace(propensity=None))
     parts.dataset.splits = of_split
     self.assertEmpty(from_logs.measure(parts, []))
+
+  def _of_some(self, parts, split, own):
+    """Slates without propensities count as if they were not there."""
+    session = split.session
+    without = (np.arange(len(session)) % 5 == 0) | (session % 7 == 0)
+    some = split._replace(
+      propensity=np.where(without[:, None], np.nan, split.propensity)
+    )
+    parts.dataset.splits = {"train": split, "test": some}
+    found = from_logs.measure(parts, [own])
+    rows = {
+      "rows": np.sum(~without),
+      "with_propensities": np.sum(~without),
+      "of_rows": len(without),
+    }
+    self.assertEqual(found["off_policy_rows"], rows)
+    for kept, table in (
+      (~without, "off_policy"),
+      (~np.isin(session, session[without]), "off_policy_sessions"),
+    ):
+      self.assertBetween(kept.sum(), 300, 800)
+      test = jax.tree.map(lambda x, kept=kept: x[kept], split)
+      parts.dataset.splits = {"train": split, "test": test}
+      alone = from_logs.measure(parts, [own])
+      for name in (table, f"{table}_differences"):
+        self.assertEqual(found[name], alone[name])
 
 
 class BoundsTest(absltest.TestCase):

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 
 import numpy as np
+import pandas as pd
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.evaluation import off_policy as estimators
@@ -112,9 +113,59 @@ class OffPolicyTest(parameterized.TestCase):
     status, _, err = self._run(self.folder / "none")
     self.assertEqual(status, 2)
     self.assertIn("none is no folder; expected a folder with", err)
+    status, _, err = self._run(self.raw, "--dataset=toy")
+    self.assertEqual(status, 2)
+    self.assertIn("--dataset=open_bandit or --dataset=logs", err)
     status, _, err = self._run(self.raw, "--dataset=logs")
     self.assertEqual(status, 2)
-    self.assertIn("--dataset=logs; expected --dataset=open_bandit", err)
+    self.assertIn("no interactions file; expected one of", err)
+
+  @parameterized.parameters("interactions", "sessions")
+  def test_ones_own_logs_and_a_policy_from_elsewhere(self, name):
+    """By hand, of the rows that have a propensity."""
+    rng = np.random.default_rng(0)
+    rows, width = 1_200, 1 if name == "interactions" else 2
+    liked = rng.integers(0, 2, (rows, width))
+    mu = rng.uniform(0.2, 0.8, (rows, width))
+    target = np.where(rng.random((rows, width)) < mu, 0.9 * mu, 1.1 * mu)
+    q, expected = rng.uniform(size=(2, rows, width))
+    known = rng.random(rows) < 0.7
+    columns = {"response": liked, "propensity": mu, "target": target}
+    if name == "sessions":
+      columns |= {"predicted": q, "expected": expected}
+    frame = pd.DataFrame(
+      {
+        k: [";".join(map(repr, x.tolist())) for x in v]
+        for k, v in columns.items()
+      }
+      | {"user_id": np.arange(rows) % 60}
+    )
+    frame.loc[~known, "propensity"] = ""
+    raw = self.workdir / "raw"
+    raw.mkdir()
+    frame.to_csv(raw / f"{name}.csv", index=False)
+    status, out, err = self._run(raw, "--dataset=logs")
+    self.assertEqual(status, 0, err)
+    self.assertIn(f"{known.sum()} of 1,200 rows of {name}", out)
+    self.assertIn("the difference", " ".join(out.split()))
+    results = json.loads((self.workdir / "results.json").read_text())
+    found, w = results["off_policy"]["target"], (target / mu)[known]
+    y = liked[known]
+    want = {"ips": (w * y).mean(), "snips": (w * y).sum() / w.sum()}
+    if name == "sessions":
+      want["dr"] = (expected[known] + w * (y - q[known])).mean()
+    self.assertEqual(list(found), list(want))
+    for estimator, value in want.items():
+      self.assertAlmostEqual(found[estimator]["mean"], value, places=9)
+    own = results["off_policy"]["logging_policy"]["on_policy"]["mean"]
+    self.assertAlmostEqual(own, y.mean())
+    # A probability that is none.
+    frame.loc[5, "target"] = ";".join(["1.5"] * width)
+    frame.to_csv(raw / f"{name}.csv", index=False)
+    frame["propensity"] = frame["propensity"].replace("", "0.5")
+    status, _, err = self._run(raw, "--dataset=logs")
+    self.assertEqual(status, 2)
+    self.assertIn("a policy's probability is outside 0 to 1", err)
 
   def _copy(self):
     raw = self.workdir / "raw"

@@ -133,11 +133,7 @@ def one_more(liked: bool) -> Array:
 
 
 class _Kinds(nn.Module):
-  """Looks at the counts of each kind; all kinds share all but a vector.
-
-  Attributes:
-    hidden: widths.
-  """
+  """Looks at the counts of each kind; all kinds share all but a vector."""
 
   hidden: tuple[int, int] = (32, 16)
 

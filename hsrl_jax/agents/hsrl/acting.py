@@ -31,14 +31,7 @@ SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
 
 
 class _Policy(NamedTuple):
-  """The policy in one state.
-
-  Attributes:
-    networks: of the agent.
-    params: of the networks.
-    catalogue: the items.
-    state: float32 [d], c_0.
-  """
+  """The policy in one state, c_0, float32 [d]."""
 
   networks: Networks
   params: Params
@@ -188,12 +181,7 @@ def _all_items(
 
 
 def _search(policy: _Policy, **how: Any) -> _Candidates:
-  """A search where all prefixes share the logits of their level.
-
-  Args:
-    policy: the policy in the user's state.
-    **how: keywords of `beam_search`.
-  """
+  """A search where all prefixes share the logits of their level."""
   log_probs, click_offset = policy.expected()
   completed = beam_search(
     policy.catalogue.index,
@@ -218,13 +206,7 @@ def _of_beams(
 
 
 def _composed(spec: base.Spec, ranks: Array, response_logits: Array) -> Array:
-  """Positions of a slate for a reward with a sweet point, int32 [K].
-
-  Args:
-    spec: of the agent.
-    ranks: float32 [M]; `masking.NEGATIVE` where an item may not be shown.
-    response_logits: float32 [M], of a positive response.
-  """
+  """Positions of a slate for a reward with a sweet point, int32 [K]."""
   best = base.top(ranks, spec.slate_size)
   last = base.top(
     jnp.where(ranks > masking.NEGATIVE, -ranks, masking.NEGATIVE)[::-1],

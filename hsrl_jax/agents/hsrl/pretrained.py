@@ -31,14 +31,7 @@ FROZEN = ("start", "interactions", "response", "response_weight")
 
 
 class _Parts(NamedTuple):
-  """What the losses are made of; all of it is static.
-
-  Attributes:
-    policy: of the next item.
-    critic: contexts c_0 .. c_{L-1} to values.
-    settings: of the agent.
-    spec: of the agent.
-  """
+  """What the losses are made of; all of it is static."""
 
   policy: next_item.Policy
   critic: Critic

@@ -32,11 +32,7 @@ def _linear(x: Array, features: int, name: str) -> Array:
 
 
 class _Layer(nn.Module):
-  """A transformer layer, post-norm, feed-forward of 4 d, of [H, d] -> [Q, d].
-
-  Attributes:
-    heads: attention heads; divides d.
-  """
+  """A transformer layer, post-norm, feed-forward of 4 d, [H, d] -> [Q, d]."""
 
   heads: int
 
