@@ -40,8 +40,8 @@ class DataConfig(Checked):
     sids: file with the SIDs of all items (.json, .npz or .csv), to take in
       place of fitting some; it brings the sizes of the SIDs.
     truth: .npy file with the rating of every item by every user, by which
-      sessions are scored in place of the fitted users (docs/method.md); these
-      remain what a policy is trained with.
+      sessions are scored in place of the fitted users (docs/simulator.md);
+      these remain what a policy is trained with.
     split_by: what the splits are made by: `time`, so that users of the test are
       users of the training too, earlier on; `user`: a tenth of the users are of
       the test alone, a tenth of the validation, by a hash of their id.
@@ -66,7 +66,7 @@ class DataConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class QuantizerConfig(Checked):
-  """The semantic action space (docs/method.md).
+  """The semantic action space (docs/policy.md).
 
   Attributes:
     levels: L, tokens in a SID.
@@ -109,7 +109,7 @@ class QuantizerConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class SimulatorConfig(SessionConfig):
-  """The user response model, and the sessions of its users (docs/method.md).
+  """The user response model, and the sessions of its users (docs/simulator.md).
 
   Attributes:
     features: F, width in which users and items meet.
@@ -192,7 +192,7 @@ class NetworkConfig(Checked):
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig(Checked):
-  """How an agent is trained, whichever it is (docs/method.md).
+  """How an agent is trained, whichever it is (docs/policy.md).
 
   Attributes:
     recipe: what an agent learns from. `replay`: in the simulator, each

@@ -29,7 +29,7 @@ _OF_ANY_WORLD = ("world", "reward", "observed", "observed_items")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SessionConfig(Checked):
-  """Sessions of simulated users (docs/method.md).
+  """Sessions of simulated users (docs/simulator.md).
 
   Attributes:
     world: whose users these are: `fitted`, of a click model that is fitted to

@@ -118,7 +118,7 @@ class OnPolicySettings(ValueSettings, EntropySettings):
     trace: lambda of the advantages, from slate to slate.
     ratio_clip: how far from 1 a choice's ratio of probabilities counts.
     credit: what has an advantage of its own: a whole `slate`, each `slot` of
-      it, or each `token` (docs/method.md, Sequential slates).
+      it, or each `token` (docs/policy.md, Sequential slates).
     critic_sees_state: whether the critic sees the simulator's state, such as
       patience and boredom.
   """
@@ -367,7 +367,7 @@ def actor_critic(
   value: Array,
   target: Array,
 ) -> tuple[Array, Metrics]:
-  """The weighted sum of an actor-critic's losses (docs/method.md, Losses).
+  """The weighted sum of an actor-critic's losses (docs/policy.md, Losses).
 
   Args:
     settings: for the weights.

@@ -3,7 +3,7 @@
 An item ranks by log pi(item | history) + w logit(item), with the logit of a
 positive response by the click model: what is chosen next, and what is liked of
 what is shown. Both are trained on logs, apart from each other; w is 0 where the
-logs do not say what was shown (docs/method.md, Next item).
+logs do not say what was shown (docs/next_item.md, Next item).
 """
 
 import functools

@@ -27,7 +27,7 @@ class Value(nn.Module):
 
 
 class Critic(nn.Module):
-  """V(s) = sum_l softmax(w)_l V_l(c_l) with trained w (docs/method.md).
+  """V(s) = sum_l softmax(w)_l V_l(c_l) with trained w (docs/policy.md).
 
   Attributes:
     hidden: widths of the hidden layers of each V_l.

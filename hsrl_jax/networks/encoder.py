@@ -17,7 +17,7 @@ _KEPT = 0.9  # Weight of a like, of that of the next one.
 
 
 class Encoder(nn.Module):
-  """Maps ONE user to a state vector c_0 (docs/method.md); callers vmap.
+  """Maps ONE user to a state vector c_0 (docs/policy.md); callers vmap.
 
   The user's profile enters by an MLP twice: at all positions, so that what is
   attended to depends on the user, and beside the last one.

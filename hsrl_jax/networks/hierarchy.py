@@ -1,6 +1,6 @@
 """Hierarchical policy network (HPN): a state to token logits, coarse to fine.
 
-Residual state modelling (docs/method.md), for l = 1..L:
+Residual state modelling (docs/policy.md), for l = 1..L:
 
   logits_l = W_l c_{l-1} + b_l;  p_l = softmax(logits_l)
   c_l = LayerNorm_l(c_{l-1} - e_l)
@@ -94,7 +94,7 @@ class PolicyNetwork(nn.Module):
       self.embedding_map = nn.Dense(self.width, use_bias=False)
       self.bias_map = nn.Dense(1, use_bias=False, kernel_init=zeros)
     self.norms = [nn.LayerNorm(name=f"norm_{l}") for l in range(self.levels)]
-    # The bias b of the behaviour loss (docs/method.md).
+    # The bias b of the behaviour loss (docs/policy.md).
     self.response_bias = self.param("response_bias", zeros, ())
 
   def tokens(self, codebooks: Array) -> TokenParams:

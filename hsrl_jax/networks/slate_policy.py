@@ -1,6 +1,6 @@
 """A policy that chooses slot after slot, token by token.
 
-A slot's item is chosen token by token (docs/method.md, Sequential slates). What
+A slot's item is chosen token by token (docs/policy.md, Sequential slates). What
 was chosen in earlier slots is part of the state of the next one, so that the
 residual state goes on from token to token and from slot to slot. Everything is
 of ONE user; callers vmap.

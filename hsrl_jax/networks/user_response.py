@@ -1,6 +1,6 @@
 """User response model (URM): the click model that drives the simulator.
 
-Architecture of the public benchmark (docs/method.md): attention over the
+Architecture of the public benchmark (docs/simulator.md): attention over the
 history, then cross-attention with the user as the only query. It returns
 LOGITS; the sigmoid is applied exactly once, by the loss or by the simulator.
 """

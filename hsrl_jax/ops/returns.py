@@ -28,7 +28,7 @@ class Ends(NamedTuple):
 def td_target(
   reward: Array, terminated: Array, next_value: Array, discount: float
 ) -> Array:
-  """y = r + gamma (1 - terminated) V(s'), no gradient (docs/method.md).
+  """y = r + gamma (1 - terminated) V(s'), no gradient (docs/policy.md).
 
   Args:
     reward: float32 [].
@@ -44,7 +44,7 @@ def td_target(
 def item_advantages(
   target: Array, baseline: Array, shares: Array | None, *, clip: float
 ) -> Array:
-  """A_k = clip(y - V) + the item's own share (docs/method.md).
+  """A_k = clip(y - V) + the item's own share (docs/policy.md).
 
   Args:
     target: float32 [], y.

@@ -1,4 +1,4 @@
-"""Residual k-means: vectors to tokens, coarse to fine (docs/method.md).
+"""Residual k-means: vectors to tokens, coarse to fine (docs/policy.md).
 
 r_0 = x;  z_l = argmin_v ||r_{l-1} - C_l[v]||;  r_l = r_{l-1} - C_l[z_l]
 

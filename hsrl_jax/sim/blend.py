@@ -1,7 +1,7 @@
 """A click model's logit blended with statistics of the training logs.
 
 The logit z of a network that knows items by their features is one of five
-terms, each with a weight of its own (docs/method.md, "The click model"):
+terms, each with a weight of its own (docs/simulator.md, "The click model"):
 
   w_1 z + w_2 b[item] + w_3 b[user] + w_4 similarity(history, item) + w_5
 

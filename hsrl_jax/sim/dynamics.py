@@ -1,4 +1,4 @@
-"""Dynamics: how responses change what a user likes later (docs/method.md).
+"""Dynamics: how responses change what a user likes later (docs/simulator.md).
 
 Dynamics of another kind are a class here with the methods of `Dynamics`,
 hashable and equal to its like alone, such as a frozen dataclass.

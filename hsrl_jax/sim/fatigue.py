@@ -1,4 +1,4 @@
-"""Users who tire of what is like what they were shown (docs/method.md).
+"""Users who tire of what is like what they were shown (docs/simulator.md).
 
 What is alike, say users whom no agent meets: the likes of one half of the
 training users. Vectors of the other half's likes may be joined to the features

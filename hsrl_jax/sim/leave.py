@@ -1,4 +1,4 @@
-"""Leave rules: when a user goes (docs/method.md).
+"""Leave rules: when a user goes (docs/simulator.md).
 
 A rule of another kind is a class here with the two methods of `LeaveRule`,
 hashable and equal to its like alone, such as a frozen dataclass. A rule that

@@ -1,4 +1,4 @@
-"""Reward: what the responses to a slate are worth (docs/method.md).
+"""Reward: what the responses to a slate are worth (docs/simulator.md).
 
 A reward of another kind is a subclass of `Reward` here that overrides `items`
 or `slate`; simulator, agents and experiments ask the object alone.

@@ -1,6 +1,6 @@
 """The worlds of SARDINE as pure functions, with the methods of UserSimulator.
 
-docs/method.md, "Worlds of SARDINE", says what they are, and the package
+docs/simulator.md, "Worlds of SARDINE", says what they are, and the package
 `sardine-rec` 1.0.8 (MIT) is what they are equal to: boredom is
 `dynamics.TopicBoredom` (its `user_car`: while a topic bores the user's vector
 is 0; its `user_tloi`: its boring coordinates are). After 100 slates a session

@@ -1,4 +1,4 @@
-"""Categories of items, and topics, one of them each (docs/method.md)."""
+"""Categories of items, and topics, one of them each (docs/simulator.md)."""
 
 import collections
 from collections.abc import Sequence

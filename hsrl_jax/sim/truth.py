@@ -1,4 +1,4 @@
-"""Sessions that are scored by a full matrix of ratings (docs/method.md).
+"""Sessions that are scored by a full matrix of ratings (docs/simulator.md).
 
 A policy is trained in the fitted user model, and evaluated with users whose
 rating of every item is known: an item earns its rating, and the user likes it

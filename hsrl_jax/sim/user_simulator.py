@@ -1,4 +1,4 @@
-"""A simulated user as a pure environment (docs/method.md).
+"""A simulated user as a pure environment (docs/simulator.md).
 
 The shape is gymnax's: `reset(key, params)` and `step(key, state, action,
 params)` of ONE user; callers vmap. How users respond, how that changes them,

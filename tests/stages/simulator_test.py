@@ -102,7 +102,7 @@ PARTS = ("query", "key", "value", "out")
 
 
 def _by_matrices(w, heads, features, profile, history, slate):
-  """The click model of docs/method.md for one user, in matrix code."""
+  """The click model of docs/simulator.md for one user, in matrix code."""
 
   def layer(name, x):
     return x @ w[f"{name}.kernel"] + w[f"{name}.bias"]

@@ -78,7 +78,7 @@ class Network(nn.Module):
     critics: C.
 
   Its parts are `encoder`; `actor`; `item`, features to e_i; `critic`, s and a
-  to Q_c(s, a), [C]; `response_bias`, b of the behaviour loss (docs/method.md).
+  to Q_c(s, a), [C]; `response_bias`, b of the behaviour loss (docs/policy.md).
   """
 
   sizes: tuple[int, int, int, float]

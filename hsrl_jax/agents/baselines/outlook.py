@@ -1,6 +1,6 @@
 """What a user will like, when a user leaves, and what is left to earn.
 
-Three learned parts that a planner asks (docs/method.md, Planning). All of them
+Three learned parts that a planner asks (docs/planner.md, Planning). All of them
 see what was shown and liked lately as counts by kind of item. An item belongs
 to each kind by a weight, its membership: the kinds are the columns of the
 item's features. Everything is of ONE user; callers vmap.

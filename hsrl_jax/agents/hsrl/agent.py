@@ -3,7 +3,7 @@
 The policy chooses the tokens of a semantic ID, level by level; a slate is the
 items whose tokens, and item residual, have the largest log pi (`acting`). The
 critic has a value for each level (`networks`). The losses are those of
-docs/method.md.
+docs/policy.md.
 """
 
 import functools

@@ -1,10 +1,10 @@
 """HSRL that goes on by replay from its policy of the next item.
 
 It has the networks of that policy, acts as it does (`agents.next_item`), and
-learns as HSRL does (docs/method.md, RL after supervised training): the critic
-looks at the decoder's expected contexts, the actor follows the gradient of the
-log-probabilities of the tokens that were taken, and the behaviour loss is what
-the policy was trained on before, the cross-entropy of what was liked. A KL
+learns as HSRL does (docs/next_item.md, RL after supervised training): the
+critic looks at the decoder's expected contexts, the actor follows the gradient
+of the log-probabilities of the tokens that were taken, and the behaviour loss
+is the supervised one, the cross-entropy of what was liked. A KL
 divergence holds the policy near the one it started from. The flat twin, which
 was trained without tokens, has the same losses of its softmax over all items.
 """

@@ -1,7 +1,7 @@
 """HSRL that learns on-policy, and whose slates know themselves.
 
 An item is chosen token by token, a slate slot after slot, each choice out of
-the tokens that lead to an item which may be shown (docs/method.md, Sequential
+the tokens that lead to an item which may be shown (docs/policy.md, Sequential
 slates). So the log-probability of a slate is exact. The baseline of all choices
 is the value of the state; with `credit` by slot or token they have one of their
 own, the value of the state and of what was chosen before.

@@ -1,4 +1,4 @@
-"""ONE shown slate as the losses of HSRL see it (docs/method.md, Losses)."""
+"""ONE shown slate as the losses of HSRL see it (docs/policy.md, Losses)."""
 
 from typing import NamedTuple
 

@@ -3,7 +3,7 @@
 Its policy of the next item stays as it was. In a state that logs know, in which
 nothing was shown yet, HSRL has its probabilities whatever RL learns. Later in a
 session the items below a token begin with its log pi beside the estimate of a
-like, and nothing holds what RL adds (docs/method.md, RL after supervised
+like, and nothing holds what RL adds (docs/next_item.md, RL after supervised
 training). What that policy says of items is its softmax over all of them; its
 tokens, by which each item costs as much as a state, have no part in it. As with
 tokens, those that it finds first are ranked with the click model's part.

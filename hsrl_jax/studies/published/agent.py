@@ -13,7 +13,7 @@ on a batch of replayed transitions is, in this order, with mean over the batch:
 - targets move by `polyak`.
 
 Dropout is on in all of it, in the target networks too. What differs from the
-agent `hsrl`, and why, is a table in docs/method.md.
+agent `hsrl`, and why, is a table in docs/policy.md.
 """
 
 import functools

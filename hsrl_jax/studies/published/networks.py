@@ -1,6 +1,6 @@
 """The networks of the published code, as its framework builds them.
 
-What differs from `encoder`, `hierarchy` and `critic`: docs/method.md, Published
+What differs from `encoder`, `hierarchy` and `critic`: docs/policy.md, Published
 to the letter. The actor is of ONE user; callers vmap. The critic is of a whole
 batch, by whose statistics it is normalised.
 """

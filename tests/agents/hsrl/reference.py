@@ -19,7 +19,7 @@ class Levels(NamedTuple):
 
 
 def _tokens(params, catalogue):
-  """Rows of W, A C, E and b, as docs/method.md has them."""
+  """Rows of W, A C, E and b, as docs/policy.md has them."""
   own = jax.tree.map(
     lambda x: np.asarray(x, np.float64), params["policy"]["params"]
   )
