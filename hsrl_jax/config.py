@@ -74,8 +74,6 @@ class QuantizerConfig(Checked):
     iterations: Lloyd iterations per level.
     restarts: seedings tried per level; the best is kept.
     batch_size: rows per iteration; None: all of them.
-    balance: no token is used by more than this times N / V items; None: any
-      number of items.
     assignment: `unique`; for comparison, in a policy that scores every item,
       `plain`: items that collide share a SID and its probability; `shuffled`:
       unique SIDs, each of another item.
@@ -92,7 +90,6 @@ class QuantizerConfig(Checked):
   iterations: int = setting(30, least=1)
   restarts: int = setting(4, least=1)
   batch_size: int | None = setting(None, least=1)
-  balance: float | None = setting(None, least=1)
   assignment: str = setting("unique", among=ASSIGNMENTS)
   topic_weight: float = setting(0.0, least=0)
   likes_weight: float = setting(0.0, least=0)
@@ -357,7 +354,6 @@ class NextItemConfig(Checked):
       where the features are made of the logs already.
     hidden: width of the block before each level's token logits, in hsrl.
     token_dropout: rate on that block.
-    smoothing: of the labels of the tokens' cross-entropy, in hsrl.
     token_weight: in hsrl, the weight of the tokens' cross-entropy; 0: its flat
       twin, whose items have no tokens and each a logit of its own, as in
       sasrec.
@@ -370,8 +366,6 @@ class NextItemConfig(Checked):
       logit; 0, or logs whose negatives were drawn: by log pi alone.
     learning_rate: peak, after a warm-up, of a cosine decay.
     weight_decay: of AdamW.
-    average: decay of the parameters' moving average, which is what is kept; 0:
-      the parameters themselves.
     batch_rows: rows of `history` inputs in an update; short sequences share a
       row.
     epochs: at most.
@@ -392,14 +386,12 @@ class NextItemConfig(Checked):
   interactions: int = setting(64, least=0)
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
-  smoothing: float = setting(0.0, least=0, most=_DROPOUT)
   token_weight: float = setting(1.0, least=0)
   item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
   response_weight: float = setting(10.0, least=0)
   learning_rate: float = setting(2e-3, above=0)
   weight_decay: float = setting(0.01, least=0)
-  average: float = setting(0.0, least=0, most=_DROPOUT)
   batch_rows: int = setting(64, least=1)
   epochs: int = setting(20, least=1)
   patience: int = setting(6, least=1)

@@ -218,13 +218,11 @@ class NumbersTest(parameterized.TestCase):
         "sid_likes_weight",
         "lately_penalty",
         "layers",
-        "next_item_average",
         "next_item_eval_rows",
         "next_item_hidden",
         "next_item_interactions",
         "next_item_item_weight",
         "next_item_response_weight",
-        "next_item_smoothing",
         "next_item_token_dropout",
         "next_item_token_weight",
         "next_item_weight_decay",
@@ -864,7 +862,6 @@ class EmbeddingsTest(parameterized.TestCase):
     (("--mode=quantize", "--embeddings=x.csv"), "x.csv is missing"),
     (("--mode=quantize", "--embeddings=setup.py"), "suffix '.py'; expected"),
     (("--mode=add_items", "--embeddings=x.npz"), "has no SIDs of --embeddings"),
-    (("--mode=quantize", "--sid_balance=0.5"), "--sid_balance is 0.5; expect"),
     (("--mode=quantize", "--sid_batch_size=0"), "--sid_batch_size is 0; exp"),
   )
   def test_flags_that_do_not_go_together(self, arguments, message):

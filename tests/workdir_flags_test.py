@@ -114,7 +114,9 @@ class WorkdirFlagsTest(parameterized.TestCase):
     # At its default, but kept otherwise.
     self._refused("--dataset was toy", own, "--dataset=movielens_latest_small")
     # Kept by nobody, since it has no value.
-    self._refused("--sid_balance was unset, now 2.0", own, "--sid_balance=2")
+    self._refused(
+      "--sid_batch_size was unset, now 9", own, "--sid_batch_size=9"
+    )
     self._refused("--agent was hsrl, now a2c", own, "--agent=a2c")
 
   def test_what_decides_nothing_is_not_compared(self):
@@ -183,12 +185,12 @@ class WorkdirFlagsTest(parameterized.TestCase):
   def test_refused_flags_are_not_kept(self):
     self.stages.error = InputError("too few; expected more")
     own = f"--workdir={self.workdir}"
-    self._refused("too few", own, *TOY, "--sid_balance=1.5")
+    self._refused("too few", own, *TOY, "--sid_batch_size=9")
     self.assertFalse(self.workdir.exists())
     self.stages.error, self.stages.leaves = None, ".done/data"
     config = self._run(*TOY, "--mode=data")[2]
     self.stages.error = InputError("too few; expected more")
-    self._refused("too few", own, "--sid_balance=1.5")
+    self._refused("too few", own, "--sid_batch_size=9")
     self.stages.error = None
     self.assertEqual(self._run()[2], config)
 

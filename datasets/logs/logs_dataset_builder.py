@@ -127,9 +127,11 @@ def _interactions(
   given = [x for x in ("interactions", "sessions") if tables.has(folder, x)]
   if sessions.is_folder(folder):
     given.append("a folder sessions")
-  if len(given) == 2:
+  if len(given) != 1:
+    found = " and ".join(given) or "no logs"
     raise InputError(
-      f"{folder} has both {given[0]} and {given[1]}; expected one of them"
+      f"{folder} has {found}; expected interactions.csv, a response a row, or "
+      "sessions.csv, a slate a row (or .parquet), or a folder sessions"
     )
   if sessions.is_folder(folder):
     return None

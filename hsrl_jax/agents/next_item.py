@@ -29,8 +29,7 @@ _READ = {
 }
 # Fields of NextItemConfig that only an agent with tokens reads.
 _OF_TOKENS = (
-  *("hidden", "token_dropout", "smoothing", "token_weight", "item_weight"),
-  "beams",
+  *("hidden", "token_dropout", "token_weight", "item_weight", "beams"),
 )
 _LEAST = 1e-6  # Of a probability whose logit is taken.
 _CLIP = 5.0  # Global norm of the gradient.
@@ -294,7 +293,6 @@ def model_config(config: Config) -> next_item.ModelConfig:
     feature_inputs=c.feature_inputs,
     hidden=c.hidden,
     token_dropout=c.token_dropout,
-    smoothing=c.smoothing,
   )
 
 

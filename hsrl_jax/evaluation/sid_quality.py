@@ -276,7 +276,7 @@ def refusal(size: Size) -> str:
   """One line that says why a size is not to be used."""
   return (
     f"{size.name} loses {size.error_unique:.0%} of the variance, more than the "
-    "mean vector would: not usable; expected a larger balance, V or L"
+    "mean vector would: not usable; expected a larger V or L"
   )
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from hsrl_jax.data.sequences import Packed
 from hsrl_jax.networks.sequence import ItemRows, SequenceEncoder
 from hsrl_jax.networks.token_decoder import TokenDecoder
-from hsrl_jax.ops import masking, sampling, softmax
+from hsrl_jax.ops import sampling, softmax
 from hsrl_jax.sid import index as sid_index
 from hsrl_jax.sid.beam_search import Beams
 from hsrl_jax.sid.index import Catalogue
@@ -36,7 +36,6 @@ class ModelConfig:
     feature_inputs: whether it has a linear map of its features.
     hidden: width of the blocks of the token decoder.
     token_dropout: rate of the token decoder's dropout.
-    smoothing: label smoothing of the tokens' cross-entropy.
     constrained: see TokenDecoder.
   """
 
@@ -52,7 +51,6 @@ class ModelConfig:
   feature_inputs: bool = True
   hidden: int = 256
   token_dropout: float = 0.2
-  smoothing: float = 0.0
   constrained: bool = True
 
 
@@ -141,10 +139,6 @@ class Model:
         params["decoder"], index, states, sid, decoder_key, method="taken"
       )
       own = jnp.take_along_axis(log_probs, sid[..., None], -1)[..., 0]
-      if config.smoothing:
-        usable = log_probs > masking.NEGATIVE / 2
-        mean = jnp.where(usable, log_probs, 0.0).sum(-1) / usable.sum(-1)
-        own = (1 - config.smoothing) * own + config.smoothing * mean
       loss = -jnp.where(target > 0, own.sum(-1), 0.0).sum()
       total += config.token_weight * loss
     return total, (target > 0).sum()

@@ -1,4 +1,4 @@
-"""Balanced k-means of one level, on the devices.
+"""k-means of one level, on the devices.
 
 Rows are cut into chunks, and the chunks are dealt to 8 lanes, whatever the
 number of devices. A lane sums its chunks in order on one device, and the lanes
@@ -28,7 +28,6 @@ _FEW = 16_384  # ... and rows in all.
 # every second restart are pulled halfway to the mean.
 _SHRINK = (0.5, 1.0)
 _RELAX = 1.6  # A code moves by this multiple of the way to its mean.
-_GAPS = 1024  # Rows that set the scale of the prices.
 # TPUs and GPUs would round the factors of a product to 8 or 11 bits, and choose
 # other codes than a CPU.
 _EXACT = jax.lax.Precision.HIGHEST
@@ -42,7 +41,7 @@ class Sums(NamedTuple):
   Attributes:
     sums: float32 [V, D], sums of the rows nearest to each code.
     sizes: float32 [V], numbers of these rows.
-    error: float32 [], sum of squared distances (plus prices).
+    error: float32 [], sum of squared distances.
     spare_distances: float32 [S], of some badly fitted rows.
     spares: float32 [S, D], the badly fitted rows.
   """
@@ -59,12 +58,10 @@ class Codes(NamedTuple):
 
   Attributes:
     codes: float32 [V, D].
-    prices: float32 [V], added to squared distances, so that full codes repel.
     seen: float32 [V], rows in the running mean of each code (mini-batches).
   """
 
   codes: Array
-  prices: Array
   seen: Array
 
 
@@ -77,7 +74,6 @@ def fit_level(
   iterations: int,
   restarts: int,
   running: bool,
-  share: float,
   mesh: Mesh,
 ) -> np.ndarray:
   """Fits the codes of one level.
@@ -91,7 +87,6 @@ def fit_level(
     iterations: see `quantizer.fit`.
     restarts: see `quantizer.fit`.
     running: whether codes are running means of mini-batches.
-    share: part of the rows that one code may have; 1 or more for no bound.
     mesh: of the devices.
 
   Returns:
@@ -105,19 +100,16 @@ def fit_level(
     count = max(rows // part, first)
     # Through the host: on a CPU, two programs with collectives that run at
     # the same time may wait for each other for ever.
-    codes, prices = jax.device_get((state.codes, state.prices))
+    codes = jax.device_get(state.codes)
     sums = None
     for block, block_rows in blocks(iteration, count):
-      lanes = _sum_rows(codes, prices, block, block_rows, mesh=mesh)
+      lanes = _sum_rows(codes, block, block_rows, mesh=mesh)
       sums = _add(jax.device_get(lanes), sums)
     # The last two iterations move the codes to the means exactly.
     relax = 1.0 if running or iteration >= iterations - 2 else _RELAX
     # These weights let later batches count more, in proportion to their turn.
     keep = iteration / (iteration + 2) if running else 0.0
-    rate = 0.0
-    if share < 1:
-      rate = _gap(state.codes, sample[:_GAPS]) / (1 + 0.3 * iteration)
-    return _step(state, sums, relax, keep, share, rate), sums.error
+    return _step(state, sums, relax, keep), sums.error
 
   # Few rows: each restart runs to its end, since all iterations are cheap.
   trial = iterations if first == rows else -(-iterations // 3)
@@ -126,7 +118,7 @@ def fit_level(
   for restart in range(restarts):
     shrink = _SHRINK[restart % len(_SHRINK)]
     codes = _seed(jax.random.fold_in(key, restart), sample, vocab_size, shrink)
-    state = Codes(codes, jnp.zeros(vocab_size), jnp.zeros(vocab_size))
+    state = Codes(codes, jnp.zeros(vocab_size))
     for iteration in range(trial):
       state, error = iterate(state, iteration)
     tries.append((float(error), restart, state))
@@ -136,19 +128,18 @@ def fit_level(
   return np.asarray(state.codes)
 
 
-def nearest(x: Array, codes: Array, prices: Array) -> tuple[Array, Array]:
-  """Finds the code of least squared distance + price.
+def nearest(x: Array, codes: Array) -> tuple[Array, Array]:
+  """Finds the code of least squared distance.
 
   Args:
     x: float32 [C, D].
     codes: float32 [V, D].
-    prices: float32 [V].
 
   Returns:
-    int32 [C], the code (the first of equals), and float32 [C], the sum.
+    int32 [C], the code (the first of equals), and float32 [C], the distance.
   """
-  offset = 0.5 * ((codes**2).sum(1) + prices)
-  # Largest where the sum is least.
+  offset = 0.5 * (codes**2).sum(1)
+  # Largest where the distance is least.
   score = jnp.matmul(codes, x.T, precision=_EXACT) - offset[:, None]
   best = score.max(0)
   first = jax.lax.platform_dependent(
@@ -164,14 +155,11 @@ def _first(score: Array, best: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnames="mesh")
-def _sum_rows(
-  codes: Array, prices: Array, block: Array, rows: Array, *, mesh: Mesh
-) -> Sums:
+def _sum_rows(codes: Array, block: Array, rows: Array, *, mesh: Mesh) -> Sums:
   """Sums the first `rows` rows of a block, lane by lane: fields [8, ...].
 
   Args:
     codes: float32 [V, D].
-    prices: float32 [V].
     block: float32 [chunks, 8, C, D], cut by its lanes over the devices.
     rows: int32 [].
     mesh: of the devices.
@@ -180,7 +168,7 @@ def _sum_rows(
   on_cpu = _platform(mesh) == "cpu"
   add = _add_rows if on_cpu else _add_rows_by_product
 
-  def on_device(codes, prices, block, rows):
+  def on_device(codes, block, rows):
     _, lanes, size, width = block.shape
     if not on_cpu:  # As they lie there: a row has fewer numbers than a tile.
       block = block.swapaxes(2, 3)
@@ -198,7 +186,7 @@ def _sum_rows(
         x = block[chunk, lane] if on_cpu else block[chunk, lane].T
         row = (chunk * _LANES + first_lane + lane) * size + jnp.arange(size)
         there = row < rows
-        code, distance = nearest(x, codes, prices)
+        code, distance = nearest(x, codes)
         code = jnp.where(there, code, len(codes))  # Padding: no code.
         distance = jnp.where(there, distance, -1.0)
         worst = jnp.argmax(distance)
@@ -222,10 +210,10 @@ def _sum_rows(
   return jax.shard_map(
     on_device,
     mesh=mesh,
-    in_specs=(replicated, replicated, by_lane, replicated),
+    in_specs=(replicated, by_lane, replicated),
     out_specs=PartitionSpec("lanes"),
     check_vma=False,  # The loops start from zeros that no device owns.
-  )(codes, prices, block, rows)
+  )(codes, block, rows)
 
 
 def _platform(mesh: Mesh) -> str:
@@ -280,14 +268,7 @@ def _add(lanes: Sums, before: Sums | None) -> Sums:
 
 
 @jax.jit
-def _step(
-  state: Codes,
-  sums: Sums,
-  relax: float,
-  keep: float,
-  share: float,
-  rate: float,
-) -> Codes:
+def _step(state: Codes, sums: Sums, relax: float, keep: float) -> Codes:
   """Moves each code towards the mean of the rows nearest to it.
 
   Args:
@@ -295,8 +276,6 @@ def _step(
     sums: statistics of a pass with these codes.
     relax: part of the way to the mean; above 1, beyond the mean.
     keep: weight of the rows seen before.
-    share: part of the rows that a code may have.
-    rate: step size of the prices.
   """
   seen = keep * state.seen + sums.sizes
   pace = relax * sums.sizes / jnp.maximum(seen, 1.0)
@@ -309,21 +288,7 @@ def _step(
   spare = order[jnp.clip(rank, 0, len(order) - 1)]
   empty &= (rank < len(order)) & (sums.spare_distances[spare] >= 0)
   codes = jnp.where(empty[:, None], sums.spares[spare], codes)
-  # Dual ascent: the price of a code rises while it is over its share.
-  excess = jnp.log(sums.sizes / (share * sums.sizes.sum()))
-  prices = state.prices + rate * jnp.clip(excess, -1.0, 1.0)
-  return Codes(codes, jnp.maximum(prices, 0.0), seen)
-
-
-@jax.jit
-def _gap(codes: Array, x: Array) -> Array:
-  """Mean difference of the two least squared distances of a row, []."""
-  offset = 0.5 * (codes**2).sum(1)
-  score = jnp.matmul(x, codes.T, precision=_EXACT) - offset[None]
-  best = score.max(1, keepdims=True)
-  second = jnp.where(score == best, -jnp.inf, score).max(1, keepdims=True)
-  # With all codes equal there is no second one.
-  return 2.0 * jnp.where(jnp.isfinite(second), best - second, 0.0).mean()
+  return Codes(codes, seen)
 
 
 @functools.partial(jax.jit, static_argnames="mesh", donate_argnames="block")
@@ -332,7 +297,7 @@ def subtract(codes: Array, block: Array, *, mesh: Mesh) -> Array:
 
   def on_device(codes, block):
     def of_chunk(x):
-      return x - codes[nearest(x, codes, jnp.zeros(len(codes)))[0]]
+      return x - codes[nearest(x, codes)[0]]
 
     flat = block.reshape(-1, *block.shape[2:])
     return jax.lax.map(of_chunk, flat).reshape(block.shape)

@@ -32,7 +32,6 @@ def fit(
   iterations: int = 15,
   restarts: int = 4,
   batch_size: int | None = None,
-  balance: float | None = None,
   initial: Array | None = None,
   on_level: Callable[[np.ndarray], None] | None = None,
   devices: Sequence[jax.Device] | None = None,
@@ -68,9 +67,6 @@ def fit(
     batch_size: rows of one iteration, other rows each time, until all had
       their turn; codes are then running means in which later batches weigh
       more. None for all rows.
-    balance: no code should have more than `balance` N / V rows; at least 1.
-      The bound is approximate here, and exact in `encode_unique`. None for no
-      bound.
     initial: float32 [l, V, D], codebooks of the first l levels, fitted
       already.
     on_level: called with all codebooks so far, float32 [l, V, D], after each.
@@ -84,7 +80,7 @@ def fit(
     ValueError: an argument is out of range or of another shape.
   """
   x = np.asarray(x) if isinstance(x, jax.Array) else x
-  _check(x, levels, vocab_size, iterations, restarts, batch_size, balance)
+  _check(x, levels, vocab_size, iterations, restarts, batch_size)
   codebooks = _initial(initial, levels, vocab_size, x.shape[1])
   mesh = kmeans.lane_mesh(devices)
   order = jax.random.fold_in(key, 0)
@@ -99,7 +95,6 @@ def fit(
       iterations=iterations,
       restarts=restarts,
       running=batch_size is not None,
-      share=np.inf if balance is None else balance / vocab_size,
       mesh=mesh,
     )
     residuals.subtract(codes)
@@ -232,7 +227,7 @@ def _encode(codebooks: Array, x: Array) -> Array:
   def encode_chunk(residual):
     tokens = []
     for codes in codebooks:
-      nearest, _ = kmeans.nearest(residual, codes, jnp.zeros(len(codes)))
+      nearest, _ = kmeans.nearest(residual, codes)
       residual = residual - codes[nearest]
       tokens.append(nearest)
     return jnp.stack(tokens, -1)
@@ -276,17 +271,11 @@ def _check(
   iterations: int,
   restarts: int,
   batch_size: int | None,
-  balance: float | None,
 ) -> None:
   """Raises ValueError for arguments of `fit` that are out of range."""
   if len(x.shape) != 2 or not all(x.shape):
     raise ValueError(
       f"x has shape {tuple(x.shape)}; expected [N, D] with rows and columns"
-    )
-  if balance is not None and balance < 1:
-    raise ValueError(
-      f"balance is {balance}; expected at least 1, where all codes are of "
-      "the same size"
     )
   for name, value, least in (
     ("levels", levels, 1),

@@ -6,14 +6,8 @@ a prefix than fit, the items that lose least by another token move. At the last
 level each token fits one item, and the assignment of least total distance below
 each prefix is computed exactly. After each level every prefix has room for its
 items, so up to V^L items always get distinct SIDs.
-
-With `balance` the use of each token is bounded too, level by level. While one
-token is over its bound, another is under its bound; so some prefix has more
-items at the first token than at the second, and one of these items can move.
-So the bound can always be kept.
 """
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -26,8 +20,6 @@ from hsrl_jax.sid import quantizer
 _READ = 65_536  # Rows of a streamed array that are read together.
 _HELD = 2**29  # Bytes of rows held while they get their last token.
 _TABLE = 2**22  # Entries of a table of distances.
-_SAMPLE = 16_384  # Rows from which prices are found.
-_PRICE_STEPS = 100
 
 
 class _Free(NamedTuple):
@@ -68,13 +60,11 @@ def encode_unique(
   x: Any,
   *,
   taken: np.ndarray | None = None,
-  balance: float | None = None,
 ) -> np.ndarray:
   """Encodes rows as SIDs of which no two are equal.
 
-  The result does not depend on the devices. Without `balance`, it is
-  the plain encoding below each prefix of L - 1 tokens where that encoding has
-  no collision.
+  The result does not depend on the devices. It is the plain encoding below each
+  prefix of L - 1 tokens where that encoding has no collision.
 
   >>> codebooks = np.asarray([[[0.0], [10.0]], [[0.0], [1.0]]])
   >>> encode_unique(codebooks, np.asarray([[0.1], [0.2], [9.0]])).tolist()
@@ -90,15 +80,12 @@ def encode_unique(
     taken: int64 [M], SIDs that no row may get, as numbers
       sum_l token_l V^(L-1-l), sorted and distinct. This is not checked, so that
       the cost grows with log M only.
-    balance: no token is used by more than ceil(`balance` N / V) rows, at any
-      level; at least 1. None for no bound.
 
   Returns:
     int32 [N, L], no two rows equal.
 
   Raises:
-    ValueError: N + M > V^L; V^L is not below 2^63; balance is below 1 or
-      given together with `taken`.
+    ValueError: N + M > V^L, or V^L is not below 2^63.
   """
   codebooks = np.asarray(codebooks, np.float32)
   x = np.asarray(x) if isinstance(x, jax.Array) else x
@@ -110,34 +97,16 @@ def encode_unique(
       f"vocab_size {vocab_size} and levels {levels} make "
       f"{vocab_size**levels} SIDs; expected fewer than 2^63: use fewer levels"
     )
-  if balance is not None and (balance < 1 or len(taken)):
-    raise ValueError(
-      f"balance is {balance}, with {len(taken)} SIDs taken; expected at least "
-      "1, and none taken, since the bound is on all tokens in use"
-    )
   free = _Free(taken, levels, vocab_size)
-  cap = (
-    None if balance is None else math.ceil(balance * x.shape[0] / vocab_size)
-  )
-  prices = np.zeros(vocab_size, np.float32)
   tokens = quantizer.encode(codebooks, x)
-  for level in range(levels):
-    if cap is not None:
-      prices = _prices(codebooks, x, tokens, level, cap)
-      for rows, distance in _distances(codebooks, x, tokens, level):
-        tokens[rows, level] = (distance + prices).argmin(1)
-    if level < levels - 1:
-      before = tokens[:, level].copy()
-      _move_excess(codebooks, x, tokens, level, free, None)
-    else:
-      _assign_last(codebooks, x, tokens, free, prices)
-    if cap is not None:
-      _move_excess(codebooks, x, tokens, level, free, cap)
-    elif level < levels - 1:
-      moved = np.flatnonzero(tokens[:, level] != before)
-      for rows, residual in _residuals(codebooks, x, tokens, level + 1, moved):
-        rest = quantizer.encode(codebooks[level + 1 :], residual)
-        tokens[rows, level + 1 :] = rest
+  for level in range(levels - 1):
+    before = tokens[:, level].copy()
+    _move_excess(codebooks, x, tokens, level, free)
+    moved = np.flatnonzero(tokens[:, level] != before)
+    for rows, residual in _residuals(codebooks, x, tokens, level + 1, moved):
+      rest = quantizer.encode(codebooks[level + 1 :], residual)
+      tokens[rows, level + 1 :] = rest
+  _assign_last(codebooks, x, tokens, free)
   return tokens
 
 
@@ -147,12 +116,8 @@ def _move_excess(
   tokens: np.ndarray,
   level: int,
   free: _Free,
-  cap: int | None,
 ) -> None:
-  """Moves rows to other tokens where a prefix has no room for them, in place.
-
-  With a `cap`, moves rows of the tokens that are over the cap instead.
-  """
+  """Moves rows, in place, to other tokens where a prefix has no room."""
   vocab_size = free.vocab_size
   prefix = numbers(tokens[:, :level], vocab_size)
   while True:
@@ -160,12 +125,7 @@ def _move_excess(
     child = prefix * vocab_size + token
     nodes, sizes = np.unique(child, return_counts=True)
     room = free.below(nodes, level) - sizes
-    loads = np.bincount(token, minlength=vocab_size)
-    if cap is None:
-      source = np.searchsorted(nodes, child)
-      excess = -room
-    else:
-      source, excess = token, loads - cap
+    source, excess = np.searchsorted(nodes, child), -room
     crowded = np.flatnonzero(excess[source] > 0)
     if not len(crowded):
       return
@@ -176,8 +136,6 @@ def _move_excess(
       at = np.arange(len(rows))
       now = distance[at, token[rows]]
       distance[_full(nodes, room, prefix[rows], level, free)] = np.inf
-      if cap is not None:
-        distance[:, loads >= cap] = np.inf
       part = slice(done, done + len(rows))
       wanted[part] = distance.argmin(1)
       loss[part] = distance[at, wanted[part]] - now
@@ -189,8 +147,6 @@ def _move_excess(
       raise ValueError("distances are not finite; expected finite rows of x")
     group = source[crowded[order]]
     order = order[_rank(group) < excess[group]]
-    if cap is not None:
-      order = order[_rank(wanted[order]) < (cap - loads)[wanted[order]]]
     to = prefix[crowded[order]] * vocab_size + wanted[order]
     at = np.minimum(np.searchsorted(nodes, to), len(nodes) - 1)
     fits = np.where(nodes[at] == to, room[at], free.below(to, level))
@@ -203,7 +159,6 @@ def _assign_last(
   x: Any,
   tokens: np.ndarray,
   free: _Free,
-  prices: np.ndarray,
 ) -> None:
   """Sets last tokens, in place, where rows share a SID or chose a taken one."""
   vocab_size = free.vocab_size
@@ -228,7 +183,7 @@ def _assign_last(
     count = max(int(np.searchsorted(ends, starts[0] + portion, "right")), 1)
     held = order[starts[0] : ends[count - 1]]
     _assign_parents(
-      codebooks, x, tokens, held, starts[:count] - starts[0], free, prices
+      codebooks, x, tokens, held, starts[:count] - starts[0], free
     )
     starts, ends = starts[count:], ends[count:]
 
@@ -240,7 +195,6 @@ def _assign_parents(
   rows: np.ndarray,
   starts: np.ndarray,
   free: _Free,
-  prices: np.ndarray,
 ) -> None:
   """Sets last tokens of `rows`, whose parents begin at `starts`, in place."""
   vocab_size = free.vocab_size
@@ -261,7 +215,7 @@ def _assign_parents(
     end = int(ends[i])
     if end > stop:
       begin, stop = start, max(end, start + max(_TABLE // vocab_size, 1))
-      table = _table(residual[begin:stop], codebooks[-1]) + prices
+      table = _table(residual[begin:stop], codebooks[-1])
     cost = table[start - begin : end - begin]
     if last[i] > first[i]:
       cost[:, free.taken[first[i] : last[i]] % vocab_size] = np.inf
@@ -269,44 +223,14 @@ def _assign_parents(
   tokens[rows, -1] = chosen
 
 
-def _prices(
-  codebooks: np.ndarray, x: Any, tokens: np.ndarray, level: int, cap: int
-) -> np.ndarray:
-  """Prices, float32 [V]: with them added to distances few tokens exceed `cap`.
-
-  Dual ascent on a sample of rows: the price of a token rises while the token is
-  over its share, and falls, but not below 0, while the token is under it.
-  """
-  step = -(-x.shape[0] // _SAMPLE)
-  sample = np.arange(0, x.shape[0], step)
-  distance = np.concatenate(
-    [d for _, d in _distances(codebooks, x, tokens, level, sample)]
-  )
-  share = cap * len(sample) / x.shape[0]
-  nearest = np.partition(distance, 1)[:, :2]
-  gap = (nearest[:, 1] - nearest[:, 0]).mean()
-  prices = np.zeros(distance.shape[1], np.float32)
-  steps, last = np.full_like(prices, gap), np.zeros_like(prices)
-  for _ in range(_PRICE_STEPS):
-    token = (distance + prices).argmin(1)
-    load = np.bincount(token, minlength=len(prices))
-    rise = np.log(np.maximum(load, 0.1) / share).clip(-1, 1)
-    # Steps grow while a price goes one way, and shrink where it turns.
-    steps = np.where(rise * last < 0, 0.5, np.where(prices > 0, 1.1, 1)) * steps
-    last = rise
-    prices = np.maximum(prices + steps * rise, 0).astype(np.float32)
-  return prices
-
-
 def _distances(
   codebooks: np.ndarray,
   x: Any,
   tokens: np.ndarray,
   level: int,
-  rows: np.ndarray | None = None,
+  rows: np.ndarray,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
   """Yields rows, ascending, with squared distances to all codes, [n, V]."""
-  rows = np.arange(x.shape[0]) if rows is None else rows
   size = max(_TABLE // codebooks.shape[1], 1)
   for part, residual in _residuals(codebooks, x, tokens, level, rows):
     for i in range(0, len(part), size):

@@ -113,7 +113,7 @@ def course(config: Config, rows: int) -> TrainConfig:
     TrainConfig(),
     recipe=config.train.recipe,
     seeds=config.train.seeds,
-    polyak=1.0 - c.average,
+    polyak=1.0,
     users=1,
     batch_size=batch,
     buffer_size=steps,

@@ -142,8 +142,7 @@ def run(
   # Shuffled SIDs are as bad as they are meant to be.
   if config.assignment != "shuffled" and size.error_unique > 1:
     raise InputError(
-      f"--sid_vocab_size, --sid_levels, --sid_balance: "
-      f"{sid_quality.refusal(size)}"
+      f"--sid_vocab_size, --sid_levels: {sid_quality.refusal(size)}"
     )
   return write(workdir, sids, genres)
 

@@ -59,9 +59,7 @@ def encode(
       plain[first : first + len(block)] = sid.encode(codebooks, block)
       bar.update(len(block))
     between = time.monotonic()
-    unique = np.asarray(
-      sid.encode_unique(codebooks, rows, balance=config.balance)
-    )
+    unique = np.asarray(sid.encode_unique(codebooks, rows))
     bar.update(count)
   end = time.monotonic()
   return Encoded(
@@ -94,7 +92,6 @@ def fit(
         iterations=config.iterations,
         restarts=config.restarts,
         batch_size=config.batch_size,
-        balance=config.balance,
         initial=initial,
         on_level=done,
       )

@@ -104,8 +104,6 @@ def compare(name: str) -> dict[str, float]:
     unique, seconds = timed(lambda c=codebooks: sid.encode_unique(c, x))
     unique_s.append(seconds)
   our_error = error(x, codebooks, tokens)
-  balanced = fit(x, balance=1.2)
-  even = sid.encode_unique(balanced, x, balance=1.2)
   extra = statistics.median(
     (u - p) / f for u, p, f in zip(unique_s, plain_s, fits, strict=True)
   )
@@ -119,7 +117,6 @@ def compare(name: str) -> dict[str, float]:
     "mse_ratio": our_error / their_error,
     "unique_extra_error": error(x, codebooks, unique) / our_error - 1,
     "unique_extra_time": extra,
-    "balanced_extra_error": error(x, balanced, even) / our_error - 1,
   }
 
 

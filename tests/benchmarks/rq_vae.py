@@ -11,7 +11,7 @@ outputs, straight-through gradients, commitment 0.25, unused codes put where
 rows are. It has the sizes, features and topics of the run, and prints beside
 each other what the SIDs of both lose, and how many items share one before all
 get their own. An item's loss is measured in the space of features, with the
-codebooks that fit the tokens best; so is that of balanced residual k-means.
+codebooks that fit the tokens best.
 """
 
 import functools
@@ -38,7 +38,6 @@ from hsrl_jax.stages.run import Run
 LATENT, HIDDEN = 32, (512, 256, 128)
 STEPS, BATCH, RATE, COMMITMENT = 6_000, 1_024, 1e-3, 0.25
 PER_CALL = 100  # Steps between two looks for codes that nobody uses.
-BALANCE = 1.2
 
 
 class Mlp(nn.Module):
@@ -153,21 +152,20 @@ def main(workdir: str, out: str, seed: str = "0") -> None:
   run = Run(settings.of_texts(f"{folder}/flags.txt", kept), folder)
   c, x = run.config.quantizer, np.asarray(run.items.features[1:])
   rows, size = {}, (c.levels, c.vocab_size)
-  for name, balance in (("residual k-means", None), ("balanced", BALANCE)):
-    start = time.monotonic()
-    codebooks = sid.fit(
-      jax.random.key(c.seed),
-      x,
-      levels=c.levels,
-      vocab_size=c.vocab_size,
-      iterations=c.iterations,
-      restarts=c.restarts,
-      balance=balance,
-    )
-    plain = np.asarray(sid.encode(codebooks, x))
-    unique = np.asarray(sid.encode_unique(codebooks, x, balance=balance))
-    spent = time.monotonic() - start
-    rows[name] = measured(x, plain, unique, size[1]) | {"seconds": spent}
+  start = time.monotonic()
+  codebooks = sid.fit(
+    jax.random.key(c.seed),
+    x,
+    levels=c.levels,
+    vocab_size=c.vocab_size,
+    iterations=c.iterations,
+    restarts=c.restarts,
+  )
+  plain = np.asarray(sid.encode(codebooks, x))
+  unique = np.asarray(sid.encode_unique(codebooks, x))
+  rows["residual k-means"] = measured(x, plain, unique, size[1]) | {
+    "seconds": time.monotonic() - start
+  }
   start = time.monotonic()
   latents, codebooks = fit(x, *size, int(seed))
   plain = np.asarray(sid.encode(codebooks, latents))

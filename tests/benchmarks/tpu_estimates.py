@@ -133,8 +133,7 @@ def kmeans_pass(
   codes, block = (
     jax.ShapeDtypeStruct((*x, width), jnp.float32) for x in ((vocab,), shape)
   )
-  prices = jax.ShapeDtypeStruct((vocab,), jnp.float32)
-  return Program(add, (codes, prices, block))
+  return Program(add, (codes, block))
 
 
 PROGRAMS = {

@@ -553,7 +553,10 @@ class FilesTest(parameterized.TestCase):
 
   def test_one_kind_of_log(self):
     (self.raw / "sessions.csv").write_text("user_id,exposed,timestamp\n1,1,1\n")
-    self._refused("has both interactions and sessions; expected one of them")
+    self._refused("has interactions and sessions; expected interactions.csv")
+    for name in ("interactions.csv", "sessions.csv"):
+      (self.raw / name).unlink()
+    self._refused("has no logs; expected interactions.csv", name="likes")
 
   def test_items_that_no_file_has(self):
     (self.raw / "items.csv").write_text("item_id\ni1\n")

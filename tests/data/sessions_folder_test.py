@@ -247,7 +247,7 @@ class FolderTest(parameterized.TestCase):
 
   def test_two_kinds_of_logs(self):
     self._refused(
-      "has both sessions and a folder sessions; expected one of them",
+      "has sessions and a folder sessions; expected interactions.csv",
       lambda paths: (paths[0].parents[1] / "sessions.csv").touch(),
     )
 

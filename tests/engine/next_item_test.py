@@ -34,12 +34,10 @@ SMALL = next_item.ModelConfig(
 MODELS = {
   "sasrec": SMALL,
   "hsrl": dataclasses.replace(
-    SMALL, token_weight=1.0, item_weight=0.5, token_inputs=True, smoothing=0.05
+    SMALL, token_weight=1.0, item_weight=0.5, token_inputs=True
   ),
 }
-TRAIN = NextItemConfig(
-  learning_rate=2e-2, batch_rows=16, epochs=12, patience=3, average=0.5
-)
+TRAIN = NextItemConfig(learning_rate=2e-2, batch_rows=16, epochs=12, patience=3)
 
 
 @functools.cache

@@ -107,11 +107,11 @@ class FitTest(parameterized.TestCase):
     x = np.asarray([[0.0], [1.0], [10.0], [30.0]], "f")
     mesh = kmeans.lane_mesh(None)
     block = kmeans.place(x, 4, 3, mesh)
-    codes, prices = jnp.asarray([[0.0], [99.0], [98.0]]), jnp.zeros(3)
-    lanes = kmeans._sum_rows(codes, prices, block, 4, mesh=mesh)
+    codes = jnp.asarray([[0.0], [99.0], [98.0]])
+    lanes = kmeans._sum_rows(codes, block, 4, mesh=mesh)
     sums = kmeans._add(jax.device_get(lanes), None)
-    state = kmeans.Codes(codes, prices, jnp.zeros(3))
-    codes = kmeans._step(state, sums, 1.0, 0.0, np.inf, 0.0).codes
+    state = kmeans.Codes(codes, jnp.zeros(3))
+    codes = kmeans._step(state, sums, 1.0, 0.0).codes
     # All go to the code 0; the worst fitted are 30 and then 10.
     np.testing.assert_allclose(codes, [[41 / 4], [30.0], [10.0]])
 
@@ -210,7 +210,6 @@ class ManyRowsTest(parameterized.TestCase):
 class DevicesTest(parameterized.TestCase):
   @parameterized.parameters(
     {},
-    {"balance": 1.2},
     {"batch_size": 700},
     {"stream": True},
   )
@@ -261,32 +260,6 @@ class ResumeTest(absltest.TestCase):
     np.testing.assert_array_equal(resumed, whole)
 
 
-class BalanceTest(absltest.TestCase):
-  @pytest.mark.slow
-  def test_less_is_left_to_the_exact_assignment(self):
-    """Of clusters of very different sizes."""
-    rng = np.random.default_rng(0)
-    center = np.minimum(rng.geometric(0.4, 4_000), 8)
-    x = (_gaussian(9, 6)[center] + 0.5 * _gaussian(4_000, 6, 1)).astype("f")
-    cap = 1.1 * 4_000 / 16
-
-    def excess(codebooks):
-      tokens = quantizer.encode(codebooks, x)[:, 0]
-      return np.maximum(np.bincount(tokens, minlength=16) - cap, 0).sum()
-
-    def fitted(balance):
-      return [
-        np.asarray(_fit(x, 1, 16, seed, iterations=30, balance=balance))
-        for seed in range(3)
-      ]
-
-    free, even = fitted(None), fitted(1.1)
-    self.assertGreater(min(map(excess, free)), 100)
-    self.assertLess(sum(map(excess, even)), 0.7 * sum(map(excess, free)))
-    errors = [np.mean([_mean_error(c, x) for c in f]) for f in (free, even)]
-    self.assertLess(errors[1], 1.05 * errors[0])
-
-
 class BadInputTest(parameterized.TestCase):
   @parameterized.parameters(
     ({"x": np.zeros(3, "f")}, r"shape \(3,\); expected \[N, D\]"),
@@ -296,7 +269,6 @@ class BadInputTest(parameterized.TestCase):
     ({"iterations": 0}, "iterations is 0"),
     ({"restarts": 0}, "restarts is 0"),
     ({"batch_size": 0}, "batch_size is 0"),
-    ({"balance": 0.9}, "balance is 0.9"),
     ({"initial": np.zeros((1, 4, 3))}, r"initial has shape \(1, 4, 3\)"),
     ({"initial": np.zeros((3, 4, 2))}, "at most 2 levels"),
   )
@@ -325,14 +297,11 @@ class EncodeTest(parameterized.TestCase):
   def test_all_products_are_asked_for_in_float32(self):
     """A TPU or GPU would round the factors: other SIDs than on a CPU."""
     codebooks, x = np.zeros((2, 4, 3), np.float32), np.zeros((9, 3), np.float32)
-    for program in (
-      quantizer._encode.lower(codebooks, x),
-      kmeans._gap.lower(codebooks[0], x),
-    ):
-      products = re.findall(r"dot_general.*", program.as_text())
-      self.assertNotEmpty(products)
-      for product in products:
-        self.assertIn("[HIGHEST, HIGHEST]", product)
+    program = quantizer._encode.lower(codebooks, x).as_text()
+    products = re.findall(r"dot_general.*", program)
+    self.assertNotEmpty(products)
+    for product in products:
+      self.assertIn("[HIGHEST, HIGHEST]", product)
 
   def test_the_tokens_of_no_sid_are_no_vector(self):
     codebooks = jnp.array([[[1.0], [3.0]], [[10.0], [30.0]]])
@@ -364,13 +333,12 @@ class EncodeTest(parameterized.TestCase):
       self.assertNotEqual(whole, chunked)
     np.testing.assert_array_equal(tokens, _brute_force_tokens(codebooks, x)[0])
 
-  def test_nearest_with_and_without_prices(self):
+  def test_nearest(self):
     codes, x = _gaussian(9, 4, 1), _gaussian(101, 4)
-    for prices in (np.zeros(9, "f"), _gaussian(9, 1, 2)[:, 0] ** 2):
-      nearest, cost = kmeans.nearest(x, codes, prices)
-      expected = ((x[:, None] - codes[None]) ** 2).sum(-1) + prices
-      np.testing.assert_array_equal(nearest, expected.argmin(1))
-      np.testing.assert_allclose(cost, expected.min(1), atol=1e-5)
+    nearest, distance = kmeans.nearest(x, codes)
+    expected = ((x[:, None] - codes[None]) ** 2).sum(-1)
+    np.testing.assert_array_equal(nearest, expected.argmin(1))
+    np.testing.assert_allclose(distance, expected.min(1), atol=1e-5)
 
   @parameterized.parameters("_add_rows", "_add_rows_by_product")
   def test_sums_of_rows_by_code(self, name):
@@ -386,7 +354,7 @@ class EncodeTest(parameterized.TestCase):
 
   def test_first_of_equal_codes(self):
     codes = np.asarray([[5.0], [1.0], [1.0]], "f")
-    nearest, _ = kmeans.nearest(np.ones((2, 1), "f"), codes, np.zeros(3))
+    nearest, _ = kmeans.nearest(np.ones((2, 1), "f"), codes)
     np.testing.assert_array_equal(nearest, [1, 1])
 
   def test_relative_error_by_hand(self):

@@ -7,7 +7,6 @@ from unittest import mock
 import jax
 import numpy as np
 from absl.testing import absltest, parameterized
-from scipy.optimize import linear_sum_assignment
 
 from hsrl_jax.sid import quantizer, resolve
 from tests.sid.stream import Stream
@@ -147,11 +146,10 @@ class TakenTest(parameterized.TestCase):
 
 
 class StreamTest(parameterized.TestCase):
-  @parameterized.parameters(None, 1.0)
-  def test_pieces_change_nothing(self, balance):
+  def test_pieces_change_nothing(self):
     """However few rows are read, held and compared at once."""
     codebooks, x = _codebooks(3, 6), _vectors(180)
-    whole = resolve.encode_unique(codebooks, x, balance=balance)
+    whole = resolve.encode_unique(codebooks, x)
     stream = Stream(x)
     with (
       mock.patch.object(quantizer, "_BATCH", 50),
@@ -159,7 +157,7 @@ class StreamTest(parameterized.TestCase):
       mock.patch.object(resolve, "_HELD", 30 * 3 * 4),
       mock.patch.object(resolve, "_TABLE", 40 * 6),
     ):
-      tokens = resolve.encode_unique(codebooks, stream, balance=balance)
+      tokens = resolve.encode_unique(codebooks, stream)
     self.assertEqual(stream.largest, 50)
     np.testing.assert_array_equal(tokens, whole)
 
@@ -180,49 +178,6 @@ class StreamTest(parameterized.TestCase):
     for levels in (1, 2):
       with self.assertRaises(ValueError):
         resolve.encode_unique(_codebooks(levels, 20 if levels == 1 else 5), x)
-
-
-class BalanceTest(parameterized.TestCase):
-  @parameterized.product(
-    sizes=((1, 40, 38), (2, 8, 30), (2, 8, 64), (3, 5, 119), (3, 16, 900)),
-    balance=(1.0, 1.2, 3.0),
-  )
-  def test_tokens_are_bounded_and_sids_distinct(self, sizes, balance):
-    levels, vocab_size, rows = sizes
-    codebooks, x = _codebooks(levels, vocab_size), _vectors(rows)
-    cap = int(np.ceil(balance * rows / vocab_size))
-    free = resolve.encode_unique(codebooks, x)
-    tokens = resolve.encode_unique(codebooks, x, balance=balance)
-    self.assertEqual(_num_distinct(tokens), rows)
-    for level in range(levels):
-      loads = np.bincount(tokens[:, level], minlength=vocab_size)
-      self.assertLessEqual(loads.max(), cap)
-    if balance == 1.0 and rows == 900:  # Else there were nothing to do.
-      self.assertGreater(np.bincount(free[:, 0]).max(), cap)
-
-  def test_error_is_near_the_least(self):
-    """Against the exact assignment of rows to copies of each code."""
-    codebooks, x = _codebooks(1, 12)[0], _vectors(480)
-    cost = ((x[:, None] - codebooks[None]) ** 2).sum(-1)
-    copies = np.repeat(cost, 40, 1)
-    exact = copies[linear_sum_assignment(copies)].sum()
-    # A second level, so that the first may be shared.
-    both = np.stack([codebooks, np.zeros_like(codebooks)])
-    both[1] += 1e-3 * np.arange(12)[:, None]
-    both = np.concatenate([both, both[1:]])
-    tokens = resolve.encode_unique(both, x, balance=1.0)
-    np.testing.assert_array_equal(np.bincount(tokens[:, 0]), 40)
-    ours = cost[np.arange(480), tokens[:, 0]].sum()
-    self.assertLess(ours, 1.05 * exact)
-    self.assertGreater(exact, 1.02 * cost.min(1).sum())  # It does cost.
-
-  def test_not_with_what_is_taken(self):
-    with self.assertRaisesRegex(ValueError, "balance is 1.5, with 2 SIDs"):
-      resolve.encode_unique(
-        _codebooks(2, 8), _vectors(3), taken=np.arange(2), balance=1.5
-      )
-    with self.assertRaisesRegex(ValueError, "balance is 0.5"):
-      resolve.encode_unique(_codebooks(2, 8), _vectors(3), balance=0.5)
 
 
 class CapacityTest(parameterized.TestCase):

@@ -367,14 +367,6 @@ class QuantizeTest(parameterized.TestCase):
     catalogue_changes.remove_items(other, np.array(["3"]), "gone.txt")
     self.assertFalse(_sids(other)[3][1])
 
-  def test_balance_bounds_the_codes(self):
-    self.assertGreater(max(self.facts["largest_code"]), 17)
-    config = dataclasses.replace(_CONFIG, balance=1.1)
-    other = self.workdir.parent / "balanced"
-    facts = quantize.run(config, other, self.items, _SOURCE)
-    # ceil(1.1 x 90 / 6)
-    self.assertLessEqual(max(facts["largest_code"]), 17)
-
   def test_rows_of_a_file_give_what_rows_in_memory_give(self):
     """But for the fit, which reads them in another order."""
     path = self.workdir.parent / "items.npy"

@@ -266,8 +266,6 @@ def _target(
     params["target_critic"], view.contexts, keys[1], axis_name
   )
   goes_on = 1.0 - batch.terminated
-  if method.settings.inverted_mask:
-    goes_on = batch.terminated
   return batch.reward + method.settings.discount * goes_on * value
 
 

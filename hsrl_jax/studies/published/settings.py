@@ -26,9 +26,6 @@ class Settings(base.DiscountSettings):
     actor_tokens: outputs of each level's softmax, whatever the SIDs have.
     critic_dropout: rate in training.
     warm_up: transitions that are collected before anything is learned.
-    inverted_mask: whether the value of the next state is dropped where the
-      session goes on, instead of where the user left, as in the first public
-      version.
   """
 
   advantage_clip: float = setting(1.0, above=0)
@@ -41,4 +38,3 @@ class Settings(base.DiscountSettings):
   actor_tokens: int = setting(256, least=2)
   critic_dropout: float = setting(0.2, least=0, most=0.998)
   warm_up: int = setting(2_000, least=0)
-  inverted_mask: bool = False
