@@ -34,6 +34,7 @@ from hsrl_jax.shipped.datasets.logs import (
 )
 
 _ITEMS = ("item_id", "feature", "title", "genres", "added")
+_FOLDER = "a folder sessions"
 
 
 class Builder(schema.SlateBuilder):
@@ -120,22 +121,28 @@ class Builder(schema.SlateBuilder):
     return columns | {"split": np.array(SPLITS)[columns["split"]]}
 
 
-def _interactions(
-  folder: pathlib.Path, item_ids: list[str], chosen: options.Options
-) -> interactions.Log | None:
-  """The log of interactions; None where sessions with responses are given."""
+def _kind(folder: pathlib.Path) -> str:
+  """Which logs a folder has; InputError unless it is one kind of them."""
   given = [x for x in ("interactions", "sessions") if tables.has(folder, x)]
   if sessions.is_folder(folder):
-    given.append("a folder sessions")
+    given.append(_FOLDER)
   if len(given) != 1:
     found = " and ".join(given) or "no logs"
     raise InputError(
       f"{folder} has {found}; expected interactions.csv, a response a row, or "
-      "sessions.csv, a slate a row (or .parquet), or a folder sessions"
+      f"sessions.csv, a slate a row (or .parquet), or {_FOLDER}"
     )
-  if sessions.is_folder(folder):
+  return given[0]
+
+
+def _interactions(
+  folder: pathlib.Path, item_ids: list[str], chosen: options.Options
+) -> interactions.Log | None:
+  """The log of interactions; None where sessions with responses are given."""
+  kind = _kind(folder)
+  if kind == _FOLDER:
     return None
-  if given == ["interactions"]:
+  if kind == "interactions":
     table = tables.read_table(folder, "interactions", interactions.NEEDED)
   else:
     if "response" in tables.names(tables.find(folder, "sessions")):
@@ -154,7 +161,7 @@ def read_items(
   Raises:
     InputError: the file, row and column that is no good.
   """
-  if not tables.has(folder, "items") and tables.has(folder, "interactions"):
+  if not tables.has(folder, "items") and _kind(folder) == "interactions":
     path = tables.find(folder, "interactions")
     tables.check_columns(path, tables.names(path), interactions.NEEDED)
     table = tables.read_file(path, ("item_id",), only=True)

@@ -290,7 +290,7 @@ class LogsTest(parameterized.TestCase):
 
   def test_files_that_are_no_good(self):
     (self.raw / "other").touch()
-    self._refused("has no items file; expected one of items.csv and items.par")
+    self._refused("has no logs; expected interactions.csv, a response a row")
     self._write(".csv")
     (self.raw / "items.parquet").touch()
     self._refused("has items.csv and items.parquet; expected one of")
