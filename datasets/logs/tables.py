@@ -138,7 +138,7 @@ def names(path: pathlib.Path) -> list[str]:
   with reading(path, f"a complete {path.suffix} file"):
     if path.suffix == ".csv":
       return _header(path)[0]
-    return pyarrow.parquet.read_schema(path).names
+    return pyarrow.parquet.ParquetDataset(path).schema.names
 
 
 def _header(path: pathlib.Path) -> tuple[list[str], int]:

@@ -76,7 +76,6 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
         "batch_rows": 8,
         "epochs": 3,
         "learning_rate": 1e-2,
-        "average": 0.5,
         "interactions": 2,
         "response_weight": 1.5,
       }
