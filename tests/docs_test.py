@@ -301,7 +301,8 @@ class CommandsTest(absltest.TestCase):
           block = block.replace('.export("runs', '.export(any=True, dir="runs')
           exec(compile(block, page.name, "exec"), namespace)
     self.assertEqual(calls, ["runs/mine", "runs/python"])
-    self.assertEqual(out.getvalue().count("held-out logs"), 2)
+    tables = re.findall(r"^held-out logs +AUC", out.getvalue(), re.M)
+    self.assertLen(tables, 2)
     self.assertTrue((self.folder / "runs/mine/export/current").exists())
 
   def test_an_agent_of_ones_own(self):
