@@ -215,6 +215,18 @@ class VerdictTest(parameterized.TestCase):
     found = self.policy(good | {"test": {}, "claims_rates": False}, logged, 1.0)
     self.assertEqual((found["verdict"], found["like_rate"]), ("good", None))
 
+  def test_few_responses_contradict_nothing(self):
+    """Likes 8 points above all, of 20 said: half of it but for their error."""
+    good, logged = self.judge(self.truth), self.train.exposed
+    for count, verdict_ in ((100, "good"), (10_000, "weak")):
+      groups = [
+        {"responses": 30_000, "predicted": 0.3, "observed": 0.3},
+        {"responses": count, "predicted": 0.5, "observed": 0.38},
+      ]
+      fitted = good | {"test": {"surest": groups}}
+      found = self.policy(fitted, logged, 0.4)
+      self.assertEqual(found["verdict"], verdict_, count)
+
   def test_held_out_logs_that_contradict(self):
     good, logged = self.judge(self.truth), self.train.exposed
     for below, constant, verdict_ in (

@@ -165,18 +165,22 @@ class CollectTest(parameterized.TestCase):
     self.assertEqual(tags, [["region=eu", "tea"], *[[]] * 39, ["x;y"]])
     self.assertEqual(items["added"].to_pylist(), [0] * 40 + [1])
 
-  def _data(self):
-    """Stage `data` of what was collected: output, and the sessions by name."""
+  def _prepared(self, logs):
+    """Stage `data` of logs: output, and the dataset."""
     workdir = self.folder / "run"
     status, out, err = run(
       "--mode=data",
       "--dataset=logs",
-      f"--raw_data_dir={self.logs}/slates_2",
+      f"--raw_data_dir={logs}",
       f"--workdir={workdir}",
     )
     self.assertEqual(status, 0, err)
-    splits = source.load(workdir / "data").splits.values()
-    return out, sum(len(x.user_id) for x in splits)
+    return out, source.load(workdir / "data")
+
+  def _data(self):
+    """The same of what was collected: output, and how many slates."""
+    out, dataset = self._prepared(self.logs / "slates_2")
+    return out, sum(len(x.user_id) for x in dataset.splits.values())
 
   def test_together_with_the_first_logs(self):
     """The block of docs/loop.md: rows of both, and which propensities."""
@@ -197,17 +201,10 @@ class CollectTest(parameterized.TestCase):
     with contextlib.chdir(self.folder):
       exec(compile(block, "loop.md", "exec"), {})
     (self.folder / "my_both" / "logs.json").write_text('{"slate_size": 2}')
-    workdir = self.folder / "run"
-    status, out, err = run(
-      "--mode=data",
-      "--dataset=logs",
-      f"--raw_data_dir={self.folder / 'my_both'}",
-      f"--workdir={workdir}",
-    )
-    self.assertEqual(status, 0, err)
+    out, dataset = self._prepared(self.folder / "my_both")
     self.assertIn("propensities: 12 of 27 slates have them", out)
     self.assertIn("41 items", out)
-    splits = source.load(workdir / "data").splits.values()
+    splits = dataset.splits.values()
     found = np.concatenate([x.propensity for x in splits])
     self.assertEqual(np.isfinite(found).sum(), 24)
     np.testing.assert_array_equal(found[np.isfinite(found)], 0.5)
@@ -374,16 +371,8 @@ class CollectTest(parameterized.TestCase):
         self.assertEqual(self._collect()[0], 0)
     status, _, err = self._collect()
     self.assertEqual(status, 0, err)
-    workdir = self.folder / "run"
-    status, out, err = run(
-      "--mode=data",
-      "--dataset=logs",
-      f"--raw_data_dir={self.logs}/slates_3",
-      f"--workdir={workdir}",
-    )
-    self.assertEqual(status, 0, err)
+    out, dataset = self._prepared(self.logs / "slates_3")
     self.assertIn("columns not used: request_id", out)
-    dataset = source.load(workdir / "data")
     self.assertIn(
       "items.parquet: tags that requests may include: genres, t", out
     )
