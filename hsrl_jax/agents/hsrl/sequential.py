@@ -174,8 +174,10 @@ def _init(
   )
   params = {"policy": policy, "critic": critic}
   if parts.spec.supervised is not None:
-    key, start = jax.random.fold_in(key, 2), parts.spec.supervised.agent
-    params[supervised.KEY] = start.init(key, catalogue, observation)
+    # Those of the first part take their place: no program need draw others.
+    first = parts.spec.supervised.agent.init
+    shapes = jax.eval_shape(first, key, catalogue, observation)
+    params[supervised.KEY] = jax.tree.map(jnp.zeros_like, shapes)
   return params
 
 
