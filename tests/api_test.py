@@ -23,7 +23,6 @@ from tests.command import run as _command
 _SETTINGS = {
   "sid_levels": 2,
   "sid_vocab_size": 16,
-  "sid_restarts": 1,
   "simulator_epochs": 1,
   "width": 8,
   "heads": 2,
@@ -35,7 +34,6 @@ _SETTINGS = {
   "iterations_per_call": 10,
   "curve_every": 20,
   "save_every": 20,
-  "curve_episodes": 4,
   "evaluate_episodes": 8,
 }
 

@@ -30,7 +30,6 @@ TOY = (
   "--dataset=toy",
   "--sid_levels=2",
   "--sid_vocab_size=16",
-  "--sid_restarts=1",
   "--simulator_epochs=1",
   "--evaluate_episodes=4",
 )
@@ -51,7 +50,6 @@ RL = (
   "--iterations=20",
   "--iterations_per_call=10",
   "--curve_every=20",
-  "--curve_episodes=4",
   "--save_every=20",
 )
 

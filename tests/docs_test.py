@@ -53,13 +53,11 @@ ELSEWHERE = re.compile(
   "--help)"
 )
 SMALL = (
-  "--sid_restarts=1",
   "--simulator_epochs=1",
   "--iterations=20",
   "--iterations_per_call=10",
   "--curve_every=20",
   "--save_every=20",
-  "--curve_episodes=4",
   "--evaluate_episodes=8",
   "--seeds=0",
 )
@@ -165,9 +163,7 @@ class CommandsTest(absltest.TestCase):
         np.savez(f"{name}.npz", embeddings=x, item_id=ids)
       pathlib.Path("gone.txt").write_text("3\n")
       for command in commands:
-        status, _, err = run(
-          *_arguments(command), "--sid_iterations=2", "--sid_restarts=1"
-        )
+        status, _, err = run(*_arguments(command))
         self.assertEqual(status, 0, err)
       self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
 

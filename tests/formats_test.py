@@ -86,7 +86,7 @@ def _sids(folder: pathlib.Path) -> None:
   ids = np.array([f"item-{i}" for i in range(12)])
   with tempfile.TemporaryDirectory() as workdir:
     quantize.run(
-      QuantizerConfig(levels=2, vocab_size=4, iterations=2, restarts=1),
+      QuantizerConfig(levels=2, vocab_size=4),
       pathlib.Path(workdir),
       Embeddings(rows, ids, np.char.upper(ids)),
       quantizer_fit.Source("made up"),

@@ -209,8 +209,6 @@ class NumbersTest(parameterized.TestCase):
         "critic_weight",
         "discount",
         "dropout",
-        "evaluate_seed",
-        "experiment_seed",
         "export_seed",
         "export_seen",
         "importance_clip",
@@ -222,19 +220,16 @@ class NumbersTest(parameterized.TestCase):
         "next_item_hidden",
         "next_item_interactions",
         "next_item_item_weight",
-        "next_item_response_weight",
         "next_item_token_dropout",
         "next_item_token_weight",
         "next_item_weight_decay",
         "polyak",
         "repeat_penalty",
         "seeds",
-        "sid_seed",
         "sid_topic_weight",
         "simulator_dropout",
         "simulator_leave_threshold",
         "simulator_penalty",
-        "simulator_seed",
         "simulator_sweet_point",
         "simulator_weight_decay",
         "trace",
@@ -269,7 +264,7 @@ class NumbersTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ("--iterations_per_call=0", "iterations_per_call is 0; expected at least"),
-    ("--sid_seed=-1", "--sid_seed is -1; expected in [0, 4294967296)"),
+    ("--export_seed=-1", "--export_seed is -1; expected in [0, 4294967296)"),
     ("--seeds=1,4294967296", "4294967296; expected an integer below 2^31, or"),
     ("--evaluate_episodes=2147483648", "expected an integer below 2^31"),
     ("--simulator_features=0", "--simulator_features is 0; expected at least"),
@@ -723,9 +718,10 @@ class EmbeddingsTest(parameterized.TestCase):
     )
 
   def _quantize(self, path=None, *arguments):
-    small = ("--sid_vocab_size=8", "--sid_restarts=1", "--sid_iterations=3")
     path = path or self.items
-    return self._run("quantize", f"--embeddings={path}", *small, *arguments)
+    return self._run(
+      "quantize", f"--embeddings={path}", "--sid_vocab_size=8", *arguments
+    )
 
   def _refused(self, ran, message):
     status, _, err = ran
@@ -898,8 +894,6 @@ class ResponseParamsTest(absltest.TestCase):
 
   SMALL = (
     "--sid_vocab_size=8",
-    "--sid_restarts=1",
-    "--sid_iterations=3",
     "--width=8",
     "--layers=1",
     "--heads=2",
@@ -911,7 +905,6 @@ class ResponseParamsTest(absltest.TestCase):
     "--iterations_per_call=10",
     "--curve_every=20",
     "--save_every=20",
-    "--curve_episodes=4",
     "--evaluate_episodes=8",
     "--seeds=0",
   )

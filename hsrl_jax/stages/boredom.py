@@ -82,7 +82,6 @@ def fit(
       slates["train"],
       slates["val"],
       epochs=epochs,
-      seed=config.seed,
       tell=tell,
     )
   files.write_npz(workdir / FILE, _FORMAT, **tree.by_name(fitted))

@@ -41,7 +41,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   active = parts.catalogue.index.active
   logged = parts.dataset.splits[c.split]
   # Session e is of row rows[e] of the split, whatever the policy.
-  rows = simulate.sample(logged.user_id, c.episodes, c.seed)
+  rows = simulate.sample(logged.user_id, c.episodes)
   sessions = sessions_lib.with_bounds(parts, {agent: trained}, rows)
   quality = _json(parts.folder("simulator") / "simulator" / "quality.json")
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])

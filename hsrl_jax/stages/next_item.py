@@ -199,9 +199,8 @@ def clicks(parts: Parts) -> Params:
 
   Its weight is 0 where the logs do not say what was shown.
   """
-  weight = parts.config.next_item.response_weight
-  if parts.dataset.items.sampling is not None:
-    weight = 0.0
+  drawn = parts.dataset.items.sampling is not None
+  weight = 0.0 if drawn else next_item.RESPONSE_WEIGHT
   return {
     "response": next_item.of_policy(parts.response, parts.catalogue.plain),
     "response_weight": jnp.float32(weight),

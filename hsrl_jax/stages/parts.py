@@ -259,7 +259,7 @@ class Parts:
       )
     if self.ratings is not None:
       features = self.ratings.T
-    return leave.nearness(features, c.leave_percentile)
+    return leave.nearness(features)
 
   @functools.cached_property
   def kernel(self) -> np.ndarray | None:

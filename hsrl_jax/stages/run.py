@@ -138,8 +138,7 @@ class Run(Parts):
       self.users("val"),
       simulate.sample(
         self.dataset.splits["val"].user_id,
-        self.config.train.curve_episodes,
-        self.config.evaluate.seed,
+        policy.CURVE_EPISODES,
       ),
       logs,
       self._phases,

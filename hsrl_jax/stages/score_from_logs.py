@@ -32,7 +32,7 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
   known = transitions.with_propensities(split)
   if not known.any():
     return {}
-  logs = on_logs.drawn(_of_rows(split, known), items, c.seed)
+  logs = on_logs.drawn(_of_rows(split, known), items)
   rows = {
     "rows": len(logs.user_id),
     "with_propensities": int(known.sum()),

@@ -93,10 +93,10 @@ def can_rank(parts: Parts) -> bool:
 def judged(parts: Parts) -> Sessions:
   """The rows of the evaluation's split that are ranked; see `drawn`."""
   c, items = parts.config.evaluate, len(parts.dataset.items.features) - 1
-  return drawn(parts.dataset.splits[c.split], items, c.seed)
+  return drawn(parts.dataset.splits[c.split], items)
 
 
-def drawn(sessions: Sessions, items: int, seed: int) -> Sessions:
+def drawn(sessions: Sessions, items: int, seed: int = 0) -> Sessions:
   """All rows, or where these are too many those of users drawn at random.
 
   Where a single user has too many, some of that user's sessions are drawn, or

@@ -26,7 +26,7 @@ def of(
     rows: int32 [E], the row of the split that each session is of.
   """
   c, env = parts.config.evaluate, parts.judge
-  users, key = parts.judged_users(c.split), jax.random.key(c.seed)
+  users, key = parts.judged_users(c.split), jax.random.key(simulate.SEED)
   names = (parts.config.agent, "greedy_oracle", bounds.FARSIGHTED)
   return journeys.of_sessions(
     env,

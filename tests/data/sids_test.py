@@ -112,9 +112,9 @@ class SidsTest(parameterized.TestCase):
     np.testing.assert_array_equal(brought.given, [[0, 2], [0, 2]])
     np.testing.assert_array_equal(brought.moved, [2])
     self.assertEqual(brought.origin["moved"], 1)
-    config = sids.sized(QuantizerConfig(iterations=7), file)
+    config = sids.sized(QuantizerConfig(batch_size=7), file)
     self.assertEqual(
-      config, QuantizerConfig(levels=2, vocab_size=8, iterations=7)
+      config, QuantizerConfig(levels=2, vocab_size=8, batch_size=7)
     )
     long = sids.read_file(self._json({"a": [1] * 70}))
     with self.assertRaisesRegex(InputError, "sids.json: levels is 70; exp"):
