@@ -16,7 +16,7 @@ from tests import command, toy
 
 SMALL = (
   *("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=10"),
-  *("--simulator_epochs=2"),
+  "--simulator_epochs=2",
   *("--width=8", "--heads=2", "--critic_hidden=8", "--users=16"),
   *("--iterations=40", "--iterations_per_call=20", "--curve_every=40"),
   *("--save_every=40", "--evaluate_episodes=60"),

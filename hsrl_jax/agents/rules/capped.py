@@ -17,8 +17,8 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Observation, Params
 
-PRIOR = 2.0  # What a coordinate was shown before anything was.
-HISTORY = 0.02  # Weight of the history of likes in the user's vector.
+_PRIOR = 2.0  # What a coordinate was shown before anything was.
+_HISTORY = 0.02  # Weight of the history of likes in the user's vector.
 _NOISE = 0.02  # Scale of the Gumbel noise on scores.
 _LOOKS = 0.85  # A place is looked at so much less than the one before it.
 
@@ -70,13 +70,13 @@ def taste(features: Array, observation: Observation) -> Array:
   """The user's vector, float32 [D], of length 1, or 0 where nothing is known.
 
   By coordinate it is the sum over clicked items, over what was looked at, plus
-  PRIOR; and a little of the history.
+  `_PRIOR`; and a little of the history.
   """
   shown = observed.seen(observation).shown
   vectors = features[shown.items]
   looks = (shown.items > 0) * _LOOKS**shown.position
-  vector = (shown.response @ vectors) / (looks @ jnp.abs(vectors) + PRIOR)
-  vector += HISTORY * features[observation.history].sum(0)
+  vector = (shown.response @ vectors) / (looks @ jnp.abs(vectors) + _PRIOR)
+  vector += _HISTORY * features[observation.history].sum(0)
   return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-6)
 
 
