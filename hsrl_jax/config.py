@@ -132,11 +132,7 @@ class SimulatorConfig(SessionConfig):
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "heads",
-      self.features % self.heads == 0,
-      f"a divisor of features = {self.features}",
-    )
+    self.require_divisor("heads", "features")
 
   def of_fit(self) -> "SimulatorConfig":
     """The same fit, with what it does not depend on at its defaults."""
@@ -167,11 +163,7 @@ class NetworkConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "heads",
-      self.width % self.heads == 0,
-      f"a divisor of width = {self.width}",
-    )
+    self.require_divisor("heads", "width")
 
   @property
   def encoder(self) -> tuple[int, int, int, float]:
@@ -383,11 +375,7 @@ class NextItemConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "heads",
-      self.width % self.heads == 0,
-      f"a divisor of width = {self.width}",
-    )
+    self.require_divisor("heads", "width")
     self.require(
       "patience",
       self.patience >= self.eval_every,

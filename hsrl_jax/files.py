@@ -1,5 +1,6 @@
 """Files that are whole or not there, and what tells whether they changed."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -7,7 +8,7 @@ import os
 import pathlib
 import secrets
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -30,17 +31,22 @@ def shipped(name: str) -> pathlib.Path:
 
 
 def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
-  """Writes a file under a temporary name beside it, then renames it.
+  """Writes a file as `writing` does."""
+  with writing(path) as file:
+    file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """A file to write, under a temporary name beside it; then it is renamed.
 
   Who may read the file is up to the umask, as with any new file.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  if isinstance(data, str):
-    data = data.encode()
   unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   try:
     with unfinished.open("xb") as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     unfinished.replace(path)

@@ -236,6 +236,32 @@ def text(value: Any) -> str:
   return str(value)
 
 
+def with_brought(
+  texts: Mapping[str, str],
+  given: Collection[str],
+  sizes: Mapping[str, str],
+  whose: str,
+) -> dict[str, str]:
+  """Settings as texts, with the sizes that something else brings.
+
+  Args:
+    texts: of the settings.
+    given: names of those that the user gave.
+    sizes: name to text, of the settings that something brings.
+    whose: sizes these are, such as "the SIDs of --sids=x.npz have".
+
+  Raises:
+    InputError: a size that is given is not the one that is brought.
+  """
+  for name, size in sizes.items():
+    if name in given and texts[name] != size:
+      raise InputError(
+        f"--{name} is {texts[name]}, but {whose} {size}; expected the same, or "
+        f"no --{name}"
+      )
+  return {**texts, **sizes}
+
+
 def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
   """The configuration of which `texts` wrote the settings.
 
