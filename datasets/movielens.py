@@ -36,11 +36,7 @@ def split_of_rating(ratings: pd.DataFrame, by: str = "time") -> np.ndarray:
 
   By time it is by whole slates of a user, oldest first. They are cut from the
   newest backwards, so that the remainder, too short for a slate, is the start
-  of the history.
-
-  Args:
-    ratings: see the module's docstring.
-    by: `time` or `user`; see config.DataConfig.
+  of the history. By `user` it is that of the user.
   """
   if by == "user":
     return schema.split_of_user(ratings.user_id.tolist())
@@ -81,12 +77,7 @@ class Slates(NamedTuple):
 
 
 def slates(ratings: pd.DataFrame, split: np.ndarray) -> Slates:
-  """Cuts ratings into slates.
-
-  Args:
-    ratings: see the module's docstring.
-    split: of each rating, [R].
-  """
+  """Cuts ratings, whose splits are [R], into slates."""
   first, size, place = _user_rows(ratings)
   response = ratings.positive.to_numpy()
   liked = np.flatnonzero(response)
@@ -125,10 +116,7 @@ def genre_responses(
 ) -> np.ndarray:
   """Response above the base rate, by genre of the item, float32 [R, G].
 
-  Args:
-    ratings: see the module's docstring.
-    genres: see `genre_matrix`.
-    rate: see `base_rate`.
+  `genres` are those of `genre_matrix`, the rate is that of `base_rate`.
   """
   return genres[ratings["item"] - 1] * (
     ratings.positive.to_numpy()[:, None] - np.float32(rate)
@@ -162,9 +150,7 @@ def behaviour(taste: np.ndarray, rate: float, cut: Slates) -> np.ndarray:
 def genre_matrix(films: Iterable[str], names: Sequence[str]) -> np.ndarray:
   """Genre membership of each item, rows of unit length, float32 [N, G].
 
-  Args:
-    films: the genres of each item, with | between.
-    names: of the G genres.
+  `films` have the genres of each item, with | between.
   """
   member = np.array(
     [[name in genres.split("|") for name in names] for genres in films],

@@ -154,10 +154,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @abc.abstractmethod
   def read_sessions(self, folder: pathlib.Path | None) -> Columns:
-    """Reads the slates, R rows.
-
-    Args:
-      folder: as for `read_items`.
+    """Reads the slates, R rows, as `read_items` does.
 
     Returns:
       `user_id` [R], `profile` [R, P], `history` [R, H] (items that the user

@@ -133,15 +133,9 @@ def npz_headers(path: pathlib.Path) -> dict[str, Header]:
 
 
 def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:
-  """Checks the number of the format that a file was written in.
+  """Raises InputError unless a file's format has the expected number.
 
-  Args:
-    path: of the file.
-    number: of its format; None where it has none.
-    expected: the number that this version of hsrl_jax writes and reads.
-
-  Raises:
-    InputError: the file has another number, or none.
+  Its own is None where it has none.
   """
   if number != expected:
     has = "no number of a format" if number is None else f"format {number}"
@@ -154,11 +148,7 @@ def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:
 def digest(
   path: pathlib.Path, on_bytes: Callable[[int], object] = lambda count: None
 ) -> str:
-  """SHA-256 of a file's content.
-
-  Args:
-    path: of the file.
-    on_bytes: called with how many bytes were read.
+  """SHA-256 of a file; `on_bytes` is called with how many bytes were read.
 
   Raises:
     OSError: the file cannot be read.

@@ -131,11 +131,9 @@ _PATHS = ("embeddings", *settings.PATHS)  # Kept as full paths.
 
 
 def define(groups: Iterable[settings.Group], module: str = __name__) -> None:
-  """Defines the flag of each field; groups may share one.
+  """Defines the flag of each field, which groups may share.
 
-  Args:
-    groups: whose fields these are.
-    module: under which --helpfull lists them.
+  --helpfull lists them under `module`.
   """
   for group, field, name, kind in settings.fields(tuple(groups)):
     if name in flags.FLAGS:
@@ -209,10 +207,7 @@ def experiment_from_flags(front: Front) -> Chosen | None:
 
 
 def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
-  """The configuration that the parsed flags describe.
-
-  Args:
-    chosen: the experiment of whose jobs it is; None: of a single run.
+  """The configuration of a run, or of the jobs of an experiment, by the flags.
 
   Raises:
     InputError: a value is out of range, an agent is unknown or not trained by
@@ -268,8 +263,7 @@ def _from_flags(group: settings.Group):
 def resolved(chosen: Chosen | None = None) -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what a run is.
 
-  Args:
-    chosen: the experiment whose flags count too; None: a single run.
+  Or what an experiment and its jobs are.
   """
   trained, also = _trained(chosen)
   own = [
@@ -305,11 +299,7 @@ def of_data() -> set[str]:
 
 
 def adopt(kept: Mapping[str, str], where: str) -> None:
-  """Sets the flags that nobody gave to the values that a workdir kept.
-
-  Args:
-    kept: name to text.
-    where: names the file in errors.
+  """Sets the flags that nobody gave to the texts that a workdir kept.
 
   Raises:
     InputError: a flag is unknown, or its value is none.

@@ -172,11 +172,7 @@ def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
 
 
 def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
-  """The configuration that settings describe.
-
-  Args:
-    agent: a name in agents.AGENTS.
-    values: by setting's name; what is missing has its default.
+  """The configuration that settings describe; what is missing has its default.
 
   Raises:
     InputError: there is no such agent or setting, agent and task do not read
@@ -264,10 +260,6 @@ def with_brought(
 
 def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
   """The configuration of which `texts` wrote the settings.
-
-  Args:
-    where: names the file in errors.
-    kept: name to text.
 
   Raises:
     InputError: a text is no value of its setting.

@@ -96,12 +96,7 @@ def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
 
 
 def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
-  """Reads a .csv or .parquet file.
-
-  Args:
-    path: of the file.
-    needed: names of columns that must be there.
-    only: whether these alone are read.
+  """Reads a .csv or .parquet file with the columns `needed`, or these `only`.
 
   Raises:
     InputError: it is damaged, empty or lacks a column.

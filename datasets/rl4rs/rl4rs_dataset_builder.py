@@ -146,11 +146,7 @@ def read_items(path: pathlib.Path) -> dict[int, tuple]:
 def read_logs(
   folder: pathlib.Path, known: set[int]
 ) -> tuple[list[Row], list[tuple[str, int, str]]]:
-  """Reads all rl4rs_b_*.csv.
-
-  Args:
-    folder: where they are.
-    known: item ids.
+  """Reads all rl4rs_b_*.csv; `known` are the ids of the items.
 
   Returns:
     The rows, and (file, line, why) of those that were left out.
@@ -297,9 +293,7 @@ def make_sessions(
 ) -> dict[str, np.ndarray]:
   """Columns of all slates, sessions by time, and the `split` of each.
 
-  Args:
-    rows: of the logs.
-    item_ids: as published; the first is item 1.
+  Of `item_ids`, as published, the first is item 1.
 
   Raises:
     InputError: too few sessions for the splits.
@@ -362,9 +356,7 @@ def split_of_session(sessions: list[tuple[str, int]]) -> dict:
 def profiles(portrait: np.ndarray, train: np.ndarray) -> np.ndarray:
   """Profiles of portraits [R, 42], float32 [R, 112]; see the module's text.
 
-  Args:
-    portrait: the published numbers.
-    train: bool [R], the rows from which values and scales are taken.
+  Values and scales are those of the rows that are `train`, bool [R].
   """
   blocks = []
   for column in portrait[:, :CATEGORIES].T:

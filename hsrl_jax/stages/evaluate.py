@@ -29,12 +29,7 @@ _EXAMPLES = 4
 
 
 def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
-  """Writes results.json, sessions.npz and examples for the report.
-
-  Args:
-    parts: of the run.
-    trained: the policy of each seed, with its parameters.
-  """
+  """Writes results.json, sessions.npz and examples for the report."""
   c, agent = parts.config.evaluate, parts.config.agent
   params = [own for _, own in trained]
   held_out, lists = on_logs.measure(parts, params)

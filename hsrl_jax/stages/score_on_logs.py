@@ -32,10 +32,7 @@ def measure(
   Beside them the best items of the first seed's policy for each of the rows
   that are `judged`, int [S, M], without items of the row's history; None where
   it ranks nothing.
-
-  Args:
-    parts: of the run.
-    params: of the agent, of each seed, with its Catalogue.
+  Parameters are those of each seed, with its Catalogue.
   """
   if parts.shared is not None or not can_rank(parts):
     return {}, None
