@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tempfile
 import types
 
 import jax
@@ -16,7 +15,7 @@ from hsrl_jax import api, serving, settings
 from hsrl_jax.data import feedback, prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Observation
-from tests import toy
+from tests import folders, toy
 from tests.command import interpreter
 from tests.command import run as _command
 
@@ -227,12 +226,7 @@ class RecommendTest(parameterized.TestCase):
       self.recommender.export(batch=3)
 
 
-class FitTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class FitTest(folders.FolderTest):
   @parameterized.parameters(
     ({"logs": "movies"}, "^logs is 'movies'; expected a DataFrame, .* toy or"),
     ({"logs": "toy", "items": "a.csv"}, "^logs is 'toy' and `items` or"),

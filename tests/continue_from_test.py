@@ -22,6 +22,7 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import policy, start
 from hsrl_jax.stages import start_loading as loading
 from hsrl_jax.stages.run import Run
+from tests import folders
 from tests.command import run
 
 TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"
@@ -62,12 +63,7 @@ def _tour():
   return [command.split() for command in commands]
 
 
-class RunsTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class RunsTest(folders.FolderTest):
   def _ok(self, *arguments):
     status, out, err = run(*arguments)
     self.assertEqual(status, 0, err)
@@ -234,13 +230,8 @@ class RunsTest(absltest.TestCase):
     self.assertIn("kernel [1, 8, 8]; expected [1, 32, 8], as the flags", err)
 
 
-class RefusalsTest(parameterized.TestCase):
+class RefusalsTest(folders.FolderTest):
   """What is told before anything runs."""
-
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
 
   def _finished(self, done=True, **kept):
     """A folder that looks like a finished run."""

@@ -22,7 +22,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, api
 from hsrl_jax.stages.run import Run
-from tests import toy
+from tests import folders, toy
 from tests.command import experiments_are, published, quick, run, study
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -106,14 +106,8 @@ def _process(arguments) -> subprocess.CompletedProcess:
   )
 
 
-class CommandsTest(absltest.TestCase):
+class CommandsTest(folders.FolderTest):
   """All of the pages; installing ones run in .ci/run."""
-
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
 
   def test_every_command_is_known_and_its_files_exist(self):
     commands = _commands()

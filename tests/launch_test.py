@@ -24,6 +24,7 @@ from hsrl_jax.experiments.registry import LAUNCH
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
 from hsrl_jax.studies.registry import FRONT
+from tests import folders
 from tests.command import (
   ROOT,
   SMALL,
@@ -697,13 +698,11 @@ class BadInputTest(parameterized.TestCase):
     self.assertIn("use vocab_size 10 or levels 4", err)
 
 
-class EmbeddingsTest(parameterized.TestCase):
+class EmbeddingsTest(folders.FolderTest):
   """SIDs of a file, and what comes after: everything by command."""
 
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
     self.items = self._npz("items", 0, 60)
 
@@ -889,7 +888,7 @@ class EmbeddingsTest(parameterized.TestCase):
       self.assertEqual(found["sizes"][2][name], facts[name])
 
 
-class ResponseParamsTest(absltest.TestCase):
+class ResponseParamsTest(folders.FolderTest):
   """A click model trained elsewhere, with and without a dataset."""
 
   SMALL = (
@@ -911,9 +910,6 @@ class ResponseParamsTest(absltest.TestCase):
 
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
     self.workdir = self.folder / "run"
     self.file = self.folder / "urm.npz"
 

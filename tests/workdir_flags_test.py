@@ -15,6 +15,7 @@ from hsrl_jax import command
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments.registry import Ab, Benchmark
 from hsrl_jax.studies.registry import CatalogueSize
+from tests import folders
 from tests.command import experiments_are, run, study
 
 TOY = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
@@ -34,11 +35,9 @@ class Stages:
       (workdir / self.leaves).mkdir(parents=True, exist_ok=True)
 
 
-class WorkdirFlagsTest(parameterized.TestCase):
+class WorkdirFlagsTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
     self.stages, self.run_claimed = Stages(), command._run_claimed
     self.enter_context(mock.patch.object(command, "_run_claimed", self.stages))

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tempfile
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -11,6 +10,7 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import sids
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
+from tests import folders
 
 NAMES = ["b", "a", "7"]
 TOKENS = [[0, 2], [1, 0], [0, 9]]
@@ -20,13 +20,7 @@ def _read(path, names):
   return sids.of_items(sids.read_file(path), names)
 
 
-class SidsTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = tempfile.TemporaryDirectory()
-    self.addCleanup(folder.cleanup)
-    self.folder = pathlib.Path(folder.name)
-
+class SidsTest(folders.FolderTest):
   def _json(self, value) -> pathlib.Path:
     path = self.folder / "sids.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))

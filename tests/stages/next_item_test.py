@@ -27,7 +27,7 @@ from hsrl_jax.sim import click_model
 from hsrl_jax.stages import next_item, training
 from hsrl_jax.stages import score_on_logs as on_logs
 from hsrl_jax.types import Observation, Sessions
-from tests import command, toy
+from tests import command, folders, toy
 from tests.agents import checks
 
 HISTORY, SLATE = 6, 2
@@ -110,13 +110,7 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
   )
 
 
-class StageTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
-
+class StageTest(folders.FolderTest):
   judge = staticmethod(next_item._judge)  # Also where it is patched.
 
   @pytest.mark.slow
