@@ -22,8 +22,6 @@ SLATE_SIZE = 10
 POSITIVE_ABOVE = 3.0  # stars; the benchmark's definition of a positive response
 RATING_PRIOR = 10.0  # ratings of the average film that every film starts with
 PROFILE_PRIOR = 5.0  # the same, for a user's share of positive responses
-ITEM_STATISTICS = ("mean rating", "log popularity", "year")
-PROFILE_STATISTICS = ("positive share", "log ratings")
 
 
 def positive(rating: pd.Series) -> pd.Series:
@@ -126,7 +124,7 @@ def genre_responses(
 def behaviour(taste: np.ndarray, rate: float, cut: Slates) -> np.ndarray:
   """Profiles out of what users did before each slate, [S, G + 2].
 
-  Columns: taste by genre, then PROFILE_STATISTICS.
+  Columns: taste by genre, share of positive responses, log of ratings.
 
   Args:
     taste: [S, G], sums of `genre_responses` before each slate. Its dtype is the
@@ -209,15 +207,17 @@ def item_features(
   year: np.ndarray,
   svd_weight: float = 1.0,
 ) -> np.ndarray:
-  """Features of each item: SVD, genres, ITEM_STATISTICS; float32 [N, D].
+  """Features of each item, float32 [N, D].
+
+  Columns: SVD, genres, mean rating, log of ratings, year.
 
   Args:
     svd: [N, SVD dimensions] of the users' centred ratings.
     genres: see `genre_matrix`.
     statistics: of the train split.
     year: [N] of publication.
-    svd_weight: root of the SVD's mean square, where each of the
-      ITEM_STATISTICS has 1.
+    svd_weight: root of the SVD's mean square, where each of the last three
+      columns has 1.
   """
   columns = [statistics.mean, np.log1p(statistics.count), year]
   return np.concatenate(

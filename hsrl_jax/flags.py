@@ -195,7 +195,7 @@ def experiment_from_flags(front: Front) -> Chosen | None:
   """
   entry, readers = named(front), {}
   for other in front.entries:
-    for _, _, name, _ in settings.fields((other.group,)):
+    for name in settings.names([other.group]):
       readers.setdefault(name, []).append(other)
   for name, known in readers.items():
     if flags.FLAGS[name].present and entry not in known:
@@ -216,19 +216,15 @@ def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
   name, recipe = AGENT.value, flags.FLAGS.recipe
   settings.check_agent("--agent", name)
   trained, also = _trained(chosen)
-  groups = (*settings.STAGES, *settings.of_agents())
-  names = {name for _, _, name, _ in settings.fields(groups)}
   for x in trained:
     settings.check_agent("--agent", x)
+  names = {*settings.names((*settings.STAGES, *settings.of_agents()))}
+  values = {x: flags.FLAGS[x].value for x in names}
   for other in also:
     names -= set().union(*(settings.reads(x, other) for x in trained))
   present = [name for name in names if flags.FLAGS[name].present]
   settings.check_read(present, trained, recipe, "--")
-  config = config_lib.Config(
-    **{x.name: _from_flags(x) for x in settings.STAGES},
-    agent=name,
-    settings=settings_from_flags(name, recipe),
-  )
+  config = settings.build(name, values, "--")
   if chosen is None:
     agents.check(config)
   return config
@@ -256,8 +252,8 @@ def export_from_flags() -> config_lib.ExportConfig:
 
 def _from_flags(group: settings.Group):
   """An instance of the group's class."""
-  names = [name for _, _, name, _ in settings.fields((group,))]
-  return settings.make(group, {x: flags.FLAGS[x].value for x in names}, "--")
+  values = {x: flags.FLAGS[x].value for x in settings.names([group])}
+  return settings.make(group, values, "--")
 
 
 def resolved(chosen: Chosen | None = None) -> dict[str, str]:

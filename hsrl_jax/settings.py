@@ -11,7 +11,7 @@ import difflib
 import numbers
 import os
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hsrl_jax import agents
@@ -89,6 +89,11 @@ def fields(
     for field in dataclasses.fields(group.type):
       name = group.prefix + field.name
       yield group, field, name, types_[field.name]
+
+
+def names(groups: Iterable[Group]) -> list[str]:
+  """The names of the settings of groups, which may share some."""
+  return [name for _, _, name, _ in fields(tuple(groups))]
 
 
 def reads(agent: str, recipe: str) -> set[str]:
@@ -179,7 +184,7 @@ def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
       it, or its value is out of range.
   """
   check_agent("agent", agent)
-  known = [name for _, _, name, _ in fields((*STAGES, *of_agents()))]
+  known = names((*STAGES, *of_agents()))
   for name in values:
     if name not in known:
       near = difflib.get_close_matches(name, known, 3)
@@ -189,13 +194,22 @@ def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
       )
   recipe = values.get("recipe", config_lib.RECIPES[0])
   check_read(values, [agent], recipe)
-  made = config_lib.Config(
-    **{x.name: make(x, values) for x in STAGES},
-    agent=agent,
-    settings=make(of_agent(agent, recipe), values),
-  )
+  made = build(agent, values)
   agents.check(made)
   return made
+
+
+def build(
+  agent: str, values: Mapping[str, Any], dashes: str = ""
+) -> config_lib.Config:
+  """The configuration of an agent's run by known settings; see `make`."""
+  recipe = values.get("recipe", config_lib.RECIPES[0])
+  own = of_agent(agent, agents.recipe_for(agent, recipe))
+  return config_lib.Config(
+    **{x.name: make(x, values, dashes) for x in STAGES},
+    agent=agent,
+    settings=make(own, values, dashes),
+  )
 
 
 def check_agent(name: str, agent: str) -> None:

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from hsrl_jax.data import prepare
 from hsrl_jax.errors import InputError, reading
@@ -47,7 +46,6 @@ COLUMNS = (
 class Builder(schema.SlateBuilder):
   """Reads the official files in `--raw_data_dir`."""
 
-  VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://github.com/fuxiAIlab/RL4RS"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "item_info.csv and rl4rs_b_*.csv of RL4RS (github.com/fuxiAIlab/RL4RS)"
@@ -55,15 +53,6 @@ class Builder(schema.SlateBuilder):
   EXTRA = dict.fromkeys(
     ("session_id", "sequence_id", "behavior_policy_id"), np.int64
   )
-
-  def widths(self):
-    """Number of entries of each list in a row."""
-    return schema.Widths(
-      feature=ITEM_WIDTH,
-      profile=FREQUENT * CATEGORIES + QUANTITIES,
-      history=schema.HISTORY_LENGTH,
-      slate=SLATE_SIZE,
-    )
 
   def read_items(self, folder):
     """Columns of `items`, by the published id."""

@@ -86,7 +86,6 @@ class OneFileTest(folders.DataTest):
     builder = prepare.tfds.builder_from_directory(folder)
     self.assertIn("a slate at each full hour", builder.info.description)
     (block,) = builder.as_data_source("val")
-    np.testing.assert_array_equal(block["history_length"], [1, 2])
     np.testing.assert_array_equal(block["timestamp"], [3600, 14400])
 
   def test_blocks_of_any_size_and_single_rows_are_read_alike(self):
