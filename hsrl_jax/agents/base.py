@@ -116,7 +116,6 @@ class OnPolicySettings(ValueSettings, EntropySettings):
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
-    ratio_clip: how far from 1 a choice's ratio of probabilities counts.
     credit: what has an advantage of its own: a whole `slate`, each `slot` of
       it, or each `token` (docs/policy.md, Sequential slates).
     critic_sees_state: whether the critic sees the simulator's state, such as
@@ -124,7 +123,6 @@ class OnPolicySettings(ValueSettings, EntropySettings):
   """
 
   trace: float = setting(0.9, least=0, most=1)
-  ratio_clip: float = setting(0.2, above=0)
   credit: str = setting("slate", among=("slate", "slot", "token"))
   critic_sees_state: bool = False
 

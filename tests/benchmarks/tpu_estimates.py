@@ -35,6 +35,7 @@ from hsrl_jax.config import Config
 from hsrl_jax.engine import core, loop, parallel
 from hsrl_jax.sid import kmeans
 from hsrl_jax.sid.index import Catalogue
+from hsrl_jax.sim import user_simulator
 
 FLAGS = pathlib.Path(__file__).parents[2] / "launch" / "flags"
 SARDINE = FLAGS / "worlds" / "sardine_bored.flags"
@@ -78,8 +79,7 @@ def on_policy(config: Config | None = None) -> Program:
   """On-policy HSRL in SARDINE, whose items see their topics."""
   config = config or of_flagfile(SARDINE)
   env, users = environments.sardine(
-    config.simulator.world,
-    observed_items=config.simulator.observed_items,
+    config.simulator.world, observed_items=user_simulator.OBSERVED
   )
   vectors, topics = np.asarray(users.response.vectors), users.topics - 1
   features = np.concatenate([vectors, jax.nn.one_hot(topics, 10)], 1)
