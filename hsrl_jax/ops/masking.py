@@ -32,6 +32,12 @@ def entropy(log_probs: Array, mask: Array) -> Array:
   return -(jnp.exp(own) * own).sum(-1)
 
 
+def finite_logit(probability: Array) -> Array:
+  """log p - log(1 - p) of probabilities that are kept 1e-6 from 0 and 1."""
+  probability = jnp.clip(probability, 1e-6, 1 - 1e-6)
+  return jnp.log(probability) - jnp.log1p(-probability)
+
+
 def largest(x: Array, count: int) -> Array:
   """Which are the `count` largest, with all that equal the least of them.
 
