@@ -20,6 +20,11 @@ def log_softmax(logits: Array, mask: Array) -> Array:
   return logits - norm
 
 
+def log_sum(x: Array, mask: Array) -> Array:
+  """log sum exp over what `mask` marks, []; finite where nothing is marked."""
+  return jax.nn.logsumexp(jnp.where(mask, x, NEGATIVE))
+
+
 def entropy(log_probs: Array, mask: Array) -> Array:
   """-sum p log p over what `mask` marks, nats; [..., V] -> [...].
 

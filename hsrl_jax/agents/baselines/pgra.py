@@ -94,7 +94,10 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       transition.reward, transition.terminated, next_value, settings.discount
     )
     mean = actor.apply(params["actor"], state)
-    std = base.exploration(spec.train, progress)
+    train = spec.train
+    std = policy_gradient.geometric(
+      train.temperature, train.temperature_end, progress
+    )
     log_prob = _log_density(transition.latent, mean, std)
     # A latent action has the slate's advantage alone.
     advantage = returns.item_advantages(
