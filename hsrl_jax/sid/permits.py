@@ -295,7 +295,8 @@ def exactly(index: SidIndex, permitted: Array) -> SidIndex:
   for level in reversed(range(index.levels)):
     before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count)])
     first = index.first_child[level]
-    children = _count_bits(index.present[level])
+    bits = jax.lax.population_count(index.present[level])
+    children = bits.astype(jnp.int32).sum(1)
     count = before[first + children] - before[first]
     live.insert(0, count)
     if level:
@@ -306,8 +307,3 @@ def exactly(index: SidIndex, permitted: Array) -> SidIndex:
     live=tuple(live),
     permit=Counts(tuple(there), jnp.bool(True)),
   )
-
-
-def _count_bits(words: Array) -> Array:
-  """Bits that are set in each row, int32 [rows]."""
-  return jax.lax.population_count(words).astype(jnp.int32).sum(1)

@@ -123,9 +123,7 @@ class TopicBoredom:
     """See Dynamics: the topics."""
     return params.topics[items]
 
-  def start(
-    self, params: Any = None, row: Array | None = None
-  ) -> TopicBoredomState:
+  def start(self, params=None, row=None) -> TopicBoredomState:
     """See Dynamics."""
     del params, row
     return TopicBoredomState(
@@ -139,21 +137,12 @@ class TopicBoredom:
     boring = state.boring_until >= step
     return jnp.full_like(boring, boring.any()) if self.everything else boring
 
-  def probabilities(
-    self,
-    state: TopicBoredomState,
-    topics: Array,
-    probability: Array,
-    step: Array,
-    fitted: None = None,
-  ) -> Array:
+  def probabilities(self, state, topics, probability, step, fitted=None):
     """See Dynamics."""
     del fitted
     return jnp.where(self.bores(state, step)[topics], 0.0, probability)
 
-  def after(
-    self, state: TopicBoredomState, topics: Array, response: Array, step: Array
-  ) -> TopicBoredomState:
+  def after(self, state, topics, response, step):
     """See Dynamics."""
     now = jnp.where(response > 0, step, _NEVER)
     liked = jnp.concatenate([state.liked, topics])
