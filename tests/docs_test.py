@@ -22,7 +22,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, api
 from hsrl_jax.stages.run import Run
-from tests import toy
+from tests import folders, toy
 from tests.command import experiments_are, published, quick, run, study
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -53,13 +53,11 @@ ELSEWHERE = re.compile(
   "--help)"
 )
 SMALL = (
-  "--sid_restarts=1",
   "--simulator_epochs=1",
   "--iterations=20",
   "--iterations_per_call=10",
   "--curve_every=20",
   "--save_every=20",
-  "--curve_episodes=4",
   "--evaluate_episodes=8",
   "--seeds=0",
 )
@@ -108,14 +106,8 @@ def _process(arguments) -> subprocess.CompletedProcess:
   )
 
 
-class CommandsTest(absltest.TestCase):
+class CommandsTest(folders.FolderTest):
   """All of the pages; installing ones run in .ci/run."""
-
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
 
   def test_every_command_is_known_and_its_files_exist(self):
     commands = _commands()
@@ -165,9 +157,7 @@ class CommandsTest(absltest.TestCase):
         np.savez(f"{name}.npz", embeddings=x, item_id=ids)
       pathlib.Path("gone.txt").write_text("3\n")
       for command in commands:
-        status, _, err = run(
-          *_arguments(command), "--sid_iterations=2", "--sid_restarts=1"
-        )
+        status, _, err = run(*_arguments(command))
         self.assertEqual(status, 0, err)
       self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
 

@@ -138,8 +138,7 @@ class Run(Parts):
       self.users("val"),
       simulate.sample(
         self.dataset.splits["val"].user_id,
-        self.config.train.curve_episodes,
-        self.config.evaluate.seed,
+        policy.CURVE_EPISODES,
       ),
       logs,
       self._phases,
@@ -261,28 +260,14 @@ def with_sizes(
   given: Collection[str],
   config: config_lib.QuantizerConfig,
 ) -> dict[str, str]:
-  """Settings with the sizes of SIDs, which may be those of a file.
-
-  Args:
-    texts: of the settings.
-    given: names of those that the user gave.
-    config: with the sizes that count.
-
-  Raises:
-    InputError: a size that is given is not that of the file.
-  """
-  kept = dict(texts)
-  for name, value in (
-    ("sid_levels", config.levels),
-    ("sid_vocab_size", config.vocab_size),
-  ):
-    if name in given and kept[name] != str(value):
-      raise InputError(
-        f"--{name} is {kept[name]}, but the SIDs of --sids={kept['sids']} have "
-        f"{value}; expected the same, or no --{name}"
-      )
-    kept[name] = str(value)
-  return kept
+  """Settings with the sizes of SIDs, see settings.with_brought."""
+  sizes = {"levels": config.levels, "vocab_size": config.vocab_size}
+  return settings_lib.with_brought(
+    texts,
+    given,
+    {f"sid_{name}": str(size) for name, size in sizes.items()},
+    f"the SIDs of --sids={texts.get('sids')} have",
+  )
 
 
 def quantize_catalogue(

@@ -58,15 +58,14 @@ class Synthetic(NamedTuple):
   stands_for: np.ndarray
 
 
-def synthetic(features: np.ndarray, size: int, seed: int) -> Synthetic:
+def synthetic(features: np.ndarray, size: int) -> Synthetic:
   """A catalogue of `size` items; see the module.
 
   Args:
     features: float32 [M + 1, D], of the dataset, row 0 for padding.
     size: N.
-    seed: of the draws.
   """
-  rng = np.random.default_rng([seed, size])
+  rng = np.random.default_rng([0, size])
   count = len(features) - 1
   same = np.arange(count + 1, dtype=np.int32)
   if size <= count:
@@ -118,7 +117,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
       "expected simulator_boredom none, and another simulator_leave"
     )
   run = jobs.prepare(experiment, jobs.Job("dataset", base))
-  items = synthetic(run.dataset.items.features, size, experiment.config.seed)
+  items = synthetic(run.dataset.items.features, size)
   path = _folder(experiment, size) / "sids.npz"
   if not path.exists():
     start = time.monotonic()
@@ -301,10 +300,10 @@ def table(results: dict[str, Any]) -> str:
   lines[0] += ("ms/iteration", "ms/decision", "peak GB")
   notes = []
   for row in results["rows"]:
-    reward, ci = "-", "-"
-    if row["normalised"]:
-      reward = tables.mean(row["normalised"], "{:.2f}")
-      ci = tables.interval(row["normalised"], "{:.2f}")
+    reward, ci = (
+      show(row["normalised"], "{:.2f}")
+      for show in (tables.mean, tables.interval)
+    )
     numbers = [
       "-" if x is None else f"{x:,.1f}"
       for x in (row["iteration_ms"], row["decision_ms"], row["memory_gb"])
@@ -313,21 +312,17 @@ def table(results: dict[str, Any]) -> str:
     if row["left_out"]:
       notes.append(f"{row['size']:,} {row['policy']}: {row['left_out']}")
   episodes = ", ".join(f"{n:,}" for n in results["episodes"].values())
-  return "\n".join(
-    [
-      f"{results['dataset']}, protocol {results['protocol']}, "
-      f"{results['iterations']:,} iterations",
-      "reward: 0 random, 1 the best bound, at that size",
-      f"sessions by size: {episodes}",
-      "",
-      *tables.aligned(lines, left=0),
-      *notes,
-    ]
+  head = (
+    f"{results['dataset']}, protocol {results['protocol']}, "
+    f"{results['iterations']:,} iterations\n"
+    "reward: 0 random, 1 the best bound, at that size\n"
+    f"sessions by size: {episodes}"
   )
+  return "\n".join([tables.blocks(head, tables.aligned(lines, left=0)), *notes])
 
 
 def _folder(experiment: jobs.Experiment, size: int) -> pathlib.Path:
-  return experiment.workdir / f"{size}_seed_{experiment.config.seed}"
+  return experiment.workdir / f"{size}"
 
 
 def _reward(experiment, w: SizedWorld, act, params, size: int) -> float:
@@ -337,7 +332,7 @@ def _reward(experiment, w: SizedWorld, act, params, size: int) -> float:
     w.env,
     params,
     w.held_out,
-    jax.random.key(c.seed),
+    jax.random.key(simulate.SEED),
     episodes=sessions(c, size),
   )
   return float(np.mean(simulated.total_reward))

@@ -49,6 +49,7 @@ _FIT = {
   "dropout": 0.1,
   "weight_decay": 0.01,
 }
+_TEMPERATURE = 0.5  # That slates are drawn with.
 _AGAIN = 6  # A round that goes on learns so many times shorter.
 
 
@@ -86,7 +87,7 @@ def run(experiment: jobs.Experiment) -> None:
     "dataset": experiment.base.data.dataset,
     "rounds": rounds,
     "sessions": experiment.config.sessions,
-    "temperature": experiment.config.served_temperature,
+    "temperature": _TEMPERATURE,
     "iterations": experiment.base.train.iterations,
     "curves": {
       arm: [
@@ -191,7 +192,7 @@ def _loop(
         where,
         shown,
         _users(experiment, world, seed, number)[0],
-        temperature=experiment.config.served_temperature,
+        temperature=_TEMPERATURE,
         seed=seed * experiment.config.rounds + number,
         label=f"round {number + 1}",
       )
@@ -272,21 +273,16 @@ def table(results: Mapping[str, Any]) -> str:
   curves = results["curves"]
   rows = [("round", *(x for arm in curves for x in (arm, "[95% CI]")))]
   for number, of_arms in enumerate(zip(*curves.values(), strict=True), start=1):
-    rows.append(
-      (
-        str(number),
-        *(y for x in of_arms for y in tables.cells(x)),
-      )
-    )
-  world = results["in_world"]
+    rows.append((str(number), *(y for x in of_arms for y in tables.cells(x))))
   note = (
     f"Round 1 is the {FIRST} policy, which nothing but these logs has improved "
-    f"on. Trained in the world itself: {tables.mean(world)} "
-    f"{tables.interval(world)}; the last round of hsrl earns "
-    f"{results['share']['mean']:.0%} of that."
+    f"on. Trained in the world itself: "
+    f"{' '.join(tables.cells(results['in_world']))}; the last round of hsrl "
+    f"earns {results['share']['mean']:.0%} of that."
   )
-  lines = (tables.filled(head), "", *tables.aligned(rows), "")
-  return "\n".join((*lines, tables.filled(note)))
+  return tables.blocks(
+    tables.filled(head), tables.aligned(rows), tables.filled(note)
+  )
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

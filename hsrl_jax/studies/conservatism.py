@@ -49,6 +49,7 @@ IN_MODEL = {
   "trace": 0.5,
   "critic_sees_state": True,
 }
+_TEMPERATURE = 1.0  # Of the popularity policy that draws logs.
 _VALIDATION = 0.1  # Of the sessions, to choose the epochs of the model's fit.
 LOGGING = ("uniform", "popularity")
 _DRAWN = "logged"  # The folder of what is kept of rewards.
@@ -106,7 +107,7 @@ def run(experiment: jobs.Experiment) -> None:
   measured = []
   for logging in LOGGING:
     own = [row for row in rows if row.logging == logging]
-    drawn = _drawn(experiment, world, logging, max(x.slates for x in own))
+    drawn = _drawn(world, logging, max(x.slates for x in own))
     for row in own:
       number = len(measured) + 1
       print(f"job {number} of {len(rows)}: {row.name}", flush=True)
@@ -120,7 +121,7 @@ def run(experiment: jobs.Experiment) -> None:
     "split": experiment.base.evaluate.split,
     "episodes": len(world.rows),
     "iterations": experiment.base.train.iterations,
-    "logging_temperature": experiment.config.logging_temperature,
+    "logging_temperature": _TEMPERATURE,
     "bounds": {
       name: statistics.summarise(x, world.user) for name, x in earned.items()
     },
@@ -173,35 +174,30 @@ def _world(experiment: jobs.Experiment) -> _World:
   run = jobs.prepare(experiment, jobs.Job("world", experiment.base))
   c = experiment.base.evaluate
   user = run.dataset.splits[c.split].user_id
-  rows = simulate.sample(user, c.episodes, c.seed)
+  rows = simulate.sample(user, c.episodes)
   return _World(run, run.env, run.users(c.split), rows, user[rows])
 
 
-def _drawn(
-  experiment: jobs.Experiment, world: _World, logging: str, slates: int
-) -> Sessions:
+def _drawn(world: _World, logging: str, slates: int) -> Sessions:
   """The logs of a logging policy."""
   run = world.run
   return logs.draw(
     run.env,
     run.users("train"),
     run.dataset.splits["train"].user_id,
-    _weights(experiment, run.catalogue, logging),
+    _weights(run.catalogue, logging),
     run.catalogue.index.active,
     slates=slates,
-    seed=experiment.config.seed,
+    seed=0,
   )
 
 
-def _weights(
-  experiment: jobs.Experiment, catalogue: Catalogue, logging: str
-) -> jax.Array:
+def _weights(catalogue: Catalogue, logging: str) -> jax.Array:
   """See logs.log_weights."""
-  temperature = experiment.config.logging_temperature
   return logs.log_weights(
     catalogue.popularity,
     catalogue.index.active,
-    temperature if logging == "popularity" else None,
+    _TEMPERATURE if logging == "popularity" else None,
   )
 
 
@@ -267,7 +263,7 @@ def _earned_by(
   params = policy.load(config, folder, env, catalogue, users)
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   act = policy.greedy(agent)
-  return [_earned(experiment, world, act, (p, catalogue)) for p in params]
+  return [_earned(world, act, (p, catalogue)) for p in params]
 
 
 def _model(
@@ -309,13 +305,13 @@ def _bounds(
   policies = bounds.bounds(world.env, world.users, active)
   act = logs.policy(world.env.slate_size)
   for logging in LOGGING:
-    weights = _weights(experiment, catalogue, logging)
+    weights = _weights(catalogue, logging)
     policies[f"logging: {logging}"] = act, (weights, active)
   return {
     name: _kept(
       experiment,
       f"bounds/{name.replace(': ', '_')}",
-      lambda experiment, *own: [_earned(experiment, *own)],
+      lambda experiment, *own: [_earned(*own)],
       world,
       *own,
     )
@@ -323,16 +319,14 @@ def _bounds(
   }
 
 
-def _earned(
-  experiment: jobs.Experiment, world: _World, act: simulate.Act, params: Any
-) -> np.ndarray:
+def _earned(world: _World, act: simulate.Act, params: Any) -> np.ndarray:
   """Total rewards of a policy in the world, [E]."""
   sessions = simulate.simulate(
     act,
     world.env,
     params,
     world.users,
-    jax.random.key(experiment.base.evaluate.seed),
+    jax.random.key(simulate.SEED),
     world.rows,
     episodes=len(world.rows),
   )
@@ -361,13 +355,7 @@ def _row(
   """An entry of `rows` of results.json."""
 
   def above(name: str) -> dict[str, Any]:
-    return statistics.difference(
-      rewards,
-      known[name],
-      world.user,
-      resamples=experiment.config.resamples,
-      seed=experiment.config.seed,
-    )
+    return statistics.difference(rewards, known[name], world.user)
 
   return row._asdict() | {
     "total_reward": statistics.summarise(rewards, world.user),
@@ -385,10 +373,9 @@ def table(results: Mapping[str, Any]) -> str:
     f"{results['episodes']:,} sessions a seed, {results['iterations']:,} "
     "updates; total reward in the world that the logs are of"
   )
-  known = [("", "reward", "[95% CI]")]
-  for name, row in results["bounds"].items():
-    known.append((name, *tables.cells(row)))
-  lines = [tables.filled(head), "", *tables.aligned(known)]
+  known = [(name, *tables.cells(x)) for name, x in results["bounds"].items()]
+  known.insert(0, ("", "reward", "[95% CI]"))
+  parts = [tables.filled(head), tables.aligned(known)]
   for logging in LOGGING:
     rows = [
       ("agent", "slates", "w", "reward", "in model", "log. +", "const. +")
@@ -407,8 +394,8 @@ def table(results: Mapping[str, Any]) -> str:
             tables.interval(row["above_best_constant"]),
           )
         )
-    lines += ["", f"learned from logs of the policy {logging}:", ""]
-    lines += tables.aligned(rows)
+    parts.append(f"learned from logs of the policy {logging}:")
+    parts.append(tables.aligned(rows))
   note = (
     "model: HSRL, on-policy in a model of the logs. w: weight of the "
     "conservative term. in model: what the same policy earns in a model of its "
@@ -416,7 +403,7 @@ def table(results: Mapping[str, Any]) -> str:
     "intervals of what is earned above the logging policy, and above the best "
     "constant slates, both paired by user and luck."
   )
-  return "\n".join([*lines, "", tables.filled(note)])
+  return tables.blocks(*parts, tables.filled(note))
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

@@ -65,7 +65,7 @@ def run(experiment: jobs.Experiment) -> None:
     return
   logs = impressions.read_logs(folder)
   estimated = {
-    policy: estimate(logs, policy, logger, experiment.config.seed)
+    policy: estimate(logs, policy, logger)
     for policy, logger in zip(logs, reversed(logs), strict=True)
   }
   if not any(x["ips"]["ess"] for x in estimated.values()):
@@ -113,22 +113,20 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
   found = off_policy.compare({"target": logged})
   rows = {"rows": int(there.sum()), "of_rows": len(there)}
   results, own = {"dataset": _OWN} | rows | found, found["off_policy"]
-  lines = [
+  text = tables.blocks(
     f"Value of an item, {there.sum():,} of {len(there):,} rows of {name} have "
     "propensities",
-    "",
-    *tables.aligned(run_page.off_policy_rows("policy", own)),
-    "",
-    *map(tables.filled, off_policy.sentences(*found.values())),
-  ]
+    tables.aligned(run_page.off_policy_rows("policy", own)),
+    tables.filled(*off_policy.sentences(*found.values())),
+  )
   real = own[off_policy.LOGGING_POLICY][off_policy.ON_POLICY]
   drawn = {"target": own["target"] | {"real": real, "logger": "another"}}
   figure = plots.off_policy({"off_policy": drawn}, "that of the other")
-  jobs.finish(experiment, results, "\n".join(lines), figure)
+  jobs.finish(experiment, results, text, figure)
 
 
 def estimate(
-  logs: dict[str, "Impressions"], policy: str, logger: str, seed: int
+  logs: dict[str, "Impressions"], policy: str, logger: str
 ) -> dict[str, Any]:
   """A policy's value from the logs of another, and its real one.
 
@@ -139,7 +137,7 @@ def estimate(
   items = 1 + max(int(x.item.max()) for x in logs.values())
   pi = probabilities(logs[policy], items)
   seen, own = (
-    seen_by(pi, logs[x], model(logs[x], items, seed)) for x in (logger, policy)
+    seen_by(pi, logs[x], model(logs[x], items)) for x in (logger, policy)
   )
   return off_policy.estimates(seen) | {
     "real": off_policy.shown(off_policy.ips(off_policy.on_policy(own))),
@@ -163,10 +161,10 @@ def probabilities(logs: "Impressions", items: int) -> np.ndarray:
   return pi
 
 
-def model(logs: "Impressions", items: int, seed: int) -> np.ndarray:
+def model(logs: "Impressions", items: int) -> np.ndarray:
   """Each item's smoothed click rate among the users of other folds, [R, N]."""
   users, user = np.unique(logs.user, return_inverse=True)
-  fold = np.random.default_rng(seed).permutation(len(users))[user] % _FOLDS
+  fold = np.random.default_rng(0).permutation(len(users))[user] % _FOLDS
   rates = np.zeros((_FOLDS, items))
   for k in range(_FOLDS):
     item, click = logs.item[fold != k], logs.click[fold != k]
@@ -206,22 +204,15 @@ def table(results: dict[str, Any]) -> str:
     real, logger = found["real"], found["logger"]
     for name in [x for x in off_policy.ESTIMATORS if x in found]:
       one = found[name]
-      refused = "refused" in one
-      ends = "-" if refused else tables.interval(one, _FORM)
-      cells = tables.mean(one, _FORM), ends, f"{one['ess']:,.0f}"
+      cells = (*tables.cells(one, _FORM), f"{one['ess']:,.0f}")
       rows.append((policy, logger, name.upper(), *cells))
-    ends = tables.interval(real, _FORM)
-    rows.append((policy, policy, "real", tables.mean(real, _FORM), ends, "-"))
-    said.append(tables.filled(_sentence(policy, found)))
-  return "\n".join(
-    [
-      f"Clicks an impression, {results['dataset']}, campaign "
-      f"{results['campaign']}",
-      "",
-      *tables.aligned(rows, left=3),
-      "",
-      *said,
-    ]
+    rows.append((policy, policy, "real", *tables.cells(real, _FORM), "-"))
+    said.append(_sentence(policy, found))
+  return tables.blocks(
+    f"Clicks an impression, {results['dataset']}, campaign "
+    f"{results['campaign']}",
+    tables.aligned(rows, left=3),
+    tables.filled(*said),
   )
 
 
