@@ -170,7 +170,11 @@ class RunTest(absltest.TestCase):
     folder = self.folder / name
     folder.mkdir()
     np.savez(folder / SESSIONS, format=1, **self.sessions | changed)
-    facts = {"format": measures.RESULTS_FORMAT, "dataset": "toy", "protocol": "paper"}
+    facts = {
+      "format": measures.RESULTS_FORMAT,
+      "dataset": "toy",
+      "protocol": "paper",
+    }
     facts["split"] = "test"
     files.write_json(
       folder / "results.json", facts | {"episodes": 60, "agent": "hsrl"}

@@ -19,8 +19,8 @@ from hsrl_jax import serving
 from hsrl_jax.server import page
 from hsrl_jax.server import store as store_lib
 from hsrl_jax.serving.catalogue import texts
-from tests import toy
-from tests.server import browser, running
+from tests import browser, toy
+from tests.server import running
 from tests.serving import toy_export
 
 _FORM = {"Content-Type": "application/x-www-form-urlencoded"}
