@@ -113,7 +113,8 @@ def _given(
   if any(x is not None for x in (items, users, options)):
     raise InputError(
       f"logs is {str(logs)!r} and `items`, `users` or `log_options` are given "
-      "too; expected them with a table alone: folders and datasets bring their own"
+      "too; expected them with a table alone: folders and datasets bring "
+      "their own"
     )
   if frames.in_folder(path):
     return {}, {"dataset": _LOGS, "raw_data_dir": str(path)}

@@ -6,10 +6,11 @@
 Estimates of the compiler at 1.5 GHz, no measurements: lower bounds, since it
 writes gathers, scatters and transfers as 0 cycles. In milliseconds: an
 iteration of on-policy HSRL at the sizes of SARDINE's flagfile, and of replayed
-HSRL at those of MovieLens-latest-small; a step of the simulator for 4,096 users; the
-best of 10^6 items for 32 users by beam search (V 256, L 3, 50 beams); a pass of
-the quantizer's k-means over 10^6 x 64 (V 256). Prints a table with the loops
-that take longest, then one line of JSON; takes ten minutes of one core.
+HSRL at those of MovieLens-latest-small; a step of the simulator for 4,096
+users; the best of 10^6 items for 32 users by beam search (V 256, L 3, 50
+beams); a pass of the quantizer's k-means over 10^6 x 64 (V 256). Prints a table
+with the loops that take longest, then one line of JSON; takes ten
+minutes of one core.
 """
 
 import argparse
