@@ -47,10 +47,10 @@ def of_lists(
   Returns:
     For each user: `user`, the name; `users`, how many there are; `items`, N;
     the titles `history` (the newest last) and `later`; and `recommended`, for
-    each item `title`, `liked` (later), `like` (title of the history's item with the most
-    similar features, or None), `similarity` (the cosine), `popularity` (1: the
-    most liked item in the training logs), `shown_to` (share of the users who
-    have it in their list).
+    each item `title`, `liked` (later), `like` (title of the history's item with
+    the most similar features, or None), `similarity` (the cosine), `popularity`
+    (1: the most liked item in the training logs), `shown_to` (share of the
+    users who have it in their list).
   """
   users, first = np.unique(logs.user_id, return_index=True)
   lists = top[first, :_LIST]
