@@ -370,7 +370,7 @@ def _flat(cells: pa.Array) -> tuple[pa.Array, np.ndarray] | None:
 
 
 def _at_once(cells: pa.Array, parse: Callable[[Any], Any]) -> np.ndarray | None:
-  """What `parse` makes of all cells; None where it is not sure of one."""
+  """All cells, parsed by `parse`; None where one needs a closer look."""
   if cells.null_count or not hasattr(parse, "at_once"):
     return None
   return parse.at_once(cells)
