@@ -72,7 +72,7 @@ class _Flat(sequential.Slates):
   def scores(self, params, catalogue, observation):
     """log pi of each item in the first slot."""
     begins = self.beginning(params, catalogue, observation)
-    if begins is not None and self.settings.hold_logged:
+    if begins is not None and self.settings.hold_logged != "none":
       return begins.log_pi + begins.response
     policy, tokens, observation = self.bound(params, catalogue, observation)
     start = policy.start(tokens, observation)
@@ -98,7 +98,7 @@ class _Flat(sequential.Slates):
       item, place = inputs
       logits = policy.logits(start, chosen, place)
       if self.spec.supervised is not None:
-        free = supervised.free(self.settings, observation)
+        free = supervised.free(self.settings, observation, 1)
         logits = _held(start, logits, free)
       log_pi = masking.log_softmax(logits, allowed)
       entropy = masking.entropy(log_pi, allowed)
