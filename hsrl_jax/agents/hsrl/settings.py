@@ -107,11 +107,13 @@ class SupervisedSettings(base.Settings):
     supervised_weight: of the log pi of the policy of the next item in what
       items begin with.
     hold_logged: what stays as the policy of the next item has it in states that
-      logs know, where nothing was shown yet: the whole `slate`, or `none`.
+      logs know, where nothing was shown yet: the whole `slate`, its first
+      `slot`, which ranks the items of a list, or `none`. The flat twin has no
+      `slot`.
   """
 
   supervised_weight: float = setting(1.0, least=0)
-  hold_logged: str = setting("slate", among=("slate", "none"))
+  hold_logged: str = setting("slate", among=("slate", "slot", "none"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,14 +123,7 @@ class SupervisedItems(SlateSettings, SupervisedSettings):
 
 @dataclasses.dataclass(frozen=True)
 class SupervisedTokens(SupervisedItems, HierarchySettings):
-  """Of HSRL that goes on from the next item on-policy, see `supervised`.
-
-  Attributes:
-    hold_logged: of the `slate` that nothing came before, or its first `slot`
-      alone, which ranks the items of a list.
-  """
-
-  hold_logged: str = setting("slate", among=("slate", "slot", "none"))
+  """Of HSRL that goes on from the next item on-policy, see `supervised`."""
 
 
 # What of the published method this agent has options for, by field of Settings

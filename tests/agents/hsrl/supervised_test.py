@@ -131,6 +131,10 @@ class SupervisedTest(parameterized.TestCase):
     # RL is free in the second place.
     self.assertNotEmpty(set(slot.slate[:, 1].tolist()) - set(found))
 
+  def test_the_flat_agent_keeps_one_beginning(self):
+    with self.assertRaisesRegex(InputError, "hold_logged is 'slot'; expected"):
+      _made("ppo", hold_logged="slot")
+
   @parameterized.parameters(
     *(("hsrl", x) for x in ("slate", "slot", "none")),
     *(("ppo", x) for x in ("slate", "none")),
