@@ -1,4 +1,4 @@
-"""The interface of agents to the training engine, and their shared parts."""
+"""What the training engine asks of an agent, and what agents share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from hsrl_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Checked):
-  """Flags of an agent beside TrainConfig and NetworkConfig.
+  """What an agent reads of the flags beside TrainConfig and NetworkConfig.
 
   Every agent has such a dataclass. Each field is a flag, with its help in the
   docstring; agents may have fields in common, with the same default.
@@ -146,7 +146,7 @@ class ItemLogitsSettings(Settings):
 
 
 class Spec(NamedTuple):
-  """Sizes that an agent is built for.
+  """What an agent is built for.
 
   Attributes:
     levels: L of the catalogue's SIDs.
@@ -187,7 +187,7 @@ class Ranked(NamedTuple):
 
 
 class Action(NamedTuple):
-  """An action of an agent.
+  """What an agent does.
 
   Attributes:
     slate: int32 [K], distinct items.
@@ -231,7 +231,7 @@ class Choices(NamedTuple):
 
 
 class OnPolicy(NamedTuple):
-  """Functions of an agent that the on-policy engine calls.
+  """What the on-policy engine asks of an agent.
 
   Attributes:
     choices: (params, catalogue, transition, key) -> Choices; with key None
@@ -346,7 +346,7 @@ def encoder(sizes: NetworkConfig) -> Encoder:
 
 
 def exploration(train: TrainConfig, progress: Array) -> Array:
-  """Exploration that the engine passes to Agent.act in training, float32 []."""
+  """What the engine passes to Agent.act in training, float32 []."""
   return geometric(train.temperature, train.temperature_end, progress)
 
 

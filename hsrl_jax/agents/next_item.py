@@ -72,7 +72,7 @@ class Policy(NamedTuple):
     return self.model.states(params["model"], known, history, key)[0]
 
   def catalogue(self, params: Params, catalogue: Catalogue) -> Catalogue:
-    """The items as the model sees them; of later ones nobody's likes."""
+    """What the model sees of the items; of later ones nobody's likes."""
     features, liked = catalogue.features, params["interactions"]
     if liked.shape[1]:
       missing = max(len(features) - len(liked), 0)
@@ -103,7 +103,7 @@ class Policy(NamedTuple):
     observation: Observation,
     items: Array,
   ) -> Array:
-    """Scores that rank items, int32 [M] -> float32 [M], up to a constant."""
+    """What items rank by, int32 [M] -> float32 [M], up to a constant."""
     known = self.catalogue(params, catalogue)
     state = self.state(params, catalogue, observation)
     of_model = self.model.score(params["model"], known, state, items)
@@ -232,7 +232,7 @@ def reads(agent: str, part: str, field: str) -> bool:
 def of_policy(
   response: click_model.ResponseParams, plain: Array | None
 ) -> click_model.ResponseParams:
-  """Parts of a click model that a policy keeps; see `Policy.response`.
+  """What a policy keeps of a click model; see `Policy.response`.
 
   Its items are those of the catalogue. It does not know users by their ids, and
   what is added to the logits of all items does not change how they rank.
