@@ -87,7 +87,7 @@ def _collect(
 
 
 def _place_rewards(loop: Loop, segment: Transition) -> Array:
-  """What each place of the slates added, float32 [T, U, K]."""
+  """Reward of each place of the slates, float32 [T, U, K]."""
   return jax.vmap(jax.vmap(loop.env.reward.places))(segment.response)
 
 

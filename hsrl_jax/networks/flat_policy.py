@@ -27,7 +27,7 @@ from hsrl_jax.types import Array, Observation, PRNGKey
 
 
 class Likeness(NamedTuple):
-  """What a penalty falls on, by item.
+  """Likeness of items to others, on which penalties fall.
 
   Attributes:
     chosen: float32 [2, N + 1], how like what is in the slate: sums over its

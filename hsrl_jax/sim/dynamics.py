@@ -29,7 +29,7 @@ class Dynamics(Protocol):
   """
 
   def known(self, params: Any, items: Array) -> Any:
-    """What is known of items, [M], out of the simulator's `EnvParams`."""
+    """Facts of items [M], out of the simulator's `EnvParams`."""
 
   def start(self, params: Any = None, row: Array | None = None) -> Any:
     """The state at the start of a session of the pool's user `row`."""
@@ -65,7 +65,7 @@ class Dynamics(Protocol):
     """
 
   def hidden(self, state: Any, step: Array) -> Array:
-    """What a critic may see of the state, float32 [Z], each about 1."""
+    """The state as a critic sees it, float32 [Z], each about 1."""
 
   def room(self, state: Any, step: Array) -> Array:
     """Likes that a topic can take in a step without harm, int32 [T + 1].
@@ -76,7 +76,7 @@ class Dynamics(Protocol):
 
 
 class TopicBoredomState(NamedTuple):
-  """What bores a user, and what may soon.
+  """Topics that bore a user, and counts of those that may soon.
 
   Attributes:
     liked: int32 [memory], topics of the last liked items, newest last.

@@ -24,7 +24,7 @@ _SCALE = 5.0  # Of the sum of vectors that a critic sees.
 
 
 class FatigueState(NamedTuple):
-  """What a user has had.
+  """A user's load by what was shown.
 
   Attributes:
     person: float32 [2], see `people`.
@@ -90,7 +90,7 @@ class Fatigue:
 
 
 def people(user_id: Array) -> Array:
-  """What repetition costs each user of a pool, and what is left of it.
+  """Cost of repetition for each user of a pool, and the share that stays.
 
   The first is drawn by the exponential law of mean 1, but is -0.5 for a fifth;
   the second is one of PACES. The draws of a row are those of its user and its

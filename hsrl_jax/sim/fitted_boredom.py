@@ -16,7 +16,7 @@ _SCALE = 4.0  # Of counts.
 
 
 class LatelyState(NamedTuple):
-  """What a user was shown and liked lately.
+  """Items that a user was shown and liked lately.
 
   Attributes:
     shown: float32 [STEPS, T + 1], items by step, the newest first, and topic.
@@ -33,9 +33,9 @@ class LatelyState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FittedBoredom:
-  """What was shown and liked lately changes all logits, by a fitted model.
+  """Logits change with what was shown and liked lately, by a fitted model.
 
-  See dynamics.Dynamics. What a rule knows, `room`, it does not.
+  See dynamics.Dynamics. Has no `room`; only rules have.
 
   Attributes:
     topics: T.

@@ -23,7 +23,7 @@ from hsrl_jax.types import Array
 
 
 class _Notes(NamedTuple):
-  """What is kept of a slate for learning.
+  """Parts of a slate that are kept for learning.
 
   Attributes:
     allowed: bool [N + 1], the items there were to choose from.

@@ -31,7 +31,7 @@ from hsrl_jax.types import Array
 
 
 class _Notes(NamedTuple):
-  """What is kept of a slate for learning.
+  """Parts of a slate that are kept for learning.
 
   Attributes:
     allowed: bool [K, L, V], the tokens there were to choose from.
@@ -46,7 +46,7 @@ class _Notes(NamedTuple):
 
 
 class Slates(NamedTuple):
-  """What agents share whose slates know themselves; see base.Agent.
+  """Shared parts of agents whose slates know themselves; see base.Agent.
 
   A subclass has `act`, `scores` and `choices`, see base.OnPolicy.
 
@@ -66,7 +66,7 @@ class Slates(NamedTuple):
 
   @property
   def nothing(self) -> tuple[slates.Chosen, Array]:
-    """What the critic knows before the first choice: counts, vectors above."""
+    """The critic's input before the first choice: counts, vectors above."""
     chosen = slates.none_chosen(self.counted, 1)
     return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
 
@@ -125,7 +125,7 @@ class Slates(NamedTuple):
   def judged(
     self, params, catalogue, transition, found, user, before, chances, key
   ) -> base.Choices:
-    """What was chosen, with values and the response head's loss.
+    """The choices made, with values and the response head's loss.
 
     Empty places count nothing.
 
@@ -366,7 +366,7 @@ def critic_of(spec: base.Spec, levels: int) -> PrefixCritic:
 
 
 def tokens_of(catalogue: Catalogue) -> Tokens:
-  """What policy and critic know of tokens and items of the catalogue."""
+  """Tokens and items of the catalogue, as policy and critic know them."""
   first = catalogue.index.tokens[0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
   return Tokens(catalogue.codebooks, catalogue.features, first)

@@ -1,4 +1,4 @@
-"""What HSRL reads of the flags by each recipe, and its values as published."""
+"""Settings of HSRL by recipe, and its values as published."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What HSRL begins with that goes on by RL, on-policy, from the next item.
+"""The beginning of HSRL that goes on by RL, on-policy, from the next item.
 
 Its policy of the next item stays as it was. In a state that logs know, in which
 nothing was shown yet, HSRL has its probabilities whatever RL learns. Later in a
@@ -25,7 +25,7 @@ _BELOW = 1e3  # What is not found ranks below all that is.
 
 
 class Beginning(NamedTuple):
-  """What a state begins with.
+  """The supervised policy at a state, which its logits begin with.
 
   Attributes:
     free: float32 [], 1 once something was shown, else 0: what RL's logits of
@@ -65,7 +65,7 @@ def beginning(
   catalogue: Catalogue,
   observation: Observation,
 ) -> Beginning:
-  """What a state begins with; no gradient flows into it.
+  """The supervised policy at a state; no gradient flows into it.
 
   Args:
     settings: of the agent.
