@@ -73,7 +73,8 @@ class SlateView(NamedTuple):
 class _Hsrl(NamedTuple):
   """The agent's functions (base.Agent), and what they are made of.
 
-  The parameters of each of the three modules are under its name.
+  The parameters of each of the three modules are under its name. `beams` of a
+  search find a slate; 0: all items are scored.
   """
 
   encoder: Encoder
@@ -81,11 +82,7 @@ class _Hsrl(NamedTuple):
   critic: Critic
   settings: Settings
   spec: base.Spec
-
-  @property
-  def searches(self) -> bool:
-    """Whether slates are found by a search, by the items in training."""
-    return self.spec.items >= SEARCH_FROM
+  beams: int
 
   def init(self, key, catalogue, observation):
     keys = jax.random.split(key, 3)
@@ -126,14 +123,14 @@ class _Hsrl(NamedTuple):
     # What log pi is less than the logit of a positive response.
     offset = jax.nn.logsumexp(logits, -1).sum() + response_bias(params)
     log_probs = jax.nn.log_softmax(logits)
-    if self.searches:
+    if self.beams:
       # All prefixes share the logits of their level.
       found = beam_search(
         index,
         (),
         lambda context, level: log_probs[level],
         lambda context, token, level: context,
-        beams=max(self.settings.beams, self.spec.slate_size),
+        beams=self.beams,
         excluded=excluded,
         key=key,
         temperature=temperature,
@@ -230,12 +227,13 @@ class _Hsrl(NamedTuple):
     small.
     """
     weighs = self.spec.train.from_logs and self.settings.importance_clip > 0
-    return weighs and not self.searches
+    return weighs and not self.beams
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent; how it acts depends on the items in training."""
   sizes = spec.network
+  searches = spec.items >= SEARCH_FROM
   hsrl = _Hsrl(
     base.encoder(sizes),
     PolicyNetwork(
@@ -248,10 +246,10 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     Critic(sizes.critic_hidden, settings.train_level_weights),
     settings,
     spec,
+    max(settings.beams, spec.slate_size) if searches else 0,
   )
-  beams = max(settings.beams, spec.slate_size) if hsrl.searches else 0
   return base.Agent(
-    hsrl.init, hsrl.act, hsrl.loss, beams=beams, scores=hsrl.scores
+    hsrl.init, hsrl.act, hsrl.loss, beams=hsrl.beams, scores=hsrl.scores
   )
 
 
