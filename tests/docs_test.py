@@ -131,16 +131,19 @@ class CommandsTest(folders.FolderTest):
   def test_quickstart_and_what_is_made_of_it(self):
     commands = [x for x in _commands() if "hsrl_jax.launch" in x]
     quickstart = next(x for x in commands if x.endswith("quickstart.flags"))
-    (export,) = [x for x in commands if x.endswith("--mode=export")]
+    (export,) = [x for x in commands if "--export_slate_size" in x]
     workdir = f"--workdir={self.folder}/runs/quickstart"
     ran = _process(
-      ["-m", "hsrl_jax.launch", *_arguments(quickstart), *SMALL, workdir]
+      [
+        *("-m", "hsrl_jax.launch", *_arguments(quickstart), *SMALL, *ON_POLICY),
+        *("--next_item_epochs=1", "--next_item_eval_every=1", workdir),
+      ]
     )
     self.assertEqual(ran.returncode, 0, ran.stderr)
     self.assertIn("greedy_oracle", ran.stdout)
     small = ("--export_batch_sizes=2", "--export_platforms=cpu", "--export_any")
     with contextlib.chdir(ROOT):
-      status, _, err = run(*_arguments(export), *SMALL, workdir, *small)
+      status, _, err = run(*_arguments(export), workdir, *small)
     self.assertEqual(status, 0, err)
     code = "".join(_blocks("py", DOCS / "serving.md"))
     with contextlib.chdir(self.folder), contextlib.redirect_stdout(None):

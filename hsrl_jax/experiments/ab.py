@@ -208,15 +208,8 @@ def table(results: dict[str, Any]) -> str:
     f"{results['split']}, protocol {results['protocol']}, "
     f"{results['episodes']:,} sessions of {results['users']:,} users"
   )
-  return "\n".join(
-    [
-      tables.filled(head),
-      "",
-      *tables.aligned(rows),
-      "",
-      *map(tables.filled, notes(results["measures"])),
-    ]
-  )
+  said = tables.filled(*notes(results["measures"]))
+  return tables.blocks(tables.filled(head), tables.aligned(rows), said)
 
 
 def notes(measured: dict[str, dict[str, Any]]) -> list[str]:

@@ -164,7 +164,7 @@ def table(results: Mapping[str, Any]) -> str:
       if rows:
         head = (f"{protocol}: {label}", "", "[95% CI]")
         rows.insert(0, (*head, f"{reference} +", "[95% CI]"))
-        parts += ["", *tables.aligned(rows)]
+        parts.append(tables.aligned(rows))
     rows = [
       (protocol, "reward", "[95% CI]", "norm.", f"{reference} +", "[95% CI]")
     ]
@@ -172,7 +172,7 @@ def table(results: Mapping[str, Any]) -> str:
       reward, more = tables.cells(row["total_reward"]), row.get("difference")
       scale = tables.mean(row["normalised"])
       rows.append((name, *reward, scale, *tables.cells(more)))
-    parts += ["", *tables.aligned(rows)]
+    parts.append(tables.aligned(rows))
   foreseen = any({*bounds.KNOWING} & {*x["bounds"]} for x in protocols.values())
   note = (
     f"norm.: 0 random, 1 {'best bound' if foreseen else 'greedy oracle'}. "
@@ -185,7 +185,7 @@ def table(results: Mapping[str, Any]) -> str:
       f". {heads} are of held-out logs, where nothing is simulated, beside "
       "simple lists; their intervals are over users and seeds"
     )
-  return "\n".join([*parts, "", tables.filled(f"{note}.")])
+  return tables.blocks(*parts, tables.filled(f"{note}."))
 
 
 def _held_out(rows: Mapping[str, Any], measure: str) -> list[tuple[str, ...]]:

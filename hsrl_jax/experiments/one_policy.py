@@ -193,7 +193,7 @@ def table(results: Mapping[str, Any]) -> str:
     f"{results['split']}: supervised on the next item, {results['goes_on']}, "
     f"{results['iterations']:,} iterations"
   )
-  lines = [tables.filled(head)]
+  parts = [tables.filled(head)]
   for name, label in (
     *held_out_rows.MEASURES.items(),
     ("total_reward", "simulated reward"),
@@ -209,8 +209,8 @@ def table(results: Mapping[str, Any]) -> str:
     if name in held_out_rows.MEASURES:
       beside = {x: measured[name] for x, measured in results["lists"].items()}
     rows += [(x, *tables.cells(beside[x], form), "", "") for x in beside]
-    lines += ["", *tables.aligned(rows)]
-  return "\n".join([*lines, "", tables.filled(results["note"])])
+    parts.append(tables.aligned(rows))
+  return tables.blocks(*parts, tables.filled(results["note"]))
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

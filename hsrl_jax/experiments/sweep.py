@@ -71,7 +71,7 @@ def run(
 def table(sizes: list[dict[str, Any]]) -> str:
   """The rows of `run` for a terminal, at most 80 columns wide."""
   head = ("V x L", *(title for title, _, _ in _COLUMNS))
-  lines = tables.aligned([head, *map(_cells, sizes)], left=0)
+  parts = [tables.aligned([head, *map(_cells, sizes)], left=0)]
   advice = sid_quality.recommend(
     sid_quality.Size(
       row["vocab_size"],
@@ -83,8 +83,8 @@ def table(sizes: list[dict[str, Any]]) -> str:
     if row["fits"]
   )
   if advice.size is not None:
-    lines += ["", f"recommended: {advice.size.name}, which loses least"]
-  return "\n".join([*lines, *map(tables.filled, advice.warnings)])
+    parts.append(f"\nrecommended: {advice.size.name}, which loses least")
+  return "\n".join([*parts, *map(tables.filled, advice.warnings)])
 
 
 def _measure(config: QuantizerConfig, rows: embeddings.Rows) -> dict[str, Any]:

@@ -141,25 +141,20 @@ def table(results: Mapping[str, Any]) -> str:
   for name, trials in results["trials"].items():
     top = _best(trials)
     least = min(x["total_reward"]["mean"] for x in trials)
-    rows.append(
-      (
-        name,
-        str(len(trials)),
-        f"{least:z.2f}",
-        tables.mean(top["total_reward"]),
-        tables.interval(top["total_reward"]),
-      )
-    )
+    ends = (f"{least:z.2f}", *tables.cells(top["total_reward"]))
+    rows.append((name, str(len(trials)), *ends))
     what = ", ".join(
       f"{k} {v if isinstance(v, str) else f'{v:g}'}"
       for k, v in top["changes"].items()
     )
-    told.append(tables.filled(f"{name}: {what}"))
+    told.append(f"{name}: {what}")
   head = (
     f"{results['world']}: {results['dataset']}, validation users, "
     f"{results['iterations']:,} iterations"
   )
-  return "\n".join((tables.filled(head), "", *tables.aligned(rows), "", *told))
+  return tables.blocks(
+    tables.filled(head), tables.aligned(rows), tables.filled(*told)
+  )
 
 
 def _best(trials: list[dict[str, Any]]) -> dict[str, Any]:

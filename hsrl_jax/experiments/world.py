@@ -164,14 +164,5 @@ def table(results: Mapping[str, Any]) -> str:
   )
   if which:
     note = f"{', '.join(which)}. {note}"
-  return "\n".join(
-    (
-      tables.filled(head),
-      "",
-      *tables.aligned(main),
-      "",
-      *tables.aligned(more),
-      "",
-      tables.filled(note),
-    )
-  )
+  both = tables.aligned(main), tables.aligned(more)
+  return tables.blocks(tables.filled(head), *both, tables.filled(note))

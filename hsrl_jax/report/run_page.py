@@ -121,19 +121,17 @@ def table(results: dict[str, Any]) -> str:
     f"{results['episodes']} episodes",
     f"seeds {','.join(map(str, results['seeds']))}",
   ]
-  lines = [tables.filled(", ".join(head)), ""]
+  parts = [tables.filled(", ".join(head))]
   if "held_out" in results:
-    lines += [*tables.aligned(_held_out_rows(results)), ""]
-    lines += [tables.filled(x) for x in held_out.sentences(results)] + [""]
-  for rows, sentences in _from_logs(results):
-    lines += [*tables.aligned(rows), ""]
-    lines += [tables.filled(x) for x in sentences] + [""]
-  lines += tables.aligned(_simulated_rows(results))
-  if said := verdict.lines(results):
-    lines += ["", *map(tables.filled, said)]
+    said = held_out.sentences(results)
+    parts += [tables.aligned(_held_out_rows(results)), tables.filled(*said)]
+  for rows, said in _from_logs(results):
+    parts += [tables.aligned(rows), tables.filled(*said)]
+  said = verdict.lines(results)
   if why := _withheld(results):
-    lines.append(tables.filled(f"normalised is withheld: {why}"))
-  return "\n".join(lines)
+    said.append(f"normalised is withheld: {why}")
+  rows = tables.aligned(_simulated_rows(results))
+  return tables.blocks(*parts, rows, tables.filled(*said))
 
 
 def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -163,7 +161,7 @@ def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     (*row, cell)
     for row, cell in zip(rows, ["above greedy", *cells], strict=True)
   ]
-  fits = len(tables.aligned(wider)[0]) <= tables.WIDTH
+  fits = tables.aligned(wider).index("\n") <= tables.WIDTH
   foreseen = {*bounds.KNOWING} & {*results["policies"]}
   return wider if fits and foreseen else rows
 
@@ -219,11 +217,8 @@ def off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
   rows = [(head, "estimator", "mean", "[95% CI]", "ESS")]
   for name, estimated in table.items():
     for estimator, found in estimated.items():
-      mean, ends = tables.mean(found, "{:.4f}"), "-"
-      if "refused" not in found:
-        ends = tables.interval(found, "{:.4f}")
-      ess = f"{found['ess']:,.0f}"
-      rows.append((name, _ESTIMATORS[estimator], mean, ends, ess))
+      cells = (*tables.cells(found, "{:.4f}"), f"{found['ess']:,.0f}")
+      rows.append((name, _ESTIMATORS[estimator], *cells))
   return rows
 
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 WIDTH = 80
 
 
-def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-  """Lines of a table, with a rule below the first row, its head.
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
+  """A table, with a rule below the first row, its head.
 
   Args:
     rows: cells, the same number in each row.
@@ -22,12 +22,17 @@ def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     for row in rows
   ]
   lines.insert(1, "-" * len(lines[0]))
-  return lines
+  return "\n".join(lines)
 
 
-def filled(text: str) -> str:
-  """A paragraph, broken into lines."""
-  return textwrap.fill(text, WIDTH)
+def filled(*paragraphs: str) -> str:
+  """Paragraphs, broken into lines."""
+  return "\n".join(textwrap.fill(x, WIDTH) for x in paragraphs)
+
+
+def blocks(*parts: str) -> str:
+  """Tables and paragraphs, an empty line between them; skips empty ones."""
+  return "\n\n".join(filter(None, parts))
 
 
 def mean(measure: dict | None, form: str = "{:z.2f}") -> str:
@@ -36,12 +41,10 @@ def mean(measure: dict | None, form: str = "{:z.2f}") -> str:
   return "-" if value is None else form.format(value)
 
 
-def interval(measure: dict, form: str = "{:z.2f}") -> str:
+def interval(measure: dict | None, form: str = "{:z.2f}") -> str:
   """`[low, high]` of a measure's `ci95`, each end as `form` says, or a dash."""
-  if measure["ci95"][0] is None:
-    return "-"
-  low, high = (form.format(x) for x in measure["ci95"])
-  return f"[{low}, {high}]"
+  low, high = (measure or {}).get("ci95") or (None, None)
+  return "-" if low is None else f"[{form.format(low)}, {form.format(high)}]"
 
 
 def cells(measure: dict | None, form: str = "{:z.2f}") -> tuple[str, str]:

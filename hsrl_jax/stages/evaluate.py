@@ -51,6 +51,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
+      "recipe": parts.config.train.recipe,
       "ranks_next": on_logs.ranks_next_item(parts),
       **_learned(parts),
       **held_out,

@@ -300,10 +300,10 @@ def table(results: dict[str, Any]) -> str:
   lines[0] += ("ms/iteration", "ms/decision", "peak GB")
   notes = []
   for row in results["rows"]:
-    reward, ci = "-", "-"
-    if row["normalised"]:
-      reward = tables.mean(row["normalised"], "{:.2f}")
-      ci = tables.interval(row["normalised"], "{:.2f}")
+    reward, ci = (
+      show(row["normalised"], "{:.2f}")
+      for show in (tables.mean, tables.interval)
+    )
     numbers = [
       "-" if x is None else f"{x:,.1f}"
       for x in (row["iteration_ms"], row["decision_ms"], row["memory_gb"])
@@ -312,17 +312,13 @@ def table(results: dict[str, Any]) -> str:
     if row["left_out"]:
       notes.append(f"{row['size']:,} {row['policy']}: {row['left_out']}")
   episodes = ", ".join(f"{n:,}" for n in results["episodes"].values())
-  return "\n".join(
-    [
-      f"{results['dataset']}, protocol {results['protocol']}, "
-      f"{results['iterations']:,} iterations",
-      "reward: 0 random, 1 the best bound, at that size",
-      f"sessions by size: {episodes}",
-      "",
-      *tables.aligned(lines, left=0),
-      *notes,
-    ]
+  head = (
+    f"{results['dataset']}, protocol {results['protocol']}, "
+    f"{results['iterations']:,} iterations\n"
+    "reward: 0 random, 1 the best bound, at that size\n"
+    f"sessions by size: {episodes}"
   )
+  return "\n".join([tables.blocks(head, tables.aligned(lines, left=0)), *notes])
 
 
 def _folder(experiment: jobs.Experiment, size: int) -> pathlib.Path:

@@ -376,28 +376,21 @@ def table(results: dict[str, Any]) -> str:
         f"{row['share']} %",
         row["policy"],
         tables.mean(row["before"]["normalised"], "{:.3f}"),
-        tables.mean(first["normalised"], "{:.3f}"),
-        tables.interval(first["normalised"], "{:.3f}"),
+        *tables.cells(first["normalised"], "{:.3f}"),
         tables.mean(last["normalised"], "{:.3f}"),
         _median(row["steps_to_recover"], last["step"]),
         "-".join(f"{100 * x['newcomers']['mean']:.0f}" for x in (first, last)),
       )
     )
-  return "\n".join(
-    [
-      f"{results['dataset']}, protocol {results['protocol']}"
-      + (
-        f", newcomers by {results['newcomers']}"
-        if "newcomers" in results
-        else ""
-      ),
-      "reward: 0 random, 1 the best bound, on the catalogue as it is then",
-      f"recovered: iterations to {RECOVERED:.0%} of before, median of seeds",
-      "new %: newcomers among the items shown, right after and at the end",
-      "",
-      *tables.aligned(lines, left=0),
-    ]
+  about = f"{results['dataset']}, protocol {results['protocol']}"
+  if "newcomers" in results:
+    about += f", newcomers by {results['newcomers']}"
+  about += (
+    "\nreward: 0 random, 1 the best bound, on the catalogue as it is then\n"
+    f"recovered: iterations to {RECOVERED:.0%} of before, median of seeds\n"
+    "new %: newcomers among the items shown, right after and at the end"
   )
+  return tables.blocks(about, tables.aligned(lines, left=0))
 
 
 def _median(steps: list[int | None], limit: int) -> str:

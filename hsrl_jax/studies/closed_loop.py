@@ -273,21 +273,16 @@ def table(results: Mapping[str, Any]) -> str:
   curves = results["curves"]
   rows = [("round", *(x for arm in curves for x in (arm, "[95% CI]")))]
   for number, of_arms in enumerate(zip(*curves.values(), strict=True), start=1):
-    rows.append(
-      (
-        str(number),
-        *(y for x in of_arms for y in tables.cells(x)),
-      )
-    )
-  world = results["in_world"]
+    rows.append((str(number), *(y for x in of_arms for y in tables.cells(x))))
   note = (
     f"Round 1 is the {FIRST} policy, which nothing but these logs has improved "
-    f"on. Trained in the world itself: {tables.mean(world)} "
-    f"{tables.interval(world)}; the last round of hsrl earns "
-    f"{results['share']['mean']:.0%} of that."
+    f"on. Trained in the world itself: "
+    f"{' '.join(tables.cells(results['in_world']))}; the last round of hsrl "
+    f"earns {results['share']['mean']:.0%} of that."
   )
-  lines = (tables.filled(head), "", *tables.aligned(rows), "")
-  return "\n".join((*lines, tables.filled(note)))
+  return tables.blocks(
+    tables.filled(head), tables.aligned(rows), tables.filled(note)
+  )
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

@@ -373,10 +373,9 @@ def table(results: Mapping[str, Any]) -> str:
     f"{results['episodes']:,} sessions a seed, {results['iterations']:,} "
     "updates; total reward in the world that the logs are of"
   )
-  known = [("", "reward", "[95% CI]")]
-  for name, row in results["bounds"].items():
-    known.append((name, *tables.cells(row)))
-  lines = [tables.filled(head), "", *tables.aligned(known)]
+  known = [(name, *tables.cells(x)) for name, x in results["bounds"].items()]
+  known.insert(0, ("", "reward", "[95% CI]"))
+  parts = [tables.filled(head), tables.aligned(known)]
   for logging in LOGGING:
     rows = [
       ("agent", "slates", "w", "reward", "in model", "log. +", "const. +")
@@ -395,8 +394,8 @@ def table(results: Mapping[str, Any]) -> str:
             tables.interval(row["above_best_constant"]),
           )
         )
-    lines += ["", f"learned from logs of the policy {logging}:", ""]
-    lines += tables.aligned(rows)
+    parts.append(f"learned from logs of the policy {logging}:")
+    parts.append(tables.aligned(rows))
   note = (
     "model: HSRL, on-policy in a model of the logs. w: weight of the "
     "conservative term. in model: what the same policy earns in a model of its "
@@ -404,7 +403,7 @@ def table(results: Mapping[str, Any]) -> str:
     "intervals of what is earned above the logging policy, and above the best "
     "constant slates, both paired by user and luck."
   )
-  return "\n".join([*lines, "", tables.filled(note)])
+  return tables.blocks(*parts, tables.filled(note))
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

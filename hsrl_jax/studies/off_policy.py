@@ -113,18 +113,16 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
   found = off_policy.compare({"target": logged})
   rows = {"rows": int(there.sum()), "of_rows": len(there)}
   results, own = {"dataset": _OWN} | rows | found, found["off_policy"]
-  lines = [
+  text = tables.blocks(
     f"Value of an item, {there.sum():,} of {len(there):,} rows of {name} have "
     "propensities",
-    "",
-    *tables.aligned(run_page.off_policy_rows("policy", own)),
-    "",
-    *map(tables.filled, off_policy.sentences(*found.values())),
-  ]
+    tables.aligned(run_page.off_policy_rows("policy", own)),
+    tables.filled(*off_policy.sentences(*found.values())),
+  )
   real = own[off_policy.LOGGING_POLICY][off_policy.ON_POLICY]
   drawn = {"target": own["target"] | {"real": real, "logger": "another"}}
   figure = plots.off_policy({"off_policy": drawn}, "that of the other")
-  jobs.finish(experiment, results, "\n".join(lines), figure)
+  jobs.finish(experiment, results, text, figure)
 
 
 def estimate(
@@ -206,22 +204,15 @@ def table(results: dict[str, Any]) -> str:
     real, logger = found["real"], found["logger"]
     for name in [x for x in off_policy.ESTIMATORS if x in found]:
       one = found[name]
-      refused = "refused" in one
-      ends = "-" if refused else tables.interval(one, _FORM)
-      cells = tables.mean(one, _FORM), ends, f"{one['ess']:,.0f}"
+      cells = (*tables.cells(one, _FORM), f"{one['ess']:,.0f}")
       rows.append((policy, logger, name.upper(), *cells))
-    ends = tables.interval(real, _FORM)
-    rows.append((policy, policy, "real", tables.mean(real, _FORM), ends, "-"))
-    said.append(tables.filled(_sentence(policy, found)))
-  return "\n".join(
-    [
-      f"Clicks an impression, {results['dataset']}, campaign "
-      f"{results['campaign']}",
-      "",
-      *tables.aligned(rows, left=3),
-      "",
-      *said,
-    ]
+    rows.append((policy, policy, "real", *tables.cells(real, _FORM), "-"))
+    said.append(_sentence(policy, found))
+  return tables.blocks(
+    f"Clicks an impression, {results['dataset']}, campaign "
+    f"{results['campaign']}",
+    tables.aligned(rows, left=3),
+    tables.filled(*said),
   )
 
 
