@@ -206,7 +206,8 @@ class Run(Parts):
     # Of many processes the first decides, and runs all but the training alone.
     if not processes.on_first(lambda: self._is_due(name)):
       return False
-    print(f"{name} ...", flush=True)
+    said = name if self.of is None else f"{name}, first part"
+    print(f"{said} ...", flush=True)
     with self._stages.phase(name):
       if name == "policy":
         self.policy()
@@ -215,7 +216,7 @@ class Run(Parts):
     if processes.is_first():
       workdir_lib.mark_done(self.folder(name), name, self.fingerprints[name])
     spent = self._stages.seconds()[name]
-    print(f"{name} done in {spent:.1f} s", flush=True)
+    print(f"{said} done in {spent:.1f} s", flush=True)
     return True
 
   def _is_due(self, name: str) -> bool:
