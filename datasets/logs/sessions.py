@@ -43,9 +43,6 @@ def read_all(
   """Reads and checks the slates in a folder, in the order of time.
 
   They are the table `sessions`, or a folder of tables, see `read_folder`.
-
-  Raises:
-    InputError: see `read` and `read_folder`.
   """
   if is_folder(folder):
     path = folder / NAME

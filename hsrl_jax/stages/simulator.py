@@ -340,9 +340,6 @@ def adopt(
 
   Returns:
     The rest of quality.json, see `_judged`; empty where no slates are logged.
-
-  Raises:
-    InputError: see `of_file`.
   """
   params = of_file(config, given, dataset)
   quality = {}
