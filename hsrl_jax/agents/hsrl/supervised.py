@@ -28,8 +28,8 @@ class Beginning(NamedTuple):
   """What a state begins with.
 
   Attributes:
-    free: float32 [], 1 once something was shown, else 0: what RL's logits are
-      multiplied by.
+    free: float32 [], 1 once something was shown, else 0: what RL's logits of
+      the first slot are multiplied by.
     log_pi: float32 [N + 1], of the next item, by active items.
     response: float32 [N + 1], the click model's part.
     beams: how many items are found as long as `free` is 0.
@@ -82,12 +82,17 @@ def beginning(
   score = policy.model.item_score(own["model"], known, state, items)
   log_pi = masking.log_softmax(score, catalogue.index.active)
   response = policy.response(own, catalogue, plain, items)
-  found = jax.lax.stop_gradient((free(settings, observation), log_pi, response))
+  shown = free(settings, observation, 1)[0]
+  found = jax.lax.stop_gradient((shown, log_pi, response))
   return Beginning(*found, start.beams, settings.supervised_weight)
 
 
-def free(settings: SupervisedSettings, observation: Observation) -> Array:
-  """See Beginning."""
-  if not settings.hold_logged:
-    return jnp.float32(1)
-  return (observation.shown.items > 0).any().astype(jnp.float32)
+def free(
+  settings: SupervisedSettings, observation: Observation, slots: int
+) -> Array:
+  """What RL's logits are multiplied by, float32 [K]: 0 where a slot is held."""
+  if settings.hold_logged == "none":
+    return jnp.ones(slots)
+  shown = (observation.shown.items > 0).any()
+  later = jnp.arange(slots) > 0 if settings.hold_logged == "slot" else False
+  return jnp.broadcast_to(shown | later, slots).astype(jnp.float32)
