@@ -187,7 +187,8 @@ class TrainConfig(Checked):
       comma, which then is not trained anew.
     segment: on-policy, iterations between times of learning; a divisor of
       iterations_per_call.
-    minibatches: on-policy, of a pass over a segment, which they divide.
+    minibatches: on-policy, of each of three passes over a segment; a divisor of
+      segment.
     polyak: rate of the target networks, which are also what is evaluated.
     temperature: how far training strays from the best slate, at the start. An
       agent that scores items shows the top K of log pi / temperature + Gumbel

@@ -50,7 +50,8 @@ class SessionConfig(Checked):
       `fatigue`: what is liked by the same users as what was shown, each user at
       a pace of their own; `fatigue_fine`: the same, but for what categories
       say. An item's topic is the rarest of its categories.
-    boredom_threshold: lately liked items of one topic that make it boring.
+    boredom_threshold: likes of one topic that make it boring, among the last 10
+      likes, of the last 5 steps; it stays so for as many.
     fatigue_power: of the cosine by which items are alike in `fatigue`.
     fatigue_scale: what an item that is quite alike, shown a moment ago, takes
       off the logit of a like there, in the mean of the users who tire.

@@ -1,5 +1,6 @@
 """--continue_from: RL goes on from a supervised policy, or from RL."""
 
+import functools
 import json
 import pathlib
 import re
@@ -22,8 +23,7 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import policy, start
 from hsrl_jax.stages import start_loading as loading
 from hsrl_jax.stages.run import Run
-from tests import folders
-from tests.command import run
+from tests.command import CommandTest, run
 
 TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"
 # Of all runs: as small as it gets.
@@ -63,12 +63,7 @@ def _tour():
   return [command.split() for command in commands]
 
 
-class RunsTest(folders.FolderTest):
-  def _ok(self, *arguments):
-    status, out, err = run(*arguments)
-    self.assertEqual(status, 0, err)
-    return out
-
+class RunsTest(CommandTest):
   def _new(self, name, *arguments, like="W"):
     """The policy of a run that shares what comes before with another one."""
     old, new = self.folder / like, self.folder / name
@@ -91,11 +86,10 @@ class RunsTest(folders.FolderTest):
       [x.replace("runs/supervised", str(self.folder / "W")) for x in command]
       for command in _tour()
     )
-    self._ok(*supervised, *TOY, *SUPERVISED, *BLENDED)
+    self.ok(*supervised, *TOY, *SUPERVISED, *BLENDED)
     goes_on = [x for x in continued if not x.startswith("--workdir")]
     held = ("--kl_weight=0.5", "--logged_share=0.25")
-    status, _, err = self._new("R", *goes_on, *BLENDED, *held)
-    self.assertEqual(status, 0, err)
+    self.ok("R", *goes_on, *BLENDED, *held, by=self._new)
     kept = (self.folder / "R/flags.txt").read_text()
     self.assertIn("--next_item_width=8\n", kept)
     own = self._params("W")
@@ -123,11 +117,11 @@ class RunsTest(folders.FolderTest):
     # It is complete: the run that it came from is gone.
     (self.folder / "W").rename(self.folder / "gone")
     self._as_it_was(own)
-    self._ok(f"--workdir={self.folder / 'R'}", "--mode=evaluate")
+    self.ok(f"--workdir={self.folder / 'R'}", "--mode=evaluate")
     results = json.loads((self.folder / "R" / "results.json").read_text())
     self.assertIn("recall@10", results["held_out"]["hsrl"])
     small = ("--export_batch_sizes=2", "--export_platforms=cpu", "--export_any")
-    self._ok(f"--workdir={self.folder / 'R'}", "--mode=export", *small)
+    self.ok(f"--workdir={self.folder / 'R'}", "--mode=export", *small)
     recommended = api.load(self.folder / "R").recommend(
       ["toy-1"], profile=[0.0] * 4, k=3
     )
@@ -135,10 +129,8 @@ class RunsTest(folders.FolderTest):
 
     # RL goes on from RL, near what it starts from now.
     path = self.folder / "R"
-    status, _, err = self._new(
-      "S", goes_on_by, f"--continue_from={path}", *BLENDED, like="R"
-    )
-    self.assertEqual(status, 0, err)
+    again = (goes_on_by, f"--continue_from={path}", *BLENDED)
+    self.ok("S", *again, by=functools.partial(self._new, like="R"))
     self._only_first_checkpoint("S")
     again = self._params("S")
     for name in ("model", "critic"):
@@ -146,15 +138,13 @@ class RunsTest(folders.FolderTest):
     chex.assert_trees_all_equal(again["start"], trained["model"])
 
   def _refused(self, message, *arguments):
-    status, _, err = run(
+    self.fails(
+      message,
       f"--workdir={self.folder / 'N'}",
       f"--continue_from={self.folder / 'W'}",
       *TOY,
       *arguments,
     )
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1)
-    self.assertIn(message, err)
 
   def _only_first_checkpoint(self, name):
     shutil.rmtree(self.folder / name / "policy" / "checkpoints" / "20")
@@ -165,7 +155,7 @@ class RunsTest(folders.FolderTest):
     shutil.copytree(self.folder / "R", self.folder / "first")
     self._only_first_checkpoint("first")
     chex.assert_trees_all_equal(self._params("first")["model"], own["model"])
-    self._ok(f"--workdir={self.folder / 'first'}", "--mode=evaluate")
+    self.ok(f"--workdir={self.folder / 'first'}", "--mode=evaluate")
     before, after = (
       json.loads((self.folder / name / "results.json").read_text())
       for name in ("gone", "first")
@@ -173,7 +163,7 @@ class RunsTest(folders.FolderTest):
     self.assertEqual(before["held_out"]["hsrl"], after["held_out"]["hsrl"])
     (self.folder / "first/.done/policy").unlink()
     (self.folder / "first/.done/evaluate").unlink()
-    self._ok(f"--workdir={self.folder / 'first'}", "--mode=policy")
+    self.ok(f"--workdir={self.folder / 'first'}", "--mode=policy")
     folder = self.folder / "first/policy/checkpoints"
     self.assertEqual(checkpoint.latest_digest(folder), end)
 
@@ -182,7 +172,7 @@ class RunsTest(folders.FolderTest):
     """The policy of the next item, then RL on-policy, exported and resumed."""
     own = f"--workdir={self.folder / 'O'}"
     rl = [x for x in RL if not x.startswith(("--batch", "--buffer"))]
-    self._ok(
+    self.ok(
       *(own, "--recipe=next_item,on_policy", "--segment=10", "--minibatches=2"),
       *("--simulator_observed=interactions", *TOY, *SUPERVISED, *BLENDED, *rl),
     )
@@ -198,7 +188,7 @@ class RunsTest(folders.FolderTest):
       {x: trained["supervised"][x] for x in before}, before
     )
     small = ("--export_batch_sizes=2", "--export_platforms=cpu")
-    self._ok(own, "--mode=export", "--export_any", *small)
+    self.ok(own, "--mode=export", "--export_any", *small)
     recommended = api.load(self.folder / "O").recommend(
       ["toy-1"], profile=[0.0] * 4, k=3
     )
@@ -207,30 +197,31 @@ class RunsTest(folders.FolderTest):
     end = checkpoint.latest_digest(self.folder / "O/policy/checkpoints")
     self._only_first_checkpoint("O")
     (self.folder / "O/.done/policy").unlink()
-    self._ok(own, "--mode=policy")
+    self.ok(own, "--mode=policy")
     again = checkpoint.latest_digest(self.folder / "O/policy/checkpoints")
     self.assertEqual(again, end)
 
   @pytest.mark.slow
   def test_rl_goes_on_from_rl(self):
-    self._ok(*TOY, f"--workdir={self.folder / 'W'}", "--mode=data")
+    self.ok(*TOY, f"--workdir={self.folder / 'W'}", "--mode=data")
     for mode in ("quantize", "simulator"):
-      self._ok(f"--workdir={self.folder / 'W'}", f"--mode={mode}")
+      self.ok(f"--workdir={self.folder / 'W'}", f"--mode={mode}")
     sizes = ("--agent=a2c", "--width=8", "--heads=2")
-    status, _, err = self._new("P", *sizes)
-    self.assertEqual(status, 0, err)
+    self.ok("P", *sizes, by=self._new)
     goes_on = f"--continue_from={self.folder / 'P'}"
-    status, _, err = self._new("Q", *sizes, goes_on, "--learning_rate=0.001")
-    self.assertEqual(status, 0, err)
+    self.ok("Q", *sizes, goes_on, "--learning_rate=0.001", by=self._new)
     shutil.rmtree(self.folder / "Q" / "policy" / "checkpoints" / "20")
     chex.assert_trees_all_equal(self._params("Q"), self._params("P"))
-    status, _, err = self._new("N", "--agent=a2c", goes_on)
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1)
-    self.assertIn("kernel [1, 8, 8]; expected [1, 32, 8], as the flags", err)
+    self.fails(
+      "kernel [1, 8, 8]; expected [1, 32, 8], as the flags",
+      "N",
+      "--agent=a2c",
+      goes_on,
+      by=self._new,
+    )
 
 
-class RefusalsTest(folders.FolderTest):
+class RefusalsTest(CommandTest):
   """What is told before anything runs."""
 
   def _finished(self, done=True, **kept):
@@ -247,10 +238,7 @@ class RefusalsTest(folders.FolderTest):
   def _refused(self, message, *arguments):
     new = self.folder / "new"
     source = f"--continue_from={self.folder / 'W'}"
-    status, _, err = run(f"--workdir={new}", source, *TOY, *arguments)
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1)
-    self.assertIn(message, err)
+    self.fails(message, f"--workdir={new}", source, *TOY, *arguments)
     self.assertFalse(new.exists())
 
   def test_no_workdir(self):
@@ -309,10 +297,7 @@ class RefusalsTest(folders.FolderTest):
         "recipe is 'on_policy' with a2c; expected replay or logs, or one of",
       ),
     ):
-      status, _, err = run(workdir, *TOY, *arguments, "--mode=data")
-      self.assertEqual(status, 2)
-      self.assertLen(err.splitlines(), 1)
-      self.assertIn(message, err)
+      self.fails(message, workdir, *TOY, *arguments, "--mode=data")
 
   @parameterized.parameters("kl_weight", "logged_share")
   def test_what_holds_to_a_start_needs_one(self, name):

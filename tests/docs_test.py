@@ -22,8 +22,15 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, api
 from hsrl_jax.stages.run import Run
-from tests import folders, toy
-from tests.command import experiments_are, published, quick, run, study
+from tests import toy
+from tests.command import (
+  CommandTest,
+  experiments_are,
+  published,
+  quick,
+  run,
+  study,
+)
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -106,7 +113,7 @@ def _process(arguments) -> subprocess.CompletedProcess:
   )
 
 
-class CommandsTest(folders.FolderTest):
+class CommandsTest(CommandTest):
   """All of the pages; installing ones run in .ci/run."""
 
   def test_every_command_is_known_and_its_files_exist(self):
@@ -160,8 +167,7 @@ class CommandsTest(folders.FolderTest):
         np.savez(f"{name}.npz", embeddings=x, item_id=ids)
       pathlib.Path("gone.txt").write_text("3\n")
       for command in commands:
-        status, _, err = run(*_arguments(command))
-        self.assertEqual(status, 0, err)
+        self.ok(*_arguments(command))
       self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
 
   def test_logs_of_ones_own(self):
@@ -213,8 +219,7 @@ class CommandsTest(folders.FolderTest):
     sizes = ("--sid_levels=2", "--sid_vocab_size=8", "--simulator_max_steps=3")
     with contextlib.chdir(self.folder):
       small = (*SMALL, *ON_POLICY, *sizes)
-      status, out, err = run(*_arguments(command), *small)
-      self.assertEqual(status, 0, err)
+      out = self.ok(*_arguments(command), *small)
       self.assertIn("best_constant", out)
       run_folder = pathlib.Path("runs/my_model")
       self.assertTrue((run_folder / "simulator/boredom.npz").exists())

@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from tests import folders
-from tests.command import run, study
+from tests.command import CommandTest, study
 
 DATASET = ("--dataset=toy", "--mode=quantize")
 
 
-class SidsFlagTest(folders.FolderTest):
+class SidsFlagTest(CommandTest):
   def setUp(self):
     super().setUp()
     self.workdir = self.folder / "run"
@@ -25,15 +24,10 @@ class SidsFlagTest(folders.FolderTest):
     self.file.write_text(json.dumps(rows))
 
   def _ok(self, *arguments):
-    status, out, err = run(f"--workdir={self.workdir}", *arguments)
-    self.assertEqual(status, 0, err)
-    return out
+    return self.ok(f"--workdir={self.workdir}", *arguments)
 
   def _refused(self, message, *arguments):
-    status, _, err = run(f"--workdir={self.workdir}", *arguments)
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1)
-    self.assertIn(message, err)
+    self.fails(message, f"--workdir={self.workdir}", *arguments)
 
   def _sids(self):
     with np.load(self.workdir / "sids" / "sids.npz") as saved:
@@ -59,9 +53,7 @@ class SidsFlagTest(folders.FolderTest):
     self.file.unlink()
     self.assertIn("nothing to do", self._ok("--mode=quantize"))
     flagfile = f"--flagfile={self.workdir}/flags.txt"
-    status, out, err = run(flagfile, "--mode=quantize")
-    self.assertEqual(status, 0, err)
-    self.assertIn("nothing to do", out)
+    self.assertIn("nothing to do", self.ok(flagfile, "--mode=quantize"))
     # It may not change.
     self._write(0)
     self._refused("stage quantize was made with another", "--mode=quantize")
@@ -108,9 +100,8 @@ class SidsFlagTest(folders.FolderTest):
     self._write(1)
     for name in ("catalogue_size", "changing_catalogue"):
       chosen, own = f"--study={name}", f"--workdir={self.folder}/own"
-      status, _, err = study(own, chosen, f"--sids={self.file}")
-      self.assertEqual(status, 2, err)
-      self.assertIn(f" with {chosen}; expected none: it fits SIDs of", err)
+      message = f" with {chosen}; expected none: it fits SIDs of"
+      self.fails(message, own, chosen, f"--sids={self.file}", by=study)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ import os
 import pathlib
 import resource
 import shutil
-import tempfile
 from unittest import mock
 
 import numpy as np
@@ -15,8 +14,7 @@ from hsrl_jax import command
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments.registry import Ab, Benchmark
 from hsrl_jax.studies.registry import CatalogueSize
-from tests import folders
-from tests.command import experiments_are, run, study
+from tests.command import CommandTest, experiments_are, run, study
 
 TOY = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
 
@@ -35,7 +33,7 @@ class Stages:
       (workdir / self.leaves).mkdir(parents=True, exist_ok=True)
 
 
-class WorkdirFlagsTest(folders.FolderTest):
+class WorkdirFlagsTest(CommandTest):
   def setUp(self):
     super().setUp()
     self.workdir = self.folder / "run"
@@ -43,16 +41,12 @@ class WorkdirFlagsTest(folders.FolderTest):
     self.enter_context(mock.patch.object(command, "_run_claimed", self.stages))
 
   def _run(self, *arguments, workdir=None):
-    status, _, err = run(f"--workdir={workdir or self.workdir}", *arguments)
-    self.assertEqual(status, 0, err)
+    self.ok(f"--workdir={workdir or self.workdir}", *arguments)
     return self.stages.runs[-1]
 
   def _refused(self, message, *arguments):
     count = len(self.stages.runs)
-    status, _, err = run(*arguments)
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1)
-    self.assertIn(message, err)
+    self.fails(message, *arguments)
     self.assertLen(self.stages.runs, count)
 
   def _kept(self, workdir=None):
@@ -131,8 +125,7 @@ class WorkdirFlagsTest(folders.FolderTest):
       (f"--flagfile={moved}/flags.txt",),
       ("-flagfile", f"{moved}/flags.txt"),
     ):
-      status, _, err = run(*flagfile, "--mode=evaluate")
-      self.assertEqual(status, 0, err)
+      self.ok(*flagfile, "--mode=evaluate")
       self.assertEqual(self.stages.runs[-1], ("evaluate", moved, made))
     with contextlib.chdir(moved):
       status, _, err = run("--flagfile=flags.txt", "--mode=evaluate")
@@ -146,8 +139,7 @@ class WorkdirFlagsTest(folders.FolderTest):
       f"--flagfile={self.workdir}/flags.txt",
       f"--workdir={new}",
     ]
-    status, _, err = run(*(arguments[::-1] if last else arguments))
-    self.assertEqual(status, 0, err)
+    self.ok(*(arguments[::-1] if last else arguments))
     self.assertEqual(self.stages.runs[-1], ("all", new, made))
     self.assertEqual(self._kept(new), self._kept())
 
@@ -203,13 +195,12 @@ class WorkdirFlagsTest(folders.FolderTest):
     self.assertEqual(self._run()[2].data.dataset, "toy")
 
 
-class OtherModesTest(parameterized.TestCase):
+class OtherModesTest(CommandTest):
   """Experiments, sizes side by side, and SIDs of embeddings."""
 
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.workdir = pathlib.Path(folder) / "run"
+    self.workdir = self.folder / "run"
     self.own = f"--workdir={self.workdir}"
     self.ran = []
 
@@ -220,15 +211,11 @@ class OtherModesTest(parameterized.TestCase):
     self.enter_context(experiments_are(experiment))
 
   def _ok(self, *arguments, command=run):
-    status, _, err = command(self.own, *arguments)
-    self.assertEqual(status, 0, err)
+    self.ok(self.own, *arguments, by=command)
     return self.ran[-1] if self.ran else None
 
   def _refused(self, message, *arguments):
-    status, _, err = run(self.own, *arguments)
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1)
-    self.assertIn(message, err)
+    self.fails(message, self.own, *arguments)
 
   def _like(self, made):
     """What an experiment is, apart from the command that started it."""
@@ -241,8 +228,7 @@ class OtherModesTest(parameterized.TestCase):
     self.assertEqual(first.config.variants, ("no_item_credit",))
     for arguments in ((), ("--experiment=ablation",)):
       self.assertEqual(self._like(self._ok(*arguments)), self._like(first))
-    status, _, err = run(f"--flagfile={self.workdir}/flags.txt")
-    self.assertEqual(status, 0, err)
+    self.ok(f"--flagfile={self.workdir}/flags.txt")
     self.assertEqual(self._like(self.ran[-1]), self._like(first))
     # What is compared may change; what the jobs are may not.
     more = ("no_item_credit", "no_entropy")
@@ -301,9 +287,8 @@ class OtherModesTest(parameterized.TestCase):
 
   def test_an_experiment_or_a_study(self):
     given = (self.own, "--experiment=ab", "--study=off_policy")
-    status, _, err = study(*given)
-    self.assertEqual(status, 2)
-    self.assertIn("--experiment with --study; expected one of them", err)
+    message = "--experiment with --study; expected one of them"
+    self.fails(message, *given, by=study)
 
   def test_the_flags_of_agents_that_are_compared(self):
     given = ("--experiment_agents=td3,ddpg", "--temperature=0.4")
@@ -318,8 +303,7 @@ class OtherModesTest(parameterized.TestCase):
     kept = f"--flagfile={self.workdir}/flags.txt"
     self._refused("belongs to a single run; expected", "--experiment=ablation")
     new = self.workdir.with_name("new")
-    status, _, err = run(kept, f"--workdir={new}", "--experiment=ablation")
-    self.assertEqual(status, 0, err)
+    self.ok(kept, f"--workdir={new}", "--experiment=ablation")
     self.assertEqual(self.ran[-1].base.data.dataset, "toy")
 
   def test_results_keep_no_flags(self):
@@ -334,12 +318,8 @@ class OtherModesTest(parameterized.TestCase):
       np.savez(path, embeddings=x, item_id=np.array(ids))
     small = "--sid_vocab_size=8"
     self._ok("--mode=quantize", f"--embeddings={items}", small)
-    status, out, err = run(self.own, "--mode=quantize")
-    self.assertEqual(status, 0, err)
-    self.assertIn("nothing to do", out)
-    status, out, err = run(self.own, "--mode=quantize", "--sweep=8x2")
-    self.assertEqual(status, 0, err)
-    self.assertIn("8x2", out)
+    self.assertIn("nothing to do", self.ok(self.own, "--mode=quantize"))
+    self.assertIn("8x2", self.ok(self.own, "--mode=quantize", "--sweep=8x2"))
     self._refused("has SIDs of --embeddings and no run", "--mode=policy")
     self._refused("needs --embeddings", "--mode=add_items")
     given = ("--mode=add_items", f"--embeddings={new}")

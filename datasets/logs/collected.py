@@ -9,7 +9,6 @@ slate by slate or session by session, and told. Tables are known by their column
 import numpy as np
 import pyarrow as pa
 
-from hsrl_jax.data import transitions
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import steps, tables
 
@@ -30,9 +29,9 @@ def sound(table: tables.Table) -> tuple[tables.Table, list[str]]:
   name, notes = table.path.name, []
   held = np.ones(len(table.rows), bool)
   for column, holds in (
-    ("profile", lambda x: np.abs(x) <= transitions.LARGEST),
-    ("reward", lambda x: ~(np.abs(x) > transitions.LARGEST)),
-    ("propensity", lambda x: (x > 0) & (x <= 1)),
+    ("profile", tables.held.holds),
+    ("reward", lambda x: np.isnan(x) | tables.held.holds(x)),
+    ("propensity", tables.probability.holds),
   ):
     if column in table.names:
       held &= _hold(table.data[column], holds)

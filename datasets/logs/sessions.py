@@ -43,9 +43,6 @@ def read_all(
   """Reads and checks the slates in a folder, in the order of time.
 
   They are the table `sessions`, or a folder of tables, see `read_folder`.
-
-  Raises:
-    InputError: see `read` and `read_folder`.
   """
   if is_folder(folder):
     path = folder / NAME
@@ -146,7 +143,7 @@ def read_folder(
           f"{paths[0].name}"
         )
     if "split" not in columns:
-      columns["split"], seen = _split_by_time(time, survey.cuts, seen)
+      columns["split"], seen = slates_lib.split_at(time, survey.cuts, seen)
     if large:
       train = np.flatnonzero(columns["split"] == SPLITS.index("train"))
       own = {name: column[train] for name, column in columns.items()}
@@ -196,18 +193,6 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
   return paths
 
 
-class _Cut(NamedTuple):
-  """Where the slates of a split begin, in the order of time, then of rows.
-
-  Attributes:
-    time: of the first one.
-    ties: slates of that time before it.
-  """
-
-  time: float
-  ties: int
-
-
 class _Survey(NamedTuple):
   """Facts of all tables, which reading the first one needs.
 
@@ -220,7 +205,7 @@ class _Survey(NamedTuple):
 
   slates: int
   columns: list[str]
-  cuts: tuple[_Cut, ...]
+  cuts: tuple[slates_lib.Cut, ...]
   last_digest: np.uint64
 
 
@@ -254,12 +239,10 @@ def _survey(
       progress()
     count = np.concatenate(counts)
     slates = int(count.sum())
-    cuts: tuple[_Cut, ...] = ()
+    cuts: tuple[slates_lib.Cut, ...] = ()
     if by_time:
-      held_out = max(1, round(schema.HELD_OUT * slates))
-      ranks = [max(slates - x * held_out, 0) for x in (2, 1)]
       times.flush()
-      cuts = cuts_of(np.memmap(times, np.float64, "r+"), ranks)
+      cuts = slates_lib.cuts_of(np.memmap(times, np.float64, "r+"))
   _check_users(paths, digests)
   digest = np.concatenate(digests)
   order = np.argsort(digest)
@@ -298,31 +281,3 @@ def _check_users(
         f"{both[1]}: user {shared[0]!r} is in {both[0].name} too; expected all "
         "rows of a user in one file"
       )
-
-
-def cuts_of(times: np.ndarray, ranks: Sequence[int]) -> tuple[_Cut, ...]:
-  """The numbers that have some ranks in the sorted order; reorders `times`."""
-  times.partition(ranks)
-  return tuple(
-    _Cut(float(times[x]), int(np.count_nonzero(times[:x] == times[x])))
-    for x in ranks
-  )
-
-
-def _split_by_time(
-  timestamp: np.ndarray, cuts: Sequence[_Cut], seen: tuple[int, ...]
-) -> tuple[np.ndarray, tuple[int, ...]]:
-  """The split of each row, its number [R], and `seen` with these rows.
-
-  Args:
-    timestamp: float64 [R].
-    cuts: where val and test begin.
-    seen: rows of earlier tables that have the time of each cut.
-  """
-  split, now = np.zeros(len(timestamp), np.int8), []
-  for cut, number, before in zip(cuts, (1, 2), seen, strict=True):
-    same = timestamp == cut.time
-    place = before + np.cumsum(same) - 1
-    split[(timestamp > cut.time) | same & (place >= cut.ties)] = number
-    now.append(before + int(same.sum()))
-  return split, tuple(now)

@@ -3,6 +3,7 @@
 Users are numbered in the order of their first rows, items as in the catalogue.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -119,14 +120,51 @@ def liked_before(
   return schema.Histories(items, before, lengths)[back]
 
 
+class Cut(NamedTuple):
+  """Where the slates of a split begin, in the order of time, then of rows.
+
+  Attributes:
+    time: of the first one.
+    ties: slates of that time before it.
+  """
+
+  time: float
+  ties: int
+
+
+def cuts_of(times: np.ndarray) -> tuple[Cut, ...]:
+  """Where val, a tenth, and test, the last tenth, begin; reorders `times`."""
+  held_out = max(1, round(schema.HELD_OUT * len(times)))
+  ranks = [max(len(times) - x * held_out, 0) for x in (2, 1)]
+  times.partition(ranks)
+  return tuple(
+    Cut(float(times[x]), int(np.count_nonzero(times[:x] == times[x])))
+    for x in ranks
+  )
+
+
+def split_at(
+  timestamp: np.ndarray, cuts: Sequence[Cut], seen: tuple[int, ...]
+) -> tuple[np.ndarray, tuple[int, ...]]:
+  """The split of each row, its number [R], and `seen` with these rows.
+
+  Args:
+    timestamp: float64 [R].
+    cuts: where val and test begin.
+    seen: rows of earlier tables that have the time of each cut.
+  """
+  split, now = np.zeros(len(timestamp), np.int8), []
+  for cut, number, before in zip(cuts, (1, 2), seen, strict=True):
+    same = timestamp == cut.time
+    place = before + np.cumsum(same) - 1
+    split[(timestamp > cut.time) | same & (place >= cut.ties)] = number
+    now.append(before + int(same.sum()))
+  return split, tuple(now)
+
+
 def split_by_time(timestamp: np.ndarray) -> np.ndarray:
   """Split of each slate, numbers in SPLITS [S]: a tenth val, the last test."""
-  order = np.argsort(timestamp, kind="stable")
-  held_out = max(1, round(schema.HELD_OUT * len(order)))
-  split = np.zeros(len(order), np.int8)
-  split[order[-2 * held_out :]] = SPLITS.index("val")
-  split[order[-held_out:]] = SPLITS.index("test")
-  return split
+  return split_at(timestamp, cuts_of(timestamp.copy()), (0, 0))[0]
 
 
 def by_time(slates: Slates) -> Slates:

@@ -1,7 +1,9 @@
 """Tables of a user's, in .csv or .parquet files: read, parsed and checked.
 
 Columns are parsed by Arrow, _CHUNK rows at a time. A chunk in which that finds
-anything amiss is parsed again cell by cell, which names the cell.
+anything amiss is parsed again cell by cell, which names the cell: all that
+reads columns raises InputError with file, row and column of a cell that is no
+good.
 """
 
 import contextlib
@@ -244,9 +246,6 @@ def codes(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
   """A column of ids as numbers from 0, int [R], and the id of each number.
 
   Ids are numbered in the order of their first rows.
-
-  Raises:
-    InputError: see `column`.
   """
   cells = table.data[name]
   if pa.types.is_dictionary(cells.type):
@@ -263,11 +262,7 @@ def codes(table: Table, name: str) -> tuple[np.ndarray, list[str]]:
 def lists(
   table: Table, name: str, parse: Callable[[Any], Any]
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Entries of all lists of a column, each parsed, and each list's length, [R].
-
-  Raises:
-    InputError: see `column`.
-  """
+  """Parsed entries of all lists of a column, and the lists' lengths, [R]."""
   parts = []
   for start, cells in _chunks(table, name):
     entries, lengths = _flat(cells) or (None, None)
@@ -302,9 +297,6 @@ def matrix(
     width: as many as in the column exposed; None: as in the first row.
     dtype: of what is returned.
     filled: what is expected in place of an empty list; None: it may be empty.
-
-  Raises:
-    InputError: see `column`.
   """
   values, lengths = lists(table, name, parse)
   if filled is not None:

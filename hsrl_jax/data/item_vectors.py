@@ -158,22 +158,19 @@ def of_interactions(
   item: np.ndarray,
   num_items: int,
   dimensions: int,
-  damping: float = 0.5,
 ) -> np.ndarray:
   """Embeds items so that those with the same users are near.
 
   Truncated SVD U S V^T of the users x items matrix of positives, each divided
-  by (positives of its user x positives of its item)^damping; rows of V S of
-  length one. With all dimensions their products are the cosines of the matrix'
-  columns.
+  by the root of (positives of its user x positives of its item), else frequent
+  ones would own every direction; rows of V S of length one. With all dimensions
+  their products are the cosines of the matrix' columns.
 
   Args:
     user: int [M], any ids.
     item: int [M], from 1; pairs are distinct.
     num_items: N.
     dimensions: at most that many are made.
-    damping: 0 for a plain matrix, in which frequent users and items own every
-      direction; 0.5 for the symmetrically normalised one.
 
   Returns:
     float32 [N, D]; zeros for an item without positives.
@@ -182,7 +179,7 @@ def of_interactions(
     return np.zeros((num_items, 0), np.float32)
   _, user = np.unique(user, return_inverse=True)
   by_user, by_item = np.bincount(user), np.bincount(item, minlength=1)
-  weights = (by_user[user] * by_item[item]) ** -float(damping)
+  weights = (by_user[user] * by_item[item]) ** -0.5
   matrix = scipy.sparse.csr_matrix(
     (weights, (user, item - 1)), (len(by_user), num_items)
   )

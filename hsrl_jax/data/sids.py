@@ -110,11 +110,7 @@ def read_file(path: str | pathlib.Path) -> SidFile:
 
 
 def taken_file(path: str, workdir: pathlib.Path) -> SidFile:
-  """As `read_file`, also where the file is gone and `workdir` has its SIDs.
-
-  Raises:
-    InputError: see there.
-  """
+  """As `read_file`, also where the file is gone and `workdir` has its SIDs."""
   file = pathlib.Path(path)
   if not file.exists() and (workdir / store.FOLDER).exists():
     facts = store.read(workdir).facts

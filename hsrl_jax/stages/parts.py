@@ -288,8 +288,9 @@ class Parts:
     """The simulator by which sessions are scored."""
     return self.env if self.ratings is None else truth.scored(self.env)
 
-  def judged_users(self, split: str) -> EnvParams:
-    """The parameters of `judge` with the users of a split."""
+  def judged_users(self) -> EnvParams:
+    """The parameters of `judge` with the users of the evaluation's split."""
+    split = self.config.evaluate.split
     users = self.users(split)
     if self.ratings is None:
       return users

@@ -22,8 +22,8 @@ def of(
 
   Sessions are of the `rows` of the split, int32 [E].
   """
-  c, env = parts.config.evaluate, parts.judge
-  users, key = parts.judged_users(c.split), jax.random.key(simulate.SEED)
+  env, users = parts.judge, parts.judged_users()
+  key = jax.random.key(simulate.SEED)
   names = (parts.config.agent, "greedy_oracle", bounds.FARSIGHTED)
   return journeys.of_sessions(
     env,

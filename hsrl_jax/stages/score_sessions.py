@@ -24,7 +24,7 @@ def with_bounds(
   """Sessions of the bounds, then of policies."""
   known, own = _kept_bounds(parts), {}
   if not known:
-    users = parts.judged_users(parts.config.evaluate.split)
+    users = parts.judged_users()
     own = bounds.bounds(parts.judge, users, parts.catalogue.index.active)
   of_own = {name: [x] for name, x in own.items()}
   sessions = known | simulated(parts, of_own | policies, rows)
@@ -64,8 +64,7 @@ def simulated(
   rows: np.ndarray,
 ) -> dict[str, list[simulate.Simulated]]:
   """Sessions of each policy and seed, of the same users with the same luck."""
-  c = parts.config.evaluate
-  users, key = parts.judged_users(c.split), jax.random.key(simulate.SEED)
+  users, key = parts.judged_users(), jax.random.key(simulate.SEED)
   with watch.bar(sum(map(len, policies.values())), "evaluate", "policy") as bar:
 
     def of_seed(act, params):

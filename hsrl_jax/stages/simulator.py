@@ -107,7 +107,7 @@ def run(
   params = _params(dataset, state.best_params, blend)
   if config.boredom == FITTED_TO_LOGS:
     splits = {name: dataset.splits[name] for name in ("train", "val")}
-    predict = _predictor(config, params._replace(shift=None), dataset)
+    predict = _predictor(config, params, dataset)
     known = {name: predict(logs) for name, logs in splits.items()}
     fitted = boredom.fit(workdir, dataset, known)
     params = params._replace(boredom=fitted)
@@ -184,7 +184,7 @@ def _judged(
   model is asked as it was fitted, with what its logits owe to the drawing and
   without the base rate.
   """
-  predict = _predictor(config, params._replace(shift=None), dataset)
+  predict = _predictor(config, params, dataset)
   splits = {"validation": dataset.splits["val"], "test": dataset.splits["test"]}
   known = verdict.baselines(
     dataset.splits["train"], len(dataset.items.features) - 1
@@ -203,8 +203,9 @@ def _predictor(
 ) -> Callable[[Sessions], np.ndarray]:
   """Logged slates to probabilities of likes, [S, K].
 
-  Negatives that were drawn are expected as they were drawn.
+  Negatives that were drawn are expected as drawn, and without a base rate.
   """
+  params = params._replace(shift=None)
   respond = click_model.response_fn(config)
 
   @jax.jit
@@ -339,9 +340,6 @@ def adopt(
 
   Returns:
     The rest of quality.json, see `_judged`; empty where no slates are logged.
-
-  Raises:
-    InputError: see `of_file`.
   """
   params = of_file(config, given, dataset)
   quality = {}

@@ -16,6 +16,7 @@ from hsrl_jax.data import blocks, prepare, source, transitions
 from hsrl_jax.engine import windows
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import sessions
+from hsrl_jax.shipped.datasets.logs.slates import cuts_of
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.stages import logged
 
@@ -159,11 +160,13 @@ class FolderTest(parameterized.TestCase):
     numbers = np.concatenate(
       [rng.normal(size=500) * 1e5, rng.integers(-3, 3, 500), [-0.0, 0.0, 1e300]]
     )
-    order = np.sort(numbers)
-    for rank in (0, 1, 250, 499, 500, 501, 777, 1_002):
-      ((number, ties),) = sessions.cuts_of(numbers.copy(), [rank])
-      self.assertEqual(number, order[rank])
-      self.assertEqual(ties, rank - np.sum(numbers < number))
+    for count in (1, 2, 7, 500, 1_003):
+      some = rng.permutation(numbers)[:count]
+      order, held_out = np.sort(some), max(1, round(count / 10))
+      for x, (number, ties) in zip((2, 1), cuts_of(some.copy()), strict=True):
+        rank = max(count - x * held_out, 0)
+        self.assertEqual(number, order[rank])
+        self.assertEqual(ties, rank - np.sum(some < number))
 
   def _refused(self, message, change):
     """What is said where the shards were changed, in one line."""

@@ -265,7 +265,7 @@ class BoundsTest(absltest.TestCase):
     def sessions(shared, simulates):
       parts = types.SimpleNamespace(
         judge=env,
-        judged_users=lambda split: toy.users(),
+        judged_users=toy.users,
         catalogue=types.SimpleNamespace(index=index),
         config=Config(),
         shared=shared,
