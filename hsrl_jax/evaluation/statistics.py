@@ -146,12 +146,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
   Holm, "A simple sequentially rejective multiple test procedure", 1979.
   """
   p_values = np.asarray(p_values, np.float64)
-  order = np.argsort(p_values, kind="stable")
-  left = len(p_values) - np.arange(len(p_values))
+  order = np.argsort(p_values)
+  left = np.arange(len(p_values), 0, -1)
   adjusted = np.maximum.accumulate(p_values[order] * left)
-  result = np.empty_like(p_values)
-  result[order] = np.minimum(adjusted, 1.0)
-  return result
+  return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
 def sample_size(

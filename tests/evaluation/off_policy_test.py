@@ -89,12 +89,12 @@ def _many(weight=None, reward=None, users=200):
   reward = item * (np.arange(users) % 3 > 0) if reward is None else reward
   blank = np.zeros((users, 1))
   return off_policy.bandit(
-    target.reshape(-1, 1),
-    np.full((users, 1), 0.5),
-    np.reshape(reward, (-1, 1)),
-    blank,
-    blank,
     np.arange(users),
+    target=target.reshape(-1, 1),
+    logging=np.full((users, 1), 0.5),
+    reward=np.reshape(reward, (-1, 1)),
+    predicted=blank,
+    expected=blank,
   )
 
 
