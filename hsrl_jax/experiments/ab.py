@@ -83,8 +83,7 @@ def run(experiment: jobs.Experiment) -> None:
     "treatment": policies[1],
     "measures": compare(control, treatment, user),
   }
-  figure = experiment_plots.ab(results)
-  jobs.finish(experiment, results, table(results), figure)
+  jobs.finish(experiment, results, table, experiment_plots.ab)
 
 
 def compared(config: Ab) -> list[str]:

@@ -225,7 +225,7 @@ def tuned(paths: Collection[str] | None) -> dict[str, dict[str, Any]]:
 
 
 def best_rule(
-  trials: Mapping[str, list[Mapping[str, Any]]],
+  paths: Collection[str] | None,
 ) -> tuple[str, dict[str, Any]] | None:
   """The rule that earned most of validation users, and by which settings.
 
@@ -233,28 +233,18 @@ def best_rule(
   own.
 
   Args:
-    trials: of each agent, as the experiment `tune` leaves them.
+    paths: that `tuned` reads.
   """
-  tried = [
-    (name, row)
-    for name, rows in trials.items()
-    if name in RULES and name != PLAYLIST
-    for row in rows
-  ]
+  tried = []
+  for path in paths or ():
+    left = files.read_json(pathlib.Path(path), jobs.FORMAT)
+    for name, rows in left.get("trials", {}).items():
+      if name in RULES and name != PLAYLIST:
+        tried += [(name, row) for row in rows]
   if not tried:
     return None
   name, row = max(tried, key=lambda x: x[1]["total_reward"]["mean"])
   return name, dict(row["changes"])
-
-
-def tried(
-  paths: Collection[str] | None,
-) -> dict[str, list[Mapping[str, Any]]]:
-  """Agent to its trials, of all files that `tuned` reads."""
-  found: dict[str, list[Mapping[str, Any]]] = {}
-  for path in paths or ():
-    found |= files.read_json(pathlib.Path(path), jobs.FORMAT).get("trials", {})
-  return found
 
 
 def varied(

@@ -139,7 +139,7 @@ def go(
       if name != REFERENCE
     },
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(experiment, results, table, figure)
 
 
 def _jobs(

@@ -73,9 +73,7 @@ def run(experiment: jobs.Experiment) -> None:
     "simulator": measured["simulator"],
     "rows": rows,
   }
-  jobs.finish(
-    experiment, results, table(results), experiment_plots.world(results)
-  )
+  jobs.finish(experiment, results, table, experiment_plots.world)
 
 
 def compared(config: World) -> Collection[str]:
@@ -94,7 +92,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   agents, tuned = c.named, entrants.tuned(c.tuned)
   own = tuned.get(REFERENCE, {})
   changes = {REFERENCE: {}} | TWINS
-  found, chosen = {}, entrants.best_rule(entrants.tried(c.tuned))
+  found, chosen = {}, entrants.best_rule(c.tuned)
   if chosen and set(RULES) & set(agents):
     found[RULE] = ("rule", entrants.agent(experiment, *chosen))
     agents = [x for x in agents if x not in RULES or x == entrants.PLAYLIST]

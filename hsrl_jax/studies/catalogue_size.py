@@ -263,12 +263,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "iterations": base.train.iterations,
     "episodes": {str(n): sessions(base.evaluate, n) for n in c.sizes},
   }
-  jobs.finish(
-    experiment,
-    results,
-    table(results),
-    plots.catalogue_size(results),
-  )
+  jobs.finish(experiment, results, table, plots.catalogue_size)
   return results
 
 

@@ -313,12 +313,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "newcomers": c.newcomers,
     "iterations_before": base.train.iterations // 2,
   }
-  jobs.finish(
-    experiment,
-    results,
-    table(results),
-    plots.changing_catalogue(results),
-  )
+  jobs.finish(experiment, results, table, plots.changing_catalogue)
   return results
 
 

@@ -98,7 +98,7 @@ def run(experiment: jobs.Experiment) -> None:
     "in_world": statistics.summarise(known, users[-1]),
     "share": _share(own[:, -1], np.array(known)),
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(experiment, results, table, figure)
 
 
 def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
