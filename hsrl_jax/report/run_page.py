@@ -177,10 +177,7 @@ def _held_out_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
   shown = _held_out_columns(results)
   rows = [("held-out logs", *(label for label, _, _ in shown))]
   for name, measured in results["held_out"].items():
-    cells = [
-      form.format(measured[key]["mean"]) if key in measured else "-"
-      for _, key, form in shown
-    ]
+    cells = (tables.mean(measured.get(key), form) for _, key, form in shown)
     rows.append((name, *cells))
   return rows
 
@@ -244,12 +241,6 @@ def _page(
   kept: list[tuple[str, ...]],
 ) -> str:
   measured = results["policies"].get(results["agent"], {})
-  levels = zip(
-    facts["codes_used"],
-    facts["perplexity"],
-    facts["relative_error"],
-    strict=True,
-  )
   return page.render(
     "run.html",
     title=f"{results['agent']} on {results['dataset']}",
@@ -267,15 +258,7 @@ def _page(
     pictures=dict.fromkeys(_OPTIONAL) | pictures,
     kept=kept,
     sids=facts,
-    levels=[
-      (
-        level,
-        f"{used} of {facts['vocab_size']}",
-        f"{perplexity:.1f}",
-        f"{error:.1%}",
-      )
-      for level, (used, perplexity, error) in enumerate(levels, start=1)
-    ],
+    levels=[(*x[:3], x[-1]) for x in sid_page.levels(facts)],
     prefixes=prefixes,
     simulator=results["simulator"],
     follows=verdict.FOLLOWS,
