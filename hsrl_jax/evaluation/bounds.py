@@ -42,7 +42,7 @@ def bounds(
     "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
-  if foresees(env):
+  if _has_room(env) or isinstance(env.leave, ItemRule):
     policies[FARSIGHTED] = (farsighted(env), (users, active))
   if _tires(env):
     policies[MYOPIC] = (myopic(env), (users, active))
@@ -167,11 +167,6 @@ def farsighted(env: UserSimulator) -> Act:
     return base.top(scores, env.slate_size)
 
   return Oracle(act)
-
-
-def foresees(env: UserSimulator) -> bool:
-  """Whether what is shown matters later, and a rule knows how."""
-  return _has_room(env) or isinstance(env.leave, ItemRule)
 
 
 def _has_room(env: UserSimulator) -> bool:

@@ -207,10 +207,10 @@ def difference(
   """
   rng = np.random.default_rng(seed)
   a, b = by_user(a, user), by_user(b, user)
-  users = _drawn_shares(rng, a.shape[1], a.shape[1], resamples)
+  users = _drawn_shares(rng, a.shape[1], resamples)
   means = []
   for x in (a, b):
-    drawn = _drawn_shares(rng, len(x), len(x), resamples)
+    drawn = _drawn_shares(rng, len(x), resamples)
     means.append(((users @ x.T) * drawn).sum(1))
   mean, drawn = float(a.mean() - b.mean()), means[0] - means[1]
   wide, units = error(a, b)
@@ -258,7 +258,7 @@ def error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def _drawn_shares(
-  rng: np.random.Generator, count: int, draws: int, resamples: int
+  rng: np.random.Generator, count: int, resamples: int
 ) -> np.ndarray:
-  """How often each of `count` is drawn, as a share; [resamples, count]."""
-  return rng.multinomial(draws, np.full(count, 1 / count), resamples) / draws
+  """How often each is drawn in `count` draws, a share; [resamples, count]."""
+  return rng.multinomial(count, np.full(count, 1 / count), resamples) / count
