@@ -31,6 +31,7 @@ setuptools.setup(
   package_dir={f"hsrl_jax.shipped.{x}": x for x in SHIPPED},
   package_data={
     "hsrl_jax.report": ["templates/*"],
+    "hsrl_jax.server": ["page.html"],
     **{f"hsrl_jax.shipped.{x}": files for x, files in SHIPPED.items()},
   },
   python_requires=">=3.11",

@@ -22,8 +22,6 @@ SLATE_SIZE = 10
 POSITIVE_ABOVE = 3.0  # stars; the benchmark's definition of a positive response
 RATING_PRIOR = 10.0  # ratings of the average film that every film starts with
 PROFILE_PRIOR = 5.0  # the same, for a user's share of positive responses
-ITEM_STATISTICS = ("mean rating", "log popularity", "year")
-PROFILE_STATISTICS = ("positive share", "log ratings")
 
 
 def positive(rating: pd.Series) -> pd.Series:
@@ -36,11 +34,7 @@ def split_of_rating(ratings: pd.DataFrame, by: str = "time") -> np.ndarray:
 
   By time it is by whole slates of a user, oldest first. They are cut from the
   newest backwards, so that the remainder, too short for a slate, is the start
-  of the history.
-
-  Args:
-    ratings: see the module's docstring.
-    by: `time` or `user`; see config.DataConfig.
+  of the history. By `user` it is that of the user.
   """
   if by == "user":
     return schema.split_of_user(ratings.user_id.tolist())
@@ -81,12 +75,7 @@ class Slates(NamedTuple):
 
 
 def slates(ratings: pd.DataFrame, split: np.ndarray) -> Slates:
-  """Cuts ratings into slates.
-
-  Args:
-    ratings: see the module's docstring.
-    split: of each rating, [R].
-  """
+  """Cuts ratings, whose splits are [R], into slates."""
   first, size, place = _user_rows(ratings)
   response = ratings.positive.to_numpy()
   liked = np.flatnonzero(response)
@@ -125,10 +114,7 @@ def genre_responses(
 ) -> np.ndarray:
   """Response above the base rate, by genre of the item, float32 [R, G].
 
-  Args:
-    ratings: see the module's docstring.
-    genres: see `genre_matrix`.
-    rate: see `base_rate`.
+  `genres` are those of `genre_matrix`, the rate is that of `base_rate`.
   """
   return genres[ratings["item"] - 1] * (
     ratings.positive.to_numpy()[:, None] - np.float32(rate)
@@ -138,7 +124,7 @@ def genre_responses(
 def behaviour(taste: np.ndarray, rate: float, cut: Slates) -> np.ndarray:
   """Profiles out of what users did before each slate, [S, G + 2].
 
-  Columns: taste by genre, then PROFILE_STATISTICS.
+  Columns: taste by genre, share of positive responses, log of ratings.
 
   Args:
     taste: [S, G], sums of `genre_responses` before each slate. Its dtype is the
@@ -162,9 +148,7 @@ def behaviour(taste: np.ndarray, rate: float, cut: Slates) -> np.ndarray:
 def genre_matrix(films: Iterable[str], names: Sequence[str]) -> np.ndarray:
   """Genre membership of each item, rows of unit length, float32 [N, G].
 
-  Args:
-    films: the genres of each item, with | between.
-    names: of the G genres.
+  `films` have the genres of each item, with | between.
   """
   member = np.array(
     [[name in genres.split("|") for name in names] for genres in films],
@@ -223,15 +207,17 @@ def item_features(
   year: np.ndarray,
   svd_weight: float = 1.0,
 ) -> np.ndarray:
-  """Features of each item: SVD, genres, ITEM_STATISTICS; float32 [N, D].
+  """Features of each item, float32 [N, D].
+
+  Columns: SVD, genres, mean rating, log of ratings, year.
 
   Args:
     svd: [N, SVD dimensions] of the users' centred ratings.
     genres: see `genre_matrix`.
     statistics: of the train split.
     year: [N] of publication.
-    svd_weight: root of the SVD's mean square, where each of the
-      ITEM_STATISTICS has 1.
+    svd_weight: root of the SVD's mean square, where each of the last three
+      columns has 1.
   """
   columns = [statistics.mean, np.log1p(statistics.count), year]
   return np.concatenate(

@@ -13,7 +13,7 @@ import hashlib
 import pathlib
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -28,22 +28,6 @@ FLOAT32_MAX = float(np.finfo(np.float32).max)  # Of features and profiles.
 
 # Name to a sequence with one entry for each row, or to Histories.
 Columns = Mapping[str, Any]
-
-
-class Widths(NamedTuple):
-  """Number of entries of each list in a row; None: as many as the rows have.
-
-  Attributes:
-    feature: D, numbers that describe an item.
-    profile: P, numbers that describe a user.
-    history: H, items.
-    slate: K, items of `exposed`, and as many responses.
-  """
-
-  feature: int | None = None
-  profile: int | None = None
-  history: int | None = None
-  slate: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +80,7 @@ class _Info(tfds.core.DatasetInfo):
 class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """A TFDS builder with two configs, `items` and `sessions`.
 
-  A subclass is called `Builder` and defines VERSION, `read_items` and
+  A subclass is called `Builder` and defines `read_items` and
   `read_sessions`; the docstring of its module describes the dataset. A subclass
   with MANUAL_DOWNLOAD_INSTRUCTIONS, the names of its files, reads a folder of
   the user's. All rows of a config are held in memory (of slates that are more
@@ -117,6 +101,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     kept: what a reader keeps for the other config; likewise.
   """
 
+  VERSION: ClassVar[tfds.core.Version] = tfds.core.Version("1.0.0")
   RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
   BUILDER_CONFIGS: ClassVar[list[tfds.core.BuilderConfig]] = [
     tfds.core.BuilderConfig(name="sessions", description="Slates."),
@@ -132,10 +117,6 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   blocks: pathlib.Path | None = None
   progress = staticmethod(lambda more=0: None)
   kept: dict[str, Any]
-
-  def widths(self) -> Widths:
-    """Number of entries of each list in a row."""
-    return Widths()
 
   @abc.abstractmethod
   def read_items(self, folder: pathlib.Path | None) -> Columns:
@@ -154,10 +135,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @abc.abstractmethod
   def read_sessions(self, folder: pathlib.Path | None) -> Columns:
-    """Reads the slates, R rows.
-
-    Args:
-      folder: as for `read_items`.
+    """Reads the slates, R rows, as `read_items` does.
 
     Returns:
       `user_id` [R], `profile` [R, P], `history` [R, H] (items that the user
@@ -170,11 +148,12 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """
 
   def _info(self) -> tfds.core.DatasetInfo:
-    widths, text = self.widths(), tfds.features.Text()
+    numbers, ids = list_of(np.float32), list_of(np.int32)
+    text = tfds.features.Text()
     if self.builder_config.name == "items":
       features = {
         "item_id": np.int32,
-        "feature": _list_of(np.float32, widths.feature),
+        "feature": numbers,
         "external_id": text,
         "title": text,
         "genres": text,
@@ -183,11 +162,10 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     else:
       features = {
         "user_id": np.int32,
-        "profile": _list_of(np.float32, widths.profile),
-        "history": _list_of(np.int32, widths.history),
-        "history_length": np.int32,
-        "exposed": _list_of(np.int32, widths.slate),
-        "response": _list_of(np.float32, widths.slate),
+        "profile": numbers,
+        "history": ids,
+        "exposed": ids,
+        "response": numbers,
         "timestamp": self.TIMESTAMP,
         **self.EXTRA,
       }
@@ -215,12 +193,6 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       rows = {"items": range(len(columns["item_id"]))}
     else:
       columns = dict(self.read_sessions(folder))
-      history = columns["history"]
-      if isinstance(history, Histories):
-        length = np.minimum(history.lengths, HISTORY_LENGTH)
-      else:
-        length = (np.asarray(history) > 0).sum(-1)
-      columns["history_length"] = length
       split = np.asarray(columns["split"])
       rows = {name: np.flatnonzero(split == name) for name in SPLITS}
     columns = {
@@ -263,21 +235,20 @@ def left_padded(items: Sequence[int], length: int) -> np.ndarray:
   return row
 
 
-def _list_of(dtype: type, width: int | None) -> tfds.features.Tensor:
-  return tfds.features.Tensor(shape=(width,), dtype=dtype)
+def list_of(dtype: type) -> tfds.features.Tensor:
+  """The feature of lists, all as long as each other."""
+  return tfds.features.Tensor(shape=(None,), dtype=dtype)
 
 
 def _block(feature: tfds.features.FeatureConnector) -> tfds.features.Tensor:
   """The feature of many rows.
 
   Numbers are kept as bytes, since TFDS keeps others one by one, and floats of
-  64 bits in 32. Compressed, since it cannot read back no bytes at all; no
-  width, since it cannot read back one of 0.
+  64 bits in 32. Compressed, since it cannot read back no bytes at all.
   """
-  shape = (None, *(width or None for width in feature.shape))
   text = isinstance(feature, tfds.features.Text)
   return tfds.features.Tensor(
-    shape=shape,
+    shape=(None, *feature.shape),
     dtype=np.object_ if text else feature.np_dtype,
     encoding="none" if text else "zlib",
   )

@@ -69,6 +69,12 @@ class Checked:
         holds = holds and len(value) >= field.metadata.get("length", 0)
       self.require(field.name, holds, expected)
 
+  def require_divisor(self, field: str, of: str) -> None:
+    """Raises ValueError unless the field divides another, named `of`."""
+    whole = getattr(self, of)
+    holds = whole % getattr(self, field) == 0
+    self.require(field, holds, f"a divisor of {of} = {whole}")
+
   def require(self, field: str, holds: bool, expected: str) -> None:
     """Raises ValueError, which names field and value, unless `holds`."""
     if not holds:

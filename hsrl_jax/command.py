@@ -334,10 +334,8 @@ def _not_of_orbax(record) -> bool:
 def run(argv: list[str], arguments: list[str], front: Front) -> None:
   """Runs what the flags say; errors are one line, and a status.
 
-  Args:
-    argv: the command's name and what its flags left over.
-    arguments: all of them, for the record.
-    front: the experiments that the flags may choose.
+  `argv` is the command's name and what its flags left over; `arguments` are
+  all of them, for the record.
   """
   # Orbax logs what it raises, too: pages of it.
   logging.get_absl_logger().addFilter(_not_of_orbax)

@@ -71,8 +71,6 @@ class QuantizerConfig(Checked):
   Attributes:
     levels: L, tokens in a SID.
     vocab_size: V, values of a token.
-    iterations: Lloyd iterations per level.
-    restarts: seedings tried per level; the best is kept.
     batch_size: rows per iteration; None: all of them.
     assignment: `unique`; for comparison, in a policy that scores every item,
       `plain`: items that collide share a SID and its probability; `shuffled`:
@@ -82,18 +80,14 @@ class QuantizerConfig(Checked):
       that agents see; 0: none is.
     likes_weight: length of a vector of the likes of half of the training users,
       joined likewise; the other half's decide `fatigue`. 0: none is.
-    seed: of the seeding, and the shuffling.
   """
 
   levels: int = setting(3, least=1, most=62)
   vocab_size: int = setting(64, least=2)
-  iterations: int = setting(30, least=1)
-  restarts: int = setting(4, least=1)
   batch_size: int | None = setting(None, least=1)
   assignment: str = setting("unique", among=ASSIGNMENTS)
   topic_weight: float = setting(0.0, least=0)
   likes_weight: float = setting(0.0, least=0)
-  seed: int = seed_setting(0)
 
   def __post_init__(self):
     super().__post_init__()
@@ -119,7 +113,6 @@ class SimulatorConfig(SessionConfig):
     batch_size: slates per update.
     epochs: passes over the training slates; the best by validation log loss
       is kept.
-    seed: of initialisation, order and dropout.
     click_model: by which users respond: `attention`, the published one, knows
       items by their features; `blended` has also what the logs say of single
       items and users; `double_sigmoid`: `attention`, fitted as in the public
@@ -135,16 +128,11 @@ class SimulatorConfig(SessionConfig):
   weight_decay: float = setting(0.1, least=0)
   batch_size: int = setting(64, least=1)
   epochs: int = setting(12, least=1)
-  seed: int = seed_setting(0)
   click_model: str | None = None
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "heads",
-      self.features % self.heads == 0,
-      f"a divisor of features = {self.features}",
-    )
+    self.require_divisor("heads", "features")
 
   def of_fit(self) -> "SimulatorConfig":
     """The same fit, with what it does not depend on at its defaults."""
@@ -175,11 +163,7 @@ class NetworkConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "heads",
-      self.width % self.heads == 0,
-      f"a divisor of width = {self.width}",
-    )
+    self.require_divisor("heads", "width")
 
   @property
   def encoder(self) -> tuple[int, int, int, float]:
@@ -203,8 +187,7 @@ class TrainConfig(Checked):
       comma, which then is not trained anew.
     segment: on-policy, iterations between times of learning; a divisor of
       iterations_per_call.
-    epochs: on-policy, over a segment.
-    minibatches: on-policy, of an epoch; a divisor of segment.
+    minibatches: on-policy, of a pass over a segment, which they divide.
     polyak: rate of the target networks, which are also what is evaluated.
     temperature: how far training strays from the best slate, at the start. An
       agent that scores items shows the top K of log pi / temperature + Gumbel
@@ -215,7 +198,6 @@ class TrainConfig(Checked):
       even where the protocol allows it, so that more of the catalogue is
       tried.
     learning_rate: peak of a cosine decay to zero.
-    max_grad_norm: global norm at which gradients are clipped.
     users: parallel simulated users; with logs, parts of a batch that devices
       may share.
     batch_size: replayed or logged transitions per update; a multiple of
@@ -226,7 +208,6 @@ class TrainConfig(Checked):
       than 20 s: on SIGTERM a run saves after the call in hand, and ends
       without if that takes longer.
     curve_every: iterations between points of the learning curve.
-    curve_episodes: validation sessions of such a point.
     save_every: iterations between checkpoints; at the default they take about
       2 % of the time on two CPU cores.
     seeds: one training run each; they run side by side.
@@ -237,21 +218,18 @@ class TrainConfig(Checked):
   recipe: str = setting(RECIPES[0], among=RECIPES)
   continue_from: str | None = None
   segment: int = setting(20, least=1)
-  epochs: int = setting(3, least=1)
   minibatches: int = setting(4, least=1)
   polyak: float = setting(0.01, least=0, most=1)
   temperature: float = setting(0.2, above=0)
   temperature_end: float = setting(0.2, above=0)
   explore_no_repeat: bool = True
   learning_rate: float = setting(2e-3, above=0)
-  max_grad_norm: float = setting(1.0, above=0)
   users: int = setting(32, least=1)
   batch_size: int = 64
   buffer_size: int = 102_400
   iterations: int = 6_000
   iterations_per_call: int = setting(100, least=1)
   curve_every: int = 1_000
-  curve_episodes: int = setting(256, least=1)
   save_every: int = 2_000
   seeds: tuple[int, ...] = seed_setting((0,))
   # It decides nothing: see DataConfig.raw_data_dir.
@@ -322,11 +300,11 @@ def goes_on(recipe: str) -> bool:
 
 def unread_of(recipe: str) -> tuple[str, ...]:
   """Fields of TrainConfig of which RL by a recipe has no use."""
-  segments = ("segment", "epochs", "minibatches")
+  segments = ("segment", "minibatches")
   explored = ("temperature", "temperature_end")
   if recipe == "logs":
     return (
-      *("buffer_size", "explore_no_repeat", "curve_every", "curve_episodes"),
+      *("buffer_size", "explore_no_repeat", "curve_every"),
       *(*segments, *explored),
     )
   if recipe.endswith("on_policy"):
@@ -362,8 +340,6 @@ class NextItemConfig(Checked):
       both.
     beams: width of the beam search by which hsrl finds items, of which the
       response then has its say: more beams, more weight to the response.
-    response_weight: items are ranked by log pi and this times the click model's
-      logit; 0, or logs whose negatives were drawn: by log pi alone.
     learning_rate: peak, after a warm-up, of a cosine decay.
     weight_decay: of AdamW.
     batch_rows: rows of `history` inputs in an update; short sequences share a
@@ -389,7 +365,6 @@ class NextItemConfig(Checked):
   token_weight: float = setting(1.0, least=0)
   item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
-  response_weight: float = setting(10.0, least=0)
   learning_rate: float = setting(2e-3, above=0)
   weight_decay: float = setting(0.01, least=0)
   batch_rows: int = setting(64, least=1)
@@ -400,11 +375,7 @@ class NextItemConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    self.require(
-      "heads",
-      self.width % self.heads == 0,
-      f"a divisor of width = {self.width}",
-    )
+    self.require_divisor("heads", "width")
     self.require(
       "patience",
       self.patience >= self.eval_every,
@@ -424,7 +395,6 @@ class EvaluateConfig(Checked):
   Attributes:
     split: logged sessions from which the users are drawn.
     episodes: sessions simulated for each policy and seed.
-    seed: of the users' responses; the same for all policies.
     without: what the lists for held-out users leave out: `history`, unless
       users like things again; or `seen`, also all that the splits before showed
       the user, liked or not.
@@ -432,7 +402,6 @@ class EvaluateConfig(Checked):
 
   split: str = setting("test", among=SPLITS)
   episodes: int = setting(2_000, least=1)
-  seed: int = seed_setting(0)
   without: str = setting("history", among=("history", "seen"))
 
 

@@ -8,9 +8,7 @@ import sys
 def attribute(documented: type, name: str) -> str:
   """The text of an attribute in the `Attributes:` of a class's docstring.
 
-  Args:
-    documented: the class, or one that inherits the attribute.
-    name: of one of its attributes, each of which must be there.
+  The class may inherit it.
 
   Returns:
     The text in one line; empty where Python runs without docstrings (-OO).

@@ -1,5 +1,6 @@
 """Files that are whole or not there, and what tells whether they changed."""
 
+import contextlib
 import hashlib
 import io
 import json
@@ -7,7 +8,7 @@ import os
 import pathlib
 import secrets
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -30,17 +31,22 @@ def shipped(name: str) -> pathlib.Path:
 
 
 def write_atomic(path: pathlib.Path, data: str | bytes) -> None:
-  """Writes a file under a temporary name beside it, then renames it.
+  """Writes a file as `writing` does."""
+  with writing(path) as file:
+    file.write(data.encode() if isinstance(data, str) else data)
+
+
+@contextlib.contextmanager
+def writing(path: pathlib.Path) -> Iterator[IO[bytes]]:
+  """A file to write, under a temporary name beside it; then it is renamed.
 
   Who may read the file is up to the umask, as with any new file.
   """
   path.parent.mkdir(parents=True, exist_ok=True)
-  if isinstance(data, str):
-    data = data.encode()
   unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
   try:
     with unfinished.open("xb") as file:
-      file.write(data)
+      yield file
       file.flush()
       os.fsync(file.fileno())
     unfinished.replace(path)
@@ -127,15 +133,9 @@ def npz_headers(path: pathlib.Path) -> dict[str, Header]:
 
 
 def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:
-  """Checks the number of the format that a file was written in.
+  """Raises InputError unless a file's format has the expected number.
 
-  Args:
-    path: of the file.
-    number: of its format; None where it has none.
-    expected: the number that this version of hsrl_jax writes and reads.
-
-  Raises:
-    InputError: the file has another number, or none.
+  Its own is None where it has none.
   """
   if number != expected:
     has = "no number of a format" if number is None else f"format {number}"
@@ -148,11 +148,7 @@ def check_format(path: pathlib.Path, number: int | None, expected: int) -> None:
 def digest(
   path: pathlib.Path, on_bytes: Callable[[int], object] = lambda count: None
 ) -> str:
-  """SHA-256 of a file's content.
-
-  Args:
-    path: of the file.
-    on_bytes: called with how many bytes were read.
+  """SHA-256 of a file; `on_bytes` is called with how many bytes were read.
 
   Raises:
     OSError: the file cannot be read.

@@ -131,11 +131,9 @@ _PATHS = ("embeddings", *settings.PATHS)  # Kept as full paths.
 
 
 def define(groups: Iterable[settings.Group], module: str = __name__) -> None:
-  """Defines the flag of each field; groups may share one.
+  """Defines the flag of each field, which groups may share.
 
-  Args:
-    groups: whose fields these are.
-    module: under which --helpfull lists them.
+  --helpfull lists them under `module`.
   """
   for group, field, name, kind in settings.fields(tuple(groups)):
     if name in flags.FLAGS:
@@ -197,7 +195,7 @@ def experiment_from_flags(front: Front) -> Chosen | None:
   """
   entry, readers = named(front), {}
   for other in front.entries:
-    for _, _, name, _ in settings.fields((other.group,)):
+    for name in settings.names([other.group]):
       readers.setdefault(name, []).append(other)
   for name, known in readers.items():
     if flags.FLAGS[name].present and entry not in known:
@@ -209,10 +207,7 @@ def experiment_from_flags(front: Front) -> Chosen | None:
 
 
 def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
-  """The configuration that the parsed flags describe.
-
-  Args:
-    chosen: the experiment of whose jobs it is; None: of a single run.
+  """The configuration of a run, or of the jobs of an experiment, by the flags.
 
   Raises:
     InputError: a value is out of range, an agent is unknown or not trained by
@@ -221,19 +216,15 @@ def config_from_flags(chosen: Chosen | None = None) -> config_lib.Config:
   name, recipe = AGENT.value, flags.FLAGS.recipe
   settings.check_agent("--agent", name)
   trained, also = _trained(chosen)
-  groups = (*settings.STAGES, *settings.of_agents())
-  names = {name for _, _, name, _ in settings.fields(groups)}
   for x in trained:
     settings.check_agent("--agent", x)
+  names = {*settings.names((*settings.STAGES, *settings.of_agents()))}
+  values = {x: flags.FLAGS[x].value for x in names}
   for other in also:
     names -= set().union(*(settings.reads(x, other) for x in trained))
   present = [name for name in names if flags.FLAGS[name].present]
   settings.check_read(present, trained, recipe, "--")
-  config = config_lib.Config(
-    **{x.name: _from_flags(x) for x in settings.STAGES},
-    agent=name,
-    settings=settings_from_flags(name, recipe),
-  )
+  config = settings.build(name, values, "--")
   if chosen is None:
     agents.check(config)
   return config
@@ -261,15 +252,14 @@ def export_from_flags() -> config_lib.ExportConfig:
 
 def _from_flags(group: settings.Group):
   """An instance of the group's class."""
-  names = [name for _, _, name, _ in settings.fields((group,))]
-  return settings.make(group, {x: flags.FLAGS[x].value for x in names}, "--")
+  values = {x: flags.FLAGS[x].value for x in settings.names([group])}
+  return settings.make(group, values, "--")
 
 
 def resolved(chosen: Chosen | None = None) -> dict[str, str]:
   """Name to text of every flag, with a value, that decides what a run is.
 
-  Args:
-    chosen: the experiment whose flags count too; None: a single run.
+  Or what an experiment and its jobs are.
   """
   trained, also = _trained(chosen)
   own = [
@@ -305,11 +295,7 @@ def of_data() -> set[str]:
 
 
 def adopt(kept: Mapping[str, str], where: str) -> None:
-  """Sets the flags that nobody gave to the values that a workdir kept.
-
-  Args:
-    kept: name to text.
-    where: names the file in errors.
+  """Sets the flags that nobody gave to the texts that a workdir kept.
 
   Raises:
     InputError: a flag is unknown, or its value is none.

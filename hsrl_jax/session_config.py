@@ -23,8 +23,10 @@ WORLDS = (  # Of SARDINE; see sim/sardine.
   "SingleItem-Uncertain",
 )
 REWARDS = ("auto", "mean", "sum")
+# Last liked items that a user remembers.
+BOREDOM_MEMORY = 10
 # What is not decided by a world of SARDINE.
-_OF_ANY_WORLD = ("world", "reward", "observed", "observed_items")
+_OF_ANY_WORLD = ("world", "reward", "observed")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,6 @@ class SessionConfig(Checked):
     reward: whether a slate earns the `mean` or the `sum` of what its items
       earn; `auto`: the mean, and in a world of SARDINE the sum, its clicks.
     protocol: `paper`, or `no_repeat`: an item is shown once a session.
-    patience: what a user starts with; the user leaves when it is below 1.
     max_steps: a session is truncated here.
     penalty: reward of an item without a positive response.
     sweet_point: with a value, r <- 1 - |r - sweet_point| (RL4RS); None: off.
@@ -49,10 +50,7 @@ class SessionConfig(Checked):
       `fatigue`: what is liked by the same users as what was shown, each user at
       a pace of their own; `fatigue_fine`: the same, but for what categories
       say. An item's topic is the rarest of its categories.
-    boredom_memory: last liked items that a user remembers.
-    boredom_window: of those, the ones liked in so many last steps count; a
-      boring topic stays boring for as many steps.
-    boredom_threshold: counted likes of one topic that make it boring.
+    boredom_threshold: lately liked items of one topic that make it boring.
     fatigue_power: of the cosine by which items are alike in `fatigue`.
     fatigue_scale: what an item that is quite alike, shown a moment ago, takes
       off the logit of a like there, in the mean of the users who tire.
@@ -65,25 +63,19 @@ class SessionConfig(Checked):
       `boredom` and `distance` look at.
     leave_threshold: by `boredom` the user leaves if a category of a shown item
       occurs more often than this among them.
-    leave_percentile: by `distance` items are near each other if they are nearer
-      than all but this percentage of the pairs of items are.
     observed: what agents see of a session: `likes`, the last liked items;
-      `interactions`, besides the last shown ones with response, position and
-      steps ago, and the step.
-    observed_items: R, of the last shown ones.
+      `interactions`, besides the last 50 shown ones with response, position
+      and steps ago, and the step.
   """
 
   world: str = setting(FITTED, among=(FITTED, *WORLDS))
   reward: str = setting("auto", among=REWARDS)
   protocol: str = setting("paper", among=PROTOCOLS)
-  patience: float = setting(20.0, least=1)
   max_steps: int = setting(20, least=1)
   penalty: float = -0.1
   sweet_point: float | None = None
   slate_size: int | None = setting(None, least=1)
   boredom: str = setting("none", among=BOREDOM)
-  boredom_memory: int = setting(10, least=1)
-  boredom_window: int = setting(5, least=1)
   boredom_threshold: int = setting(5, least=1)
   fatigue_power: float = setting(1.5, above=0)
   fatigue_scale: float = setting(4.0, above=0)
@@ -91,16 +83,14 @@ class SessionConfig(Checked):
   leave_window: int = setting(5, least=1)
   leave_threshold: int = setting(2, least=0)
   observed: str = setting("likes", among=OBSERVED)
-  observed_items: int = setting(50, least=1)
-  leave_percentile: float = setting(30.0, above=0, most=100)
 
   def __post_init__(self):
     super().__post_init__()
     self.require(
       "boredom_threshold",
       self.boredom not in ("topic", "all")
-      or self.boredom_threshold <= self.boredom_memory,
-      f"at most boredom_memory = {self.boredom_memory}: else nothing bores",
+      or self.boredom_threshold <= BOREDOM_MEMORY,
+      f"at most {BOREDOM_MEMORY}, the likes that count: else nothing bores",
     )
     self.require(
       "leave_threshold",

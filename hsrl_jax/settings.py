@@ -11,7 +11,7 @@ import difflib
 import numbers
 import os
 import typing
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from hsrl_jax import agents
@@ -89,6 +89,11 @@ def fields(
     for field in dataclasses.fields(group.type):
       name = group.prefix + field.name
       yield group, field, name, types_[field.name]
+
+
+def names(groups: Iterable[Group]) -> list[str]:
+  """The names of the settings of groups, which may share some."""
+  return [name for _, _, name, _ in fields(tuple(groups))]
 
 
 def reads(agent: str, recipe: str) -> set[str]:
@@ -172,18 +177,14 @@ def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
 
 
 def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
-  """The configuration that settings describe.
-
-  Args:
-    agent: a name in agents.AGENTS.
-    values: by setting's name; what is missing has its default.
+  """The configuration that settings describe; what is missing has its default.
 
   Raises:
     InputError: there is no such agent or setting, agent and task do not read
       it, or its value is out of range.
   """
   check_agent("agent", agent)
-  known = [name for _, _, name, _ in fields((*STAGES, *of_agents()))]
+  known = names((*STAGES, *of_agents()))
   for name in values:
     if name not in known:
       near = difflib.get_close_matches(name, known, 3)
@@ -193,13 +194,22 @@ def config(agent: str, values: Mapping[str, Any]) -> config_lib.Config:
       )
   recipe = values.get("recipe", config_lib.RECIPES[0])
   check_read(values, [agent], recipe)
-  made = config_lib.Config(
-    **{x.name: make(x, values) for x in STAGES},
-    agent=agent,
-    settings=make(of_agent(agent, recipe), values),
-  )
+  made = build(agent, values)
   agents.check(made)
   return made
+
+
+def build(
+  agent: str, values: Mapping[str, Any], dashes: str = ""
+) -> config_lib.Config:
+  """The configuration of an agent's run by known settings; see `make`."""
+  recipe = values.get("recipe", config_lib.RECIPES[0])
+  own = of_agent(agent, agents.recipe_for(agent, recipe))
+  return config_lib.Config(
+    **{x.name: make(x, values, dashes) for x in STAGES},
+    agent=agent,
+    settings=make(own, values, dashes),
+  )
 
 
 def check_agent(name: str, agent: str) -> None:
@@ -236,12 +246,34 @@ def text(value: Any) -> str:
   return str(value)
 
 
-def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
-  """The configuration of which `texts` wrote the settings.
+def with_brought(
+  texts: Mapping[str, str],
+  given: Collection[str],
+  sizes: Mapping[str, str],
+  whose: str,
+) -> dict[str, str]:
+  """Settings as texts, with the sizes that something else brings.
 
   Args:
-    where: names the file in errors.
-    kept: name to text.
+    texts: of the settings.
+    given: names of those that the user gave.
+    sizes: name to text, of the settings that something brings.
+    whose: sizes these are, such as "the SIDs of --sids=x.npz have".
+
+  Raises:
+    InputError: a size that is given is not the one that is brought.
+  """
+  for name, size in sizes.items():
+    if name in given and texts[name] != size:
+      raise InputError(
+        f"--{name} is {texts[name]}, but {whose} {size}; expected the same, or "
+        f"no --{name}"
+      )
+  return {**texts, **sizes}
+
+
+def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
+  """The configuration of which `texts` wrote the settings.
 
   Raises:
     InputError: a text is no value of its setting.

@@ -1,8 +1,5 @@
 """Frames and paths as the tables that the dataset `logs` reads."""
 
-import pathlib
-import tempfile
-
 import numpy as np
 import pandas as pd
 from absl.testing import absltest, parameterized
@@ -10,6 +7,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.api import frames
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
+from tests import folders
 
 _LOG = {
   "user_id": ["v", "u", "v", "u"] * 5,
@@ -19,11 +17,9 @@ _LOG = {
 }
 
 
-class FramesTest(parameterized.TestCase):
+class FramesTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.log = pd.DataFrame(_LOG)
 
   def _prepare(self, name, tables, options):

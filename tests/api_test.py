@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tempfile
 import types
 
 import jax
@@ -16,14 +15,13 @@ from hsrl_jax import api, serving, settings
 from hsrl_jax.data import feedback, prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.types import Observation
-from tests import toy
+from tests import folders, toy
 from tests.command import interpreter
 from tests.command import run as _command
 
 _SETTINGS = {
   "sid_levels": 2,
   "sid_vocab_size": 16,
-  "sid_restarts": 1,
   "simulator_epochs": 1,
   "width": 8,
   "heads": 2,
@@ -35,7 +33,6 @@ _SETTINGS = {
   "iterations_per_call": 10,
   "curve_every": 20,
   "save_every": 20,
-  "curve_episodes": 4,
   "evaluate_episodes": 8,
 }
 
@@ -229,12 +226,7 @@ class RecommendTest(parameterized.TestCase):
       self.recommender.export(batch=3)
 
 
-class FitTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class FitTest(folders.FolderTest):
   @parameterized.parameters(
     ({"logs": "movies"}, "^logs is 'movies'; expected a DataFrame, .* toy or"),
     ({"logs": "toy", "items": "a.csv"}, "^logs is 'toy' and `items` or"),

@@ -38,7 +38,6 @@ SMALL = (
   "--iterations_per_call=10",
   "--curve_every=40",
   "--save_every=20",
-  "--curve_episodes=20",
   "--evaluate_episodes=60",
   "--seeds=0",
 )
@@ -46,17 +45,13 @@ SMALL = (
 JOBS = (
   f"--flagfile={ROOT}/launch/flags/smoke.flags",
   "--simulator_epochs=2",
-  "--sid_iterations=5",
-  "--sid_restarts=1",
   "--sid_vocab_size=10",
   "--iterations=40",
   "--iterations_per_call=20",
   "--curve_every=40",
   "--save_every=40",
-  "--curve_episodes=4",
   "--evaluate_episodes=60",
 )
-EXPERIMENT = (*JOBS, "--experiment_resamples=200")
 
 
 def run(*arguments: str, front=LAUNCH) -> tuple[int, str, str]:

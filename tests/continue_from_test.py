@@ -22,6 +22,7 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import policy, start
 from hsrl_jax.stages import start_loading as loading
 from hsrl_jax.stages.run import Run
+from tests import folders
 from tests.command import run
 
 TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"
@@ -30,7 +31,6 @@ TOY = (
   "--dataset=toy",
   "--sid_levels=2",
   "--sid_vocab_size=16",
-  "--sid_restarts=1",
   "--simulator_epochs=1",
   "--evaluate_episodes=4",
 )
@@ -51,7 +51,6 @@ RL = (
   "--iterations=20",
   "--iterations_per_call=10",
   "--curve_every=20",
-  "--curve_episodes=4",
   "--save_every=20",
 )
 
@@ -64,12 +63,7 @@ def _tour():
   return [command.split() for command in commands]
 
 
-class RunsTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class RunsTest(folders.FolderTest):
   def _ok(self, *arguments):
     status, out, err = run(*arguments)
     self.assertEqual(status, 0, err)
@@ -236,13 +230,8 @@ class RunsTest(absltest.TestCase):
     self.assertIn("kernel [1, 8, 8]; expected [1, 32, 8], as the flags", err)
 
 
-class RefusalsTest(parameterized.TestCase):
+class RefusalsTest(folders.FolderTest):
   """What is told before anything runs."""
-
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
 
   def _finished(self, done=True, **kept):
     """A folder that looks like a finished run."""

@@ -22,7 +22,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, api
 from hsrl_jax.stages.run import Run
-from tests import toy
+from tests import folders, toy
 from tests.command import experiments_are, published, quick, run, study
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -53,13 +53,11 @@ ELSEWHERE = re.compile(
   "--help)"
 )
 SMALL = (
-  "--sid_restarts=1",
   "--simulator_epochs=1",
   "--iterations=20",
   "--iterations_per_call=10",
   "--curve_every=20",
   "--save_every=20",
-  "--curve_episodes=4",
   "--evaluate_episodes=8",
   "--seeds=0",
 )
@@ -108,14 +106,8 @@ def _process(arguments) -> subprocess.CompletedProcess:
   )
 
 
-class CommandsTest(absltest.TestCase):
+class CommandsTest(folders.FolderTest):
   """All of the pages; installing ones run in .ci/run."""
-
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
 
   def test_every_command_is_known_and_its_files_exist(self):
     commands = _commands()
@@ -139,16 +131,19 @@ class CommandsTest(absltest.TestCase):
   def test_quickstart_and_what_is_made_of_it(self):
     commands = [x for x in _commands() if "hsrl_jax.launch" in x]
     quickstart = next(x for x in commands if x.endswith("quickstart.flags"))
-    (export,) = [x for x in commands if x.endswith("--mode=export")]
+    (export,) = [x for x in commands if "--export_slate_size" in x]
     workdir = f"--workdir={self.folder}/runs/quickstart"
     ran = _process(
-      ["-m", "hsrl_jax.launch", *_arguments(quickstart), *SMALL, workdir]
+      [
+        *("-m", "hsrl_jax.launch", *_arguments(quickstart), *SMALL, *ON_POLICY),
+        *("--next_item_epochs=1", "--next_item_eval_every=1", workdir),
+      ]
     )
     self.assertEqual(ran.returncode, 0, ran.stderr)
     self.assertIn("greedy_oracle", ran.stdout)
     small = ("--export_batch_sizes=2", "--export_platforms=cpu", "--export_any")
     with contextlib.chdir(ROOT):
-      status, _, err = run(*_arguments(export), *SMALL, workdir, *small)
+      status, _, err = run(*_arguments(export), workdir, *small)
     self.assertEqual(status, 0, err)
     code = "".join(_blocks("py", DOCS / "serving.md"))
     with contextlib.chdir(self.folder), contextlib.redirect_stdout(None):
@@ -165,9 +160,7 @@ class CommandsTest(absltest.TestCase):
         np.savez(f"{name}.npz", embeddings=x, item_id=ids)
       pathlib.Path("gone.txt").write_text("3\n")
       for command in commands:
-        status, _, err = run(
-          *_arguments(command), "--sid_iterations=2", "--sid_restarts=1"
-        )
+        status, _, err = run(*_arguments(command))
         self.assertEqual(status, 0, err)
       self.assertTrue(pathlib.Path("runs/items/sids/report.html").exists())
 

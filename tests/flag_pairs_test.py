@@ -47,7 +47,7 @@ CASES = {
 _LEFT_OUT = {
   *("mode", "workdir", "dataset", "raw_data_dir", "agent", "recipe"),
   *("simulator_world", "split_by", "segment", "minibatches"),
-  *("batch_size", "buffer_size", "simulator_slate_size", "curve_episodes"),
+  *("batch_size", "buffer_size", "simulator_slate_size"),
   *("curve_every", "save_every", "seeds", "polyak", "discount"),
   *(
     "width",
@@ -143,7 +143,7 @@ def _trace(config) -> None:
   sessions = Sessions(
     np.arange(toy.USERS), users.profiles, users.histories, rows + 1, rows
   )
-  near = leave.nearness(np.asarray(plain), c.leave_percentile)
+  near = leave.nearness(np.asarray(plain))
   agent = agents.make_agent(config, toy.SLATE, toy.ITEMS)
 
   user = Observation(users.profiles[0], users.histories[0])

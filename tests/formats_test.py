@@ -30,7 +30,7 @@ from hsrl_jax.sid import store
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams
 from hsrl_jax.stages import quantize, quantizer_fit
-from tests import toy
+from tests import folders, toy
 
 FOLDER = pathlib.Path(__file__).parent / "formats"
 CONFIG = toy.config(width=4, critic_hidden=(4,), buffer_size=8 * 4, seeds=(0,))
@@ -86,7 +86,7 @@ def _sids(folder: pathlib.Path) -> None:
   ids = np.array([f"item-{i}" for i in range(12)])
   with tempfile.TemporaryDirectory() as workdir:
     quantize.run(
-      QuantizerConfig(levels=2, vocab_size=4, iterations=2, restarts=1),
+      QuantizerConfig(levels=2, vocab_size=4),
       pathlib.Path(workdir),
       Embeddings(rows, ids, np.char.upper(ids)),
       quantizer_fit.Source("made up"),
@@ -216,12 +216,8 @@ class FormatsTest(parameterized.TestCase):
     self.assertEqual((found.reward, found.terminated), (0.5, True))
 
 
-class OtherNumberTest(parameterized.TestCase):
+class OtherNumberTest(folders.FolderTest):
   """What another version wrote is refused, and not taken for damaged."""
-
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(self.create_tempdir())
 
   def _refused(self):
     return self.assertRaisesRegex(

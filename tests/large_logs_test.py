@@ -34,7 +34,6 @@ FLAGS = (
   "--agent=sasrec",
   "--sid_levels=2",
   "--sid_vocab_size=8",
-  "--sid_restarts=1",
   "--simulator_epochs=1",
   "--width=8",
   "--layers=0",

@@ -24,6 +24,7 @@ from hsrl_jax.experiments.registry import LAUNCH
 from hsrl_jax.networks import encoder
 from hsrl_jax.stages import run as run_lib
 from hsrl_jax.studies.registry import FRONT
+from tests import folders
 from tests.command import (
   ROOT,
   SMALL,
@@ -209,8 +210,6 @@ class NumbersTest(parameterized.TestCase):
         "critic_weight",
         "discount",
         "dropout",
-        "evaluate_seed",
-        "experiment_seed",
         "export_seed",
         "export_seen",
         "importance_clip",
@@ -222,19 +221,16 @@ class NumbersTest(parameterized.TestCase):
         "next_item_hidden",
         "next_item_interactions",
         "next_item_item_weight",
-        "next_item_response_weight",
         "next_item_token_dropout",
         "next_item_token_weight",
         "next_item_weight_decay",
         "polyak",
         "repeat_penalty",
         "seeds",
-        "sid_seed",
         "sid_topic_weight",
         "simulator_dropout",
         "simulator_leave_threshold",
         "simulator_penalty",
-        "simulator_seed",
         "simulator_sweet_point",
         "simulator_weight_decay",
         "trace",
@@ -269,7 +265,7 @@ class NumbersTest(parameterized.TestCase):
 
   @parameterized.parameters(
     ("--iterations_per_call=0", "iterations_per_call is 0; expected at least"),
-    ("--sid_seed=-1", "--sid_seed is -1; expected in [0, 4294967296)"),
+    ("--export_seed=-1", "--export_seed is -1; expected in [0, 4294967296)"),
     ("--seeds=1,4294967296", "4294967296; expected an integer below 2^31, or"),
     ("--evaluate_episodes=2147483648", "expected an integer below 2^31"),
     ("--simulator_features=0", "--simulator_features is 0; expected at least"),
@@ -702,13 +698,11 @@ class BadInputTest(parameterized.TestCase):
     self.assertIn("use vocab_size 10 or levels 4", err)
 
 
-class EmbeddingsTest(parameterized.TestCase):
+class EmbeddingsTest(folders.FolderTest):
   """SIDs of a file, and what comes after: everything by command."""
 
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
     self.items = self._npz("items", 0, 60)
 
@@ -723,9 +717,10 @@ class EmbeddingsTest(parameterized.TestCase):
     )
 
   def _quantize(self, path=None, *arguments):
-    small = ("--sid_vocab_size=8", "--sid_restarts=1", "--sid_iterations=3")
     path = path or self.items
-    return self._run("quantize", f"--embeddings={path}", *small, *arguments)
+    return self._run(
+      "quantize", f"--embeddings={path}", "--sid_vocab_size=8", *arguments
+    )
 
   def _refused(self, ran, message):
     status, _, err = ran
@@ -893,13 +888,11 @@ class EmbeddingsTest(parameterized.TestCase):
       self.assertEqual(found["sizes"][2][name], facts[name])
 
 
-class ResponseParamsTest(absltest.TestCase):
+class ResponseParamsTest(folders.FolderTest):
   """A click model trained elsewhere, with and without a dataset."""
 
   SMALL = (
     "--sid_vocab_size=8",
-    "--sid_restarts=1",
-    "--sid_iterations=3",
     "--width=8",
     "--layers=1",
     "--heads=2",
@@ -911,16 +904,12 @@ class ResponseParamsTest(absltest.TestCase):
     "--iterations_per_call=10",
     "--curve_every=20",
     "--save_every=20",
-    "--curve_episodes=4",
     "--evaluate_episodes=8",
     "--seeds=0",
   )
 
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
     self.workdir = self.folder / "run"
     self.file = self.folder / "urm.npz"
 

@@ -44,7 +44,7 @@ class SettingsTest(parameterized.TestCase):
     ({"learning_rate": float("nan")}, "^learning_rate is nan; expected a fi"),
     ({"learning_rate": 10**400}, "^learning_rate is 1000.*; expected a finit"),
     ({"learning_rate": 0}, "^learning_rate is 0.0; expected above 0$"),
-    ({"sid_seed": 2**32}, "^sid_seed is 4294967296; expected an integer belo"),
+    ({"seeds": (2**32,)}, "^seeds is 4294967296; expected an integer below"),
     ({"sids": ""}, "^sids is empty; expected a text, or leave it out$"),
     ({"seeds": np.arange(2)}, r"^seeds is array\(\[0, 1\]\); expected an int"),
     ({"seeds": (1, "x")}, "^seeds is 1,x; expected integers with commas$"),

@@ -1,23 +1,20 @@
 """SIDs that are brought, by command: of a dataset's items, of embeddings."""
 
 import json
-import pathlib
-import tempfile
 
 import numpy as np
 import pytest
 from absl.testing import absltest
 
+from tests import folders
 from tests.command import run, study
 
 DATASET = ("--dataset=toy", "--mode=quantize")
 
 
-class SidsFlagTest(absltest.TestCase):
+class SidsFlagTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
     self.file = self.folder / "sids.json"
 

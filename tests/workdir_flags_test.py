@@ -15,6 +15,7 @@ from hsrl_jax import command
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments.registry import Ab, Benchmark
 from hsrl_jax.studies.registry import CatalogueSize
+from tests import folders
 from tests.command import experiments_are, run, study
 
 TOY = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
@@ -34,11 +35,9 @@ class Stages:
       (workdir / self.leaves).mkdir(parents=True, exist_ok=True)
 
 
-class WorkdirFlagsTest(parameterized.TestCase):
+class WorkdirFlagsTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.workdir = self.folder / "run"
     self.stages, self.run_claimed = Stages(), command._run_claimed
     self.enter_context(mock.patch.object(command, "_run_claimed", self.stages))
@@ -259,8 +258,8 @@ class OtherModesTest(parameterized.TestCase):
       *TOY, "--study=catalogue_size", "--study_sizes=50", command=study
     )
     self.assertEqual(first.config, CatalogueSize(sizes=(50,)))
-    again = self._ok("--study_seed=3", command=study)
-    self.assertEqual(again.config, CatalogueSize(sizes=(50,), seed=3))
+    again = self._ok("--study_memory_gb=3", command=study)
+    self.assertEqual(again.config, CatalogueSize(sizes=(50,), memory_gb=3.0))
     self.assertEqual(again.base, first.base)
     self._refused("--study=catalogue_size is no flag of this command")
 
@@ -333,8 +332,8 @@ class OtherModesTest(parameterized.TestCase):
     for path, ids in ((items, range(60)), (new, range(60, 64))):
       x = rng.normal(size=(len(ids), 4)).astype(np.float32)
       np.savez(path, embeddings=x, item_id=np.array(ids))
-    small = ("--sid_vocab_size=8", "--sid_restarts=1", "--sid_iterations=3")
-    self._ok("--mode=quantize", f"--embeddings={items}", *small)
+    small = "--sid_vocab_size=8"
+    self._ok("--mode=quantize", f"--embeddings={items}", small)
     status, out, err = run(self.own, "--mode=quantize")
     self.assertEqual(status, 0, err)
     self.assertIn("nothing to do", out)

@@ -68,12 +68,7 @@ class Log(NamedTuple):
 def read(
   table: tables.Table, item_ids: Sequence[str], options: options_lib.Options
 ) -> Log:
-  """Checks interactions.
-
-  Args:
-    table: of the user.
-    item_ids: of item 1, 2, ...
-    options: `like_from`, `split_by`, `slate_size`.
+  """Checks the interactions of a user's table.
 
   Raises:
     InputError: the row and column that is no good, or a split that cannot be.
@@ -113,11 +108,7 @@ def read(
 
 
 def leave_one_out(log: Log, slate_size: int) -> Log:
-  """The log with a split by user: see the module's docstring.
-
-  Args:
-    log: without a split.
-    slate_size: K.
+  """A log without a split, with one by user: see the module's docstring.
 
   Raises:
     InputError: no user has three slates with a like.
@@ -179,12 +170,7 @@ def _response(
 
 
 def slates(log: Log, num_items: int, options: options_lib.Options) -> Slates:
-  """Makes slates.
-
-  Args:
-    log: R interactions.
-    num_items: N.
-    options: of the user.
+  """Makes slates out of interactions, as the user's options say.
 
   Raises:
     InputError: there is no slate, or a split is without any.
@@ -298,11 +284,8 @@ def _by_users(log: Log) -> Iterator[tuple[np.ndarray, Log]]:
 def cut(log: Log, size: int) -> tuple[np.ndarray, schema.Histories, int]:
   """Cuts slates, from the newest row of each user and split backwards.
 
-  What comes of a user depends on this user's rows alone.
-
-  Args:
-    log: all rows of some users.
-    size: K.
+  What comes of a user depends on this user's rows alone, all of which are
+  there.
 
   Returns:
     Rows of the slates, by user, split and time, int [S, K]; their histories;

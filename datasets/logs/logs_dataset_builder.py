@@ -41,10 +41,9 @@ class Builder(schema.SlateBuilder):
   """Reads the user's files in `--raw_data_dir`."""
 
   SPLITS_BY = ("time", "user")
-  VERSION = tfds.core.Version("1.0.0")
   TIMESTAMP = np.float64
   EXTRA = {
-    name: tfds.features.Tensor(shape=(None,), dtype=dtype)
+    name: schema.list_of(dtype)
     for name, dtype in (
       ("propensity", np.float32),
       ("position", np.int32),
@@ -57,8 +56,8 @@ class Builder(schema.SlateBuilder):
   EXTRA_ITEMS = {
     "attributes": tfds.features.Text(),
     "tags": tfds.features.Text(),
-    "added": tfds.features.Tensor(shape=(None,), dtype=np.int64),
-    "sampling": tfds.features.Tensor(shape=(None,), dtype=np.float32),
+    "added": schema.list_of(np.int64),
+    "sampling": schema.list_of(np.float32),
   }
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "interactions or sessions, and items, each .csv or .parquet"

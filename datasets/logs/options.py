@@ -31,11 +31,7 @@ class Options:
 
 
 def read(folder: pathlib.Path, split_by: str = "time") -> Options:
-  """Reads logs.json, or the defaults where there is none.
-
-  Args:
-    folder: where it lies.
-    split_by: of the flag; `user` stands for that option.
+  """Reads logs.json, or the defaults; --split_by=user stands for that option.
 
   Raises:
     InputError: the option that is unknown or out of range, or that is at odds

@@ -42,12 +42,7 @@ def read_all(
 ) -> Slates:
   """Reads and checks the slates in a folder, in the order of time.
 
-  Args:
-    folder: where the table `sessions` is, or the folder of tables.
-    item_ids: of item 1, 2, ...
-    by_user: whether splits are by user.
-    target: see `read_folder`; as `progress`.
-    progress: see there.
+  They are the table `sessions`, or a folder of tables, see `read_folder`.
 
   Raises:
     InputError: see `read` and `read_folder`.
@@ -65,12 +60,7 @@ def read_all(
 
 
 def read(table: tables.Table, items: tables.Items, by_user: bool) -> Slates:
-  """Reads and checks a table.
-
-  Args:
-    table: with the columns of NEEDED.
-    items: of the catalogue.
-    by_user: whether splits are by user.
+  """Reads and checks a table with the columns NEEDED.
 
   Raises:
     InputError: the file, row and column that is no good.

@@ -6,9 +6,10 @@ anything amiss is parsed again cell by cell, which names the cell.
 
 import contextlib
 import csv
+import dataclasses
 import datetime
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,6 @@ from hsrl_jax.errors import InputError, reading
 
 _SUFFIXES = (".csv", ".parquet")
 _CUT = 100.0  # A size that no number of a profile is cut below.
-_TRUTHS = {"false": 0, "true": 1}  # As pandas writes them to a csv file.
 _CHUNK = 2**20  # Rows that are parsed at once.
 _BLOCK = 2**22  # Bytes of a csv file that are read at once.
 
@@ -96,12 +96,7 @@ def read_table(folder: pathlib.Path, name: str, needed: tuple) -> Table:
 
 
 def read_file(path: pathlib.Path, needed: tuple, only: bool = False) -> Table:
-  """Reads a .csv or .parquet file.
-
-  Args:
-    path: of the file.
-    needed: names of columns that must be there.
-    only: whether these alone are read.
+  """Reads a .csv or .parquet file with the columns `needed`, or these `only`.
 
   Raises:
     InputError: it is damaged, empty or lacks a column.
@@ -238,7 +233,7 @@ def column(
     if values is None:
       values = _by_cell(table, name, start, parse)
     parts.append(values)
-  if parse in _GOOD or parse is split or isinstance(parse, Items):
+  if hasattr(parse, "at_once"):
     return np.concatenate(parts)
   return [x for part in parts for x in part]
 
@@ -374,25 +369,9 @@ def _flat(cells: pa.Array) -> tuple[pa.Array, np.ndarray] | None:
 
 def _at_once(cells: pa.Array, parse: Callable[[Any], Any]) -> np.ndarray | None:
   """What `parse` makes of all cells; None where it is not sure of one."""
-  if cells.null_count:
+  if cells.null_count or not hasattr(parse, "at_once"):
     return None
-  if isinstance(parse, Items):
-    return parse.at_once(cells)
-  if parse is split:
-    found = _SPLITS.at_once(cells)
-    return None if found is None else found - 1
-  if parse not in _GOOD:
-    return None
-  good, dtype, others = _GOOD[parse]
-  for kind in (pa.float64(), *others):
-    with contextlib.suppress(pa.ArrowException):
-      found, scale = cells.cast(kind, safe=kind != pa.float64()), 1.0
-      if pa.types.is_timestamp(kind):
-        found, scale = found.cast(pa.int64()), 1e6
-      values = found.cast(pa.float64(), safe=False)
-      values = values.to_numpy(zero_copy_only=False) / scale
-      return values.astype(dtype) if good(values).all() else None
-  return None
+  return parse.at_once(cells)
 
 
 def _are_ids(cells: pa.Array | pa.ChunkedArray) -> bool:
@@ -503,105 +482,109 @@ def list_(cell) -> list:
   return cell
 
 
-def number(cell) -> float:
-  """A finite number."""
-  try:
-    value = float(cell)
-  except (TypeError, ValueError, OverflowError):
-    value = np.nan
-  if not np.isfinite(value):
-    raise ValueError(f"{short(cell)}; expected a finite number")
-  return value
+@dataclasses.dataclass(frozen=True)
+class Number:
+  """The parser of a number of some kind.
+
+  Attributes:
+    holds: whether a number, or each one of an array, is of that kind.
+    expected: instead of a number of another kind.
+    finite: what is expected instead of what is no number.
+    dtype: that it is kept as.
+    none: what an empty cell of a .parquet file stands for, if anything.
+    words: texts to the numbers that they stand for.
+    kinds: of Arrow, that a cell may have which is no number.
+  """
+
+  holds: Callable[[Any], Any] = np.isfinite
+  expected: str = ""
+  finite: str = "a finite number"
+  dtype: type = float
+  none: float | None = None
+  words: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  kinds: tuple[pa.DataType, ...] = ()
+
+  def __call__(self, cell: Any) -> float:
+    """The number in a cell; ValueError where it is none of the kind."""
+    if cell is None and self.none is not None:
+      return self.none
+    try:
+      value = float(self.words.get(str(cell).lower(), cell))
+    except (TypeError, ValueError, OverflowError):
+      value = np.nan
+    if not np.isfinite(value):
+      raise ValueError(f"{short(cell)}; expected {self.finite}")
+    if not self.holds(value):
+      raise ValueError(f"{short(cell)}; expected {self.expected}")
+    return self.dtype(value)
+
+  def at_once(self, cells: pa.Array) -> np.ndarray | None:
+    """The numbers of many cells; None where one may be none of the kind."""
+    for kind in (pa.float64(), *self.kinds):
+      with contextlib.suppress(pa.ArrowException):
+        found, scale = cells.cast(kind, safe=kind != pa.float64()), 1.0
+        if pa.types.is_timestamp(kind):
+          found, scale = found.cast(pa.int64()), 1e6
+        values = found.cast(pa.float64(), safe=False)
+        values = values.to_numpy(zero_copy_only=False) / scale
+        return values.astype(self.dtype) if self.holds(values).all() else None
+    return None
 
 
-def held(cell) -> float:
-  """A number of a size that training holds; see transitions.LARGEST."""
-  value = number(cell)
-  if abs(value) > transitions.LARGEST:
-    raise ValueError(
-      f"{short(cell)}; expected at most {transitions.LARGEST:g} in size, which "
-      "training in float32 holds: bring the column to another scale"
-    )
-  return value
-
-
-def held_or_none(cell) -> float:
-  """The same; NaN where a .parquet file has no value."""
-  return np.nan if cell is None else held(cell)
-
-
-def time(cell) -> float:
-  """A number, or a date (ISO 8601) in seconds since 1970.
+class _Time(Number):
+  """Of a number, or a date (ISO 8601) in seconds since 1970.
 
   A date without a time zone is taken as UTC.
   """
-  try:
-    return number(cell)
-  except ValueError as error:
-    given = cell.isoformat() if isinstance(cell, datetime.date) else cell
+
+  def __call__(self, cell: Any) -> float:
     try:
-      when = datetime.datetime.fromisoformat(given)
-    except (TypeError, ValueError):
-      raise ValueError(f"{error}, or a date: 2025-01-31 12:00:00") from None
-  if when.tzinfo is None:
-    when = when.replace(tzinfo=datetime.UTC)
-  return when.timestamp()
+      return super().__call__(cell)
+    except ValueError as error:
+      given = cell.isoformat() if isinstance(cell, datetime.date) else cell
+      try:
+        when = datetime.datetime.fromisoformat(given)
+      except (TypeError, ValueError):
+        raise ValueError(f"{error}, or a date: 2025-01-31 12:00:00") from None
+    if when.tzinfo is None:
+      when = when.replace(tzinfo=datetime.UTC)
+    return when.timestamp()
 
 
-def binary(cell) -> float:
-  """A response: 0 or 1, also as false or true."""
-  value = _TRUTHS.get(str(cell).lower(), cell)
-  try:
-    value = number(value)
-  except ValueError:
-    value = -1.0
-  if value not in (0, 1):
-    raise ValueError(f"{short(cell)}; expected 0 or 1")
-  return value
+class _Splits(Items):
+  """Of the name of a split: its number in SPLITS."""
+
+  def __call__(self, cell: Any) -> int:
+    if cell not in SPLITS:
+      raise ValueError(f"{short(cell)}; expected {', '.join(SPLITS)}")
+    return SPLITS.index(cell)
+
+  def at_once(self, cells: pa.Array) -> np.ndarray | None:
+    found = super().at_once(cells)
+    return None if found is None else found - 1
 
 
-def probability(cell) -> float:
-  """A propensity, in (0, 1]."""
-  try:
-    value = number(cell)
-  except ValueError:
-    value = 0.0
-  if not 0 < value <= 1:
-    raise ValueError(
-      f"{short(cell)}; expected a probability in (0, 1], or an empty cell"
-    )
-  return value
-
-
-def place(cell) -> int:
-  """A position: a whole number from 0."""
-  value = number(cell)
-  if value != int(value) or not 0 <= value < 2**31:
-    raise ValueError(f"{short(cell)}; expected a whole number from 0")
-  return int(value)
-
-
-def split(cell) -> int:
-  """The number of a split in SPLITS, by its name."""
-  if cell not in SPLITS:
-    raise ValueError(f"{short(cell)}; expected {', '.join(SPLITS)}")
-  return SPLITS.index(cell)
-
-
-# Parser to which numbers it lets pass, float64, what they are kept as, and what
-# else than numbers a cell may be.
-_DATES = (pa.timestamp("us"), pa.timestamp("us", "UTC"))
-_GOOD = {
-  number: (np.isfinite, np.float64, ()),
-  time: (np.isfinite, np.float64, _DATES),
-  held: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64, ()),
-  held_or_none: (lambda x: np.abs(x) <= transitions.LARGEST, np.float64, ()),
-  binary: (lambda x: (x == 0) | (x == 1), np.float64, (pa.bool_(),)),
-  probability: (lambda x: (x > 0) & (x <= 1), np.float64, ()),
-  place: (
-    lambda x: (x >= 0) & (x < 2**31) & (x == np.floor(x)),
-    np.int64,
-    (),
-  ),
-}
-_SPLITS = Items(SPLITS)
+number = Number()
+time = _Time(kinds=(pa.timestamp("us"), pa.timestamp("us", "UTC")))
+held = Number(
+  lambda x: np.abs(x) <= transitions.LARGEST,
+  f"at most {transitions.LARGEST:g} in size, which training in float32 holds: "
+  "bring the column to another scale",
+)
+held_or_none = dataclasses.replace(held, none=np.nan)
+binary = Number(  # A response; pandas writes true and false to a csv file.
+  lambda x: (x == 0) | (x == 1),
+  *("0 or 1", "0 or 1"),
+  words={"false": 0, "true": 1},
+  kinds=(pa.bool_(),),
+)
+probability = Number(  # A propensity.
+  lambda x: (x > 0) & (x <= 1),
+  *["a probability in (0, 1], or an empty cell"] * 2,
+)
+place = Number(  # A position.
+  lambda x: (x >= 0) & (x < 2**31) & (x == np.floor(x)),
+  "a whole number from 0",
+  dtype=int,
+)
+split = _Splits(SPLITS)

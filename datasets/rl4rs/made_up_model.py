@@ -40,9 +40,7 @@ def read_items(path: pathlib.Path) -> np.ndarray:
 def make(items: np.ndarray, seed: int) -> dict[str, np.ndarray]:
   """Name to array, with the shapes of docs/bring_your_own.md.
 
-  Args:
-    items: [N + 1, D], row 0 for padding.
-    seed: of all that is drawn.
+  Items are [N + 1, D], row 0 for padding.
   """
   rng = np.random.default_rng(seed)
 

@@ -26,7 +26,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from hsrl_jax.data import prepare
 from hsrl_jax.errors import InputError, reading
@@ -47,7 +46,6 @@ COLUMNS = (
 class Builder(schema.SlateBuilder):
   """Reads the official files in `--raw_data_dir`."""
 
-  VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://github.com/fuxiAIlab/RL4RS"
   MANUAL_DOWNLOAD_INSTRUCTIONS = (
     "item_info.csv and rl4rs_b_*.csv of RL4RS (github.com/fuxiAIlab/RL4RS)"
@@ -55,15 +53,6 @@ class Builder(schema.SlateBuilder):
   EXTRA = dict.fromkeys(
     ("session_id", "sequence_id", "behavior_policy_id"), np.int64
   )
-
-  def widths(self):
-    """Number of entries of each list in a row."""
-    return schema.Widths(
-      feature=ITEM_WIDTH,
-      profile=FREQUENT * CATEGORIES + QUANTITIES,
-      history=schema.HISTORY_LENGTH,
-      slate=SLATE_SIZE,
-    )
 
   def read_items(self, folder):
     """Columns of `items`, by the published id."""
@@ -146,11 +135,7 @@ def read_items(path: pathlib.Path) -> dict[int, tuple]:
 def read_logs(
   folder: pathlib.Path, known: set[int]
 ) -> tuple[list[Row], list[tuple[str, int, str]]]:
-  """Reads all rl4rs_b_*.csv.
-
-  Args:
-    folder: where they are.
-    known: item ids.
+  """Reads all rl4rs_b_*.csv; `known` are the ids of the items.
 
   Returns:
     The rows, and (file, line, why) of those that were left out.
@@ -297,9 +282,7 @@ def make_sessions(
 ) -> dict[str, np.ndarray]:
   """Columns of all slates, sessions by time, and the `split` of each.
 
-  Args:
-    rows: of the logs.
-    item_ids: as published; the first is item 1.
+  Of `item_ids`, as published, the first is item 1.
 
   Raises:
     InputError: too few sessions for the splits.
@@ -362,9 +345,7 @@ def split_of_session(sessions: list[tuple[str, int]]) -> dict:
 def profiles(portrait: np.ndarray, train: np.ndarray) -> np.ndarray:
   """Profiles of portraits [R, 42], float32 [R, 112]; see the module's text.
 
-  Args:
-    portrait: the published numbers.
-    train: bool [R], the rows from which values and scales are taken.
+  Values and scales are those of the rows that are `train`, bool [R].
   """
   blocks = []
   for column in portrait[:, :CATEGORIES].T:

@@ -15,7 +15,6 @@ its users respond.
 import pathlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.sim import sardine
@@ -28,12 +27,7 @@ TOPICS, SEED = 10, 0
 class Builder(schema.SlateBuilder):
   """Reads the vectors beside this file, and draws the users."""
 
-  VERSION = tfds.core.Version("1.0.0")
   HOMEPAGE = "https://github.com/naver/sardine"
-
-  def widths(self):
-    """Number of entries of each list in a row."""
-    return schema.Widths(TOPICS, TOPICS, schema.HISTORY_LENGTH, 0)
 
   def read_items(self, folder):
     """Columns of `items`."""

@@ -5,7 +5,6 @@ names, so that a policy which reads the profile beats any constant slate.
 """
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from hsrl_jax.shipped.datasets import schema
 
@@ -16,12 +15,6 @@ SPLIT_OF_SLATE = ["train"] * 8 + ["val"] * 2 + ["test"] * 2
 
 class Builder(schema.SlateBuilder):
   """Makes up items and sessions; reads no source."""
-
-  VERSION = tfds.core.Version("1.0.0")
-
-  def widths(self):
-    """Number of entries of each list in a row."""
-    return schema.Widths(GROUPS + 2, GROUPS, HISTORY_LENGTH, SLATE_SIZE)
 
   def read_items(self, folder):
     """Columns of `items`."""

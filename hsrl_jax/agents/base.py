@@ -11,7 +11,7 @@ import optax
 from hsrl_jax.checked import Checked, setting
 from hsrl_jax.config import NetworkConfig, TrainConfig
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.ops import masking, sampling
+from hsrl_jax.ops import masking, policy_gradient, returns, sampling
 from hsrl_jax.sid.index import Catalogue, SidIndex
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import (
@@ -20,6 +20,7 @@ from hsrl_jax.types import (
   Observation,
   Params,
   PRNGKey,
+  Transition,
 )
 
 
@@ -116,7 +117,6 @@ class OnPolicySettings(ValueSettings, EntropySettings):
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
-    ratio_clip: how far from 1 a choice's ratio of probabilities counts.
     credit: what has an advantage of its own: a whole `slate`, each `slot` of
       it, or each `token` (docs/policy.md, Sequential slates).
     critic_sees_state: whether the critic sees the simulator's state, such as
@@ -124,7 +124,6 @@ class OnPolicySettings(ValueSettings, EntropySettings):
   """
 
   trace: float = setting(0.9, least=0, most=1)
-  ratio_clip: float = setting(0.2, above=0)
   credit: str = setting("slate", among=("slate", "slot", "token"))
   critic_sees_state: bool = False
 
@@ -356,32 +355,63 @@ def geometric(start: float, end: float, progress: Array) -> Array:
   return start * (end / start) ** progress if start else 0.0 * progress
 
 
+def encoded(
+  module: Encoder,
+  params: Params,
+  catalogue: Catalogue,
+  observation: Observation,
+  key: PRNGKey | None = None,
+) -> Array:
+  """The state by an encoder, float32 [d], whose parameters are `encoder`.
+
+  `key` is of the dropout.
+  """
+  return module.apply(params["encoder"], catalogue.features, *observation, key)
+
+
 def actor_critic(
   settings: ActorCriticSettings,
+  spec: Spec,
+  transition: Transition,
   progress: Array,
   *,
-  critic: Array,
-  actor: Array,
+  value: Array,
+  next_value: Array,
+  log_probs: Array,
+  drawn: Array,
   entropy: Array,
   behaviour: Array,
-  value: Array,
-  target: Array,
 ) -> tuple[Array, Metrics]:
   """The weighted sum of an actor-critic's losses (docs/policy.md, Losses).
 
   Args:
     settings: for the weights.
+    spec: for the items' shares of the reward.
+    transition: what is learned from.
     progress: float32 [], in [0, 1], of the entropy's schedule.
-    critic: float32 [], the critic's loss.
-    actor: float32 [], the actor's, without entropy.
+    value: float32 [], V(s).
+    next_value: float32 [], the target network's V(s').
+    log_probs: float32 [K, P], of each item's P choices.
+    drawn: float32 [K], log-probability of each item when it was chosen.
     entropy: float32 [], nats.
-    behaviour: float32 [], BCE of the observed responses.
-    value: float32 [], V(s), for the metrics.
-    target: float32 [], y, for the metrics.
+    behaviour: float32 [], the behaviour loss.
 
   Returns:
     The loss, float32 [], and metrics.
   """
+  target = returns.td_target(
+    transition.reward, transition.terminated, next_value, settings.discount
+  )
+  advantages = returns.item_advantages(
+    target,
+    value[None],
+    spec.reward.shares(transition.response) if settings.item_credit else None,
+    clip=settings.advantage_clip,
+  )
+  actor = policy_gradient.actor_loss(
+    log_probs, advantages, drawn, settings.importance_clip
+  )
+  critic = (value - target) ** 2
   entropy_weight = geometric(
     settings.entropy_weight, settings.entropy_weight_end, progress
   )

@@ -31,6 +31,9 @@ _READ = {
 _OF_TOKENS = (
   *("hidden", "token_dropout", "token_weight", "item_weight", "beams"),
 )
+# Items are ranked by log pi and this times the click model's logit; where the
+# negatives of the logs were drawn, by log pi alone.
+RESPONSE_WEIGHT = 10.0
 _LEAST = 1e-6  # Of a probability whose logit is taken.
 _CLIP = 5.0  # Global norm of the gradient.
 _FINAL_RATE = 0.1  # What is left of the learning rate at the end.
@@ -47,14 +50,12 @@ class Policy(NamedTuple):
   Attributes:
     model: of the next item.
     respond: how users respond to what they are shown.
-    responses: whether a response counts at all.
     beams: width of the beam search; 0: each item is scored.
     slate_size: K.
   """
 
   model: Model
   respond: click_model.ResponseFn
-  responses: bool
   beams: int
   slate_size: int
 
@@ -87,8 +88,6 @@ class Policy(NamedTuple):
     items: Array,
   ) -> Array:
     """w logit(item) of items, int32 [M] -> float32 [M]."""
-    if not self.responses:
-      return jnp.zeros(len(items))
     response = params["response"]
     seen = response.item_features.shape[1] or catalogue.features.shape[1]
     response = click_model.with_items(response, catalogue.features[:, :seen])
@@ -270,7 +269,6 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
       config.quantizer.vocab_size,
     ),
     click_model.response_fn(config.simulator),
-    c.response_weight > 0,
     c.beams if _has_tokens(config) else 0,
     slate_size,
   )
@@ -350,7 +348,7 @@ def _init(own: Policy, config: Config):
         click_model.init(config.simulator, keys[1], features, observation),
         plain,
       ),
-      "response_weight": jnp.float32(config.next_item.response_weight),
+      "response_weight": jnp.float32(RESPONSE_WEIGHT),
     }
 
   return init

@@ -159,7 +159,7 @@ class Recommender:
         something else is in the folder.
     """
     group = settings_lib.EXPORT
-    known = {name for _, _, name, _ in settings_lib.fields((group,))}
+    known = settings_lib.names([group])
     values = {f"{group.name}_{name}": x for name, x in settings.items()}
     if unknown := sorted(values.keys() - known):
       raise InputError(

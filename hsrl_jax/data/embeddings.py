@@ -137,9 +137,6 @@ def read(path: pathlib.Path) -> Embeddings:
   it is read by rows. An .npz file has `embeddings` [N, D], a .parquet file the
   list column `embedding`; both may have `item_id` and `title`.
 
-  Args:
-    path: of the file; its suffix says what it is.
-
   Raises:
     InputError: the file is missing, damaged, empty, lacks a column, is not of
       floating point or has an id twice. Values are not looked at; see

@@ -149,14 +149,11 @@ def _repeats(rows: np.ndarray) -> np.ndarray:
 
 
 def log_q_offset(sampling: np.ndarray) -> np.ndarray:
-  """Offset of an item's logit that q causes, [N + 1]: -log(N q).
+  """Offset of an item's logit that q, [N + 1], causes, [N + 1]: -log(N q).
 
   Fit sigmoid(logit + offset[item]) to the slates and use the logit without:
   then popular items are not punished for having been drawn as negatives more
   often. Uniform q gives zeros.
-
-  Args:
-    sampling: q, [N + 1]; see `sampling_probabilities`.
   """
   num_items = len(sampling) - 1
   offset = np.zeros(num_items + 1)
@@ -167,15 +164,12 @@ def log_q_offset(sampling: np.ndarray) -> np.ndarray:
 def shift(per_positive: float, base_rate: float) -> float:
   """What turns a logit fitted on sampled negatives into one of a like.
 
-  log(n) + log(b / (1 - b)). It is exact where items are shown by q: then
+  log(n) + log(b / (1 - b)) of n negatives for each positive and the base rate
+  b, in (0, 1). It is exact where items are shown by q: then
   negatives are a sample of what is shown and not liked, and b is the share of
   likes among what is shown. With negatives by popularity, b is thus the like
   rate of a recommender that shows popular items; with uniform negatives, and
   nearly so after `log_q_offset`, that of items shown at random.
-
-  Args:
-    per_positive: n, negatives for each positive.
-    base_rate: b, in (0, 1).
 
   Raises:
     ValueError: n or b is out of range.

@@ -136,9 +136,6 @@ def positives(train: Sessions) -> tuple[np.ndarray, np.ndarray]:
 
   Items of its histories count too: they were liked before its slates.
 
-  Args:
-    train: S slates.
-
   Returns:
     int [M] each: users as in `train`, items from 1.
   """
@@ -196,11 +193,8 @@ def of_words(texts: Mapping[str, Sequence[str]], dimensions: int) -> np.ndarray:
   """Embeds items by the words of their texts.
 
   Each word, with the name of its column, and each whole text is hashed;
-  weighted by its inverse document frequency; then truncated SVD.
-
-  Args:
-    texts: column to N texts.
-    dimensions: at most that many are made.
+  weighted by its inverse document frequency; then truncated SVD of at most so
+  many dimensions. `texts` has N of each column.
 
   Returns:
     float32 [N, D], rows of length one, or zeros where there is no text.
@@ -278,11 +272,7 @@ def tamed(
   """Brings rows to length one where a few are much longer than most.
 
   A quantizer that minimises squared errors would spend its codes on the long
-  ones.
-
-  Args:
-    rows: [N, D].
-    normalise: None: where `tail` exceeds HEAVY_TAIL; or whether to.
+  ones. `normalise` says whether to; None: where `tail` exceeds HEAVY_TAIL.
 
   Returns:
     [N, D], and a note where something was done, or should be.

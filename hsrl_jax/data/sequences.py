@@ -56,10 +56,8 @@ def from_sessions(sessions: Sessions) -> Sequences:
   """What each user of logged slates liked, in order of time.
 
   A user's sequence begins with the history of the user's first row, and goes on
-  with the positive responses of all rows, in the order of rows and slates.
-
-  Args:
-    sessions: S rows, those of a user in order of time.
+  with the positive responses of all rows, in the order of rows and slates: that
+  of time.
   """
   history = np.asarray(sessions.history)
   ids, first, number = np.unique(

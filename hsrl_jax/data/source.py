@@ -179,12 +179,7 @@ def check_ids(item_id: np.ndarray, where) -> None:
 
 
 def check_items(item_id: np.ndarray, feature: np.ndarray, where) -> None:
-  """Checks the item table.
-
-  Args:
-    item_id: [N].
-    feature: [N, D].
-    where: names the source in errors.
+  """Checks the item table, `item_id` [N] and `feature` [N, D].
 
   Raises:
     InputError: ids other than 1..N in order, items without features, or a

@@ -30,6 +30,7 @@ ACTING, SIMULATOR, REPLAY, UPDATE = "acting", "simulator", "replay", "update"
 PHASES = (ACTING, SIMULATOR, REPLAY, UPDATE)
 
 
+_MAX_NORM = 1.0  # Global norm at which gradients are clipped.
 NO_MEASURE = -1.0  # Of what was never validated; measures are at least 0.
 
 
@@ -127,7 +128,7 @@ def optimizer_of(
 ) -> optax.GradientTransformation:
   """Adam whose rate falls to 0 in so many steps; gradients are clipped."""
   rate = optax.cosine_decay_schedule(config.learning_rate, steps)
-  clip = optax.clip_by_global_norm(config.max_grad_norm)
+  clip = optax.clip_by_global_norm(_MAX_NORM)
   # Flat: a step on one vector instead of a small kernel for each leaf.
   return optax.flatten(optax.chain(clip, optax.adam(rate)))
 

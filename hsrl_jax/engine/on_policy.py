@@ -21,6 +21,8 @@ from hsrl_jax.sim.user_simulator import EnvState
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 _EPSILON = 1e-6
+_CLIP = 0.2  # How far from 1 a choice's ratio of probabilities counts.
+_EPOCHS = 3  # Over a segment.
 _NO_USER = 2**32 - 1
 
 
@@ -43,7 +45,7 @@ class Judged(NamedTuple):
 def steps(config: TrainConfig) -> int:
   """Gradient steps of a whole training."""
   segments = config.iterations // config.segment
-  return segments * config.epochs * config.minibatches
+  return segments * _EPOCHS * config.minibatches
 
 
 def iterate(
@@ -185,7 +187,7 @@ def objective(
   settings = learning.settings
   choices = learning.choices(params, catalogue, one.transitions, key)
   ratio = jnp.exp(choices.log_probs - one.log_probs)
-  clipped = jnp.clip(ratio, 1 - settings.ratio_clip, 1 + settings.ratio_clip)
+  clipped = jnp.clip(ratio, 1 - _CLIP, 1 + _CLIP)
   actor = -jnp.minimum(ratio * one.advantages, clipped * one.advantages)
   actor = actor.mean()
   critic = ((choices.values - one.returns) ** 2).mean()
@@ -278,4 +280,4 @@ def _epochs(
 
     return jax.lax.scan(minibatch, learner, (parts, loss_keys))
 
-  return jax.lax.scan(epoch, learner, jnp.arange(config.epochs))
+  return jax.lax.scan(epoch, learner, jnp.arange(_EPOCHS))

@@ -92,12 +92,11 @@ def meet() -> None:
 
 def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
   """The state of all seeds, by an Engine's `init`."""
+  of_all = _of_all(engine_init, seeds)
   if layout.by_seed:
-    return _of_all(engine_init, seeds, inputs)
+    return of_all(inputs)
   parts = [
-    jax.device_put(
-      _of_all(engine_init, seeds, inputs, part, layout.devices), device
-    )
+    jax.device_put(of_all(inputs, part, layout.devices), device)
     for part, device in enumerate(_devices(layout))
     if device.process_index == jax.process_index()
   ]
@@ -113,8 +112,8 @@ def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs):
   )
 
 
-def _of_all(engine_init: Callable, seeds: tuple[int, ...], *rest):
-  """The states of all seeds, each by the program that it has alone.
+def _of_all(engine_init: Callable, seeds: tuple[int, ...]) -> Callable:
+  """Returns (*rest) -> the states of all seeds, each by a program of its own.
 
   Mapped over seeds it would round differently with another number of them.
   """
@@ -123,7 +122,7 @@ def _of_all(engine_init: Callable, seeds: tuple[int, ...], *rest):
     return jax.tree.map(lambda x: x[None], engine_init(seed, *rest))
 
   of_seed = compilation.once(of_seed, static_argnums=3)
-  return _join([of_seed(np.int32(seed), *rest) for seed in seeds])
+  return lambda *rest: _join([of_seed(np.int32(x), *rest) for x in seeds])
 
 
 def over_seeds(run: Callable, platform: str | None = None) -> Callable:

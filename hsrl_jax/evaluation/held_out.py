@@ -352,8 +352,7 @@ def sentences(results: Mapping) -> list[str]:
   """What held-out logs say of the trained policy, for people.
 
   Args:
-    results: of a run, with the keys of `measure`, `agent`, and `ranks_next`:
-      whether the agent is a model of the next item.
+    results: of a run, with the keys of `measure`, `agent` and `recipe`.
   """
   differences = results.get("held_out_differences", {})
   if results["agent"] not in results.get("held_out", {}):
@@ -387,7 +386,7 @@ def sentences(results: Mapping) -> list[str]:
     if parts:
       said.append(f"{results['agent']}, {label}: {'; '.join(parts)}.")
   over_popularity = differences.get("popularity", {}).get("recall@10")
-  for_reward = not results["ranks_next"]
+  for_reward = not results["recipe"].startswith("next_item")
   if for_reward and over_popularity and over_popularity["ci95"][0] <= 0:
     said.append(
       f"{results['agent']} was trained for reward. To find what users like "

@@ -14,7 +14,7 @@ from hsrl_jax.evaluation import bounds, statistics
 from hsrl_jax.evaluation.simulate import Simulated
 from hsrl_jax.sid import SidIndex
 
-RESULTS_FORMAT = 2  # Of a run's results.json.
+RESULTS_FORMAT = 3  # Of a run's results.json.
 SESSIONS_FORMAT = 1  # Of sessions.npz.
 ABOVE_GREEDY = "above_greedy"
 

@@ -26,6 +26,7 @@ class Oracle(NamedTuple):
 # (params, observation, excluded ids [T], key) -> slate [K], of one user.
 Act = Callable[[Params, Observation, Array, PRNGKey], Array] | Oracle
 
+SEED = 0  # Of users' responses in evaluation; the same for all policies.
 CHUNK = 256  # Sessions, or users, computed at once.
 
 
@@ -47,7 +48,7 @@ class Simulated(NamedTuple):
   responses: Array
 
 
-def sample(user: np.ndarray, episodes: int, seed: int) -> np.ndarray:
+def sample(user: np.ndarray, episodes: int, seed: int = SEED) -> np.ndarray:
   """Rows of a pool for E sessions, int32 [E]: a random sample of its users.
 
   No user has a second row before all have one, and no row comes twice before

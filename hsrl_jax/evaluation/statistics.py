@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import scipy
 
+RESAMPLES = 2_000  # Of a paired bootstrap.
 MIN_USERS = 20  # An interval over fewer is not trusted: one of them decides.
 
 
@@ -180,8 +181,8 @@ def difference(
   b: np.ndarray,
   user: np.ndarray | None = None,
   *,
-  resamples: int,
-  seed: int,
+  resamples: int = RESAMPLES,
+  seed: int = 0,
 ) -> dict:
   """How much more `a` has than `b`, with a 95 % confidence interval.
 

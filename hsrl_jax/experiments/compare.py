@@ -43,7 +43,7 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
     reference = runs[f"{protocol}/{REFERENCE}"]
     first = reference.results()
     compared[protocol] = {
-      "bounds": bound_rows(experiment, reference),
+      "bounds": bound_rows(reference),
       "entrants": {
         name: entrant_row(
           experiment,
@@ -63,7 +63,7 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
     "episodes": first["episodes"],
     "iterations": experiment.base.train.iterations,
     "users": experiment.base.train.users,
-    "resamples": experiment.config.resamples,
+    "resamples": statistics.RESAMPLES,
     "reference": REFERENCE,
     "simulator": first["simulator"],
     "protocols": compared,
@@ -92,15 +92,12 @@ def held_out_of(
   return found
 
 
-def bound_rows(
-  experiment: jobs.Experiment, reference: Run
-) -> dict[str, dict[str, Any]]:
+def bound_rows(reference: Run) -> dict[str, dict[str, Any]]:
   """The rows of the policies that were evaluated beside the reference's."""
   agent = reference.config.agent
   mine = (reference, agent)
   return {
-    name: measured
-    | {"difference": difference(experiment, mine, (reference, name))}
+    name: measured | {"difference": difference(mine, (reference, name))}
     for name, measured in reference.results()["policies"].items()
     if name != agent
   }
@@ -115,7 +112,7 @@ def entrant_row(
   row["difference"] = None
   if run is not reference:
     own = (reference, reference.config.agent)
-    row["difference"] = difference(experiment, own, (run, agent))
+    row["difference"] = difference(own, (run, agent))
   # Of all seeds together, with compilation and the learning curve.
   trained = (run.workdir / "policy" / "metrics.jsonl").exists()
   iterations = train.iterations * len(train.seeds)
@@ -127,16 +124,12 @@ def entrant_row(
   return row
 
 
-def difference(
-  experiment: jobs.Experiment, a: tuple[Run, str], b: tuple[Run, str]
-) -> dict[str, Any]:
+def difference(a: tuple[Run, str], b: tuple[Run, str]) -> dict[str, Any]:
   """Reward of a policy of a run less that of another, or of another run."""
   return statistics.difference(
     rewards(*a),
     rewards(*b),
     measures.read(a[0].workdir / SESSIONS)["user"],
-    resamples=experiment.config.resamples,
-    seed=experiment.config.seed,
   )
 
 

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from hsrl_jax import settings
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import statistics
 from hsrl_jax.experiments import compare, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
@@ -109,7 +110,6 @@ def go(
     }
     rows |= {
       name: _row(
-        experiment,
         (first, measured[prefix + START]),
         (run, measured[name]),
         runs.get(prefix + RL_ALONE, first),
@@ -123,7 +123,7 @@ def go(
     "split": base.evaluate.split,
     "episodes": base.evaluate.episodes,
     "iterations": base.train.iterations,
-    "resamples": experiment.config.resamples,
+    "resamples": statistics.RESAMPLES,
     "simulator": first["simulator"],
     "goes_on": goes_on,
     "note": note,
@@ -171,9 +171,7 @@ def _supervised(
   return run
 
 
-def _row(
-  experiment: jobs.Experiment, start, own, rewarded: Run
-) -> dict[str, Any]:
+def _row(start, own, rewarded: Run) -> dict[str, Any]:
   """Of one policy, and what it has more than the supervised one."""
   (run, rows), (first, before) = own, start
   agent = run.config.agent
@@ -183,7 +181,7 @@ def _row(
   if run is not first:
     row["difference"] = held_out_rows.more(rows, before)
     row["difference"]["total_reward"] = compare.difference(
-      experiment, (run, agent), (rewarded, rewarded.config.agent)
+      (run, agent), (rewarded, rewarded.config.agent)
     )
   return row
 

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import NamedTuple
 
 from hsrl_jax.agents import AGENTS
-from hsrl_jax.checked import Checked, seed_setting, setting
+from hsrl_jax.checked import Checked, setting
 from hsrl_jax.session_config import PROTOCOLS
 from hsrl_jax.settings import Group
 
@@ -88,28 +88,6 @@ class Front(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn(Checked):
-  """Settings of what draws something itself.
-
-  Attributes:
-    seed: of these draws, such as those of a bootstrap.
-  """
-
-  seed: int = seed_setting(0)
-
-
-@dataclasses.dataclass(frozen=True)
-class Paired(Drawn):
-  """Settings of what compares policies pair by pair.
-
-  Attributes:
-    resamples: of the paired bootstrap.
-  """
-
-  resamples: int = setting(2_000, least=100)
-
-
-@dataclasses.dataclass(frozen=True)
 class _Agents(Checked):
   """Settings of what compares agents.
 
@@ -148,7 +126,7 @@ class _Protocols(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Tuned(Paired):
+class _Tuned(Checked):
   """Settings of what takes what was found by tuning.
 
   Attributes:
@@ -170,7 +148,7 @@ class World(_Tuned, _Agents, _Variants):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnePolicy(Paired):
+class OnePolicy(Checked):
   """Settings of `one_policy`.
 
   Attributes:

@@ -15,7 +15,7 @@ from typing import Any
 
 from hsrl_jax.agents import RULES
 from hsrl_jax.config import Config
-from hsrl_jax.evaluation import bounds
+from hsrl_jax.evaluation import bounds, statistics
 from hsrl_jax.experiments import compare, entrants, jobs
 from hsrl_jax.experiments.entrants import FORESIGHT, REFERENCE, TWINS
 from hsrl_jax.experiments.registry import World
@@ -41,15 +41,13 @@ def run(experiment: jobs.Experiment) -> None:
   spent, reference = jobs.seconds(experiment), runs[first]
   rows = {
     name: row | {"kind": "bound"}
-    for name, row in compare.bound_rows(experiment, reference).items()
+    for name, row in compare.bound_rows(reference).items()
   }
   greedy = (reference, GREEDY)
   for name, row in rows.items():
     row["above_greedy"] = None
     if name != GREEDY:
-      row["above_greedy"] = compare.difference(
-        experiment, (reference, name), greedy
-      )
+      row["above_greedy"] = compare.difference((reference, name), greedy)
   for name, (kind, config) in configs.items():
     rows[name] = compare.entrant_row(
       experiment, reference, runs[name], spent.get(name, {})
@@ -57,7 +55,7 @@ def run(experiment: jobs.Experiment) -> None:
     rows[name]["kind"] = kind
     rows[name]["agent"] = config.agent
     rows[name]["above_greedy"] = compare.difference(
-      experiment, (runs[name], config.agent), greedy
+      (runs[name], config.agent), greedy
     )
   measured, base = reference.results(), experiment.base
   results = {
@@ -68,7 +66,7 @@ def run(experiment: jobs.Experiment) -> None:
     "episodes": measured["episodes"],
     "iterations": base.train.iterations,
     "users": base.train.users,
-    "resamples": experiment.config.resamples,
+    "resamples": statistics.RESAMPLES,
     "reference": first,
     "simulator": measured["simulator"],
     "rows": rows,

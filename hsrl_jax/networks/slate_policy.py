@@ -267,26 +267,25 @@ class SlatePolicy(StatePolicy, kw_only=True):
     logits = vectors @ start.estimate.user[:-1] / self.prior_temperature
     return jax.lax.stop_gradient(logits)
 
-  def first_logits(self, start: Start, chosen: Chosen, slot: Array) -> Array:
-    """Logits of the first level, float32 [V]."""
-    smooth = chosen.counts @ start.kernel
-    seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
-    own = masking.pick(self.first_slot.T, slot_of(slot))
-    x = nn.relu(start.first + seen + own[None])
-    return start.prior[0] + 3.0 * x @ self.first_out - self.repeat[:2] @ smooth
-
-  def lower_logits(
+  def logits(
     self, start: Start, chosen: Chosen, partial: Array, slot: Array, level: int
   ) -> Array:
-    """Logits of level `level` + 1, at least 2; [V].
+    """Logits of level `level` + 1, [V].
 
     Args:
       start: of the state.
       chosen: in the slots before.
       partial: float32 [W], the sum of the vectors of the tokens above.
       slot: int32 [].
-      level: 1..L-1.
+      level: 0..L-1.
     """
+    if not level:
+      smooth = chosen.counts @ start.kernel
+      seen = self.slate_map(jnp.concatenate([chosen.counts, smooth]).T)
+      own = masking.pick(self.first_slot.T, slot_of(slot))
+      x = nn.relu(start.first + seen + own[None])
+      logits = start.prior[0] + 3.0 * x @ self.first_out
+      return logits - self.repeat[:2] @ smooth
     x = start.lower + self.chosen_map(chosen.vectors.reshape(-1))
     if self.residual:
       x = x + self.partial_map(partial)
@@ -326,9 +325,10 @@ class SlatePolicy(StatePolicy, kw_only=True):
     vector = self.item_vectors(
       tokens, jnp.int32(0), jnp.zeros(self.levels, int)
     )
-    logits = self.first_logits(start, chosen, 0).sum()
-    for level in range(1, self.levels):
-      logits += self.lower_logits(start, chosen, vector, 0, level).sum()
+    logits = sum(
+      self.logits(start, chosen, vector, 0, level).sum()
+      for level in range(self.levels)
+    )
     return logits + self.likes(start, vector, 0)
 
 

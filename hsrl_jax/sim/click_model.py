@@ -226,7 +226,7 @@ def make_fit(
     make_network(config),
     optax.adamw(schedule, weight_decay=config.weight_decay),
     batch_size,
-    jax.random.key(config.seed),
+    jax.random.key(0),
     jnp.asarray(item_features),
     jax.tree.map(jnp.asarray, train),
     None if offset is None else jnp.asarray(offset, jnp.float32),

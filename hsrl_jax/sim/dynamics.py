@@ -10,11 +10,13 @@ from typing import Any, NamedTuple, Protocol
 import jax.numpy as jnp
 
 from hsrl_jax.config import SimulatorConfig
-from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.session_config import BOREDOM_MEMORY, FITTED_TO_LOGS
 from hsrl_jax.sim.fatigue import Fatigue
 from hsrl_jax.sim.fitted_boredom import FittedBoredom
 from hsrl_jax.types import Array
 
+# Likes of so many last steps count; a boring topic stays so as many steps.
+_WINDOW = 5
 _NEVER = -1  # A step before the session.
 
 
@@ -202,7 +204,7 @@ def of_config(config: SimulatorConfig, topics: int) -> Dynamics | None:
   return TopicBoredom(
     topics,
     config.boredom == "all",
-    config.boredom_memory,
-    config.boredom_window,
+    BOREDOM_MEMORY,
+    _WINDOW,
     config.boredom_threshold,
   )

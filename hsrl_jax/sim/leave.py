@@ -18,6 +18,7 @@ from hsrl_jax.types import Array
 
 # Patience is often 1 up to the rounding of float32, which must not decide.
 _ROUNDING = 1e-3
+_PATIENCE = 20.0  # What a user starts with.
 _MOST_ITEMS = 5_000  # Whose distances are computed once and for all.
 _SAMPLED_PAIRS = 200_000
 
@@ -226,7 +227,7 @@ class NearVectors(NamedTuple):
 
 def nearness(
   vectors: np.ndarray,
-  percentile: float,
+  percentile: float = 30.0,
   most_items: int = _MOST_ITEMS,
   pairs: int = _SAMPLED_PAIRS,
 ) -> NearPairs | NearVectors:
@@ -284,7 +285,7 @@ class DistanceRule(ItemRule):
 def of_config(config: SimulatorConfig) -> LeaveRule:
   """The rule that the flags of the simulator ask for."""
   return {
-    "patience": Patience(config.patience),
+    "patience": Patience(_PATIENCE),
     "length": Length(),
     "disappointment": Disappointment(),
     "boredom": BoredomRule(config.leave_window, config.leave_threshold),

@@ -321,9 +321,12 @@ def make(
   )
 
 
+OBSERVED = 50  # Last shown items that agents see, where they see any.
+
+
 def observed_items(config: SimulatorConfig) -> int:
   """R of Observation.shown; 0: what was shown is not seen."""
-  return config.observed_items if config.observed == "interactions" else 0
+  return OBSERVED if config.observed == "interactions" else 0
 
 
 def pool(

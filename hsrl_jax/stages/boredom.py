@@ -8,7 +8,6 @@ import numpy as np
 import scipy
 
 from hsrl_jax import files
-from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.data import transitions
 from hsrl_jax.data.source import Dataset
 from hsrl_jax.errors import InputError, reading
@@ -48,24 +47,17 @@ def check(dataset: Dataset) -> None:
 
 
 def fit(
-  config: SimulatorConfig,
   workdir: pathlib.Path,
   dataset: Dataset,
   probability: dict[str, np.ndarray],
 ) -> Params:
   """Fits to the training split, chooses the epoch by the validation split.
 
-  Writes simulator/boredom.npz.
-
-  Args:
-    config: for the seed.
-    workdir: of the run.
-    dataset: with its logs.
-    probability: float [S, K] of `train` and `val`, by the click model.
+  Writes simulator/boredom.npz. The probabilities of `train` and `val`, float
+  [S, K], are those of the click model.
   """
-  topics = topics_lib.of_categories(dataset.items.genres)
   slates = {
-    name: _slates(topics, dataset.splits[name], p)[0]
+    name: _slates(dataset, dataset.splits[name], p)[0]
     for name, p in probability.items()
   }
   updates = fitting.updates(slates["train"])
@@ -78,11 +70,10 @@ def fit(
       bar.set_postfix(val_log_loss=f"{loss:.4f}")
 
     fitted = fitting.fit(
-      FittedBoredom(len(topics.names)),
+      _dynamics(dataset),
       slates["train"],
       slates["val"],
       epochs=epochs,
-      seed=config.seed,
       tell=tell,
     )
   files.write_npz(workdir / FILE, _FORMAT, **tree.by_name(fitted))
@@ -90,20 +81,12 @@ def fit(
 
 
 def load(workdir: pathlib.Path, dataset: Dataset, again: str) -> Params:
-  """What `fit` wrote.
-
-  Args:
-    workdir: of the run.
-    dataset: with its items.
-    again: what to do where it cannot be read.
+  """What `fit` wrote; `again` is what to do where it cannot be read.
 
   Raises:
     InputError: it cannot be read.
   """
-  topics = topics_lib.of_categories(dataset.items.genres)
-  like = jax.eval_shape(
-    FittedBoredom(len(topics.names)).init, jax.random.key(0)
-  )
+  like = jax.eval_shape(_dynamics(dataset).init, jax.random.key(0))
   with reading(workdir / FILE, f"the fitted boredom: {again}"):
     arrays = files.read_npz(workdir / FILE, _FORMAT)
     return jax.tree_util.tree_map_with_path(
@@ -119,24 +102,25 @@ def predicted(
 ) -> np.ndarray:
   """Probabilities of likes after what the sessions had shown, [S, K] -> [S, K].
 
-  Args:
-    fitted: see `fit`.
-    dataset: with its items.
-    logs: S slates.
-    probability: of their items, by the click model.
+  Those that are given are the click model's.
   """
-  topics = topics_lib.of_categories(dataset.items.genres)
-  slates, rows = _slates(topics, logs, probability)
-  logits = fitting.predicted(FittedBoredom(len(topics.names)), fitted, slates)
+  slates, rows = _slates(dataset, logs, probability)
+  logits = fitting.predicted(_dynamics(dataset), fitted, slates)
   changed = np.empty(probability.shape)
   changed[rows] = scipy.special.expit(np.asarray(logits, np.float64))
   return changed
 
 
+def _dynamics(dataset: Dataset) -> FittedBoredom:
+  topics = topics_lib.of_categories(dataset.items.genres)
+  return FittedBoredom(len(topics.names))
+
+
 def _slates(
-  topics: topics_lib.Topics, logs: Sessions, probability: np.ndarray
+  dataset: Dataset, logs: Sessions, probability: np.ndarray
 ) -> tuple[fitting.Slates, np.ndarray]:
   """Slates in the order of sessions and steps, and their rows in the logs."""
+  topics = topics_lib.of_categories(dataset.items.genres)
   rows, _, place = transitions.order(logs)
   p = np.clip(probability.astype(np.float64), _LEAST, 1 - _LEAST)
   slates = fitting.Slates(

@@ -16,7 +16,7 @@ import os
 import pathlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +27,7 @@ from hsrl_jax import files
 from hsrl_jax.data import transitions
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.server import store as store_lib
-from hsrl_jax.server.store.database import Store
+from hsrl_jax.server.store.database import COLLECTED, Store
 from hsrl_jax.serving import folder as folder_lib
 from hsrl_jax.serving import versions
 from hsrl_jax.serving.catalogue import ServedCatalogue
@@ -195,28 +195,16 @@ def _write(
   check: _Check,
 ) -> int:
   """Writes one file of closed slates; returns how many it holds."""
-  folder.mkdir(parents=True, exist_ok=True)
   path = folder / f"part-{store.id[:8]}-{first:012d}-{last:012d}.parquet"
-  unfinished = folder / f".{path.name}"
   count = 0
-  try:
-    with (
-      unfinished.open("wb") as file,
-      pyarrow.parquet.ParquetWriter(file, _SCHEMA) as writer,
-    ):
-      for rows in _read(store, width, first, last):
-        rows = [row for row in rows if check.keeps(row)]
-        writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
-        count += len(rows)
-      writer.close()
-      file.flush()
-      os.fsync(file.fileno())
-    unfinished.rename(path)
-  except BaseException as error:
-    unfinished.unlink(missing_ok=True)
-    if isinstance(error, OSError):
-      error.filename = str(path)
-    raise
+  with (
+    files.writing(path) as file,
+    pyarrow.parquet.ParquetWriter(file, _SCHEMA) as writer,
+  ):
+    for rows in _read(store, width, first, last):
+      rows = [row for row in rows if check.keeps(row)]
+      writer.write_table(pa.Table.from_pylist(rows, _SCHEMA))
+      count += len(rows)
   handle = os.open(folder, os.O_RDONLY)
   try:
     os.fsync(handle)  # The name, too.
@@ -230,40 +218,27 @@ def _read(store: Store, width: int, first: int, last: int) -> Iterator[list]:
   after = first - 1
   while rows := store.closed(width, after, last, _ROWS):
     after = rows[-1][0]
-    yield [_row(width, *row[1:]) for row in rows]
+    yield [_row(dict(zip(COLLECTED, row, strict=True))) for row in rows]
 
 
-def _row(
-  width: int,
-  request_id: str,
-  user_id: str,
-  session_id: str | None,
-  part: int,
-  step: int,
-  shown: float,
-  items: str,
-  propensities: str,
-  history: str,
-  profile: str,
-  responses: str,
-  reward: float | None,
-  terminated: int | None,
-) -> dict:
+def _row(slate: Mapping[str, Any]) -> dict[str, Any]:
   """A row of the table, of the columns that the store has."""
+  items = json.loads(slate["items"])
+  session = slate["session_id"], slate["part"], slate["request_id"]
   return {
-    "user_id": user_id,
-    "session_id": _session_name(session_id, part, request_id),
-    "step": step,
-    "timestamp": shown,
-    "exposed": json.loads(items),
-    "position": list(range(width)),
-    "response": [x or 0 for x in json.loads(responses)],
-    "propensity": json.loads(propensities),
-    "history": json.loads(history),
-    "profile": json.loads(profile),
-    "reward": reward,
-    "terminated": terminated or 0,
-    "request_id": request_id,
+    "user_id": slate["user_id"],
+    "session_id": _session_name(*session),
+    "step": slate["step"],
+    "timestamp": slate["time"],
+    "exposed": items,
+    "position": list(range(len(items))),
+    "response": [x or 0 for x in json.loads(slate["responses"])],
+    "propensity": json.loads(slate["propensities"]),
+    "history": json.loads(slate["history"]),
+    "profile": json.loads(slate["profile"]),
+    "reward": slate["reward"],
+    "terminated": slate["terminated"] or 0,
+    "request_id": slate["request_id"],
   }
 
 

@@ -30,10 +30,7 @@ def decoder(
 ) -> Callable:
   """The function that is exported.
 
-  Args:
-    agent: acts.
-    params: of the agent, for their structure.
-    catalogue: for the structure of its index.
+  Of parameters and catalogue their structure alone counts.
 
   Returns:
     ({name: parameter}, {name: array of the catalogue}, the fields of

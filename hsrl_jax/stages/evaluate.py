@@ -29,19 +29,14 @@ _EXAMPLES = 4
 
 
 def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
-  """Writes results.json, sessions.npz and examples for the report.
-
-  Args:
-    parts: of the run.
-    trained: the policy of each seed, with its parameters.
-  """
+  """Writes results.json, sessions.npz and examples for the report."""
   c, agent = parts.config.evaluate, parts.config.agent
   params = [own for _, own in trained]
   held_out, lists = on_logs.measure(parts, params)
   active = parts.catalogue.index.active
   logged = parts.dataset.splits[c.split]
   # Session e is of row rows[e] of the split, whatever the policy.
-  rows = simulate.sample(logged.user_id, c.episodes, c.seed)
+  rows = simulate.sample(logged.user_id, c.episodes)
   sessions = sessions_lib.with_bounds(parts, {agent: trained}, rows)
   quality = _json(parts.folder("simulator") / "simulator" / "quality.json")
   measures.save(parts.workdir / SESSIONS, sessions, logged.user_id[rows])
@@ -56,6 +51,7 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
       "episodes": c.episodes,
       "seeds": list(parts.config.train.seeds),
       "agent": agent,
+      "recipe": parts.config.train.recipe,
       "ranks_next": on_logs.ranks_next_item(parts),
       **_learned(parts),
       **held_out,

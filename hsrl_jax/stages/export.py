@@ -61,10 +61,6 @@ KIND = workdir_lib.Kind(
 def run(parts: Parts, export: ExportConfig) -> None:
   """Exports the trained policy of a seed, for serving.
 
-  Args:
-    parts: of a run whose stage `policy` is done.
-    export: what is written, and where.
-
   Raises:
     InputError: the policy is missing, the settings do not go with it,
       something else is where it would be written, or another export writes

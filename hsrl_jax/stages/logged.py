@@ -36,8 +36,8 @@ def learned(
       f"learning from logs: {len(logs.user_id):,} slates are "
       f"{size / 2**30:.1f} GiB as transitions; expected at most "
       f"{MEMORY_BYTES / 2**30:g}, since all are held in memory: a folder "
-      "`sessions` of .parquet files (docs/logs.md), fewer slates, or a smaller "
-      "--simulator_observed_items"
+      "`sessions` of .parquet files (docs/logs.md), fewer slates, or "
+      "--simulator_observed=likes"
     )
   earned = np.asarray(reward.slate(reward.items(np.asarray(logs.response))))
   log_prob = transitions.logging_policy(logs, items)

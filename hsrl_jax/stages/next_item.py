@@ -61,10 +61,8 @@ def run(parts: Parts, watch: watch_lib.Watch) -> None:
 def about(config: Config, interactions: int) -> dict:
   """What decides the shapes and the meaning of a policy's parameters.
 
-  Args:
-    config: of the run.
-    interactions: numbers of a vector by who liked an item, which may be fewer
-      than the configuration asks for.
+  `interactions`, the numbers of a vector by who liked an item, may be fewer
+  than the configuration asks for.
   """
   model = next_item.model_config(config)
   weights = {
@@ -100,12 +98,7 @@ def _engine(
 
 
 def course(config: Config, rows: int) -> TrainConfig:
-  """How the engine trains on packed rows: a call is an epoch.
-
-  Args:
-    config: of the run.
-    rows: packed rows of the training logs.
-  """
+  """How the engine trains on so many packed rows: a call is an epoch."""
   c = config.next_item
   batch = min(c.batch_rows, rows)
   steps = rows // batch
@@ -161,12 +154,7 @@ def _some(sessions: Sessions, count: int) -> Sessions:
 
 
 def ranker(config: Config, items: int) -> ranking.Ranker:
-  """How the policy ranks items; its parameters come with their Catalogue.
-
-  Args:
-    config: of the run.
-    items: N.
-  """
+  """How the policy ranks N items; its parameters come with their Catalogue."""
   policy = next_item.policy(config, min(ranking.LISTED, items), items)
 
   def shown(params, observation, items):
@@ -199,9 +187,8 @@ def clicks(parts: Parts) -> Params:
 
   Its weight is 0 where the logs do not say what was shown.
   """
-  weight = parts.config.next_item.response_weight
-  if parts.dataset.items.sampling is not None:
-    weight = 0.0
+  drawn = parts.dataset.items.sampling is not None
+  weight = 0.0 if drawn else next_item.RESPONSE_WEIGHT
   return {
     "response": next_item.of_policy(parts.response, parts.catalogue.plain),
     "response_weight": jnp.float32(weight),

@@ -187,13 +187,10 @@ class Parts:
 
   def _one_hot_topics(self) -> np.ndarray:
     """Topics of the items, float32 [N + 1, T]."""
-    topics = topics_lib.of_categories(self.dataset.items.genres)
-    if not topics.names:
-      raise InputError(
-        f"--sid_topic_weight={self.config.quantizer.topic_weight}, but no item "
-        f"of {self.name} has a category; expected items with `genres`, or "
-        "--sid_topic_weight=0"
-      )
+    weight = self.config.quantizer.topic_weight
+    topics = self._topics_for(
+      f"--sid_topic_weight={weight}", "--sid_topic_weight=0"
+    )
     one_hot = np.eye(len(topics.names) + 1, dtype=np.float32)[topics.of_items]
     return one_hot[:, 1:]
 
@@ -237,12 +234,18 @@ class Parts:
     c = self.config.simulator
     if not c.uses_topics:
       return None
+    return self._topics_for(
+      f"--simulator_boredom={c.boredom} and --simulator_leave={c.leave}",
+      "--simulator_boredom=none and another --simulator_leave",
+    )
+
+  def _topics_for(self, asked: str, other: str) -> topics_lib.Topics:
+    """The topics of the items; InputError where there are none."""
     topics = topics_lib.of_categories(self.dataset.items.genres)
     if not topics.names:
       raise InputError(
-        f"--simulator_boredom={c.boredom} and --simulator_leave={c.leave}, but "
-        f"no item of {self.name} has a category; expected items with `genres`, "
-        "or --simulator_boredom=none and another --simulator_leave"
+        f"{asked}, but no item of {self.name} has a category; expected items "
+        f"with `genres`, or {other}"
       )
     return topics
 
@@ -259,7 +262,7 @@ class Parts:
       )
     if self.ratings is not None:
       features = self.ratings.T
-    return leave.nearness(features, c.leave_percentile)
+    return leave.nearness(features)
 
   @functools.cached_property
   def kernel(self) -> np.ndarray | None:

@@ -33,6 +33,7 @@ from hsrl_jax.stages.parts import Parts
 from hsrl_jax.types import Array, Observation, Params, Sessions
 
 FOLDER = training.FOLDER
+CURVE_EPISODES = 256  # Validation sessions of a point of the learning curve.
 
 
 def acting(agent: Agent, index: SidIndex) -> str:
@@ -233,7 +234,7 @@ def _curve(
   It comes with how often each token was shown, by level. A first call compiles
   it beside training.
   """
-  act, key = greedy(agent), jax.random.key(config.evaluate.seed)
+  act, key = greedy(agent), jax.random.key(simulate.SEED)
 
   def simulated(params: Params) -> simulate.Simulated:
     given = (act, env, (params, catalogue), users, key, rows)

@@ -101,7 +101,7 @@ def run(
     else Encoded(brought.given, brought.tokens, {"plain": 0.0, "unique": 0.0})
   )
   if config.assignment == "shuffled":
-    order = np.random.default_rng(config.seed).permutation(count)
+    order = np.random.default_rng(0).permutation(count)
     encoded = encoded._replace(unique=encoded.unique[order])
   with bar_after(count, "measure", "item") as bar:
     error = sid_quality.errors(
@@ -121,9 +121,7 @@ def run(
       error["unique"], error["variance"]
     ),
     "collided_items": sid_quality.collided(encoded.plain, vocab_size),
-    "recall_at_10": sid_quality.recall(
-      codebooks, rows, encoded.unique, config.seed
-    ),
+    "recall_at_10": sid_quality.recall(codebooks, rows, encoded.unique),
     "seconds": {"fit": fitted - start, **encoded.seconds},
     "drift": None,
     **({} if brought is None else {"brought": brought.origin}),

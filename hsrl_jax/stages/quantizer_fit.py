@@ -16,6 +16,8 @@ from hsrl_jax.engine import checkpoint
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import watch
 
+_ITERATIONS = 30  # Of Lloyd's algorithm, per level.
+_RESTARTS = 4  # Seedings per level; the best is kept.
 FITS = ".fit"  # Checkpoints of fits that are not finished.
 _WORTH_SAVING = 2.0  # Seconds of work that a checkpoint must save.
 _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
@@ -85,12 +87,12 @@ def fit(
 
     return np.asarray(
       sid.fit(
-        jax.random.key(config.seed),
+        jax.random.key(0),
         rows,
         levels=config.levels,
         vocab_size=config.vocab_size,
-        iterations=config.iterations,
-        restarts=config.restarts,
+        iterations=_ITERATIONS,
+        restarts=_RESTARTS,
         batch_size=config.batch_size,
         initial=initial,
         on_level=done,

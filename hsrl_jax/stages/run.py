@@ -138,8 +138,7 @@ class Run(Parts):
       self.users("val"),
       simulate.sample(
         self.dataset.splits["val"].user_id,
-        self.config.train.curve_episodes,
-        self.config.evaluate.seed,
+        policy.CURVE_EPISODES,
       ),
       logs,
       self._phases,
@@ -207,7 +206,8 @@ class Run(Parts):
     # Of many processes the first decides, and runs all but the training alone.
     if not processes.on_first(lambda: self._is_due(name)):
       return False
-    print(f"{name} ...", flush=True)
+    said = name if self.of is None else f"{name}, first part"
+    print(f"{said} ...", flush=True)
     with self._stages.phase(name):
       if name == "policy":
         self.policy()
@@ -216,7 +216,7 @@ class Run(Parts):
     if processes.is_first():
       workdir_lib.mark_done(self.folder(name), name, self.fingerprints[name])
     spent = self._stages.seconds()[name]
-    print(f"{name} done in {spent:.1f} s", flush=True)
+    print(f"{said} done in {spent:.1f} s", flush=True)
     return True
 
   def _is_due(self, name: str) -> bool:
@@ -261,28 +261,14 @@ def with_sizes(
   given: Collection[str],
   config: config_lib.QuantizerConfig,
 ) -> dict[str, str]:
-  """Settings with the sizes of SIDs, which may be those of a file.
-
-  Args:
-    texts: of the settings.
-    given: names of those that the user gave.
-    config: with the sizes that count.
-
-  Raises:
-    InputError: a size that is given is not that of the file.
-  """
-  kept = dict(texts)
-  for name, value in (
-    ("sid_levels", config.levels),
-    ("sid_vocab_size", config.vocab_size),
-  ):
-    if name in given and kept[name] != str(value):
-      raise InputError(
-        f"--{name} is {kept[name]}, but the SIDs of --sids={kept['sids']} have "
-        f"{value}; expected the same, or no --{name}"
-      )
-    kept[name] = str(value)
-  return kept
+  """Settings with the sizes of SIDs, see settings.with_brought."""
+  sizes = {"levels": config.levels, "vocab_size": config.vocab_size}
+  return settings_lib.with_brought(
+    texts,
+    given,
+    {f"sid_{name}": str(size) for name, size in sizes.items()},
+    f"the SIDs of --sids={texts.get('sids')} have",
+  )
 
 
 def quantize_catalogue(

@@ -22,17 +22,14 @@ def measure(parts: Parts, params: list[Params]) -> dict[str, Any]:
   reward of one beside it. Beside the trained policy there are the lists that
   know no user, and the policy that logged. Doubly robust estimates ask the
   click model, which has seen the training split alone.
-
-  Args:
-    parts: of the run.
-    params: of the agent, of each seed, with its Catalogue.
+  Parameters are those of each seed, with its Catalogue.
   """
   c, items = parts.config.evaluate, len(parts.dataset.items.features) - 1
   split = parts.dataset.splits[c.split]
   known = transitions.with_propensities(split)
   if not known.any():
     return {}
-  logs = on_logs.drawn(_of_rows(split, known), items, c.seed)
+  logs = on_logs.drawn(_of_rows(split, known), items)
   rows = {
     "rows": len(logs.user_id),
     "with_propensities": int(known.sum()),

@@ -32,10 +32,7 @@ def measure(
   Beside them the best items of the first seed's policy for each of the rows
   that are `judged`, int [S, M], without items of the row's history; None where
   it ranks nothing.
-
-  Args:
-    parts: of the run.
-    params: of the agent, of each seed, with its Catalogue.
+  Parameters are those of each seed, with its Catalogue.
   """
   if parts.shared is not None or not can_rank(parts):
     return {}, None
@@ -93,10 +90,10 @@ def can_rank(parts: Parts) -> bool:
 def judged(parts: Parts) -> Sessions:
   """The rows of the evaluation's split that are ranked; see `drawn`."""
   c, items = parts.config.evaluate, len(parts.dataset.items.features) - 1
-  return drawn(parts.dataset.splits[c.split], items, c.seed)
+  return drawn(parts.dataset.splits[c.split], items)
 
 
-def drawn(sessions: Sessions, items: int, seed: int) -> Sessions:
+def drawn(sessions: Sessions, items: int, seed: int = 0) -> Sessions:
   """All rows, or where these are too many those of users drawn at random.
 
   Where a single user has too many, some of that user's sessions are drawn, or

@@ -20,13 +20,10 @@ def of(
 ) -> dict[str, Any]:
   """What journeys.json holds: of the policy, and what it is measured by.
 
-  Args:
-    parts: of the run.
-    sessions: of each policy and seed.
-    rows: int32 [E], the row of the split that each session is of.
+  Sessions are of the `rows` of the split, int32 [E].
   """
   c, env = parts.config.evaluate, parts.judge
-  users, key = parts.judged_users(c.split), jax.random.key(c.seed)
+  users, key = parts.judged_users(c.split), jax.random.key(simulate.SEED)
   names = (parts.config.agent, "greedy_oracle", bounds.FARSIGHTED)
   return journeys.of_sessions(
     env,

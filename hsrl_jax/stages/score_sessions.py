@@ -65,7 +65,7 @@ def simulated(
 ) -> dict[str, list[simulate.Simulated]]:
   """Sessions of each policy and seed, of the same users with the same luck."""
   c = parts.config.evaluate
-  users, key = parts.judged_users(c.split), jax.random.key(c.seed)
+  users, key = parts.judged_users(c.split), jax.random.key(simulate.SEED)
   with watch.bar(sum(map(len, policies.values())), "evaluate", "policy") as bar:
 
     def of_seed(act, params):

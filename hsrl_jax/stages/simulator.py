@@ -109,7 +109,7 @@ def run(
     splits = {name: dataset.splits[name] for name in ("train", "val")}
     predict = _predictor(config, params._replace(shift=None), dataset)
     known = {name: predict(logs) for name, logs in splits.items()}
-    fitted = boredom.fit(config, workdir, dataset, known)
+    fitted = boredom.fit(workdir, dataset, known)
     params = params._replace(boredom=fitted)
   quality = _judged(config, params, dataset)
   if blend is not None:

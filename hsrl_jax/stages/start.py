@@ -152,27 +152,13 @@ def with_sizes(
   given: Collection[str],
   config: Config,
 ) -> dict[str, str]:
-  """Settings that count, with the sizes of networks that `source` brings.
-
-  Args:
-    source: that the run continues from; None: it starts afresh.
-    texts: of the settings.
-    given: names of those that the user gave.
-    config: with the sizes that count.
-
-  Raises:
-    InputError: a size that is given is not that of the source.
-  """
-  kept = dict(texts)
+  """Settings with the sizes of the networks of `source`, see with_brought."""
   if source is None or source.about is None or source.is_first_part:
-    return kept
-  sizes, prefix = settings.texts(config), settings.PREFIXES["next_item"]
-  for name in (x for x in sizes if x.startswith(prefix)):
-    if name in given and texts[name] != sizes[name]:
-      raise InputError(
-        f"--{name} is {texts[name]}, but the policy of "
-        f"--continue_from={source.workdir} has {sizes[name]}; expected the "
-        f"same, or no --{name}"
-      )
-    kept[name] = sizes[name]
-  return kept
+    return dict(texts)
+  prefix = settings.PREFIXES["next_item"]
+  return settings.with_brought(
+    texts,
+    given,
+    {k: x for k, x in settings.texts(config).items() if k.startswith(prefix)},
+    f"the policy of --continue_from={source.workdir} has",
+  )

@@ -58,15 +58,14 @@ class Synthetic(NamedTuple):
   stands_for: np.ndarray
 
 
-def synthetic(features: np.ndarray, size: int, seed: int) -> Synthetic:
+def synthetic(features: np.ndarray, size: int) -> Synthetic:
   """A catalogue of `size` items; see the module.
 
   Args:
     features: float32 [M + 1, D], of the dataset, row 0 for padding.
     size: N.
-    seed: of the draws.
   """
-  rng = np.random.default_rng([seed, size])
+  rng = np.random.default_rng([0, size])
   count = len(features) - 1
   same = np.arange(count + 1, dtype=np.int32)
   if size <= count:
@@ -118,7 +117,7 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
       "expected simulator_boredom none, and another simulator_leave"
     )
   run = jobs.prepare(experiment, jobs.Job("dataset", base))
-  items = synthetic(run.dataset.items.features, size, experiment.config.seed)
+  items = synthetic(run.dataset.items.features, size)
   path = _folder(experiment, size) / "sids.npz"
   if not path.exists():
     start = time.monotonic()
@@ -318,7 +317,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def _folder(experiment: jobs.Experiment, size: int) -> pathlib.Path:
-  return experiment.workdir / f"{size}_seed_{experiment.config.seed}"
+  return experiment.workdir / f"{size}"
 
 
 def _reward(experiment, w: SizedWorld, act, params, size: int) -> float:
@@ -328,7 +327,7 @@ def _reward(experiment, w: SizedWorld, act, params, size: int) -> float:
     w.env,
     params,
     w.held_out,
-    jax.random.key(c.seed),
+    jax.random.key(simulate.SEED),
     episodes=sessions(c, size),
   )
   return float(np.mean(simulated.total_reward))

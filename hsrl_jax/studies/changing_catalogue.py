@@ -63,9 +63,9 @@ class Split(NamedTuple):
     return self.start[:count], self.newcomers[:count]
 
 
-def split_items(num_items: int, shares: tuple[int, ...], seed: int) -> Split:
+def split_items(num_items: int, shares: tuple[int, ...]) -> Split:
   """Holds out as many of the ids 1..N as the largest share (percent) needs."""
-  order = np.random.default_rng(seed).permutation(num_items) + 1
+  order = np.random.default_rng(0).permutation(num_items) + 1
   count = int(num_items / (1 + max(shares) / 100))
   return Split(order[:count], order[count:])
 
@@ -121,7 +121,6 @@ class World:
     self,
     run: run_lib.Run,
     shares: tuple[int, ...],
-    seed: int,
     newcomers: str = "logged",
   ):
     """Splits the items and fits the codebooks.
@@ -129,12 +128,11 @@ class World:
     Args:
       run: with the stages data and simulator complete.
       shares: percent of the start catalogue that are replaced.
-      seed: of who leaves and who arrives.
       newcomers: what is known of those; see registry.ChangingCatalogue.
     """
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
-    self.split = split_items(len(features) - 1, shares, seed)
+    self.split = split_items(len(features) - 1, shares)
     items, size = run.dataset.items, run.config.data.item_vectors_dimensions
     if newcomers == "content":
       features = content.of_items(items, size)
@@ -145,9 +143,7 @@ class World:
       for name in ("train", run.config.evaluate.split)
     )
     c = run.config.evaluate
-    self.rows = simulate.sample(
-      run.dataset.splits[c.split].user_id, c.episodes, c.seed
-    )
+    self.rows = simulate.sample(run.dataset.splits[c.split].user_id, c.episodes)
     self.start = start_catalogue(run.config.quantizer, features, self.split)
 
   def changed(self, share: int) -> Catalogue:
@@ -156,14 +152,13 @@ class World:
 
   def sessions(self, act: simulate.Act, params) -> simulate.Simulated:
     """Sessions of the users of the evaluation, alike for all policies."""
-    c = self.config.evaluate
     return jax.device_get(
       simulate.simulate(
         act,
         self.env,
         params,
         self.held_out_users,
-        jax.random.key(c.seed),
+        jax.random.key(simulate.SEED),
         self.rows,
         episodes=len(self.rows),
       )
@@ -281,10 +276,10 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
   """Runs what is missing; leaves results.json, table.txt and plot.png."""
   base, c = experiment.base, experiment.config
   # What is shared among jobs is named after what it depends on.
-  name = f"held_out_{max(c.shares)}_seed_{c.seed}_{c.newcomers}"
+  name = f"held_out_{max(c.shares)}_{c.newcomers}"
   prepared = jobs.prepare(experiment, jobs.Job(name, base))
   with jobs.timed(experiment, name, "world"):
-    world = World(prepared, c.shares, c.seed, c.newcomers)
+    world = World(prepared, c.shares, c.newcomers)
   folder = experiment.workdir / name
   bounds, measured = {}, {}
   names = ["bounds", *POLICIES]

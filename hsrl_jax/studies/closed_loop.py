@@ -49,6 +49,7 @@ _FIT = {
   "dropout": 0.1,
   "weight_decay": 0.01,
 }
+_TEMPERATURE = 0.5  # That slates are drawn with.
 _AGAIN = 6  # A round that goes on learns so many times shorter.
 
 
@@ -86,7 +87,7 @@ def run(experiment: jobs.Experiment) -> None:
     "dataset": experiment.base.data.dataset,
     "rounds": rounds,
     "sessions": experiment.config.sessions,
-    "temperature": experiment.config.served_temperature,
+    "temperature": _TEMPERATURE,
     "iterations": experiment.base.train.iterations,
     "curves": {
       arm: [
@@ -191,7 +192,7 @@ def _loop(
         where,
         shown,
         _users(experiment, world, seed, number)[0],
-        temperature=experiment.config.served_temperature,
+        temperature=_TEMPERATURE,
         seed=seed * experiment.config.rounds + number,
         label=f"round {number + 1}",
       )

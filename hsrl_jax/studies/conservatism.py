@@ -30,6 +30,7 @@ from hsrl_jax.experiments import entrants, jobs
 from hsrl_jax.host import watch
 from hsrl_jax.report import plots, tables
 from hsrl_jax.session_config import FITTED_TO_LOGS
+from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import topics as topics_lib
 from hsrl_jax.sim import user_simulator
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
@@ -48,6 +49,7 @@ IN_MODEL = {
   "trace": 0.5,
   "critic_sees_state": True,
 }
+_TEMPERATURE = 1.0  # Of the popularity policy that draws logs.
 _VALIDATION = 0.1  # Of the sessions, to choose the epochs of the model's fit.
 LOGGING = ("uniform", "popularity")
 _DRAWN = "logged"  # The folder of what is kept of rewards.
@@ -121,7 +123,7 @@ def run(experiment: jobs.Experiment) -> None:
     "split": experiment.base.evaluate.split,
     "episodes": len(world.rows),
     "iterations": experiment.base.train.iterations,
-    "logging_temperature": experiment.config.logging_temperature,
+    "logging_temperature": _TEMPERATURE,
     "bounds": {
       name: statistics.summarise(x, world.user) for name, x in earned.items()
     },
@@ -174,7 +176,7 @@ def _world(experiment: jobs.Experiment) -> _World:
   run = jobs.prepare(experiment, jobs.Job("world", experiment.base))
   c = experiment.base.evaluate
   user = run.dataset.splits[c.split].user_id
-  rows = simulate.sample(user, c.episodes, c.seed)
+  rows = simulate.sample(user, c.episodes)
   return _World(experiment, run, run.env, run.users(c.split), rows, user[rows])
 
 
@@ -185,21 +187,19 @@ def _drawn(world: _World, logging: str, slates: int) -> Sessions:
     run.env,
     run.users("train"),
     run.dataset.splits["train"].user_id,
-    _weights(world, logging),
+    _weights(run.catalogue, logging),
     run.catalogue.index.active,
     slates=slates,
-    seed=world.experiment.config.seed,
+    seed=0,
   )
 
 
-def _weights(world: _World, logging: str) -> jax.Array:
+def _weights(catalogue: Catalogue, logging: str) -> jax.Array:
   """See logs.log_weights."""
-  catalogue = world.run.catalogue
-  temperature = world.experiment.config.logging_temperature
   return logs.log_weights(
     catalogue.popularity,
     catalogue.index.active,
-    temperature if logging == "popularity" else None,
+    _TEMPERATURE if logging == "popularity" else None,
   )
 
 
@@ -300,7 +300,7 @@ def _bounds(world: _World) -> dict[str, list[np.ndarray]]:
   policies = bounds.bounds(world.env, world.users, active)
   act = logs.policy(world.env.slate_size)
   for logging in LOGGING:
-    weights = _weights(world, logging)
+    weights = _weights(catalogue, logging)
     policies[f"logging: {logging}"] = act, (weights, active)
   return {
     name: _kept(
@@ -320,7 +320,7 @@ def _earned(world: _World, act: simulate.Act, params: Any) -> np.ndarray:
     world.env,
     params,
     world.users,
-    jax.random.key(world.experiment.base.evaluate.seed),
+    jax.random.key(simulate.SEED),
     world.rows,
     episodes=len(world.rows),
   )
@@ -349,13 +349,7 @@ def _row(
   """An entry of `rows` of results.json."""
 
   def above(name: str) -> dict[str, Any]:
-    return statistics.difference(
-      rewards,
-      known[name],
-      world.user,
-      resamples=world.experiment.config.resamples,
-      seed=world.experiment.config.seed,
-    )
+    return statistics.difference(rewards, known[name], world.user)
 
   return row._asdict() | {
     "total_reward": statistics.summarise(rewards, world.user),

@@ -65,7 +65,7 @@ def run(experiment: jobs.Experiment) -> None:
     return
   logs = impressions.read_logs(folder)
   estimated = {
-    policy: estimate(logs, policy, logger, experiment.config.seed)
+    policy: estimate(logs, policy, logger)
     for policy, logger in zip(logs, reversed(logs), strict=True)
   }
   if not any(x["ips"]["ess"] for x in estimated.values()):
@@ -130,7 +130,7 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
 
 
 def estimate(
-  logs: dict[str, "Impressions"], policy: str, logger: str, seed: int
+  logs: dict[str, "Impressions"], policy: str, logger: str
 ) -> dict[str, Any]:
   """A policy's value from the logs of another, and its real one.
 
@@ -141,7 +141,7 @@ def estimate(
   items = 1 + max(int(x.item.max()) for x in logs.values())
   pi = probabilities(logs[policy], items)
   seen, own = (
-    seen_by(pi, logs[x], model(logs[x], items, seed)) for x in (logger, policy)
+    seen_by(pi, logs[x], model(logs[x], items)) for x in (logger, policy)
   )
   return off_policy.estimates(seen) | {
     "real": off_policy.shown(off_policy.ips(off_policy.on_policy(own))),
@@ -165,10 +165,10 @@ def probabilities(logs: "Impressions", items: int) -> np.ndarray:
   return pi
 
 
-def model(logs: "Impressions", items: int, seed: int) -> np.ndarray:
+def model(logs: "Impressions", items: int) -> np.ndarray:
   """Each item's smoothed click rate among the users of other folds, [R, N]."""
   users, user = np.unique(logs.user, return_inverse=True)
-  fold = np.random.default_rng(seed).permutation(len(users))[user] % _FOLDS
+  fold = np.random.default_rng(0).permutation(len(users))[user] % _FOLDS
   rates = np.zeros((_FOLDS, items))
   for k in range(_FOLDS):
     item, click = logs.item[fold != k], logs.click[fold != k]

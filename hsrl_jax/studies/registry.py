@@ -10,10 +10,8 @@ from hsrl_jax.agents import Algorithm
 from hsrl_jax.checked import Checked, setting
 from hsrl_jax.experiments.registry import (
   EXPERIMENTS,
-  Drawn,
   Entry,
   Front,
-  Paired,
 )
 from hsrl_jax.studies.published import agent as published
 
@@ -21,7 +19,7 @@ NEWCOMERS = ("content", "unrated", "logged")
 
 
 @dataclasses.dataclass(frozen=True)
-class ChangingCatalogue(Drawn):
+class ChangingCatalogue(Checked):
   """Settings of `changing_catalogue`.
 
   Attributes:
@@ -37,7 +35,7 @@ class ChangingCatalogue(Drawn):
 
 
 @dataclasses.dataclass(frozen=True)
-class CatalogueSize(Drawn):
+class CatalogueSize(Checked):
   """Settings of `catalogue_size`.
 
   Attributes:
@@ -55,19 +53,22 @@ class CatalogueSize(Drawn):
 
 
 @dataclasses.dataclass(frozen=True)
-class Conservatism(Paired):
+class OffPolicy(Checked):
+  """Settings of `off_policy`: the flags of a run alone."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Conservatism(Checked):
   """Settings of `conservatism`.
 
   Attributes:
     agents: who learns; None: those that the study is about.
-    logging_temperature: of the popularity policy that draws logs.
     logged_slates: how many are learned from.
     conservative_weights: of the conservative term, beside that of the flags,
       with the most slates.
   """
 
   agents: tuple[str, ...] | None = None
-  logging_temperature: float = setting(1.0, above=0)
   logged_slates: tuple[int, ...] = setting(
     (1_000, 10_000, 100_000), least=1, length=1
   )
@@ -84,17 +85,15 @@ class ClosedLoop(Checked):
     variants: who else goes round the loop; None: all.
     rounds: of serving and learning.
     sessions: of each round.
-    served_temperature: that slates are drawn with.
   """
 
   variants: tuple[str, ...] | None = None
   rounds: int = setting(10, least=2)
   sessions: int = setting(2_000, least=2)
-  served_temperature: float = setting(0.5, least=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class AfterSupervised(Paired):
+class AfterSupervised(Checked):
   """Settings of `after_supervised`.
 
   Attributes:
@@ -123,7 +122,7 @@ STUDIES = (
   ),
   _study(
     "off_policy",
-    Drawn,
+    OffPolicy,
     "Off-policy evaluation",
     "Two policies logged the same campaign. The value of each, estimated from "
     "the logs of the other, beside the mean of its own logs.",

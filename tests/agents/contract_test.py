@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, sid
 from hsrl_jax.agents.baselines import hac
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from tests import toy
 from tests.agents import checks
 from tests.agents.baselines import latent_cases as latent
@@ -21,7 +21,7 @@ from tests.agents.hsrl import reference
 VARIANTS = {
   "a2c_free": ("a2c", toy.ITEMS, {"item_logits": "free"}),
   # With as many beams as items the search is exhaustive.
-  "hsrl_search": ("hsrl", acting.SEARCH_FROM, {}),
+  "hsrl_search": ("hsrl", hsrl.SEARCH_FROM, {}),
 }
 CASES = {name: (name, toy.ITEMS, {}) for name in agents.AGENTS} | VARIANTS
 LEARNERS = [

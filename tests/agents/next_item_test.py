@@ -32,7 +32,7 @@ def _config(name, **values):
       history=6,
       hidden=8,
       beams=toy.ITEMS,
-      **{"item_weight": 0.5, "response_weight": 1.5} | values,
+      **{"item_weight": 0.5} | values,
     ),
   )
 
@@ -48,7 +48,7 @@ def _setting(name, **values):
   users = toy.users()
   user = Observation(users.profiles[3], users.histories[3])
   params = checks.random_params(agent, user, 1)
-  params["response_weight"] = jnp.float32(config.next_item.response_weight)
+  params["response_weight"] = jnp.float32(1.5)
   policy = next_item.policy(config, toy.SLATE, toy.ITEMS)
   policy = policy._replace(respond=lambda *arguments: CHANCE[arguments[-1]])
   return policy, params, user
@@ -132,19 +132,12 @@ class PolicyTest(parameterized.TestCase):
     items = jnp.arange(1, toy.ITEMS + 1)
     arguments = (checks.catalogue(), user, items)
     both = policy.score(params, *arguments)
-    silent = policy.score(params | {"response_weight": 0.0}, *arguments)
-    alone = policy._replace(responses=False).score(params, *arguments)
-    np.testing.assert_allclose(silent, alone, rtol=1e-6)
+    alone = policy.score(params | {"response_weight": 0.0}, *arguments)
     chance = np.asarray(CHANCE, np.float64)[1:]
     np.testing.assert_allclose(
       both - alone, 1.5 * np.log(chance / (1 - chance)), atol=1e-4
     )
     self.assertFalse(np.argmax(both) == np.argmax(alone))
-
-  @parameterized.parameters((0.0, False), (1.5, True))
-  def test_without_weight_no_click_model_is_asked(self, weight, responses):
-    policy = _setting("sasrec", response_weight=weight)[0]
-    self.assertEqual(policy.responses, responses)
 
   def test_a_certain_response_is_finite(self):
     policy, params, user = _setting("sasrec")

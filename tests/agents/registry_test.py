@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, settings
 from hsrl_jax import flags as flags_lib
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments.registry import LAUNCH
@@ -270,7 +270,7 @@ class ConfigureTest(absltest.TestCase):
 
 class SearchTest(parameterized.TestCase):
   @parameterized.parameters(
-    (acting.SEARCH_FROM - 1, False), (acting.SEARCH_FROM, True)
+    (hsrl.SEARCH_FROM - 1, False), (hsrl.SEARCH_FROM, True)
   )
   def test_shared_sids_are_not_searched(self, items, searched):
     config = toy.config("hsrl")

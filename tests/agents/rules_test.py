@@ -129,34 +129,31 @@ class DiverseTest(absltest.TestCase):
     features = np.asarray(checks.catalogue().features, np.float64)
     units = features[1:] / np.linalg.norm(features[1:], axis=1)[:, None]
     units = np.concatenate([np.zeros((1, units.shape[1])), units])
-    before = [4, 9, 17]
+    before = [23, 31, 4, 9, 17, 2, 12, 28, 35, 8, 20, 3]
     found = _slate(
       "diverse",
       _shown(before),
       similarity_weight=0.7,
-      similarity_window=2,
       slate_cap=9,
     )
-    chosen = before[-2:]
+    chosen = before[-10:]
     for item in found:
       scores = WORTH - 0.7 * (units @ units[chosen].T).max(1)
-      scores[chosen[2:]] = -9
+      scores[chosen[10:]] = -9
       self.assertEqual([item], _best(scores, 1))
       chosen.append(item)
 
 
 class CappedTest(absltest.TestCase):
   def test_the_user_is_clicked_over_shown(self):
-    settings = capped.Settings(taste_prior=0.5, taste_history=0.1)
     features = np.asarray(checks.catalogue().features, np.float64)
     history = np.array([0, 0, 2, 7])
     items, response, places = [2, 7, 9], [1, 1, 0], [0, 1, 2]
     want = features[[2, 7]].sum(0) / (
-      (0.85 ** np.array(places)) @ np.abs(features[items]) + 0.5
+      (0.85 ** np.array(places)) @ np.abs(features[items]) + 2.0
     )
-    want += 0.1 * features[[2, 7]].sum(0)
+    want += 0.02 * features[[2, 7]].sum(0)
     found = capped.taste(
-      settings,
       jnp.float32(features),
       Observation(
         jnp.zeros(0), jnp.asarray(history), _shown(items, response, places)
@@ -180,16 +177,14 @@ class CappedTest(absltest.TestCase):
     kinds = np.asarray(knowledge.rarest(jnp.float32(CATEGORIES)))
     liked = _best(-WORTH, 2)
     room = 1 - np.minimum(kinds[liked].sum(0), 1)
-    found = _slate(
-      "capped", _shown(liked, [1, 1]), rule_cap=1, rule_memory=8, rule_noise=0.0
-    )
+    found = _slate("capped", _shown(liked, [1, 1]), rule_cap=1, rule_memory=8)
     self.assertTrue((kinds[found].sum(0) <= room).all())
     # A cap that nobody reaches changes nothing: the best scores are the slate.
-    made = checks.made("capped", rule_noise=0.0, worth_weight=2.0)
+    made = checks.made("capped", worth_weight=2.0)
     params = made.agent.init(checks.KEY, made.catalogue, made.observation)
     params |= {"worth": jnp.asarray(WORTH)}
     scores = made.agent.scores(params, made.catalogue, made.observation)
-    found = _slate("capped", rule_cap=9, rule_noise=0.0, worth_weight=2.0)
+    found = _slate("capped", rule_cap=9, worth_weight=2.0)
     self.assertEqual(found, _best(np.asarray(scores), toy.SLATE))
 
 

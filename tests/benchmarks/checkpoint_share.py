@@ -28,7 +28,7 @@ def main(items: int, iterations: int) -> None:
   sizes = config.train
   found = watch.Watch()
   with tempfile.TemporaryDirectory() as folder:
-    rows = np.arange(sizes.curve_episodes) % len(users.profiles)
+    rows = np.arange(policy.CURVE_EPISODES) % len(users.profiles)
     policy.run(
       config,
       pathlib.Path(folder),

@@ -6,10 +6,11 @@
 Estimates of the compiler at 1.5 GHz, no measurements: lower bounds, since it
 writes gathers, scatters and transfers as 0 cycles. In milliseconds: an
 iteration of on-policy HSRL at the sizes of SARDINE's flagfile, and of replayed
-HSRL at those of the quickstart; a step of the simulator for 4,096 users; the
-best of 10^6 items for 32 users by beam search (V 256, L 3, 50 beams); a pass of
-the quantizer's k-means over 10^6 x 64 (V 256). Prints a table with the loops
-that take longest, then one line of JSON; takes ten minutes of one core.
+HSRL at those of MovieLens-latest-small; a step of the simulator for 4,096
+users; the best of 10^6 items for 32 users by beam search (V 256, L 3, 50
+beams); a pass of the quantizer's k-means over 10^6 x 64 (V 256). Prints a table
+with the loops that take longest, then one line of JSON; takes ten
+minutes of one core.
 """
 
 import argparse
@@ -35,10 +36,11 @@ from hsrl_jax.config import Config
 from hsrl_jax.engine import core, loop, parallel
 from hsrl_jax.sid import kmeans
 from hsrl_jax.sid.index import Catalogue
+from hsrl_jax.sim import user_simulator
 
 FLAGS = pathlib.Path(__file__).parents[2] / "launch" / "flags"
 SARDINE = FLAGS / "worlds" / "sardine_bored.flags"
-QUICKSTART = FLAGS / "quickstart.flags"
+SMALL = FLAGS / "movielens_small.flags"
 SLOWEST = 3
 
 
@@ -56,12 +58,12 @@ class Program(NamedTuple):
   parts: int = 1
 
 
-def of_flagfile(path: pathlib.Path) -> Config:
-  """The configuration of a flagfile."""
+def of_flagfile(path: pathlib.Path, **changes: str) -> Config:
+  """The configuration of a flagfile, with other values of some flags."""
   lines = path.read_text().splitlines()
   texts = dict(x[2:].split("=", 1) for x in lines if x.startswith("--"))
   del texts["workdir"]
-  return settings.of_texts(path, texts)
+  return settings.of_texts(path, texts | changes)
 
 
 def training(config: Config, env, inputs: core.Inputs) -> Program:
@@ -78,8 +80,7 @@ def on_policy(config: Config | None = None) -> Program:
   """On-policy HSRL in SARDINE, whose items see their topics."""
   config = config or of_flagfile(SARDINE)
   env, users = environments.sardine(
-    config.simulator.world,
-    observed_items=config.simulator.observed_items,
+    config.simulator.world, observed_items=user_simulator.OBSERVED
   )
   vectors, topics = np.asarray(users.response.vectors), users.topics - 1
   features = np.concatenate([vectors, jax.nn.one_hot(topics, 10)], 1)
@@ -96,9 +97,9 @@ def on_policy(config: Config | None = None) -> Program:
 
 
 def replayed(config: Config | None = None, items: int = 9_066) -> Program:
-  """HSRL by replay, in a simulator of random items and users."""
+  """HSRL by replay with SIDs of three tokens, random items and users."""
   env, catalogue, users, _ = train_throughput.world(items)
-  config = config or of_flagfile(QUICKSTART)
+  config = config or of_flagfile(SMALL, sid_levels="3", buffer_size="32000")
   return training(config, env, core.Inputs(catalogue, users))
 
 

@@ -1,7 +1,5 @@
 """Lists that are read at once against the same lists, cell by cell."""
 
-import pathlib
-import tempfile
 from unittest import mock
 
 import numpy as np
@@ -11,6 +9,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import sessions, tables
+from tests import folders
 
 ITEMS = [f"i{x}" for x in range(30)]
 
@@ -31,12 +30,7 @@ def _columns(seed, rows=40, width=3):
   }
 
 
-class ArrowTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class ArrowTest(folders.FolderTest):
   def _read(self, columns, suffix):
     """The columns of sessions, of a file."""
     path = self.folder / f"sessions{suffix}"

@@ -1,7 +1,5 @@
 """Blocks on disk: all of the stream, and the transitions of the same logs."""
 
-import pathlib
-import tempfile
 from unittest import mock
 
 import chex
@@ -15,6 +13,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.stages import logged
 from hsrl_jax.types import Sessions
+from tests import folders
 
 _ITEMS = 12
 
@@ -79,11 +78,9 @@ class StreamTest(parameterized.TestCase):
     self.assertEqual([x[1:] for x in found], [(3, 10), *[(0, 10)] * 9, (0, 3)])
 
 
-class BlocksTest(parameterized.TestCase):
+class BlocksTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.enter_context(mock.patch.object(blocks, "BLOCK", 16))
 
   def _write(self, parts):

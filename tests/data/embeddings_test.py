@@ -1,8 +1,5 @@
 """Embeddings of one's own: the three kinds of files, and bad ones."""
 
-import pathlib
-import tempfile
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
@@ -10,6 +7,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import embeddings
 from hsrl_jax.errors import InputError
+from tests import folders
 
 _X = np.arange(12, dtype=np.float32).reshape(4, 3) / 8
 
@@ -18,12 +16,7 @@ def _parquet(path, **columns):
   pa.parquet.write_table(pa.table(columns), path)
 
 
-class EmbeddingsTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class EmbeddingsTest(folders.FolderTest):
   def _npz(self, **arrays):
     path = self.folder / "x.npz"
     np.savez(path, **arrays)

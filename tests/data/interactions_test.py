@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -12,6 +11,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.data import feedback, prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import interactions, options, tables
+from tests import folders
 
 
 def _log(seed, rows=200, users=6, items=30, split=True):
@@ -264,14 +264,9 @@ class LeaveOneOutTest(parameterized.TestCase):
       self._read(few, 1, split=["train", "val", "test"])
 
 
-class FilesTest(parameterized.TestCase):
+class FilesTest(folders.DataTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-    self.raw = self.folder / "raw"
-    self.raw.mkdir()
-    self.data = self.folder / "data"
     rng = np.random.default_rng(0)
     self.rows = pd.DataFrame(
       {
@@ -286,14 +281,11 @@ class FilesTest(parameterized.TestCase):
     rows.to_csv(self.raw / f"{name}.csv", index=False)
     if given is not None:
       (self.raw / "logs.json").write_text(json.dumps(given))
-    prepare.prepare("logs", self.data, str(self.raw), **kinds)
-    return source.load(self.data)
+    return self.prepared("logs", **kinds)
 
   def _refused(self, message, *arguments, **named):
-    with self.assertRaises(InputError) as caught:
+    with self.refused(message):
       self._prepare(*arguments, **named)
-    self.assertIn(message, str(caught.exception))
-    self.assertNotIn("\n", str(caught.exception))
 
   def test_a_split_that_is_too_short_for_a_slate_says_so(self):
     rows = pd.DataFrame(

@@ -1,7 +1,5 @@
 """The builder of logs of one's own: csv and parquet, good and bad."""
 
-import pathlib
-import tempfile
 from unittest import mock
 
 import numpy as np
@@ -11,15 +9,12 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.logs import tags
+from tests import folders
 
 
-class LogsTest(parameterized.TestCase):
+class LogsTest(folders.DataTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-    self.raw = self.folder / "raw"
-    self.raw.mkdir()
     # Ids in no order, one that looks like a number of another row.
     self.items = {
       "item_id": ["b", "2", "a", "1"],
@@ -52,15 +47,11 @@ class LogsTest(parameterized.TestCase):
 
   def _prepare(self, suffix=".csv"):
     self._write(suffix)
-    prepare.prepare("logs", self.folder / "data", str(self.raw))
-    return source.load(self.folder / "data")
+    return self.prepared("logs")
 
   def _refused(self, message):
-    with self.assertRaises(InputError) as caught:
-      prepare.prepare("logs", self.folder / "data", str(self.raw))
-    self.assertIn(message, str(caught.exception))
-    self.assertIn(str(self.raw), str(caught.exception))
-    self.assertNotIn("\n", str(caught.exception))
+    with self.refused(message, str(self.raw)):
+      self.prepared("logs")
 
   @parameterized.parameters(".csv", ".parquet")
   def test_all_columns_by_hand(self, suffix):

@@ -7,9 +7,10 @@ from unittest import mock
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.data import prepare, source
+from hsrl_jax.data import prepare
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import movielens, schema
+from tests import folders
 
 NAME = "movielens_1m"
 FILMS = 45  # Of them FILMS - 5 are rated.
@@ -206,23 +207,11 @@ class ItemFeaturesTest(absltest.TestCase):
       np.testing.assert_allclose(found[:, column], want, atol=1e-5)
 
 
-class PrepareTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
-    self.raw = self.folder / "raw"
-    self.raw.mkdir()
-
-  def _prepare(self):
-    prepare.prepare(NAME, self.folder / "data", str(self.raw))
-    return source.load(self.folder / "data")
-
+class PrepareTest(folders.DataTest):
   def test_what_is_written_is_what_is_read(self):
     files = _made_up()
     _write(self.raw, files)
-    items, splits = self._prepare()
+    items, splits = self.prepared(NAME)
     rows = _by_hand(files)
     for name, sessions in splits.items():
       own = [row for row in rows if row["split"] == name]
@@ -262,28 +251,25 @@ class PrepareTest(parameterized.TestCase):
     files = _made_up()
     files[name].insert(3, line)
     _write(self.raw, files)
-    with self.assertRaises(InputError) as caught:
-      self._prepare()
-    self.assertIn(message, str(caught.exception))
-    self.assertIn(str(self.raw / name), str(caught.exception))
-    self.assertNotIn("\n", str(caught.exception))
+    with self.refused(message, str(self.raw / name)):
+      self.prepared(NAME)
 
   def test_a_film_twice(self):
     files = _made_up()
     files["ratings.dat"].append(files["ratings.dat"][0])
     _write(self.raw, files)
     with self.assertRaisesRegex(InputError, "each film once a user"):
-      self._prepare()
+      self.prepared(NAME)
 
   @parameterized.parameters("users.dat", "movies.dat", "ratings.dat")
   def test_a_missing_or_an_empty_file(self, name):
     _write(self.raw, _made_up())
     (self.raw / name).write_text("")
     with self.assertRaisesRegex(InputError, f"{name}: row 1 is ''"):
-      self._prepare()
+      self.prepared(NAME)
     (self.raw / name).unlink()
     with self.assertRaisesRegex(InputError, f"{name} is missing; expected"):
-      self._prepare()
+      self.prepared(NAME)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
 """The newest sessions of logs, against a loop over all of them."""
 
 import json
-import pathlib
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -10,15 +8,12 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
+from tests import folders
 
 
-class NewestTest(parameterized.TestCase):
+class NewestTest(folders.DataTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-    self.raw = self.folder / "raw"
-    self.raw.mkdir()
     rng, rows = np.random.default_rng(0), []
     for session in range(60):
       begin = rng.uniform(0, 1e5)

@@ -1,23 +1,17 @@
 """The builder of the Open Bandit Dataset on made-up files of its format."""
 
-import pathlib
-import tempfile
-
 import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets.open_bandit import impressions
-from tests import open_bandit
+from tests import folders, open_bandit
 
 
-class OpenBanditTest(absltest.TestCase):
+class OpenBanditTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
     self.raw = self.folder / "raw"
     open_bandit.write(self.raw, rows=60)
 

@@ -2,8 +2,6 @@
 
 import contextlib
 import os
-import pathlib
-import tempfile
 
 from absl.testing import absltest, parameterized
 
@@ -11,6 +9,7 @@ from hsrl_jax import checked
 from hsrl_jax import config as config_lib
 from hsrl_jax.data import manifest, prepare
 from hsrl_jax.errors import InputError
+from tests import folders
 
 # Items are the words of a file, sessions those that are a number.
 BUILDER = """
@@ -49,11 +48,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 """
 
 
-class RawDataTest(parameterized.TestCase):
+class RawDataTest(folders.FolderTest):
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
     self.builder = self.folder / "numbers"
     self.raw = self.folder / "raw"
     self.data = self.folder / "data"

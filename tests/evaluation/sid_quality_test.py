@@ -60,19 +60,19 @@ class SidQualityTest(parameterized.TestCase):
       len(set(a) & set(b))
       for a, b in zip(nearest(x), nearest(reconstructed), strict=True)
     ]
-    found = sid_quality.recall(codebooks, x, tokens, seed=0)
+    found = sid_quality.recall(codebooks, x, tokens)
     self.assertAlmostEqual(found["recall"], np.mean(kept) / 10, places=2)
     self.assertEqual((found["queries"], found["among"]), (120, 120))
 
   def test_recall_is_1_without_error(self):
     codebooks, tokens, _ = _random(2, 50)
     x = np.asarray(sid.reconstruct(codebooks, tokens))
-    self.assertEqual(sid_quality.recall(codebooks, x, tokens, 0)["recall"], 1.0)
+    self.assertEqual(sid_quality.recall(codebooks, x, tokens)["recall"], 1.0)
 
   @parameterized.parameters((1, None), (2, 1), (5, 4))
   def test_recall_in_a_small_catalogue(self, count, neighbours):
     codebooks, tokens, x = _random(3, count)
-    found = sid_quality.recall(codebooks, x, tokens, 0)
+    found = sid_quality.recall(codebooks, x, tokens)
     self.assertEqual(found and found["neighbours"], neighbours)
 
   def test_occupancy_by_hand(self):

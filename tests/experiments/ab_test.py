@@ -170,8 +170,8 @@ class RunTest(absltest.TestCase):
     folder = self.folder / name
     folder.mkdir()
     np.savez(folder / SESSIONS, format=1, **self.sessions | changed)
-    facts = {"format": 2, "dataset": "toy", "protocol": "paper"}
-    facts["split"] = "test"
+    facts = {"format": measures.RESULTS_FORMAT, "dataset": "toy"}
+    facts |= {"protocol": "paper", "split": "test"}
     files.write_json(
       folder / "results.json", facts | {"episodes": 60, "agent": "hsrl"}
     )

@@ -32,7 +32,7 @@ from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
 
 ROOT = pathlib.Path(__file__).parents[2]
-SMALL = (*command.EXPERIMENT, "--experiment_protocols=no_repeat")
+SMALL = (*command.JOBS, "--experiment_protocols=no_repeat")
 
 
 @pytest.mark.slow

@@ -16,12 +16,11 @@ from tests import command, toy
 
 SMALL = (
   *("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=10"),
-  *("--sid_iterations=5", "--sid_restarts=1", "--simulator_epochs=2"),
+  "--simulator_epochs=2",
   *("--width=8", "--heads=2", "--critic_hidden=8", "--users=16"),
   *("--iterations=40", "--iterations_per_call=20", "--curve_every=40"),
-  *("--save_every=40", "--curve_episodes=4", "--evaluate_episodes=60"),
+  *("--save_every=40", "--evaluate_episodes=60"),
   *("--next_item_width=8", "--next_item_hidden=8"),
-  "--experiment_resamples=200",
 )
 FIRST = types.SimpleNamespace(workdir=pathlib.Path("there"))
 

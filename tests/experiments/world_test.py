@@ -279,7 +279,7 @@ class WholeTest(absltest.TestCase):
   def test_a_world_of_a_flagfile(self):
     root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     status, out, err = command.run(
-      *command.EXPERIMENT,
+      *command.JOBS,
       "--simulator_boredom=all",
       "--simulator_boredom_threshold=2",
       "--simulator_leave=length",

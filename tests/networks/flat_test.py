@@ -61,7 +61,7 @@ class FlatTest(absltest.TestCase):
     known[1] = jax.tree.map(lambda x: x[0], known[1])
     for slot, item in enumerate((7, 3, 9)):
       found = a.logits(one, known[0], slot)
-      expected = b.first_logits(two, known[1], slot)
+      expected = b.logits(two, known[1], None, slot, 0)
       self.assertGreater(np.ptp(expected), 1.0)
       np.testing.assert_allclose(found[1:], expected, rtol=1e-4, atol=1e-4)
       vector = b.item_vectors(tokens, item, jnp.array([item - 1]))
@@ -90,7 +90,7 @@ class FlatTest(absltest.TestCase):
     for slot in (1, 2):
       found = a.logits(one, chosen, slot) - without.logits(one, chosen, slot)
       partial = jnp.zeros(policy.WIDTH)
-      expected = b.lower_logits(two, seen, partial, slot, 1) - two.prior[1]
+      expected = b.logits(two, seen, partial, slot, 1) - two.prior[1]
       # A fifth of its scale: see docs/RESULTS.md, What the hierarchy is worth.
       self.assertGreater(np.ptp(expected), 1.0)
       np.testing.assert_allclose(

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
+from hsrl_jax.evaluation import measures
 from hsrl_jax.report import plots, run_page
 
 _PICTURES = ("learning_curve", "semantic_space", "simulator")
@@ -38,8 +39,8 @@ def _policy(reward, depth, normalised):
 
 def _results(protocol="paper"):
   return {
-    "format": 2,
-    "ranks_next": True,
+    "format": measures.RESULTS_FORMAT,
+    "recipe": "next_item",
     "protocol": protocol,
     "dataset": "toy_<set>",
     "split": "test",
@@ -217,14 +218,14 @@ class ReportTest(parameterized.TestCase):
     self.assertIn("above popularity", run_page.table(results))
     self.assertNotIn("drawn at random", run_page.table(results))
     hint = "To find what users like next, train with the recipe next_item"
-    for ranks_next, low, told in (
-      (True, -0.05, False),
-      (False, -0.05, True),
-      (False, 0.05, False),
+    for recipe, low, told in (
+      ("next_item,on_policy", -0.05, False),
+      ("on_policy", -0.05, True),
+      ("on_policy", 0.05, False),
     ):
       better = {"mean": 0.1, "ci95": [low, 0.15]}
       results["held_out_differences"]["popularity"]["recall@10"] = better
-      results["ranks_next"] = ranks_next
+      results["recipe"] = recipe
       said = " ".join(run_page.table(results).split())
       self.assertEqual(hint in said, told)
     self.assertLessEqual(max(map(len, text.splitlines())), 80)

@@ -9,7 +9,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
 from tests import toy
@@ -42,7 +42,7 @@ def _permitted(catalogue, include, exclude, since, seen):
 class ConstraintsTest(parameterized.TestCase):
   def _load(self, search_from, **overrides):
     folder = pathlib.Path(self.create_tempdir().full_path) / "export"
-    with mock.patch.object(acting, "SEARCH_FROM", search_from):
+    with mock.patch.object(hsrl, "SEARCH_FROM", search_from):
       made = toy_export.make(folder, tags=_tags(), **overrides)
     return made, serving.load(folder, [4])
 

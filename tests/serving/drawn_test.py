@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from scipy import stats
 
 from hsrl_jax import serving
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.errors import InputError
 from tests import toy
 from tests.serving import toy_export
@@ -31,7 +31,7 @@ def _seeds(query, count, number):
 
 def _load(folder, search_from=10**6, sizes=(BATCH,), **overrides):
   """An export with five items left, and its recommender."""
-  with mock.patch.object(acting, "SEARCH_FROM", search_from):
+  with mock.patch.object(hsrl, "SEARCH_FROM", search_from):
     exported = toy_export.make(folder, **overrides)
   gone = [i for i in range(1, toy.ITEMS + 1) if i not in LEFT]
   catalogue = exported.catalogue.remove_items(gone)

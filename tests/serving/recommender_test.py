@@ -18,7 +18,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import serving
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.errors import InputError
 from hsrl_jax.serving import folder as folder_lib
 from tests import toy
@@ -94,7 +94,7 @@ class RecommenderTest(parameterized.TestCase):
     (dict(agent="ddpg"), 10**6),
   )
   def test_other_policies(self, overrides, search_from):
-    with mock.patch.object(acting, "SEARCH_FROM", search_from):
+    with mock.patch.object(hsrl, "SEARCH_FROM", search_from):
       exported = toy_export.make(self.folder / "other", **overrides)
       recommender = serving.load(self.folder / "other", [4])
       self._check_as_live(recommender, exported, exported.catalogue)

@@ -88,12 +88,8 @@ class BoredomTest(parameterized.TestCase):
     ("topic", 10, 5, 3), ("all", 10, 5, 4), ("all", 4, 2, 2), ("topic", 7, 1, 2)
   )
   def test_equals_a_user_of_lists(self, mode, memory, window, threshold):
-    env = _env(
-      mode,
-      boredom_memory=memory,
-      boredom_window=window,
-      boredom_threshold=threshold,
-    )
+    rule = TopicBoredom(TOPICS, mode == "all", memory, window, threshold)
+    env = _env(mode)._replace(dynamics=rule)
     rng = np.random.default_rng(0)
     slates = np.stack(
       [rng.permutation(ITEMS)[:SLATE] + 1 for _ in range(STEPS)]

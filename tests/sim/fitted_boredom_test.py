@@ -116,9 +116,7 @@ class FitTest(absltest.TestCase):
       place = np.tile(np.arange(8), count)
       sides.append(fitting.Slates(topics, logits, response, place))
     told, own = [], FittedBoredom(TOPICS)
-    fitted = fitting.fit(
-      own, *sides, epochs=20, seed=0, tell=lambda *x: told.append(x)
-    )
+    fitted = fitting.fit(own, *sides, epochs=20, tell=lambda *x: told.append(x))
     self.assertEqual([x for x, _ in told], list(range(1, 21)))
     p = special.expit(np.asarray(fitting.predicted(own, fitted, sides[1])))
     # By the rule itself each like has a chance of CHANCE or none.

@@ -143,21 +143,16 @@ class BoredomTest(absltest.TestCase):
 
   def test_rules_by_name(self):
     rules = {
-      "patience": Patience(7.0),
+      "patience": Patience(20.0),
       "length": Length(),
       "boredom": BoredomRule(4, 1),
       "distance": DistanceRule(4),
     }
     for name, rule in rules.items():
-      config = SimulatorConfig(
-        leave=name,
-        patience=7.0,
-        leave_window=4,
-        leave_threshold=1,
-      )
+      config = SimulatorConfig(leave=name, leave_window=4, leave_threshold=1)
       self.assertEqual(leave.of_config(config), rule)
       self.assertEqual(config.uses_topics, name == "boredom")
-    self.assertEqual(leave.of_config(SimulatorConfig()), Patience(20.0))
+    self.assertEqual(SimulatorConfig().leave, "patience")
     state, leaves = Length().step(
       Length().start(), jnp.arange(2), jnp.zeros(2), jnp.float32(-9), 0.5
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from hsrl_jax.agents.hsrl import composition
+from hsrl_jax.agents.hsrl.agent import compose_slate
 from hsrl_jax.config import SimulatorConfig
 from hsrl_jax.engine import replayed
 from hsrl_jax.sim import reward
@@ -131,7 +131,7 @@ class AnotherRewardTest(absltest.TestCase):
     ):
       found = self.REWARD.shares(jnp.asarray(response, jnp.float32))
       np.testing.assert_array_equal(found, shares)
-    slate = composition.compose_slate(
+    slate = compose_slate(
       jnp.array([-9.0, -9.0]), jnp.array([-9.0, 9.0]), self.REWARD
     )
     self.assertEqual(slate.tolist(), [3, 2])  # The one with the sure hit.

@@ -126,10 +126,8 @@ def ours(name: str, made: Session):
 
 
 def world(name: str) -> sardine.Sardine:
-  config = SimulatorConfig(
-    world=name, observed="interactions", observed_items=HISTORY
-  )
-  return sardine.make(config, TOPICS)
+  made = sardine.make(SimulatorConfig(world=name), TOPICS)
+  return made._replace(observed_items=HISTORY)
 
 
 def users(count: int) -> Sessions:

@@ -1,8 +1,6 @@
 """What --mode=advise finds in logs of a kind, and says before training."""
 
-import pathlib
 import shlex
-import tempfile
 
 import numpy as np
 import pandas as pd
@@ -11,7 +9,7 @@ from absl.testing import absltest, parameterized
 from hsrl_jax.config import Config
 from hsrl_jax.stages import logged
 from hsrl_jax.types import Sessions
-from tests import command
+from tests import command, folders
 
 _USERS, _ITEMS = 24, 12
 
@@ -46,12 +44,7 @@ def _sessions(propensity: str):
   )
 
 
-class AdviseTest(parameterized.TestCase):
-  def setUp(self):
-    super().setUp()
-    folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.folder = pathlib.Path(folder)
-
+class AdviseTest(folders.FolderTest):
   def _advised(self, name, rows, **items):
     """What the command says of logs; each command that it names is one."""
     raw, workdir = self.folder / "raw", self.folder / "w"

@@ -337,7 +337,8 @@ class CollectTest(parameterized.TestCase):
       self.assertEqual({*self._rows()}, {"a", "b"})
 
   @parameterized.parameters(
-    "os.fsync", "pathlib.Path.rename", "pyarrow.parquet.write_table"
+    *("os.fsync", "pathlib.Path.replace", "pyarrow.parquet.write_table"),
+    *("pyarrow.parquet.ParquetWriter.write_table", "os.open"),
   )
   def test_stopped_at_any_step_it_goes_on(self, step):
     for number in range(4):

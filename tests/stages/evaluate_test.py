@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.config import SPLITS, Config, EvaluateConfig
 from hsrl_jax.data import source
 from hsrl_jax.data.feedback import Feedback
@@ -59,7 +59,7 @@ class RankingTest(parameterized.TestCase):
 
   def test_what_a_search_finds(self):
     """Its best items; those of a slate by log pi, whether it finds them."""
-    with mock.patch.object(acting, "SEARCH_FROM", 1):
+    with mock.patch.object(hsrl, "SEARCH_FROM", 1):
       made = checks.made("hsrl", beams=20)
       ranker = _ranker(made)
       whole = agents.make_agent(made.config, toy.ITEMS, toy.ITEMS)

@@ -27,7 +27,7 @@ from hsrl_jax.sim import click_model
 from hsrl_jax.stages import next_item, training
 from hsrl_jax.stages import score_on_logs as on_logs
 from hsrl_jax.types import Observation, Sessions
-from tests import command, toy
+from tests import command, folders, toy
 from tests.agents import checks
 
 HISTORY, SLATE = 6, 2
@@ -77,7 +77,6 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
         "epochs": 3,
         "learning_rate": 1e-2,
         "interactions": 2,
-        "response_weight": 1.5,
       }
       | values
     ),
@@ -111,13 +110,7 @@ def _parts(agent, workdir=None, seeds=(3,), dataset=None, **values):
   )
 
 
-class StageTest(absltest.TestCase):
-  def setUp(self):
-    super().setUp()
-    self.folder = pathlib.Path(
-      self.enter_context(tempfile.TemporaryDirectory())
-    )
-
+class StageTest(folders.FolderTest):
   judge = staticmethod(next_item._judge)  # Also where it is patched.
 
   @pytest.mark.slow
@@ -198,7 +191,7 @@ class StageTest(absltest.TestCase):
 
   def test_drawn_negatives_switch_the_response_off(self):
     parts = _parts("sasrec")
-    self.assertEqual(next_item.untrained(parts)["response_weight"], 1.5)
+    self.assertEqual(next_item.untrained(parts)["response_weight"], 10.0)
     items = _dataset().items
     drawn = items._replace(sampling=np.ones(toy.ITEMS + 1) / toy.ITEMS)
     parts.dataset = _dataset()._replace(items=drawn)
@@ -224,7 +217,7 @@ class StageTest(absltest.TestCase):
 
   def test_a_list_ends_where_nothing_may_be_shown(self):
     """A slate that is not full ends in zeros, not in excluded items."""
-    parts = _parts("sasrec", response_weight=0.0)
+    parts = _parts("sasrec")
     ranker = next_item.ranker(parts.config, toy.ITEMS)
     engine, inputs, _ = next_item._engine(parts, next_item.untrained(parts))
     params = jax.jit(engine.init)(0, inputs)[0].params
@@ -334,7 +327,6 @@ class CommandTest(parameterized.TestCase):
       "--dataset=toy",
       "--sid_vocab_size=8",
       f"--sid_topic_weight={topic_weight}",
-      "--sid_restarts=1",
       "--simulator_epochs=1",
       "--next_item_width=8",
       "--next_item_epochs=2",

@@ -53,9 +53,9 @@ class ConfigTest(parameterized.TestCase):
     same = checked.fingerprint(changed.of_fit()) == checked.fingerprint(
       config.of_fit()
     )
-    of_sessions = {"protocol", "patience", "max_steps", "slate_size"}
+    of_sessions = {"protocol", "max_steps", "slate_size"}
     of_sessions |= {"penalty", "sweet_point", "boredom", "leave"}
-    of_sessions |= {"reward", "observed", "observed_items", "world"}
+    of_sessions |= {"reward", "observed", "world"}
     self.assertEqual(
       same,
       field.name in of_sessions

@@ -74,8 +74,8 @@ class RowTest(absltest.TestCase):
 
     run, first = mock.MagicMock(), mock.MagicMock()
     with mock.patch.object(one_policy.compare, "difference") as reward:
-      row = one_policy._row(None, (first, rows(0.25)), (run, rows(0.75)), first)
-    self.assertEqual(reward.call_args.args[1][0], run)
+      row = one_policy._row((first, rows(0.25)), (run, rows(0.75)), first)
+    self.assertEqual(reward.call_args.args[0][0], run)
     for name in held_out_rows.MEASURES:
       self.assertAlmostEqual(row[name]["mean"], 0.75)
       self.assertAlmostEqual(row["difference"][name]["mean"], 0.5)
@@ -123,7 +123,6 @@ class WholeTest(absltest.TestCase):
     given = (
       *(*command.JOBS, "--study=after_supervised", "--seeds=0,1"),
       *(f"--workdir={folder}/own", "--study_kl_weights=1"),
-      "--study_resamples=200",
       *("--next_item_epochs=1", "--learning_rate=1e-12"),
     )
     status, out, err = command.study(*given)

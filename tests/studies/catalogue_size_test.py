@@ -26,7 +26,7 @@ BASE = dataclasses.replace(
     users=4, batch_size=4, buffer_size=4 * 40, iterations=8, save_every=8
   ),
   data=config_lib.DataConfig(dataset="toy"),
-  quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=16, restarts=1),
+  quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=16),
   simulator=config_lib.SimulatorConfig(epochs=1, dropout=0.0, hidden=8),
   evaluate=config_lib.EvaluateConfig(episodes=30),
 )
@@ -40,7 +40,7 @@ def _features(count=30):
 class SyntheticTest(parameterized.TestCase):
   def test_a_smaller_catalogue_is_a_part_and_others_go_to_the_nearest(self):
     features = _features()
-    made = catalogue_size.synthetic(features, 12, seed=0)
+    made = catalogue_size.synthetic(features, 12)
     real = {tuple(x) for x in features[1:]}
     self.assertLen({tuple(x) for x in made.features[1:]} & real, 12)
     self.assertEqual(made.stands_for[0], 0)
@@ -50,7 +50,7 @@ class SyntheticTest(parameterized.TestCase):
 
   def test_a_larger_one_keeps_the_items_and_mixes_them(self):
     features = _features()
-    made = catalogue_size.synthetic(features, 500, seed=0)
+    made = catalogue_size.synthetic(features, 500)
     np.testing.assert_array_equal(made.features[:31], features)
     np.testing.assert_array_equal(made.stands_for, np.arange(31))
     self.assertLen(np.unique(made.features[1:], axis=0), 500)

@@ -29,7 +29,7 @@ SHARES = (50,)
 START, CHANGED = 26, 13  # Of the 40 items of the toy, 14 are held out.
 BASE = dataclasses.replace(
   toy.config(learning_rate=1e-2, iterations=160, iterations_per_call=20),
-  quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=8, restarts=1),
+  quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=8),
   evaluate=config_lib.EvaluateConfig(episodes=100),
 )
 
@@ -61,7 +61,7 @@ class WorldTest(absltest.TestCase):
   def setUpClass(cls):
     super().setUpClass()
     cls.prepared = _prepared()
-    cls.world = changing.World(cls.prepared, SHARES, 0)
+    cls.world = changing.World(cls.prepared, SHARES)
 
   def test_items_leave_and_others_arrive(self):
     start, newcomers = map(set, self.world.split)
@@ -171,7 +171,7 @@ class WorldTest(absltest.TestCase):
       ("unrated", content.for_newcomers(items, self.world.split.newcomers, 64)),
       ("logged", items.features),
     ):
-      world = changing.World(self.prepared, SHARES, 0, kind)
+      world = changing.World(self.prepared, SHARES, kind)
       np.testing.assert_array_equal(world.start.features, want)
 
   def test_the_year_is_that_of_the_title(self):

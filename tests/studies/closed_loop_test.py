@@ -186,7 +186,7 @@ class WholeTest(absltest.TestCase):
       base,
       data=config_lib.DataConfig("toy"),
       quantizer=config_lib.QuantizerConfig(
-        levels=2, vocab_size=16, iterations=2, restarts=1, topic_weight=1.0
+        levels=2, vocab_size=16, topic_weight=1.0
       ),
       simulator=config_lib.SimulatorConfig(
         **{"epochs": 1, "max_steps": 3, "leave": "length"},

@@ -24,15 +24,11 @@ BASE = dataclasses.replace(
   TOY,
   train=dataclasses.replace(TOY.train, segment=4),
   data=config_lib.DataConfig("toy"),
-  quantizer=config_lib.QuantizerConfig(
-    levels=2, vocab_size=16, iterations=2, restarts=1
-  ),
+  quantizer=config_lib.QuantizerConfig(levels=2, vocab_size=16),
   simulator=config_lib.SimulatorConfig(epochs=1, max_steps=2),
   evaluate=config_lib.EvaluateConfig(episodes=50),
 )
-CONFIG = Conservatism(
-  logged_slates=(20, 40), conservative_weights=(0.0, 0.1), resamples=100
-)
+CONFIG = Conservatism(logged_slates=(20, 40), conservative_weights=(0.0, 0.1))
 
 
 def _experiment(workdir="nowhere", config=CONFIG):

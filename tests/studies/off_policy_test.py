@@ -78,10 +78,10 @@ class OffPolicyTest(parameterized.TestCase):
 
   def test_the_model_has_not_seen_the_user(self):
     logs = impressions.read_logs(self.raw)["random"]
-    q = off_policy.model(logs, 4, seed=0)
+    q = off_policy.model(logs, 4)
     someone = logs.user == logs.user[0]
     flipped = logs._replace(click=np.where(someone, 1 - logs.click, logs.click))
-    again = off_policy.model(flipped, 4, seed=0)
+    again = off_policy.model(flipped, 4)
     np.testing.assert_array_equal(q[someone], again[someone])
     self.assertGreater(np.abs(q - again)[~someone].max(), 0)
     np.testing.assert_allclose(q.mean(0), open_bandit.CHANCE, atol=0.08)

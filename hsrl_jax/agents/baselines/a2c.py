@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.baselines import scored
-from hsrl_jax.ops import masking, policy_gradient, returns
+from hsrl_jax.ops import masking
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,31 +53,21 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     )
 
   def loss(params, target_params, catalogue, transition, key, progress):
-    state, _, value, target = states.look(
-      params, target_params, catalogue, transition, key, settings.discount
+    state, _, value, next_value = states.look(
+      params, target_params, catalogue, transition, key
     )
     logits, bias, log_pi = policy(params, catalogue, state)
-    advantages = returns.item_advantages(
-      target,
-      value[None],
-      spec.reward.shares(transition.response) if settings.item_credit else None,
-      clip=settings.advantage_clip,
-    )
-    actor = policy_gradient.actor_loss(
-      log_pi[transition.slate][:, None],
-      advantages,
-      transition.log_prob,
-      settings.importance_clip,
-    )
     return base.actor_critic(
       settings,
+      spec,
+      transition,
       progress,
-      critic=(value - target) ** 2,
-      actor=actor,
+      value=value,
+      next_value=next_value,
+      log_probs=log_pi[transition.slate][:, None],
+      drawn=transition.log_prob,
       entropy=masking.entropy(log_pi, catalogue.index.active),
       behaviour=scored.response_loss(logits, bias, transition),
-      value=value,
-      target=target,
     )
 
   return base.Agent(init, act, loss, fixed_items=settings.free)

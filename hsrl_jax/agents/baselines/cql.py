@@ -159,9 +159,7 @@ class _Cql(NamedTuple):
 
   def state(self, params, catalogue, observation, key=None):
     """s, [d]; `key` is of the dropout."""
-    return self.encoder.apply(
-      params["encoder"], catalogue.features, *observation, key
-    )
+    return base.encoded(self.encoder, params, catalogue, observation, key)
 
   def bound(self, params):
     """r and f with their parameters."""

@@ -24,7 +24,7 @@ from jax.scipy import stats
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.baselines import scored
-from hsrl_jax.ops import masking, policy_gradient
+from hsrl_jax.ops import masking, policy_gradient, returns
 from hsrl_jax.types import Array, Transition
 
 
@@ -87,8 +87,11 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     return chosen._replace(log_prob=log_prob, latent=latent)
 
   def loss(params, target_params, catalogue, transition, key, progress):
-    state, after, value, target = states.look(
-      params, target_params, catalogue, transition, key, settings.discount
+    state, after, value, next_value = states.look(
+      params, target_params, catalogue, transition, key
+    )
+    target = returns.td_target(
+      transition.reward, transition.terminated, next_value, settings.discount
     )
     mean = actor.apply(params["actor"], state)
     std = base.exploration(spec.train, progress)

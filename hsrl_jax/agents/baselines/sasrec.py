@@ -21,9 +21,8 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   encoder, items = base.encoder(spec.network), scored.ItemLogits(settings.free)
 
   def score(params, catalogue, observation, key=None):
-    features = catalogue.features
-    state = encoder.apply(params["encoder"], features, *observation, key)
-    return items.apply(params["items"], features, state)
+    state = base.encoded(encoder, params, catalogue, observation, key)
+    return items.apply(params["items"], catalogue.features, state)
 
   def init(key, catalogue, observation):
     features, state = catalogue.features, jnp.zeros(spec.network.width)

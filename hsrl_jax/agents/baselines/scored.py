@@ -13,7 +13,6 @@ import optax
 from hsrl_jax.agents import base
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.ops import returns
 from hsrl_jax.types import Array, Params, PRNGKey, Transition
 
 
@@ -74,33 +73,25 @@ class States(NamedTuple):
 
   def state(self, params, catalogue, observation, key=None) -> Array:
     """s, [d]; `key` is of the dropout."""
-    return self.encoder.apply(
-      params["encoder"], catalogue.features, *observation, key
-    )
+    return base.encoded(self.encoder, params, catalogue, observation, key)
 
   def value(self, params, state) -> Array:
     """V(s), []."""
     return self.critic.apply(params["critic"], state[None])[0]
 
   def look(
-    self, params, target_params, catalogue, transition, key, discount
+    self, params, target_params, catalogue, transition, key
   ) -> tuple[Array, Array, Array, Array]:
     """A transition; `key` is of the dropout.
 
     Returns:
-      s and s', [d], V(s), and y = r + gamma (1 - terminated) V'(s'). s' and V'
-      are those of the target network; y has no gradient.
+      s and s', [d], V(s) and V'(s'), []. s' and V' are those of the target
+      network.
     """
     state = self.state(params, catalogue, transition.observation, key)
-    value = self.value(params, state)
     after = self.state(target_params, catalogue, transition.next_observation)
-    target = returns.td_target(
-      transition.reward,
-      transition.terminated,
-      self.value(target_params, after),
-      discount,
-    )
-    return state, after, value, target
+    value = self.value(params, state)
+    return state, after, value, self.value(target_params, after)
 
 
 def states(spec: base.Spec) -> States:

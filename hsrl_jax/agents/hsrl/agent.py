@@ -1,144 +1,299 @@
 """HSRL (arXiv 2510.09167) as an Agent: how it acts, and its losses.
 
 The policy chooses the tokens of a semantic ID, level by level; a slate is the
-items whose tokens, and item residual, have the largest log pi (`acting`). The
-critic has a value for each level (`networks`). The losses are those of
-docs/policy.md.
+items whose tokens, and item residual, have the largest log pi. The critic has a
+value for each level. The losses are those of docs/policy.md.
+
+Candidates of a slate are all items, or what a beam search over SIDs finds.
+Either way a sampled slate is a draw without replacement from
+softmax(log pi / temperature) over the items that may be shown, where log pi has
+the item residual: each item has ONE Gumbel noise, and the K largest sums are
+shown (arXiv 1903.06059).
+
+Of all items that is exact. The search draws the same noise top-down, so that it
+finds the beams that rank highest under its proposal, which knows neither the
+item residual nor how much is left below a prefix; then the item's own noise is
+added to the item's own log pi. With as many beams as items that is exact too.
+With fewer, an item that the proposal ranks below all beams is never shown, and
+log-probabilities are normalised over the beams.
 """
 
-import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.hsrl import acting, networks
-from hsrl_jax.agents.hsrl.networks import Networks
 from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
-from hsrl_jax.agents.hsrl.slate_view import SlateView
-from hsrl_jax.ops import policy_gradient, returns
-from hsrl_jax.sid.index import Catalogue, sid_of
-from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
+from hsrl_jax.networks.critic import Critic
+from hsrl_jax.networks.encoder import Encoder
+from hsrl_jax.networks.hierarchy import PolicyNetwork
+from hsrl_jax.ops import masking, policy_gradient, sampling
+from hsrl_jax.sid.beam_search import beam_search
+from hsrl_jax.sid.index import sid_of
+from hsrl_jax.sid.quantizer import reconstruct
+from hsrl_jax.sim.reward import Reward
+from hsrl_jax.types import Array
 
-__all__ = ["PUBLISHED", "Settings", "make"]
+__all__ = ["PUBLISHED", "Settings", "SlateView", "compose_slate", "make"]
+
+SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
+
+
+class SlateView(NamedTuple):
+  """What the policy says of ONE shown slate (docs/policy.md, Losses).
+
+  Attributes:
+    logits: float32 [K, L, V], of the levels on the way to each item.
+    tokens: int32 [K, L], the items' SIDs; -1 where an item has none.
+  """
+
+  logits: Array
+  tokens: Array
+
+  def log_probs(self) -> Array:
+    """log p_l(z_l), [K, L]."""
+    return self._at_tokens(jax.nn.log_softmax(self.logits))
+
+  def scores(self) -> Array:
+    """sum_l logits_l[z_l], [K]: not normalised, for the behaviour loss."""
+    return self._at_tokens(self.logits).sum(-1)
+
+  def entropy(self) -> Array:
+    """sum_l H(p_l), mean over the slate, []."""
+    return policy_gradient.entropy(self.logits).sum(-1).mean()
+
+  def _at_tokens(self, levels: Array) -> Array:
+    """[K, L, V] at [K, L] -> [K, L]; 0 where there is no token."""
+    picked = jnp.take_along_axis(levels, self.tokens[..., None], -1)[..., 0]
+    return jnp.where(self.tokens < 0, 0.0, picked)
+
+
+class _Hsrl(NamedTuple):
+  """The agent's functions (base.Agent), and what they are made of.
+
+  The parameters of each of the three modules are under its name.
+  """
+
+  encoder: Encoder
+  policy: PolicyNetwork
+  critic: Critic
+  settings: Settings
+  spec: base.Spec
+
+  @property
+  def searches(self) -> bool:
+    """Whether slates are found by a search, by the items in training."""
+    return self.spec.items >= SEARCH_FROM
+
+  def init(self, key, catalogue, observation):
+    keys = jax.random.split(key, 3)
+    encoder = self.encoder.init(keys[0], catalogue.features, *observation)
+    state = self.state({"encoder": encoder}, catalogue, observation)
+    levels = self.spec.levels + 1 if self.settings.level_critics else 1
+    contexts = jnp.broadcast_to(state, (levels, *state.shape))
+    return {
+      "encoder": encoder,
+      "policy": self.policy.init(keys[1], catalogue.codebooks, state),
+      "critic": self.critic.init(keys[2], contexts),
+    }
+
+  def state(self, params, catalogue, observation, key=None):
+    """c_0, [d]; `key` is of the dropout."""
+    return base.encoded(self.encoder, params, catalogue, observation, key)
+
+  def expected(self, params, catalogue, state):
+    """All levels with the expected residual, a Hierarchy."""
+    return self.policy.apply(
+      params["policy"], catalogue.codebooks, state, method="expected"
+    )
+
+  def refine(self, params, catalogue, state, items):
+    """PolicyNetwork.refine of items, int32 [M] -> float32 [M]."""
+    seen = reconstruct(catalogue.codebooks, sid_of(catalogue.index, items))
+    lost = catalogue.features[items] - seen
+    return self.policy.apply(params["policy"], lost, state, method="refine")
+
+  def value(self, params, contexts):
+    """V(s), [], of contexts [L + 1, d]."""
+    valued = contexts if self.settings.level_critics else contexts[:1]
+    return self.critic.apply(params["critic"], valued)[0]
+
+  def act(self, params, catalogue, observation, excluded, key, temperature):
+    state, index = self.state(params, catalogue, observation), catalogue.index
+    logits = self.expected(params, catalogue, state).logits
+    # What log pi is less than the logit of a positive response.
+    offset = jax.nn.logsumexp(logits, -1).sum() + response_bias(params)
+    log_probs = jax.nn.log_softmax(logits)
+    if self.searches:
+      # All prefixes share the logits of their level.
+      found = beam_search(
+        index,
+        (),
+        lambda context, level: log_probs[level],
+        lambda context, token, level: context,
+        beams=max(self.settings.beams, self.spec.slate_size),
+        excluded=excluded,
+        key=key,
+        temperature=temperature,
+      )
+      items, log_pi, allowed = found.items, found.log_probs, found.valid
+      noise = None if key is None else found.noise
+    else:
+      log_pi = policy_gradient.token_sum(log_probs, index.tokens)
+      items = jnp.arange(len(log_pi))
+      allowed = base.permitted(index.active, excluded)
+      noise = None if key is None else sampling.gumbel(key, log_pi.shape)
+    if self.settings.item_residual:
+      log_pi = log_pi + self.refine(params, catalogue, state, items)
+    ranks, log_prob = base.draw(
+      log_pi,
+      allowed,
+      noise,
+      temperature,
+      weighed=self.settings.importance_clip > 0,
+    )
+    if self.settings.compose_slates and not self.spec.reward.is_mean:
+      best = _composed(self.spec, ranks, log_pi + offset)
+    else:
+      best = base.top(ranks, self.spec.slate_size)
+    ranked = base.Ranked(items, log_pi, allowed)
+    return base.Action(items[best], log_prob[best], jnp.zeros(0), ranked=ranked)
+
+  def scores(self, params, catalogue, observation):
+    """log pi of each item, whether a search finds it."""
+    state = self.state(params, catalogue, observation)
+    logits = self.expected(params, catalogue, state).logits
+    return self.log_pi(params, catalogue, state, logits)
+
+  def log_pi(self, params, catalogue, state, logits):
+    """log pi of all items, [N + 1], by the levels' logits, [L, V].
+
+    It is not normalised over items, and `masking.NEGATIVE` of what is not
+    active.
+    """
+    index = catalogue.index
+    log_pi = policy_gradient.token_sum(jax.nn.log_softmax(logits), index.tokens)
+    if self.settings.item_residual:
+      items = jnp.arange(len(log_pi))
+      log_pi = log_pi + self.refine(params, catalogue, state, items)
+    return jnp.where(index.active, log_pi, masking.NEGATIVE)
+
+  def loss(self, params, target_params, catalogue, transition, key, progress):
+    settings = self.settings
+    state = self.state(params, catalogue, transition.observation, key)
+    hierarchy = self.expected(params, catalogue, state)
+    contexts = hierarchy.contexts
+    if not settings.critic_gradient:
+      contexts = jax.lax.stop_gradient(contexts)
+    after = self.state(target_params, catalogue, transition.next_observation)
+    after = self.expected(target_params, catalogue, after).contexts
+
+    tokens = sid_of(catalogue.index, transition.slate)
+    logits = jnp.broadcast_to(
+      hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
+    )
+    view = SlateView(logits, tokens)
+    scores = view.scores() + response_bias(params)
+    drawn = transition.log_prob
+    if settings.item_residual:
+      refined = self.refine(params, catalogue, state, transition.slate)
+      scores = scores + refined
+      # The weights compare log pi, which has the residual, with what was drawn.
+      drawn = drawn - jax.lax.stop_gradient(refined)
+    if self._weighs_logs:
+      log_pi = self.log_pi(params, catalogue, state, hierarchy.logits)
+      drawn += jax.lax.stop_gradient(jax.nn.logsumexp(log_pi))
+    return base.actor_critic(
+      settings,
+      self.spec,
+      transition,
+      progress,
+      value=self.value(params, contexts),
+      next_value=self.value(target_params, after),
+      log_probs=view.log_probs(),
+      drawn=drawn,
+      entropy=view.entropy(),
+      # The scores are not normalised, so they need no importance weights.
+      behaviour=optax.sigmoid_binary_cross_entropy(
+        scores, transition.response
+      ).mean(),
+    )
+
+  @property
+  def _weighs_logs(self):
+    """Whether log pi is to be a probability of items, as propensities are.
+
+    What the agent shows itself needs no such constant. Where items are found by
+    a search, SIDs of no item are left in the sum, and the weights are too
+    small.
+    """
+    weighs = self.spec.train.from_logs and self.settings.importance_clip > 0
+    return weighs and not self.searches
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
   """Builds the agent; how it acts depends on the items in training."""
-  modules = networks.make(settings, spec)
-  beams = 0
-  if acting.searches(spec.items):
-    beams = max(settings.beams, spec.slate_size)
-  return base.Agent(
-    init=modules.init,
-    act=functools.partial(acting.act, modules, settings, spec, beams),
-    loss=functools.partial(_loss, modules, settings, spec),
-    beams=beams,
-    scores=functools.partial(acting.scores, modules, settings),
-  )
-
-
-def _loss(
-  modules: Networks,
-  settings: Settings,
-  spec: base.Spec,
-  params: Params,
-  target_params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  key: PRNGKey,
-  progress: Array,
-) -> tuple[Array, Metrics]:
-  """See base.Agent.loss."""
-  state = modules.state(params, catalogue, transition.observation, key)
-  hierarchy = modules.expected(params, catalogue, state)
-  contexts = hierarchy.contexts
-  if not settings.critic_gradient:
-    contexts = jax.lax.stop_gradient(contexts)
-  value, _ = modules.value(params, contexts)
-  target = _target(
-    modules, settings.discount, target_params, catalogue, transition
-  )
-  advantages = returns.item_advantages(
-    target,
-    value[None],
-    spec.reward.shares(transition.response) if settings.item_credit else None,
-    clip=settings.advantage_clip,
-  )
-
-  tokens = sid_of(catalogue.index, transition.slate)
-  logits = jnp.broadcast_to(
-    hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
-  )
-  view = SlateView(logits, tokens)
-  scores = view.scores() + networks.response_bias(params)
-  behaviour_log_prob = transition.log_prob
-  if settings.item_residual:
-    refined = modules.refine(params, catalogue, state, transition.slate)
-    scores = scores + refined
-    # The weights compare log pi, which has the residual, with what was drawn.
-    behaviour_log_prob = behaviour_log_prob - jax.lax.stop_gradient(refined)
-  if _weighs_logs(settings, spec):
-    behaviour_log_prob += jax.lax.stop_gradient(
-      _log_sum(modules, settings, params, catalogue, state, hierarchy.logits)
-    )
-  return base.actor_critic(
-    settings,
-    progress,
-    critic=(value - target) ** 2,
-    actor=policy_gradient.actor_loss(
-      view.log_probs(),
-      advantages,
-      behaviour_log_prob,
-      settings.importance_clip,
+  sizes = spec.network
+  hsrl = _Hsrl(
+    base.encoder(sizes),
+    PolicyNetwork(
+      spec.levels,
+      spec.vocab_size,
+      sizes.width,
+      settings.semantic_tokens,
+      settings.residual,
     ),
-    entropy=view.entropy(),
-    # The scores are not normalised, so they need no importance weights.
-    behaviour=optax.sigmoid_binary_cross_entropy(
-      scores, transition.response
-    ).mean(),
-    value=value,
-    target=target,
+    Critic(sizes.critic_hidden, settings.train_level_weights),
+    settings,
+    spec,
+  )
+  beams = max(settings.beams, spec.slate_size) if hsrl.searches else 0
+  return base.Agent(
+    hsrl.init, hsrl.act, hsrl.loss, beams=beams, scores=hsrl.scores
   )
 
 
-def _weighs_logs(settings: Settings, spec: base.Spec) -> bool:
-  """Whether log pi is to be a probability of items, as propensities are.
+def response_bias(params) -> Array:
+  """b of the behaviour loss, float32 []."""
+  return params["policy"]["params"]["response_bias"]
 
-  What the agent shows itself needs no such constant. Where items are found by a
-  search, SIDs of no item are left in the sum, and the weights are too small.
+
+def _composed(spec: base.Spec, ranks: Array, response_logits: Array) -> Array:
+  """Positions of a slate for a reward with a sweet point, int32 [K]."""
+  best = base.top(ranks, spec.slate_size)
+  last = base.top(
+    jnp.where(ranks > masking.NEGATIVE, -ranks, masking.NEGATIVE)[::-1],
+    spec.slate_size,
+  )
+  # Turned round, so that among equals the last comes first and none is both.
+  both = jnp.concatenate([best, len(ranks) - 1 - last])
+  logits = response_logits[both].reshape(2, -1)
+  return both[compose_slate(*logits, spec.reward)]
+
+
+def compose_slate(
+  best_scores: Array, worst_scores: Array, reward: Reward
+) -> Array:
+  """Positions of the slate that earns most in expectation, int32 [K].
+
+  The best K items overshoot a sweet point. The candidates are the first K - n
+  of the best items and the first n of the worst, n = 0..K. A score is the logit
+  of a positive response.
+
+  Args:
+    best_scores: float32 [K], of the items that are wanted most, best first.
+    worst_scores: float32 [K], of those that are wanted least, worst first.
+    reward: of slates.
+
+  Returns:
+    Positions in the best items followed by the worst.
   """
-  weighs = spec.train.from_logs and settings.importance_clip > 0
-  return weighs and not acting.searches(spec.items)
-
-
-def _log_sum(
-  modules: Networks,
-  settings: Settings,
-  params: Params,
-  catalogue: Catalogue,
-  state: Array,
-  logits: Array,
-) -> Array:
-  """log of the sum over all items of pi as it is before it sums up to 1, []."""
-  log_pi = acting.of_sids(catalogue.index, jax.nn.log_softmax(logits))
-  return jax.nn.logsumexp(
-    acting.of_items(modules, settings, params, catalogue, state, log_pi)
-  )
-
-
-def _target(
-  modules: Networks,
-  discount: float,
-  target_params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-) -> Array:
-  """y = r + gamma (1 - terminated) V_target(s'), float32 []."""
-  state = modules.state(target_params, catalogue, transition.next_observation)
-  contexts = modules.expected(target_params, catalogue, state).contexts
-  next_value, _ = modules.value(target_params, contexts)
-  return returns.td_target(
-    transition.reward, transition.terminated, next_value, discount
-  )
+  count = len(best_scores)
+  place = jnp.arange(count)[None]
+  worst_from = count - jnp.arange(count + 1)[:, None]  # K - n.
+  slates = jnp.where(place < worst_from, place, 2 * count - 1 - place)
+  probabilities = jax.nn.sigmoid(jnp.concatenate([best_scores, worst_scores]))
+  rewards = jax.vmap(reward.expected)(probabilities[slates])
+  return slates[jnp.argmax(rewards)]

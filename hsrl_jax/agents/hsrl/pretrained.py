@@ -9,45 +9,24 @@ divergence holds the policy near the one it started from. The flat twin, which
 was trained without tokens, has the same losses of its softmax over all items.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.agents import base, next_item
+from hsrl_jax.agents import base
+from hsrl_jax.agents.hsrl.agent import SlateView
 from hsrl_jax.agents.hsrl.settings import NearStartSettings
-from hsrl_jax.agents.hsrl.slate_view import SlateView
 from hsrl_jax.networks.critic import Critic
-from hsrl_jax.ops import masking, policy_gradient, returns, sampling
-from hsrl_jax.sid.index import Catalogue, sid_of
-from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
+from hsrl_jax.ops import masking, sampling
+from hsrl_jax.sid.index import sid_of
+from hsrl_jax.types import Array
 
 __all__ = ["FROZEN", "NearStartSettings", "divergence", "make"]
 
 # Parameters that are not trained: the model that training started from, and
 # what `next_item.Policy` has beside its model.
 FROZEN = ("start", "interactions", "response", "response_weight")
-
-
-class _Parts(NamedTuple):
-  """What the losses are made of; all of it is static."""
-
-  policy: next_item.Policy
-  critic: Critic
-  settings: NearStartSettings
-  spec: base.Spec
-
-  def contexts(self, params: Params, state: Array) -> Array:
-    """Of the critic, c_0 .. c_{L-1}, [L, d]; of the flat twin c_0, [1, d]."""
-    if not self.policy.model.config.token_weight:
-      return state[None]
-    return self.policy.model.contexts(params["model"], state)
-
-  def value(self, params: Params, state: Array) -> Array:
-    """V(s), float32 []; its gradient trains the critic alone."""
-    contexts = jax.lax.stop_gradient(self.contexts(params, state))
-    return self.critic.apply(params["critic"], contexts)[0]
 
 
 class _Seen(NamedTuple):
@@ -82,139 +61,127 @@ class _Seen(NamedTuple):
     return self.tokens.entropy()
 
 
-def make(settings: NearStartSettings, spec: base.Spec) -> base.Agent:
-  """Builds the agent.
+class _Pretrained(NamedTuple):
+  """The agent's functions (base.Agent), and what they are made of.
 
   Its parameters are a dict: those of `next_item.Policy`; `critic`; and `start`,
   the policy's `model` before any RL.
   """
-  start = spec.supervised
-  critic = Critic(spec.network.critic_hidden)
-  parts = _Parts(start.policy, critic, settings, spec)
 
-  def init(key, catalogue, observation):
-    params = start.agent.init(key, catalogue, observation)
-    contexts = parts.contexts(
-      params, jnp.zeros(start.policy.model.config.width)
-    )
-    critic = parts.critic.init(jax.random.fold_in(key, 2), contexts)
+  critic: Critic
+  settings: NearStartSettings
+  spec: base.Spec
+
+  @property
+  def policy(self):
+    return self.spec.supervised.policy
+
+  @property
+  def weights(self):
+    """Of the cross-entropy of tokens, and of items, before RL."""
+    config = self.policy.model.config
+    return config.token_weight, config.item_weight
+
+  def init(self, key, catalogue, observation):
+    params = self.spec.supervised.agent.init(key, catalogue, observation)
+    state = jnp.zeros(self.policy.model.config.width)
+    contexts = self.contexts(params, state)
+    critic = self.critic.init(jax.random.fold_in(key, 2), contexts)
     return params | {"critic": critic, "start": params["model"]}
 
-  return start.agent._replace(
-    init=init,
-    loss=functools.partial(_loss, parts),
+  def contexts(self, params, state):
+    """Of the critic, c_0 .. c_{L-1}, [L, d]; of the flat twin c_0, [1, d]."""
+    if not self.weights[0]:
+      return state[None]
+    return self.policy.model.contexts(params["model"], state)
+
+  def value(self, params, state):
+    """V(s), float32 []; its gradient trains the critic alone."""
+    contexts = jax.lax.stop_gradient(self.contexts(params, state))
+    return self.critic.apply(params["critic"], contexts)[0]
+
+  def loss(self, params, target_params, catalogue, transition, key, progress):
+    settings, slate = self.settings, transition.slate
+    keys = sampling.split(key, 2)
+    seen = self.seen(params, catalogue, transition, keys)
+    after = self.policy.state(
+      target_params, catalogue, transition.next_observation
+    )
+    log_probs, drawn = seen.log_probs(slate), transition.log_prob
+    if settings.importance_clip:
+      drawn = drawn - self._beside(params, catalogue, transition, seen)
+    loss, metrics = base.actor_critic(
+      settings,
+      self.spec,
+      transition,
+      progress,
+      value=self.value(params, seen.state),
+      next_value=self.value(target_params, after),
+      log_probs=log_probs,
+      drawn=drawn,
+      entropy=seen.entropy(catalogue.index.active),
+      behaviour=self._cross_entropy(log_probs, transition.response),
+    )
+    if settings.kl_weight:
+      # By the same dropout, so that equal parameters are no distance apart.
+      start = params | {"model": params["start"]}
+      start = self.seen(start, catalogue, transition, keys)
+      kl = _distance(seen, start, catalogue.index.active)
+      loss = loss + settings.kl_weight * kl
+      metrics = metrics | {"loss": loss, "kl": kl}
+    return loss, metrics
+
+  def seen(self, params, catalogue, transition, keys):
+    """See _Seen; the two keys are of the dropout."""
+    policy, model = self.policy, self.policy.model
+    known = policy.catalogue(params, catalogue)
+    state = policy.state(params, catalogue, transition.observation, keys[0])
+    view = items = None
+    of_tokens, of_items = self.weights
+    if of_tokens:
+      tokens = sid_of(catalogue.index, transition.slate)
+      log_probs = model.taken(
+        params["model"], known, state, jnp.maximum(tokens, 0), keys[1]
+      )
+      view = SlateView(log_probs, tokens)
+    if of_items:
+      scores = model.rows(params["model"], known) @ state
+      items = masking.log_softmax(scores, catalogue.index.active)
+    return _Seen(state, view, items)
+
+  def _cross_entropy(self, log_probs, response):
+    """-log pi of the liked items, weighed as before RL; mean over the slate."""
+    of_tokens, of_items = self.weights
+    weights = jnp.full(log_probs.shape[1], of_tokens)
+    if of_items:
+      weights = weights.at[-1].set(of_items)
+    return -(response * (log_probs @ weights)).mean()
+
+  def _beside(self, params, catalogue, transition, seen):
+    """What the slate was drawn by beside `_Seen.log_probs`, [K], no gradient.
+
+    It is the click model's part, and the constant of the items' softmax.
+    """
+    policy, slate = self.policy, transition.slate
+    beside = policy.response(params, catalogue, transition.observation, slate)
+    if seen.items is not None:
+      known = policy.catalogue(params, catalogue)
+      beside += policy.model.item_score(
+        params["model"], known, seen.state, slate
+      )
+      beside -= seen.items[slate]
+    return jax.lax.stop_gradient(beside)
+
+
+def make(settings: NearStartSettings, spec: base.Spec) -> base.Agent:
+  """Builds the agent."""
+  agent = _Pretrained(Critic(spec.network.critic_hidden), settings, spec)
+  return spec.supervised.agent._replace(
+    init=agent.init,
+    loss=agent.loss,
     frozen=FROZEN,
     logged_share=settings.logged_share,
   )
-
-
-def _loss(
-  parts: _Parts,
-  params: Params,
-  target_params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  key: PRNGKey,
-  progress: Array,
-) -> tuple[Array, Metrics]:
-  """See base.Agent.loss."""
-  settings, policy, slate = parts.settings, parts.policy, transition.slate
-  keys = sampling.split(key, 2)
-  seen = _seen(parts, params, catalogue, transition, keys)
-  value = parts.value(params, seen.state)
-  next_state = policy.state(
-    target_params, catalogue, transition.next_observation
-  )
-  target = returns.td_target(
-    transition.reward,
-    transition.terminated,
-    parts.value(target_params, next_state),
-    settings.discount,
-  )
-  shares = parts.spec.reward.shares(transition.response)
-  advantages = returns.item_advantages(
-    target,
-    value[None],
-    shares if settings.item_credit else None,
-    clip=settings.advantage_clip,
-  )
-  log_probs, drawn = seen.log_probs(slate), transition.log_prob
-  if settings.importance_clip:
-    drawn = drawn - _beside(policy, params, catalogue, transition, seen)
-  loss, metrics = base.actor_critic(
-    settings,
-    progress,
-    critic=(value - target) ** 2,
-    actor=policy_gradient.actor_loss(
-      log_probs, advantages, drawn, settings.importance_clip
-    ),
-    entropy=seen.entropy(catalogue.index.active),
-    behaviour=_cross_entropy(policy, log_probs, transition.response),
-    value=value,
-    target=target,
-  )
-  if settings.kl_weight:
-    # By the same dropout, so that equal parameters are no distance apart.
-    start = params | {"model": params["start"]}
-    start = _seen(parts, start, catalogue, transition, keys)
-    kl = _distance(seen, start, catalogue.index.active)
-    loss = loss + settings.kl_weight * kl
-    metrics = metrics | {"loss": loss, "kl": kl}
-  return loss, metrics
-
-
-def _seen(
-  parts: _Parts,
-  params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  keys: PRNGKey,
-) -> _Seen:
-  """See _Seen; the two keys are of the dropout."""
-  policy, model = parts.policy, parts.policy.model
-  known = policy.catalogue(params, catalogue)
-  state = policy.state(params, catalogue, transition.observation, keys[0])
-  view = items = None
-  if model.config.token_weight:
-    tokens = sid_of(catalogue.index, transition.slate)
-    log_probs = model.taken(
-      params["model"], known, state, jnp.maximum(tokens, 0), keys[1]
-    )
-    view = SlateView(log_probs, tokens)
-  if model.config.item_weight:
-    scores = model.rows(params["model"], known) @ state
-    items = masking.log_softmax(scores, catalogue.index.active)
-  return _Seen(state, view, items)
-
-
-def _cross_entropy(
-  policy: next_item.Policy, log_probs: Array, response: Array
-) -> Array:
-  """-log pi of the liked items, weighed as before RL; mean over the slate."""
-  weights = jnp.full(log_probs.shape[1], policy.model.config.token_weight)
-  if policy.model.config.item_weight:
-    weights = weights.at[-1].set(policy.model.config.item_weight)
-  return -(response * (log_probs @ weights)).mean()
-
-
-def _beside(
-  policy: next_item.Policy,
-  params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  seen: _Seen,
-) -> Array:
-  """What the slate was drawn by beside `_Seen.log_probs`, [K], no gradient.
-
-  It is the click model's part, and the constant of the items' softmax.
-  """
-  slate = transition.slate
-  beside = policy.response(params, catalogue, transition.observation, slate)
-  if seen.items is not None:
-    known = policy.catalogue(params, catalogue)
-    beside += policy.model.item_score(params["model"], known, seen.state, slate)
-    beside -= seen.items[slate]
-  return jax.lax.stop_gradient(beside)
 
 
 def _distance(seen: _Seen, start: _Seen, active: Array) -> Array:

@@ -7,8 +7,6 @@ is the value of the state; with `credit` by slot or token they have one of their
 own, the value of the state and of what was chosen before.
 """
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -29,13 +27,7 @@ from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
 from hsrl_jax.sid.index import Catalogue, child, item_of, live_children, sid_of
 from hsrl_jax.sim import observed
-from hsrl_jax.types import (
-  Array,
-  Observation,
-  Params,
-  PRNGKey,
-  Transition,
-)
+from hsrl_jax.types import Array
 
 
 class _Notes(NamedTuple):
@@ -53,8 +45,10 @@ class _Notes(NamedTuple):
   prior: Array
 
 
-class Functions(NamedTuple):
-  """What the agent's functions are made of; all of it is static.
+class Slates(NamedTuple):
+  """What agents share whose slates know themselves; see base.Agent.
+
+  A subclass has `act`, `scores` and `choices`, see base.OnPolicy.
 
   Attributes:
     policy: SlatePolicy or FlatPolicy.
@@ -70,15 +64,261 @@ class Functions(NamedTuple):
   settings: SlateSettings
   spec: base.Spec
 
-  def beginning(
-    self, params: Params, catalogue: Catalogue, observation: Observation
-  ) -> Beginning | None:
+  @property
+  def nothing(self) -> tuple[slates.Chosen, Array]:
+    """What the critic knows before the first choice: counts, vectors above."""
+    chosen = slates.none_chosen(self.counted, 1)
+    return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
+
+  def agent(self) -> base.Agent:
+    """The agent of these functions."""
+    return base.Agent(
+      self.init,
+      self.act,
+      None,
+      scores=self.scores,
+      on_policy=base.OnPolicy(self.choices, self.value, self.settings),
+      place_by_place=True,
+      frozen=() if self.spec.supervised is None else (supervised.KEY,),
+    )
+
+  def bound(self, params, catalogue, observation):
+    """The policy with its parameters, and what it knows of tokens and user."""
+    policy = self.policy.bind(params["policy"])
+    return policy, tokens_of(catalogue), observed.seen(observation)
+
+  def beginning(self, params, catalogue, observation) -> Beginning | None:
     """See Beginning; None where the agent starts afresh."""
     start = self.spec.supervised
     if start is None:
       return None
     return supervised.beginning(
-      self.settings, start, params, catalogue, observation
+      self.settings, start, params, catalogue, observed.seen(observation)
+    )
+
+  def init(self, key, catalogue, observation, hidden=None):
+    """See base.Agent; `hidden` is what the critic alone sees, [Z]."""
+    keys, tokens = jax.random.split(key), tokens_of(catalogue)
+    observation = observed.seen(observation)
+    policy = self.policy.init(keys[0], tokens, observation)
+    start = self.policy.apply(policy, tokens, observation, method="start")
+    hidden = jnp.zeros(0) if hidden is None else hidden
+    critic = self.critic.init(
+      keys[1], tokens, observation, hidden, start.user, *self.nothing
+    )
+    params = {"policy": policy, "critic": critic}
+    if self.spec.supervised is not None:
+      # Those of the first part take their place: no program need draw others.
+      first = self.spec.supervised.agent.init
+      shapes = jax.eval_shape(first, key, catalogue, observation)
+      params[supervised.KEY] = jax.tree.map(jnp.zeros_like, shapes)
+    return params
+
+  def value(self, params, catalogue, observation, hidden):
+    """See base.OnPolicy."""
+    policy, tokens, observation = self.bound(params, catalogue, observation)
+    user = policy.start(tokens, observation).estimate.user
+    return self.critic.apply(
+      params["critic"], tokens, observation, hidden, user, *self.nothing
+    )[0, 0]
+
+  def judged(
+    self, params, catalogue, transition, found, user, before, chances, key
+  ) -> base.Choices:
+    """What was chosen, with values and the response head's loss.
+
+    Empty places count nothing.
+
+    Args:
+      params: of the agent.
+      catalogue: the items.
+      transition: the slate, int32 [K], and its responses.
+      found: float32 [K, P] twice, log-probability of each choice, and entropy,
+        nats, of what it was drawn from.
+      user: the response head that the critic sees.
+      before: what was chosen before each choice, as `nothing`; None: all have
+        the value of the state.
+      chances: float32 [K], logits of a like.
+      key: of the critic's dropout.
+    """
+    log_probs, entropy = found
+    values = self.critic.apply(
+      params["critic"],
+      tokens_of(catalogue),
+      observed.seen(transition.observation),
+      transition.hidden,
+      *jax.lax.stop_gradient((user, *(before or self.nothing))),
+      key,
+    )
+    there = transition.slate > 0
+    loss = optax.sigmoid_binary_cross_entropy(chances, transition.response)
+    loss = jnp.where(there, loss, 0.0).mean()
+    return base.Choices(
+      jnp.where(there[:, None], log_probs, 0.0),
+      jnp.broadcast_to(values, log_probs.shape),
+      jnp.where(there[:, None], entropy, 0.0).mean(),
+      self.settings.behaviour_weight * loss,
+      {"behaviour_loss": loss},
+    )
+
+
+class _Sequential(Slates):
+  """HSRL, token by token; the notes of its actions are _Notes."""
+
+  def act(self, params, catalogue, observation, excluded, key, temperature):
+    spec, index = self.spec, catalogue.index
+    policy, tokens, observation = self.bound(params, catalogue, observation)
+    start = policy.start(tokens, observation)
+    begins = self.beginning(params, catalogue, observation)
+    free = 1.0 if begins is None else begins.free
+    sizes = (spec.slate_size, spec.levels, spec.vocab_size)
+    noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
+    banned = sid_of(index, _distinct(excluded, index.active))
+    below = self._below(policy, start, catalogue, excluded, begins)
+
+    def slot(carry, inputs):
+      chosen, taken, below = carry
+      place, noise = inputs
+      sids = jnp.concatenate([banned, taken])
+      node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
+      same = (sids >= 0).all(-1)
+      log_prob, propensity = jnp.float32(0), jnp.float32(1)
+      allowed, prior, path = [], [], []
+      for level in range(spec.levels):
+        logits = policy.logits(start, chosen, partial, place, level)
+        logits *= free
+        if below is not None:
+          prior.append(item_softmax.token_logits(index, below, node, level))
+          logits += prior[-1]
+        used = jnp.zeros(spec.vocab_size, jnp.int32)
+        used = used.at[sids[:, level]].add(same.astype(jnp.int32))
+        may = live_children(index, node, level) > used
+        token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
+        log_prob += masking.log_softmax(logits, may)[token]
+        propensity *= plackett_luce.of_choice(logits, may, token, tempered)
+        same &= sids[:, level] == token
+        node = child(index, node, token, level)
+        partial += start.vectors[level, token]
+        allowed.append(may)
+        path.append(node)
+      allowed = jnp.stack(allowed)
+      item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
+      sid = sid_of(index, item)
+      vector = policy.item_vectors(tokens, item, sid)
+      likes = policy.likes(start, vector, place)
+      one = policy.one_chosen(sid[0], vector, likes)
+      chosen = jax.tree.map(jnp.add, chosen, one)
+      here = jnp.arange(spec.slate_size) == place
+      taken = jnp.where(here[:, None], sid[None], taken)
+      if below is not None:
+        below = item_softmax.without(index, below, path)
+      kept = item, log_prob, propensity, allowed, jnp.array(prior)
+      return (chosen, taken, below), kept
+
+    taken = jnp.full((spec.slate_size, spec.levels), -1)
+    _, (slate, log_prob, propensity, allowed, prior) = jax.lax.scan(
+      slot,
+      (self._none_chosen, taken, below),
+      (jnp.arange(spec.slate_size), noise),
+    )
+    notes = _Notes(allowed, start.estimate, prior)
+    return base.Action(
+      slate, log_prob, jnp.zeros(0), notes, propensity=propensity
+    )
+
+  @property
+  def _none_chosen(self):
+    return jax.tree.map(lambda x: x[0], self.nothing[0])
+
+  def scores(self, params, catalogue, observation):
+    """log pi of each item in the first slot."""
+    index = catalogue.index
+    begins = self.beginning(params, catalogue, observation)
+    if begins is not None and self.settings.hold_logged:
+      return begins.log_pi + begins.response
+    policy, tokens, observation = self.bound(params, catalogue, observation)
+    start, chosen = policy.start(tokens, observation), self._none_chosen
+    items = jnp.arange(len(index.known))
+    sids = jnp.maximum(sid_of(index, items), 0)
+    node = jnp.zeros(len(items), jnp.int32)
+    partial = jnp.zeros((len(items), start.vectors.shape[-1]))
+    nobody = jnp.zeros(1, jnp.int32)
+    below = self._below(policy, start, catalogue, nobody, begins)
+    log_pi = jnp.zeros(len(items))
+    for level in range(self.spec.levels):
+      # Once for each prefix, of which there are fewer than items.
+      an_item = jnp.zeros(len(index.first_child[level]), jnp.int32)
+      an_item = an_item.at[node].set(items)
+
+      def of_prefix(number, partial, level=level):
+        logits = policy.logits(start, chosen, partial, 0, level)
+        if below is not None:
+          logits += item_softmax.token_logits(index, below, number, level)
+        may = live_children(index, number, level) > 0
+        return masking.log_softmax(logits, may)
+
+      table = jax.vmap(of_prefix)(jnp.arange(len(an_item)), partial[an_item])
+      log_pi += table[node, sids[:, level]]
+      partial += start.vectors[level, sids[:, level]]
+      follow = jax.vmap(child, (None, 0, 0, None))
+      node = jnp.maximum(follow(index, node, sids[:, level], level), 0)
+    return log_pi
+
+  def _below(self, policy, start, catalogue, excluded, begins):
+    """See item_softmax.weights_below; None without `item_prior`."""
+    if not policy.item_prior:
+      return None
+    index = catalogue.index
+    rows = item_softmax.rows_of(index)
+    sids = jnp.maximum(sid_of(index, rows.item), 0)
+    tokens = tokens_of(catalogue)
+    logits = policy.item_estimates(start, tokens, rows.item, sids)
+    if begins is not None:
+      allowed = base.permitted(index.active, excluded)
+      logits = begins.logits(logits, rows.item, allowed)
+    return item_softmax.weights_below(index, rows, logits, excluded)
+
+  def choices(self, params, catalogue, transition, key):
+    """See base.OnPolicy."""
+    spec, notes = self.spec, transition.notes
+    policy, tokens, observation = self.bound(
+      params, catalogue, transition.observation
+    )
+    keys = (None, None) if key is None else sampling.split(key, 2)
+    start = policy.start(tokens, observation, keys[0], notes.estimate)
+    slots = jnp.arange(spec.slate_size)
+    sids = sid_of(catalogue.index, transition.slate)
+    vectors = policy.item_vectors(tokens, transition.slate, sids)
+    likes = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
+    chosen = policy.chosen_before(sids[:, 0], vectors, likes)
+    # Sums of the vectors of the tokens above each level, [K, L, W].
+    above = start.vectors[jnp.arange(spec.levels), jnp.maximum(sids, 0)]
+    partial = jnp.cumsum(above, 1) - above
+    of_slots = jax.vmap(policy.logits, (None, 0, 0, 0, None))
+    logits = jnp.stack(
+      [
+        of_slots(start, chosen, partial[:, level], slots, level)
+        for level in range(spec.levels)
+      ],
+      1,
+    )
+    if spec.supervised is not None:
+      logits *= supervised.free(self.settings, observation)
+    if policy.item_prior:
+      logits += notes.prior
+    log_probs = masking.log_softmax(logits, notes.allowed)
+    of_choice = masking.pick(log_probs, sids)
+    entropy = masking.entropy(log_probs, notes.allowed)
+    by_slate = self.settings.credit == "slate"
+    return self.judged(
+      params,
+      catalogue,
+      transition,
+      (of_choice, entropy),
+      start.estimate.user,
+      None if by_slate else (chosen, partial),
+      policy.chances(start, vectors),
+      keys[1],
     )
 
 
@@ -95,8 +335,7 @@ def make(
     **shared(settings, spec),
   )
   critic = critic_of(spec, spec.levels)
-  parts = Functions(policy, critic, spec.vocab_size, settings, spec)
-  return bound(parts, _act, _scores, _choices)
+  return _Sequential(policy, critic, spec.vocab_size, settings, spec).agent()
 
 
 def shared(settings: SlateSettings, spec: base.Spec) -> dict[str, Any]:
@@ -116,35 +355,6 @@ def critic_of(spec: base.Spec, levels: int) -> PrefixCritic:
   return PrefixCritic(levels, sizes.encoder, sizes.critic_hidden)
 
 
-def bound(
-  parts: Functions,
-  act: Callable[..., base.Action],
-  scores: Callable[..., Array],
-  choices: Callable[..., base.Choices],
-) -> base.Agent:
-  """The agent of these functions, which take its parts first.
-
-  Args:
-    parts: what they are made of.
-    act: see base.Agent.
-    scores: see base.Agent.
-    choices: see base.OnPolicy.
-  """
-  init, act, scores, choices, value = (
-    functools.partial(x, parts) for x in (_init, act, scores, choices, _value)
-  )
-  on_policy = base.OnPolicy(choices, value, parts.settings)
-  return base.Agent(
-    init,
-    act,
-    None,
-    scores=scores,
-    on_policy=on_policy,
-    place_by_place=True,
-    frozen=() if parts.spec.supervised is None else (supervised.KEY,),
-  )
-
-
 def tokens_of(catalogue: Catalogue) -> Tokens:
   """What policy and critic know of tokens and items of the catalogue."""
   first = catalogue.index.tokens[0].astype(jnp.int32)
@@ -152,286 +362,8 @@ def tokens_of(catalogue: Catalogue) -> Tokens:
   return Tokens(catalogue.codebooks, catalogue.features, first)
 
 
-def _init(
-  parts: Functions,
-  key: PRNGKey,
-  catalogue: Catalogue,
-  observation: Observation,
-  hidden: Array | None = None,
-) -> Params:
-  """See base.Agent.init; `hidden` is what the critic alone sees, [Z]."""
-  keys, tokens = jax.random.split(key), tokens_of(catalogue)
-  observation = observed.seen(observation)
-  policy = parts.policy.init(keys[0], tokens, observation)
-  start = parts.policy.apply(policy, tokens, observation, method="start")
-  critic = parts.critic.init(
-    keys[1],
-    tokens,
-    observation,
-    jnp.zeros(0) if hidden is None else hidden,
-    start.user,
-    *nothing(parts),
-  )
-  params = {"policy": policy, "critic": critic}
-  if parts.spec.supervised is not None:
-    key, start = jax.random.fold_in(key, 2), parts.spec.supervised.agent
-    params[supervised.KEY] = start.init(key, catalogue, observation)
-  return params
-
-
-def nothing(parts: Functions) -> tuple[slates.Chosen, Array]:
-  """What the critic knows before the first choice: counts, partial vectors."""
-  chosen = slates.none_chosen(parts.counted, 1)
-  return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
-
-
-def _act(
-  parts: Functions,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-  excluded: Array,
-  key: PRNGKey | None,
-  temperature: Array | float,
-) -> base.Action:
-  """See base.Agent.act; the notes are _Notes."""
-  spec, index = parts.spec, catalogue.index
-  policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
-  observation = observed.seen(observation)
-  start = policy.start(tokens, observation)
-  begins = parts.beginning(params, catalogue, observation)
-  free = 1.0 if begins is None else begins.free
-  sizes = (spec.slate_size, spec.levels, spec.vocab_size)
-  noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
-  banned = sid_of(index, _distinct(excluded, index.active))
-  below = _below(parts, policy, start, catalogue, excluded, begins)
-
-  def slot(carry, inputs):
-    chosen, taken, below = carry
-    place, noise = inputs
-    sids = jnp.concatenate([banned, taken])
-    node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
-    same = (sids >= 0).all(-1)
-    log_prob, propensity = jnp.float32(0), jnp.float32(1)
-    allowed, prior, path = [], [], []
-    for level in range(spec.levels):
-      if level:
-        logits = policy.lower_logits(start, chosen, partial, place, level)
-      else:
-        logits = policy.first_logits(start, chosen, place)
-      logits *= free
-      if below is not None:
-        prior.append(item_softmax.token_logits(index, below, node, level))
-        logits += prior[-1]
-      used = jnp.zeros(spec.vocab_size, jnp.int32)
-      used = used.at[sids[:, level]].add(same.astype(jnp.int32))
-      may = live_children(index, node, level) > used
-      token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
-      log_prob += masking.log_softmax(logits, may)[token]
-      propensity *= plackett_luce.of_choice(logits, may, token, tempered)
-      same &= sids[:, level] == token
-      node = child(index, node, token, level)
-      partial += start.vectors[level, token]
-      allowed.append(may)
-      path.append(node)
-    allowed = jnp.stack(allowed)
-    item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
-    sid = sid_of(index, item)
-    vector = policy.item_vectors(tokens, item, sid)
-    likes = policy.likes(start, vector, place)
-    one = policy.one_chosen(sid[0], vector, likes)
-    chosen = jax.tree.map(jnp.add, chosen, one)
-    here = jnp.arange(spec.slate_size) == place
-    taken = jnp.where(here[:, None], sid[None], taken)
-    if below is not None:
-      below = item_softmax.without(index, below, path)
-    prior = jnp.array(prior)
-    return (chosen, taken, below), (item, log_prob, propensity, allowed, prior)
-
-  chosen = jax.tree.map(lambda x: x[0], nothing(parts)[0])
-  taken = jnp.full((spec.slate_size, spec.levels), -1)
-  _, (slate, log_prob, propensity, allowed, prior) = jax.lax.scan(
-    slot, (chosen, taken, below), (jnp.arange(spec.slate_size), noise)
-  )
-  notes = _Notes(allowed, start.estimate, prior)
-  return base.Action(
-    slate, log_prob, jnp.zeros(0), notes, propensity=propensity
-  )
-
-
-def _scores(
-  parts: Functions,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-) -> Array:
-  """See base.Agent.scores: log pi of each item in the first slot."""
-  index, spec = catalogue.index, parts.spec
-  observation = observed.seen(observation)
-  begins = parts.beginning(params, catalogue, observation)
-  if begins is not None and parts.settings.hold_logged:
-    return begins.log_pi + begins.response
-  policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
-  start = policy.start(tokens, observation)
-  chosen = jax.tree.map(lambda x: x[0], nothing(parts)[0])
-  items = jnp.arange(len(index.known))
-  sids = jnp.maximum(sid_of(index, items), 0)
-  node = jnp.zeros(len(items), jnp.int32)
-  partial = jnp.zeros((len(items), start.vectors.shape[-1]))
-  nobody = jnp.zeros(1, jnp.int32)
-  below = _below(parts, policy, start, catalogue, nobody, begins)
-  log_pi = jnp.zeros(len(items))
-  for level in range(spec.levels):
-    # Once for each prefix, of which there are fewer than items.
-    an_item = jnp.zeros(len(index.first_child[level]), jnp.int32)
-    an_item = an_item.at[node].set(items)
-
-    def of_prefix(number, partial, level=level):
-      if level:
-        logits = policy.lower_logits(start, chosen, partial, 0, level)
-      else:
-        logits = policy.first_logits(start, chosen, 0)
-      if below is not None:
-        logits += item_softmax.token_logits(index, below, number, level)
-      may = live_children(index, number, level) > 0
-      return masking.log_softmax(logits, may)
-
-    table = jax.vmap(of_prefix)(jnp.arange(len(an_item)), partial[an_item])
-    log_pi += table[node, sids[:, level]]
-    partial += start.vectors[level, sids[:, level]]
-    follow = jax.vmap(child, (None, 0, 0, None))
-    node = jnp.maximum(follow(index, node, sids[:, level], level), 0)
-  return log_pi
-
-
-def _below(
-  parts: Functions,
-  policy: SlatePolicy,
-  start: slates.Start,
-  catalogue: Catalogue,
-  excluded: Array,
-  begins: Beginning | None,
-) -> item_softmax.Below | None:
-  """See item_softmax.weights_below; None without `item_prior`."""
-  if not policy.item_prior:
-    return None
-  index = catalogue.index
-  rows = item_softmax.rows_of(index)
-  sids = jnp.maximum(sid_of(index, rows.item), 0)
-  logits = policy.item_estimates(start, tokens_of(catalogue), rows.item, sids)
-  if begins is not None:
-    allowed = base.permitted(index.active, excluded)
-    logits = begins.logits(logits, rows.item, allowed)
-  return item_softmax.weights_below(index, rows, logits, excluded)
-
-
 def _distinct(items: Array, active: Array) -> Array:
   """Each active item once, the rest 0; int32 [T] -> [T]."""
   items = jnp.sort(items)
   again = jnp.concatenate([jnp.zeros(1, bool), items[1:] == items[:-1]])
   return jnp.where(again[: len(items)] | ~active[items], 0, items)
-
-
-def _choices(
-  parts: Functions,
-  params: Params,
-  catalogue: Catalogue,
-  transition: Transition,
-  key: PRNGKey | None,
-) -> base.Choices:
-  """See base.OnPolicy."""
-  spec, settings = parts.spec, parts.settings
-  policy, tokens = parts.policy.bind(params["policy"]), tokens_of(catalogue)
-  keys = (None, None) if key is None else sampling.split(key, 2)
-  observation = observed.seen(transition.observation)
-  notes = transition.notes
-  start = policy.start(tokens, observation, keys[0], notes.estimate)
-  slots = jnp.arange(spec.slate_size)
-  sids = sid_of(catalogue.index, transition.slate)
-  vectors = policy.item_vectors(tokens, transition.slate, sids)
-  likes = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
-  chosen = policy.chosen_before(sids[:, 0], vectors, likes)
-  partial = _partial(start, sids)
-  logits = [jax.vmap(policy.first_logits, (None, 0, 0))(start, chosen, slots)]
-  for level in range(1, spec.levels):
-    of_slots = jax.vmap(policy.lower_logits, (None, 0, 0, 0, None))
-    logits.append(of_slots(start, chosen, partial[:, level], slots, level))
-  logits = jnp.stack(logits, 1)
-  if spec.supervised is not None:
-    logits *= supervised.free(settings, observation)
-  if policy.item_prior:
-    logits += notes.prior
-  log_probs = masking.log_softmax(logits, notes.allowed)
-  of_choice = masking.pick(log_probs, sids)
-  entropy = masking.entropy(log_probs, notes.allowed)
-  by_slate = settings.credit == "slate"
-  before = nothing(parts) if by_slate else (chosen, partial)
-  values = parts.critic.apply(
-    params["critic"],
-    tokens,
-    observation,
-    transition.hidden,
-    *jax.lax.stop_gradient((start.estimate.user, *before)),
-    keys[1],
-  )
-  chances = policy.chances(start, vectors)
-  return judged(settings, transition, of_choice, entropy, values, chances)
-
-
-def judged(
-  settings: SlateSettings,
-  transition: Transition,
-  log_probs: Array,
-  entropy: Array,
-  values: Array,
-  chances: Array,
-) -> base.Choices:
-  """What was chosen, with the response head's loss; empty places count nothing.
-
-  Args:
-    settings: for the weight of that loss.
-    transition: the slate, int32 [K], and its responses.
-    log_probs: float32 [K, P], of each choice.
-    entropy: float32 [K, P], nats, of what each was drawn from.
-    values: float32 [K, P], see base.Choices; or [1, 1], of the state, for all.
-    chances: float32 [K], logits of a like.
-  """
-  there = transition.slate > 0
-  loss = optax.sigmoid_binary_cross_entropy(chances, transition.response)
-  loss = jnp.where(there, loss, 0.0).mean()
-  return base.Choices(
-    jnp.where(there[:, None], log_probs, 0.0),
-    jnp.broadcast_to(values, log_probs.shape),
-    jnp.where(there[:, None], entropy, 0.0).mean(),
-    settings.behaviour_weight * loss,
-    {"behaviour_loss": loss},
-  )
-
-
-def _partial(start: slates.Start, sids: Array) -> Array:
-  """Sums of the vectors of the tokens above each level, [K, L, W]."""
-  levels = jnp.arange(sids.shape[1])
-  vectors = start.vectors[levels, jnp.maximum(sids, 0)]
-  return jnp.cumsum(vectors, 1) - vectors
-
-
-def _value(
-  parts: Functions,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-  hidden: Array,
-) -> Array:
-  """See base.OnPolicy."""
-  tokens, observation = tokens_of(catalogue), observed.seen(observation)
-  start = parts.policy.apply(
-    params["policy"], tokens, observation, method="start"
-  )
-  return parts.critic.apply(
-    params["critic"],
-    tokens,
-    observation,
-    hidden,
-    start.estimate.user,
-    *nothing(parts),
-  )[0, 0]

@@ -20,6 +20,7 @@ from hsrl_jax.sim import observed
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
+_USERS = 64  # Training users for whom it is best.
 _TRIED = 8  # Users whom each item is shown, to see whether they leave.
 
 
@@ -28,12 +29,10 @@ class Settings(base.Settings):
   """Of `best_playlist`.
 
   Attributes:
-    playlist_users: training users for whom it is best.
     playlist_cap: places of a slate for one kind of items; 0: no limit.
     stay_weight: what it is worth, in rewards of an item, that a user stays.
   """
 
-  playlist_users: int = setting(64, least=1)
   playlist_cap: int = setting(0, least=0)
   stay_weight: float = setting(10.0, least=0)
 
@@ -113,7 +112,7 @@ def _fit(
   kinds = knowledge.rarest(knowledge.categories(catalogue))
   active = catalogue.index.active
   pool, items = len(users.profiles), jnp.arange(len(active))
-  count = min(settings.playlist_users, pool)
+  count = min(_USERS, pool)
   cap = settings.playlist_cap or spec.slate_size
   row_key, start_key, key = sampling.split(key, 3)
   rows = jax.random.choice(row_key, pool, (count,), replace=False)

@@ -17,6 +17,9 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Observation, Params
 
+_PRIOR = 2.0  # What a coordinate was shown before anything was.
+_HISTORY = 0.02  # Weight of the history of likes in the user's vector.
+_NOISE = 0.02  # Scale of the Gumbel noise on scores.
 _LOOKS = 0.85  # A place is looked at so much less than the one before it.
 
 
@@ -27,19 +30,12 @@ class Settings(knowledge.WorthSettings):
   Attributes:
     rule_cap: places and recent likes of one kind of items.
     rule_memory: likes that count, the last ones.
-    taste_prior: what a coordinate was shown before anything was.
-    taste_history: weight of the history of likes in the user's vector.
     worth_weight: of an item's mean, beside the user's taste.
-    rule_noise: scale of the Gumbel noise on scores; 0: the rule is the same for
-      the same user.
   """
 
   rule_cap: int = setting(4, least=1)
   rule_memory: int = setting(8, least=1)
-  taste_prior: float = setting(2.0, above=0)
-  taste_history: float = setting(0.02, least=0)
   worth_weight: float = setting(0.0, least=0)
-  rule_noise: float = setting(0.02, least=0)
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
@@ -55,11 +51,11 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       base.permitted(catalogue.index.active, excluded),
       spec.slate_size,
       key,
-      temperature * settings.rule_noise,
+      temperature * _NOISE,
     )
 
   scores = functools.partial(ranked, settings)
-  return knowledge.agent(settings, act, scores, draws=settings.rule_noise > 0)
+  return knowledge.agent(settings, act, scores, draws=True)
 
 
 def likes(kinds: Array, observation: Observation, memory: int) -> Array:
@@ -70,21 +66,17 @@ def likes(kinds: Array, observation: Observation, memory: int) -> Array:
   return recent @ kinds[shown.items]
 
 
-def taste(
-  settings: Settings, features: Array, observation: Observation
-) -> Array:
+def taste(features: Array, observation: Observation) -> Array:
   """The user's vector, float32 [D], of length 1, or 0 where nothing is known.
 
   By coordinate it is the sum over clicked items, over what was looked at, plus
-  `taste_prior`; and a little of the history.
+  `_PRIOR`; and a little of the history.
   """
   shown = observed.seen(observation).shown
   vectors = features[shown.items]
   looks = (shown.items > 0) * _LOOKS**shown.position
-  vector = (shown.response @ vectors) / (
-    looks @ jnp.abs(vectors) + settings.taste_prior
-  )
-  vector += settings.taste_history * features[observation.history].sum(0)
+  vector = (shown.response @ vectors) / (looks @ jnp.abs(vectors) + _PRIOR)
+  vector += _HISTORY * features[observation.history].sum(0)
   return vector / jnp.maximum(jnp.linalg.norm(vector), 1e-6)
 
 
@@ -97,5 +89,5 @@ def ranked(
   """Scores before the cap, float32 [N + 1]: taste, and the items' worth."""
   features = catalogue.features
   largest = jnp.linalg.norm(features, axis=1).max()
-  near = features @ taste(settings, features, observation) / largest
+  near = features @ taste(features, observation) / largest
   return near + settings.worth_weight * params["worth"]

@@ -12,6 +12,8 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
 
+_WINDOW = 10  # Items shown last that count as if the slate had them.
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(knowledge.WorthSettings):
@@ -19,12 +21,10 @@ class Settings(knowledge.WorthSettings):
 
   Attributes:
     similarity_weight: of the largest cosine.
-    similarity_window: items shown last that count as if the slate had them.
     slate_cap: places of a slate for one kind of items.
   """
 
   similarity_weight: float = setting(0.3, least=0)
-  similarity_window: int = setting(10, least=1)
   slate_cap: int = setting(1, least=1)
 
 
@@ -45,7 +45,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       nearest, room = state
       return jnp.maximum(nearest, units @ units[item]), room - kinds[item]
 
-    last = knowledge.lately(observation, settings.similarity_window)
+    last = knowledge.lately(observation, _WINDOW)
     near = jnp.where(last[:, None] > 0, units[last] @ units.T, -1.0).max(0)
     room = jnp.full(kinds.shape[1], float(settings.slate_cap))
     return knowledge.fill(

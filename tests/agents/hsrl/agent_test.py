@@ -1,6 +1,7 @@
 """HSRL's losses by hand, and how it acts against the exact distribution."""
 
 import dataclasses
+import itertools
 from unittest import mock
 
 import jax
@@ -10,15 +11,17 @@ from absl.testing import absltest, parameterized
 from scipy import special
 
 from hsrl_jax import agents, sid
-from hsrl_jax.agents.hsrl import acting
+from hsrl_jax.agents.hsrl import agent as hsrl
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.stages import policy
 from tests import toy
 from tests.agents import checks
 from tests.agents.hsrl import reference
 
-SEARCHED = acting.SEARCH_FROM  # Items in training: from here on it searches.
+SEARCHED = hsrl.SEARCH_FROM  # Items in training: from here on it searches.
 BANNED = [7, 19]
+COUNT = 4  # Items of a composed slate.
+VIEW = K, L, V = 3, 2, 4
 
 
 def _places(weights):
@@ -115,14 +118,14 @@ class ActTest(parameterized.TestCase):
   def test_with_room_for_more_items_it_acts_as_in_training(self):
     """An export has more room; the way of acting is that of the training."""
     made = checks.made("hsrl")
-    with mock.patch.object(acting, "SEARCH_FROM", toy.ITEMS + 1):
+    with mock.patch.object(hsrl, "SEARCH_FROM", toy.ITEMS + 1):
       agent = agents.make_agent(made.config, toy.SLATE, toy.ITEMS)
       index = sid.build_index(
         made.catalogue.index.sids[1:], 8, capacity=toy.ITEMS + 8
       )
       features = jnp.pad(made.catalogue.features, ((0, 8), (0, 0)))
       larger = made.catalogue._replace(index=index, features=features)
-      with mock.patch.object(acting, "beam_search") as search:
+      with mock.patch.object(hsrl, "beam_search") as search:
         action = jax.eval_shape(
           lambda: agent.act(
             made.params, larger, made.observation, checks.NOTHING, None, 1.0
@@ -246,6 +249,79 @@ class LossTest(parameterized.TestCase):
     self.assertGreater(float(jnp.abs(weights).max()), 1e-6)
     embedding = gradient["policy"]["params"]["embedding"]
     self.assertGreater(float(jnp.abs(embedding).max()), 1e-6)
+
+
+def _expected(chances, point):
+  total = 0.0
+  for response in itertools.product((0, 1), repeat=COUNT):
+    hit = np.array(response) == 1
+    mean = np.where(hit, 1, -0.1).mean()
+    chance = np.where(hit, chances, 1 - chances).prod()
+    total += chance * (1 - abs(mean - point))
+  return total
+
+
+class ComposeTest(parameterized.TestCase):
+  @parameterized.product(point=[0.1, 0.5, 0.7, 0.9], seed=[0, 1, 2])
+  def test_is_the_best_mix(self, point, seed):
+    logits = np.sort(3 * np.random.default_rng(seed).normal(size=2 * COUNT))
+    best, worst = logits[::-1][:COUNT], logits[:COUNT]
+    chances = 1 / (1 + np.exp(-np.concatenate([best, worst])))
+    mixes = [
+      [*range(COUNT - n), *range(COUNT + n - 1, COUNT - 1, -1)]
+      for n in range(COUNT + 1)
+    ]
+    want = max(mixes, key=lambda mix: _expected(chances[mix], point))
+    found = hsrl.compose_slate(
+      jnp.asarray(best), jnp.asarray(worst), Reward(-0.1, point)
+    )
+    self.assertEqual(found.tolist(), want)
+
+  def test_sure_hits_leave_room_for_one_sure_miss(self):
+    found = hsrl.compose_slate(
+      jnp.full(9, 20.0), jnp.full(9, -20.0), Reward(-0.1, 0.9)
+    )
+    self.assertEqual(found.tolist(), [*range(8), 9])
+
+
+class SlateViewTest(absltest.TestCase):
+  def setUp(self):
+    super().setUp()
+    rng = np.random.default_rng(0)
+    self.logits = rng.normal(size=VIEW).astype(np.float32)
+    self.tokens = rng.integers(0, V, size=(K, L))
+    self.view = hsrl.SlateView(
+      jnp.asarray(self.logits), jnp.asarray(self.tokens)
+    )
+
+  def _taken(self, levels):
+    return np.array(
+      [[levels[k, l, self.tokens[k, l]] for l in range(L)] for k in range(K)]
+    )
+
+  def test_log_probs(self):
+    norm = np.log(np.exp(self.logits).sum(-1, keepdims=True))
+    np.testing.assert_allclose(
+      self.view.log_probs(), self._taken(self.logits - norm), rtol=1e-5
+    )
+
+  def test_scores_are_additive(self):
+    np.testing.assert_allclose(
+      self.view.scores(), self._taken(self.logits).sum(1), rtol=1e-5
+    )
+
+  def test_an_item_without_a_sid_has_no_score(self):
+    view = self.view._replace(tokens=self.view.tokens.at[1].set(-1))
+    for found, all_there in (
+      (view.scores(), self.view.scores()),
+      (view.log_probs(), self.view.log_probs()),
+    ):
+      np.testing.assert_array_equal(found[1], 0.0 * all_there[1])
+      np.testing.assert_array_equal(found[::2], all_there[::2])
+
+  def test_entropy_of_uniform_tokens(self):
+    view = self.view._replace(logits=jnp.zeros(VIEW))
+    np.testing.assert_allclose(view.entropy(), L * np.log(V), rtol=1e-6)
 
 
 if __name__ == "__main__":
