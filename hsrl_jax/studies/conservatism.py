@@ -438,10 +438,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     if weighed:
       axes[1].set_xscale("symlog", linthresh=0.01)
       axes[1].set_xlim(left=-0.002)
-  lines = panels[0, 0].get_legend_handles_labels()
-  made.legend(
-    *lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False
-  )
+  plots.legend_below(made, 2, panels[0, 0].get_legend_handles_labels()[0])
   return made
 
 
