@@ -188,9 +188,11 @@ def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
 
 
 def variants(
-  names: Collection[str], known: Mapping[str, Mapping[str, Any]] = VARIANTS
+  names: Collection[str],
+  known: Mapping[str, Mapping[str, Any]] = VARIANTS,
+  setting: str = "variants",
 ) -> dict[str, Mapping[str, Any]]:
-  """What the named variants change.
+  """What the named variants change; the `setting` names them.
 
   Raises:
     InputError: a variant is unknown.
@@ -198,7 +200,7 @@ def variants(
   for name in names:
     if name not in known:
       raise InputError(
-        f"variants has {name!r}; expected some of {', '.join(known)}"
+        f"{setting} has {name!r}; expected some of {', '.join(known)}"
       )
   return {name: known[name] for name in names}
 
