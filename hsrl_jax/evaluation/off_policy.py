@@ -141,11 +141,10 @@ def check(logged: Logged) -> None:
   mu = np.asarray(logged.logging, np.float64)
   bad = ~((mu > 0) & (mu <= 1))
   if bad.any():
-    found = mu[bad][0]
+    found = "missing" if np.isnan(mu[bad][0]) else f"{mu[bad][0]:g}"
     raise InputError(
-      f"{'a propensity is missing' if np.isnan(found) else 'a propensity is'}"
-      f"{'' if np.isnan(found) else f' {found:g}'} ({int(bad.sum())} such "
-      "actions); expected probabilities in (0, 1] for all that was logged"
+      f"a propensity is {found} ({int(bad.sum())} such actions); expected "
+      "probabilities in (0, 1] for all that was logged"
     )
   for name in ("target", "reward", "predicted", "expected"):
     if not np.isfinite(getattr(logged, name)).all():

@@ -49,21 +49,15 @@ def run(experiment: jobs.Experiment) -> None:
     if name != GREEDY:
       row["above_greedy"] = compare.difference((reference, name), greedy)
   for name, (kind, config) in configs.items():
-    rows[name] = compare.entrant_row(
-      experiment, reference, runs[name], spent.get(name, {})
-    )
-    rows[name]["kind"] = kind
-    rows[name]["agent"] = config.agent
-    rows[name]["above_greedy"] = compare.difference(
-      (runs[name], config.agent), greedy
-    )
+    run, agent = runs[name], config.agent
+    row = compare.entrant_row(experiment, reference, run, spent.get(name, {}))
+    row |= {"kind": kind, "agent": agent}
+    row["above_greedy"] = compare.difference((run, agent), greedy)
+    rows[name] = row
   measured, base = reference.results(), experiment.base
   results = {
     "world": experiment.workdir.name,
-    "dataset": measured["dataset"],
-    "protocol": measured["protocol"],
-    "split": measured["split"],
-    "episodes": measured["episodes"],
+    **{x: measured[x] for x in ("dataset", "protocol", "split", "episodes")},
     "iterations": base.train.iterations,
     "users": base.train.users,
     "resamples": statistics.RESAMPLES,

@@ -144,26 +144,22 @@ def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
   ends = [x for _, p in policies for x in p["total_reward"]["ci95"]]
   width = max(len(f"{x:.2f}") for x in ends)
   rows = [("policy", "total reward", "[95% CI]", "depth", "normalised")]
+  rows[0] += ("above greedy",)
   for name, policy in policies:
     reward = policy["total_reward"]
     rows.append(
       (
         name,
-        f"{reward['mean']:z.2f}",
+        tables.mean(reward),
         tables.interval(reward, f"{{:{width}.2f}}"),
         tables.mean(policy.get("depth")),
         tables.mean(policy.get("normalised")),
+        tables.mean(policy.get(measures.ABOVE_GREEDY), "{:+z.2f}"),
       )
     )
-  key, form = measures.ABOVE_GREEDY, "{:+z.2f}"
-  cells = [tables.mean(policy.get(key), form) for _, policy in policies]
-  wider = [
-    (*row, cell)
-    for row, cell in zip(rows, ["above greedy", *cells], strict=True)
-  ]
-  fits = tables.aligned(wider).index("\n") <= tables.WIDTH
+  fits = tables.aligned(rows).index("\n") <= tables.WIDTH
   foreseen = {*bounds.KNOWING} & {*results["policies"]}
-  return wider if fits and foreseen else rows
+  return rows if fits and foreseen else [row[:-1] for row in rows]
 
 
 def _world(results: dict[str, Any]) -> str:

@@ -152,17 +152,9 @@ class World:
 
   def sessions(self, act: simulate.Act, params) -> simulate.Simulated:
     """Sessions of the users of the evaluation, alike for all policies."""
-    return jax.device_get(
-      simulate.simulate(
-        act,
-        self.env,
-        params,
-        self.held_out_users,
-        jax.random.key(simulate.SEED),
-        self.rows,
-        episodes=len(self.rows),
-      )
-    )
+    key = jax.random.key(simulate.SEED)
+    given = (act, self.env, params, self.held_out_users, key, self.rows)
+    return simulate.simulate(*given, episodes=len(self.rows))
 
   def bounds(self, share: int) -> dict[str, float]:
     """Total reward of the bounds, and the seconds that the change took."""

@@ -249,16 +249,9 @@ def _in_world(
   run.stage("policy")
   ((act, params),) = run.policies
   rows, _ = _users(experiment, world, seed, -1)
-  sessions = simulate.simulate(
-    act,
-    world.env,
-    params,
-    world.users("train"),
-    jax.random.key(seed),
-    rows,
-    episodes=len(rows),
-  )
-  rewards = np.asarray(sessions.total_reward).tolist()
+  given = (act, world.env, params, world.users("train"), jax.random.key(seed))
+  sessions = simulate.simulate(*given, rows, episodes=len(rows))
+  rewards = sessions.total_reward.tolist()
   files.write_json(_file(experiment, f"{_WORLD}/{seed}"), [rewards])
   tell()
 

@@ -315,16 +315,9 @@ def _bounds(world: _World) -> dict[str, list[np.ndarray]]:
 
 def _earned(world: _World, act: simulate.Act, params: Any) -> np.ndarray:
   """Total rewards of a policy in the world, [E]."""
-  sessions = simulate.simulate(
-    act,
-    world.env,
-    params,
-    world.users,
-    jax.random.key(simulate.SEED),
-    world.rows,
-    episodes=len(world.rows),
-  )
-  return np.asarray(sessions.total_reward)
+  key = jax.random.key(simulate.SEED)
+  given = (act, world.env, params, world.users, key, world.rows)
+  return simulate.simulate(*given, episodes=len(world.rows)).total_reward
 
 
 def _kept(name: str, make, world: _World, *own) -> np.ndarray:
