@@ -22,12 +22,14 @@ import jax
 from absl import flags, logging
 
 from hsrl_jax import agents, launch
+from hsrl_jax.config import Config
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.registry import LAUNCH, Entry
 from hsrl_jax.host import stop
 from hsrl_jax.stages import policy
 from hsrl_jax.studies import __main__ as studies
+from hsrl_jax.studies.registry import FRONT
 
 ROOT = pathlib.Path(__file__).parents[1]
 # On top of smoke.flags: as small as it gets, for a process of its own.
@@ -67,6 +69,18 @@ def run(*arguments: str, front=LAUNCH) -> tuple[int, str, str]:
       status = stop.code
   flags.FLAGS.mark_as_parsed()
   return status, out.getvalue(), err.getvalue()
+
+
+def experiment(
+  name: str,
+  workdir: pathlib.Path | str = ".",
+  base: Config | None = None,
+  **own: Any,
+) -> jobs.Experiment:
+  """An experiment or study; all is at its defaults but for `own` settings."""
+  base = base or agents.configure(Config(), "hsrl")
+  settings = FRONT.known[name].settings(**own)
+  return jobs.Experiment(name, base, settings, pathlib.Path(workdir), "")
 
 
 @contextlib.contextmanager
