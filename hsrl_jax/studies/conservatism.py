@@ -56,23 +56,14 @@ _DRAWN = "logged"  # The folder of what is kept of rewards.
 
 
 class _World(NamedTuple):
-  """A world, and the users by whom policies are measured.
-
-  Attributes:
-    experiment: that it is of.
-    run: with data, SIDs and click model.
-    env: how its users respond.
-    users: with the pool of the evaluation's split.
-    rows: int32 [E], of that pool.
-    user: int [E], who they are.
-  """
+  """A world, and the users by whom policies are measured."""
 
   experiment: jobs.Experiment
-  run: Run
-  env: UserSimulator
-  users: EnvParams
-  rows: np.ndarray
-  user: np.ndarray
+  run: Run  # With data, SIDs and click model.
+  env: UserSimulator  # How its users respond.
+  users: EnvParams  # With the pool of the evaluation's split.
+  rows: np.ndarray  # int32 [E], of that pool.
+  user: np.ndarray  # int [E], who they are.
 
 
 class Row(NamedTuple):
