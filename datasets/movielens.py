@@ -158,7 +158,7 @@ def genre_matrix(films: Iterable[str], names: Sequence[str]) -> np.ndarray:
 
 
 class RatingStatistics(NamedTuple):
-  """What the ratings of the train split, T rows, say of N items.
+  """Features of N items from the T ratings of the train split.
 
   Attributes:
     count: int [N], ratings of each item.

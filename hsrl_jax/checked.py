@@ -104,7 +104,7 @@ _BOUNDS = {
 
 
 def _expected(bounds: Mapping[str, Any], several: bool) -> str:
-  """What a field's `setting` allows, in words."""
+  """The values that a field's `setting` allows, in words."""
   least, above, most, below, among = (
     bounds.get(name) for name in ("least", "above", "most", "below", "among")
   )

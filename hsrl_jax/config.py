@@ -434,7 +434,7 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class ExportConfig(Checked):
-  """What --mode=export writes.
+  """Settings of --mode=export.
 
   Attributes:
     dir: folder that is written; None: `export` in the workdir.

@@ -87,7 +87,7 @@ def read_npz(path: pathlib.Path, expected: int) -> dict[str, np.ndarray]:
 
 
 class Header(NamedTuple):
-  """What an array is, before it is read; see numpy.lib.format."""
+  """Header of an array, see numpy.lib.format."""
 
   shape: tuple[int, ...]
   dtype: np.dtype
@@ -110,7 +110,7 @@ def read_header(file: IO[bytes]) -> Header:
 
 
 def npz_headers(path: pathlib.Path) -> dict[str, Header]:
-  """What the arrays of a user's .npz file are; none of them is inflated.
+  """Headers of the arrays of a user's .npz file, without inflating any.
 
   Raises:
     InputError: they would be far larger than the file, as no numbers are that

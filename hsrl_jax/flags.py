@@ -240,13 +240,13 @@ def _trained(chosen: Chosen | None) -> tuple[Collection[str], tuple[str, ...]]:
 
 
 def settings_from_flags(agent: str, recipe: str) -> agents.Settings:
-  """What the parsed flags say of an agent's settings by a recipe."""
+  """An agent's settings by a recipe, of the parsed flags."""
   recipe = agents.recipe_for(agent, recipe)
   return _from_flags(settings.of_agent(agent, recipe))
 
 
 def export_from_flags() -> config_lib.ExportConfig:
-  """What the parsed flags say of an export; see `config_from_flags`."""
+  """Settings of an export, of the parsed flags."""
   return _from_flags(settings.EXPORT)
 
 

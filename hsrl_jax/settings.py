@@ -303,7 +303,7 @@ def of_texts(where: Any, kept: Mapping[str, str]) -> config_lib.Config:
 
 
 def _parsed(text: str, kind: Any) -> Any:
-  """What `text` made a text of; elements of a tuple stay texts."""
+  """Inverse of `text`; elements of a tuple stay texts."""
   own, several = _element(kind)
   if several:
     return text.split(",") if text else ()

@@ -29,7 +29,7 @@ class Shown(NamedTuple):
 
 
 class Observation(NamedTuple):
-  """What the agent knows of a user.
+  """A user as the agent observes it.
 
   Attributes:
     profile: float32 [P], P may be 0.

@@ -67,11 +67,16 @@ class FramesTest(folders.FolderTest):
       "response": [[1, 0], [0, 1], [1, 1]],
       "timestamp": [1, 2, 3],
     }
-    tables = frames.tables(pd.DataFrame(slates), items)
-    self.assertEqual(list(tables), ["sessions", "items"])
+    facts = pd.DataFrame({"user_id": [9, 7, 8], "age": [30, 50, 10]})
+    tables = frames.tables(pd.DataFrame(slates), items, facts)
+    self.assertEqual(list(tables), ["sessions", "items", "users"])
     dataset, users = self._prepare("data", tables, {})
     self.assertEqual(users, ["7", "8", "9"])
     np.testing.assert_array_equal(dataset.items.features, [[0], [0.5], [2]])
+    for rows in dataset.splits.values():
+      ages = np.array([50, 10, 30])[rows.user_id - 1]
+      want = (ages[:, None] - 30) / np.std([30, 50, 10])
+      np.testing.assert_allclose(rows.profile, want, rtol=1e-6)
 
   def test_a_digest_is_of_the_content(self):
     other = self.log.copy()

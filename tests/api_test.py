@@ -229,7 +229,7 @@ class RecommendTest(parameterized.TestCase):
 class FitTest(folders.FolderTest):
   @parameterized.parameters(
     ({"logs": "movies"}, "^logs is 'movies'; expected a DataFrame, .* toy or"),
-    ({"logs": "toy", "items": "a.csv"}, "^logs is 'toy' and `items` or"),
+    ({"logs": "toy", "items": "a.csv"}, "^logs is 'toy' and `items`, `"),
     ({"logs": "toy", "dataset": "toy"}, "^dataset is given, and logs tells"),
     ({"logs": "toy", "agent": "hrsl"}, "^agent is 'hrsl'; expected one of"),
     ({"logs": "toy", "iteration": 10}, "^iteration is no setting; expected s"),

@@ -309,7 +309,7 @@ def cut(log: Log, size: int) -> tuple[np.ndarray, schema.Histories, int]:
 def _histories(
   log: Log, split: np.ndarray, first: np.ndarray
 ) -> schema.Histories:
-  """What users liked before some rows, S of them; not of later splits."""
+  """Histories of S rows: likes of earlier rows, of no later split."""
   parts, places = [], []
   for own in range(len(SPLITS)):
     seen = np.flatnonzero(split <= own)

@@ -1,9 +1,9 @@
 """Logs of one's own, each a .csv or a .parquet file in `--raw_data_dir`.
 
 There are `interactions` (a row for each item that a user met) or `sessions` (a
-row for each slate, also a folder of .parquet files, see sessions.py), and
-`items`, which interactions do without. Columns, and options in `logs.json`, are
-in docs/bring_your_own.md and docs/logs.md.
+row for each slate, also a folder of .parquet files, see sessions.py), `items`,
+which interactions do without, and maybe `users`. Columns, and options in
+`logs.json`, are in docs/bring_your_own.md and docs/logs.md.
 
 Ids are integers or strings; items are numbered 1..N and users 1..U in the
 order of their rows. Without `history`, it is what the user responded to
@@ -31,6 +31,7 @@ from hsrl_jax.shipped.datasets.logs import (
   slates,
   tables,
   tags,
+  users,
 )
 
 _ITEMS = ("item_id", "feature", "title", "genres", "added")
@@ -100,11 +101,23 @@ class Builder(schema.SlateBuilder):
     """The columns of slates, by time; what else is known goes to the metadata.
 
     Raises:
-      InputError: the option `newest`, where not all slates are in memory.
+      InputError: the option `newest`, or a file of users, where not all slates
+        are in memory; users who have profiles in the logs too.
     """
     columns, notes = made.columns, made.notes
+    on_disk = self.blocks is not None and self.blocks.exists()
+    if tables.has(folder, users.NAME):
+      if on_disk or columns["profile"].shape[1]:
+        raise InputError(
+          f"{folder} has a file users, and its logs "
+          + ("more slates than memory holds" if on_disk else "a column profile")
+          + "; expected one of them"
+        )
+      found, more = users.profiles(folder, made.users)
+      columns = columns | {"profile": found[columns["user_id"] - 1]}
+      notes = [*notes, *more]
     if chosen.newest is not None:
-      if self.blocks is not None and self.blocks.exists():
+      if on_disk:
         raise InputError(
           f"{folder / options.NAME}: newest is given, and there are more than "
           f"{sessions.IN_MEMORY:,} slates, all of which are for learning; "

@@ -209,7 +209,7 @@ class _Cut(NamedTuple):
 
 
 class _Survey(NamedTuple):
-  """What must be known of all tables before the first one is read.
+  """Facts of all tables, which reading the first one needs.
 
   Attributes:
     slates: of all.

@@ -38,7 +38,7 @@ class Slates(NamedTuple):
 def read(
   table: tables.Table, shown: np.ndarray, by_user: bool, known: tuple[str, ...]
 ) -> Slates:
-  """What all logs have beside items and responses, parsed and checked.
+  """Parses and checks what all logs have beside items and responses.
 
   Args:
     table: R rows with `user_id` and `timestamp`.
@@ -100,7 +100,7 @@ def liked_before(
   response: np.ndarray,
   timestamp: np.ndarray,
 ) -> schema.Histories:
-  """What the user of each row liked in earlier rows, newest last, R rows.
+  """Likes of each row's user in earlier rows, newest last, R rows.
 
   Args:
     user: int [R].

@@ -215,7 +215,9 @@ def unused(table: Table, known: tuple[str, ...]) -> list[str]:
     return []
   note = f"{table.path.name}: columns not used: {', '.join(names)}"
   if "profile" not in table.names:
-    note += "; what is known of users goes into the column profile, as numbers"
+    note += (
+      "; what is known of users goes into a file users, or a column profile"
+    )
   return [note]
 
 
@@ -368,7 +370,7 @@ def _flat(cells: pa.Array) -> tuple[pa.Array, np.ndarray] | None:
 
 
 def _at_once(cells: pa.Array, parse: Callable[[Any], Any]) -> np.ndarray | None:
-  """What `parse` makes of all cells; None where it is not sure of one."""
+  """All cells, parsed by `parse`; None where one needs a closer look."""
   if cells.null_count or not hasattr(parse, "at_once"):
     return None
   return parse.at_once(cells)
@@ -459,6 +461,15 @@ def texts(
 
   cells = table.cells(name) if name in table.names else default
   return [text(x) for x in cells]
+
+
+def is_number(text: str) -> bool:
+  """Whether a text is one of a number."""
+  try:
+    float(text)
+  except ValueError:
+    return False
+  return True
 
 
 def short(cell) -> str:

@@ -41,7 +41,7 @@ def read(
       continue
     if name == COLUMN:
       values = tables.column(table, name, _names)
-    elif all(map(_is_number, filter(None, cells))):
+    elif all(map(tables.is_number, filter(None, cells))):
       none.append(f"{name} (numbers)")
       continue
     else:
@@ -68,14 +68,6 @@ def added(table: tables.Table) -> np.ndarray:
   if "added" not in table.names:
     return np.zeros((len(table.rows), 0), np.int64)
   return np.array(tables.column(table, "added", _time), np.int64)[:, None]
-
-
-def _is_number(text: str) -> bool:
-  try:
-    float(text)
-  except ValueError:
-    return False
-  return True
 
 
 def _names(cell: Any) -> list[str]:

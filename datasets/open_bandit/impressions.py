@@ -24,7 +24,7 @@ _COLUMNS = {
 
 
 class Impressions(NamedTuple):
-  """What one policy showed, R impressions.
+  """R impressions of one policy.
 
   Attributes:
     table: as `interactions.read` knows it, with the columns of USER.
@@ -61,7 +61,7 @@ def read_items(folder: pathlib.Path) -> tables.Table:
 
 
 def read_logs(folder: pathlib.Path) -> dict[str, Impressions]:
-  """What each of LOGGERS showed.
+  """Reads the impressions of each of LOGGERS.
 
   Raises:
     InputError: the file, row and column that is no good, or a policy that

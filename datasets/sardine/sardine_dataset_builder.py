@@ -56,6 +56,6 @@ class Builder(schema.SlateBuilder):
 
 
 def title(vector: np.ndarray) -> str:
-  """What an item is about, such as "topic 3 0.81, topic 7 0.59"."""
+  """Topics of an item, such as "topic 3 0.81, topic 7 0.59"."""
   topics = np.argsort(-vector, kind="stable")[: np.count_nonzero(vector)]
   return ", ".join(f"topic {t} {vector[t]:.2f}" for t in topics)

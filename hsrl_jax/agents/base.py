@@ -345,23 +345,7 @@ def encoder(sizes: NetworkConfig) -> Encoder:
   return Encoder(*sizes.encoder)
 
 
-def exploration(train: TrainConfig, progress: Array) -> Array:
-  """What the engine passes to Agent.act in training, float32 []."""
-  return geometric(train.temperature, train.temperature_end, progress)
-
-
-def geometric(start: float, end: float, progress: Array) -> Array:
-  """A schedule: from `start` to `end` by equal ratios; both above 0, or 0."""
-  return start * (end / start) ** progress if start else 0.0 * progress
-
-
-def encoded(
-  module: Encoder,
-  params: Params,
-  catalogue: Catalogue,
-  observation: Observation,
-  key: PRNGKey | None = None,
-) -> Array:
+def encoded(module, params, catalogue, observation, key=None) -> Array:
   """The state by an encoder, float32 [d], whose parameters are `encoder`.
 
   `key` is of the dropout.
@@ -412,7 +396,7 @@ def actor_critic(
     log_probs, advantages, drawn, settings.importance_clip
   )
   critic = (value - target) ** 2
-  entropy_weight = geometric(
+  entropy_weight = policy_gradient.geometric(
     settings.entropy_weight, settings.entropy_weight_end, progress
   )
   loss = (
@@ -434,9 +418,8 @@ def actor_critic(
 def permitted(active: Array, excluded: Array) -> Array:
   """Whether each item may be shown, bool [N + 1].
 
-  Args:
-    active: bool [N + 1], of the catalogue's index; False for padding.
-    excluded: int32 [T], ids that may not be shown; 0 is ignored.
+  `active`, bool [N + 1], is of the catalogue's index, False for padding;
+  `excluded`, int32 [T], holds ids that may not be shown, and 0 is ignored.
   """
   return active.at[excluded].set(False)
 
@@ -483,14 +466,10 @@ def draw(
   scaled = log_pi / temperature
   log_prob = jnp.zeros_like(log_pi)
   if weighed:
-    log_prob = scaled - _log_sum(scaled, allowed) + _log_sum(log_pi, allowed)
+    log_prob = scaled - masking.log_sum(scaled, allowed)
+    log_prob = log_prob + masking.log_sum(log_pi, allowed)
   # NEGATIVE swallows the noise; fused with the product above it would be slow.
   return jnp.where(allowed, scaled, masking.NEGATIVE) + noise, log_prob
-
-
-def _log_sum(x: Array, allowed: Array) -> Array:
-  """log sum exp over what is allowed, []; finite where nothing is."""
-  return jax.nn.logsumexp(jnp.where(allowed, x, masking.NEGATIVE))
 
 
 def choose(

@@ -18,9 +18,10 @@ from hsrl_jax.agents import base
 from hsrl_jax.config import Config, NextItemConfig
 from hsrl_jax.networks import next_item
 from hsrl_jax.networks.next_item import Model
+from hsrl_jax.ops import masking
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import click_model
-from hsrl_jax.types import Array, Observation, Params, PRNGKey
+from hsrl_jax.types import Array, Params
 
 # What the recipe reads of a part of Config; of the others all.
 _READ = {
@@ -34,7 +35,6 @@ _OF_TOKENS = (
 # Items are ranked by log pi and this times the click model's logit; where the
 # negatives of the logs were drawn, by log pi alone.
 RESPONSE_WEIGHT = 10.0
-_LEAST = 1e-6  # Of a probability whose logit is taken.
 _CLIP = 5.0  # Global norm of the gradient.
 _FINAL_RATE = 0.1  # What is left of the learning rate at the end.
 _WARMUP = 100  # Updates in which it rises, at most a tenth of all.
@@ -59,13 +59,7 @@ class Policy(NamedTuple):
   beams: int
   slate_size: int
 
-  def state(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    observation: Observation,
-    key: PRNGKey | None = None,
-  ) -> Array:
+  def state(self, params, catalogue, observation, key=None) -> Array:
     """c_0, float32 [d]; `key` is of the dropout."""
     known = self.catalogue(params, catalogue)
     history = observation.history[None]
@@ -80,44 +74,23 @@ class Policy(NamedTuple):
       features = jnp.concatenate([features, liked], 1)
     return catalogue._replace(features=features)
 
-  def response(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    observation: Observation,
-    items: Array,
-  ) -> Array:
+  def response(self, params, catalogue, observation, items) -> Array:
     """w logit(item) of items, int32 [M] -> float32 [M]."""
     response = params["response"]
     seen = response.item_features.shape[1] or catalogue.features.shape[1]
     response = click_model.with_items(response, catalogue.features[:, :seen])
     profile, history, _ = observation
     chance = self.respond(response, profile, history, items)
-    chance = jnp.clip(chance, _LEAST, 1 - _LEAST)
-    return params["response_weight"] * (jnp.log(chance) - jnp.log1p(-chance))
+    return params["response_weight"] * masking.finite_logit(chance)
 
-  def score(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    observation: Observation,
-    items: Array,
-  ) -> Array:
+  def score(self, params, catalogue, observation, items) -> Array:
     """What items rank by, int32 [M] -> float32 [M], up to a constant."""
     known = self.catalogue(params, catalogue)
     state = self.state(params, catalogue, observation)
     of_model = self.model.score(params["model"], known, state, items)
     return of_model + self.response(params, catalogue, observation, items)
 
-  def act(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    observation: Observation,
-    excluded: Array,
-    key: PRNGKey | None,
-    temperature: Array | float,
-  ) -> base.Action:
+  def act(self, params, catalogue, observation, excluded, key, temperature):
     """See base.Agent.act."""
     if not self.beams:
       everything = jnp.arange(len(catalogue.features))
@@ -260,25 +233,8 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
     slate_size: K.
     items: N in training.
   """
-  c = config.next_item
-  return Policy(
-    Model(
-      model_config(config),
-      items,
-      config.quantizer.levels,
-      config.quantizer.vocab_size,
-    ),
-    click_model.response_fn(config.simulator),
-    c.beams if _has_tokens(config) else 0,
-    slate_size,
-  )
-
-
-def model_config(config: Config) -> next_item.ModelConfig:
-  """Sizes of the agent's model."""
-  c: NextItemConfig = config.next_item
-  tokens = _has_tokens(config)
-  return next_item.ModelConfig(
+  c, tokens = config.next_item, _has_tokens(config)
+  sizes = next_item.ModelConfig(
     length=c.history,
     width=c.width,
     layers=c.layers,
@@ -291,6 +247,13 @@ def model_config(config: Config) -> next_item.ModelConfig:
     feature_inputs=c.feature_inputs,
     hidden=c.hidden,
     token_dropout=c.token_dropout,
+  )
+  q = config.quantizer
+  return Policy(
+    Model(sizes, items, q.levels, q.vocab_size),
+    click_model.response_fn(config.simulator),
+    c.beams if tokens else 0,
+    slate_size,
   )
 
 
@@ -322,19 +285,8 @@ def start(config: Config, slate_size: int, items: int) -> Start:
 def make(config: Config, slate_size: int, items: int) -> base.Agent:
   """The policy as an agent that the engine does not train."""
   own = policy(config, slate_size, items)
-  return base.Agent(
-    init=_init(own, config),
-    act=own.act,
-    loss=None,
-    fixed_items=not _has_tokens(config),
-    beams=own.beams,
-  )
 
-
-def _init(own: Policy, config: Config):
-  def init(
-    key: PRNGKey, catalogue: Catalogue, observation: Observation
-  ) -> Params:
+  def init(key, catalogue, observation):
     keys = [jax.random.fold_in(key, i) for i in range(2)]
     # As many numbers as the policy was trained on, where there is one.
     size = config.next_item.interactions if config.train.goes_on else 0
@@ -351,4 +303,10 @@ def _init(own: Policy, config: Config):
       "response_weight": jnp.float32(RESPONSE_WEIGHT),
     }
 
-  return init
+  return base.Agent(
+    init=init,
+    act=own.act,
+    loss=None,
+    fixed_items=not _has_tokens(config),
+    beams=own.beams,
+  )

@@ -19,6 +19,7 @@ from hsrl_jax.errors import InputError, reading
 
 SUFFIXES = (".csv", ".parquet")
 _LOGS = ("interactions", "sessions")
+_BESIDE = ("items", "users")
 _OPTIONS = "logs.json"
 
 
@@ -28,12 +29,13 @@ def in_folder(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in (*names, "sessions"))
 
 
-def tables(logs: Any, items: Any = None) -> dict[str, Any]:
+def tables(logs: Any, items: Any = None, users: Any = None) -> dict[str, Any]:
   """Tables by the names that the dataset `logs` has for them.
 
   Args:
     logs: with a column `exposed` a table of sessions, else of interactions.
     items: a table, or None.
+    users: likewise.
 
   Returns:
     Name to DataFrame or pathlib.Path.
@@ -43,8 +45,9 @@ def tables(logs: Any, items: Any = None) -> dict[str, Any]:
   """
   logs, columns = _table("logs", logs)
   named = {_LOGS["exposed" in columns]: logs}
-  if items is not None:
-    named["items"], _ = _table("items", items)
+  for name, table in zip(_BESIDE, (items, users), strict=True):
+    if table is not None:
+      named[name], _ = _table(name, table)
   return named
 
 
@@ -100,7 +103,7 @@ def written(
   arguments = {str(folder / _OPTIONS): "log_options", _OPTIONS: "log_options"}
   try:
     for name, table in named.items():
-      argument = "items" if name == "items" else "logs"
+      argument = name if name in _BESIDE else "logs"
       if isinstance(table, pathlib.Path):
         path = folder / f"{name}{table.suffix}"
         path.symlink_to(table.absolute())
@@ -124,7 +127,7 @@ def written(
 
 def _check_own(folder: pathlib.Path) -> None:
   """Raises InputError where a folder has more than `written` leaves there."""
-  tables = {f"{x}{y}" for x in (*_LOGS, "items") for y in SUFFIXES}
+  tables = {f"{x}{y}" for x in (*_LOGS, *_BESIDE) for y in SUFFIXES}
   others = sorted(
     path.name
     for path in (folder.iterdir() if folder.is_dir() else ())

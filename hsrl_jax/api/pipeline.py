@@ -26,6 +26,7 @@ def fit(
   logs: Any,
   items: Any = None,
   *,
+  users: Any = None,
   workdir: str | pathlib.Path,
   agent: str = agents.DEFAULT,
   log_options: Mapping[str, Any] | None = None,
@@ -43,6 +44,7 @@ def fit(
       movielens_latest_small.
     items: a DataFrame or a path with the columns of `items`; None: what the
       logs tell.
+    users: a DataFrame or a path with `user_id` and what is known of users.
     workdir: folder of the run.
     agent: what is trained, a name in agents.AGENTS.
     log_options: what logs.json may hold, such as {"like_from": 4}, for tables.
@@ -55,7 +57,7 @@ def fit(
     FloatingPointError: training diverged; lower `learning_rate`.
   """
   workdir = _folder(workdir)
-  tables, named = _given(logs, items, log_options)
+  tables, named = _given(logs, items, users, log_options)
   if tables:
     named["raw_data_dir"] = str(workdir / _TABLES)
   if doubled := sorted(named.keys() & settings.keys()):
@@ -97,7 +99,7 @@ def _folder(workdir: Any) -> pathlib.Path:
 
 
 def _given(
-  logs: Any, items: Any, options: Mapping[str, Any] | None
+  logs: Any, items: Any, users: Any, options: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """The tables by name, DataFrames or paths, and the settings of the data."""
   if options is not None and not isinstance(options, Mapping):
@@ -107,11 +109,12 @@ def _given(
     )
   path = pathlib.Path(logs) if isinstance(logs, str | pathlib.Path) else None
   if path is None or path.suffix in frames.SUFFIXES:
-    return frames.tables(logs, items), {"dataset": _LOGS}
-  if items is not None or options is not None:
+    return frames.tables(logs, items, users), {"dataset": _LOGS}
+  if any(x is not None for x in (items, users, options)):
     raise InputError(
-      f"logs is {str(logs)!r} and `items` or `log_options` are given too; "
-      "expected them with a table alone: folders and datasets bring their own"
+      f"logs is {str(logs)!r} and `items`, `users` or `log_options` are given "
+      "too; expected them with a table alone: folders and datasets bring "
+      "their own"
     )
   if frames.in_folder(path):
     return {}, {"dataset": _LOGS, "raw_data_dir": str(path)}
@@ -137,8 +140,8 @@ def _prepare(
     kept = json.loads(path.read_text()) if path.exists() else made_of
     if kept != made_of:
       raise InputError(
-        f"{run.workdir} was made of other logs, items or log_options; expected "
-        "the same: use a new workdir"
+        f"{run.workdir} was made of other logs, items, users or log_options; "
+        "expected the same: use a new workdir"
       )
     return False
   with reading("log_options", "what logs.json may hold"):

@@ -45,7 +45,7 @@ class Results(dict):
 
 
 class Recommender:
-  """What `fit` made; see there, and `load`.
+  """A trained policy with its catalogue, of `fit` or `load`.
 
   Attributes:
     workdir: folder of the run, with `report/report.html` for people.
@@ -233,7 +233,7 @@ class Recommender:
   def _state(
     self, history: Any, user_id: Any, profile: Any, until: Any = "now"
   ) -> tuple[Observation, list[int]]:
-    """What the policy sees of a user, and all items that the user saw."""
+    """The user's observation, and all items that the user saw."""
     train = self._run.dataset.splits["train"]
     size = train.history.shape[1]
     width = 0 if self._run.made_up else train.profile.shape[1]

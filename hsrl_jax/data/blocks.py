@@ -32,7 +32,7 @@ _AGAIN = "what was prepared: prepare the data again, in a new workdir"
 
 
 class File(NamedTuple):
-  """What was written to a file.
+  """A block that was written to a file.
 
   Attributes:
     name: of the file; None where there was no row.
@@ -129,7 +129,7 @@ def write_index(
 
 
 def load(folder: pathlib.Path) -> Blocks | None:
-  """What `write` and `write_index` left in a folder; None: nothing.
+  """The blocks that `write` and `write_index` left in a folder, or None.
 
   Raises:
     InputError: a file is missing, or longer or shorter than it was.

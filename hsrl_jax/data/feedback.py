@@ -26,7 +26,7 @@ _ROUNDS = 20  # Of rejection; what is left after them is drawn without.
 
 
 class Feedback(NamedTuple):
-  """What the responses of a prepared dataset are.
+  """The kind of a prepared dataset's responses.
 
   Attributes:
     feedback: "explicit" or "implicit".
@@ -162,7 +162,7 @@ def log_q_offset(sampling: np.ndarray) -> np.ndarray:
 
 
 def shift(per_positive: float, base_rate: float) -> float:
-  """What turns a logit fitted on sampled negatives into one of a like.
+  """Offset from logits of sampled negatives to those of a like.
 
   log(n) + log(b / (1 - b)) of n negatives for each positive and the base rate
   b, in (0, 1). It is exact where items are shown by q: then

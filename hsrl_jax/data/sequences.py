@@ -53,7 +53,7 @@ def from_lists(lists: Sequence[Sequence[int]]) -> Sequences:
 
 
 def from_sessions(sessions: Sessions) -> Sequences:
-  """What each user of logged slates liked, in order of time.
+  """Likes of each user of logged slates, in order of time.
 
   A user's sequence begins with the history of the user's first row, and goes on
   with the positive responses of all rows, in the order of rows and slates: that

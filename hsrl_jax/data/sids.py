@@ -61,7 +61,7 @@ class BroughtSids(NamedTuple):
 
   @property
   def origin(self) -> dict[str, Any]:
-    """What report.json says of the file; see `sid_page.brought_line`."""
+    """Facts of the file, for report.json; see `sid_page.brought_line`."""
     return {
       "file": self.file.path.name,
       "sha256": self.file.digest,
@@ -269,7 +269,7 @@ def _table(file: SidFile, item_ids: Sequence[str | int]) -> np.ndarray:
 
 
 def _fault(token: Any) -> str | None:
-  """What is wrong with a token, and what was expected; None: nothing."""
+  """Fault of a token, and what was expected; None: there is none."""
   text = str(token).strip()
   if isinstance(token, bool) or not (text.isascii() and text.isdigit()):
     what = "an empty token" if not text else f"the token {token!r}"

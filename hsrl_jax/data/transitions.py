@@ -198,7 +198,7 @@ def _shown(
   size: int,
   after: bool = False,
 ) -> Shown:
-  """What had been shown before each slate, or `after` it too.
+  """Items that had been shown before each slate, or `after` it too.
 
   Args:
     logs: in the order of sessions, S slates of K.

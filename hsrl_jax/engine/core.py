@@ -1,4 +1,4 @@
-"""What every way of learning shares: state, collecting, one gradient step.
+"""State, collecting and one gradient step, which all ways of learning share.
 
 All of it is of ONE seed; `parallel` spreads seeds and users over devices. All
 randomness is fold_in(key, step), then by user, so that results do not depend on
@@ -49,7 +49,7 @@ class Best(NamedTuple):
 
 
 class Learner(NamedTuple):
-  """What all devices of a seed hold alike.
+  """State that all devices of a seed hold alike.
 
   Attributes:
     params: of the agent.
@@ -70,7 +70,7 @@ class Learner(NamedTuple):
 
 
 class Stream(NamedTuple):
-  """What belongs to users: all of them, or those of one device.
+  """State of users: of all, or of those of one device.
 
   Attributes:
     user: int32 [U], their numbers among all users.
@@ -98,7 +98,7 @@ class Inputs(NamedTuple):
 
 
 class Loop(NamedTuple):
-  """What the loop's functions are made of; all of it is static.
+  """Static parts of the loop.
 
   Attributes:
     agent: which learns.

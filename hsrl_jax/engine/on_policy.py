@@ -12,11 +12,11 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.agents.base import OnPolicy, geometric
+from hsrl_jax.agents.base import OnPolicy
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import core
 from hsrl_jax.engine.core import Inputs, Learner, Loop, Stream
-from hsrl_jax.ops import returns, sampling
+from hsrl_jax.ops import policy_gradient, returns, sampling
 from hsrl_jax.sim.user_simulator import EnvState
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
@@ -87,7 +87,7 @@ def _collect(
 
 
 def _place_rewards(loop: Loop, segment: Transition) -> Array:
-  """What each place of the slates added, float32 [T, U, K]."""
+  """Reward of each place of the slates, float32 [T, U, K]."""
   return jax.vmap(jax.vmap(loop.env.reward.places))(segment.response)
 
 
@@ -216,7 +216,7 @@ def _step(
 ) -> tuple[Learner, Metrics]:
   """One gradient step, on slates with leaves [U, n, ...]."""
   learning = loop.agent.on_policy
-  entropy_weight = geometric(
+  entropy_weight = policy_gradient.geometric(
     learning.settings.entropy_weight,
     learning.settings.entropy_weight_end,
     learner.step / loop.config.iterations,

@@ -105,7 +105,7 @@ def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
 
 
 def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs):
-  """What `init` returns, as jax.ShapeDtypeStruct without a device."""
+  """Shapes of `init`, as jax.ShapeDtypeStruct without a device."""
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype),
     jax.eval_shape(engine_init, jnp.int32(0), inputs),
@@ -246,13 +246,13 @@ def collect(learner, stream, layout: Layout):
 # One program each for all leaves, where each leaf would compile its own.
 @cache
 def _as_row() -> Callable:
-  """What a device has of a state, with a leading axis of one device."""
+  """Adds a leading axis of one device to a device's part of a state."""
   return compilation.once(partial(jax.tree.map, lambda x: x[None]))
 
 
 @cache
 def _of_row() -> Callable:
-  """What a device has of a placed state, without that axis."""
+  """Removes that axis from a device's part of a placed state."""
   return compilation.once(partial(jax.tree.map, lambda x: x[0]))
 
 
@@ -305,14 +305,14 @@ def _devices(layout: Layout) -> list[jax.Device]:
 
 
 def _parts(x, devices) -> list:
-  """What each of some local devices has of a pytree."""
+  """Parts of a pytree, one of each local device."""
   leaves, structure = jax.tree.flatten(x)
   own = [{y.device: y.data for y in leaf.addressable_shards} for leaf in leaves]
   return [structure.unflatten(y[device] for y in own) for device in devices]
 
 
 def part(learner, layout: Layout, pick: Callable):
-  """What `pick` takes of a placed learner, [S, ...], on the first device."""
+  """A part of a placed learner by `pick`, [S, ...], on the first device."""
   if layout.by_seed:
     return _join([pick(x) for x in learner])
   return one_copy(pick(learner))
@@ -333,7 +333,7 @@ def on_learner(change: Callable, learner, layout: Layout, values: np.ndarray):
 
 
 def _split(x, groups: int) -> list:
-  """What each group has of all seeds, [S, ...]; see `Layout.groups`."""
+  """Splits all seeds [S, ...] by group; see `Layout.groups`."""
 
   def own(group: int):
     return jax.tree.map(lambda x: x[group::groups], words)
@@ -346,7 +346,7 @@ def _split(x, groups: int) -> list:
 
 
 def _join(parts):
-  """What groups have of their seeds, [S, ...] on the first device."""
+  """Joins groups of seeds to [S, ...] on the first device."""
   parts = list(parts)
   if len(parts) == 1:
     return jax.device_put(parts[0], jax.local_devices()[0])

@@ -12,10 +12,9 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.agents.base import exploration
 from hsrl_jax.engine import core, replay
 from hsrl_jax.engine.core import Inputs, Learner, Loop, Stream
-from hsrl_jax.ops import sampling
+from hsrl_jax.ops import policy_gradient, sampling
 from hsrl_jax.sim.observed import append_positives
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvState
@@ -64,7 +63,9 @@ def iterate(
       inputs,
       act_keys,
       step_keys,
-      exploration(config, progress),
+      policy_gradient.geometric(
+        config.temperature, config.temperature_end, progress
+      ),
     )
     shown = {"reward": transition.reward.mean()}
     with jax.named_scope(core.REPLAY):

@@ -32,7 +32,7 @@ Feed = Callable[[int, core.Inputs], core.Inputs]
 def reader(
   logs: blocks.Blocks, reward: Reward, observed_items: int = 0
 ) -> tuple[Read, int]:
-  """What reads training slates on disk, and rows of a window of them.
+  """Returns a reader of training slates on disk, and the rows of a window.
 
   Args:
     logs: the slates.

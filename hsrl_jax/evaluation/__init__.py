@@ -1,1 +1,1 @@
-"""What a policy is worth, and how sure that is."""
+"""The worth of a policy, and how sure that is."""

@@ -1,1 +1,1 @@
-"""What many runs show when they are compared; `registry` has them by name."""
+"""Comparisons of many runs; `registry` has them by name."""

@@ -33,7 +33,7 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
   "no_foresight": {"discount": 0.0},
   "no_actor": {"actor_weight": 0.0},
   # RL is free in states that logs know, too.
-  "not_held": {"hold_logged": False},
+  "not_held": {"hold_logged": "none"},
   "no_residual": {"residual": False},
   # One logit for each item.
   "ppo": {"agent": "ppo"},

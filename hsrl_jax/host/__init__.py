@@ -1,1 +1,1 @@
-"""What a process owes the machine it runs on."""
+"""Workdirs, metrics, signals and time of a process."""

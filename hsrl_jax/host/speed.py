@@ -18,7 +18,7 @@ def of_training(
   slates: int,
   rate: float,
 ) -> dict[str, float]:
-  """What summary.json says of training.
+  """Measures the speed of training, for summary.json.
 
   Args:
     run: one call of one seed, of `state`.

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: whole folders, and which stages are complete."""
+"""The workdir of a run: whole folders, and which stages are complete."""
 
 import contextlib
 import errno
@@ -322,7 +322,7 @@ def kept_flags(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def _flags_text(workdir: pathlib.Path) -> str | None:
-  """What claim kept; None for a new workdir, or one that was taken back."""
+  """The flags that `claim` kept; None for a new or released workdir."""
   try:
     return (workdir / FLAGS).read_text(errors="replace")
   except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

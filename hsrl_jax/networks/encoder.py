@@ -53,9 +53,16 @@ class Encoder(nn.Module):
       shown: what was shown lately; None where that is not observed.
       dropout_key: None for no dropout.
     """
-    mask = history > 0
-    if not self.layers:
-      return self._of_sums(item_features, profile, history, mask, shown)
+    of = self._attended if self.layers else self._of_sums
+    state = of(item_features, profile, history, history > 0, dropout_key)
+    if shown is not None:
+      state = state + Interactions(self.width, name="interactions")(
+        item_features, shown
+      )
+    return nn.LayerNorm(name="state_norm")(state)
+
+  def _attended(self, item_features, profile, history, mask, dropout_key):
+    """By transformer layers, [d]."""
     position = self.param(
       "position", nn.initializers.normal(0.02), (len(history), self.width)
     )
@@ -87,25 +94,16 @@ class Encoder(nn.Module):
       )
     # With no history at all, what is left is a constant and the profile.
     state = jnp.where(mask[-1], x[-1], 0.0)
-    if profile.shape[-1]:
-      state = state + added
-    if shown is not None:
-      state = state + Interactions(self.width, name="interactions")(
-        item_features, shown
-      )
-    return nn.LayerNorm(name="state_norm")(state)
+    return state + added if profile.shape[-1] else state
 
-  def _of_sums(self, item_features, profile, history, mask, shown) -> Array:
+  def _of_sums(self, item_features, profile, history, mask, dropout_key):
+    """By sums over the history, [d]."""
+    del dropout_key
     age = jnp.arange(len(history))[::-1]
     weights = jnp.stack([_KEPT**age / 10.0, jnp.ones(len(age)) / len(age)])
     sums = (weights * mask[None]) @ item_features[history]
     x = jnp.concatenate([sums.ravel(), profile])
-    state = nn.Dense(self.width, name="sums")(x)
-    if shown is not None:
-      state = state + Interactions(self.width, name="interactions")(
-        item_features, shown
-      )
-    return nn.LayerNorm(name="state_norm")(state)
+    return nn.Dense(self.width, name="sums")(x)
 
 
 class Layer(nn.Module):

@@ -27,7 +27,7 @@ from hsrl_jax.types import Array, Observation, PRNGKey
 
 
 class Likeness(NamedTuple):
-  """What a penalty falls on, by item.
+  """Likeness of items to others, on which penalties fall.
 
   Attributes:
     chosen: float32 [2, N + 1], how like what is in the slate: sums over its
@@ -88,14 +88,7 @@ class FlatPolicy(StatePolicy):
     key: PRNGKey | None = None,
     estimate: Estimate | None = None,
   ) -> Start:
-    """See Start.
-
-    Args:
-      tokens: of the catalogue, of which the items' features count alone.
-      observation: of the user, with `shown`.
-      key: of the dropout.
-      estimate: which the policy acted by; None: the one of these parameters.
-    """
+    """As SlatePolicy.start; of the tokens the items' features count alone."""
     features = tokens.features
     vectors = self.vector_map(features)
     unit = jnp.pad(unit_rows(features[1:]), ((1, 0), (0, 0)))

@@ -1,4 +1,4 @@
-"""What was shown lately, as a vector: sums by age, then a small network."""
+"""Items shown lately as a vector: sums by age, then a small network."""
 
 import flax.linen as nn
 import jax

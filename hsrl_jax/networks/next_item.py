@@ -218,7 +218,7 @@ class Model:
     beams: int,
     **how: Any,
   ) -> Beams:
-    """What constrained beam search finds in ONE state [d].
+    """Constrained beam search in ONE state [d].
 
     Log-probabilities are those of the tokens. `how`: keywords of `beam_search`.
     """

@@ -66,7 +66,7 @@ class ItemRows(nn.Module):
 
 
 def _unit_scale(features: Array) -> Array:
-  """What brings rows to a mean square length of one; row 0 is padding."""
+  """Factor that gives rows a mean square length of one; row 0 is padding."""
   square = (features**2).sum() / max(len(features) - 1, 1)
   return jax.lax.rsqrt(jnp.maximum(square, 1e-12))
 

@@ -24,7 +24,7 @@ SLOTS = 10  # That are told apart; the last one stands for all later ones too.
 
 
 class Tokens(NamedTuple):
-  """What a policy knows of tokens and items beside its parameters.
+  """Tokens and items, which a policy knows beside its parameters.
 
   Attributes:
     codebooks: float32 [L, V, D], what the tokens mean.
@@ -38,7 +38,7 @@ class Tokens(NamedTuple):
 
 
 class Chosen(NamedTuple):
-  """What was chosen in the earlier slots of a slate, as two sums each.
+  """Choices in the earlier slots of a slate, as two sums each.
 
   One is of the items, one of the items times the likes to expect of them.
 
@@ -52,7 +52,7 @@ class Chosen(NamedTuple):
 
 
 class Estimate(NamedTuple):
-  """What the policy knows of the response head; no gradient flows into it.
+  """The response head as the policy knows it; no gradient flows into it.
 
   It is kept with what was shown: the response head learns from it too, and the
   policy must not move with it while its own steps are measured.
@@ -89,7 +89,7 @@ class Start(NamedTuple):
 
 
 class StatePolicy(nn.Module):
-  """What policies of slates share: the user's state and the response head.
+  """Shared parts of policies of slates: user's state and response head.
 
   The response head estimates the logit of a like as <u(s), x_i> + b(s), plus a
   bias of the slot. What is chosen begins with that estimate, without gradient
@@ -135,7 +135,7 @@ class StatePolicy(nn.Module):
     return self.user(nn.relu(self.user_hidden(self.response(*seen))))
 
   def state(self, seen: tuple[Any, ...], user: Array) -> Array:
-    """What RL's part knows of the user, [S]; `user` as of Estimate."""
+    """The user's state for RL's part, [S]; `user` as of Estimate."""
     state = jnp.concatenate([self.actor(*seen), jnp.tanh(user / 4.0)])
     return nn.relu(self.state_map(state))
 
@@ -308,7 +308,7 @@ class SlatePolicy(StatePolicy, kw_only=True):
     )
 
   def chosen_before(self, first: Array, vectors: Array, likes: Array) -> Chosen:
-    """What was chosen before each of K slots, leaves [K, 2, ...].
+    """Choices before each of K slots, leaves [K, 2, ...].
 
     Args:
       first: int32 [K], first tokens.
@@ -348,7 +348,7 @@ def before(each: Any) -> Any:
 
 
 def penalties(repeat: float, lately: float) -> Array:
-  """What training begins with, float32 [3], in logits.
+  """Penalties that training begins with, float32 [3], in logits.
 
   Of an item of the same kind in the slate, of a like to expect of it, and of a
   like lately.
@@ -381,7 +381,7 @@ def counts_lately(shown: Shown, first: Array, vocab_size: int) -> Array:
 
 
 def rows_lately(shown: Shown) -> Array:
-  """What each of T items shown counts for, float32 [2 A + 1, T].
+  """Rows in which each of T items shown counts, float32 [2 A + 1, T].
 
   Rows are likes of each age, items shown of each age, and the newest likes.
   """

@@ -23,7 +23,7 @@ from hsrl_jax.types import Array, PRNGKey
 
 
 class Context(NamedTuple):
-  """What is known of prefixes; leading axes are the caller's.
+  """Facts of prefixes; leading axes are the caller's.
 
   Attributes:
     state: float32 [..., d], c_0.

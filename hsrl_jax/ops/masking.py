@@ -20,6 +20,11 @@ def log_softmax(logits: Array, mask: Array) -> Array:
   return logits - norm
 
 
+def log_sum(x: Array, mask: Array) -> Array:
+  """log sum exp over what `mask` marks, []; finite where nothing is marked."""
+  return jax.nn.logsumexp(jnp.where(mask, x, NEGATIVE))
+
+
 def entropy(log_probs: Array, mask: Array) -> Array:
   """-sum p log p over what `mask` marks, nats; [..., V] -> [...].
 
@@ -30,6 +35,12 @@ def entropy(log_probs: Array, mask: Array) -> Array:
   """
   own = jnp.where(mask, log_probs, 0.0)
   return -(jnp.exp(own) * own).sum(-1)
+
+
+def finite_logit(probability: Array) -> Array:
+  """log p - log(1 - p) of probabilities that are kept 1e-6 from 0 and 1."""
+  probability = jnp.clip(probability, 1e-6, 1 - 1e-6)
+  return jnp.log(probability) - jnp.log1p(-probability)
 
 
 def largest(x: Array, count: int) -> Array:

@@ -33,6 +33,11 @@ def token_sum(levels: Array, tokens: Sequence[Array]) -> Array:
   )
 
 
+def geometric(start: float, end: float, progress: Array) -> Array:
+  """A schedule: from `start` to `end` by equal ratios; both above 0, or 0."""
+  return start * (end / start) ** progress if start else 0.0 * progress
+
+
 def entropy(logits: Array) -> Array:
   """Entropy over the last axis, nats; [..., V] -> [...]."""
   log_probs = jax.nn.log_softmax(logits)

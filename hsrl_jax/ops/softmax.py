@@ -8,6 +8,7 @@ from hsrl_jax.types import Array
 _CHUNK = 256  # States whose logits are held at once; they stay in cache.
 
 
+@jax.custom_vjp
 def catalogue_loss(states: Array, rows: Array, target: Array) -> Array:
   """Sum of -log softmax(rows x)[target] over the states x.
 
@@ -23,11 +24,6 @@ def catalogue_loss(states: Array, rows: Array, target: Array) -> Array:
   Returns:
     float32 [].
   """
-  return _loss(states, rows, target)
-
-
-@jax.custom_vjp
-def _loss(states, rows, target):
   return _forward(states, rows, target)[0]
 
 
@@ -64,4 +60,4 @@ def _backward(saved, grad):
   return grad * of_states, grad * of_rows, None
 
 
-_loss.defvjp(_forward, _backward)
+catalogue_loss.defvjp(_forward, _backward)

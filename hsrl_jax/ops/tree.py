@@ -1,4 +1,4 @@
-"""What can be said of a whole pytree."""
+"""Digests, words and names of whole pytrees."""
 
 import jax
 import jax.numpy as jnp

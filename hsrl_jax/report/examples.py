@@ -4,6 +4,7 @@
 runs that have no such lists. Both return what is written to examples.json.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ def of_lists(
   items: Items,
   likes: np.ndarray,
   count: int,
+  names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
   """Lists of some users, beside what these users liked before and later.
 
@@ -40,14 +42,15 @@ def of_lists(
     items: N items.
     likes: [N + 1], positive responses of each item in the training logs.
     count: of users.
+    names: of user 1, 2, ... in the source; None: their numbers.
 
   Returns:
-    For each user: `user`; `users`, how many there are; `items`, N; the titles
-    `history` (the newest last) and `later`; and `recommended`, for each item
-    `title`, `liked` (later), `like` (title of the history's item with the most
-    similar features, or None), `similarity` (the cosine), `popularity` (1: the
-    most liked item in the training logs), `shown_to` (share of the users who
-    have it in their list).
+    For each user: `user`, the name; `users`, how many there are; `items`, N;
+    the titles `history` (the newest last) and `later`; and `recommended`, for
+    each item `title`, `liked` (later), `like` (title of the history's item with
+    the most similar features, or None), `similarity` (the cosine), `popularity`
+    (1: the most liked item in the training logs), `shown_to` (share of the
+    users who have it in their list).
   """
   users, first = np.unique(logs.user_id, return_index=True)
   lists = top[first, :_LIST]
@@ -89,7 +92,7 @@ def of_lists(
       )
     examples.append(
       {
-        "user": int(users[i]),
+        "user": str(users[i]) if names is None else names[users[i] - 1],
         "users": len(users),
         "items": len(likes) - 1,
         "history": [title(items, x) for x in past],

@@ -240,7 +240,7 @@ def _draw(
 def _legend(
   drawn: Figure, journeys: dict[str, Any], colours: dict[int, str]
 ) -> None:
-  """What colours and marks stand for, below the panels."""
+  """Legend of colours and marks, below the panels."""
   names, sessions = journeys["topics"], journeys["sessions"]
   handles = [
     Patch(color=colour, label=names[topic - 1])

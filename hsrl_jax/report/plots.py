@@ -1,6 +1,7 @@
 """The report's pictures, by matplotlib's objects and without global state."""
 
 import io
+import itertools
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,10 @@ def learning_curve(
     bounds: other policies' total reward, by name.
   """
   shown = [x for x in _LOSSES if any(x in line for line in training)]
+  # Zeros come before the first gradient step, while the buffer is filled.
+  training = list(
+    itertools.dropwhile(lambda x: not any(map(x.get, shown)), training)
+  )
   figure = Figure(figsize=(10, 5), layout="constrained")
   grid = figure.add_gridspec(max(len(shown), 1), 2, width_ratios=(3, 2))
   axes = figure.add_subplot(grid[:, 0])

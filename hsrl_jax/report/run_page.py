@@ -218,7 +218,7 @@ def off_policy_rows(head: str, table: dict[str, Any]) -> list[tuple[str, ...]]:
 def _kept(
   lines: list[dict[str, Any]], seeds: list[int]
 ) -> list[tuple[str, ...]]:
-  """What was kept of each seed's training on the next item, for a table."""
+  """The kept update of each seed's training on the next item, for a table."""
   last = lines[-1]["eval"]["kept"]
   return [
     (str(seed), f"{step:,}", f"{measure:.4f}")

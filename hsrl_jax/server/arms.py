@@ -1,4 +1,4 @@
-"""What is served to whom: one version, or two of them to shares of the users.
+"""Versions by user: one for all, or two for shares of the users.
 
 The folder is looked at whenever asked; what changed is loaded beside what is
 served, checked, and returned.
@@ -22,7 +22,7 @@ STABLE, CANARY = "stable", "canary"
 
 
 class Served(NamedTuple):
-  """What is served.
+  """A version that is served.
 
   Attributes:
     recommender: a version with its catalogue.
@@ -39,7 +39,7 @@ class Served(NamedTuple):
 
 
 class Arms(NamedTuple):
-  """What is served to whom.
+  """The versions that are served.
 
   Attributes:
     stable: to all users, or to most of them.
@@ -143,7 +143,7 @@ def signature(settings: Settings) -> tuple:
 
 
 def _stamp(path: pathlib.Path) -> tuple:
-  """What changes with the content of a path; else why there is none."""
+  """Inode, time and size of a file; the error's number without one."""
   try:
     status = path.stat()
   except OSError as error:

@@ -22,6 +22,7 @@ from starlette import requests, responses
 
 from hsrl_jax.server import answers, bodies
 from hsrl_jax.server.answers import Answer
+from hsrl_jax.server.arms import Served
 from hsrl_jax.server.batches import Server
 from hsrl_jax.server.bodies import Refused
 from hsrl_jax.serving.catalogue import ServedCatalogue, Texts
@@ -62,31 +63,19 @@ async def show(server: Server, request: requests.Request) -> responses.Response:
   except Exception:
     _log.exception("the page has no slate")
     errors.append(Refused(503, answers.FAULT))
-  catalogue = served.recommender.catalogue
-  arguments = {} if ask is None else ask.arguments
-  find = dict(fields).get("find", "").strip()[:_FIND]
-  liked = arguments.get("history", [])
-  picks = []
-  if answer is None:
-    rows = await asyncio.to_thread(search, catalogue, find)
-    picks = [(_name(server, catalogue, x), title(catalogue, x)) for x in rows]
   status = errors[0].status_code if errors else 200
   server.measures.requests.labels(str(status)).inc()
   nonce = os.urandom(16).hex()
-  html = _template().render(
+  html = await asyncio.to_thread(  # A search may read a million titles.
+    _html,
+    served,
+    {} if ask is None else ask.arguments,
+    answer,
+    dict(fields).get("find", "").strip()[:_FIND],
     nonce=nonce,
     errors=[x.detail for x in errors],
     request=text,
-    request_id=answer and answer.request_id,
     keeps=server.store is not None,
-    liked=[title(catalogue, x) for x in reversed(liked)],
-    refused=len(arguments.get("seen", [])),
-    find="" if answer else find,
-    picks=picks,
-    slate=answer and _items(server, answer, liked),
-    tables=_repeats(catalogue, arguments.get("earlier", []), answer),
-    about=served.recommender.manifest.about,
-    version=served.version,
   )
   headers = {
     "Cache-Control": "no-store",
@@ -100,6 +89,33 @@ async def show(server: Server, request: requests.Request) -> responses.Response:
   if errors:
     headers |= errors[0].headers or {}
   return responses.HTMLResponse(html, status, headers)
+
+
+def _html(
+  served: Served,
+  arguments: dict[str, Any],
+  answer: Answer | None,
+  find: str,
+  **more: Any,
+) -> str:
+  """The page; `arguments` are of Recommender.query, `more` of the template."""
+  catalogue, picks = served.recommender.catalogue, []
+  liked = arguments.get("history", [])
+  if answer is None:
+    rows = search(catalogue, find)
+    picks = [(_name(served, x), title(catalogue, x)) for x in rows]
+  return _template().render(
+    more,
+    request_id=answer and answer.request_id,
+    liked=[title(catalogue, x) for x in reversed(liked)],
+    refused=len(arguments.get("seen", [])),
+    find="" if answer else find,
+    picks=picks,
+    slate=answer and _items(answer, liked),
+    tables=_repeats(catalogue, arguments.get("earlier", []), answer),
+    about=served.recommender.manifest.about,
+    version=served.version,
+  )
 
 
 @functools.cache
@@ -151,29 +167,31 @@ async def _answered(
     for name, given in fields
     if name.startswith(_ANSWER)
   }
-  liked = [x for x, given in slate.items() if given == "like"]
-  refused = [x for x, given in slate.items() if given == "refuse"]
+  numbers = {"like": 1, "refuse": 0}
+  likes = {x: numbers[y] for x, y in slate.items() if y in numbers}
   request_id = dict(fields).get("request_id")
-  if request_id and (liked or refused):
-    likes = {str(x): int(x in liked) for x in (*liked, *refused)}
+  if request_id and likes:
+    responses = {str(x): like for x, like in likes.items()}
     try:
       await answers.feedback(
-        server, {"request_id": request_id, "responses": likes}
+        server, {"request_id": request_id, "responses": responses}
       )
     except Refused as error:
       errors.append(error)
   served = server.served_to(bodies.user_of(values) or "")
   sizes = served.recommender.manifest.sizes
-  liked += [named(given) for name, given in fields if name == "pick"]
 
   def joined(name: str, new: list) -> list:
-    old = values.get(name, [])
+    old = values.get(name, [])[-sizes[name] :]
     new = [x for x in dict.fromkeys(new) if x not in old]
     return [*old, *new][-sizes[name] :]
 
+  picked = [named(given) for name, given in fields if name == "pick"]
+  liked = [x for x, like in likes.items() if like] + picked
+  refused = [x for x, like in likes.items() if not like]
   earlier = list(values.get("earlier", []))
   if slate:
-    given = [int(x in liked) for x in slate]
+    given = [likes.get(x, 0) for x in slate]
     earlier.append({"items": list(slate), "responses": given})
   return values | {
     "history": joined("history", liked),
@@ -187,9 +205,10 @@ def title(catalogue: ServedCatalogue, row: int) -> str:
   return catalogue.titles.of(row) or catalogue.item_ids.of(row) or str(row)
 
 
-def _name(server: Server, catalogue: ServedCatalogue, row: int) -> str:
-  is_row = server.settings.ids == "rows"
-  return str(row) if is_row else catalogue.item_ids.of(row)
+def _name(served: Served, row: int) -> str:
+  """An item as requests name it."""
+  ids = served.recommender.catalogue.item_ids
+  return str(row) if served.ids is None else ids.of(row)
 
 
 def search(catalogue: ServedCatalogue, text: str) -> list[int]:
@@ -229,27 +248,22 @@ def _matches(texts: Texts, text: str) -> Iterable[int]:
           yield row
 
 
-def _sids(catalogue: ServedCatalogue, rows: list[int]) -> np.ndarray:
-  """Tokens of items, [n, L]."""
-  rows = np.asarray(rows, int)
-  return np.stack([np.asarray(x)[rows] for x in catalogue.index.tokens], 1)
-
-
-def _items(server: Server, answer: Answer, liked: list[int]) -> list[dict]:
+def _items(answer: Answer, liked: list[int]) -> list[dict]:
   """The items of a slate, each with what it shares with a liked one.
 
   Of several that share the most first tokens `like` names the newest.
   """
   catalogue, newest = answer.served.recommender.catalogue, liked[::-1]
   known = {tag for row in liked for tag in catalogue.tags.of(row)}
-  sids = _sids(catalogue, newest)
+  rows = np.asarray(newest, int)
+  sids = np.stack([np.asarray(x)[rows] for x in catalogue.index.tokens], 1)
   items = []
   for row, sid, score in zip(*answer.slate[:3], strict=True):
     shared = np.cumprod(sids == sid, 1).sum(1)
     most = int(shared.max(initial=0))
     items.append(
       {
-        "name": _name(server, catalogue, row),
+        "name": _name(answer.served, row),
         "title": title(catalogue, row),
         "score": float(score),
         "sid": sid.tolist(),

@@ -44,7 +44,7 @@ class Query(NamedTuple):
   k: np.ndarray
 
   def inputs(self) -> dict[str, Any]:
-    """What the exported function takes, by name; arrays may be stacked."""
+    """Inputs of the exported function, by name; arrays may be stacked."""
     named = self._asdict()
     del named["k"]
     return named | {

@@ -60,7 +60,7 @@ class Tags(NamedTuple):
   def allow(
     self, include: Sequence[str], exclude: Sequence[str], since: int | None
   ) -> permits.Allow:
-    """What a request allows.
+    """Converts the rules of a request.
 
     Raises:
       InputError: a name is no tag, or `since` no time.

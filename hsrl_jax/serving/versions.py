@@ -15,7 +15,7 @@ from hsrl_jax.serving.folder import MANIFEST, POINTER, VERSIONS, Pointer
 
 
 class Version(NamedTuple):
-  """What a server loads.
+  """A version on disk.
 
   Attributes:
     name: number of the version; "" of a folder without versions.

@@ -119,13 +119,9 @@ def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
 
 
 def child(index: SidIndex, node: Array, token: Array, level: int) -> Array:
-  """Follows `token` to a node (at the last level: to a leaf); -1 is none.
+  """Follows `token`, int32 [], to a node, at the last level to a leaf.
 
-  Args:
-    index: the index.
-    node: int32 [], a node of `level`; -1 is no node.
-    token: int32 [], 0..V-1.
-    level: length of the node's prefix, 0..L-1.
+  Nodes are those of `valid_tokens`; -1: there is none.
   """
   words = _row(index.present[level], node)
   word, bit = token // WORD, (token % WORD).astype(jnp.uint32)
@@ -169,13 +165,7 @@ def _row(array: Array, node: Array) -> Array:
 
 
 def live_children(index: SidIndex, node: Array, level: int) -> Array:
-  """Active items below each child of a node, int32 [V].
-
-  Args:
-    index: the index.
-    node: int32 [], a node of `level`; -1 is no node.
-    level: length of the node's prefix, 0..L-1.
-  """
+  """Active items below each child of a node, int32 [V]; see `valid_tokens`."""
   there, number = children(index, node, level)
   if level + 1 < index.levels:
     live = index.live[level + 1].at[number].get(mode="clip")

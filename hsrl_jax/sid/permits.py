@@ -1,4 +1,4 @@
-"""What a request permits of the items, as a search over their SIDs sees it.
+"""Items that a request permits, as a search over their SIDs sees them.
 
 An item is permitted if it is active, has one of the included tags (where there
 are any) and none of the excluded ones, and was added late enough. A search asks
@@ -41,7 +41,7 @@ _TOGETHER = 24  # Leaves a beam that are looked at together.
 
 
 class Allow(NamedTuple):
-  """What a request allows, W words of 32 tags.
+  """Rules of a request, in W words of 32 tags.
 
   Attributes:
     include: uint32 [W]; an item needs one of these tags, where there are any.
@@ -71,7 +71,7 @@ class Allow(NamedTuple):
 
 
 class Bounds(NamedTuple):
-  """What a request permits at most below each node; exact at leaves.
+  """Upper bounds of a request's permits, by node; exact at leaves.
 
   Attributes:
     summaries: per level 1..L, see `summarise`.
@@ -109,7 +109,7 @@ class Bounds(NamedTuple):
 
 
 class Counts(NamedTuple):
-  """What a request permits below each node, exactly.
+  """Exact permits of a request, by node.
 
   Attributes:
     there: per level 1..L, bool [nodes], whether an item is permitted below.
@@ -295,7 +295,8 @@ def exactly(index: SidIndex, permitted: Array) -> SidIndex:
   for level in reversed(range(index.levels)):
     before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(count)])
     first = index.first_child[level]
-    children = _count_bits(index.present[level])
+    bits = jax.lax.population_count(index.present[level])
+    children = bits.astype(jnp.int32).sum(1)
     count = before[first + children] - before[first]
     live.insert(0, count)
     if level:
@@ -306,8 +307,3 @@ def exactly(index: SidIndex, permitted: Array) -> SidIndex:
     live=tuple(live),
     permit=Counts(tuple(there), jnp.bool(True)),
   )
-
-
-def _count_bits(words: Array) -> Array:
-  """Bits that are set in each row, int32 [rows]."""
-  return jax.lax.population_count(words).astype(jnp.int32).sum(1)

@@ -46,7 +46,7 @@ class Biases(NamedTuple):
 
 
 class Blend(NamedTuple):
-  """What is blended, a pytree of arrays.
+  """Statistics of the logs and their weights, a pytree of arrays.
 
   Attributes:
     weights: float32 [5], in the order of TERMS.

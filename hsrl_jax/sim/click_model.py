@@ -51,7 +51,7 @@ BLENDED = ("blended",)  # Whose logits are blended, see blend.py.
 
 
 class ResponseParams(NamedTuple):
-  """What a click model needs to answer.
+  """Parameters of a click model.
 
   Attributes:
     network: parameters of the flax module.
@@ -174,7 +174,7 @@ class Fit(NamedTuple):
 
 
 class _Problem(NamedTuple):
-  """What is fitted, to what, and how.
+  """A network, the data that it is fitted to, and how.
 
   Attributes:
     network: the flax module.

@@ -29,7 +29,7 @@ class Dynamics(Protocol):
   """
 
   def known(self, params: Any, items: Array) -> Any:
-    """What is known of items, [M], out of the simulator's `EnvParams`."""
+    """Facts of items [M], out of the simulator's `EnvParams`."""
 
   def start(self, params: Any = None, row: Array | None = None) -> Any:
     """The state at the start of a session of the pool's user `row`."""
@@ -65,7 +65,7 @@ class Dynamics(Protocol):
     """
 
   def hidden(self, state: Any, step: Array) -> Array:
-    """What a critic may see of the state, float32 [Z], each about 1."""
+    """The state as a critic sees it, float32 [Z], each about 1."""
 
   def room(self, state: Any, step: Array) -> Array:
     """Likes that a topic can take in a step without harm, int32 [T + 1].
@@ -76,7 +76,7 @@ class Dynamics(Protocol):
 
 
 class TopicBoredomState(NamedTuple):
-  """What bores a user, and what may soon.
+  """Topics that bore a user, and counts of those that may soon.
 
   Attributes:
     liked: int32 [memory], topics of the last liked items, newest last.
@@ -123,9 +123,7 @@ class TopicBoredom:
     """See Dynamics: the topics."""
     return params.topics[items]
 
-  def start(
-    self, params: Any = None, row: Array | None = None
-  ) -> TopicBoredomState:
+  def start(self, params=None, row=None) -> TopicBoredomState:
     """See Dynamics."""
     del params, row
     return TopicBoredomState(
@@ -139,21 +137,12 @@ class TopicBoredom:
     boring = state.boring_until >= step
     return jnp.full_like(boring, boring.any()) if self.everything else boring
 
-  def probabilities(
-    self,
-    state: TopicBoredomState,
-    topics: Array,
-    probability: Array,
-    step: Array,
-    fitted: None = None,
-  ) -> Array:
+  def probabilities(self, state, topics, probability, step, fitted=None):
     """See Dynamics."""
     del fitted
     return jnp.where(self.bores(state, step)[topics], 0.0, probability)
 
-  def after(
-    self, state: TopicBoredomState, topics: Array, response: Array, step: Array
-  ) -> TopicBoredomState:
+  def after(self, state, topics, response, step):
     """See Dynamics."""
     now = jnp.where(response > 0, step, _NEVER)
     liked = jnp.concatenate([state.liked, topics])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hsrl_jax.data import item_vectors
+from hsrl_jax.ops import masking
 from hsrl_jax.types import Array, Sessions
 
 WIDTH = 32  # The most numbers of a vector.
@@ -20,11 +21,10 @@ PACES = (0.7, 0.9, 0.97)  # What is left of fatigue after a step.
 _BINGE, _BINGERS = -0.5, 0.2  # What repetition costs them, and their share.
 _SEED = 0  # Of the halves, and of who the users are.
 _SCALE = 5.0  # Of the sum of vectors that a critic sees.
-_LEAST = 1e-6  # Of a probability, so that its logit is finite.
 
 
 class FatigueState(NamedTuple):
-  """What a user has had.
+  """A user's load by what was shown.
 
   Attributes:
     person: float32 [2], see `people`.
@@ -63,29 +63,15 @@ class Fatigue:
     items, width = params.kernel.shape
     return FatigueState(params.people[row], jnp.zeros(items), jnp.zeros(width))
 
-  def probabilities(
-    self,
-    state: FatigueState,
-    known: tuple[Array, Array],
-    probability: Array,
-    step: Array,
-    fitted: None = None,
-  ) -> Array:
+  def probabilities(self, state, known, probability, step, fitted=None):
     """See Dynamics."""
     del step, fitted
     items, _ = known
-    probability = jnp.clip(probability, _LEAST, 1 - _LEAST)
-    logits = jnp.log(probability) - jnp.log1p(-probability)
+    logits = masking.finite_logit(probability)
     a = self.scale * state.person[0]
     return jax.nn.sigmoid(logits - a * state.load[items])
 
-  def after(
-    self,
-    state: FatigueState,
-    known: tuple[Array, Array],
-    response: Array,
-    step: Array,
-  ) -> FatigueState:
+  def after(self, state, known, response, step):
     """See Dynamics. Padding is like nothing: its vector is 0."""
     del response, step
     slate, vectors = known
@@ -104,7 +90,7 @@ class Fatigue:
 
 
 def people(user_id: Array) -> Array:
-  """What repetition costs each user of a pool, and what is left of it.
+  """Cost of repetition for each user of a pool, and the share that stays.
 
   The first is drawn by the exponential law of mean 1, but is -0.5 for a fifth;
   the second is one of PACES. The draws of a row are those of its user and its

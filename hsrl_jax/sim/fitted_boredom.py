@@ -7,16 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks.boredom import BoredomModel
+from hsrl_jax.ops import masking
 from hsrl_jax.types import Array, Params, PRNGKey
 
 STEPS = 10  # That are told apart; what is older does not count.
 LIKES = 10  # The newest likes are counted apart.
 _SCALE = 4.0  # Of counts.
-_LEAST = 1e-6  # Of a probability, so that its logit is finite.
 
 
 class LatelyState(NamedTuple):
-  """What a user was shown and liked lately.
+  """Items that a user was shown and liked lately.
 
   Attributes:
     shown: float32 [STEPS, T + 1], items by step, the newest first, and topic.
@@ -33,9 +33,9 @@ class LatelyState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class FittedBoredom:
-  """What was shown and liked lately changes all logits, by a fitted model.
+  """Logits change with what was shown and liked lately, by a fitted model.
 
-  See dynamics.Dynamics. What a rule knows, `room`, it does not.
+  See dynamics.Dynamics. Has no `room`; only rules have.
 
   Attributes:
     topics: T.
@@ -60,18 +60,10 @@ class FittedBoredom:
     none = jnp.zeros(LIKES, jnp.int32)
     return LatelyState(nothing, nothing, none, none)
 
-  def probabilities(
-    self,
-    state: LatelyState,
-    topics: Array,
-    probability: Array,
-    step: Array,
-    fitted: Params,
-  ) -> Array:
+  def probabilities(self, state, topics, probability, step, fitted):
     """See Dynamics."""
     del step
-    probability = jnp.clip(probability, _LEAST, 1 - _LEAST)
-    logits = jnp.log(probability) - jnp.log1p(-probability)
+    logits = masking.finite_logit(probability)
     return jax.nn.sigmoid(self.logits(fitted, state, topics, logits))
 
   def logits(
@@ -125,9 +117,7 @@ class FittedBoredom:
     by_step = jax.nn.one_hot(state.ago - 1, STEPS, axis=0)
     return by_step @ jax.nn.one_hot(state.newest, self.topics + 1)
 
-  def after(
-    self, state: LatelyState, topics: Array, response: Array, step: Array
-  ) -> LatelyState:
+  def after(self, state, topics, response, step):
     """See Dynamics. A place that shows nothing counts as one without topic."""
     del step
     of_topics = jax.nn.one_hot(topics, self.topics + 1)

@@ -57,14 +57,7 @@ class Patience:
     """See LeaveRule."""
     return jnp.float32(self.initial)
 
-  def step(
-    self,
-    state: Array,
-    slate: Array,
-    response: Array,
-    reward: Array,
-    draw: Array,
-  ) -> tuple[Array, Array]:
+  def step(self, state, slate, response, reward, draw):
     """See LeaveRule."""
     del response, draw
     patience = state - ((1.0 - reward) * len(slate) + 1.0)
@@ -79,14 +72,7 @@ class Length:
     """See LeaveRule."""
     return jnp.int32(0)
 
-  def step(
-    self,
-    state: Array,
-    slate: Array,
-    response: Array,
-    reward: Array,
-    draw: Array,
-  ) -> tuple[Array, Array]:
+  def step(self, state, slate, response, reward, draw):
     """See LeaveRule."""
     del slate, response, reward, draw
     return state, jnp.bool(False)
@@ -105,14 +91,7 @@ class Disappointment:
     """See LeaveRule."""
     return jnp.float32(0.0)
 
-  def step(
-    self,
-    state: Array,
-    slate: Array,
-    response: Array,
-    reward: Array,
-    draw: Array,
-  ) -> tuple[Array, Array]:
+  def step(self, state, slate, response, reward, draw):
     """See LeaveRule."""
     del reward
     share = response.sum() / jnp.maximum((slate > 0).sum(), 1)
@@ -147,15 +126,7 @@ class ItemRule:
     """
     raise NotImplementedError
 
-  def step(
-    self,
-    state: Array,
-    slate: Array,
-    response: Array,
-    reward: Array,
-    draw: Array,
-    known: Any,
-  ) -> tuple[Array, Array]:
+  def step(self, state, slate, response, reward, draw, known):
     """See LeaveRule."""
     del response, reward, draw
     leaves = self.triggers(state, slate, known).any()
@@ -185,7 +156,7 @@ class BoredomRule(ItemRule):
   window: int
   threshold: int
 
-  def triggers(self, state: Array, items: Array, known: Array) -> Array:
+  def triggers(self, state, items, known):
     """See ItemRule."""
     too_often = known[state].sum(0) > self.threshold
     return (known[items] & too_often[None]).any(-1)
@@ -275,9 +246,7 @@ class DistanceRule(ItemRule):
   knows = "near"
   window: int
 
-  def triggers(
-    self, state: Array, items: Array, known: NearPairs | NearVectors
-  ) -> Array:
+  def triggers(self, state, items, known):
     """See ItemRule."""
     return known.near(items, state).any(-1)
 

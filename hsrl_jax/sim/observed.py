@@ -1,4 +1,4 @@
-"""What an agent sees of a session: the last likes, and what was shown."""
+"""An agent's view of a session: the last likes, and what was shown."""
 
 import jax.numpy as jnp
 

@@ -62,7 +62,7 @@ class Reward:
     return 1.0 - jnp.abs(mean - self.sweet_point)
 
   def places(self, response: Array) -> Array:
-    """What each place adds to the reward of a slate, float32 [K].
+    """Part of each place in the reward of a slate, float32 [K].
 
     Where the reward is no mean of the items', all of it is the last place's.
 

@@ -25,7 +25,7 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
 class SardineWorld(NamedTuple):
-  """What tells the worlds apart, in the package's words.
+  """Settings of a world, in the package's words.
 
   Attributes:
     slate_size: K.
@@ -274,7 +274,7 @@ class Sardine(NamedTuple):
     return state, result, last
 
   def hidden(self, state: SardineState, params: EnvParams) -> Array:
-    """What the package calls `user_state`, float32 [3 T].
+    """The package's `user_state`, float32 [3 T].
 
     The user's vector as boredom leaves it; by topic, counted clicks as a share
     of the threshold, at most 1; and the share of the window for which a boring

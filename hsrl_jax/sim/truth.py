@@ -21,7 +21,7 @@ LIKED = 3.5  # The least rating that is liked.
 
 
 class Truth(NamedTuple):
-  """What takes the place of a click model's parameters.
+  """Ratings in place of a click model's parameters.
 
   Attributes:
     ratings: float32 [U, N + 1], of user r + 1 in row r; column 0 is padding.
@@ -88,7 +88,7 @@ def respond(
 
 
 def earned(params: Truth, items: Array, user: Array) -> Array:
-  """What each item earns, float32 [M]: the user's rating of it."""
+  """Reward of each item, float32 [M]: the user's rating of it."""
   return params.ratings[user.astype(jnp.int32) - 1, items]
 
 

@@ -22,7 +22,7 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
 class EnvParams(NamedTuple):
-  """What a simulator needs besides its code.
+  """Data of a simulator.
 
   Attributes:
     response: whatever the ResponseFn takes.
@@ -77,7 +77,7 @@ class EnvState(NamedTuple):
 
 
 class StepResult(NamedTuple):
-  """What a step tells.
+  """The outcome of a step.
 
   Attributes:
     observation: after the step, of the same user.
@@ -195,7 +195,7 @@ class UserSimulator(NamedTuple):
     )
 
   def hidden(self, state: EnvState, params: EnvParams) -> Array:
-    """What a critic may see beyond the observation, float32 [Z], about 1 each.
+    """The hidden state as a critic sees it, float32 [Z], about 1 each.
 
     It is the step, and the states of dynamics and leave rule.
     """

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hsrl_jax import files
+from hsrl_jax.data import source
 from hsrl_jax.evaluation import bounds, measures, ranking, simulate, verdict
 from hsrl_jax.evaluation.statistics import MIN_USERS
 from hsrl_jax.report import examples, journeys
@@ -72,7 +73,8 @@ def run(parts: Parts, trained: list[tuple[simulate.Act, Params]]) -> None:
   else:
     _, likes = ranking.counts(parts.dataset.splits["train"], len(active) - 1)
     judged = on_logs.judged(parts)
-    shown = examples.of_lists(lists, judged, items, likes, _EXAMPLES)
+    names = source.user_names(parts.folder("data") / "data")
+    shown = examples.of_lists(lists, judged, items, likes, _EXAMPLES, names)
   files.write_json(parts.workdir / "report" / "examples.json", shown)
   if journeys.has_any(parts.judge):
     files.write_json(

@@ -133,7 +133,7 @@ def _run(parts: Parts, export: ExportConfig, root: pathlib.Path) -> None:
 
 
 def _doubts(parts: Parts, agent: Agent, export: ExportConfig) -> list[str]:
-  """What the run's own results have against its policy, for people."""
+  """Doubts of the run's own results about its policy, for people."""
   if not agent.learns:
     return []
   if not parts.is_done("evaluate"):
@@ -166,7 +166,7 @@ def _ranges(logs: Sessions, env: Any) -> dict[str, tuple[float, float]]:
 
 
 def tags_of(items: Items) -> tuple[list[list[str]], list[str], int]:
-  """What a dataset says of its items, as tags: genres and all others.
+  """Tags of a dataset's items: genres and all others.
 
   Returns:
     [N + 1] lists of distinct names, the most frequent ones; which of them are

@@ -46,7 +46,7 @@ def learned(
 
 
 def facts(config: Config, logs: Sessions | blocks.Blocks) -> dict[str, Any]:
-  """What results.json says of learning from slates."""
+  """Facts of learning from slates, for results.json."""
   on_disk = isinstance(logs, blocks.Blocks)
   known = dict(logs.counts if on_disk else transitions.counts(logs))
   slates, logged = known["slates"], known["propensities"]
@@ -61,7 +61,7 @@ def facts(config: Config, logs: Sessions | blocks.Blocks) -> dict[str, Any]:
 
 
 def missing(known: dict[str, Any]) -> list[str]:
-  """What logs lack of that which learning from logs is for; see `facts`."""
+  """Facts that learning from logs needs and these lack; see `facts`."""
   there = {
     SESSIONS: known["sessions_logged"] and known["sessions"] < known["slates"],
     PROPENSITY: known["propensities"] != ESTIMATED,

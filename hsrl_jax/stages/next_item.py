@@ -64,7 +64,7 @@ def about(config: Config, interactions: int) -> dict:
   `interactions`, the numbers of a vector by who liked an item, may be fewer
   than the configuration asks for.
   """
-  model = next_item.model_config(config)
+  model = next_item.policy(config, slate_size=1, items=1).model.config
   weights = {
     name: getattr(model, name) for name in ("token_weight", "item_weight")
   }

@@ -1,4 +1,4 @@
-"""What the stages of a run share: data, catalogue, simulator, folders."""
+"""Shared parts of a run's stages: data, catalogue, simulator, folders."""
 
 import dataclasses
 import functools
@@ -148,7 +148,7 @@ class Parts:
 
   @property
   def name(self) -> str:
-    """What the users and items are called."""
+    """Name of the users and items."""
     return self.given.name if self.own_users else self.config.data.dataset
 
   @functools.cached_property
@@ -160,7 +160,7 @@ class Parts:
 
   @functools.cached_property
   def training_logs(self) -> Sessions | blocks.Blocks:
-    """What is learned from with --recipe=logs: all training slates."""
+    """All training slates, which --recipe=logs learns from."""
     on_disk = None
     if not self.own_users:
       on_disk = blocks.load(self.folder("data") / "data" / blocks.FOLDER)

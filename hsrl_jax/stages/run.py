@@ -239,7 +239,7 @@ class Run(Parts):
     return watch.lines(summary)
 
   def results(self) -> dict:
-    """What stage evaluate left."""
+    """Results of the stage evaluate."""
     return measures.read_results(self.workdir / evaluate.RESULTS)
 
 

@@ -202,10 +202,14 @@ def agent_for(parts: Parts, slate_size: int) -> Agent:
   """The agent for slates of so many items.
 
   A slate that is composed for a sweet point is no order, so it is made for a
-  reward without one.
+  reward without one. And a list of next items is what the first slot says,
+  where that slot alone is held.
   """
   simulator = dataclasses.replace(parts.config.simulator, sweet_point=None)
   config = dataclasses.replace(parts.config, simulator=simulator)
+  if getattr(config.settings, "hold_logged", None) == "slot":
+    own = dataclasses.replace(config.settings, hold_logged="slate")
+    config = dataclasses.replace(config, settings=own)
   return make_agent(config, slate_size, parts.catalogue.index.num_items)
 
 

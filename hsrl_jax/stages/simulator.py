@@ -126,7 +126,7 @@ def _make_fit(config: SimulatorConfig, dataset: Dataset) -> click_model.Fit:
 
 
 def _offset(dataset: Dataset) -> np.ndarray | None:
-  """What logits owe to drawn negatives, [N + 1]; None: nothing."""
+  """Offsets of logits for drawn negatives, [N + 1]; None: zeros."""
   items = dataset.items
   if items.feedback.negatives != feedback.POPULARITY:
     return None  # Uniform negatives owe nothing.
@@ -167,7 +167,7 @@ def _blended(
 def _params(
   dataset: Dataset, network: Params, blend: blend_lib.Blend | None
 ) -> ResponseParams:
-  """What the simulator answers by."""
+  """Parameters by which the simulator answers."""
   about, shift = dataset.items.feedback, None
   if about.per_positive and about.base_rate is not None:
     shift = jnp.float32(feedback.shift(about.per_positive, about.base_rate))

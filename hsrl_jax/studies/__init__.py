@@ -1,4 +1,4 @@
-"""What shows one thing once, and the method as published.
+"""Studies that show one thing once, and the method as published.
 
 Nothing else imports it. `python -m hsrl_jax.studies` is the command
 `hsrl_jax.launch` with these studies and that agent.

@@ -473,7 +473,7 @@ class FilesTest(folders.DataTest):
       prepare.notes(self.data),
       [
         "sessions.csv: columns not used: device; what is known of users goes "
-        "into the column profile, as numbers"
+        "into a file users, or a column profile"
       ],
     )
     rows.loc[3, "propensity"] = "0.5;0"

@@ -95,6 +95,55 @@ class LogsTest(folders.DataTest):
       ],
     )
 
+  def _write_users(self, suffix, **columns):
+    users = pd.DataFrame({"user_id": ["u", "x", "y", "z"]} | columns)
+    path = self.raw / f"users{suffix}"
+    if suffix == ".csv":
+      users.to_csv(path, index=False)
+    else:
+      users.to_parquet(path)
+
+  @parameterized.parameters(".csv", ".parquet")
+  def test_profiles_of_a_file_of_users(self, suffix):
+    del self.sessions["profile"]
+    self._write_users(
+      suffix,
+      age=[20.0, 30.0, None, 40.0],
+      gender=["m", "m", "f", None],
+      name=["a", "b", "c", "d"],
+    )
+    _, splits = self._prepare(suffix)
+    scale = np.std([20, 30, 40])
+    # Nothing is known of user v, who is number 1.
+    want = {1: [0, 0, 0], 2: [(20 - 30) / scale, 0, 1]}
+    for rows in splits.values():
+      np.testing.assert_allclose(
+        rows.profile, [want[x] for x in rows.user_id], rtol=1e-6
+      )
+    told = prepare.notes(self.data)
+    self.assertContainsSubset(
+      [
+        f"users{suffix}: profiles are (age - 30) / {scale:.6g}, gender=f, "
+        "gender=m; without name (4 values of 4 users)",
+        f"users{suffix}: 1 of 2 users of the logs have no row; their profiles "
+        "are zeros",
+      ],
+      told,
+    )
+
+  def test_files_of_users_that_are_no_good(self):
+    self._write(".csv")
+    self._write_users(".csv", age=[1, 2, 3, 4])
+    self._refused("has a file users, and its logs a column profile; expected")
+    del self.sessions["profile"]
+    self._write(".csv")
+    self._write_users(".csv", age=[1, 2, 1e9, 4])
+    self._refused("users.csv: row 4, column age: found '1000000000.0'; expect")
+    self._write_users(".csv", user_id=["u", "x", "u", "z"])
+    self._refused("users.csv: row 4, column user_id: found a user of an earlie")
+    self._write_users(".csv", name=["a", "b", "c", "d"])
+    self._refused("users.csv has no column for profiles; expected numbers, or")
+
   def test_few_numbers_that_would_drown_a_profile_are_cut(self):
     repeated = {name: x * 10 for name, x in self.sessions.items()}
     repeated["profile"] = [[3.0, 2000.0] for _ in repeated["user_id"]]

@@ -38,7 +38,7 @@ class ListsTest(absltest.TestCase):
     self.assertEqual(
       {k: v for k, v in user.items() if k != "recommended"},
       {
-        "user": 7,
+        "user": "7",
         "users": 3,
         "items": 5,
         "history": ["East", "North"],
@@ -60,7 +60,10 @@ class ListsTest(absltest.TestCase):
     logs = _logs()
     logs = logs._replace(response=np.zeros_like(logs.response))
     shown = examples.of_lists(_TOP, logs, _items(), _LIKES, 4)
-    self.assertEqual([x["user"] for x in shown], [7, 8, 9])
+    self.assertEqual([x["user"] for x in shown], ["7", "8", "9"])
+    names = [f"name {x}" for x in range(1, 10)]
+    named = examples.of_lists(_TOP, logs, _items(), _LIKES, 4, names)
+    self.assertEqual([x["user"] for x in named], ["name 7", "name 8", "name 9"])
     self.assertLen(shown[1]["recommended"], 1)  # Padding is no item.
     self.assertIsNone(shown[2]["recommended"][0]["like"])
     self.assertIsNone(shown[2]["recommended"][0]["similarity"])
@@ -76,7 +79,7 @@ class ListsTest(absltest.TestCase):
     )
     top = np.full((rows, 12), 3)
     shown = examples.of_lists(top, logs, _items(), _LIKES, 4)
-    self.assertEqual([x["user"] for x in shown], [0, 13, 26, 39])
+    self.assertEqual([x["user"] for x in shown], ["0", "13", "26", "39"])
     self.assertLen(shown[0]["recommended"], 10)
 
 

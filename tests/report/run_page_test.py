@@ -8,12 +8,14 @@ import tempfile
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.data.source import Items
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import measures
 from hsrl_jax.report import plots, run_page
+from tests import browser
 
 _PICTURES = ("learning_curve", "semantic_space", "simulator")
 _TITLE = '<b>&"Film"'
@@ -496,6 +498,47 @@ class ReportTest(parameterized.TestCase):
     page = self._page(results)
     self.assertIn('-1.12 <span class="ci">[-1.43, -0.81]</span>', page)
     self.assertIn(">12.5%</td>", page)
+
+  def test_losses_begin_where_something_was_learned(self):
+    """Before the first gradient step, all that is measured is 0."""
+    lines = [
+      {"step": 100 * i, "loss": loss, "critic_loss": 0.0, "reward": 1.0}
+      for i, loss in enumerate((0.0, 0.0, 2.0, 0.0, 1.0))
+    ]
+    _, loss, _ = plots.learning_curve("hsrl", [], lines, {}).axes
+    (drawn,) = loss.lines
+    self.assertEqual(drawn.get_xdata().tolist(), [200, 300, 400])
+    self.assertEqual(drawn.get_ydata().tolist(), [2, 0, 1])
+
+  def test_says_why_the_curves_of_the_click_model_end_elsewhere(self):
+    words = "curves are of the network alone, the table is of its blend"
+    self.assertNotIn(words, " ".join(self._page().split()))
+    results = _results()
+    results["simulator"]["blend"] = {"logit": 1.0}
+    with tempfile.TemporaryDirectory() as folder:
+      root = _workdir(folder)
+      (root / "results.json").write_text(json.dumps(results))
+      page = run_page.write(root, _catalogue()).read_text()
+    self.assertIn(words, " ".join(page.split()))
+
+  @pytest.mark.slow
+  @pytest.mark.skipif(not browser.PROGRAM, reason="no Chromium is installed")
+  def test_no_column_is_cut_off_on_a_screen_of_1200_pixels(self):
+    results = _results()
+    for policy in results["policies"].values():
+      for _, key, form in measures.columns():
+        policy[key] = _measure(0.6 if "%" in form else -12.0)
+    root = _workdir(self.root)
+    (root / "results.json").write_text(json.dumps(results))
+    page = run_page.write(root, _catalogue())
+    with browser.tab() as tab:
+      tab.screenshot(root / "page.png", width=1200, height=900)
+      tab.open(page.as_uri())
+      heads = tab.texts("table.wide th")
+      self.assertContainsSubset({"Policy", "Normalised"}, heads)
+      cut = "[...document.querySelectorAll('.scroll:has(table)')]"
+      cut += ".filter(x => x.scrollWidth > x.clientWidth).length"
+      self.assertEqual(tab.js(cut), 0)
 
 
 class TableTest(absltest.TestCase):

@@ -52,7 +52,7 @@ class Settings(base.DiscountSettings):
 
 
 class SlateItems(NamedTuple):
-  """What `SlateValues` makes of N items.
+  """N items as `SlateValues` embeds them.
 
   Attributes:
     rows: float32 [N + 1, d + D], w_i and x_i.

@@ -1,4 +1,4 @@
-"""What agents share whose action is latent: the items near it are shown.
+"""Shared parts of agents with latent actions: the items near are shown.
 
 The action a is a direction among item embeddings e_i = Dense(item features):
 the slate is the items of the largest <a, e_i>. Actions have a root mean square

@@ -1,4 +1,4 @@
-"""What a user will like, when a user leaves, and what is left to earn.
+"""Models of likes, of leaving, and of the reward that is left to earn.
 
 Three learned parts that a planner asks (docs/planner.md, Planning). All of them
 see what was shown and liked lately as counts by kind of item. An item belongs
@@ -78,7 +78,7 @@ class Effects(NamedTuple):
 
 
 def lately(observation: Observation, kinds: Array) -> Lately:
-  """What counts of a user; `kinds` are the memberships, [N + 1, M]."""
+  """Counts of a user by kind; `kinds` are the memberships, [N + 1, M]."""
   shown, history = observation.shown, observation.history
   after = jnp.cumsum(shown.response[::-1])[::-1] - shown.response
   there = (shown.items > 0).astype(jnp.float32)
@@ -126,7 +126,7 @@ def counts(items: Lately, added: Added | None = None) -> Array:
 
 
 def one_more(liked: bool) -> Array:
-  """What one more item of the next slate adds to a kind's counts, [COUNTS]."""
+  """Counts that one more item of the next slate adds to a kind, [COUNTS]."""
   weights = jnp.array([1.0, liked, liked])
   rows = weights[:, None] * jax.nn.one_hot(0, STEPS)[None]
   return jnp.pad(rows.ravel(), (0, COUNTS - 3 * STEPS)) / _SCALE
@@ -206,7 +206,7 @@ class Outlook(nn.Module):
   def _of_all(
     self, sums: Array, largest: Array, total: Array
   ) -> tuple[Array, Array]:
-    """What all kinds together say, and the effects on all items, [..., 3]."""
+    """Features of all kinds together, and effects on all items, [..., 3]."""
     x = nn.relu(self.effect_hidden(jnp.concatenate([sums, largest, total], -1)))
     return x, self.effect_all(x)
 
@@ -218,7 +218,7 @@ class Outlook(nn.Module):
     return self.taste(features, profile, history, None, key)
 
   def value(self, tastes: Array, counts: Array) -> Array:
-    """What a step earns from now on, on average; [M, COUNTS] -> []."""
+    """Mean reward of a step from now on; [M, COUNTS] -> []."""
     x = self.kinds(counts)
     return self._value(tastes, x.sum(0), x.max(0), counts.sum(0))
 

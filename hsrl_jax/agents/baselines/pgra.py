@@ -25,7 +25,7 @@ from jax.scipy import stats
 from hsrl_jax.agents import base
 from hsrl_jax.agents.baselines import scored
 from hsrl_jax.ops import masking, policy_gradient, returns
-from hsrl_jax.types import Array, Transition
+from hsrl_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +94,21 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       transition.reward, transition.terminated, next_value, settings.discount
     )
     mean = actor.apply(params["actor"], state)
-    std = base.exploration(spec.train, progress)
+    train = spec.train
+    std = policy_gradient.geometric(
+      train.temperature, train.temperature_end, progress
+    )
     log_prob = _log_density(transition.latent, mean, std)
-    actor_loss = _actor_loss(settings, log_prob, target - value, transition)
+    # A latent action has the slate's advantage alone.
+    advantage = returns.item_advantages(
+      target, value[None], None, clip=settings.advantage_clip
+    )
+    actor_loss = policy_gradient.actor_loss(
+      log_prob[None, None],
+      advantage,
+      transition.log_prob[:1],
+      settings.importance_clip,
+    )
     both = [state, jax.lax.stop_gradient(after)]
     guessed = guess.apply(params["guess"], jnp.concatenate(both))
     log_items = log_item(params, catalogue, guessed)
@@ -122,20 +134,3 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 def _log_density(latent: Array, mean: Array, std: Array | float) -> Array:
   """log pi(e|s), []."""
   return stats.norm.logpdf(latent, mean, std).sum()
-
-
-def _actor_loss(
-  settings: Settings,
-  log_prob: Array,
-  advantage: Array,
-  transition: Transition,
-) -> Array:
-  """The policy gradient's, by log pi(e|s) and the slate's advantage, []."""
-  bound = settings.advantage_clip
-  clipped = jnp.clip(advantage, -bound, bound)
-  return policy_gradient.actor_loss(
-    log_prob[None, None],
-    clipped[None, None],
-    transition.log_prob[:1],
-    settings.importance_clip,
-  )

@@ -43,7 +43,7 @@ class Settings(base.DiscountSettings):
 
 
 class Forecast(NamedTuple):
-  """What is known before a slate, of N items and padding.
+  """Forecasts before a slate, of N items and padding.
 
   Attributes:
     kinds: float32 [N + 1, M], memberships.
@@ -97,7 +97,7 @@ class Planner(NamedTuple):
   def forecast(
     self, params: Params, catalogue: Catalogue, observation: Observation
   ) -> Forecast:
-    """What the learned parts say of all items."""
+    """Forecasts of the learned parts for all items."""
     learned, features = self.outlook.bind(params["outlook"]), catalogue.features
     observation = observed.seen(observation)
     kinds = memberships(params, features)
@@ -118,7 +118,7 @@ class Planner(NamedTuple):
   def gains(
     self, params: Params, known: Forecast, place: Array, so_far: Planned
   ) -> tuple[Array, Array]:
-    """What each item would add to a slate, and its chance of a like, [N + 1].
+    """Gain of each item in a slate, and its chance of a like, [N + 1].
 
     With the items chosen so far, which change what is counted after the slate,
     and the probability `stays` that the user is still there then, an item of
@@ -178,7 +178,7 @@ class Planner(NamedTuple):
     return base.Action(slate, value, jnp.zeros(0), propensity=propensity)
 
   def scores(self, params, catalogue, observation):
-    """What each item adds in the first place."""
+    """Gain of each item in the first place."""
     known = self.forecast(params, catalogue, observation)
     return self.gains(params, known, jnp.int32(0), nothing_planned(known))[0]
 

@@ -1,4 +1,4 @@
-"""What agents share that score each item by a vector of the user.
+"""Shared parts of agents that score each item by a vector of the user.
 
 logits_i = <x, w_i> + b_i, where x is the state s of the encoder, or made of it.
 """

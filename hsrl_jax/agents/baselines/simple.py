@@ -1,4 +1,4 @@
-"""Agents that learn nothing: random, and popularity."""
+"""Agents without parameters, which learn nothing: random, and popularity."""
 
 import jax.numpy as jnp
 
@@ -8,10 +8,7 @@ Settings = base.Settings  # They read none.
 
 
 def make_random(settings: Settings, spec: base.Spec) -> base.Agent:
-  """Every item that may be shown is as likely as any other.
-
-  The agent has no parameters and learns nothing.
-  """
+  """Every item that may be shown is as likely as any other."""
   del settings
 
   def act(params, catalogue, observation, excluded, key, temperature):
@@ -26,8 +23,6 @@ def make_random(settings: Settings, spec: base.Spec) -> base.Agent:
 
 def make_popularity(settings: Settings, spec: base.Spec) -> base.Agent:
   """The items with most positive responses in the training logs.
-
-  The agent has no parameters and learns nothing.
 
   It shows everybody the same ranking, with or without a key; new items, which
   nobody has responded to, come last. Where a slate is drawn from that ranking,

@@ -42,7 +42,7 @@ SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
 
 
 class SlateView(NamedTuple):
-  """What the policy says of ONE shown slate (docs/policy.md, Losses).
+  """The policy's view of ONE shown slate (docs/policy.md, Losses).
 
   Attributes:
     logits: float32 [K, L, V], of the levels on the way to each item.

@@ -14,6 +14,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.hsrl import sequential, supervised
 from hsrl_jax.agents.hsrl.settings import SlateSettings
 from hsrl_jax.agents.hsrl.supervised import Beginning
+from hsrl_jax.errors import InputError
 from hsrl_jax.networks import flat_policy as flat
 from hsrl_jax.networks.flat_policy import FlatPolicy
 from hsrl_jax.networks.slate_policy import WIDTH, Chosen, Estimate
@@ -22,7 +23,7 @@ from hsrl_jax.types import Array
 
 
 class _Notes(NamedTuple):
-  """What is kept of a slate for learning.
+  """Parts of a slate that are kept for learning.
 
   Attributes:
     allowed: bool [N + 1], the items there were to choose from.
@@ -72,7 +73,7 @@ class _Flat(sequential.Slates):
   def scores(self, params, catalogue, observation):
     """log pi of each item in the first slot."""
     begins = self.beginning(params, catalogue, observation)
-    if begins is not None and self.settings.hold_logged:
+    if begins is not None and self.settings.hold_logged != "none":
       return begins.log_pi + begins.response
     policy, tokens, observation = self.bound(params, catalogue, observation)
     start = policy.start(tokens, observation)
@@ -98,7 +99,7 @@ class _Flat(sequential.Slates):
       item, place = inputs
       logits = policy.logits(start, chosen, place)
       if self.spec.supervised is not None:
-        free = supervised.free(self.settings, observation)
+        free = supervised.free(self.settings, observation, 1)
         logits = _held(start, logits, free)
       log_pi = masking.log_softmax(logits, allowed)
       entropy = masking.entropy(log_pi, allowed)
@@ -128,7 +129,16 @@ class _Flat(sequential.Slates):
 
 
 def make(settings: SlateSettings, spec: base.Spec) -> base.Agent:
-  """Builds the agent."""
+  """Builds the agent.
+
+  Raises:
+    InputError: the first slot alone is to be held.
+  """
+  if spec.supervised is not None and settings.hold_logged == "slot":
+    raise InputError(
+      "hold_logged is 'slot'; expected slate or none: the flat agent keeps "
+      "what the items of one slot begin with"
+    )
   policy = FlatPolicy(**sequential.shared(settings, spec))
   critic = sequential.critic_of(spec, 1)
   return _Flat(policy, critic, 0, settings, spec).agent()

@@ -20,7 +20,7 @@ _NOTHING = -1e9  # The logit of an item that has no part in it.
 
 
 class Below(NamedTuple):
-  """What the items below each node weigh.
+  """Softmax weights of the items below each node.
 
   Attributes:
     scale: float32 [nodes_1], the largest logit below each first token. Items
@@ -120,7 +120,7 @@ def token_logits(
 
 
 def without(index: SidIndex, below: Below, path: list[Array]) -> Below:
-  """What is left without an item.
+  """Weights that are left without an item.
 
   The sums on its path are taken anew: a difference would leave the rounding of
   what is gone.

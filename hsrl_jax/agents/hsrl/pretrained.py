@@ -30,7 +30,7 @@ FROZEN = ("start", "interactions", "response", "response_weight")
 
 
 class _Seen(NamedTuple):
-  """What a model says of a user and of the slate that was shown.
+  """A model's view of a user and of the slate that was shown.
 
   Attributes:
     state: float32 [d], c_0.
@@ -158,7 +158,7 @@ class _Pretrained(NamedTuple):
     return -(response * (log_probs @ weights)).mean()
 
   def _beside(self, params, catalogue, transition, seen):
-    """What the slate was drawn by beside `_Seen.log_probs`, [K], no gradient.
+    """Scores of the slate beside `_Seen.log_probs`, [K], without gradient.
 
     It is the click model's part, and the constant of the items' softmax.
     """

@@ -31,7 +31,7 @@ from hsrl_jax.types import Array
 
 
 class _Notes(NamedTuple):
-  """What is kept of a slate for learning.
+  """Parts of a slate that are kept for learning.
 
   Attributes:
     allowed: bool [K, L, V], the tokens there were to choose from.
@@ -46,7 +46,7 @@ class _Notes(NamedTuple):
 
 
 class Slates(NamedTuple):
-  """What agents share whose slates know themselves; see base.Agent.
+  """Shared parts of agents whose slates know themselves; see base.Agent.
 
   A subclass has `act`, `scores` and `choices`, see base.OnPolicy.
 
@@ -66,7 +66,7 @@ class Slates(NamedTuple):
 
   @property
   def nothing(self) -> tuple[slates.Chosen, Array]:
-    """What the critic knows before the first choice: counts, vectors above."""
+    """The critic's input before the first choice: counts, vectors above."""
     chosen = slates.none_chosen(self.counted, 1)
     return chosen, jnp.zeros((1, 1, chosen.vectors.shape[-1]))
 
@@ -125,7 +125,7 @@ class Slates(NamedTuple):
   def judged(
     self, params, catalogue, transition, found, user, before, chances, key
   ) -> base.Choices:
-    """What was chosen, with values and the response head's loss.
+    """The choices made, with values and the response head's loss.
 
     Empty places count nothing.
 
@@ -170,11 +170,16 @@ class _Sequential(Slates):
     policy, tokens, observation = self.bound(params, catalogue, observation)
     start = policy.start(tokens, observation)
     begins = self.beginning(params, catalogue, observation)
-    free = 1.0 if begins is None else begins.free
+    free = jnp.ones(spec.slate_size)
+    if begins is not None:
+      free = supervised.free(self.settings, observation, spec.slate_size)
     sizes = (spec.slate_size, spec.levels, spec.vocab_size)
     noise, tempered = plackett_luce.perturbation(key, sizes, temperature)
     banned = sid_of(index, _distinct(excluded, index.active))
     below = self._below(policy, start, catalogue, excluded, begins)
+    if splits := begins is not None and self.settings.hold_logged == "slot":
+      begins = begins._replace(free=jnp.float32(1))
+      after_first = self._below(policy, start, catalogue, excluded, begins)
 
     def slot(carry, inputs):
       chosen, taken, below = carry
@@ -186,7 +191,7 @@ class _Sequential(Slates):
       allowed, prior, path = [], [], []
       for level in range(spec.levels):
         logits = policy.logits(start, chosen, partial, place, level)
-        logits *= free
+        logits *= free[place]
         if below is not None:
           prior.append(item_softmax.token_logits(index, below, node, level))
           logits += prior[-1]
@@ -210,6 +215,10 @@ class _Sequential(Slates):
       chosen = jax.tree.map(jnp.add, chosen, one)
       here = jnp.arange(spec.slate_size) == place
       taken = jnp.where(here[:, None], sid[None], taken)
+      if splits:
+        below = jax.tree.map(
+          lambda x, y: jnp.where(place == 0, x, y), after_first, below
+        )
       if below is not None:
         below = item_softmax.without(index, below, path)
       kept = item, log_prob, propensity, allowed, jnp.array(prior)
@@ -234,7 +243,7 @@ class _Sequential(Slates):
     """log pi of each item in the first slot."""
     index = catalogue.index
     begins = self.beginning(params, catalogue, observation)
-    if begins is not None and self.settings.hold_logged:
+    if begins is not None and self.settings.hold_logged != "none":
       return begins.log_pi + begins.response
     policy, tokens, observation = self.bound(params, catalogue, observation)
     start, chosen = policy.start(tokens, observation), self._none_chosen
@@ -303,7 +312,8 @@ class _Sequential(Slates):
       1,
     )
     if spec.supervised is not None:
-      logits *= supervised.free(self.settings, observation)
+      free = supervised.free(self.settings, observation, spec.slate_size)
+      logits *= free[:, None, None]
     if policy.item_prior:
       logits += notes.prior
     log_probs = masking.log_softmax(logits, notes.allowed)
@@ -356,7 +366,7 @@ def critic_of(spec: base.Spec, levels: int) -> PrefixCritic:
 
 
 def tokens_of(catalogue: Catalogue) -> Tokens:
-  """What policy and critic know of tokens and items of the catalogue."""
+  """Tokens and items of the catalogue, as policy and critic know them."""
   first = catalogue.index.tokens[0].astype(jnp.int32)
   first = jnp.where(catalogue.index.known, first, -1)
   return Tokens(catalogue.codebooks, catalogue.features, first)

@@ -1,4 +1,4 @@
-"""What HSRL reads of the flags by each recipe, and its values as published."""
+"""Settings of HSRL by recipe, and its values as published."""
 
 import dataclasses
 
@@ -106,12 +106,14 @@ class SupervisedSettings(base.Settings):
   Attributes:
     supervised_weight: of the log pi of the policy of the next item in what
       items begin with.
-    hold_logged: whether in states that logs know, where nothing was shown yet,
-      the policy stays that of the next item.
+    hold_logged: what stays as the policy of the next item has it in states that
+      logs know, where nothing was shown yet: the whole `slate`, its first
+      `slot`, which ranks the items of a list, or `none`. The flat twin has no
+      `slot`.
   """
 
   supervised_weight: float = setting(1.0, least=0)
-  hold_logged: bool = True
+  hold_logged: str = setting("slate", among=("slate", "slot", "none"))
 
 
 @dataclasses.dataclass(frozen=True)

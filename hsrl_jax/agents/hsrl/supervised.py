@@ -1,4 +1,4 @@
-"""What HSRL begins with that goes on by RL, on-policy, from the next item.
+"""The beginning of HSRL that goes on by RL, on-policy, from the next item.
 
 Its policy of the next item stays as it was. In a state that logs know, in which
 nothing was shown yet, HSRL has its probabilities whatever RL learns. Later in a
@@ -25,11 +25,11 @@ _BELOW = 1e3  # What is not found ranks below all that is.
 
 
 class Beginning(NamedTuple):
-  """What a state begins with.
+  """The supervised policy at a state, which its logits begin with.
 
   Attributes:
-    free: float32 [], 1 once something was shown, else 0: what RL's logits are
-      multiplied by.
+    free: float32 [], 1 once something was shown, else 0: what RL's logits of
+      the first slot are multiplied by.
     log_pi: float32 [N + 1], of the next item, by active items.
     response: float32 [N + 1], the click model's part.
     beams: how many items are found as long as `free` is 0.
@@ -65,7 +65,7 @@ def beginning(
   catalogue: Catalogue,
   observation: Observation,
 ) -> Beginning:
-  """What a state begins with; no gradient flows into it.
+  """The supervised policy at a state; no gradient flows into it.
 
   Args:
     settings: of the agent.
@@ -82,12 +82,17 @@ def beginning(
   score = policy.model.item_score(own["model"], known, state, items)
   log_pi = masking.log_softmax(score, catalogue.index.active)
   response = policy.response(own, catalogue, plain, items)
-  found = jax.lax.stop_gradient((free(settings, observation), log_pi, response))
+  shown = free(settings, observation, 1)[0]
+  found = jax.lax.stop_gradient((shown, log_pi, response))
   return Beginning(*found, start.beams, settings.supervised_weight)
 
 
-def free(settings: SupervisedSettings, observation: Observation) -> Array:
-  """See Beginning."""
-  if not settings.hold_logged:
-    return jnp.float32(1)
-  return (observation.shown.items > 0).any().astype(jnp.float32)
+def free(
+  settings: SupervisedSettings, observation: Observation, slots: int
+) -> Array:
+  """What RL's logits are multiplied by, float32 [K]: 0 where a slot is held."""
+  if settings.hold_logged == "none":
+    return jnp.ones(slots)
+  shown = (observation.shown.items > 0).any()
+  later = jnp.arange(slots) > 0 if settings.hold_logged == "slot" else False
+  return jnp.broadcast_to(shown | later, slots).astype(jnp.float32)

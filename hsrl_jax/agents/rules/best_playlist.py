@@ -5,7 +5,6 @@ them on average, with a weight on staying; each item is tried on some of them.
 """
 
 import dataclasses
-import functools
 from typing import NamedTuple
 
 import jax
@@ -15,10 +14,8 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
 from hsrl_jax.ops import sampling
-from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
-from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
-from hsrl_jax.types import Array, Observation, Params, PRNGKey
+from hsrl_jax.types import Array
 
 _USERS = 64  # Training users for whom it is best.
 _TRIED = 8  # Users whom each item is shown, to see whether they leave.
@@ -51,10 +48,22 @@ class _Audience(NamedTuple):
   allowed: Array
 
 
-def make(settings: Settings, spec: base.Spec) -> base.Agent:
-  """Builds the agent; it trains nothing."""
+class _Playlist(NamedTuple):
+  """The agent's functions (base.Agent), and what they are made of."""
 
-  def scores(params, catalogue, observation):
+  settings: Settings
+  spec: base.Spec
+
+  def init(self, key, catalogue, observation):
+    """One slate, of nothing, and the logs' means."""
+    del key, observation
+    return {
+      "slates": jnp.zeros((1, self.spec.slate_size), jnp.int32),
+      "start": jnp.int32(0),
+      "worth": knowledge.logged_mean(catalogue),
+    }
+
+  def scores(self, params, catalogue, observation):
     """The slate of the step first, then items by their mean."""
     step = observed.seen(observation).shown.step - params["start"]
     slates = params["slates"]
@@ -64,102 +73,83 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     own = jnp.zeros(len(catalogue.features)).at[slate].set(places)
     return (own + params["worth"]).at[0].set(0.0)
 
-  def act(params, catalogue, observation, excluded, key, temperature):
+  def act(self, params, catalogue, observation, excluded, key, temperature):
     return base.choose(
-      scores(params, catalogue, observation),
+      self.scores(params, catalogue, observation),
       catalogue.index,
       excluded,
       key,
       temperature,
-      spec.slate_size,
+      self.spec.slate_size,
     )
 
+  def fit(self, params, env, users, catalogue, key):
+    """Greedy from the first step to the last."""
+    del params
+    kinds = knowledge.rarest(knowledge.categories(catalogue))
+    active = catalogue.index.active
+    pool, items = len(users.profiles), jnp.arange(len(active))
+    count = min(_USERS, pool)
+    cap = self.settings.playlist_cap or self.spec.slate_size
+    row_key, start_key, key = sampling.split(key, 3)
+    rows = jax.random.choice(row_key, pool, (count,), replace=False)
+    starts = jax.random.split(start_key, count)
+    states = jax.vmap(env.start, (0, None, 0))(rows, users, starts)
+    first = jax.vmap(observed.seen)(states.observation).shown
+
+    def tried(state, key):
+      """Whether a user stays after each item alone, float32 [N + 1]."""
+      rest = jnp.zeros(self.spec.slate_size - 1, jnp.int32)
+
+      def alone(item):
+        slate = jnp.append(item, rest)
+        return 1.0 - env.step(key, state, slate, users)[1].terminated
+
+      return jax.lax.map(alone, items, batch_size=256)
+
+    def step(audience, key):
+      states, there, allowed = audience
+      chances = jax.lax.map(
+        lambda state: env.chances(state, items, users), states, batch_size=4
+      )
+      earned = self.spec.reward.expected_items(chances)
+      some = jnp.argsort(-there)[:_TRIED]
+      keys = jax.random.split(key, count)
+      few = jax.tree.map(lambda x: x[some], (states, keys))
+      stays = jax.lax.map(lambda x: tried(*x), few)
+      worth = there @ earned + self.settings.stay_weight * (there[some] @ stays)
+      slate = knowledge.fill(
+        lambda room: worth - knowledge.AVOIDED * count * (kinds @ (room <= 0)),
+        lambda room, item: room - kinds[item],
+        jnp.full(kinds.shape[1], float(cap)),
+        allowed,
+        self.spec.slate_size,
+        None,
+        0.0,
+      ).slate
+      states, result = jax.vmap(env.step, (0, 0, None, None))(
+        keys, states, slate, users
+      )
+      if env.no_repeat:
+        allowed = allowed.at[slate].set(False)
+      there = there * ~(result.terminated | result.truncated)
+      return _Audience(states, there, allowed), slate
+
+    start = _Audience(states, jnp.ones(count), active)
+    keys = jax.random.split(key, env.max_steps)
+    worth = knowledge.simulated_mean(env, users, len(active) - 1, row_key)
+    slates = jax.lax.scan(step, start, keys)[1]
+    return {"slates": slates, "start": first.step[0], "worth": worth}
+
+
+def make(settings: Settings, spec: base.Spec) -> base.Agent:
+  """Builds the agent; it trains nothing."""
+  own = _Playlist(settings, spec)
   return base.Agent(
-    functools.partial(_init, spec),
-    act,
+    own.init,
+    own.act,
     loss=None,
     fixed_items=True,
-    scores=scores,
-    fit=functools.partial(_fit, settings, spec),
+    scores=own.scores,
+    fit=own.fit,
   )
-
-
-def _init(
-  spec: base.Spec,
-  key: PRNGKey,
-  catalogue: Catalogue,
-  observation: Observation,
-) -> Params:
-  """See base.Agent.init: one slate, of nothing, and the logs' means."""
-  del key, observation
-  return {
-    "slates": jnp.zeros((1, spec.slate_size), jnp.int32),
-    "start": jnp.int32(0),
-    "worth": knowledge.logged_mean(catalogue),
-  }
-
-
-def _fit(
-  settings: Settings,
-  spec: base.Spec,
-  params: Params,
-  env: UserSimulator,
-  users: EnvParams,
-  catalogue: Catalogue,
-  key: PRNGKey,
-) -> Params:
-  """See base.Agent.fit: greedy from the first step to the last."""
-  kinds = knowledge.rarest(knowledge.categories(catalogue))
-  active = catalogue.index.active
-  pool, items = len(users.profiles), jnp.arange(len(active))
-  count = min(_USERS, pool)
-  cap = settings.playlist_cap or spec.slate_size
-  row_key, start_key, key = sampling.split(key, 3)
-  rows = jax.random.choice(row_key, pool, (count,), replace=False)
-  starts = jax.random.split(start_key, count)
-  states = jax.vmap(env.start, (0, None, 0))(rows, users, starts)
-  first = jax.vmap(observed.seen)(states.observation).shown
-
-  def tried(state, key):
-    """Whether a user stays after each item alone, float32 [N + 1]."""
-    rest = jnp.zeros(spec.slate_size - 1, jnp.int32)
-
-    def alone(item):
-      slate = jnp.append(item, rest)
-      return 1.0 - env.step(key, state, slate, users)[1].terminated
-
-    return jax.lax.map(alone, items, batch_size=256)
-
-  def step(audience, key):
-    states, there, allowed = audience
-    chances = jax.lax.map(
-      lambda state: env.chances(state, items, users), states, batch_size=4
-    )
-    earned = spec.reward.expected_items(chances)
-    some = jnp.argsort(-there)[:_TRIED]
-    keys = jax.random.split(key, count)
-    few = jax.tree.map(lambda x: x[some], (states, keys))
-    stays = jax.lax.map(lambda x: tried(*x), few)
-    worth = there @ earned + settings.stay_weight * (there[some] @ stays)
-    slate = knowledge.fill(
-      lambda room: worth - knowledge.AVOIDED * count * (kinds @ (room <= 0)),
-      lambda room, item: room - kinds[item],
-      jnp.full(kinds.shape[1], float(cap)),
-      allowed,
-      spec.slate_size,
-      None,
-      0.0,
-    ).slate
-    states, result = jax.vmap(env.step, (0, 0, None, None))(
-      keys, states, slate, users
-    )
-    if env.no_repeat:
-      allowed = allowed.at[slate].set(False)
-    there = there * ~(result.terminated | result.truncated)
-    return _Audience(states, there, allowed), slate
-
-  start = _Audience(states, jnp.ones(count), active)
-  keys = jax.random.split(key, env.max_steps)
-  worth = knowledge.simulated_mean(env, users, len(active) - 1, row_key)
-  slates = jax.lax.scan(step, start, keys)[1]
-  return {"slates": slates, "start": first.step[0], "worth": worth}

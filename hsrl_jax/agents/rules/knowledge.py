@@ -1,4 +1,4 @@
-"""What rules know of the items, and how they fill a slate."""
+"""Facts of items that rules know, and how they fill a slate."""
 
 import dataclasses
 from collections.abc import Callable

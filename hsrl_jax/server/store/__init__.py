@@ -1,4 +1,4 @@
-"""What was shown, and what came of it: slates and feedback, kept for good."""
+"""Slates and feedback, kept for good."""
 
 from hsrl_jax.server.store.database import open_store
 from hsrl_jax.server.store.engines import StoreError, Undecided

@@ -84,7 +84,7 @@ class Store:
     self._keep("touched", uuid.uuid4().hex)
 
   def about(self) -> dict[str, str]:
-    """What is known of the store itself: `format`, `id`, what `note` wrote."""
+    """Facts of the store itself: `format`, `id`, and those of `note`."""
     return dict(self._engine.read("SELECT name, value FROM about", 2))
 
   def note(self, name: str, value: str, replace: bool = False) -> str:

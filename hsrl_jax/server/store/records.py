@@ -43,7 +43,7 @@ class Slate(NamedTuple):
 
 
 class Feedback(NamedTuple):
-  """What a client says of a slate.
+  """A client's feedback on a slate.
 
   Attributes:
     request_id: of the slate.
@@ -60,7 +60,7 @@ class Feedback(NamedTuple):
 
 
 class Kept(NamedTuple):
-  """What the store has of a slate.
+  """A slate with its feedback, as the store has it.
 
   Attributes:
     items: ids in the source, [K].
@@ -86,7 +86,7 @@ class Kept(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """What became of a feedback; each place, reward and end counts as one.
+  """Counts of a feedback's values; each place, reward and end is one.
 
   Attributes:
     accepted: values that are kept now, durably.

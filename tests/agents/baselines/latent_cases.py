@@ -96,6 +96,22 @@ def action(params, state):
   return unit(state @ np.asarray(dense["kernel"]) + np.asarray(dense["bias"]))
 
 
+def states(case, step):
+  """s by the network, and s' by the target network."""
+  after = next_observation(step)
+  return (
+    state(case.params, case.catalogue, case.observation),
+    state(case.target_params, case.catalogue, after),
+  )
+
+
+def target(case, step):
+  """y by what the target network would do."""
+  _, after = states(case, step)
+  next_action = action(case.target_params, after)
+  return 0.6 + 0.9 * q(case.target_params, after, next_action)
+
+
 def embeddings(params, catalogue):
   dense = params["params"]["item"]
   features = np.asarray(catalogue.features, np.float64)

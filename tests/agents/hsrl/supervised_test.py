@@ -120,7 +120,25 @@ class SupervisedTest(parameterized.TestCase):
     items = np.arange(1, toy.ITEMS + 1)
     self._check_first(checks.sample(made, []), items, np.exp(log_pi[items]))
 
-  @parameterized.product(agent=AGENTS, hold=(False, True))
+  @pytest.mark.slow
+  def test_the_first_slot_alone_is_held(self):
+    made = [_made("hsrl", hold_logged=x) for x in ("slot", "slate")]
+    log_pi, response = _supervised(made[0])
+    found = (np.argsort(-log_pi[1:])[:BEAMS] + 1).tolist()
+    slot, slate = (checks.sample(x, []) for x in made)
+    self._check_first(slot, found, np.exp(log_pi + response)[found])
+    self.assertContainsSubset(slate.slate[:, 1].tolist(), found)
+    # RL is free in the second place.
+    self.assertNotEmpty(set(slot.slate[:, 1].tolist()) - set(found))
+
+  def test_the_flat_agent_keeps_one_beginning(self):
+    with self.assertRaisesRegex(InputError, "hold_logged is 'slot'; expected"):
+      _made("ppo", hold_logged="slot")
+
+  @parameterized.parameters(
+    *(("hsrl", x) for x in ("slate", "slot", "none")),
+    *(("ppo", x) for x in ("slate", "none")),
+  )
   @pytest.mark.slow
   def test_learning_sees_what_acting_did(self, agent, hold):
     made = _made(agent, hold_logged=hold)
