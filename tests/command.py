@@ -22,12 +22,14 @@ import jax
 from absl import flags, logging
 
 from hsrl_jax import agents, launch
+from hsrl_jax.config import Config
 from hsrl_jax.engine import checkpoint
 from hsrl_jax.experiments import jobs
 from hsrl_jax.experiments.registry import LAUNCH, Entry
 from hsrl_jax.host import stop
 from hsrl_jax.stages import policy
 from hsrl_jax.studies import __main__ as studies
+from hsrl_jax.studies.registry import FRONT
 from tests import folders
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -85,6 +87,18 @@ class CommandTest(folders.FolderTest):
     self.assertEqual(status, 2, err)
     self.assertLen(err.splitlines(), 1, err)
     self.assertIn(text, err)
+
+
+def experiment(
+  name: str,
+  workdir: pathlib.Path | str = ".",
+  base: Config | None = None,
+  **own: Any,
+) -> jobs.Experiment:
+  """An experiment or study; all is at its defaults but for `own` settings."""
+  base = base or agents.configure(Config(), "hsrl")
+  settings = FRONT.known[name].settings(**own)
+  return jobs.Experiment(name, base, settings, pathlib.Path(workdir), "")
 
 
 @contextlib.contextmanager

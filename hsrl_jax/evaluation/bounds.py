@@ -1,7 +1,7 @@
 """Policies that bound a trained one from below and above, and their scale."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,14 +16,12 @@ from hsrl_jax.sim.dynamics import TopicBoredom
 from hsrl_jax.sim.fatigue import Fatigue
 from hsrl_jax.sim.leave import ItemRule
 from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
-from hsrl_jax.types import Array, Params, PRNGKey
+from hsrl_jax.types import Array, Params
 
 BOUNDS = ("random", "best_constant", "greedy_oracle")
 FARSIGHTED = "farsighted"  # One more, where there is something to foresee.
 MYOPIC = "myopic"  # One more, where users tire of what is like what they had.
 KNOWING = (FARSIGHTED, MYOPIC)  # How what is shown changes what is liked.
-# (EnvParams, active, state) -> scores [N + 1], of one user.
-Rule = Callable[[EnvParams, Array, EnvState], Array]
 
 
 def bounds(
@@ -44,7 +42,7 @@ def bounds(
     "best_constant": (constant_policy(env.slate_size), (constant, active)),
     "greedy_oracle": (greedy_oracle(env), (users, active)),
   }
-  if foresees(env):
+  if _has_room(env) or isinstance(env.leave, ItemRule):
     policies[FARSIGHTED] = (farsighted(env), (users, active))
   if _tires(env):
     policies[MYOPIC] = (myopic(env), (users, active))
@@ -131,18 +129,7 @@ def greedy_oracle(env: UserSimulator) -> Act:
 
   `params` are EnvParams and who is active, bool [N + 1].
   """
-
-  def act(params, observation, excluded, key):
-    del key
-    env_params, active = params
-    items = jnp.arange(1, len(active))
-    probability = env.probabilities(observation, items, env_params)
-    scores = jnp.concatenate([jnp.zeros(1), probability])
-    return base.top(base.usable(active, scores, excluded), env.slate_size)
-
-  if _tires(env) or (env.dynamics is None and not _is_rated(env)):
-    return act
-  return myopic(env)
+  return myopic(env._replace(dynamics=None) if _tires(env) else env)
 
 
 @functools.cache
@@ -151,7 +138,14 @@ def myopic(env: UserSimulator) -> Act:
 
   `params` are EnvParams and who is active, bool [N + 1].
   """
-  return Oracle(functools.partial(_best, env, functools.partial(_now, env)))
+
+  def act(params, state, key):
+    del key
+    env_params, active = params
+    scores = _worth(env, env_params, state, jnp.arange(len(active)))
+    return base.top(base.usable(active, scores, state.seen), env.slate_size)
+
+  return Oracle(act)
 
 
 @functools.cache
@@ -166,12 +160,13 @@ def farsighted(env: UserSimulator) -> Act:
 
   `params` are EnvParams and who is active, bool [N + 1].
   """
-  return Oracle(functools.partial(_best, env, functools.partial(_later, env)))
 
+  def act(params, state, key):
+    del key
+    scores = base.usable(params[1], _later(env, *params, state), state.seen)
+    return base.top(scores, env.slate_size)
 
-def foresees(env: UserSimulator) -> bool:
-  """Whether what is shown matters later, and a rule knows how."""
-  return _has_room(env) or isinstance(env.leave, ItemRule)
+  return Oracle(act)
 
 
 def _has_room(env: UserSimulator) -> bool:
@@ -182,25 +177,6 @@ def _has_room(env: UserSimulator) -> bool:
 def _tires(env: UserSimulator) -> bool:
   """Whether users tire of what is like what they were shown."""
   return isinstance(env.dynamics, Fatigue)
-
-
-def _best(
-  env: UserSimulator,
-  rule: Rule,
-  params: tuple[EnvParams, Array],
-  state: EnvState,
-  key: PRNGKey | None,
-) -> Array:
-  """The slate of the largest scores."""
-  del key
-  scores = base.usable(params[1], rule(*params, state), state.seen)
-  return base.top(scores, env.slate_size)
-
-
-def _now(
-  env: UserSimulator, env_params: EnvParams, active: Array, state: EnvState
-) -> Array:
-  return _worth(env, env_params, state, jnp.arange(len(active)))
 
 
 def _is_rated(env: UserSimulator) -> bool:

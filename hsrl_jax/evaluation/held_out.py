@@ -72,9 +72,7 @@ def within_slates(
 def _of_slates(scores, liked) -> dict[str, np.ndarray]:
   count = scores.shape[1]
   positive = liked.sum(1)
-  rank = scipy.stats.rankdata(
-    scores, axis=1
-  )  # Ascending; ties share their mean.
+  rank = scipy.stats.rankdata(scores, axis=1)  # Ascending; ties: their mean.
   with np.errstate(invalid="ignore", divide="ignore"):
     auc = ((rank * liked).sum(1) - positive * (positive + 1) / 2) / (
       positive * (count - positive)
@@ -265,8 +263,9 @@ def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
   for lists in top:
     first = lists[:, :_LIST]
     most = np.bincount(first[first > 0]).argmax() if (first > 0).any() else 0
-    rows.append(Measured((first == most).any(1) & (most > 0), user))
-  return mean([Measured(np.asarray(x.value, np.float64), x.user) for x in rows])
+    shown = (first == most).any(1) & (most > 0)
+    rows.append(Measured(shown.astype(np.float64), user))
+  return mean(rows)
 
 
 def by_row(

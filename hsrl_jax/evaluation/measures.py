@@ -1,7 +1,6 @@
 """Measures of simulated sessions, in results.json and sessions.npz.
 
-A new measure is an entry of MEASURES, and nothing else; a number of all
-sessions together is one of TOTALS.
+A new measure is an entry of MEASURES, and nothing else.
 """
 
 import pathlib
@@ -64,33 +63,18 @@ MEASURES = {
 }
 
 
-class Total(NamedTuple):
-  """A number of all sessions together.
-
-  Attributes:
-    of: (sessions, items in the catalogue) -> number.
-    label: in tables for people.
-    form: how tables show it.
-  """
-
-  of: Callable[[Simulated, int], float]
-  label: str
-  form: str = "{:.2f}"
-
-
 def _coverage(sessions: Simulated, items: int) -> float:
+  """Share of the catalogue that all sessions together show."""
   shown = np.unique(np.asarray(sessions.slates))
   return np.count_nonzero(shown) / items
-
-
-TOTALS = {"coverage": Total(_coverage, "Coverage", "{:.1%}")}
 
 
 def columns() -> list[tuple[str, str, str]]:
   """Label, name in results.json and form of all that tables may show."""
   own = [x for x in MEASURES.items() if x[1].label is not None]
   return [
-    *((x.label, name, x.form) for name, x in [*own, *TOTALS.items()]),
+    *((x.label, name, x.form) for name, x in own),
+    ("Coverage", "coverage", "{:.1%}"),
     ("Above greedy", ABOVE_GREEDY, "{:+z.2f}"),
     ("Normalised", "normalised", "{:z.2f}"),
   ]
@@ -104,7 +88,7 @@ def report(
 ) -> dict:
   """The `policies` of results.json.
 
-  Beside all measures and totals each policy has `normalised`, and
+  Beside all measures each policy has `coverage`, `normalised`, and
   `above_greedy`: its total reward less that of `greedy_oracle`, session by
   session, whose users and luck are the same.
 
@@ -113,11 +97,11 @@ def report(
       `greedy_oracle`, the 0 and, unless one of `bounds.KNOWING` earns more,
       the 1 of `normalised`.
     user: int [E], the user of each session; None: each is of its own.
-    items: in the catalogue; None: no totals.
+    items: in the catalogue; None: no `coverage`.
 
   Returns:
-    Policy to measure to what `statistics.summarise` says; a total of a single
-    seed has no interval.
+    Policy to measure to what `statistics.summarise` says; the coverage of a
+    single seed has no interval.
   """
   earned = {
     name: np.mean(first.total_reward, dtype=np.float64)
@@ -131,11 +115,11 @@ def report(
       for name, measure in MEASURES.items()
       if measure.label is not None
     }
-    for name, total in TOTALS.items() if items else ():
-      found = [np.array([total.of(x, items)]) for x in seeds]
-      table[policy][name] = statistics.summarise(found)
+    if items:
+      covered = statistics.summarise([[_coverage(x, items)] for x in seeds])
       if len(seeds) == 1:
-        table[policy][name]["ci95"] = [None, None]
+        covered["ci95"] = [None, None]
+      table[policy]["coverage"] = covered
     rewards = [x.total_reward for x in seeds]
     table[policy][ABOVE_GREEDY] = statistics.summarise(
       [x - greedy for x in rewards], user

@@ -70,33 +70,25 @@ class Estimate(NamedTuple):
   influence: np.ndarray
 
 
-def bandit(
-  target: np.ndarray,
-  logging: np.ndarray,
-  reward: np.ndarray,
-  predicted: np.ndarray,
-  expected: np.ndarray,
-  user: np.ndarray,
-) -> Logged:
+def bandit(user: np.ndarray, **columns: np.ndarray) -> Logged:
   """Slates of K items as sessions of one decision, one for each item.
 
   The response to an item is taken to depend on the user, the item and its
   place alone, not on the other items of the slate.
 
   Args:
-    target: float [R, K], pi of each item shown.
-    logging: float [R, K], its propensity.
-    reward: float [R, K].
-    predicted: float [R, K], a model's q of them.
-    expected: float [R, K], sum_i pi(i) q(i) at each place.
     user: int [R].
+    **columns: float [R, K], the other fields of Logged.
 
   Raises:
     InputError: see `check`.
   """
-  columns = (target, logging, reward, predicted, expected)
-  flat = [np.asarray(x, np.float64).reshape(-1, 1) for x in columns]
-  logged = Logged(*flat, np.repeat(user, np.shape(target)[1]))
+  _, slate_size = np.shape(columns["target"])
+  flat = {
+    name: np.asarray(x, np.float64).reshape(-1, 1)
+    for name, x in columns.items()
+  }
+  logged = Logged(**flat, user=np.repeat(user, slate_size))
   check(logged)
   return logged
 
@@ -149,11 +141,10 @@ def check(logged: Logged) -> None:
   mu = np.asarray(logged.logging, np.float64)
   bad = ~((mu > 0) & (mu <= 1))
   if bad.any():
-    found = mu[bad][0]
+    found = "missing" if np.isnan(mu[bad][0]) else f"{mu[bad][0]:g}"
     raise InputError(
-      f"{'a propensity is missing' if np.isnan(found) else 'a propensity is'}"
-      f"{'' if np.isnan(found) else f' {found:g}'} ({int(bad.sum())} such "
-      "actions); expected probabilities in (0, 1] for all that was logged"
+      f"a propensity is {found} ({int(bad.sum())} such actions); expected "
+      "probabilities in (0, 1] for all that was logged"
     )
   for name in ("target", "reward", "predicted", "expected"):
     if not np.isfinite(getattr(logged, name)).all():

@@ -1,6 +1,6 @@
 """Quality of semantic ids: errors, neighbours, use of codes, drift, size."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -237,19 +237,7 @@ def of_facts(facts: dict[str, Any]) -> Size:
   )
 
 
-class Advice(NamedTuple):
-  """What a sweep says.
-
-  Attributes:
-    size: the recommended one; None where each is worse than the mean vector.
-    warnings: one line each, for people.
-  """
-
-  size: Size | None
-  warnings: list[str]
-
-
-def recommend(sizes: Iterable[Size]) -> Advice:
+def recommend(sizes: Sequence[Size]) -> tuple[Size | None, list[str]]:
   """Recommends the size with the smallest loss with unique SIDs.
 
   Of equal losses the one with fewer SIDs, V^L, then fewer tokens. A size that
@@ -259,16 +247,19 @@ def recommend(sizes: Iterable[Size]) -> Advice:
 
   Args:
     sizes: those that hold the catalogue.
+
+  Returns:
+    The size, None where each is worse than the mean vector; and warnings, one
+    line each, for people.
   """
-  sizes = list(sizes)
   good = [x for x in sizes if x.error_unique <= 1]
   warnings = [refusal(x) for x in sizes if x.error_unique > 1]
   if not good:
-    return Advice(None, warnings)
+    return None, warnings
   best = min(
     good, key=lambda x: (x.error_unique, x.vocab_size**x.levels, x.levels)
   )
-  return Advice(best, warnings + dear(best))
+  return best, warnings + dear(best)
 
 
 def refusal(size: Size) -> str:

@@ -147,12 +147,10 @@ def holm(p_values: np.ndarray) -> np.ndarray:
   Holm, "A simple sequentially rejective multiple test procedure", 1979.
   """
   p_values = np.asarray(p_values, np.float64)
-  order = np.argsort(p_values, kind="stable")
-  left = len(p_values) - np.arange(len(p_values))
+  order = np.argsort(p_values)
+  left = np.arange(len(p_values), 0, -1)
   adjusted = np.maximum.accumulate(p_values[order] * left)
-  result = np.empty_like(p_values)
-  result[order] = np.minimum(adjusted, 1.0)
-  return result
+  return np.minimum(adjusted, 1.0)[np.argsort(order)]
 
 
 def sample_size(
@@ -210,10 +208,10 @@ def difference(
   """
   rng = np.random.default_rng(seed)
   a, b = by_user(a, user), by_user(b, user)
-  users = _drawn_shares(rng, a.shape[1], a.shape[1], resamples)
+  users = _drawn_shares(rng, a.shape[1], resamples)
   means = []
   for x in (a, b):
-    drawn = _drawn_shares(rng, len(x), len(x), resamples)
+    drawn = _drawn_shares(rng, len(x), resamples)
     means.append(((users @ x.T) * drawn).sum(1))
   mean, drawn = float(a.mean() - b.mean()), means[0] - means[1]
   wide, units = error(a, b)
@@ -261,7 +259,7 @@ def error(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 
 def _drawn_shares(
-  rng: np.random.Generator, count: int, draws: int, resamples: int
+  rng: np.random.Generator, count: int, resamples: int
 ) -> np.ndarray:
-  """How often each of `count` is drawn, as a share; [resamples, count]."""
-  return rng.multinomial(draws, np.full(count, 1 / count), resamples) / draws
+  """How often each is drawn in `count` draws, a share; [resamples, count]."""
+  return rng.multinomial(count, np.full(count, 1 / count), resamples) / count

@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 
 from hsrl_jax.data.feedback import Feedback
 from hsrl_jax.evaluation import ranking, statistics
@@ -145,14 +146,10 @@ def auc_by_user(
     user_id: int [S].
   """
   _, user = np.unique(user_id, return_inverse=True)
-  user = np.repeat(user, score.shape[1])
-  order = np.lexsort((score.ravel(), user))
-  user, score, liked = user[order], score.ravel()[order], liked.ravel()[order]
-  # Equal scores of a user share the mean of their places among all, from 1 on.
-  new = (np.diff(user) != 0) | (np.diff(score) != 0)
-  tie = np.concatenate([[0], np.cumsum(new)])
-  count = np.bincount(tie)
-  place = (np.cumsum(count) - (count - 1) / 2)[tie]
+  user, liked = np.repeat(user, score.shape[1]), liked.ravel()
+  # Places among all, user by user, from 1 on; equal scores share the mean.
+  _, level = np.unique(score, return_inverse=True)
+  place = scipy.stats.rankdata(user * score.size + level.ravel())
   responses, positive = np.bincount(user), np.bincount(user, liked)
   before = np.cumsum(responses) - responses
   ranks = np.bincount(user, place * liked) - positive * before

@@ -83,8 +83,7 @@ def run(experiment: jobs.Experiment) -> None:
     "treatment": policies[1],
     "measures": compare(control, treatment, user),
   }
-  figure = experiment_plots.ab(results)
-  jobs.finish(experiment, results, table(results), figure)
+  jobs.finish(experiment, results, table, experiment_plots.ab)
 
 
 def compared(config: Ab) -> list[str]:
@@ -106,16 +105,14 @@ def read(folder: pathlib.Path, policy: str) -> Arm:
 def check_paired(folders: list[pathlib.Path]) -> None:
   """Raises InputError where the runs met other users, luck or protocols."""
   first, *others = folders
+  names = ("user", "greedy_oracle/positives")
+  a = measures_lib.read(first / SESSIONS)
   for other in others:
-    a, b = (
-      measures_lib.read(first / SESSIONS),
-      measures_lib.read(other / SESSIONS),
-    )
-    same = all(
-      a[key].shape == b[key].shape and np.allclose(a[key], b[key])
-      for key in ("user", "greedy_oracle/positives")
-    )
-    if not same:
+    b = measures_lib.read(other / SESSIONS)
+    if not all(
+      a[name].shape == b[name].shape and np.allclose(a[name], b[name])
+      for name in names
+    ):
       raise InputError(
         f"{other} was evaluated in another simulator, with other users or luck "
         f"than {first}; expected the same flags but for the agent: evaluate "

@@ -68,9 +68,7 @@ def compare(experiment: jobs.Experiment, configs: Mapping[str, Config]) -> None:
     "simulator": first["simulator"],
     "protocols": compared,
   }
-  jobs.finish(
-    experiment, results, table(results), experiment_plots.compare(results)
-  )
+  jobs.finish(experiment, results, table, experiment_plots.compare)
 
 
 def held_out_of(

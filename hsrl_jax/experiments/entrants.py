@@ -188,9 +188,11 @@ def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
 
 
 def variants(
-  names: Collection[str], known: Mapping[str, Mapping[str, Any]] = VARIANTS
+  names: Collection[str],
+  known: Mapping[str, Mapping[str, Any]] = VARIANTS,
+  setting: str = "variants",
 ) -> dict[str, Mapping[str, Any]]:
-  """What the named variants change.
+  """What the named variants change; the `setting` names them.
 
   Raises:
     InputError: a variant is unknown.
@@ -198,7 +200,7 @@ def variants(
   for name in names:
     if name not in known:
       raise InputError(
-        f"variants has {name!r}; expected some of {', '.join(known)}"
+        f"{setting} has {name!r}; expected some of {', '.join(known)}"
       )
   return {name: known[name] for name in names}
 
@@ -225,7 +227,7 @@ def tuned(paths: Collection[str] | None) -> dict[str, dict[str, Any]]:
 
 
 def best_rule(
-  trials: Mapping[str, list[Mapping[str, Any]]],
+  paths: Collection[str] | None,
 ) -> tuple[str, dict[str, Any]] | None:
   """The rule that earned most of validation users, and by which settings.
 
@@ -233,28 +235,18 @@ def best_rule(
   own.
 
   Args:
-    trials: of each agent, as the experiment `tune` leaves them.
+    paths: that `tuned` reads.
   """
-  tried = [
-    (name, row)
-    for name, rows in trials.items()
-    if name in RULES and name != PLAYLIST
-    for row in rows
-  ]
+  tried = []
+  for path in paths or ():
+    left = files.read_json(pathlib.Path(path), jobs.FORMAT)
+    for name, rows in left.get("trials", {}).items():
+      if name in RULES and name != PLAYLIST:
+        tried += [(name, row) for row in rows]
   if not tried:
     return None
   name, row = max(tried, key=lambda x: x[1]["total_reward"]["mean"])
   return name, dict(row["changes"])
-
-
-def tried(
-  paths: Collection[str] | None,
-) -> dict[str, list[Mapping[str, Any]]]:
-  """Agent to its trials, of all files that `tuned` reads."""
-  found: dict[str, list[Mapping[str, Any]]] = {}
-  for path in paths or ():
-    found |= files.read_json(pathlib.Path(path), jobs.FORMAT).get("trials", {})
-  return found
 
 
 def varied(

@@ -165,7 +165,10 @@ def seconds(experiment: Experiment) -> dict[str, dict[str, float]]:
 
 
 def finish(
-  experiment: Experiment, results: dict[str, Any], table: str, figure: Figure
+  experiment: Experiment,
+  results: dict[str, Any],
+  table: Callable[[dict[str, Any]], str],
+  figure: Callable[[dict[str, Any]], Figure],
 ) -> None:
   """Writes and prints the results of an experiment.
 
@@ -173,8 +176,8 @@ def finish(
     experiment: what it was.
     results: for `results.json`, between how it came about (command, commit,
       seeds, seconds) and the table's lines.
-    table: for `table.txt`, at most 80 columns wide.
-    figure: for `plot.png`.
+    table: results to `table.txt`, at most 80 columns wide.
+    figure: results to `plot.png`.
   """
   spent = sum(x for job in seconds(experiment).values() for x in job.values())
   origin = {
@@ -185,12 +188,12 @@ def finish(
     "seeds": list(experiment.base.train.seeds),
     "seconds": spent,
   }
-  workdir = experiment.workdir
-  whole = origin | results | {"table": table.splitlines()}
+  workdir, text = experiment.workdir, table(results)
+  whole = origin | results | {"table": text.splitlines()}
   files.write_json(workdir / "results.json", whole)
-  files.write_atomic(workdir / "table.txt", table + "\n")
-  files.write_atomic(workdir / "plot.png", plots.png(figure))
-  print(table)
+  files.write_atomic(workdir / "table.txt", text + "\n")
+  files.write_atomic(workdir / "plot.png", plots.png(figure(results)))
+  print(text)
   print(f"results: {workdir / 'results.json'}")
   print(f"plot:    {workdir / 'plot.png'}")
 

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from hsrl_jax import settings
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
-from hsrl_jax.experiments import compare, held_out_rows, jobs
+from hsrl_jax.experiments import compare, entrants, held_out_rows, jobs
 from hsrl_jax.experiments.entrants import REFERENCE
 from hsrl_jax.report import plots, tables
 from hsrl_jax.stages import start as start_lib
@@ -64,18 +64,13 @@ def run(experiment: jobs.Experiment) -> None:
       unknown.
   """
   names = experiment.config.rows or tuple(ROWS)
-  if unknown := sorted(set(names) - set(ROWS)):
-    raise InputError(
-      f"rows has {unknown[0]!r}; expected some of {', '.join(ROWS)}"
-    )
+  rows = entrants.variants(names, ROWS, "rows")
   note = (
     f"more: than {START}, of the reward than {RL_ALONE}. The first three "
     "measures are of held-out logs, beside simple lists; intervals over users "
     "and seeds, those of differences paired."
   )
-  goes_on = "then on-policy RL"
-  rows = {name: ROWS[name] for name in names}
-  go(experiment, {"": Group({}, rows)}, goes_on, note)
+  go(experiment, {"": Group({}, rows)}, "then on-policy RL", note)
 
 
 def go(
@@ -139,7 +134,7 @@ def go(
       if name != REFERENCE
     },
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(experiment, results, table, figure)
 
 
 def _jobs(

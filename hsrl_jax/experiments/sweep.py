@@ -72,19 +72,12 @@ def table(sizes: list[dict[str, Any]]) -> str:
   """The rows of `run` for a terminal, at most 80 columns wide."""
   head = ("V x L", *(title for title, _, _ in _COLUMNS))
   parts = [tables.aligned([head, *map(_cells, sizes)], left=0)]
-  advice = sid_quality.recommend(
-    sid_quality.Size(
-      row["vocab_size"],
-      row["levels"],
-      row["relative_error"],
-      row["relative_error_unique"],
-    )
-    for row in sizes
-    if row["fits"]
-  )
-  if advice.size is not None:
-    parts.append(f"\nrecommended: {advice.size.name}, which loses least")
-  return "\n".join([*parts, *map(tables.filled, advice.warnings)])
+  names = ("vocab_size", "levels", "relative_error", "relative_error_unique")
+  fitted = [[row[x] for x in names] for row in sizes if row["fits"]]
+  best, said = sid_quality.recommend([sid_quality.Size(*x) for x in fitted])
+  if best is not None:
+    parts.append(f"\nrecommended: {best.name}, which loses least")
+  return "\n".join([*parts, *map(tables.filled, said)])
 
 
 def _measure(config: QuantizerConfig, rows: embeddings.Rows) -> dict[str, Any]:

@@ -81,9 +81,7 @@ def run(experiment: jobs.Experiment) -> None:
     "trials": found,
     "best": {name: _best(rows)["changes"] for name, rows in found.items()},
   }
-  jobs.finish(
-    experiment, results, table(results), experiment_plots.tune(results)
-  )
+  jobs.finish(experiment, results, table, experiment_plots.tune)
 
 
 def compared(config: Tune) -> Collection[str]:

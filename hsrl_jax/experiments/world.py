@@ -49,21 +49,15 @@ def run(experiment: jobs.Experiment) -> None:
     if name != GREEDY:
       row["above_greedy"] = compare.difference((reference, name), greedy)
   for name, (kind, config) in configs.items():
-    rows[name] = compare.entrant_row(
-      experiment, reference, runs[name], spent.get(name, {})
-    )
-    rows[name]["kind"] = kind
-    rows[name]["agent"] = config.agent
-    rows[name]["above_greedy"] = compare.difference(
-      (runs[name], config.agent), greedy
-    )
+    run, agent = runs[name], config.agent
+    row = compare.entrant_row(experiment, reference, run, spent.get(name, {}))
+    row |= {"kind": kind, "agent": agent}
+    row["above_greedy"] = compare.difference((run, agent), greedy)
+    rows[name] = row
   measured, base = reference.results(), experiment.base
   results = {
     "world": experiment.workdir.name,
-    "dataset": measured["dataset"],
-    "protocol": measured["protocol"],
-    "split": measured["split"],
-    "episodes": measured["episodes"],
+    **{x: measured[x] for x in ("dataset", "protocol", "split", "episodes")},
     "iterations": base.train.iterations,
     "users": base.train.users,
     "resamples": statistics.RESAMPLES,
@@ -71,9 +65,7 @@ def run(experiment: jobs.Experiment) -> None:
     "simulator": measured["simulator"],
     "rows": rows,
   }
-  jobs.finish(
-    experiment, results, table(results), experiment_plots.world(results)
-  )
+  jobs.finish(experiment, results, table, experiment_plots.world)
 
 
 def compared(config: World) -> Collection[str]:
@@ -92,7 +84,7 @@ def entered(experiment: jobs.Experiment) -> dict[str, tuple[str, Config]]:
   agents, tuned = c.named, entrants.tuned(c.tuned)
   own = tuned.get(REFERENCE, {})
   changes = {REFERENCE: {}} | TWINS
-  found, chosen = {}, entrants.best_rule(entrants.tried(c.tuned))
+  found, chosen = {}, entrants.best_rule(c.tuned)
   if chosen and set(RULES) & set(agents):
     found[RULE] = ("rule", entrants.agent(experiment, *chosen))
     agents = [x for x in agents if x not in RULES or x == entrants.PLAYLIST]

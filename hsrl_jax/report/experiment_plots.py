@@ -166,5 +166,5 @@ def ab(results: Mapping[str, Any]) -> Figure:
     f"{results['dataset']}, {results['protocol']}",
     "lift, %, with its 95 % confidence interval",
   )
-  figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+  plots.legend_below(figure, 2)
   return figure

@@ -254,10 +254,4 @@ def _legend(
     handles.append(Line2D([], [], **cross, label="makes the user leave"))
   if any(x["left"] for x in sessions):
     handles.append(Line2D([], [], color="black", label="the user left"))
-  drawn.legend(
-    handles=handles,
-    loc="outside lower center",
-    ncols=6,
-    frameon=False,
-    fontsize=8,
-  )
+  plots.legend_below(drawn, 6, handles)

@@ -309,6 +309,17 @@ def style(axes, title: str, xlabel: str) -> None:
   axes.set_axisbelow(True)
 
 
+def legend_below(figure: Figure, columns: int, handles=None) -> None:
+  """The legend of all axes, or of the handles, below the panels."""
+  figure.legend(
+    handles=handles,
+    loc="outside lower center",
+    ncols=columns,
+    frameon=False,
+    fontsize=8,
+  )
+
+
 def _draw_curve(axes, agent: str, curve: list[dict[str, Any]]) -> None:
   if not curve:
     return

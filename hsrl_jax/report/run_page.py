@@ -144,26 +144,22 @@ def _simulated_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
   ends = [x for _, p in policies for x in p["total_reward"]["ci95"]]
   width = max(len(f"{x:.2f}") for x in ends)
   rows = [("policy", "total reward", "[95% CI]", "depth", "normalised")]
+  rows[0] += ("above greedy",)
   for name, policy in policies:
     reward = policy["total_reward"]
     rows.append(
       (
         name,
-        f"{reward['mean']:z.2f}",
+        tables.mean(reward),
         tables.interval(reward, f"{{:{width}.2f}}"),
         tables.mean(policy.get("depth")),
         tables.mean(policy.get("normalised")),
+        tables.mean(policy.get(measures.ABOVE_GREEDY), "{:+z.2f}"),
       )
     )
-  key, form = measures.ABOVE_GREEDY, "{:+z.2f}"
-  cells = [tables.mean(policy.get(key), form) for _, policy in policies]
-  wider = [
-    (*row, cell)
-    for row, cell in zip(rows, ["above greedy", *cells], strict=True)
-  ]
-  fits = tables.aligned(wider).index("\n") <= tables.WIDTH
+  fits = tables.aligned(rows).index("\n") <= tables.WIDTH
   foreseen = {*bounds.KNOWING} & {*results["policies"]}
-  return wider if fits and foreseen else rows
+  return rows if fits and foreseen else [row[:-1] for row in rows]
 
 
 def _world(results: dict[str, Any]) -> str:
@@ -177,10 +173,7 @@ def _held_out_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
   shown = _held_out_columns(results)
   rows = [("held-out logs", *(label for label, _, _ in shown))]
   for name, measured in results["held_out"].items():
-    cells = [
-      form.format(measured[key]["mean"]) if key in measured else "-"
-      for _, key, form in shown
-    ]
+    cells = (tables.mean(measured.get(key), form) for _, key, form in shown)
     rows.append((name, *cells))
   return rows
 
@@ -244,12 +237,6 @@ def _page(
   kept: list[tuple[str, ...]],
 ) -> str:
   measured = results["policies"].get(results["agent"], {})
-  levels = zip(
-    facts["codes_used"],
-    facts["perplexity"],
-    facts["relative_error"],
-    strict=True,
-  )
   return page.render(
     "run.html",
     title=f"{results['agent']} on {results['dataset']}",
@@ -267,15 +254,7 @@ def _page(
     pictures=dict.fromkeys(_OPTIONAL) | pictures,
     kept=kept,
     sids=facts,
-    levels=[
-      (
-        level,
-        f"{used} of {facts['vocab_size']}",
-        f"{perplexity:.1f}",
-        f"{error:.1%}",
-      )
-      for level, (used, perplexity, error) in enumerate(levels, start=1)
-    ],
+    levels=[(*x[:3], x[-1]) for x in sid_page.levels(facts)],
     prefixes=prefixes,
     simulator=results["simulator"],
     follows=verdict.FOLLOWS,

@@ -37,7 +37,7 @@ def render(
     drift_line=drift_line(facts),
     brought_line=brought_line(facts),
     warnings=sid_quality.dear(sid_quality.of_facts(facts)),
-    levels=_levels(facts),
+    levels=levels(facts),
     picture=plots.png(plots.sid_space(codebooks, tokens)),
     followers=[
       (
@@ -159,7 +159,8 @@ def _drift(facts: dict[str, Any]) -> list[tuple[str, ...]]:
   ]
 
 
-def _levels(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+def levels(facts: dict[str, Any]) -> list[tuple[str, ...]]:
+  """A row for each level: how its codes are used, and the variance lost."""
   rows = zip(
     facts["codes_used"],
     facts["perplexity"],

@@ -97,6 +97,7 @@ class SizedWorld(NamedTuple):
     catalogue: the items.
     users: the pool for training.
     held_out: the pool for the evaluation.
+    sessions: of that pool.
     seconds: that the SIDs took.
   """
 
@@ -104,6 +105,7 @@ class SizedWorld(NamedTuple):
   catalogue: Catalogue
   users: EnvParams
   held_out: EnvParams
+  sessions: int
   seconds: float
 
 
@@ -129,10 +131,8 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
     files.write_atomic(path, buffer.getvalue())
   with np.load(path) as saved:
     index = sid.build_index(saved["tokens"], base.quantizer.vocab_size)
-    codebooks, seconds = (
-      jnp.asarray(saved["codebooks"]),
-      float(saved["seconds"]),
-    )
+    codebooks = jnp.asarray(saved["codebooks"])
+    seconds = float(saved["seconds"])
   features = jnp.asarray(items.features)
 
   def pool(split, count=None):
@@ -147,13 +147,10 @@ def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
       jnp.int32(len(features) - 1),
     )
 
-  return SizedWorld(
-    run.env,
-    Catalogue(features, index, codebooks),
-    pool("train"),
-    pool(base.evaluate.split, sessions(base.evaluate, size)),
-    seconds,
-  )
+  catalogue = Catalogue(features, index, codebooks)
+  count = sessions(base.evaluate, size)
+  users, held_out = pool("train"), pool(base.evaluate.split, count)
+  return SizedWorld(run.env, catalogue, users, held_out, count, seconds)
 
 
 def bounds(experiment: jobs.Experiment, size: int) -> dict[str, float]:
@@ -161,8 +158,7 @@ def bounds(experiment: jobs.Experiment, size: int) -> dict[str, float]:
   w = world(experiment, size)
   policies = bounds_lib.bounds(w.env, w.held_out, w.catalogue.index.active)
   return {"sids_seconds": w.seconds} | {
-    name: _reward(experiment, w, act, params, size)
-    for name, (act, params) in policies.items()
+    name: _reward(w, act, params) for name, (act, params) in policies.items()
   }
 
 
@@ -226,8 +222,7 @@ def measure(
   row["decision_ms"] = 1e3 * _decision_seconds(act, w, trained[0])
   if not row["left_out"]:
     row["total_reward"] = [
-      _reward(experiment, w, act, (params, w.catalogue), size)
-      for params in trained
+      _reward(w, act, (params, w.catalogue)) for params in trained
     ]
   return row
 
@@ -262,12 +257,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "iterations": base.train.iterations,
     "episodes": {str(n): sessions(base.evaluate, n) for n in c.sizes},
   }
-  jobs.finish(
-    experiment,
-    results,
-    table(results),
-    plots.catalogue_size(results),
-  )
+  jobs.finish(experiment, results, table, plots.catalogue_size)
   return results
 
 
@@ -300,15 +290,13 @@ def table(results: dict[str, Any]) -> str:
   lines[0] += ("ms/iteration", "ms/decision", "peak GB")
   notes = []
   for row in results["rows"]:
-    reward, ci = (
-      show(row["normalised"], "{:.2f}")
-      for show in (tables.mean, tables.interval)
-    )
+    reward = tables.mean(row["normalised"], "{:.2f}")
+    ends = tables.interval(row["normalised"], "{:.2f}")
     numbers = [
       "-" if x is None else f"{x:,.1f}"
       for x in (row["iteration_ms"], row["decision_ms"], row["memory_gb"])
     ]
-    lines.append((f"{row['size']:,}", row["policy"], reward, ci, *numbers))
+    lines.append((f"{row['size']:,}", row["policy"], reward, ends, *numbers))
     if row["left_out"]:
       notes.append(f"{row['size']:,} {row['policy']}: {row['left_out']}")
   episodes = ", ".join(f"{n:,}" for n in results["episodes"].values())
@@ -325,16 +313,9 @@ def _folder(experiment: jobs.Experiment, size: int) -> pathlib.Path:
   return experiment.workdir / f"{size}"
 
 
-def _reward(experiment, w: SizedWorld, act, params, size: int) -> float:
-  c = experiment.base.evaluate
-  simulated = simulate.simulate(
-    act,
-    w.env,
-    params,
-    w.held_out,
-    jax.random.key(simulate.SEED),
-    episodes=sessions(c, size),
-  )
+def _reward(w: SizedWorld, act: simulate.Act, params) -> float:
+  given = (act, w.env, params, w.held_out, jax.random.key(simulate.SEED))
+  simulated = simulate.simulate(*given, episodes=w.sessions)
   return float(np.mean(simulated.total_reward))
 
 

@@ -152,17 +152,9 @@ class World:
 
   def sessions(self, act: simulate.Act, params) -> simulate.Simulated:
     """Sessions of the users of the evaluation, alike for all policies."""
-    return jax.device_get(
-      simulate.simulate(
-        act,
-        self.env,
-        params,
-        self.held_out_users,
-        jax.random.key(simulate.SEED),
-        self.rows,
-        episodes=len(self.rows),
-      )
-    )
+    key = jax.random.key(simulate.SEED)
+    given = (act, self.env, params, self.held_out_users, key, self.rows)
+    return simulate.simulate(*given, episodes=len(self.rows))
 
   def bounds(self, share: int) -> dict[str, float]:
     """Total reward of the bounds, and the seconds that the change took."""
@@ -308,12 +300,7 @@ def run(experiment: jobs.Experiment) -> dict[str, Any]:
     "newcomers": c.newcomers,
     "iterations_before": base.train.iterations // 2,
   }
-  jobs.finish(
-    experiment,
-    results,
-    table(results),
-    plots.changing_catalogue(results),
-  )
+  jobs.finish(experiment, results, table, plots.changing_catalogue)
   return results
 
 

@@ -1,8 +1,9 @@
 """Users of a world as clients of the server, over HTTP."""
 
-import asyncio
+import concurrent.futures
 import contextlib
 import functools
+import http.client
 import json
 import pathlib
 import re
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ import numpy as np
 from hsrl_jax.errors import InputError
 from hsrl_jax.host import watch
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
+from hsrl_jax.types import PRNGKey
 
 CONNECTIONS = 4
 _TOGETHER = 256  # Sessions that go on at the same time.
@@ -130,13 +132,11 @@ def play(
   with watch.bar(len(rows), label, "session") as bar:
     for first in range(0, len(rows), _TOGETHER):
       own = np.arange(first, min(first + _TOGETHER, len(rows)))
-      rewards.append(
-        asyncio.run(
-          _sessions(
-            where, world, rows[own], own, temperature, (seed, first), label
-          )
+      with _connected(where) as each:
+        key = jax.random.fold_in(jax.random.key(seed), first)
+        rewards.append(
+          _sessions(each, world, rows[own], own, temperature, key, label)
         )
-      )
       bar.update(len(own))
   return np.concatenate(rewards)
 
@@ -147,102 +147,94 @@ def _step(env, keys, state, slates, users):
   return jax.vmap(env.step, (0, 0, 0, None))(keys, state, slates, users)
 
 
-async def _sessions(
-  where: tuple[str, int],
+def _sessions(
+  each: Callable[[str, list[dict]], list[dict]],
   world: World,
   rows: np.ndarray,
   numbers: np.ndarray,
   temperature: float,
-  seed: tuple[int, int],
+  key: PRNGKey,
   label: str,
 ) -> np.ndarray:
   """Sessions side by side, [E] total rewards."""
   env, users = world.env, world.users
   row_of = {name: i for i, name in enumerate(world.item_ids) if i}
   state = jax.vmap(lambda row: env.start(row, users))(rows)
-  key = jax.random.fold_in(jax.random.key(seed[0]), seed[1])
   total = np.zeros(len(rows))
   alive = np.ones(len(rows), bool)
   earlier: list[list[dict[str, Any]]] = [[] for _ in rows]
   profiles = np.asarray(state.observation.profile).tolist()
-  async with _connected(where) as pool:
-    for time_step in range(env.max_steps):
-      history = np.asarray(state.observation.history)
-      seen = np.asarray(state.seen)
-      going = np.flatnonzero(alive)
-      asked = [
+  for time_step in range(env.max_steps):
+    history = np.asarray(state.observation.history)
+    seen = np.asarray(state.seen)
+    going = np.flatnonzero(alive)
+    asked = [
+      {
+        "user_id": world.names[rows[i]],
+        "session_id": f"{label}/{numbers[i]}",
+        "history": [world.item_ids[x] for x in history[i] if x],
+        "profile": profiles[i],
+        "seen": [world.item_ids[x] for x in seen[i] if x],
+        "earlier": earlier[i],
+        "temperature": temperature,
+      }
+      for i in going
+    ]
+    answers = each("/recommend", asked)
+    slates = np.zeros((len(rows), env.slate_size), np.int32)
+    for i, answer in zip(going, answers, strict=True):
+      items = [row_of[x] for x in answer["item_ids"]]
+      slates[i, : len(items)] = items
+    keys = jax.random.split(jax.random.fold_in(key, time_step), len(rows))
+    state, result = _step(env, keys, state, slates, users)
+    result = jax.device_get(result)
+    total += np.where(alive, result.reward, 0.0)
+    told = []
+    for i, answer in zip(going, answers, strict=True):
+      shown = len(answer["item_ids"])
+      responses = result.response[i, :shown].astype(int).tolist()
+      earlier[i].append({"items": answer["item_ids"], "responses": responses})
+      told.append(
         {
-          "user_id": world.names[rows[i]],
-          "session_id": f"{label}/{numbers[i]}",
-          "history": [world.item_ids[x] for x in history[i] if x],
-          "profile": profiles[i],
-          "seen": [world.item_ids[x] for x in seen[i] if x],
-          "earlier": earlier[i],
-          "temperature": temperature,
+          "request_id": answer["request_id"],
+          "responses": responses,
+          "reward": float(result.reward[i]),
+          "terminated": bool(result.terminated[i]),
         }
-        for i in going
-      ]
-      answers = await _each(pool, "/recommend", asked)
-      slates = np.zeros((len(rows), env.slate_size), np.int32)
-      for i, answer in zip(going, answers, strict=True):
-        items = [row_of[x] for x in answer["item_ids"]]
-        slates[i, : len(items)] = items
-      keys = jax.random.split(jax.random.fold_in(key, time_step), len(rows))
-      state, result = _step(env, keys, state, slates, users)
-      response, reward, left, cut = (
-        np.asarray(x)
-        for x in (
-          result.response,
-          result.reward,
-          result.terminated,
-          result.truncated,
-        )
       )
-      total += np.where(alive, reward, 0.0)
-      told = []
-      for i, answer in zip(going, answers, strict=True):
-        responses = response[i, : len(answer["item_ids"])].astype(int).tolist()
-        earlier[i].append({"items": answer["item_ids"], "responses": responses})
-        told.append(
-          {
-            "request_id": answer["request_id"],
-            "responses": responses,
-            "reward": float(reward[i]),
-            "terminated": bool(left[i]),
-          }
-        )
-      await _each(pool, "/feedback", told)
-      alive &= ~(left | cut)
-      if not alive.any():
-        break
+    each("/feedback", told)
+    alive &= ~(result.terminated | result.truncated)
+    if not alive.any():
+      break
   return total
 
 
-@contextlib.asynccontextmanager
-async def _connected(where: tuple[str, int]):
-  """Connections that are kept."""
-  pool = [await asyncio.open_connection(*where) for _ in range(CONNECTIONS)]
+@contextlib.contextmanager
+def _connected(where: tuple[str, int]):
+  """Yields `_each` by connections that are kept, with a thread for each."""
+  connections = [http.client.HTTPConnection(*where) for _ in range(CONNECTIONS)]
   try:
-    yield pool
+    with concurrent.futures.ThreadPoolExecutor(CONNECTIONS) as pool:
+      yield functools.partial(_each, pool, connections)
   finally:
-    for _, writer in pool:
-      writer.close()
+    for connection in connections:
+      connection.close()
 
 
-async def _each(pool, path: str, bodies: list[dict]) -> list[dict]:
+def _each(
+  pool: concurrent.futures.Executor,
+  connections: list[http.client.HTTPConnection],
+  path: str,
+  bodies: list[dict],
+) -> list[dict]:
   """The answers to as many requests, in their order.
 
   Raises:
     ServerError: a request was refused.
   """
-  size = max(1, -(-len(bodies) // len(pool)))
+  size = max(1, -(-len(bodies) // len(connections)))
   lists = [bodies[i : i + size] for i in range(0, len(bodies), size)]
-  parts = await asyncio.gather(
-    *(
-      _post(connection, path, own)
-      for connection, own in zip(pool, lists, strict=False)
-    )
-  )
+  parts = pool.map(functools.partial(_post, path), connections, lists)
   answers = [answer for part in parts for answer in part]
   for answer in answers:
     if "error" in answer:
@@ -250,7 +242,7 @@ async def _each(pool, path: str, bodies: list[dict]) -> list[dict]:
   return answers
 
 
-async def _post(connection, path: str, value: list[dict]) -> list[dict]:
+def _post(path: str, connection, value: list[dict]) -> list[dict]:
   """A list of requests and its answer.
 
   Raises:
@@ -258,13 +250,9 @@ async def _post(connection, path: str, value: list[dict]) -> list[dict]:
   """
   import orjson  # The extra `serve`, which the server that answers has.
 
-  reader, writer = connection
-  body = orjson.dumps(value)
-  head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
-  writer.write(head.encode() + b"\r\n" + body)
-  answered = (await reader.readuntil(b"\r\n\r\n")).lower()
-  size = int(answered.split(b"content-length: ")[1].split(b"\r\n")[0])
-  content = await reader.readexactly(size)
-  if not answered.startswith(b"http/1.1 200"):
+  connection.request("POST", path, orjson.dumps(value))
+  answer = connection.getresponse()
+  content = answer.read()
+  if answer.status != 200:
     raise ServerError(f"{path} was refused: {content.decode()[:300]}")
   return orjson.loads(content)

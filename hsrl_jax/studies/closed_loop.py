@@ -82,7 +82,8 @@ def run(experiment: jobs.Experiment) -> None:
   curves = {arm: [known_of(f"{arm}/{x}") for x in seeds] for arm in names}
   known = [known_of(f"{_WORLD}/{x}")[0] for x in seeds]
   users = [_users(experiment, world, seeds[0], x)[1] for x in range(rounds)]
-  own = np.array(curves["hsrl"])  # [S, R, E]
+  # Of what the world's own policy earns, in the last round, [S].
+  shares = np.array(curves["hsrl"])[:, -1].mean(1) / np.mean(known, 1)
   results = {
     "dataset": experiment.base.data.dataset,
     "rounds": rounds,
@@ -97,9 +98,9 @@ def run(experiment: jobs.Experiment) -> None:
       for arm, x in curves.items()
     },
     "in_world": statistics.summarise(known, users[-1]),
-    "share": _share(own[:, -1], np.array(known)),
+    "share": {"mean": float(shares.mean()), "per_seed": shares.tolist()},
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(experiment, results, table, figure)
 
 
 def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
@@ -110,12 +111,6 @@ def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
   """
   names = VARIANTS if config.variants is None else config.variants
   return {entrants.REFERENCE: {}} | entrants.variants(names, VARIANTS)
-
-
-def _share(last: np.ndarray, known: np.ndarray) -> dict[str, Any]:
-  """What the last round earns of what the world's own policy does."""
-  shares = last.mean(1) / known.mean(1)
-  return {"mean": float(shares.mean()), "per_seed": shares.tolist()}
 
 
 def _users(
@@ -249,16 +244,9 @@ def _in_world(
   run.stage("policy")
   ((act, params),) = run.policies
   rows, _ = _users(experiment, world, seed, -1)
-  sessions = simulate.simulate(
-    act,
-    world.env,
-    params,
-    world.users("train"),
-    jax.random.key(seed),
-    rows,
-    episodes=len(rows),
-  )
-  rewards = np.asarray(sessions.total_reward).tolist()
+  given = (act, world.env, params, world.users("train"), jax.random.key(seed))
+  sessions = simulate.simulate(*given, rows, episodes=len(rows))
+  rewards = sessions.total_reward.tolist()
   files.write_json(_file(experiment, f"{_WORLD}/{seed}"), [rewards])
   tell()
 

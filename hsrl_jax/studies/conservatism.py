@@ -56,21 +56,14 @@ _DRAWN = "logged"  # The folder of what is kept of rewards.
 
 
 class _World(NamedTuple):
-  """A world, and the users by whom policies are measured.
+  """A world, and the users by whom policies are measured."""
 
-  Attributes:
-    run: with data, SIDs and click model.
-    env: how its users respond.
-    users: with the pool of the evaluation's split.
-    rows: int32 [E], of that pool.
-    user: int [E], who they are.
-  """
-
-  run: Run
-  env: UserSimulator
-  users: EnvParams
-  rows: np.ndarray
-  user: np.ndarray
+  experiment: jobs.Experiment
+  run: Run  # With data, SIDs and click model.
+  env: UserSimulator  # How its users respond.
+  users: EnvParams  # With the pool of the evaluation's split.
+  rows: np.ndarray  # int32 [E], of that pool.
+  user: np.ndarray  # int [E], who they are.
 
 
 class Row(NamedTuple):
@@ -103,7 +96,7 @@ def run(experiment: jobs.Experiment) -> None:
   """
   world = _world(experiment)
   rows = plan(experiment)
-  earned = _bounds(experiment, world)
+  earned = _bounds(world)
   measured = []
   for logging in LOGGING:
     own = [row for row in rows if row.logging == logging]
@@ -112,8 +105,8 @@ def run(experiment: jobs.Experiment) -> None:
       number = len(measured) + 1
       print(f"job {number} of {len(rows)}: {row.name}", flush=True)
       known = world, row, logs.first(drawn, row.slates)
-      rewards = _kept(experiment, row.name, _trained, *known)
-      believed = _kept(experiment, f"in_model/{row.name}", _believed, *known)
+      rewards = _kept(row.name, _trained, *known)
+      believed = _kept(f"in_model/{row.name}", _believed, *known)
       measured.append((row, rewards, believed))
       jax.clear_caches()
   results = {
@@ -125,9 +118,9 @@ def run(experiment: jobs.Experiment) -> None:
     "bounds": {
       name: statistics.summarise(x, world.user) for name, x in earned.items()
     },
-    "rows": [_row(experiment, world, *x, earned) for x in measured],
+    "rows": [_row(world, *x, earned) for x in measured],
   }
-  jobs.finish(experiment, results, table(results), figure(results))
+  jobs.finish(experiment, results, table, figure)
 
 
 def compared(config: Conservatism) -> tuple[str, ...]:
@@ -175,7 +168,7 @@ def _world(experiment: jobs.Experiment) -> _World:
   c = experiment.base.evaluate
   user = run.dataset.splits[c.split].user_id
   rows = simulate.sample(user, c.episodes)
-  return _World(run, run.env, run.users(c.split), rows, user[rows])
+  return _World(experiment, run, run.env, run.users(c.split), rows, user[rows])
 
 
 def _drawn(world: _World, logging: str, slates: int) -> Sessions:
@@ -201,26 +194,24 @@ def _weights(catalogue: Catalogue, logging: str) -> jax.Array:
   )
 
 
-def _config(experiment: jobs.Experiment, row: Row) -> Config:
+def _config(world: _World, row: Row) -> Config:
   """The configuration that a row is trained by."""
   if row.agent == MODEL:
-    config = experiment.with_agent(entrants.REFERENCE, **IN_MODEL)
+    config = world.experiment.with_agent(entrants.REFERENCE, **IN_MODEL)
     simulator = dataclasses.replace(config.simulator, boredom=FITTED_TO_LOGS)
     return dataclasses.replace(config, simulator=simulator)
   changes: dict[str, Any] = {"recipe": "logs"}
   if row.weight is not None:
     changes["conservative_weight"] = row.weight
-  return experiment.with_agent(row.agent, **changes)
+  return world.experiment.with_agent(row.agent, **changes)
 
 
-def _trained(
-  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
-) -> list[np.ndarray]:
+def _trained(world: _World, row: Row, drawn: Sessions) -> list[np.ndarray]:
   """Trains; the total rewards in the world, [S, E]."""
-  env, users = _teacher(experiment, world, row, drawn)
+  env, users = _teacher(world, row, drawn)
   policy.run(
-    _config(experiment, row),
-    experiment.workdir / row.name,
+    _config(world, row),
+    world.experiment.workdir / row.name,
     env,
     world.run.catalogue,
     users,
@@ -229,37 +220,34 @@ def _trained(
     drawn,
     watch.Watch(),
   )
-  return _earned_by(experiment, world, row, (env, users))
+  return _earned_by(world, row, (env, users))
 
 
-def _believed(
-  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
-) -> list[np.ndarray]:
+def _believed(world: _World, row: Row, drawn: Sessions) -> list[np.ndarray]:
   """Total rewards in a model of the logs, of the same users, [S, E]."""
-  teacher = _teacher(experiment, world, row, drawn)
-  env, _, users = _model(experiment, world, row, drawn)
+  teacher = _teacher(world, row, drawn)
+  env, _, users = _model(world, row, drawn)
   world = world._replace(env=env, users=users)
-  return _earned_by(experiment, world, row, teacher)
+  return _earned_by(world, row, teacher)
 
 
 def _teacher(
-  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
+  world: _World, row: Row, drawn: Sessions
 ) -> tuple[UserSimulator, EnvParams]:
   """The simulator that a row is trained with; one from logs does not ask it."""
   if row.agent == MODEL:
-    return _model(experiment, world, row, drawn)[:2]
+    return _model(world, row, drawn)[:2]
   return world.run.env, world.run.users("train")
 
 
 def _earned_by(
-  experiment: jobs.Experiment,
   world: _World,
   row: Row,
   teacher: tuple[UserSimulator, EnvParams],
 ) -> list[np.ndarray]:
   """Total rewards in a world of what `teacher` trained, [S, E]."""
-  config, catalogue = _config(experiment, row), world.run.catalogue
-  folder, (env, users) = experiment.workdir / row.name, teacher
+  config, catalogue = _config(world, row), world.run.catalogue
+  folder, (env, users) = world.experiment.workdir / row.name, teacher
   params = policy.load(config, folder, env, catalogue, users)
   agent = make_agent(config, env.slate_size, catalogue.index.num_items)
   act = policy.greedy(agent)
@@ -267,13 +255,13 @@ def _earned_by(
 
 
 def _model(
-  experiment: jobs.Experiment, world: _World, row: Row, drawn: Sessions
+  world: _World, row: Row, drawn: Sessions
 ) -> tuple[UserSimulator, EnvParams, EnvParams]:
   """A simulator that is fitted to logs, its users, and the tested ones."""
   run = world.run
   of_logs = Row(row.logging, MODEL, row.slates, None)
-  folder = experiment.workdir / of_logs.name
-  config = _config(experiment, of_logs).simulator
+  folder = world.experiment.workdir / of_logs.name
+  config = _config(world, of_logs).simulator
   # The last sessions are no other users': what is chosen by them is the epoch.
   sessions = drawn.session.max() + 1
   late = drawn.session >= (1 - _VALIDATION) * sessions
@@ -291,14 +279,12 @@ def _model(
   env = user_simulator.make(config, run.env.slate_size, len(topics.names))
   pools = (
     user_simulator.pool(response, run.dataset.splits[split], topics)
-    for split in ("train", experiment.base.evaluate.split)
+    for split in ("train", world.experiment.base.evaluate.split)
   )
   return env, *pools
 
 
-def _bounds(
-  experiment: jobs.Experiment, world: _World
-) -> dict[str, list[np.ndarray]]:
+def _bounds(world: _World) -> dict[str, list[np.ndarray]]:
   """Total rewards, [1, E], of the bounds and the logging policies."""
   catalogue = world.run.catalogue
   active = catalogue.index.active
@@ -309,9 +295,8 @@ def _bounds(
     policies[f"logging: {logging}"] = act, (weights, active)
   return {
     name: _kept(
-      experiment,
       f"bounds/{name.replace(': ', '_')}",
-      lambda experiment, *own: [_earned(*own)],
+      lambda *own: [_earned(*own)],
       world,
       *own,
     )
@@ -321,31 +306,24 @@ def _bounds(
 
 def _earned(world: _World, act: simulate.Act, params: Any) -> np.ndarray:
   """Total rewards of a policy in the world, [E]."""
-  sessions = simulate.simulate(
-    act,
-    world.env,
-    params,
-    world.users,
-    jax.random.key(simulate.SEED),
-    world.rows,
-    episodes=len(world.rows),
-  )
-  return np.asarray(sessions.total_reward)
+  key = jax.random.key(simulate.SEED)
+  given = (act, world.env, params, world.users, key, world.rows)
+  return simulate.simulate(*given, episodes=len(world.rows)).total_reward
 
 
-def _kept(experiment: jobs.Experiment, name: str, make, *own) -> np.ndarray:
+def _kept(name: str, make, world: _World, *own) -> np.ndarray:
   """Rewards [S, E] that `make` makes of the rest where none are kept."""
+  experiment = world.experiment
   path = experiment.workdir / _DRAWN / f"{name}.json"
 
   def made() -> list[list[float]]:
     with jobs.timed(experiment, name, "policy"):
-      return [x.tolist() for x in make(experiment, *own)]
+      return [x.tolist() for x in make(world, *own)]
 
   return np.array(jobs.kept(path, made))
 
 
 def _row(
-  experiment: jobs.Experiment,
   world: _World,
   row: Row,
   rewards: np.ndarray,
@@ -362,7 +340,7 @@ def _row(
     "in_model": statistics.summarise(believed, world.user),
     "above_logging": above(f"logging: {row.logging}"),
     "above_best_constant": above("best_constant"),
-    "seconds": jobs.seconds(experiment).get(row.name, {}).get("policy"),
+    "seconds": jobs.seconds(world.experiment).get(row.name, {}).get("policy"),
   }
 
 
@@ -444,10 +422,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     if weighed:
       axes[1].set_xscale("symlog", linthresh=0.01)
       axes[1].set_xlim(left=-0.002)
-  lines = panels[0, 0].get_legend_handles_labels()
-  made.legend(
-    *lines, loc="outside lower center", ncols=2, fontsize=8, frameon=False
-  )
+  plots.legend_below(made, 2, panels[0, 0].get_legend_handles_labels()[0])
   return made
 
 

@@ -78,7 +78,7 @@ def run(experiment: jobs.Experiment) -> None:
     "campaign": impressions.campaign(folder),
     "off_policy": estimated,
   }
-  jobs.finish(experiment, results, table(results), plots.off_policy(results))
+  jobs.finish(experiment, results, table, plots.off_policy)
 
 
 def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
@@ -100,15 +100,15 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
 
   reward = read("response", logs_lib.binary)
   width = reward.shape[1]
-  model = [np.zeros_like(reward)] * 2
+  model = dict.fromkeys(_MODEL, np.zeros_like(reward))
   if {*_MODEL} <= {*table.names}:
-    model = [read(x, logs_lib.number) for x in _MODEL]
+    model = {x: read(x, logs_lib.number) for x in _MODEL}
   logged = off_policy.bandit(
-    read("target", logs_lib.number),
-    read("propensity", logs_lib.probability),
-    reward,
-    *model,
     logs_lib.codes(rows, "user_id")[0],
+    target=read("target", logs_lib.number),
+    logging=read("propensity", logs_lib.probability),
+    reward=reward,
+    **model,
   )
   found = off_policy.compare({"target": logged})
   rows = {"rows": int(there.sum()), "of_rows": len(there)}
@@ -121,8 +121,12 @@ def _of_own(experiment: jobs.Experiment, folder: pathlib.Path) -> None:
   )
   real = own[off_policy.LOGGING_POLICY][off_policy.ON_POLICY]
   drawn = {"target": own["target"] | {"real": real, "logger": "another"}}
-  figure = plots.off_policy({"off_policy": drawn}, "that of the other")
-  jobs.finish(experiment, results, text, figure)
+  jobs.finish(
+    experiment,
+    results,
+    lambda _: text,
+    lambda _: plots.off_policy({"off_policy": drawn}, "that of the other"),
+  )
 
 
 def estimate(

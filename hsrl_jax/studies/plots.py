@@ -104,13 +104,8 @@ def catalogue_size(results: Mapping[str, Any]) -> Figure:
         axes.plot(x, y, **style)
     if key == "memory_gb":
       axes.set_ylim(bottom=0)
-  drawing.legend(
-    *panels[0].get_legend_handles_labels(),
-    loc="outside lower center",
-    ncols=len(LABELS),
-    frameon=False,
-    fontsize=8,
-  )
+  handles, _ = panels[0].get_legend_handles_labels()
+  plots.legend_below(drawing, len(LABELS), handles)
   return drawing
 
 

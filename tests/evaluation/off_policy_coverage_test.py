@@ -100,12 +100,12 @@ class CoverageTest(parameterized.TestCase):
       click = rng.random(rows) < rate[item] * rng.gamma(2, 0.5, users)[user]
       nothing = np.zeros((rows, 1))
       logged = off_policy.bandit(
-        pi[item, None],
-        np.full((rows, 1), 1 / items),
-        click[:, None],
-        nothing,
-        nothing,
         user,
+        target=pi[item, None],
+        logging=np.full((rows, 1), 1 / items),
+        reward=click[:, None],
+        predicted=nothing,
+        expected=nothing,
       )
       if off_policy.refusal(logged):
         continue

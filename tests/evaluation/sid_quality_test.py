@@ -9,6 +9,7 @@ from sklearn.neighbors import NearestNeighbors
 from hsrl_jax import sid
 from hsrl_jax.data import embeddings
 from hsrl_jax.evaluation import sid_quality
+from hsrl_jax.evaluation.sid_quality import Size, recommend
 
 
 def _random(seed, count=60, levels=3, vocab_size=5, width=4):
@@ -118,6 +119,53 @@ class SidQualityTest(parameterized.TestCase):
     self.assertAlmostEqual(facts["drift"]["relative_error"], 0.2125)
     self.assertAlmostEqual(facts["drift"]["relative_error_unique"], 0.35)
     self.assertTrue(facts["drift"]["refit_due"])
+
+
+class RecommendTest(parameterized.TestCase):
+  def test_the_smallest_loss_with_unique_sids(self):
+    sizes = [
+      Size(64, 2, 0.30, 0.50),
+      Size(64, 3, 0.20, 0.35),
+      Size(128, 3, 0.25, 0.30),
+    ]
+    # 64x3 loses least before SIDs are unique, 128x3 after.
+    self.assertEqual(recommend(sizes), (sizes[2], []))
+    self.assertEqual(recommend(sizes[::-1])[0], sizes[2])
+
+  def test_of_equal_losses_the_smaller_space(self):
+    sizes = [
+      Size(8, 4, 0, 0.0),
+      Size(64, 2, 0, 0.0),
+      Size(256, 1, 0, 0.0),
+    ]
+    self.assertEqual(recommend(sizes)[0], sizes[2])
+    # 16^2 = 256 SIDs too, with more tokens.
+    self.assertEqual(
+      recommend([Size(16, 2, 0, 0.0), *sizes])[0],
+      sizes[2],
+    )
+
+  @parameterized.parameters((0.21, 0), (0.20, 0), (0.19, 1))
+  def test_dear_unique_sids_are_warned_of(self, error, count):
+    """Above half of 0.4."""
+    size, warnings = recommend([Size(64, 3, error, 0.4)])
+    self.assertEqual(size.levels, 3)
+    self.assertLen(warnings, count)
+    for line in warnings:
+      self.assertIn("64x3: unique SIDs cost 21%", line)
+
+  def test_worse_than_the_mean_is_refused(self):
+    sizes = [
+      Size(64, 3, 0.3, 1.39),
+      Size(8, 2, 0.9, 1.0),
+    ]
+    size, (warning,) = recommend(sizes)
+    self.assertEqual(size, sizes[1])
+    self.assertIn("64x3 loses 139% of the variance", warning)
+    self.assertEqual(recommend(sizes[:1]), (None, [warning]))
+
+  def test_an_empty_sweep(self):
+    self.assertEqual(recommend([]), (None, []))
 
 
 if __name__ == "__main__":

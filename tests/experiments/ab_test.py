@@ -10,14 +10,13 @@ import numpy as np
 from absl.testing import absltest
 from scipy import stats
 
-from hsrl_jax import config as config_lib
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import bounds, measures
-from hsrl_jax.experiments import ab, jobs
-from hsrl_jax.experiments.registry import Ab
+from hsrl_jax.experiments import ab
 from hsrl_jax.report import experiment_plots
 from hsrl_jax.stages.evaluate import SESSIONS
+from tests import command
 
 
 def _arm(rng, user, lift=0.0, seeds=1, own=None, share=1.0):
@@ -178,13 +177,8 @@ class RunTest(absltest.TestCase):
     return str(folder)
 
   def run_mode(self, control, treatment):
-    experiment = jobs.Experiment(
-      "ab",
-      config_lib.Config(),
-      Ab(control=control, treatment=treatment),
-      self.folder,
-      "",
-    )
+    arms = {"control": control, "treatment": treatment}
+    experiment = command.experiment("ab", self.folder, **arms)
     with contextlib.redirect_stdout(io.StringIO()) as out:
       ab.run(experiment)
     self.assertTrue((self.folder / "plot.png").exists())

@@ -26,7 +26,7 @@ from hsrl_jax.experiments import (
   held_out_rows,
   jobs,
 )
-from hsrl_jax.experiments.registry import LAUNCH, Ablation
+from hsrl_jax.experiments.registry import Ablation
 from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
@@ -144,17 +144,6 @@ class WholeTest(absltest.TestCase):
     self.assertIn("expected hsrl among them", err)
 
 
-def _experiment(name, **config):
-  """With all at its defaults, but for values of its own settings."""
-  return jobs.Experiment(
-    name,
-    agents.configure(config_lib.Config(), "hsrl"),
-    LAUNCH.known[name].settings(**config),
-    pathlib.Path(),
-    "",
-  )
-
-
 class EntrantsTest(parameterized.TestCase):
   def test_without_logs_there_is_nobody_who_learns_from_them(self):
     for without_slates in (True, False):
@@ -164,7 +153,7 @@ class EntrantsTest(parameterized.TestCase):
         mock.patch.object(compare, "compare") as compared,
         contextlib.redirect_stdout(io.StringIO()) as out,
       ):
-        benchmark.run(_experiment("benchmark"))
+        benchmark.run(command.experiment("benchmark"))
       absent = {"popularity", "sasrec"} if without_slates else set()
       self.assertEqual(
         set(compared.call_args.args[1]), set(agents.AGENTS) - absent
@@ -173,7 +162,7 @@ class EntrantsTest(parameterized.TestCase):
 
   @parameterized.parameters(*agents.AGENTS)
   def test_the_budget_is_the_same(self, agent):
-    experiment = _experiment("benchmark")
+    experiment = command.experiment("benchmark")
     base, config = experiment.base, entrants.agent(experiment, agent)
     self.assertEqual(config.agent, agent)
     self.assertEqual(config.network, base.network)
@@ -182,7 +171,10 @@ class EntrantsTest(parameterized.TestCase):
 
   @parameterized.parameters(*entrants.VARIANTS)
   def test_a_variant_changes_what_it_says(self, name):
-    experiment, changes = _experiment("ablation"), entrants.VARIANTS[name]
+    experiment, changes = (
+      command.experiment("ablation"),
+      entrants.VARIANTS[name],
+    )
     config = entrants.vary(experiment, changes)
     differing = entrants.changed(experiment.base, config)
     self.assertNotEmpty(differing)
@@ -190,7 +182,7 @@ class EntrantsTest(parameterized.TestCase):
       self.assertEqual(value, changes[path.split(".")[1]])
 
   def test_a_world_with_a_protocol_of_its_own(self):
-    config = _experiment("benchmark").base
+    config = command.experiment("benchmark").base
     simulator = config_lib.SimulatorConfig(world="SlateTopK-Bored")
     config = dataclasses.replace(config, simulator=simulator)
     self.assertEqual(entrants.under(config, "paper"), config)
@@ -200,7 +192,7 @@ class EntrantsTest(parameterized.TestCase):
 
   def test_all_variants_unless_some_are_named(self):
     for names, expected in (((), entrants.VARIANTS), (("ddpg",), ["ddpg"])):
-      experiment = _experiment("ablation", variants=names)
+      experiment = command.experiment("ablation", variants=names)
       with mock.patch.object(compare, "compare") as compared:
         ablation.run(experiment)
       self.assertEqual(list(compared.call_args.args[1]), ["hsrl", *expected])
@@ -245,12 +237,11 @@ class RowsTest(absltest.TestCase):
         runs[job.name] = _Evaluated(config=job.config, workdir=folder)
       return runs
 
-    experiment = jobs.Experiment(
+    experiment = command.experiment(
       "ablation",
-      agents.configure(config_lib.Config(), "hsrl"),
-      Ablation(protocols=("no_repeat",), variants=("collided_sids", "ddpg")),
       self.workdir,
-      "",
+      protocols=("no_repeat",),
+      variants=("collided_sids", "ddpg"),
     )
     # Two seeds; half of the rows have a measure.
     user = np.arange(8) // 2

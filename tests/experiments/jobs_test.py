@@ -13,9 +13,8 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import agents
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import entrants, jobs
-from hsrl_jax.experiments.registry import Benchmark
 from hsrl_jax.studies.registry import FRONT
-from tests import toy
+from tests import command, toy
 
 
 class _Run:
@@ -39,13 +38,7 @@ class JobsTest(parameterized.TestCase):
     super().setUp()
     root = self.enter_context(tempfile.TemporaryDirectory())
     self.workdir = pathlib.Path(root)
-    self.experiment = jobs.Experiment(
-      "benchmark",
-      toy.config(),
-      Benchmark(),
-      self.workdir,
-      "",
-    )
+    self.experiment = command.experiment("benchmark", root, toy.config())
     self.enter_context(mock.patch.object(jobs, "Run", _Run))
     self.enter_context(mock.patch.object(_Run, "stages", []))
 

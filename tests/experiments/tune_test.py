@@ -10,8 +10,6 @@ from unittest import mock
 
 from absl.testing import absltest, parameterized
 
-from hsrl_jax import agents
-from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import (
   compare,
@@ -21,17 +19,8 @@ from hsrl_jax.experiments import (
   tune,
   world,
 )
-from hsrl_jax.experiments.registry import LAUNCH, Results, Tune
-
-
-def _experiment(workdir=pathlib.Path("bored"), name="tune", **config):
-  return jobs.Experiment(
-    name,
-    agents.configure(config_lib.Config(), "hsrl"),
-    LAUNCH.known[name].settings(**config),
-    workdir,
-    "",
-  )
+from hsrl_jax.experiments.registry import LAUNCH, Tune
+from tests import command
 
 
 def _tuned(*paths):
@@ -45,7 +34,7 @@ class GridTest(parameterized.TestCase):
     *("capped", "spaced", "diverse"),
   )
   def test_trials_are_as_many_and_differ(self, agent):
-    experiment = _experiment()
+    experiment = command.experiment("tune")
     for trials in (4, 16):
       found = tune.grid(agent, trials)
       self.assertLen(found, trials)
@@ -90,8 +79,8 @@ class RunTest(absltest.TestCase):
         runs[job.name] = types.SimpleNamespace(results=lambda x=results: x)
       return runs
 
-    self.experiment = _experiment(
-      self.workdir, agents=("random", "td3", "hsrl"), trials=4
+    self.experiment = command.experiment(
+      "tune", self.workdir, agents=("random", "td3", "hsrl"), trials=4
     )
     with (
       mock.patch.object(jobs, "run_all", run_all),
@@ -113,7 +102,7 @@ class RunTest(absltest.TestCase):
   def test_world_takes_it_and_twins_differ_as_before(self):
     best = self.found["best"]
     config = {"agents": ("td3",), "variants": (), "tuned": (str(self.path),)}
-    entered = world.entered(_experiment(name="world", **config))
+    entered = world.entered(command.experiment("world", **config))
     for name, agent in (("hsrl", "hsrl"), ("td3", "td3")):
       config = entered[name][1]
       for field, value in best[agent].items():
@@ -134,7 +123,7 @@ class RunTest(absltest.TestCase):
         ("ablation", {"variants": ("ddpg", "no_residual")}),
       ):
         own = config | {"tuned": (str(self.path),)}
-        LAUNCH.known[name].load().run(_experiment(name=name, **own))
+        LAUNCH.known[name].load().run(command.experiment(name, **own))
         for name, found in compared.call_args.args[1].items():
           # Another agent has of HSRL's settings what it reads.
           for field, value in best["td3" if name == "td3" else "hsrl"].items():
@@ -166,11 +155,9 @@ class RunTest(absltest.TestCase):
 
   def test_results_keep_the_trials_and_show_none(self):
     docs = self.workdir.parent / "docs"
-    config = Results(workdirs=(str(self.workdir),))
+    folders = (str(self.workdir),)
     with contextlib.redirect_stdout(io.StringIO()):
-      results.run(
-        jobs.Experiment("results", config_lib.Config(), config, docs, "")
-      )
+      results.run(command.experiment("results", docs, workdirs=folders))
     kept = json.loads((docs / "results" / "tuning" / "bored.json").read_text())
     self.assertEqual(kept["trials"], self.found["trials"])
     self.assertNotIn("bored", (docs / "RESULTS.md").read_text())

@@ -16,7 +16,6 @@ from hsrl_jax import agents
 from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import entrants, jobs, results, world
-from hsrl_jax.experiments.registry import Results, World
 from hsrl_jax.report import experiment_plots, plots
 from hsrl_jax.stages.evaluate import SESSIONS
 from tests import command
@@ -25,14 +24,9 @@ BOUNDS = ("random", "greedy_oracle", "farsighted")
 USERS = np.repeat(np.arange(30), 2)
 
 
-def _experiment(workdir=pathlib.Path("bored"), recipe="on_policy", **config):
-  return jobs.Experiment(
-    "world",
-    agents.configure(config_lib.Config(), "hsrl", recipe=recipe),
-    World(**config),
-    workdir,
-    "",
-  )
+def _experiment(workdir="bored", recipe="on_policy", **config):
+  base = agents.configure(config_lib.Config(), "hsrl", recipe=recipe)
+  return command.experiment("world", workdir, base, **config)
 
 
 class EnteredTest(absltest.TestCase):
@@ -262,11 +256,9 @@ class RowsTest(absltest.TestCase):
 
   def test_the_page_has_the_world_under_its_name(self):
     docs = self.workdir.parent / "docs"
-    config = Results(workdirs=(str(self.workdir),))
+    folders = (str(self.workdir),)
     with contextlib.redirect_stdout(io.StringIO()):
-      results.run(
-        jobs.Experiment("results", config_lib.Config(), config, docs, "")
-      )
+      results.run(command.experiment("results", docs, workdirs=folders))
     kept = json.loads((docs / "results" / "bored.json").read_text())
     self.assertEqual(kept["rows"], self.found["rows"])
     page = (docs / "RESULTS.md").read_text()

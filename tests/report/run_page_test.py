@@ -101,6 +101,8 @@ def _workdir(root, *, evals=3, seeds=3, levels=3, protocol="paper"):
     "collided_items": 17,
     "codes_used": [4] * levels,
     "perplexity": [3.5] * levels,
+    "largest_code": [12] * levels,
+    "smallest_code": [8] * levels,
   }
   (root / "sids" / "report.json").write_text(json.dumps(facts))
   losses = {"loss": 1.0, "actor_loss": -0.1, "critic_loss": 0.4}
@@ -132,15 +134,28 @@ class ReportTest(parameterized.TestCase):
     super().setUp()
     self.root = self.enter_context(tempfile.TemporaryDirectory())
 
-  def _page(self, **kwargs):
-    root = _workdir(self.root, **kwargs)
+  def _page(self, results=None, examples=None, **kwargs):
+    """The page of a run, on one line; of other results or examples, too."""
+    root = pathlib.Path(self.root)
+    if not (root / "report").exists():
+      _workdir(root, **kwargs)
+    for name, value in (
+      ("results.json", results),
+      ("report/examples.json", examples),
+    ):
+      if value is not None:
+        (root / name).write_text(json.dumps(value))
     path = run_page.write(root, _catalogue())
     self.assertEqual(path, root / "report" / "report.html")
-    return path.read_text()
+    return " ".join(path.read_text().split())
+
+  def _has_all(self, text, *parts):
+    for part in parts:
+      self.assertIn(part, text)
 
   def test_shows_the_numbers(self):
-    page = " ".join(self._page().split())
-    for text in (
+    self._has_all(
+      page := self._page(),
       "toy_&lt;set&gt;",
       "2,000 sessions",
       "seeds 0, 1, 2",
@@ -151,26 +166,15 @@ class ReportTest(parameterized.TestCase):
       "0.771",
       "0.662",
       "total reward 6.54, depth 7",
-    ):
-      self.assertIn(text, page)
+    )
     self.assertEqual(page.count('<tr class="agent">'), 1)
 
   def test_sections_are_in_order(self):
-    page = self._page()
-    heads = re.findall("<h2>(.*?)</h2>", page)
-    self.assertEqual(
-      heads,
-      [
-        "In the simulator",
-        "Learning",
-        "Semantic space",
-        "User simulator",
-        "Sessions",
-      ],
-    )
+    heads = re.findall("<h2>(.*?)</h2>", self._page())
+    known = ["In the simulator", "Learning", "Semantic space", "User simulator"]
+    self.assertEqual(heads, [*known, "Sessions"])
 
   def test_held_out_logs_lead_and_a_useless_simulator_is_grey(self):
-    root = _workdir(self.root)
     measured = {
       "auc_within_slates": {"mean": 0.61, "ci95": [0.6, 0.62]},
       "recall@10": {"mean": 0.0125, "ci95": [0.011, 0.014]},
@@ -179,12 +183,8 @@ class ReportTest(parameterized.TestCase):
     results["simulator"] |= {"verdict": "useless", "reasons": ["2 <users>"]}
     results |= {
       "held_out": {"hsrl": measured, "popularity": measured},
-      "held_out_rows": {
-        "rows": 1196,
-        "users": 669,
-        "of_rows": 2345,
-        "items": 50_000,
-      },
+      "held_out_rows": {"rows": 1196, "users": 669, "of_rows": 2345}
+      | {"items": 50_000},
       "held_out_differences": {
         "popularity": {
           "auc_within_slates": {"mean": 0.1, "ci95": [0.05, 0.15]},
@@ -192,26 +192,22 @@ class ReportTest(parameterized.TestCase):
         }
       },
     }
-    (root / "results.json").write_text(json.dumps(results))
-    page = run_page.write(root, _catalogue()).read_text()
+    page = self._page(results)
     heads = re.findall("<h2>(.*?)</h2>", page)
-    self.assertEqual(
-      heads[:3],
-      [
-        "Held-out logs",
-        "Verdict on the simulator: useless",
-        "In the simulator",
-      ],
-    )
-    self.assertIn("1,196 slates", " ".join(page.split()))
-    self.assertIn("ease and als are left out: 50,000 items", page)
+    useless = "Verdict on the simulator: useless"
+    self.assertEqual(heads[:3], ["Held-out logs", useless, "In the simulator"])
     drawn = "1,196 of 2,345 slates, of 669 users drawn at random"
-    self.assertIn(drawn, page)
-    self.assertIn('0.0125 <span class="ci">[0.0110, 0.0140]</span>', page)
-    self.assertIn("hsrl, AUC within slates: above popularity.", page)
-    self.assertIn("hsrl, recall@10: not above popularity.", page)
-    self.assertIn("<li>2 &lt;users&gt;</li>", page)
-    self.assertIn('<div class="soft">', page)
+    self._has_all(
+      page,
+      drawn,
+      "1,196 slates",
+      "ease and als are left out: 50,000 items",
+      '0.0125 <span class="ci">[0.0110, 0.0140]</span>',
+      "hsrl, AUC within slates: above popularity.",
+      "hsrl, recall@10: not above popularity.",
+      "<li>2 &lt;users&gt;</li>",
+      '<div class="soft">',
+    )
     text = run_page.table(results)
     self.assertLess(text.index("held-out logs"), text.index("total reward"))
     self.assertIn("simulator: useless: 2 <users>", text)
@@ -237,7 +233,6 @@ class ReportTest(parameterized.TestCase):
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
 
   def test_values_from_logs(self):
-    root = _workdir(self.root)
     refused = {"mean": None, "ci95": None, "ess": 3.2, "refused": "no overlap"}
     found = {"mean": 0.0123, "ci95": [0.009, 0.0171], "ess": 1234.5}
     difference = {"mean": 0.004, "ci95": [0.001, 0.009]}
@@ -251,24 +246,23 @@ class ReportTest(parameterized.TestCase):
         "hsrl": dict.fromkeys(("ips", "snips", "dr"), difference)
       },
     }
-    (root / "results.json").write_text(json.dumps(results))
-    page = run_page.write(root, _catalogue()).read_text()
+    page = self._page(results)
     self.assertIn("<h2>Value from logs</h2>", page)
     text = run_page.table(results)
     self.assertLessEqual(max(map(len, text.splitlines())), 80)
     said = " ".join(text.split())
-    for line in (
+    self._has_all(
+      said,
       "hsrl SNIPS 0.0123 [0.0090, 0.0171] 1,234",
       "popularity DR - - 3",
       "logging_policy on-policy 0.0123",
-    ):
-      self.assertIn(line, said)
-    for sentence in (
-      "the difference is believable: every interval is above 0.",
-      "popularity: no estimate; no overlap.",
-    ):
-      self.assertIn(sentence, said)
-      self.assertIn(sentence, page)
+    )
+    for text in (said, page):
+      self._has_all(
+        text,
+        "the difference is believable: every interval is above 0.",
+        "popularity: no estimate; no overlap.",
+      )
     plain = run_page.table(_results())
     self.assertNotIn("value from logs", plain)
     said = "300 of 1,000 slates have propensities"
@@ -295,7 +289,6 @@ class ReportTest(parameterized.TestCase):
     self.assertNotRegex(rest, r"(?i)//|url\(|@import|<script|<link|href=|src=")
 
   def test_lists_of_users_say_why(self):
-    root = _workdir(self.root)
     item = {
       "title": _TITLE,
       "liked": True,
@@ -314,15 +307,9 @@ class ReportTest(parameterized.TestCase):
       "recommended": [item, item | plain],
     }
     unknown = example | {"user": 18, "history": [], "later": []}
-    (root / "report" / "examples.json").write_text(
-      json.dumps([example, unknown, unknown])
-    )
-    folded = run_page.write(root, _catalogue()).read_text()
+    folded = self._page(examples=[example, unknown, unknown])
     self.assertIn("<summary>… 1 more user", folded)
-    (root / "report" / "examples.json").write_text(
-      json.dumps([example, unknown])
-    )
-    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
+    page = self._page(examples=[example, unknown])
     heads = re.findall("<h2>(.*?)</h2>", page)
     self.assertEqual(heads[:2], ["Examples", "In the simulator"])
     self.assertNotIn("more user", page)
@@ -367,9 +354,7 @@ class ReportTest(parameterized.TestCase):
     )
 
   def test_is_deterministic(self):
-    page = self._page()
-    again = run_page.write(pathlib.Path(self.root), _catalogue())
-    self.assertEqual(again.read_text(), page)
+    self.assertEqual(self._page(), self._page())
 
   @parameterized.parameters(
     {"evals": 1}, {"evals": 0}, {"seeds": 1}, {"levels": 4}
@@ -387,13 +372,10 @@ class ReportTest(parameterized.TestCase):
     figure = plots.learning_curve("sasrec", lines, [], {})
     texts = [x.get_text() for x in figure.axes[0].texts]
     self.assertEqual(texts, ["sasrec"])
-    workdir = _workdir(self.root)
-    results = _results() | {"agent": "random"}
-    (workdir / "results.json").write_text(json.dumps(results))
     with mock.patch.object(
       plots, "learning_curve", side_effect=plots.learning_curve
     ) as drawn:
-      run_page.write(workdir, _catalogue())
+      self._page(_results() | {"agent": "random"})
     self.assertEqual(drawn.call_args.args[0], "random")
 
   def test_training_on_the_next_item_is_shown_by_seed(self):
@@ -406,7 +388,7 @@ class ReportTest(parameterized.TestCase):
       root / "policy" / "metrics.jsonl",
       [{"step": 7, "loss": 3.0}, {"step": 7, "eval": point}],
     )
-    page = run_page.write(root, _catalogue()).read_text()
+    page = self._page()
     self.assertIn("<h2>Training on the next item</h2>", page)
     self.assertNotIn("<h2>Learning</h2>", page)
     for seed in results["seeds"]:
@@ -437,7 +419,6 @@ class ReportTest(parameterized.TestCase):
     )
 
   def test_recall_with_and_without_the_history(self):
-    root = _workdir(self.root)
     measured = {
       "recall@10": {"mean": 0.0125, "ci95": [0.011, 0.014]},
       "recall@10_with_history": {"mean": 0.0045, "ci95": [0.004, 0.005]},
@@ -446,8 +427,7 @@ class ReportTest(parameterized.TestCase):
       "held_out": {"hsrl": measured, "popularity": measured},
       "held_out_rows": {"rows": 1196, "users": 669},
     }
-    (root / "results.json").write_text(json.dumps(results))
-    page = run_page.write(root, _catalogue()).read_text()
+    page = self._page(results)
     self.assertIn('0.0045 <span class="ci">[0.0040, 0.0050]</span>', page)
     self.assertIn("<b>with history</b>: recall@10 where these stay", page)
     lines = run_page.table(results).splitlines()
@@ -460,7 +440,7 @@ class ReportTest(parameterized.TestCase):
   def test_a_click_model_without_epochs_has_no_picture(self):
     root = _workdir(self.root)
     (root / "simulator" / "metrics.jsonl").write_text("")
-    page = run_page.write(root, _catalogue()).read_text()
+    page = self._page()
     self.assertLen(re.findall('src="', page), 2)
     self.assertIn("User simulator", page)
 
@@ -480,19 +460,16 @@ class ReportTest(parameterized.TestCase):
       "unseen_share": 0.62,
       "as_greedy": 0.034,
     }
-    root = _workdir(self.root)
-    (root / "results.json").write_text(json.dumps(results))
-    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
     follows = "do not use this number to choose between policies"
-    for text in (
+    self._has_all(
+      self._page(results),
       "<h2>Verdict on the simulator: good</h2>",
       "<h2>Verdict on hsrl in it: weak</h2>",
       "<li>hsrl shows &lt;much&gt;</li>",
       follows,
       "liked to an unknown share; 62% of what it shows",
       "3% of its slates are those of the greedy oracle",
-    ):
-      self.assertIn(text, page)
+    )
     text = " ".join(run_page.table(results).split())
     self.assertIn(
       f"hsrl in it: hsrl shows <much>. Simulated reward: {follows}", text
@@ -518,9 +495,7 @@ class ReportTest(parameterized.TestCase):
     head = run_page.table(results).splitlines()[2]
     self.assertIn("normalised", head)
     self.assertNotIn("above greedy", head)
-    root = _workdir(self.root)
-    (root / "results.json").write_text(json.dumps(results))
-    page = " ".join(run_page.write(root, _catalogue()).read_text().split())
+    page = self._page(results)
     self.assertIn('-1.12 <span class="ci">[-1.43, -0.81]</span>', page)
     self.assertIn(">12.5%</td>", page)
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import os
-import pathlib
 import tempfile
 from unittest import mock
 
@@ -16,8 +15,7 @@ from hsrl_jax import config as config_lib
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs
 from hsrl_jax.studies import catalogue_size, plots
-from hsrl_jax.studies.registry import CatalogueSize
-from tests import toy
+from tests import command, toy
 
 SIZES = (64, 160)
 NAMES = ("hsrl",)
@@ -73,12 +71,8 @@ class RunTest(absltest.TestCase):
   def setUp(self):
     super().setUp()
     folder = self.enter_context(tempfile.TemporaryDirectory())
-    self.experiment = jobs.Experiment(
-      "catalogue_size",
-      BASE,
-      CatalogueSize(sizes=(100,)),
-      pathlib.Path(folder),
-      "command",
+    self.experiment = command.experiment(
+      "catalogue_size", folder, BASE, sizes=(100,)
     )
     self.enter_context(mock.patch.object(jobs, "prepare"))
     self.jobs = []
@@ -173,12 +167,8 @@ class WholeTest(absltest.TestCase):
     super().setUpClass()
     folder = tempfile.TemporaryDirectory()
     cls.addClassCleanup(folder.cleanup)
-    cls.experiment = jobs.Experiment(
-      "catalogue_size",
-      BASE,
-      CatalogueSize(sizes=SIZES),
-      pathlib.Path(folder.name),
-      "command",
+    cls.experiment = command.experiment(
+      "catalogue_size", folder.name, BASE, sizes=SIZES
     )
     policies = catalogue_size.POLICIES
     policies = {name: policies[name] for name in NAMES}

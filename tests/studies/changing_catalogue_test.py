@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import io
 import json
-import pathlib
 import tempfile
 import types
 from unittest import mock
@@ -22,7 +21,7 @@ from hsrl_jax.experiments import jobs
 from hsrl_jax.studies import changing_catalogue as changing
 from hsrl_jax.studies import content, plots
 from hsrl_jax.studies.registry import ChangingCatalogue
-from tests import toy
+from tests import command, toy
 
 MOVIELENS = "movielens_latest_small"
 SHARES = (50,)
@@ -244,13 +243,10 @@ class WholeTest(absltest.TestCase):
     super().setUpClass()
     folder = tempfile.TemporaryDirectory()
     cls.addClassCleanup(folder.cleanup)
-    cls.experiment = jobs.Experiment(
-      "changing_catalogue",
-      BASE,
-      # By content alone a toy of 40 films loses more than it can show.
-      ChangingCatalogue(shares=SHARES, newcomers="logged"),
-      pathlib.Path(folder.name),
-      "command",
+    # By content alone a toy of 40 films loses more than it can show.
+    own = {"shares": SHARES, "newcomers": "logged"}
+    cls.experiment = command.experiment(
+      "changing_catalogue", folder.name, BASE, **own
     )
     prepared = _prepared()
     cls.enterClassContext(

@@ -1,8 +1,8 @@
 """The closed loop: clients against a server of a few lines, and all of it."""
 
-import asyncio
 import contextlib
 import dataclasses
+import http.server
 import io
 import json
 import pathlib
@@ -46,43 +46,37 @@ class _Server:
     self.told[value["request_id"]] = value
     return {"accepted": 1}
 
-  async def _answer(self, reader, writer):
-    try:
-      with contextlib.suppress(asyncio.IncompleteReadError):
-        while True:
-          head = await reader.readuntil(b"\r\n\r\n")
-          size = int(head.split(b"Content-Length: ")[1].split(b"\r\n")[0])
-          values = json.loads(await reader.readexactly(size))
-          shown = head.startswith(b"POST /recommend")
-          one = self._slate if shown else self._keep
-          body = json.dumps([one(x) for x in values]).encode()
-          start = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
-          writer.write(start % len(body) + body)
-    finally:
-      writer.close()
-      await writer.wait_closed()
-
   @contextlib.contextmanager
   def running(self):
-    """Yields host and port."""
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(
-      asyncio.start_server(self._answer, "127.0.0.1", 0)
-    )
-    thread = threading.Thread(target=loop.run_forever)
-    thread.start()
-    try:
-      yield server.sockets[0].getsockname()
-    finally:
-      loop.call_soon_threadsafe(loop.stop)
-      thread.join()
-      server.close()
-      # Until all connections are closed, which clients have left: the collector
-      # would warn of one that is not, in the middle of some other test.
-      while tasks := asyncio.all_tasks(loop):
-        _, open_still = loop.run_until_complete(asyncio.wait(tasks, timeout=60))
-        assert not open_still, "clients left connections open"
-      loop.close()
+    """Yields host and port; waits for clients to leave their connections."""
+    answers = {"/recommend": self._slate, "/feedback": self._keep}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+      protocol_version = "HTTP/1.1"
+      timeout = 60
+      disable_nagle_algorithm = True
+
+      def do_POST(self):
+        size = int(self.headers["Content-Length"])
+        values = json.loads(self.rfile.read(size))
+        body = json.dumps([answers[self.path](x) for x in values]).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+      def log_message(self, *args):
+        del args
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+      server.daemon_threads = False
+      thread = threading.Thread(target=server.serve_forever)
+      thread.start()
+      try:
+        yield server.server_address
+      finally:
+        server.shutdown()
+        thread.join()
 
 
 class ClientsTest(absltest.TestCase):
