@@ -30,7 +30,6 @@ from hsrl_jax.host import stop
 from hsrl_jax.stages import policy
 from hsrl_jax.studies import __main__ as studies
 from hsrl_jax.studies.registry import FRONT
-from tests import folders
 
 ROOT = pathlib.Path(__file__).parents[1]
 # On top of smoke.flags: as small as it gets, for a process of its own.
@@ -70,23 +69,6 @@ def run(*arguments: str, front=LAUNCH) -> tuple[int, str, str]:
       status = stop.code
   flags.FLAGS.mark_as_parsed()
   return status, out.getvalue(), err.getvalue()
-
-
-class CommandTest(folders.FolderTest):
-  """A test of the command, in this process."""
-
-  def ok(self, *arguments: str, by: Callable = run) -> str:
-    """What a command prints that does its work."""
-    status, out, err = by(*arguments)
-    self.assertEqual(status, 0, err)
-    return out
-
-  def fails(self, text: str, *arguments: str, by: Callable = run) -> None:
-    """Expects that a command says what is wrong in one line, with a text."""
-    status, _, err = by(*arguments)
-    self.assertEqual(status, 2, err)
-    self.assertLen(err.splitlines(), 1, err)
-    self.assertIn(text, err)
 
 
 def experiment(

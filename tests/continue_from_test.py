@@ -23,7 +23,8 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.stages import policy, start
 from hsrl_jax.stages import start_loading as loading
 from hsrl_jax.stages.run import Run
-from tests.command import CommandTest, run
+from tests.command import run
+from tests.folders import CommandTest
 
 TOUR = pathlib.Path(__file__).parents[1] / "docs" / "tour.md"
 # Of all runs: as small as it gets.

@@ -24,13 +24,13 @@ from hsrl_jax import agents, api
 from hsrl_jax.stages.run import Run
 from tests import toy
 from tests.command import (
-  CommandTest,
   experiments_are,
   published,
   quick,
   run,
   study,
 )
+from tests.folders import CommandTest
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCS = ROOT / "docs"

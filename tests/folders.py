@@ -1,13 +1,15 @@
-"""Tests with a folder of their own, and with errors of one line."""
+"""Tests with a folder of their own, of data or the command."""
 
 import contextlib
 import pathlib
 import tempfile
+from collections.abc import Callable
 
 from absl.testing import parameterized
 
 from hsrl_jax.data import prepare, source
 from hsrl_jax.errors import InputError
+from tests import command
 
 
 class FolderTest(parameterized.TestCase):
@@ -41,3 +43,22 @@ class DataTest(FolderTest):
     """What the builder of a dataset makes of `raw`."""
     prepare.prepare(dataset, self.data, str(self.raw), **kinds)
     return source.load(self.data)
+
+
+class CommandTest(FolderTest):
+  """A test of the command, in this process."""
+
+  def ok(self, *arguments: str, by: Callable = command.run) -> str:
+    """What a command prints that does its work."""
+    status, out, err = by(*arguments)
+    self.assertEqual(status, 0, err)
+    return out
+
+  def fails(
+    self, text: str, *arguments: str, by: Callable = command.run
+  ) -> None:
+    """Expects that a command says what is wrong in one line, with a text."""
+    status, _, err = by(*arguments)
+    self.assertEqual(status, 2, err)
+    self.assertLen(err.splitlines(), 1, err)
+    self.assertIn(text, err)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from tests.command import CommandTest, study
+from tests.command import study
+from tests.folders import CommandTest
 
 DATASET = ("--dataset=toy", "--mode=quantize")
 

@@ -14,7 +14,8 @@ from hsrl_jax import command
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments.registry import Ab, Benchmark
 from hsrl_jax.studies.registry import CatalogueSize
-from tests.command import CommandTest, experiments_are, run, study
+from tests.command import experiments_are, run, study
+from tests.folders import CommandTest
 
 TOY = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
 

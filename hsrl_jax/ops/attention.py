@@ -10,10 +10,6 @@ from hsrl_jax.types import Array
 _LEAST = 1e-30  # Of a sum of weights.
 
 
-# By hand: an iteration of tests/benchmarks/train_throughput.py takes 18.2 ms of
-# one core with it, 20.5 with jax.nn.softmax(where=) and its gradient, and 23.5
-# with jax.nn.dot_product_attention (by turns, medians of three runs).
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def attend(
   q: Array, k: Array, v: Array, usable: Array, bound: float | None = None
 ) -> Array:
@@ -32,6 +28,14 @@ def attend(
     bound: logits are clipped to it, which the gradient ignores, so that exp
       needs no maximum: one pass less; None: they are taken as they are.
   """
+  return _attend(q, k, v, usable, bound)
+
+
+# By hand: an iteration of tests/benchmarks/train_throughput.py takes 18.2 ms of
+# one core with it, 20.5 with jax.nn.softmax(where=) and its gradient, and 23.5
+# with jax.nn.dot_product_attention (by turns, medians of three runs).
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q, k, v, usable, bound):
   return _forward(q, k, v, usable, bound)[0]
 
 
@@ -56,4 +60,4 @@ def _backward(bound, saved, grad):
   return (k.T @ of_logits).T, of_logits @ q, weights @ grad.T, None
 
 
-attend.defvjp(_forward, _backward)
+_attend.defvjp(_forward, _backward)

@@ -8,7 +8,6 @@ from hsrl_jax.types import Array
 _CHUNK = 256  # States whose logits are held at once; they stay in cache.
 
 
-@jax.custom_vjp
 def catalogue_loss(states: Array, rows: Array, target: Array) -> Array:
   """Sum of -log softmax(rows x)[target] over the states x.
 
@@ -24,6 +23,11 @@ def catalogue_loss(states: Array, rows: Array, target: Array) -> Array:
   Returns:
     float32 [].
   """
+  return _loss(states, rows, target)
+
+
+@jax.custom_vjp
+def _loss(states, rows, target):
   return _forward(states, rows, target)[0]
 
 
@@ -60,4 +64,4 @@ def _backward(saved, grad):
   return grad * of_states, grad * of_rows, None
 
 
-catalogue_loss.defvjp(_forward, _backward)
+_loss.defvjp(_forward, _backward)

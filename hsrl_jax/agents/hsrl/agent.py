@@ -121,7 +121,7 @@ class _Hsrl(NamedTuple):
     state, index = self.state(params, catalogue, observation), catalogue.index
     logits = self.expected(params, catalogue, state).logits
     # What log pi is less than the logit of a positive response.
-    offset = jax.nn.logsumexp(logits, -1).sum() + response_bias(params)
+    offset = jax.nn.logsumexp(logits, -1).sum() + _response_bias(params)
     log_probs = jax.nn.log_softmax(logits)
     if self.beams:
       # All prefixes share the logits of their level.
@@ -192,7 +192,7 @@ class _Hsrl(NamedTuple):
       hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
     )
     view = SlateView(logits, tokens)
-    scores = view.scores() + response_bias(params)
+    scores = view.scores() + _response_bias(params)
     drawn = transition.log_prob
     if settings.item_residual:
       refined = self.refine(params, catalogue, state, transition.slate)
@@ -253,7 +253,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
   )
 
 
-def response_bias(params) -> Array:
+def _response_bias(params) -> Array:
   """b of the behaviour loss, float32 []."""
   return params["policy"]["params"]["response_bias"]
 
