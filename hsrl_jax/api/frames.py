@@ -19,7 +19,8 @@ from hsrl_jax.errors import InputError, reading
 
 SUFFIXES = (".csv", ".parquet")
 _LOGS = ("interactions", "sessions")
-_BESIDE = ("items", "users")
+# To the names of the caller's arguments.
+_BESIDE = {"items": "items", "users": "profiles"}
 _OPTIONS = "logs.json"
 
 
@@ -29,13 +30,15 @@ def in_folder(folder: pathlib.Path) -> bool:
   return any((folder / name).exists() for name in (*names, "sessions"))
 
 
-def tables(logs: Any, items: Any = None, users: Any = None) -> dict[str, Any]:
+def tables(
+  logs: Any, items: Any = None, profiles: Any = None
+) -> dict[str, Any]:
   """Tables by the names that the dataset `logs` has for them.
 
   Args:
     logs: with a column `exposed` a table of sessions, else of interactions.
     items: a table, or None.
-    users: likewise.
+    profiles: likewise, of users.
 
   Returns:
     Name to DataFrame or pathlib.Path.
@@ -45,9 +48,9 @@ def tables(logs: Any, items: Any = None, users: Any = None) -> dict[str, Any]:
   """
   logs, columns = _table("logs", logs)
   named = {_LOGS["exposed" in columns]: logs}
-  for name, table in zip(_BESIDE, (items, users), strict=True):
+  for name, table in zip(_BESIDE, (items, profiles), strict=True):
     if table is not None:
-      named[name], _ = _table(name, table)
+      named[name], _ = _table(_BESIDE[name], table)
   return named
 
 
@@ -103,7 +106,7 @@ def written(
   arguments = {str(folder / _OPTIONS): "log_options", _OPTIONS: "log_options"}
   try:
     for name, table in named.items():
-      argument = name if name in _BESIDE else "logs"
+      argument = _BESIDE.get(name, "logs")
       if isinstance(table, pathlib.Path):
         path = folder / f"{name}{table.suffix}"
         path.symlink_to(table.absolute())

@@ -26,7 +26,7 @@ def fit(
   logs: Any,
   items: Any = None,
   *,
-  users: Any = None,
+  profiles: Any = None,
   workdir: str | pathlib.Path,
   agent: str = agents.DEFAULT,
   log_options: Mapping[str, Any] | None = None,
@@ -44,7 +44,8 @@ def fit(
       movielens_latest_small.
     items: a DataFrame or a path with the columns of `items`; None: what the
       logs tell.
-    users: a DataFrame or a path with `user_id` and what is known of users.
+    profiles: a DataFrame or a path with `user_id` and what is known of users,
+      the columns of a file `users`.
     workdir: folder of the run.
     agent: what is trained, a name in agents.AGENTS.
     log_options: what logs.json may hold, such as {"like_from": 4}, for tables.
@@ -57,7 +58,7 @@ def fit(
     FloatingPointError: training diverged; lower `learning_rate`.
   """
   workdir = _folder(workdir)
-  tables, named = _given(logs, items, users, log_options)
+  tables, named = _given(logs, items, profiles, log_options)
   if tables:
     named["raw_data_dir"] = str(workdir / _TABLES)
   if doubled := sorted(named.keys() & settings.keys()):
@@ -99,7 +100,7 @@ def _folder(workdir: Any) -> pathlib.Path:
 
 
 def _given(
-  logs: Any, items: Any, users: Any, options: Mapping[str, Any] | None
+  logs: Any, items: Any, profiles: Any, options: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, str]]:
   """The tables by name, DataFrames or paths, and the settings of the data."""
   if options is not None and not isinstance(options, Mapping):
@@ -109,11 +110,11 @@ def _given(
     )
   path = pathlib.Path(logs) if isinstance(logs, str | pathlib.Path) else None
   if path is None or path.suffix in frames.SUFFIXES:
-    return frames.tables(logs, items, users), {"dataset": _LOGS}
-  if any(x is not None for x in (items, users, options)):
+    return frames.tables(logs, items, profiles), {"dataset": _LOGS}
+  if any(x is not None for x in (items, profiles, options)):
     raise InputError(
-      f"logs is {str(logs)!r} and `items`, `users` or `log_options` are given "
-      "too; expected them with a table alone: folders and datasets bring "
+      f"logs is {str(logs)!r} and `items`, `profiles` or `log_options` are "
+      "given too; expected them with a table alone: folders and datasets bring "
       "their own"
     )
   if frames.in_folder(path):
@@ -140,8 +141,8 @@ def _prepare(
     kept = json.loads(path.read_text()) if path.exists() else made_of
     if kept != made_of:
       raise InputError(
-        f"{run.workdir} was made of other logs, items, users or log_options; "
-        "expected the same: use a new workdir"
+        f"{run.workdir} was made of other logs, items, profiles or "
+        "log_options; expected the same: use a new workdir"
       )
     return False
   with reading("log_options", "what logs.json may hold"):
