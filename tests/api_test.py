@@ -1,5 +1,6 @@
 """The path in Python: what it recommends, refuses and has from the command."""
 
+import inspect
 import json
 import pathlib
 import types
@@ -227,6 +228,12 @@ class RecommendTest(parameterized.TestCase):
 
 
 class FitTest(folders.FolderTest):
+  def test_no_argument_hides_a_setting(self):
+    own = set(inspect.signature(api.fit).parameters)
+    known = {name for _, _, name, _ in settings.fields()}
+    self.assertContainsSubset({"iterations", "users"}, known)
+    self.assertEmpty(own & known)
+
   @parameterized.parameters(
     ({"logs": "movies"}, "^logs is 'movies'; expected a DataFrame, .* toy or"),
     ({"logs": "toy", "items": "a.csv"}, "^logs is 'toy' and `items`, `"),
