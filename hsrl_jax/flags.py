@@ -50,7 +50,7 @@ EMBEDDINGS = flags.DEFINE_string(
 ITEM_IDS = flags.DEFINE_string(
   "item_ids",
   None,
-  "What --mode=remove_items removes: .txt, one id a line, or .npy.",
+  "Items that --mode=remove_items removes: .txt, one id a line, or .npy.",
 )
 FROM = flags.DEFINE_string(
   "from",
@@ -72,7 +72,7 @@ SWEEP = flags.DEFINE_list(
 AGENT = flags.DEFINE_string(
   "agent",
   agents.DEFAULT,
-  f"What is trained, one of {', '.join(agents.AGENTS)}.",
+  f"Agent to train, one of {', '.join(agents.AGENTS)}.",
 )
 DISTRIBUTED = flags.DEFINE_boolean(
   "distributed",

@@ -1,4 +1,4 @@
-"""What the training engine asks of an agent, and what agents share."""
+"""The functions of an agent, and parts that agents share."""
 
 import dataclasses
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from hsrl_jax.types import (
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Checked):
-  """What an agent reads of the flags beside TrainConfig and NetworkConfig.
+  """An agent's own flags, beside TrainConfig and NetworkConfig.
 
   Every agent has such a dataclass. Each field is a flag, with its help in the
   docstring; agents may have fields in common, with the same default.
@@ -146,7 +146,7 @@ class ItemLogitsSettings(Settings):
 
 
 class Spec(NamedTuple):
-  """What an agent is built for.
+  """The problem that an agent is built for.
 
   Attributes:
     levels: L of the catalogue's SIDs.
@@ -187,7 +187,7 @@ class Ranked(NamedTuple):
 
 
 class Action(NamedTuple):
-  """What an agent does.
+  """An agent, as pure functions.
 
   Attributes:
     slate: int32 [K], distinct items.
@@ -231,7 +231,7 @@ class Choices(NamedTuple):
 
 
 class OnPolicy(NamedTuple):
-  """What the on-policy engine asks of an agent.
+  """The functions that the on-policy engine calls.
 
   Attributes:
     choices: (params, catalogue, transition, key) -> Choices; with key None

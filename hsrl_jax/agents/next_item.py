@@ -66,7 +66,7 @@ class Policy(NamedTuple):
     return self.model.states(params["model"], known, history, key)[0]
 
   def catalogue(self, params: Params, catalogue: Catalogue) -> Catalogue:
-    """What the model sees of the items; of later ones nobody's likes."""
+    """The model's view of the items; nobody has liked later ones."""
     features, liked = catalogue.features, params["interactions"]
     if liked.shape[1]:
       missing = max(len(features) - len(liked), 0)
@@ -84,7 +84,7 @@ class Policy(NamedTuple):
     return params["response_weight"] * masking.finite_logit(chance)
 
   def score(self, params, catalogue, observation, items) -> Array:
-    """What items rank by, int32 [M] -> float32 [M], up to a constant."""
+    """Ranking scores of items, int32 [M] -> float32 [M], up to a constant."""
     known = self.catalogue(params, catalogue)
     state = self.state(params, catalogue, observation)
     of_model = self.model.score(params["model"], known, state, items)
@@ -205,7 +205,7 @@ def reads(agent: str, part: str, field: str) -> bool:
 def of_policy(
   response: click_model.ResponseParams, plain: Array | None
 ) -> click_model.ResponseParams:
-  """What a policy keeps of a click model; see `Policy.response`.
+  """The part of a click model that a policy keeps; see `Policy.response`.
 
   Its items are those of the catalogue. It does not know users by their ids, and
   what is added to the logits of all items does not change how they rank.

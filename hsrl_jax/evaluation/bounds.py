@@ -187,7 +187,7 @@ def _is_rated(env: UserSimulator) -> bool:
 def _worth(
   env: UserSimulator, env_params: EnvParams, state: EnvState, items: Array
 ) -> Array:
-  """What each item is worth now, [M]: of likes or of the best rating 1."""
+  """Worth of each item now, [M]: chance of a like, or rating over the best."""
   if not _is_rated(env):
     return env.chances(state, items, env_params)
   ratings = env.earned(env_params.response, items, state.bias)

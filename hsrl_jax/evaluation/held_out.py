@@ -349,7 +349,7 @@ def measure(
 
 
 def sentences(results: Mapping) -> list[str]:
-  """What held-out logs say of the trained policy, for people.
+  """Sentences on the trained policy's held-out metrics.
 
   Args:
     results: of a run, with the keys of `measure`, `agent` and `recipe`.

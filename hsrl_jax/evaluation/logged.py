@@ -91,7 +91,7 @@ def seen_by(
   logs: Sessions,
   items: int,
 ) -> Seen:
-  """What a policy does at logged slates; of several seeds, their mixture.
+  """A policy's probabilities at logged slates; of several seeds, their mixture.
 
   Args:
     policy: of one user; vmapped here.

@@ -1,4 +1,4 @@
-"""What a policy would earn, estimated from what another one showed.
+"""Estimates a policy's value from logs of another one.
 
 The logs are S sessions of up to T decisions; a bandit's session is one
 decision. In step t of a session the logging policy took action a with

@@ -41,7 +41,7 @@ class Ranker(NamedTuple):
 
 
 class Rankings(NamedTuple):
-  """What a policy says of S logged rows.
+  """A policy's rankings of S logged rows.
 
   Attributes:
     shown: float32 [S, K], scores of the items of the logged slate.
@@ -141,7 +141,7 @@ def best(
 
 
 def by_rows(compute, ranker, params, sessions, items, *more):
-  """What `compute` says of each logged row, some rows at a time.
+  """Applies `compute` to all logged rows, some at a time.
 
   Returns:
     The arrays that `compute` returns, leaves [S, ...], of NumPy.

@@ -31,7 +31,7 @@ CHUNK = 256  # Sessions, or users, computed at once.
 
 
 class Simulated(NamedTuple):
-  """What E simulated sessions were.
+  """E simulated sessions.
 
   Attributes:
     total_reward: float32 [E].

@@ -85,7 +85,7 @@ def baselines(train: Sessions, items: int) -> Baselines:
 
 
 def predictions(known: Baselines, sessions: Sessions) -> dict[str, np.ndarray]:
-  """What the baselines say of logged slates: name to [S, K]."""
+  """Predictions of the baselines on logged slates: name to [S, K]."""
   exposed = np.asarray(sessions.exposed)
   user = [known.users.get(int(x), known.rate) for x in sessions.user_id]
   return {
@@ -161,7 +161,7 @@ def auc_by_user(
 def surest(
   probability: np.ndarray, response: np.ndarray
 ) -> list[dict[str, float]]:
-  """What a model says of the responses that it is surest of, and what was.
+  """Predicted and observed rates of a model's surest responses.
 
   Args:
     probability: float [S, K].
@@ -387,7 +387,7 @@ def lines(results: Mapping) -> list[str]:
 
 
 def doubts(results: Mapping) -> list[str]:
-  """What results.json of a run has against its policy, for people."""
+  """Reasons against the policy in a run's results.json, for people."""
   found, simulator = [], results["simulator"]
   simulated = not results["ranks_next"] and "learned_from" not in results
   if simulated and simulator.get("verdict") == "useless":

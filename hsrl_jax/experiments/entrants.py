@@ -192,7 +192,7 @@ def variants(
   known: Mapping[str, Mapping[str, Any]] = VARIANTS,
   setting: str = "variants",
 ) -> dict[str, Mapping[str, Any]]:
-  """What the named variants change; the `setting` names them.
+  """Changes of the named variants; the `setting` names them.
 
   Raises:
     InputError: a variant is unknown.

@@ -33,7 +33,7 @@ _SECONDS = "seconds.json"  # Job to stage to seconds, of all attempts.
 
 
 class Experiment(NamedTuple):
-  """What an experiment starts from.
+  """The inputs of an experiment.
 
   Attributes:
     name: of the experiment.

@@ -209,7 +209,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def figure(results: Mapping[str, Any]) -> Figure:
-  """What RL gains in the simulator against what it loses on held-out logs."""
+  """Simulated reward against recall@10 on held-out logs, by policy."""
   made = Figure(figsize=(8, 4), layout="constrained")
   axes = made.subplots()
   for number, (name, row) in enumerate(results["rows"].items()):

@@ -109,7 +109,7 @@ def _alone(config: World) -> bool:
 
 
 def _variants(config: World) -> dict[str, Mapping[str, Any]]:
-  """What is left out, by name; all of FORESIGHT unless some are named."""
+  """Variants of HSRL by name; all of FORESIGHT unless some are named."""
   names = FORESIGHT if config.variants is None else config.variants
   if config.variants is None and _alone(config):
     names = ()

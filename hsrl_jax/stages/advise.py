@@ -12,7 +12,7 @@ _COMMAND = "python -m hsrl_jax.launch"
 
 
 def lines(parts: Parts) -> list[str]:
-  """What the prepared logs of a run hold, then the commands to run.
+  """Lines on what the prepared logs of a run hold, then commands to run.
 
   The first command is the one to begin with.
 

@@ -81,7 +81,7 @@ def fit(
 
 
 def load(workdir: pathlib.Path, dataset: Dataset, again: str) -> Params:
-  """What `fit` wrote; `again` is what to do where it cannot be read.
+  """Reads the output of `fit`; `again` says what to do where that fails.
 
   Raises:
     InputError: it cannot be read.

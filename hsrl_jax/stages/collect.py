@@ -256,7 +256,7 @@ def _session_name(session_id: str | None, part: int, request_id: str) -> str:
 def _served(
   store: Store, export: str | None
 ) -> tuple[dict[str, tuple], tuple[float, float]]:
-  """What all versions of an export say of slates that were shown.
+  """Facts about shown slates from all versions of an export.
 
   Returns:
     Of the items that may have been shown, id to what _ABOUT names, of the

@@ -103,7 +103,7 @@ def _permitted(
 def _act(
   agent: Agent, params: Params, items: Catalogue, request: dict[str, Any]
 ) -> Action:
-  """What the agent does for one request.
+  """Answers one request by the agent.
 
   One that draws place by place does so with the request's temperature; the
   others choose their best slate, see `_drawn`.

@@ -59,7 +59,7 @@ def run(parts: Parts, watch: watch_lib.Watch) -> None:
 
 
 def about(config: Config, interactions: int) -> dict:
-  """What decides the shapes and the meaning of a policy's parameters.
+  """Sizes that decide shapes and meaning of a policy's parameters.
 
   `interactions`, the numbers of a vector by who liked an item, may be fewer
   than the configuration asks for.

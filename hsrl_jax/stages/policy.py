@@ -164,7 +164,7 @@ def _check_share(agent: Agent, env: UserSimulator, logs: Sessions) -> None:
 
 
 def trained(parts: Parts) -> list[Params]:
-  """What the stage left, whatever the recipe: one pytree a seed.
+  """The stage's trained parameters, whatever the recipe: one pytree a seed.
 
   Raises:
     InputError: no checkpoint can be read.

@@ -24,7 +24,7 @@ _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
 
 
 class Source(NamedTuple):
-  """What SIDs are made of.
+  """The inputs of SIDs.
 
   Attributes:
     name: of the file or dataset, for people.

@@ -1,4 +1,4 @@
-"""What the policy would have earned, estimated from logs with propensities."""
+"""Off-policy estimates of the policy's value, from logs with propensities."""
 
 from typing import Any
 

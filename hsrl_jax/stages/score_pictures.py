@@ -18,7 +18,7 @@ def of(
   sessions: dict[str, list[simulate.Simulated]],
   rows: np.ndarray,
 ) -> dict[str, Any]:
-  """What journeys.json holds: of the policy, and what it is measured by.
+  """Content of journeys.json: sessions of the policy and of its bounds.
 
   Sessions are of the `rows` of the split, int32 [E].
   """

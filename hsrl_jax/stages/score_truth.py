@@ -13,7 +13,7 @@ from hsrl_jax.sim import truth
 
 
 def digest(config: config_lib.Config) -> tuple[str, ...]:
-  """What names the matrix in a fingerprint; nothing where there is none.
+  """The matrix's entry in a fingerprint; empty where there is none.
 
   Raises:
     InputError: the file is missing, or sessions cannot be scored by it.

@@ -17,7 +17,7 @@ from hsrl_jax.types import Params
 
 
 def load(parts: Parts, like: Params) -> Params:
-  """What training starts from; keeps in the workdir what it came from.
+  """Loads the state that training starts from; the workdir keeps its source.
 
   A seed starts from the same seed of the other run, or from its first one.
 

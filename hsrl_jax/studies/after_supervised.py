@@ -37,7 +37,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 
 def after(weights: Sequence[float]) -> dict[str, dict[str, Any]]:
-  """What goes on from the supervised policy: name to changes of the flags."""
+  """Rows that go on from the supervised policy: name to changed flags."""
   found: dict[str, dict[str, Any]] = {
     f"kl_{x:g}": {"kl_weight": x} for x in weights
   }

@@ -67,7 +67,7 @@ class _World(NamedTuple):
 
 
 class Row(NamedTuple):
-  """What is trained.
+  """A policy to train.
 
   Attributes:
     logging: the logging policy, of LOGGING.

@@ -1,4 +1,4 @@
-"""What is known of an item before anybody has met it."""
+"""Features of an item that nobody has met yet."""
 
 import re
 

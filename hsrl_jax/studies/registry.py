@@ -131,8 +131,7 @@ STUDIES = (
     "conservatism",
     Conservatism,
     "Learning from logs alone",
-    "What is learned from logs alone that were drawn in a world, and what it "
-    "then earns there.",
+    "Reward in a world of policies that learn from its logs alone.",
     also=("on_policy",),
   ),
   _study(
@@ -147,8 +146,7 @@ STUDIES = (
     "after_supervised",
     AfterSupervised,
     "RL after supervised training",
-    "What RL adds to a policy that was trained on what users liked next, and "
-    "what it costs.",
+    "Gain and cost of RL after training on what users liked next.",
     also=("next_item", "next_item,replay"),
   ),
 )

@@ -19,7 +19,7 @@ from hsrl_jax.host import compiled, stop, watch
 
 
 class Task(NamedTuple):
-  """What one process does.
+  """The work of one process.
 
   Attributes:
     name: for people, and of the file below the folder of logs.

@@ -90,7 +90,7 @@ def beginning(
 def free(
   settings: SupervisedSettings, observation: Observation, slots: int
 ) -> Array:
-  """What RL's logits are multiplied by, float32 [K]: 0 where a slot is held."""
+  """Factors of RL's logits by slot, float32 [K]: 0 where a slot is held."""
   if settings.hold_logged == "none":
     return jnp.ones(slots)
   shown = (observation.shown.items > 0).any()

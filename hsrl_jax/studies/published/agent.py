@@ -43,7 +43,7 @@ __all__ = ["Settings", "adam", "make"]
 
 
 class _Method(NamedTuple):
-  """What the functions below are made of; all of it is static.
+  """Static parts of the functions below.
 
   The parameters are a dict of those of `actor` and `critic` and of their
   targets, `target_actor` and `target_critic`.

@@ -1,4 +1,4 @@
-"""What the published method reads of the flags; defaults are its own.
+"""Settings of the published method; defaults are its own.
 
 Rates of Adam, of which each part has one, stand here: the learning rate, its
 decay and the clipping of TrainConfig are not read, nor are temperatures.
