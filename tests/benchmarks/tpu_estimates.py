@@ -99,7 +99,8 @@ def on_policy(config: Config | None = None) -> Program:
 def replayed(config: Config | None = None, items: int = 9_066) -> Program:
   """HSRL by replay with SIDs of three tokens, random items and users."""
   env, catalogue, users, _ = train_throughput.world(items)
-  config = config or of_flagfile(SMALL, sid_levels="3", buffer_size="32000")
+  changes = {"sid_levels": "3", "seeds": "0", "buffer_size": "32000"}
+  config = config or of_flagfile(SMALL, **changes)
   return training(config, env, core.Inputs(catalogue, users))
 
 
