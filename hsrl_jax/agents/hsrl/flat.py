@@ -18,7 +18,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.networks import flat_policy as flat
 from hsrl_jax.networks.flat_policy import FlatPolicy
 from hsrl_jax.networks.slate_policy import WIDTH, Chosen, Estimate
-from hsrl_jax.ops import masking, plackett_luce, sampling
+from hsrl_jax.ops import masking, plackett_luce
 from hsrl_jax.types import Array
 
 
@@ -86,11 +86,9 @@ class _Flat(sequential.Slates):
   def choices(self, params, catalogue, transition, key):
     """See base.OnPolicy; P is 1."""
     slate, notes = transition.slate, transition.notes
-    policy, tokens, observation = self.bound(
-      params, catalogue, transition.observation
+    (policy, _, observation), start, key = self.looks_back(
+      params, catalogue, transition, key
     )
-    keys = (None, None) if key is None else sampling.split(key, 2)
-    start = policy.start(tokens, observation, keys[0], notes.estimate)
 
     # A cache holds an array as long as the catalogue, and not K of them.
     @jax.checkpoint
@@ -124,7 +122,7 @@ class _Flat(sequential.Slates):
       start.estimate.user,
       before,
       policy.chances(start, start.vectors[slate]),
-      keys[1],
+      key,
     )
 
 

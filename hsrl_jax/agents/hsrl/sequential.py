@@ -87,6 +87,16 @@ class Slates(NamedTuple):
     policy = self.policy.bind(params["policy"])
     return policy, tokens_of(catalogue), observed.seen(observation)
 
+  def looks_back(self, params, catalogue, transition, key):
+    """`bound`, and the start, at a slate that was shown; the critic's key."""
+    policy, tokens, observation = self.bound(
+      params, catalogue, transition.observation
+    )
+    keys = (None, None) if key is None else sampling.split(key, 2)
+    estimate = transition.notes.estimate
+    start = policy.start(tokens, observation, keys[0], estimate)
+    return (policy, tokens, observation), start, keys[1]
+
   def beginning(self, params, catalogue, observation) -> Beginning | None:
     """See Beginning; None where the agent starts afresh."""
     start = self.spec.supervised
@@ -290,11 +300,9 @@ class _Sequential(Slates):
   def choices(self, params, catalogue, transition, key):
     """See base.OnPolicy."""
     spec, notes = self.spec, transition.notes
-    policy, tokens, observation = self.bound(
-      params, catalogue, transition.observation
+    (policy, tokens, observation), start, key = self.looks_back(
+      params, catalogue, transition, key
     )
-    keys = (None, None) if key is None else sampling.split(key, 2)
-    start = policy.start(tokens, observation, keys[0], notes.estimate)
     slots = jnp.arange(spec.slate_size)
     sids = sid_of(catalogue.index, transition.slate)
     vectors = policy.item_vectors(tokens, transition.slate, sids)
@@ -328,7 +336,7 @@ class _Sequential(Slates):
       start.estimate.user,
       None if by_slate else (chosen, partial),
       policy.chances(start, vectors),
-      keys[1],
+      key,
     )
 
 
