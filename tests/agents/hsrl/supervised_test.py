@@ -128,8 +128,15 @@ class SupervisedTest(parameterized.TestCase):
     slot, slate = (checks.sample(x, []) for x in made)
     self._check_first(slot, found, np.exp(log_pi + response)[found])
     self.assertContainsSubset(slate.slate[:, 1].tolist(), found)
-    # RL is free in the second place.
+    # RL is free in the second place, and what it learns counts there alone.
     self.assertNotEmpty(set(slot.slate[:, 1].tolist()) - set(found))
+    own = made[0].params["policy"]["params"]
+    learned = jax.tree.map(lambda x: 20 * x, own["first_out"])
+    policy = {"params": own | {"first_out": learned}}
+    other = made[0]._replace(params=made[0].params | {"policy": policy})
+    after = checks.sample(other, []).slate
+    np.testing.assert_array_equal(after[:, 0], slot.slate[:, 0])
+    self.assertGreater((after[:, 1] != slot.slate[:, 1]).mean(), 0.05)
 
   def test_the_flat_agent_keeps_one_beginning(self):
     with self.assertRaisesRegex(InputError, "hold_logged is 'slot'; expected"):
