@@ -17,10 +17,7 @@ PLATFORMS = ("cpu", "cuda", "tpu")
 ASSIGNMENTS = ("unique", "plain", "shuffled")
 SPLITS = ("train", "val", "test")
 SPLITS_BY = ("time", "user")
-RECIPES = (
-  *("replay", "on_policy", "logs", "next_item"),
-  *("next_item,replay", "next_item,on_policy"),
-)
+RECIPES = ("replay", "on_policy", "logs", "next_item", "next_item,on_policy")
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
@@ -180,8 +177,7 @@ class TrainConfig(Checked):
       iteration from a batch of what was shown lately; `on_policy`: from all of
       the last segment; `logs`: from slates of the training split, without the
       simulator; `next_item`: what users liked next in the logs;
-      `next_item,on_policy` and `next_item,replay` go on from there in the
-      simulator.
+      `next_item,on_policy` goes on from there in the simulator.
     continue_from: workdir of a finished run from whose parameters training
       starts, of the same agent and recipe, or of the recipe's part before the
       comma, which then is not trained anew.

@@ -38,7 +38,6 @@ _LONGEST = (
   "compare_test.py",
   "loop_test.py",
   "learning_test.py",
-  "after_supervised_test.py",
   "closed_loop_test.py",
   "continue_from_test.py",
   "catalogue_size_test.py",

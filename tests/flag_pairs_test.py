@@ -171,7 +171,7 @@ def _trace(config) -> None:
     jax.eval_shape(run, jax.random.key(0))
     return
   logs = None
-  if config.train.from_logs or agent.offline or agent.logged_share:
+  if config.train.from_logs or agent.offline:
     logs = logged.learned(sessions, env.reward, toy.ITEMS, env.observed_items)
   inputs = loop.Inputs(catalogue, pool, logs)
   engine = loop.make(agent, env, config.train)

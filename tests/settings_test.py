@@ -81,11 +81,11 @@ class SettingsTest(parameterized.TestCase):
     (
       {"recipe": "logs", "temperature": 0.5},
       "^temperature is given, but recipe=logs does not read it; expected "
-      "recipe=replay or next_item,replay, or no such setting$",
+      "recipe=replay, or no such setting$",
     ),
     (
-      {"recipe": "on_policy", "kl_weight": 1.0},
-      "^kl_weight is given, .* expected recipe=next_item,replay, or no such",
+      {"recipe": "on_policy", "hold_logged": "none"},
+      "^hold_logged is given, .* expected recipe=next_item,on_policy, or no ",
     ),
     (
       {"segment": 10},

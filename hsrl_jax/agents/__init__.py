@@ -19,7 +19,7 @@ from hsrl_jax.agents.baselines import (
   wolpertinger,
 )
 from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.agents.hsrl import flat, pretrained, sequential
+from hsrl_jax.agents.hsrl import flat, sequential
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
 from hsrl_jax.agents.rules import best_playlist, capped, diverse, spaced
 from hsrl_jax.config import RECIPES, Config
@@ -56,9 +56,6 @@ AGENTS = {
 _BY_RECIPE = {
   ("hsrl", "on_policy"): Algorithm(
     hsrl_settings.OnPolicySettings, sequential.make
-  ),
-  ("hsrl", "next_item,replay"): Algorithm(
-    hsrl_settings.NearStartSettings, pretrained.make
   ),
   ("hsrl", "next_item,on_policy"): Algorithm(
     hsrl_settings.SupervisedTokens, sequential.make
@@ -148,8 +145,7 @@ def check(config: Config) -> None:
       f"{' or '.join(AGENTS[name].recipes)}, or one of "
       f"{', '.join(trained_by(recipe))}"
     )
-  both = config.train.goes_on and config.train.on_policy
-  if both and not config.next_item.item_weight:
+  if config.train.goes_on and not config.next_item.item_weight:
     raise InputError(
       "the policy of the next item that the run continues from has no softmax "
       "over items (next_item_item_weight=0), with which on-policy learning "

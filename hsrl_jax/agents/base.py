@@ -281,7 +281,6 @@ class Agent(NamedTuple):
       (loss [], metrics). `progress` in [0, 1] drives schedules. None where
       there is nothing to learn, or `learning` does.
     offline: learns from the logged slates instead of its own.
-    logged_share: chance of a logged slate in place of a replayed one.
     reads_popularity: needs `Catalogue.popularity`.
     draws: has no greedy slate, so it gets a key in evaluation too.
     fixed_items: scores no items but those of its training.
@@ -305,7 +304,6 @@ class Agent(NamedTuple):
   act: Callable[..., Action]
   loss: Callable[..., tuple[Array, Metrics]] | None
   offline: bool = False
-  logged_share: float = 0.0
   reads_popularity: bool = False
   draws: bool = False
   fixed_items: bool = False

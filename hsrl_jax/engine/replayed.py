@@ -3,11 +3,7 @@
 What one call of the engine collects can be replayed from the next call on; in
 the very first call nothing is learned yet. An offline agent, and any that
 learns from logs, draws its batches from logged slates instead, and shows none.
-One that shows slates may have logged ones among those it replays
-(`Agent.logged_share`).
 """
-
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -45,11 +41,9 @@ def iterate(
   replayed = config.batch_size // config.users
   progress = learner.step / config.iterations
   key = jax.random.fold_in(learner.key, learner.step)
-  share = agent.logged_share
   act_keys, step_keys, replay_keys, *loss_keys = core.split(
-    core.by_user(key, stream.user), 3 + replayed + (share > 0)
+    core.by_user(key, stream.user), 3 + replayed
   )
-  mix_keys = loss_keys.pop() if share else None
   loss_keys = jnp.stack(loss_keys, -1)
   if loop.offline:
     batch = _sample_logs(inputs.logs, replay_keys, replayed)
@@ -70,8 +64,6 @@ def iterate(
     shown = {"reward": transition.reward.mean()}
     with jax.named_scope(core.REPLAY):
       batch = replay.sample(stream.replay, replay_keys, replayed)
-    if share:
-      batch = _mixed(batch, inputs.logs, mix_keys, share)
     warm_up = agent.learning.warm_up if agent.learning else 0
     collected = stream.replay.added * config.users
     weight = (collected >= max(warm_up, 1)).astype(jnp.float32)
@@ -152,18 +144,6 @@ def _sample_logs(logs: Transition, keys: PRNGKey, count: int) -> Transition:
     keys
   )
   return jax.tree.map(lambda x: x[rows], logs)
-
-
-def _mixed(
-  batch: Transition, logs: Transition, keys: PRNGKey, share: float
-) -> Transition:
-  """A batch, leaves [U, R, ...], a share of which becomes logged slates."""
-  row_keys, own_keys = core.split(keys, 2)
-  count = batch.reward.shape[1]
-  logged = _sample_logs(logs, row_keys, count)
-  draws = jax.vmap(lambda key: sampling.uniform(key, (count,)))(own_keys)
-  either = jax.vmap(jax.vmap(jnp.where))
-  return jax.tree.map(functools.partial(either, draws < share), logged, batch)
 
 
 def logged(sessions: Sessions, reward: Reward) -> Transition:

@@ -9,7 +9,7 @@ other ROWS are `hsrl` with one thing changed.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -44,18 +44,6 @@ ROWS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-class Group(NamedTuple):
-  """Rows that go on from one policy of the next item.
-
-  Attributes:
-    next_item: changes to NextItemConfig.
-    rows: changes of fields, by name of the row.
-  """
-
-  next_item: Mapping[str, Any]
-  rows: Mapping[str, Mapping[str, Any]]
-
-
 def run(experiment: jobs.Experiment) -> None:
   """Runs what is missing; leaves results.json, table.txt and plot.png.
 
@@ -65,103 +53,62 @@ def run(experiment: jobs.Experiment) -> None:
   """
   names = experiment.config.rows or tuple(ROWS)
   rows = entrants.variants(names, ROWS, "rows")
-  note = (
-    f"more: than {START}, of the reward than {RL_ALONE}. The first three "
-    "measures are of held-out logs, beside simple lists; intervals over users "
-    "and seeds, those of differences paired."
-  )
-  go(experiment, {"": Group({}, rows)}, "then on-policy RL", note)
-
-
-def go(
-  experiment: jobs.Experiment,
-  groups: Mapping[str, Group],
-  goes_on: str,
-  note: str,
-) -> None:
-  """Compares the rows of groups; see `run`.
-
-  Args:
-    experiment: with the configuration that all rows share.
-    groups: by what comes before the names of their rows.
-    goes_on: what follows the first part, in words.
-    note: below the table.
-  """
   if Run(experiment.base, experiment.workdir).without_slates:
     raise InputError(
       f"{experiment.name} needs logged slates, on which policies are measured; "
       "expected another dataset"
     )
-  starts, rows = {}, {}
-  for prefix, group in groups.items():
-    first = starts[prefix] = _supervised(
-      experiment, prefix + START, group.next_item
-    )
-    runs = {prefix + START: first} | jobs.run_all(
-      experiment, _jobs(experiment, prefix, group, first)
-    )
-    measured = {
-      name: held_out_rows.of_policy(run) for name, run in runs.items()
-    }
-    rows |= {
-      name: _row(
-        (first, measured[prefix + START]),
-        (run, measured[name]),
-        runs.get(prefix + RL_ALONE, first),
-      )
-      for name, run in runs.items()
-    }
-  base, first = experiment.base, starts[""].results()
+  first = _supervised(experiment)
+  runs = {START: first} | jobs.run_all(
+    experiment, [_job(experiment, name, rows[name], first) for name in rows]
+  )
+  ranked = {name: held_out_rows.of_policy(run) for name, run in runs.items()}
+  rewarded = runs.get(RL_ALONE, first)
+  base, beside = experiment.base, first.results()
   results = {
-    "dataset": first["dataset"],
+    "dataset": beside["dataset"],
     "protocol": base.simulator.protocol,
     "split": base.evaluate.split,
     "episodes": base.evaluate.episodes,
     "iterations": base.train.iterations,
     "resamples": statistics.RESAMPLES,
-    "simulator": first["simulator"],
-    "goes_on": goes_on,
-    "note": note,
-    "rows": rows,
+    "simulator": beside["simulator"],
+    "rows": {
+      name: _row((first, ranked[START]), (run, ranked[name]), rewarded)
+      for name, run in runs.items()
+    },
     "lists": {
       name: {x: measured[x] for x in held_out_rows.MEASURES}
-      for name, measured in first["held_out"].items()
+      for name, measured in beside["held_out"].items()
       if name != REFERENCE
     },
     "bounds": {
       name: measured["total_reward"]
-      for name, measured in first["policies"].items()
+      for name, measured in beside["policies"].items()
       if name != REFERENCE
     },
   }
   jobs.finish(experiment, results, table, figure)
 
 
-def _jobs(
-  experiment: jobs.Experiment, prefix: str, group: Group, first: Run
-) -> list[jobs.Job]:
-  """The rows that go on from a policy of the next item, or start afresh."""
-  found = []
-  for name, changes in group.rows.items():
-    changes = {"agent": REFERENCE} | dict(changes)
-    config = experiment.with_agent(**changes)
-    if config.train.goes_on:
-      path = str(first.workdir)
-      train = dataclasses.replace(config.train, continue_from=path)
-      config = dataclasses.replace(config, train=train)
-    found.append(jobs.Job(prefix + name, config))
-  return found
+def _job(
+  experiment: jobs.Experiment, name: str, changes: Mapping[str, Any], first: Run
+) -> jobs.Job:
+  """A row that goes on from the policy of the next item, or starts afresh."""
+  config = experiment.with_agent(**({"agent": REFERENCE} | dict(changes)))
+  if config.train.goes_on:
+    path = str(first.workdir)
+    train = dataclasses.replace(config.train, continue_from=path)
+    config = dataclasses.replace(config, train=train)
+  return jobs.Job(name, config)
 
 
-def _supervised(
-  experiment: jobs.Experiment, name: str, changes: Mapping[str, Any]
-) -> Run:
+def _supervised(experiment: jobs.Experiment) -> Run:
   """A run of its own, with data and SIDs, from which others go on."""
-  own = dataclasses.replace(experiment.base.next_item, **changes)
-  base = dataclasses.replace(experiment.base, next_item=own)
-  run = Run(start_lib.first_part(base), experiment.workdir / name)
+  first = start_lib.first_part(experiment.base)
+  run = Run(first, experiment.workdir / START)
   run.claim(settings.texts(run.config))
-  with jobs.timed(experiment, name, "policy"):
+  with jobs.timed(experiment, START, "policy"):
     run.complete(("data", "quantize", "simulator", "policy", "evaluate"))
   return run
 
@@ -185,7 +132,7 @@ def table(results: Mapping[str, Any]) -> str:
   """The results for a terminal, at most 80 columns wide."""
   head = (
     f"{results['dataset']}, protocol {results['protocol']}, split "
-    f"{results['split']}: supervised on the next item, {results['goes_on']}, "
+    f"{results['split']}: supervised on the next item, then on-policy RL, "
     f"{results['iterations']:,} iterations"
   )
   parts = [tables.filled(head)]
@@ -205,7 +152,12 @@ def table(results: Mapping[str, Any]) -> str:
       beside = {x: measured[name] for x, measured in results["lists"].items()}
     rows += [(x, *tables.cells(beside[x], form), "", "") for x in beside]
     parts.append(tables.aligned(rows))
-  return tables.blocks(*parts, tables.filled(results["note"]))
+  note = (
+    f"more: than {START}, of the reward than {RL_ALONE}. The first three "
+    "measures are of held-out logs, beside simple lists; intervals over users "
+    "and seeds, those of differences paired."
+  )
+  return tables.blocks(*parts, tables.filled(note))
 
 
 def figure(results: Mapping[str, Any]) -> Figure:

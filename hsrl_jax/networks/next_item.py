@@ -206,10 +206,6 @@ class Model:
       params["decoder"], catalogue.index, states, sid, key, method="taken"
     )
 
-  def contexts(self, params: Params, state: Array) -> Array:
-    """TokenDecoder.expected of ONE state: c_0 .. c_{L-1}, [L, d]."""
-    return self._decoder.apply(params["decoder"], state, method="expected")
-
   def search(
     self,
     params: Params,

@@ -170,23 +170,6 @@ class TokenDecoder(nn.Module):
       **how,
     )
 
-  def expected(self, state: Array) -> Array:
-    """Contexts c_0 .. c_{L-1} of ONE state [d], [L, d].
-
-    Each level takes away the mean embedding of all its tokens, since there is
-    no prefix that would say which of them lead to an item.
-    """
-    context = self.start(state)
-    contexts = [state]
-    for level in range(self.levels - 1):
-      mean = jax.nn.softmax(self._logits(context, level, None))
-      residual = self.norms[level](
-        context.residual - mean @ self.embedding[level]
-      )
-      context = context._replace(residual=residual)
-      contexts.append(residual)
-    return jnp.stack(contexts)
-
   def __call__(self, index: sid_index.SidIndex, state: Array) -> Array:
     """For initialisation: touches every parameter."""
     return self.taken(index, state, jnp.zeros(self.levels, jnp.int32))

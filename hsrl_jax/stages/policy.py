@@ -21,7 +21,6 @@ from hsrl_jax.engine import (
   replayed,
 )
 from hsrl_jax.engine import windows as windows_lib
-from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import watch as watch_lib
 from hsrl_jax.ops import sampling
@@ -129,8 +128,7 @@ def run(
     waiting = functools.partial(watch.phase, "waiting for slates")
     given = (*windows, train, layout, waiting)
     feeding = functools.partial(windows_lib.feed, *given)
-  elif train.from_logs or agent.logged_share:
-    _check_share(agent, env, logs)
+  elif train.from_logs:
     slates = logged.learned(logs, env.reward, items, env.observed_items)
   elif agent.offline:
     slates = replayed.logged(logs, env.reward)
@@ -148,18 +146,6 @@ def run(
       feeding=feeding,
       start=start,
       curve=curve,
-    )
-
-
-def _check_share(agent: Agent, env: UserSimulator, logs: Sessions) -> None:
-  """Raises InputError where logged and simulated slates are no one batch."""
-  if not agent.logged_share:
-    return
-  own, simulated = logs.exposed.shape[1], env.slate_size
-  if own != simulated:
-    raise InputError(
-      f"--logged_share={agent.logged_share:g}: logged slates have {own} items, "
-      f"simulated ones {simulated}; expected as many, or no --logged_share"
     )
 
 

@@ -188,7 +188,7 @@ def click_model(parts: Parts) -> ranking.ScoreFn:
 
 def ranks_next_item(parts: Parts) -> bool:
   """Whether the policy is a model of the next item."""
-  return parts.config.train.recipe in ("next_item", "next_item,replay")
+  return parts.config.train.recipe == "next_item"
 
 
 def ranking_of(parts: Parts) -> ranking.Ranker | None:

@@ -100,10 +100,10 @@ def _read(path: pathlib.Path, config: Config) -> tuple[str, dict | None]:
   if not first and (by == "next_item" or goes_on != theirs):
     expected = "a run of --recipe=next_item"
     if not goes_on:
-      expected = f"--recipe={by if theirs else f'{by},{recipe}'} here"
+      expected = f"--recipe={config_lib.RECIPES[-1]} here"
     raise InputError(f"{where} has --recipe={by}; expected {expected}")
-  # On-policy what the policy of the next item says is all that counts.
-  if own != agent and not (first and config.train.on_policy):
+  # Of a policy of the next item what it says is all that counts.
+  if own != agent and not first:
     raise InputError(
       f"{where} trained --agent={own}; expected --agent={agent}, as this run "
       "trains"

@@ -92,17 +92,6 @@ class ClosedLoop(Checked):
   sessions: int = setting(2_000, least=2)
 
 
-@dataclasses.dataclass(frozen=True)
-class AfterSupervised(Checked):
-  """Settings of `after_supervised`.
-
-  Attributes:
-    kl_weights: that hold RL to the supervised policy.
-  """
-
-  kl_weights: tuple[float, ...] = setting((0.0, 1.0, 5.0), least=0, length=1)
-
-
 _study = functools.partial(Entry, "study", "hsrl_jax.studies")
 STUDIES = (
   _study(
@@ -141,13 +130,6 @@ STUDIES = (
     "A policy that is served, and learns from what it served alone, round "
     "after round.",
     also=("replay",),
-  ),
-  _study(
-    "after_supervised",
-    AfterSupervised,
-    "RL after supervised training",
-    "Gain and cost of RL after training on what users liked next.",
-    also=("next_item", "next_item,replay"),
   ),
 )
 FRONT = Front("hsrl_jax.studies", EXPERIMENTS + STUDIES)

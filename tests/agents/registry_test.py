@@ -186,19 +186,18 @@ class FlagsTest(parameterized.TestCase):
     (
       ("--next_item_epochs=3",),
       "--next_item_epochs is given, but --recipe=replay does not read it; "
-      "expected --recipe=next_item or next_item,replay or next_item,on_policy, "
-      "or no such flag",
+      "expected --recipe=next_item or next_item,on_policy, or no such flag",
     ),
     (
       ("--recipe=next_item", "--iterations=100"),
       "--iterations is given, but --recipe=next_item does not read it; "
-      "expected --recipe=replay or on_policy or logs or next_item,replay or "
-      "next_item,on_policy, or no such flag",
+      "expected --recipe=replay or on_policy or logs or next_item,on_policy, "
+      "or no such flag",
     ),
     (
       ("--recipe=next_item", "--noitem_credit"),
       "--item_credit is given, but --recipe=next_item does not read it; "
-      "expected --recipe=replay or logs or next_item,replay, or no such flag",
+      "expected --recipe=replay or logs, or no such flag",
     ),
     (
       ("--recipe=next_item", "--agent=sasrec", "--next_item_hidden=3"),

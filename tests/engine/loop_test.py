@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 from hsrl_jax.config import TrainConfig
 from hsrl_jax.data import transitions
-from hsrl_jax.engine import checkpoint, core, loop, parallel
+from hsrl_jax.engine import checkpoint, core, parallel
 from hsrl_jax.evaluation import simulate
 from hsrl_jax.ops import tree
 from hsrl_jax.stages import policy
@@ -428,38 +428,6 @@ class LoopTest(parameterized.TestCase):
       lambda a, b: float(jnp.abs(a - b).max()), other.params, same.params
     )
     self.assertGreater(max(jax.tree.leaves(different)), 1e-4)
-
-  def test_a_share_of_each_batch_is_of_the_logs(self):
-    config = toy.config(agent="a2c", seeds=(0,))
-    logs = toy.logs()
-    logs = logs._replace(reward=jnp.arange(len(logs.reward)) + 1000.0)
-
-    def loss(params, target_params, catalogue, transition, key, progress):
-      own = transition.reward >= 1000.0
-      tells = {"logged": own * 1.0, "row": own * (transition.reward - 1000.0)}
-      # What is not of the reward is of the same slate.
-      there = logs.slate[jnp.int32(tells["row"])]
-      tells["torn"] = own * (transition.slate != there).any()
-      return 0.0 * sum(jnp.sum(x) for x in jax.tree.leaves(params)), tells
-
-    agent = toy.agent(config)._replace(loss=loss, logged_share=0.25)
-    engine = loop.make(agent, toy.env(), config.train)
-    inputs = toy.inputs()._replace(logs=logs)
-    learner, stream = jax.jit(engine.init)(0, inputs)
-    run, calls = jax.jit(engine.run), 50
-    learner, stream, _ = run(learner, stream, inputs)  # It learns nothing yet.
-    found = []
-    for _ in range(calls):
-      learner, stream, metrics = run(learner, stream, inputs)
-      found.append([metrics[x] for x in ("logged", "row", "torn")])
-    share, row, torn = np.mean(found, 0)
-    draws = calls * config.train.iterations_per_call * config.train.batch_size
-    spread = np.sqrt(0.25 * 0.75 / draws)
-    self.assertAlmostEqual(share, 0.25, delta=4 * spread)
-    last = len(logs.reward) - 1
-    spread = last * np.sqrt(1 / 12 / draws / share)
-    self.assertAlmostEqual(row / share, last / 2, delta=4 * spread)
-    self.assertEqual(torn, 0)
 
 
 if __name__ == "__main__":

@@ -7,21 +7,6 @@ from hsrl_jax.checked import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class NearStartSettings(base.ActorCriticSettings):
-  """Of HSRL that goes on by replay from the next item, see `pretrained`.
-
-  Attributes:
-    kl_weight: of the KL divergence from the policy of the next item that a run
-      continues from; 0: none.
-    logged_share: share of a batch, on average, that are slates of the logs, in
-      place of slates that simulated users were shown.
-  """
-
-  kl_weight: float = setting(5.0, least=0)
-  logged_share: float = setting(0.0, least=0, below=1)
-
-
-@dataclasses.dataclass(frozen=True)
 class HierarchySettings(base.Settings):
   """Of HSRL that chooses token by token.
 
