@@ -19,7 +19,7 @@ from hsrl_jax.agents.baselines import (
   wolpertinger,
 )
 from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.agents.hsrl import flat, sequential
+from hsrl_jax.agents.hsrl import categories, flat, sequential
 from hsrl_jax.agents.hsrl import settings as hsrl_settings
 from hsrl_jax.agents.rules import best_playlist, capped, diverse, spaced
 from hsrl_jax.config import RECIPES, Config
@@ -45,6 +45,12 @@ AGENTS = {
     hsrl_settings.SlateSettings,
     flat.make,
     ("on_policy", "next_item,on_policy"),
+  ),
+  "ppo_categories": Algorithm(
+    hsrl_settings.SlateSettings, categories.make, ("on_policy",)
+  ),
+  "a2c_sequential": Algorithm(
+    hsrl_settings.SlateSettings, flat.make_a2c, ("on_policy",)
   ),
   "capped": Algorithm(capped.Settings, capped.make),
   "spaced": Algorithm(spaced.Settings, spaced.make),

@@ -238,11 +238,15 @@ class OnPolicy(NamedTuple):
       there is no dropout.
     value: (params, catalogue, observation, hidden) -> V(s), float32 [].
     settings: of the objective.
+    clip: how far from 1 a choice's ratio of probabilities counts.
+    epochs: over a segment.
   """
 
   choices: Callable[..., Choices]
   value: Callable[..., Array]
   settings: "OnPolicySettings"
+  clip: float = 0.2
+  epochs: int = 3
 
 
 class Learning(NamedTuple):
@@ -423,10 +427,7 @@ def permitted(active: Array, excluded: Array) -> Array:
 
 
 def usable(active: Array, scores: Array, excluded: Array) -> Array:
-  """Scores of all items, [N + 1], with `masking.NEGATIVE` where none may be.
-
-  `active` and `excluded` are those of `permitted`.
-  """
+  """Scores of all items, [N + 1]; `masking.NEGATIVE` where not `permitted`."""
   return jnp.where(permitted(active, excluded), scores, masking.NEGATIVE)
 
 

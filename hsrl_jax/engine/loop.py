@@ -48,7 +48,7 @@ def make(
     env = env.exploring()
   steps = config.iterations
   if agent.on_policy is not None:
-    steps = on_policy.steps(config)
+    steps = on_policy.steps(config, agent.on_policy.epochs)
   optimizer = agent.optimizer or functools.partial(core.optimizer_of, config)
   loop = Loop(agent, env, config, optimizer(steps))
   init, run = (_init, _run)

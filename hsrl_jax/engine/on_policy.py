@@ -2,8 +2,8 @@
 
 An iteration is a slate for each user. After each `segment` of them the agent's
 choices are judged by their advantages (`ops.returns.choice_advantages`), and
-the policy follows the clipped objective of PPO (arXiv 1707.06347) for some
-epochs.
+the policy follows the clipped objective of PPO (arXiv 1707.06347) for as many
+epochs as the agent says.
 """
 
 import functools
@@ -21,8 +21,6 @@ from hsrl_jax.sim.user_simulator import EnvState
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 _EPSILON = 1e-6
-_CLIP = 0.2  # How far from 1 a choice's ratio of probabilities counts.
-_EPOCHS = 3  # Over a segment.
 _NO_USER = 2**32 - 1
 
 
@@ -42,10 +40,10 @@ class Judged(NamedTuple):
   returns: Array
 
 
-def steps(config: TrainConfig) -> int:
+def steps(config: TrainConfig, epochs: int) -> int:
   """Gradient steps of a whole training."""
   segments = config.iterations // config.segment
-  return segments * _EPOCHS * config.minibatches
+  return segments * epochs * config.minibatches
 
 
 def iterate(
@@ -187,7 +185,7 @@ def objective(
   settings = learning.settings
   choices = learning.choices(params, catalogue, one.transitions, key)
   ratio = jnp.exp(choices.log_probs - one.log_probs)
-  clipped = jnp.clip(ratio, 1 - _CLIP, 1 + _CLIP)
+  clipped = jnp.clip(ratio, 1 - learning.clip, 1 + learning.clip)
   actor = -jnp.minimum(ratio * one.advantages, clipped * one.advantages)
   actor = actor.mean()
   critic = ((choices.values - one.returns) ** 2).mean()
@@ -280,4 +278,5 @@ def _epochs(
 
     return jax.lax.scan(minibatch, learner, (parts, loss_keys))
 
-  return jax.lax.scan(epoch, learner, jnp.arange(_EPOCHS))
+  epochs = jnp.arange(loop.agent.on_policy.epochs)
+  return jax.lax.scan(epoch, learner, epochs)

@@ -94,7 +94,8 @@ TWINS = {
   "hsrl_no_actor": {"actor_weight": 0.0},
 }
 # The variants of `world`, on-policy: parts that can matter where tomorrow
-# counts. A new one is an entry here; HSRL without tokens is the agent `ppo`.
+# counts. A new one is an entry here; HSRL without tokens is the agent `ppo`,
+# without its lower levels `ppo_categories`.
 FORESIGHT = {
   # Each choice has an advantage of its own, over what was chosen before it.
   "token_credit": {"credit": "token"},
@@ -104,9 +105,10 @@ FORESIGHT = {
   "no_lately_penalty": {"lately_penalty": 0.0},
   # All levels see the state.
   "no_residual": {"residual": False},
-  # The slots of a slate do not know each other.
+  # Neither the penalties nor the network see the earlier slots of a slate.
   "independent_slates": {"slates": "independent"},
-  # SIDs of other items, and tokens that mean nothing.
+  # SIDs of other items, and tokens that mean nothing; the response head, and
+  # with it what tokens begin with, keeps the items' features.
   "random_sids": {"assignment": "shuffled", "semantic_tokens": False},
   # Tokens of like codebook vectors learn nothing from each other.
   "free_tokens": {"semantic_tokens": False},

@@ -59,7 +59,8 @@ class Estimate(NamedTuple):
 
   Attributes:
     user: float32 [W + 1], the head: a vector and a bias.
-    likes: float32 [L, V], logits of tokens by it; 0 with `item_prior`.
+    likes: float32 [L, V], logits of tokens by it; 0 with `item_prior`, and of
+      tokens that mean nothing.
   """
 
   user: Array
@@ -166,8 +167,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
     levels: L.
     vocab_size: V.
     semantic: whether a token's vector is a map of its codebook vector, and
-      tokens of like vectors share what was counted; else vectors are
-      parameters of their own.
+      tokens of like vectors share what was counted; else tokens' vectors are
+      parameters of their own, which RL learns and no estimate is made of.
     residual: whether lower levels see what the levels above have chosen.
     item_prior: whether callers add the estimate of all items below a token, of
       `item_estimates`, in place of that of the token's vector.
@@ -182,9 +183,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
     sizes, h = (self.levels, self.vocab_size), self.hidden
-    if self.semantic:
-      self.vector_map = nn.Dense(WIDTH, use_bias=False)
-    else:
+    self.vector_map = nn.Dense(WIDTH, use_bias=False)
+    if not self.semantic:
       self.vectors = self.param("vectors", normal(0.3), (*sizes, WIDTH))
     self.bias = self.param("bias", zeros, sizes)
     self.of_user()
@@ -221,14 +221,14 @@ class SlatePolicy(StatePolicy, kw_only=True):
     user = self.head(seen)
     if estimate is None:
       likes = vectors @ user[:-1] / self.prior_temperature
-      if self.item_prior:
+      if self.item_prior or not self.semantic:
         likes = jnp.zeros_like(likes)
       estimate = jax.lax.stop_gradient(Estimate(user, likes))
     state = self.state(seen, estimate.user)
     counts = counts_lately(observation.shown, tokens.first, self.vocab_size)
     smooth = counts @ kernel
     each = self.count_map(jnp.concatenate([counts, smooth]).T)
-    first = each + self.meaning_map(jax.lax.stop_gradient(vectors[0]))
+    first = each + self.meaning_map(self._given(vectors[0]))
     liked = smooth[:AGES].sum(0) + smooth[-1]
     prior = estimate.likes + self.bias
     return Start(
@@ -245,25 +245,17 @@ class SlatePolicy(StatePolicy, kw_only=True):
     """Of all tokens, float32 [L, V, W]."""
     return self.vector_map(tokens.codebooks) if self.semantic else self.vectors
 
-  def item_vectors(self, tokens: Tokens, items: Array, sids: Array) -> Array:
-    """Of items, int32 [...], with SIDs [..., L]; float32 [..., W]."""
-    if self.semantic:
-      return self.vector_map(tokens.features[items])
-    levels = jnp.arange(self.levels)
-    return self.vectors[levels, jnp.maximum(sids, 0)].sum(-2)
+  def _given(self, vectors: Array) -> Array:
+    """Tokens' vectors, without gradient where the response head learns them."""
+    return jax.lax.stop_gradient(vectors) if self.semantic else vectors
 
-  def item_estimates(
-    self, start: Start, tokens: Tokens, items: Array, sids: Array
-  ) -> Array:
-    """Logits of items that the policy begins with, float32 [...].
+  def item_vectors(self, tokens: Tokens, items: Array) -> Array:
+    """Of items, int32 [...], a map of their features; float32 [..., W]."""
+    return self.vector_map(tokens.features[items])
 
-    Args:
-      start: of the state.
-      tokens: of the catalogue.
-      items: int32 [...].
-      sids: int32 [..., L].
-    """
-    vectors = self.item_vectors(tokens, items, sids)
+  def item_estimates(self, start: Start, tokens: Tokens, items: Array) -> Array:
+    """Logits of items, int32 [...], that the policy begins with, [...]."""
+    vectors = self.item_vectors(tokens, items)
     logits = vectors @ start.estimate.user[:-1] / self.prior_temperature
     return jax.lax.stop_gradient(logits)
 
@@ -291,7 +283,7 @@ class SlatePolicy(StatePolicy, kw_only=True):
       x = x + self.partial_map(partial)
     own = masking.pick(self.lower_slot[:, level - 1].T, slot_of(slot))
     x = nn.relu(self.norm(x + own))
-    vectors = jax.lax.stop_gradient(start.vectors[level])
+    vectors = self._given(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 
   def one_chosen(self, first: Array, vector: Array, likes: Array) -> Chosen:
@@ -322,9 +314,7 @@ class SlatePolicy(StatePolicy, kw_only=True):
     """For initialisation: touches every parameter."""
     start = self.start(tokens, observation)
     chosen = jax.tree.map(lambda x: x[0], none_chosen(self.vocab_size, 1))
-    vector = self.item_vectors(
-      tokens, jnp.int32(0), jnp.zeros(self.levels, int)
-    )
+    vector = self.item_vectors(tokens, jnp.int32(0))
     logits = sum(
       self.logits(start, chosen, vector, 0, level).sum()
       for level in range(self.levels)

@@ -52,9 +52,17 @@ def catalogue() -> Catalogue:
   )
 
 
-def random_params(agent, observation, seed) -> Params:
-  """Parameters of which none is where it begins; nothing is compiled."""
-  shapes = jax.eval_shape(agent.init, KEY, catalogue(), observation)
+def random_params(agent, observation, seed, items=None) -> Params:
+  """Parameters of which none is where it begins; nothing is compiled.
+
+  Args:
+    agent: which has them.
+    observation: of a user.
+    seed: of the random numbers.
+    items: a catalogue; None: the one of here.
+  """
+  items = items or catalogue()
+  shapes = jax.eval_shape(agent.init, KEY, items, observation)
   rng = np.random.default_rng(seed)
   return jax.tree.map(
     lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape), x.dtype), shapes

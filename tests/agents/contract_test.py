@@ -27,6 +27,7 @@ CASES = {name: (name, toy.ITEMS, {}) for name in agents.AGENTS} | VARIANTS
 LEARNERS = [
   name for name in agents.AGENTS if checks.made(name).agent.loss is not None
 ]
+ON_POLICY = ("ppo", "ppo_categories", "a2c_sequential")
 LATENT = ("ddpg", "td3", "hac", "wolpertinger")
 # By agent, the parts of the parameters that each weight's loss moves.
 _LATENT_MOVES = {
@@ -78,7 +79,7 @@ def _scores(made):
     "wolpertinger",
     "cql",
     "planner",
-    "ppo",
+    *ON_POLICY,
     *agents.RULES,
   ):
     return None
@@ -128,7 +129,8 @@ class ActTest(parameterized.TestCase):
     for left in (np.arange(6, toy.ITEMS + 1), np.array([9, 20, 21, 30, 40])):
       banned = np.setdiff1d(np.arange(toy.ITEMS + 1), left)
       # Values of a whole future are far apart at temperature 1.
-      exploration = {"cql": 10.0, "planner": 1e4, "ppo": 60.0}.get(case, 1.0)
+      widths = {"cql": 10.0, "planner": 1e4} | dict.fromkeys(ON_POLICY, 60.0)
+      exploration = widths.get(case, 1.0)
       acted = checks.sample(made._replace(catalogue=fewer), banned, exploration)
       slates = np.asarray(acted.slate)[:500]
       self.assertTrue(np.isin(slates, np.setdiff1d(left, [12])).all())

@@ -8,6 +8,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from hsrl_jax.agents.rules import capped, knowledge
+from hsrl_jax.sid.categories import categories, rarest
 from hsrl_jax.sim import leave, observed
 from hsrl_jax.types import Observation, Shown
 from tests import toy
@@ -55,16 +56,16 @@ def _best(scores, count):
 
 class KnowledgeTest(absltest.TestCase):
   def test_the_rarest_category_by_brute_force(self):
-    kinds = np.asarray(knowledge.rarest(jnp.float32(CATEGORIES)))
+    kinds = np.asarray(rarest(jnp.float32(CATEGORIES)))
     items_of = CATEGORIES.sum(0)
     for own, kind in zip(CATEGORIES[1:], kinds[1:], strict=True):
-      rarest = min(np.flatnonzero(own), key=lambda c: (items_of[c], c))
-      self.assertEqual(np.flatnonzero(kind).tolist(), [rarest])
+      expected = min(np.flatnonzero(own), key=lambda c: (items_of[c], c))
+      self.assertEqual(np.flatnonzero(kind).tolist(), [expected])
     self.assertEqual(kinds[0].sum(), 0)
 
   def test_first_tokens_stand_for_categories(self):
     catalogue = checks.catalogue()
-    found = np.asarray(knowledge.categories(catalogue))
+    found = np.asarray(categories(catalogue))
     tokens = catalogue.index.sids[1:, 0]
     np.testing.assert_array_equal(found[1:].argmax(1), tokens)
     np.testing.assert_array_equal(found.sum(1), [0] + [1] * toy.ITEMS)
@@ -116,7 +117,7 @@ class SpacedTest(parameterized.TestCase):
 
 class DiverseTest(absltest.TestCase):
   def test_no_weight_is_the_best_of_each_kind(self):
-    kinds = np.asarray(knowledge.rarest(jnp.float32(CATEGORIES))).argmax(1)
+    kinds = np.asarray(rarest(jnp.float32(CATEGORIES))).argmax(1)
     want, used = [], set()
     for item in _best(WORTH, toy.ITEMS):
       if kinds[item] not in used:
@@ -162,7 +163,7 @@ class CappedTest(absltest.TestCase):
     np.testing.assert_allclose(found, want / np.linalg.norm(want), rtol=1e-4)
 
   def test_likes_of_each_kind_among_the_last_ones(self):
-    kinds = knowledge.rarest(jnp.float32(CATEGORIES))
+    kinds = rarest(jnp.float32(CATEGORIES))
     items, response = [3, 8, 11, 20, 5], [1, 1, 0, 1, 0]
     observation = Observation(
       jnp.zeros(0), jnp.zeros(4, jnp.int32), _shown(items, response)
@@ -174,7 +175,7 @@ class CappedTest(absltest.TestCase):
       )
 
   def test_no_kind_has_more_places_than_its_room(self):
-    kinds = np.asarray(knowledge.rarest(jnp.float32(CATEGORIES)))
+    kinds = np.asarray(rarest(jnp.float32(CATEGORIES)))
     liked = _best(-WORTH, 2)
     room = 1 - np.minimum(kinds[liked].sum(0), 1)
     found = _slate("capped", _shown(liked, [1, 1]), rule_cap=1, rule_memory=8)

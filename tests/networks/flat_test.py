@@ -64,7 +64,7 @@ class FlatTest(absltest.TestCase):
       expected = b.logits(two, known[1], None, slot, 0)
       self.assertGreater(np.ptp(expected), 1.0)
       np.testing.assert_allclose(found[1:], expected, rtol=1e-4, atol=1e-4)
-      vector = b.item_vectors(tokens, item, jnp.array([item - 1]))
+      vector = b.item_vectors(tokens, item)
       likes = b.likes(two, vector, slot)
       chosen = (
         a.one_chosen(one, jnp.int32(item), slot),

@@ -5,6 +5,7 @@ has, so that what differs is the tokens alone. A choice is an item; its
 log-probability is exact.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -140,6 +141,18 @@ def make(settings: SlateSettings, spec: base.Spec) -> base.Agent:
   policy = FlatPolicy(**sequential.shared(settings, spec))
   critic = sequential.critic_of(spec, 1)
   return _Flat(policy, critic, 0, settings, spec).agent()
+
+
+def make_a2c(settings: SlateSettings, spec: base.Spec) -> base.Agent:
+  """Builds the same agent for A2C: one epoch over a segment, nothing clipped.
+
+  The objective is a plain policy gradient by the advantages of GAE: before a
+  segment's first step all ratios are 1. Its other minibatches come after steps
+  on the ones before, and the ratio weighs what they have moved.
+  """
+  agent = make(settings, spec)
+  learning = agent.on_policy._replace(clip=math.inf, epochs=1)
+  return agent._replace(on_policy=learning)
 
 
 def _beginning(

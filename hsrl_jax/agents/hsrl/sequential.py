@@ -30,7 +30,7 @@ from hsrl_jax.sim import observed
 from hsrl_jax.types import Array
 
 
-class _Notes(NamedTuple):
+class Notes(NamedTuple):
   """Parts of a slate that are kept for learning.
 
   Attributes:
@@ -172,8 +172,8 @@ class Slates(NamedTuple):
     )
 
 
-class _Sequential(Slates):
-  """HSRL, token by token; the notes of its actions are _Notes."""
+class Sequential(Slates):
+  """HSRL, token by token; the notes of its actions are Notes."""
 
   def act(self, params, catalogue, observation, excluded, key, temperature):
     spec, index = self.spec, catalogue.index
@@ -219,7 +219,7 @@ class _Sequential(Slates):
       allowed = jnp.stack(allowed)
       item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
       sid = sid_of(index, item)
-      vector = policy.item_vectors(tokens, item, sid)
+      vector = policy.item_vectors(tokens, item)
       likes = policy.likes(start, vector, place)
       one = policy.one_chosen(sid[0], vector, likes)
       chosen = jax.tree.map(jnp.add, chosen, one)
@@ -240,7 +240,7 @@ class _Sequential(Slates):
       (self._none_chosen, taken, below),
       (jnp.arange(spec.slate_size), noise),
     )
-    notes = _Notes(allowed, start.estimate, prior)
+    notes = Notes(allowed, start.estimate, prior)
     return base.Action(
       slate, log_prob, jnp.zeros(0), notes, propensity=propensity
     )
@@ -289,9 +289,8 @@ class _Sequential(Slates):
       return None
     index = catalogue.index
     rows = item_softmax.rows_of(index)
-    sids = jnp.maximum(sid_of(index, rows.item), 0)
     tokens = tokens_of(catalogue)
-    logits = policy.item_estimates(start, tokens, rows.item, sids)
+    logits = policy.item_estimates(start, tokens, rows.item)
     if begins is not None:
       allowed = base.permitted(index.active, excluded)
       logits = begins.logits(logits, rows.item, allowed)
@@ -305,7 +304,7 @@ class _Sequential(Slates):
     )
     slots = jnp.arange(spec.slate_size)
     sids = sid_of(catalogue.index, transition.slate)
-    vectors = policy.item_vectors(tokens, transition.slate, sids)
+    vectors = policy.item_vectors(tokens, transition.slate)
     likes = jax.vmap(policy.likes, (None, 0, 0))(start, vectors, slots)
     chosen = policy.chosen_before(sids[:, 0], vectors, likes)
     # Sums of the vectors of the tokens above each level, [K, L, W].
@@ -353,7 +352,7 @@ def make(
     **shared(settings, spec),
   )
   critic = critic_of(spec, spec.levels)
-  return _Sequential(policy, critic, spec.vocab_size, settings, spec).agent()
+  return Sequential(policy, critic, spec.vocab_size, settings, spec).agent()
 
 
 def shared(settings: SlateSettings, spec: base.Spec) -> dict[str, Any]:

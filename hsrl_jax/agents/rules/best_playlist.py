@@ -14,6 +14,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
 from hsrl_jax.checked import setting
 from hsrl_jax.ops import sampling
+from hsrl_jax.sid.categories import categories, rarest
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array
 
@@ -86,7 +87,7 @@ class _Playlist(NamedTuple):
   def fit(self, params, env, users, catalogue, key):
     """Greedy from the first step to the last."""
     del params
-    kinds = knowledge.rarest(knowledge.categories(catalogue))
+    kinds = rarest(categories(catalogue))
     active = catalogue.index.active
     pool, items = len(users.profiles), jnp.arange(len(active))
     count = min(_USERS, pool)
