@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from hsrl_jax import files
 from hsrl_jax.agents import agent_of
@@ -86,6 +87,10 @@ def _engine(parts: Parts) -> tuple[loop.Engine, core.Inputs, TrainConfig]:
     first = jax.tree.map(lambda x: x[0], train)
     given = c.simulator, jax.random.key(0), parts.dataset.items.features, first
     parts.response = click_model.init(*given)
+    if parts.response.blend is not None:  # Which has a bias for each user.
+      users = jnp.unique(jnp.asarray(train.user_id))
+      blend = parts.response.blend._replace(user_ids=users, users=0.0 * users)
+      parts.response = parts.response._replace(blend=blend)
     if c.simulator.boredom == FITTED_TO_LOGS:
       fitted = boredom.unfitted(parts.dataset)
       parts.response = parts.response._replace(boredom=fitted)

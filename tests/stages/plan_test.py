@@ -1,5 +1,6 @@
 """What --mode=plan finds of training on chips that are not there."""
 
+import contextlib
 import json
 from unittest import mock
 
@@ -9,7 +10,7 @@ from absl.testing import absltest
 
 from hsrl_jax.engine import parallel
 from hsrl_jax.host import tpu
-from tests import command, folders
+from tests import command, folders, large_logs_test
 
 _SMOKE = f"--flagfile={command.ROOT}/launch/flags/smoke.flags"
 _GIB = 2**30
@@ -44,21 +45,25 @@ def _compiled(seeds, topology):
 class PlanTest(folders.CommandTest):
   """Without a compiler: what it would say is made up."""
 
-  def _plan(self, *arguments, chips=1):
+  def _plan(self, *arguments, chips=1, flags=(_SMOKE,)):
     topology = tpu.Topology("v5e-1", tuple(jax.devices()[:chips]), 1e3)
+
+    def lowered(init, run, seeds, inputs, layout):
+      del init, run, layout
+      self.inputs = inputs
+      return len(seeds)
+
     with (
       mock.patch.object(tpu, "describe", return_value=topology),
       mock.patch.object(tpu, "memory", return_value=15.75 * _GIB),
       mock.patch.object(tpu, "version", return_value="0.0"),
       mock.patch.object(tpu, "compiled", _compiled),
-      mock.patch.object(
-        parallel, "lowered", lambda a, b, seeds, *_: len(seeds)
-      ),
+      mock.patch.object(parallel, "lowered", lowered),
       # As on accelerators, where seeds lie side by side.
       mock.patch.object(parallel.Layout, "platform", "tpu"),
     ):
       workdir = f"--workdir={self.folder}/w"
-      out = self.ok(_SMOKE, workdir, "--mode=plan", *arguments)
+      out = self.ok(*flags, workdir, "--mode=plan", *arguments)
     found = json.loads((self.folder / "w" / "plan.json").read_text())
     return out, found["parts"]
 
@@ -97,6 +102,25 @@ class PlanTest(folders.CommandTest):
     out, parts = self._plan("--recipe=next_item,replay")
     self.assertEqual([*parts], ["next_item", "replay"])
     self.assertIn("hsrl, next_item: 2 of 2 seed(s)", out)
+
+  def test_logs_on_disk_are_planned_by_their_windows(self):
+    raw = self.folder / "raw"
+    large_logs_test.write(raw)
+    with contextlib.ExitStack() as few:
+      for name, value in large_logs_test.FEW.items():
+        few.enter_context(mock.patch(name, value))
+      flags = (*large_logs_test.FLAGS, f"--raw_data_dir={raw}")
+      out, parts = self._plan(flags=flags)
+    self.assertIn("sasrec, logs: 1 of 1 seed(s)", out)
+    (part,) = parts.values()
+    self.assertTrue(part["fits"])
+    rows, size = len(self.inputs.logs.slate), 0
+    for x in jax.tree.leaves(self.inputs.logs):
+      self.assertEqual(x.shape[0], rows)
+      size += x.size * x.dtype.itemsize
+    # A window, and not one row more.
+    most = large_logs_test.FEW["hsrl_jax.engine.windows.BYTES"]
+    self.assertBetween(size, most - size / rows, most)
 
   def test_what_cannot_be_planned(self):
     workdir = f"--workdir={self.folder}/w"
