@@ -37,7 +37,7 @@ UNKNOWN = (
 )
 # In the names of all operations.
 _EVERYWHERE = {
-  *("", "of_all", "of_device", "shard_map"),
+  *("", "of_all", "of_device", "_fun", "shard_map"),
   *("while", "body", "closed_call", "cond"),
 }
 _ARRAY = re.compile(r"\w+\[[\d,]*\]")
