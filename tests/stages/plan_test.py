@@ -99,8 +99,10 @@ class PlanTest(folders.CommandTest):
     self.assertIn("fits: needs 7.00 of 15.75 GiB", out)
 
   def test_the_part_before_the_comma_is_planned_too(self):
-    out, parts = self._plan("--recipe=next_item,replay")
-    self.assertEqual([*parts], ["next_item", "replay"])
+    flags = ("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=16")
+    flags += ("--recipe=next_item,on_policy", "--seeds=0,1")
+    out, parts = self._plan(flags=flags)
+    self.assertEqual([*parts], ["next_item", "on_policy"])
     self.assertIn("hsrl, next_item: 2 of 2 seed(s)", out)
 
   def test_logs_on_disk_are_planned_by_their_windows(self):
