@@ -19,7 +19,7 @@ from hsrl_jax.engine import parallel, processes
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments import jobs, sweep
 from hsrl_jax.experiments.registry import Front
-from hsrl_jax.host import stop
+from hsrl_jax.host import stop, tpu
 from hsrl_jax.host import workdir as workdir_lib
 from hsrl_jax.report import run_page, sid_page
 from hsrl_jax.serving import versions
@@ -29,6 +29,7 @@ from hsrl_jax.stages import (
   catalogue_changes,
   collect,
   export,
+  plan,
   quantize,
 )
 from hsrl_jax.stages import run as run_lib
@@ -53,7 +54,9 @@ def _main(argv: list[str], front: Front, command: str) -> None:
   config = flags_lib.config_from_flags(chosen)
   # A bad flag is told before anything runs, whatever the mode reads.
   flags_lib.export_from_flags()
-  if _joins_others(mode):
+  if mode == "plan":  # Of devices that need not be there, by one process.
+    jax.config.update("jax_platforms", "cpu")
+  elif _joins_others(mode):
     # Only process 0 prints, and keeps other runs out.
     with contextlib.ExitStack() as inside:
       if processes.is_first():
@@ -191,6 +194,7 @@ def _check_inputs(mode: str, chosen: flags_lib.Chosen | None) -> None:
     (flags_lib.SWEEP, ("quantize",), ()),
     (flags_lib.FROM, ("collect",), ("collect",)),
     (flags_lib.COLLECT_AFTER, ("collect",), ()),
+    (flags_lib.TOPOLOGY, ("plan",), ()),
   ):
     is_given = flag.present and flag.value not in (None, "", [])  # 0 is.
     if is_given and mode not in modes:
@@ -233,6 +237,12 @@ def _run_stages(mode: str, config: config_lib.Config, workdir) -> None:
 def _run_claimed(mode: str, run: run_lib.Run, workdir: pathlib.Path) -> None:
   if mode == "export":
     run.export(flags_lib.export_from_flags())
+    return
+  if mode == "plan":
+    tpu.describe(flags_lib.TOPOLOGY.value)  # What is wrong is told at once.
+    run.complete(plan.STAGES)
+    print(plan.lines(plan.run(run, flags_lib.TOPOLOGY.value)))
+    print(f"plan: {workdir / plan.FILE}")
     return
   if mode == "advise":
     run.complete(["data"])

@@ -19,6 +19,7 @@ from hsrl_jax.experiments.registry import LAUNCH, Entry, Front
 MODES = (
   "all",
   "advise",
+  "plan",
   *config_lib.STAGES,
   "add_items",
   "remove_items",
@@ -33,8 +34,9 @@ MODE = flags.DEFINE_enum(
   "all",
   MODES,
   "The stage to run; `all`: what is missing. `advise` looks at the logs and "
-  "says which recipe learns from them. `add_items` and `remove_items` "
-  "change a catalogue of --embeddings; for `export`, `collect`, `rollback` see "
+  "says which recipe learns from them. `plan` says whether training fits on "
+  "TPUs, and how long it takes. `add_items` and `remove_items` change a "
+  "catalogue of --embeddings; for `export`, `collect`, `rollback` see "
   "docs/loop.md.",
 )
 WORKDIR = flags.DEFINE_string(
@@ -68,6 +70,12 @@ SWEEP = flags.DEFINE_list(
   "sweep",
   [],
   "With --mode=quantize: sizes V x L to compare, such as 64x3,128x3.",
+)
+TOPOLOGY = flags.DEFINE_string(
+  "topology",
+  "v5e-1",
+  "With --mode=plan: TPUs that need not be there, as the cloud names them, "
+  "such as v5e-16 or v4-8.",
 )
 AGENT = flags.DEFINE_string(
   "agent",

@@ -47,7 +47,7 @@ FLAGS = (
 )
 
 
-def _write(raw, users=80, steps=12, items=20):
+def write(raw, users=80, steps=12, items=20):
   """Files of as many users each."""
   rng = np.random.default_rng(0)
   (raw / "sessions").mkdir(parents=True)
@@ -75,7 +75,7 @@ class LargeLogsTest(absltest.TestCase):
     self.folder = pathlib.Path(tempfile.mkdtemp())
     self.addCleanup(shutil.rmtree, self.folder)
     self.processes = command.Processes(self.folder)
-    _write(self.folder / "raw")
+    write(self.folder / "raw")
 
   def _start(self, workdir, *arguments):
     raw = f"--raw_data_dir={self.folder / 'raw'}"

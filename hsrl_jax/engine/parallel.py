@@ -17,7 +17,7 @@ brings it to the devices, `collect` back.
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent import futures
 from functools import cache, partial
 from typing import NamedTuple
@@ -43,17 +43,26 @@ class Layout(NamedTuple):
     seeds: S.
     devices: all there are, of all processes.
     by_seed: whether each device has seeds of its own; else all share users.
+    described: the devices, where they are not there and programs are compiled
+      for them alone; empty: those of this job.
   """
 
   seeds: int
   devices: int
   by_seed: bool
+  described: tuple[jax.Device, ...] = ()
+
+  @property
+  def platform(self) -> str:
+    """What the devices are, as jax names it."""
+    if self.described:
+      return self.described[0].platform
+    return jax.default_backend()
 
   @property
   def groups(self) -> int:
     """G of seeds that train at once, where `by_seed`: g, g + G, and so on."""
-    one_by_one = jax.default_backend() == "cpu"
-    return self.seeds if one_by_one else self.devices
+    return self.seeds if self.platform == "cpu" else self.devices
 
 
 def use_cores(train: TrainConfig) -> None:
@@ -72,11 +81,12 @@ def use_cores(train: TrainConfig) -> None:
   jax.config.update("jax_num_cpu_devices", devices)
 
 
-def layout(seeds: int) -> Layout:
-  """The layout of S seeds on all devices of all processes."""
-  devices = jax.device_count()
-  alone = jax.process_count() == 1
-  return Layout(seeds, devices, alone and seeds >= devices)
+def layout(seeds: int, described: Sequence[jax.Device] = ()) -> Layout:
+  """The layout of S seeds on all devices of all processes, or on others."""
+  devices = len(described) or jax.device_count()
+  hosts = len({x.process_index for x in described}) or jax.process_count()
+  by_seed = hosts == 1 and seeds >= devices
+  return Layout(seeds, devices, by_seed, tuple(described))
 
 
 def meet() -> None:
@@ -104,11 +114,19 @@ def init(engine_init: Callable, seeds: tuple[int, ...], inputs, layout: Layout):
   return _assembled(learners, streams, layout)
 
 
-def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs):
-  """Shapes of `init`, as jax.ShapeDtypeStruct without a device."""
+def shapes(engine_init: Callable, seeds: tuple[int, ...], inputs, parts=1):
+  """Shapes of `init`, as jax.ShapeDtypeStruct without a device.
+
+  Streams are those of one of so many equal `parts` of the users.
+  """
+
+  def of_seed(seed, inputs):
+    part = () if parts == 1 else (0, parts)
+    return engine_init(seed, inputs, *part)
+
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct((len(seeds), *x.shape), x.dtype),
-    jax.eval_shape(engine_init, jnp.int32(0), inputs),
+    jax.eval_shape(of_seed, jnp.int32(0), inputs),
   )
 
 
@@ -158,7 +176,7 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
     return _on_each(run, layout)
 
   def of_device(learner, stream, inputs):
-    return over_seeds(run)(learner, stream, inputs, AXIS)
+    return over_seeds(run, layout.platform)(learner, stream, inputs, AXIS)
 
   mapped = jax.pmap(
     of_device,
@@ -166,16 +184,52 @@ def over_devices(run: Callable, layout: Layout) -> Callable:
     in_axes=(None, 0, None),
     out_axes=(None, 0, None),
     donate_argnums=(0, 1),
+    devices=layout.described or None,
   )
   # The compiled program takes arrays of all processes; `place` makes those of
   # this process alone, which jax.pmap itself takes.
-  alone = jax.process_count() == 1
+  alone = jax.process_count() == 1 and not layout.described
   return compilation.often_mapped(mapped) if alone else mapped
 
 
-def of_group(run: Callable) -> Callable:
-  """The program of a group of seeds; see `Layout.groups`."""
-  return compilation.often(over_seeds(run), donate_argnums=(0, 1))
+def of_group(run: Callable, platform: str | None = None) -> Callable:
+  """The program of a group of seeds; see `Layout.groups`, `over_seeds`."""
+  of_all = over_seeds(run, platform)
+  return compilation.often(of_all, platform, donate_argnums=(0, 1))
+
+
+def lowered(
+  init: Callable, run: Callable, seeds: tuple[int, ...], inputs, layout: Layout
+) -> jax.stages.Lowered:
+  """An Engine's `run` for a described device, as `over_devices` would have it.
+
+  Args:
+    init: of the engine.
+    run: of the engine.
+    seeds: all of them, or those of one device where `layout.by_seed`.
+    inputs: of the engine, arrays or their shapes.
+    layout: of described devices.
+
+  Raises:
+    ValueError: the users do not divide over the devices.
+  """
+  parts = 1 if layout.by_seed else layout.devices
+  given = *shapes(init, seeds, inputs, parts), inputs
+  if layout.by_seed:
+    chip = jax.sharding.SingleDeviceSharding(layout.described[0])
+    given = _shapes(given, sharding=chip)
+    return of_group(run, layout.platform).lower(*given)
+  learner, stream, inputs = _shapes(given)
+  stream = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct((parts, *x.shape), x.dtype), stream
+  )
+  return over_devices(run, layout).lower(learner, stream, inputs)
+
+
+def _shapes(x, **where):
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, **where), x
+  )
 
 
 def _on_each(run: Callable, layout: Layout) -> Callable:

@@ -1,5 +1,6 @@
 """Boredom that is fitted to the sessions of the logs; of stage `simulator`."""
 
+import functools
 import pathlib
 
 import jax
@@ -80,13 +81,18 @@ def fit(
   return fitted
 
 
+def unfitted(dataset: Dataset) -> Params:
+  """Parameters before a fit."""
+  return _dynamics(dataset).init(jax.random.key(0))
+
+
 def load(workdir: pathlib.Path, dataset: Dataset, again: str) -> Params:
   """Reads the output of `fit`; `again` says what to do where that fails.
 
   Raises:
     InputError: it cannot be read.
   """
-  like = jax.eval_shape(_dynamics(dataset).init, jax.random.key(0))
+  like = jax.eval_shape(functools.partial(unfitted, dataset))
   with reading(workdir / FILE, f"the fitted boredom: {again}"):
     arrays = files.read_npz(workdir / FILE, _FORMAT)
     return jax.tree_util.tree_map_with_path(

@@ -34,7 +34,7 @@ def run(parts: Parts, watch: watch_lib.Watch) -> None:
       validation split has no like.
   """
   given = untrained(parts)
-  engine, inputs, train = _engine(parts, given)
+  engine, inputs, train = engine_of(parts, given)
   judge = _judge(parts, given)
 
   def measure(params: Params) -> tuple[dict, dict, np.ndarray]:
@@ -76,10 +76,14 @@ def about(config: Config, interactions: int) -> dict:
   }
 
 
-def _engine(
+def engine_of(
   parts: Parts, given: Params
 ) -> tuple[loop.Engine, core.Inputs, TrainConfig]:
-  """Engine, inputs and course of the training; `given` as of `untrained`."""
+  """Engine, inputs and course of the training; `given` as of `untrained`.
+
+  Raises:
+    InputError: the training logs have no user who liked two items.
+  """
   c, items = parts.config.next_item, parts.catalogue.index.num_items
   liked = sequences.from_sessions(parts.dataset.splits["train"])
   packed = sequences.pack(liked, c.history)
@@ -170,7 +174,7 @@ def load(parts: Parts) -> list[Params]:
     InputError: no checkpoint can be read.
   """
   given = untrained(parts)
-  engine, inputs, train = _engine(parts, given)
+  engine, inputs, train = engine_of(parts, given)
   folder = parts.workdir / FOLDER
   learner = training.restore(folder, engine, inputs, train.seeds)
   best = training.by_seed(learner.best.params)

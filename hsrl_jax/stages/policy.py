@@ -11,7 +11,7 @@ import numpy as np
 
 from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import Agent
-from hsrl_jax.config import Config
+from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.data import blocks
 from hsrl_jax.engine import (
   core,
@@ -29,7 +29,13 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import logged, next_item, training
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import Array, Observation, Params, Sessions
+from hsrl_jax.types import (
+  Array,
+  Observation,
+  Params,
+  Sessions,
+  Transition,
+)
 
 FOLDER = training.FOLDER
 CURVE_EPISODES = 256  # Validation sessions of a point of the learning curve.
@@ -128,10 +134,8 @@ def run(
     waiting = functools.partial(watch.phase, "waiting for slates")
     given = (*windows, train, layout, waiting)
     feeding = functools.partial(windows_lib.feed, *given)
-  elif train.from_logs:
-    slates = logged.learned(logs, env.reward, items, env.observed_items)
-  elif agent.offline:
-    slates = replayed.logged(logs, env.reward)
+  else:
+    slates = learned(agent, env, train, logs, items)
   with futures.ThreadPoolExecutor(1) as beside:
     curve = None
     if not train.from_logs:  # Else no session is simulated.
@@ -147,6 +151,19 @@ def run(
       start=start,
       curve=curve,
     )
+
+
+def learned(
+  agent: Agent,
+  env: UserSimulator,
+  train: TrainConfig,
+  logs: Sessions,
+  items: int,
+) -> Transition | None:
+  """Logged slates as the agent learns from them; None where it does not."""
+  if train.from_logs:
+    return logged.learned(logs, env.reward, items, env.observed_items)
+  return replayed.logged(logs, env.reward) if agent.offline else None
 
 
 def trained(parts: Parts) -> list[Params]:

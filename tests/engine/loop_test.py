@@ -137,6 +137,10 @@ class DevicesTest(parameterized.TestCase):
     placed = parallel.place(*start, inputs, layout)
     text = parallel.over_devices(engine.run, layout).lower(*placed).as_text()
     self.assertEqual(_collectives(text), ["all_reduce"])
+    # Devices that are only described get the same program.
+    there = parallel.layout(2, jax.devices())
+    given = engine.init, engine.run, config.train.seeds, inputs, there
+    self.assertEqual(parallel.lowered(*given).as_text(), text)
 
   @pytest.mark.slow
   def test_gradients_of_four_devices_are_the_gradient_of_all(self):

@@ -219,7 +219,7 @@ class StageTest(folders.FolderTest):
     """A slate that is not full ends in zeros, not in excluded items."""
     parts = _parts("sasrec")
     ranker = next_item.ranker(parts.config, toy.ITEMS)
-    engine, inputs, _ = next_item._engine(parts, next_item.untrained(parts))
+    engine, inputs, _ = next_item.engine_of(parts, next_item.untrained(parts))
     params = jax.jit(engine.init)(0, inputs)[0].params
     excluded = jnp.arange(4, toy.ITEMS + 1)
     top = jax.jit(ranker.best)(
