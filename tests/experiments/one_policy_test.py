@@ -33,8 +33,10 @@ def _experiment(**config):
 
 class JobsTest(absltest.TestCase):
   def test_rows_differ_in_what_they_say(self):
-    group = one_policy.Group({}, one_policy.ROWS)
-    found = one_policy._jobs(_experiment(), "", group, FIRST)
+    found = [
+      one_policy._job(_experiment(), name, changes, FIRST)
+      for name, changes in one_policy.ROWS.items()
+    ]
     configs = {x.name: x.config for x in found}
     self.assertCountEqual(configs, one_policy.ROWS)
     alone = configs.pop("rl_alone")

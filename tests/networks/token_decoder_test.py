@@ -115,21 +115,6 @@ class TokenDecoderTest(parameterized.TestCase):
     np.testing.assert_allclose(beams.log_probs[:18], log_pi[order], atol=1e-4)
     self.assertFalse(beams.valid[18:].any())
 
-  @parameterized.parameters(5, 0)
-  def test_expected_contexts_are_those_of_plain_numpy(self, hidden):
-    decoder, params, _, _, state = _setting(hidden=hidden)
-    contexts = jax.jit(lambda p, s: decoder.apply(p, s, method="expected"))(
-      params, state
-    )
-    p = _float64(params)
-    context, expected = state.astype(np.float64), [state]
-    for level in range(LEVELS - 1):
-      chance = np.exp(_logits(p, context, state, level, hidden))
-      mean = chance / chance.sum() @ p["embedding"][level]
-      context = _norm(p[f"norm_{level}"], context - mean)
-      expected.append(context)
-    np.testing.assert_allclose(contexts, expected, atol=1e-4)
-
   def test_dropout_depends_on_the_key(self):
     decoder, params, index, _, state = _setting()
     sid_ = np.asarray([0, 0, 0])
