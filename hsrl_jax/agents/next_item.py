@@ -59,11 +59,11 @@ class Policy(NamedTuple):
   beams: int
   slate_size: int
 
-  def state(self, params, catalogue, observation, key=None) -> Array:
-    """c_0, float32 [d]; `key` is of the dropout."""
+  def state(self, params, catalogue, observation) -> Array:
+    """c_0, float32 [d]."""
     known = self.catalogue(params, catalogue)
     history = observation.history[None]
-    return self.model.states(params["model"], known, history, key)[0]
+    return self.model.states(params["model"], known, history)[0]
 
   def catalogue(self, params: Params, catalogue: Catalogue) -> Catalogue:
     """The model's view of the items; nobody has liked later ones."""

@@ -144,16 +144,11 @@ class Model:
     return total, (target > 0).sum()
 
   def states(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    history: Array,
-    key: PRNGKey | None = None,
+    self, params: Params, catalogue: Catalogue, history: Array
   ) -> Array:
     """The state after each history, int32 [E, any] -> float32 [E, d].
 
-    Histories are left-padded; their last `length` items are looked at. `key` is
-    of the dropout, the same for all histories.
+    Histories are left-padded; their last `length` items are looked at.
     """
     length = self.config.length
     history = history[:, -length:]
@@ -163,7 +158,7 @@ class Model:
     place = jnp.arange(length)
     states = jax.vmap(
       lambda row, seen: self._encoder.apply(
-        params["encoder"], row, place, seen.astype(jnp.int32), key
+        params["encoder"], row, place, seen.astype(jnp.int32)
       )
     )(vectors, history > 0)
     return states[:, -1]
@@ -193,17 +188,12 @@ class Model:
     return self._vectors(params, catalogue, items) @ state
 
   def taken(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    state: Array,
-    sid: Array,
-    key: PRNGKey | None = None,
+    self, params: Params, catalogue: Catalogue, state: Array, sid: Array
   ) -> Array:
     """TokenDecoder.taken of ONE state [d] along SIDs [M, L]: [M, L, V]."""
     states = jnp.broadcast_to(state, (len(sid), len(state)))
     return self._decoder.apply(
-      params["decoder"], catalogue.index, states, sid, key, method="taken"
+      params["decoder"], catalogue.index, states, sid, method="taken"
     )
 
   def search(
