@@ -164,15 +164,18 @@ def _row(array: Array, node: Array) -> Array:
   return array.at[jnp.maximum(node, 0)].get(mode="promise_in_bounds")
 
 
-def live_children(index: SidIndex, node: Array, level: int) -> Array:
-  """Active items below each child of a node, int32 [V]; see `valid_tokens`."""
+def live_children(
+  index: SidIndex, node: Array, level: int
+) -> tuple[Array, Array]:
+  """Active items below each child of a node, and the child, as `child`, [V]."""
   there, number = children(index, node, level)
+  there &= node >= 0
   if level + 1 < index.levels:
     live = index.live[level + 1].at[number].get(mode="clip")
   else:
     leaf = index.leaf_item.at[number].get(mode="clip")
     live = index.active[leaf].astype(jnp.int32)
-  return jnp.where(there & (node >= 0), live, 0)
+  return jnp.where(there, live, 0), jnp.where(there, number, -1)
 
 
 def children(index: SidIndex, node: Array, level: int) -> tuple[Array, Array]:

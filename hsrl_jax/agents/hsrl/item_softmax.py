@@ -137,7 +137,7 @@ def without(index: SidIndex, below: Below, path: list[Array]) -> Below:
     node = jnp.where(there_is_one, node, len(weights[level]))
     weights[level] = weights[level].at[node].set(weight, mode="drop")
 
-  put(index.levels - 1, below.place[path[-1]], 0.0)
+  put(index.levels - 1, below.place.at[path[-1]].get(mode="clip"), 0.0)
   for level in reversed(range(1, index.levels)):
     node = path[level - 1]
     there, number = children(index, node, level)

@@ -194,11 +194,10 @@ class Sequential(Slates):
     def slot(carry, inputs):
       chosen, taken, below = carry
       place, noise = inputs
-      sids = jnp.concatenate([banned, taken])
       node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
-      same = (sids >= 0).all(-1)
+      barred, same = ((x >= 0).all(-1) for x in (banned, taken))
       log_prob, propensity = jnp.float32(0), jnp.float32(1)
-      allowed, prior, path = [], [], []
+      allowed, prior, path, sid = [], [], [], []
       for level in range(spec.levels):
         logits = policy.logits(start, chosen, partial, place, level)
         logits *= free[place]
@@ -206,19 +205,24 @@ class Sequential(Slates):
           prior.append(item_softmax.token_logits(index, below, node, level))
           logits += prior[-1]
         used = jnp.zeros(spec.vocab_size, jnp.int32)
-        used = used.at[sids[:, level]].add(same.astype(jnp.int32))
-        may = live_children(index, node, level) > used
+        used = used.at[banned[:, level]].add(barred.astype(jnp.int32))
+        here = taken[:, level, None] == jnp.arange(spec.vocab_size)[None]
+        live, number = live_children(index, node, level)
+        may = live > used + (here & same[:, None]).sum(0)
         token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
-        log_prob += masking.log_softmax(logits, may)[token]
+        log_prob += masking.pick(masking.log_softmax(logits, may), token)
         propensity *= plackett_luce.of_choice(logits, may, token, tempered)
-        same &= sids[:, level] == token
-        node = child(index, node, token, level)
-        partial += start.vectors[level, token]
+        barred &= banned[:, level] == token
+        same &= taken[:, level] == token
+        node = masking.pick(number, token)
+        partial += start.vectors[level].at[token].get(mode="clip")
         allowed.append(may)
         path.append(node)
+        sid.append(token)
       allowed = jnp.stack(allowed)
-      item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
-      sid = sid_of(index, item)
+      there = allowed.any(1).all()
+      item = jnp.where(there, item_of(index, node), 0)
+      sid = jnp.where(there, jnp.stack(sid), -1)
       vector = policy.item_vectors(tokens, item)
       likes = policy.likes(start, vector, place)
       one = policy.one_chosen(sid[0], vector, likes)
@@ -273,7 +277,7 @@ class Sequential(Slates):
         logits = policy.logits(start, chosen, partial, 0, level)
         if below is not None:
           logits += item_softmax.token_logits(index, below, number, level)
-        may = live_children(index, number, level) > 0
+        may = live_children(index, number, level)[0] > 0
         return masking.log_softmax(logits, may)
 
       table = jax.vmap(of_prefix)(jnp.arange(len(an_item)), partial[an_item])
