@@ -25,7 +25,14 @@ from hsrl_jax.networks import slate_policy as slates
 from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
-from hsrl_jax.sid.index import Catalogue, child, item_of, live_children, sid_of
+from hsrl_jax.sid.index import (
+  Catalogue,
+  child,
+  children,
+  item_of,
+  live_children,
+  sid_of,
+)
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array
 
@@ -191,6 +198,8 @@ class Sequential(Slates):
       begins = begins._replace(free=jnp.float32(1))
       after_first = self._below(policy, start, catalogue, excluded, begins)
 
+    root = children(index, jnp.int32(0), 0)
+
     def slot(carry, inputs):
       chosen, taken, below = carry
       place, noise = inputs
@@ -201,20 +210,21 @@ class Sequential(Slates):
       for level in range(spec.levels):
         logits = policy.logits(start, chosen, partial, place, level)
         logits *= free[place]
+        nodes = children(index, node, level) if level else root
         if below is not None:
-          prior.append(item_softmax.token_logits(index, below, node, level))
+          prior.append(item_softmax.token_logits(index, below, nodes, level))
           logits += prior[-1]
         used = jnp.zeros(spec.vocab_size, jnp.int32)
         used = used.at[banned[:, level]].add(barred.astype(jnp.int32))
         here = taken[:, level, None] == jnp.arange(spec.vocab_size)[None]
-        live, number = live_children(index, node, level)
-        may = live > used + (here & same[:, None]).sum(0)
+        used += (here & same[:, None]).sum(0)
+        may = live_children(index, nodes, level) > used
         token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
         log_prob += masking.pick(masking.log_softmax(logits, may), token)
         propensity *= plackett_luce.of_choice(logits, may, token, tempered)
         barred &= banned[:, level] == token
         same &= taken[:, level] == token
-        node = masking.pick(number, token)
+        node = masking.pick(jnp.where(*nodes, -1), token)
         partial += start.vectors[level].at[token].get(mode="clip")
         allowed.append(may)
         path.append(node)
@@ -275,9 +285,10 @@ class Sequential(Slates):
 
       def of_prefix(number, partial, level=level):
         logits = policy.logits(start, chosen, partial, 0, level)
+        nodes = children(index, number, level)
         if below is not None:
-          logits += item_softmax.token_logits(index, below, number, level)
-        may = live_children(index, number, level)[0] > 0
+          logits += item_softmax.token_logits(index, below, nodes, level)
+        may = live_children(index, nodes, level) > 0
         return masking.log_softmax(logits, may)
 
       table = jax.vmap(of_prefix)(jnp.arange(len(an_item)), partial[an_item])
