@@ -8,7 +8,6 @@ LOGITS; the sigmoid is applied exactly once, by the loss or by the simulator.
 import functools
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
 from hsrl_jax.ops import attention
@@ -117,6 +116,6 @@ class _Attention(nn.Module):
     q = nn.DenseGeneral(split, name="query")(queries) * size**-0.5
     k = nn.DenseGeneral(split, name="key")(values)
     v = nn.DenseGeneral(split, name="value")(values)
-    mixed = jax.vmap(attention.attend, (1, 1, 1, None))(q, k, v, mask[:, None])
+    mixed = attention.attend_heads(q, k, v, mask)
     mixed = jnp.moveaxis(mixed, -1, 0)  # [heads, size, Q] -> [Q, heads, size].
     return nn.DenseGeneral(width, axis=(-2, -1), name="out")(mixed)

@@ -1,4 +1,4 @@
-"""Attention of one head, by hand for speed."""
+"""Attention by hand for speed, of one head and of several."""
 
 import functools
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from hsrl_jax.types import Array
 
 _LEAST = 1e-30  # Of a sum of weights.
+_MOST = 75.0  # Of a logit in `attend_heads`; fitted click models have 8.
 
 
 def attend(
@@ -61,3 +62,32 @@ def _backward(bound, saved, grad):
 
 
 _attend.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def attend_heads(q: Array, k: Array, v: Array, usable: Array) -> Array:
+  """Attention of h heads, [Q, h, s], [H, h, s] twice, bool [H] -> [h, s, Q].
+
+  As `attend` of each head. Where no gradient is wanted, all heads share two
+  products, which fill the lanes of a TPU, and logits are clipped to 75, so that
+  none is read twice: the same but for rounding while they are smaller.
+  """
+  heads, size = q.shape[1:]
+  rows = jnp.where(usable[:, None], v.reshape(len(v), -1), 0.0)
+  own = jnp.eye(heads)[:, None, :, None]  # [h s, h Q], a block each head.
+  queries = (own * q.transpose(1, 2, 0)[:, :, None]).reshape(heads * size, -1)
+  logits = k.reshape(len(k), -1) @ queries
+  weights = jnp.exp(jnp.clip(logits, -_MOST, _MOST))
+  norm = usable.astype(weights.dtype) @ weights
+  mixed = (rows.T @ weights) / jnp.maximum(norm, 1e-37)[None]
+  mixed = mixed.reshape(heads, size, heads, -1)
+  return jnp.stack([mixed[head, :, head] for head in range(heads)])
+
+
+def _each_head(q, k, v, usable):
+  return jax.vmap(attend, (1, 1, 1, None))(q, k, v, usable[:, None])
+
+
+attend_heads.defvjp(
+  lambda *given: jax.vjp(_each_head, *given), lambda pull, grad: pull(grad)
+)

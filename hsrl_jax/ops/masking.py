@@ -76,7 +76,7 @@ def pick(x: Array, position: Array) -> Array:
   there = jax.nn.one_hot(position, x.shape[-1], dtype=bool)
   shape = jnp.broadcast_shapes(x.shape, there.shape)
   there, x = jnp.broadcast_to(there, shape), jnp.broadcast_to(x, shape)
-  return jnp.where(there, x, 0.0).sum(-1)
+  return jnp.where(there, x, 0).sum(-1)
 
 
 def rank_within(groups: Array, scores: Array) -> Array:

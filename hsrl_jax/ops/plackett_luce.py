@@ -89,7 +89,8 @@ def of_choice(
   """
   is_draw = jnp.asarray(temperature) > 0
   scaled = scale(scores, allowed, jnp.where(is_draw, temperature, 1.0))
-  probability = jnp.exp(masking.log_softmax(scaled, allowed)[choice])
+  log_probs = masking.log_softmax(scaled, allowed)
+  probability = jnp.exp(masking.pick(log_probs, choice))
   return jnp.where(is_draw, probability, 1.0)
 
 

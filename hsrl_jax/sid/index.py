@@ -164,15 +164,17 @@ def _row(array: Array, node: Array) -> Array:
   return array.at[jnp.maximum(node, 0)].get(mode="promise_in_bounds")
 
 
-def live_children(index: SidIndex, node: Array, level: int) -> Array:
-  """Active items below each child of a node, int32 [V]; see `valid_tokens`."""
-  there, number = children(index, node, level)
+def live_children(
+  index: SidIndex, below: tuple[Array, Array], level: int
+) -> Array:
+  """Active items below each of `children` of a node of `level`, int32 [V]."""
+  there, number = below
   if level + 1 < index.levels:
     live = index.live[level + 1].at[number].get(mode="clip")
   else:
     leaf = index.leaf_item.at[number].get(mode="clip")
     live = index.active[leaf].astype(jnp.int32)
-  return jnp.where(there & (node >= 0), live, 0)
+  return jnp.where(there, live, 0)
 
 
 def children(index: SidIndex, node: Array, level: int) -> tuple[Array, Array]:
@@ -186,7 +188,7 @@ def children(index: SidIndex, node: Array, level: int) -> tuple[Array, Array]:
   rank = jax.lax.population_count(words[:, None] & (bit - 1))
   number = before.astype(jnp.int32)[:, None] + rank.astype(jnp.int32)
   size = index.vocab_size
-  return there.reshape(-1)[:size], number.reshape(-1)[:size]
+  return there.reshape(-1)[:size] & (node >= 0), number.reshape(-1)[:size]
 
 
 def leaves(index: SidIndex, nodes: Array) -> tuple[Array, Array]:

@@ -113,7 +113,9 @@ class UserResponseTest(parameterized.TestCase):
       jax.random.key(0), features, nothing, HISTORIES[0], SLATE
     )
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype("f"), init)
+    params = jax.tree.map(
+      lambda x: (0.7 * rng.normal(size=x.shape)).astype("f"), init
+    )
     for history in HISTORIES:
       np.testing.assert_allclose(
         network.apply(params, features, nothing, history, SLATE),

@@ -112,6 +112,18 @@ class _Hsrl(NamedTuple):
     lost = catalogue.features[items] - seen
     return self.policy.apply(params["policy"], lost, state, method="refine")
 
+  def of_items(self, params, catalogue, state, levels):
+    """Sums of levels [L, V] along SIDs, refined as by `refine`, [N + 1]."""
+    refined = jnp.zeros(())
+    if self.settings.item_residual:
+      # A number a token: no codebook vectors are put together item by item.
+      refined, known = (
+        self.policy.apply(params["policy"], x, state, method="refine")
+        for x in (catalogue.features, catalogue.codebooks)
+      )
+      levels = levels - known
+    return policy_gradient.token_sum(levels, catalogue.index.tokens) + refined
+
   def value(self, params, contexts):
     """V(s), [], of contexts [L + 1, d]."""
     valued = contexts if self.settings.level_critics else contexts[:1]
@@ -136,14 +148,14 @@ class _Hsrl(NamedTuple):
         temperature=temperature,
       )
       items, log_pi, allowed = found.items, found.log_probs, found.valid
+      if self.settings.item_residual:
+        log_pi = log_pi + self.refine(params, catalogue, state, items)
       noise = None if key is None else found.noise
     else:
-      log_pi = policy_gradient.token_sum(log_probs, index.tokens)
+      log_pi = self.of_items(params, catalogue, state, log_probs)
       items = jnp.arange(len(log_pi))
       allowed = base.permitted(index.active, excluded)
       noise = None if key is None else sampling.gumbel(key, log_pi.shape)
-    if self.settings.item_residual:
-      log_pi = log_pi + self.refine(params, catalogue, state, items)
     ranks, log_prob = base.draw(
       log_pi,
       allowed,
@@ -170,12 +182,9 @@ class _Hsrl(NamedTuple):
     It is not normalised over items, and `masking.NEGATIVE` of what is not
     active.
     """
-    index = catalogue.index
-    log_pi = policy_gradient.token_sum(jax.nn.log_softmax(logits), index.tokens)
-    if self.settings.item_residual:
-      items = jnp.arange(len(log_pi))
-      log_pi = log_pi + self.refine(params, catalogue, state, items)
-    return jnp.where(index.active, log_pi, masking.NEGATIVE)
+    log_pi = jax.nn.log_softmax(logits)
+    log_pi = self.of_items(params, catalogue, state, log_pi)
+    return jnp.where(catalogue.index.active, log_pi, masking.NEGATIVE)
 
   def loss(self, params, target_params, catalogue, transition, key, progress):
     settings = self.settings

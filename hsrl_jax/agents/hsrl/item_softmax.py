@@ -104,15 +104,14 @@ def weights_below(
 
 
 def token_logits(
-  index: SidIndex, below: Below, node: Array, level: int
+  index: SidIndex, below: Below, nodes: tuple[Array, Array], level: int
 ) -> Array:
-  """Logits of the tokens that go on from a node of `level`, float32 [V].
+  """Logits of the tokens that lead to `children` of a node, float32 [V].
 
   Of tokens without an item below they are finite, and mean nothing.
   """
-  there, number = children(index, node, level)
-  weight = _weights(index, below, number, level)
-  weight = jnp.where(there & (node >= 0), weight, 0.0)
+  there, number = nodes
+  weight = jnp.where(there, _weights(index, below, number, level), 0.0)
   logits = jnp.log(jnp.maximum(weight, _LEAST))
   if level:
     return logits
@@ -137,7 +136,7 @@ def without(index: SidIndex, below: Below, path: list[Array]) -> Below:
     node = jnp.where(there_is_one, node, len(weights[level]))
     weights[level] = weights[level].at[node].set(weight, mode="drop")
 
-  put(index.levels - 1, below.place[path[-1]], 0.0)
+  put(index.levels - 1, below.place.at[path[-1]].get(mode="clip"), 0.0)
   for level in reversed(range(1, index.levels)):
     node = path[level - 1]
     there, number = children(index, node, level)

@@ -25,7 +25,14 @@ from hsrl_jax.networks import slate_policy as slates
 from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
 from hsrl_jax.ops import masking, plackett_luce, sampling
-from hsrl_jax.sid.index import Catalogue, child, item_of, live_children, sid_of
+from hsrl_jax.sid.index import (
+  Catalogue,
+  child,
+  children,
+  item_of,
+  live_children,
+  sid_of,
+)
 from hsrl_jax.sim import observed
 from hsrl_jax.types import Array
 
@@ -191,34 +198,41 @@ class Sequential(Slates):
       begins = begins._replace(free=jnp.float32(1))
       after_first = self._below(policy, start, catalogue, excluded, begins)
 
+    root = children(index, jnp.int32(0), 0)
+
     def slot(carry, inputs):
       chosen, taken, below = carry
       place, noise = inputs
-      sids = jnp.concatenate([banned, taken])
       node, partial = jnp.int32(0), jnp.zeros(start.vectors.shape[-1])
-      same = (sids >= 0).all(-1)
+      barred, same = ((x >= 0).all(-1) for x in (banned, taken))
       log_prob, propensity = jnp.float32(0), jnp.float32(1)
-      allowed, prior, path = [], [], []
+      allowed, prior, path, sid = [], [], [], []
       for level in range(spec.levels):
         logits = policy.logits(start, chosen, partial, place, level)
         logits *= free[place]
+        nodes = children(index, node, level) if level else root
         if below is not None:
-          prior.append(item_softmax.token_logits(index, below, node, level))
+          prior.append(item_softmax.token_logits(index, below, nodes, level))
           logits += prior[-1]
         used = jnp.zeros(spec.vocab_size, jnp.int32)
-        used = used.at[sids[:, level]].add(same.astype(jnp.int32))
-        may = live_children(index, node, level) > used
+        used = used.at[banned[:, level]].add(barred.astype(jnp.int32))
+        here = taken[:, level, None] == jnp.arange(spec.vocab_size)[None]
+        used += (here & same[:, None]).sum(0)
+        may = live_children(index, nodes, level) > used
         token = jnp.argmax(jnp.where(may, logits + noise[level], -jnp.inf))
-        log_prob += masking.log_softmax(logits, may)[token]
+        log_prob += masking.pick(masking.log_softmax(logits, may), token)
         propensity *= plackett_luce.of_choice(logits, may, token, tempered)
-        same &= sids[:, level] == token
-        node = child(index, node, token, level)
-        partial += start.vectors[level, token]
+        barred &= banned[:, level] == token
+        same &= taken[:, level] == token
+        node = masking.pick(jnp.where(*nodes, -1), token)
+        partial += start.vectors[level].at[token].get(mode="clip")
         allowed.append(may)
         path.append(node)
+        sid.append(token)
       allowed = jnp.stack(allowed)
-      item = jnp.where(allowed.any(1).all(), item_of(index, node), 0)
-      sid = sid_of(index, item)
+      there = allowed.any(1).all()
+      item = jnp.where(there, item_of(index, node), 0)
+      sid = jnp.where(there, jnp.stack(sid), -1)
       vector = policy.item_vectors(tokens, item)
       likes = policy.likes(start, vector, place)
       one = policy.one_chosen(sid[0], vector, likes)
@@ -271,9 +285,10 @@ class Sequential(Slates):
 
       def of_prefix(number, partial, level=level):
         logits = policy.logits(start, chosen, partial, 0, level)
+        nodes = children(index, number, level)
         if below is not None:
-          logits += item_softmax.token_logits(index, below, number, level)
-        may = live_children(index, number, level) > 0
+          logits += item_softmax.token_logits(index, below, nodes, level)
+        may = live_children(index, nodes, level) > 0
         return masking.log_softmax(logits, may)
 
       table = jax.vmap(of_prefix)(jnp.arange(len(an_item)), partial[an_item])

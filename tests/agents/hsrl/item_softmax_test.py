@@ -45,7 +45,8 @@ def _of_items(index, below, tokens):
   def of_item(sid):
     node, total = jnp.int32(0), 0.0
     for level in range(index.levels):
-      logits = item_softmax.token_logits(index, below, node, level)
+      nodes = sid_index.children(index, node, level)
+      logits = item_softmax.token_logits(index, below, nodes, level)
       there = sid_index.valid_tokens(index, node, level)
       total += jax.nn.log_softmax(logits, where=there)[sid[level]]
       node = sid_index.child(index, node, sid[level], level)
@@ -87,7 +88,8 @@ class ItemSoftmaxTest(parameterized.TestCase):
     own[-144] = 0.0  # The best item below the last token.
     below = _below(index, jnp.asarray([0.0, *own], jnp.float32))
     node = sid_index.child(index, jnp.int32(0), jnp.int32(11), 0)
-    found = item_softmax.token_logits(index, below, node, 1)[1:]
+    nodes = sid_index.children(index, node, 1)
+    found = item_softmax.token_logits(index, below, nodes, 1)[1:]
     np.testing.assert_allclose(found, np.log(12) - 9.0, atol=2e-3)
 
   @parameterized.parameters(*SPACES)
