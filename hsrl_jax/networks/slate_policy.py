@@ -98,7 +98,7 @@ class StatePolicy(nn.Module):
 
   Attributes:
     encoder: sizes of Encoder: width, layers, heads, dropout.
-    hidden: h, width of the network of what is chosen first.
+    hidden: h, by which RL's networks are wide.
     sequential: whether a slot sees the earlier ones.
     prior_temperature: of the response head's logits.
     repeat_penalty: logits that an item of the same kind in the slate costs at
@@ -122,12 +122,6 @@ class StatePolicy(nn.Module):
     self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
     self.position = self.param("position", zeros, (SLOTS,))
     self.state_map = nn.Dense(STATE)
-    # Of what is chosen first.
-    self.count_map = nn.Dense(self.hidden, use_bias=False)
-    self.meaning_map = nn.Dense(self.hidden)
-    self.first_map = nn.Dense(self.hidden)
-    self.first_slot = self.param("first_slot", zeros, (SLOTS, self.hidden))
-    self.first_out = self.param("first_out", normal(0.03), (self.hidden,))
     start = penalties(self.repeat_penalty, self.lately_penalty)
     self.repeat = self.param("repeat", lambda key: start)
 
@@ -188,6 +182,12 @@ class SlatePolicy(StatePolicy, kw_only=True):
       self.vectors = self.param("vectors", normal(0.3), (*sizes, WIDTH))
     self.bias = self.param("bias", zeros, sizes)
     self.of_user()
+    # Of the first level.
+    self.count_map = nn.Dense(h, use_bias=False)
+    self.meaning_map = nn.Dense(h)
+    self.first_map = nn.Dense(h)
+    self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
+    self.first_out = self.param("first_out", normal(0.03), (h,))
     self.slate_map = nn.Dense(h, use_bias=False)
     # Of the lower levels.
     lower = max(self.levels - 1, 1)

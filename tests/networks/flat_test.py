@@ -10,7 +10,7 @@ from hsrl_jax.networks import slate_policy as policy
 from hsrl_jax.sim import observed
 
 ITEMS, ENCODER = 12, (8, 0, 1, 0.0)
-# Parameters that both have: of the user, and of the first level.
+# Parameters that both have.
 OF_USER = (
   "actor",
   "response",
@@ -21,7 +21,6 @@ OF_USER = (
   "state_map",
   "repeat",
 )
-OF_FIRST = ("meaning_map", "first_map", "first_slot", "first_out")
 
 
 class FlatTest(absltest.TestCase):
@@ -43,36 +42,30 @@ class FlatTest(absltest.TestCase):
     own = jax.tree.map(lambda x: 0.5 * rng.normal(size=x.shape), own)
     self.own = jax.tree.map(jnp.float32, own)["params"]
 
-  def test_it_is_one_level_with_a_token_for_each_item(self):
-    # The inner product is of lower levels, of which the other has none.
+  def test_it_begins_with_estimates_less_penalties(self):
+    # No more than that, without the inner product.
     own = self.own | {"lower_out": jnp.zeros_like(self.own["lower_out"])}
-    levels, tokens, other = self._of_tokens(1, 16)
-    other |= {name: own[name] for name in OF_FIRST}
-    # It also counts what is of a token itself, and not only what is like it.
-    for name, kernel in (
-      ("count_map", own["count_map"]["kernel"]),
-      ("slate_map", own["slate_map"]),
-    ):
-      kernel = jnp.concatenate([jnp.zeros_like(kernel), kernel])
-      other[name] = {"kernel": kernel}
-    a, b = self.items.bind({"params": own}), levels.bind({"params": other})
-    one, two = a.start(tokens, self.seen), b.start(tokens, self.seen)
-    known = [flat.none_chosen(ITEMS + 1), policy.none_chosen(ITEMS, 1)]
-    known[1] = jax.tree.map(lambda x: x[0], known[1])
+    bound, tokens = self.items.bind({"params": own}), self._tokens(1)
+    rows = np.asarray(self.features)[1:]
+    rows = rows - rows.mean(0)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = rows @ rows.T
+    start, chosen = bound.start(tokens, self.seen), flat.none_chosen(5)
+    user = np.asarray(start.estimate.user)
+    vectors = np.asarray(self.features @ own["vector_map"]["kernel"])[1:]
+    expected = vectors @ user[:-1] / self.items.prior_temperature
+    once, like, lately = np.asarray(own["repeat"])
+    for item in (3, 5, 2):  # Liked lately, among the newest ten.
+      expected -= 2 * lately * cosine[item - 1]
     for slot, item in enumerate((7, 3, 9)):
-      found = a.logits(one, known[0], slot)
-      expected = b.logits(two, known[1], None, slot, 0)
-      self.assertGreater(np.ptp(expected), 1.0)
-      np.testing.assert_allclose(found[1:], expected, rtol=1e-4, atol=1e-4)
-      vector = b.item_vectors(tokens, item)
-      likes = b.likes(two, vector, slot)
-      chosen = (
-        a.one_chosen(one, jnp.int32(item), slot),
-        b.one_chosen(jnp.int32(item - 1), vector, likes),
-      )
-      known = [
-        jax.tree.map(jnp.add, x, y) for x, y in zip(known, chosen, strict=True)
-      ]
+      found = bound.logits(start, chosen, slot)[1:]
+      np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+      logit = vectors[item - 1] @ user[:-1] + user[-1] + own["position"][slot]
+      cost = once + like / (1 + np.exp(-logit))
+      self.assertGreater(abs(cost), 0.1)
+      expected -= cost * cosine[item - 1]
+      one = bound.one_chosen(start, jnp.int32(item), slot)
+      chosen = jax.tree.map(jnp.add, chosen, one)
 
   def test_its_inner_product_is_that_of_a_lower_level(self):
     # Twice the width, since a lower level is half as wide as the inner product.

@@ -60,7 +60,7 @@ class _Flat(sequential.Slates):
 
     slate, propensity, log_prob = plackett_luce.in_turn(
       slot,
-      flat.none_chosen(len(allowed)),
+      flat.none_chosen(catalogue.features.shape[1]),
       allowed,
       self.spec.slate_size,
       key,
@@ -80,7 +80,7 @@ class _Flat(sequential.Slates):
     start = policy.start(tokens, observation)
     if begins is not None:
       start = _beginning(start, begins, catalogue.index.active)
-    nothing = flat.none_chosen(len(catalogue.features))
+    nothing = flat.none_chosen(catalogue.features.shape[1])
     logits = policy.logits(start, nothing, jnp.int32(0))
     return masking.log_softmax(logits, catalogue.index.active)
 
@@ -106,7 +106,7 @@ class _Flat(sequential.Slates):
       carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)
       return carry, (masking.pick(log_pi, item), entropy, chosen.vectors)
 
-    carry = flat.none_chosen(len(notes.allowed)), notes.allowed
+    carry = flat.none_chosen(catalogue.features.shape[1]), notes.allowed
     _, (of_choice, entropy, vectors) = jax.lax.scan(
       slot, carry, (slate, jnp.arange(len(slate)))
     )

@@ -33,8 +33,8 @@ def _made(agent, **values):
   start = observed.start(users.profiles[3], users.histories[3], 8)
   params = checks.random_params(made, start, 1)
   params["supervised"]["response_weight"] = jnp.float32(1.5)
-  for name in ("user", "first_out", "lower_out"):
-    policy = params["policy"]["params"]
+  policy = params["policy"]["params"]
+  for name in {"user", "first_out", "lower_out"} & policy.keys():
     policy[name] = jax.tree.map(lambda x: x / 20, policy[name])
   return checks.Made(config, made, params, checks.catalogue(), start)
 
