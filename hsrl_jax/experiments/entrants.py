@@ -35,6 +35,11 @@ OVERRIDES = {
     name: {"actor_weight": 0.1}
     for name in ("ddpg", "td3", "wolpertinger", "hac", "pgra")
   },
+  # Of three rates, on validation users of movielens_leave after 600 iterations.
+  **{
+    name: {"learning_rate": 3e-3}
+    for name in ("ppo", "ppo_categories", "a2c_sequential")
+  },
   # At the flags' rate it overfits the logs after 500 iterations.
   "sasrec": {"learning_rate": 5e-4},
   # Its scores are rewards of items, so that a temperature is one too. Its

@@ -28,7 +28,7 @@ START, RL_ALONE = "supervised", "rl_alone"
 # Changes of fields, by name of the row.
 ROWS: Mapping[str, Mapping[str, Any]] = {
   REFERENCE: {},
-  RL_ALONE: {"recipe": "on_policy", "item_prior": True},
+  RL_ALONE: {"recipe": "on_policy"},
   # It does not look ahead.
   "no_foresight": {"discount": 0.0},
   "no_actor": {"actor_weight": 0.0},

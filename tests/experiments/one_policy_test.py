@@ -42,7 +42,6 @@ class JobsTest(absltest.TestCase):
     alone = configs.pop("rl_alone")
     self.assertEqual(alone.train.recipe, "on_policy")
     self.assertIsNone(alone.train.continue_from)
-    self.assertTrue(alone.settings.item_prior)
     own = configs.pop("hsrl")
     for name, config in configs.items():
       self.assertEqual(config.train, own.train, name)

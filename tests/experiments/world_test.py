@@ -88,14 +88,11 @@ class EnteredTest(absltest.TestCase):
       self.assertEqual(entrants.changed(base, twin), {f"policy.{field}": 0.0})
 
   def test_variants_change_what_they_say(self):
-    # Which are off by default.
-    on = {"item_prior": True}
     experiment = _experiment()
-    experiment = experiment._replace(base=entrants.vary(experiment, on))
     for name, changes in entrants.FORESIGHT.items():
       if "times" in changes:  # A test of its own.
         continue
-      config = entrants.vary(experiment, on | changes)
+      config = entrants.vary(experiment, changes)
       differing = entrants.changed(experiment.base, config)
       self.assertNotEmpty(differing, name)
       for path, value in differing.items():

@@ -81,7 +81,7 @@ class OnPolicySettings(SlateSettings, HierarchySettings):
       below it, instead of that of what the token means.
   """
 
-  item_prior: bool = setting(False)
+  item_prior: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
