@@ -73,7 +73,6 @@ _BY_RECIPE = {
 # What learns nothing, and is chosen by its settings alone.
 RULES = ("capped", "spaced", "diverse", "best_playlist")
 DEFAULT, FROM_LOGS = "hsrl", "cql"  # FROM_LOGS: without propensities.
-PUBLISHED = hsrl.PUBLISHED
 
 
 def settings_of(agent: str, recipe: str) -> type[Settings]:

@@ -13,7 +13,6 @@ from typing import Any
 from hsrl_jax import files
 from hsrl_jax.agents import (
   AGENTS,
-  PUBLISHED,
   RULES,
   configure,
   needs_logs,
@@ -50,12 +49,16 @@ OVERRIDES = {
     "temperature": 0.02,
     "temperature_end": 0.02,
   },
-  # What it has in common with HSRL as published; the variant "flat_features"
-  # is A2C with HSRL's losses.
+  # As published; the variant "flat_features" is A2C with HSRL's losses.
   "a2c": {
-    name: value
-    for name, value in PUBLISHED.items()
-    if name in reads("a2c") or hasattr(TrainConfig, name)
+    "item_credit": False,
+    "behaviour_weight": 0.0,
+    "actor_weight": 1.0,
+    "entropy_weight": 0.1,
+    "entropy_weight_end": 0.1,
+    "temperature": 1.0,
+    "temperature_end": 1.0,
+    "explore_no_repeat": False,
   },
 }
 # Of the ablation, by variant.
@@ -64,14 +67,11 @@ VARIANTS = {
   "no_residual": {"residual": False},
   # The value of the state alone, instead of one of each level's context.
   "one_critic": {"level_critics": False},
-  "fixed_level_weights": {"train_level_weights": False},
   "no_entropy": {"entropy_weight": 0.0, "entropy_weight_end": 0.0},
   "no_item_credit": {"item_credit": False},
   "no_behaviour_loss": {"behaviour_weight": 0.0},
   # What SIDs lose of the features stays lost.
   "no_item_residual": {"item_residual": False},
-  # The critic's loss trains the encoder and the levels' contexts too.
-  "critic_gradient": {"critic_gradient": True},
   # Residual k-means as it is: items that collide share their probability.
   "collided_sids": {"assignment": "plain"},
   # Tokens of like codebook vectors learn nothing from each other ...
@@ -90,7 +90,6 @@ VARIANTS = {
   "flat_free": {"agent": "a2c", "item_logits": "free"},
   # The strongest latent agent with the weights of HSRL's losses.
   "ddpg": {"agent": "ddpg"},
-  "paper": PUBLISHED,
 }
 # Of the experiment `world`: HSRL that does not look ahead, and HSRL that only
 # learns what is liked now.

@@ -31,11 +31,9 @@ class Critic(nn.Module):
 
   Attributes:
     hidden: widths of the hidden layers of each V_l.
-    train_weights: False leaves all levels the same weight.
   """
 
   hidden: Sequence[int] = (256, 64)
-  train_weights: bool = True
 
   @nn.compact
   def __call__(self, contexts: Array) -> tuple[Array, Array]:
@@ -51,7 +49,5 @@ class Critic(nn.Module):
     values = nn.vmap(
       Value, variable_axes={"params": 0}, split_rngs={"params": True}
     )(self.hidden, name="value")(contexts)
-    if not self.train_weights:
-      return values.mean(), values
     weight = self.param("level_weight", nn.initializers.zeros, (levels,))
     return jnp.dot(jax.nn.softmax(weight), values), values

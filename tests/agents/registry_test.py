@@ -14,7 +14,6 @@ from absl.testing import absltest, parameterized
 from hsrl_jax import agents, settings
 from hsrl_jax import flags as flags_lib
 from hsrl_jax.agents.hsrl import agent as hsrl
-from hsrl_jax.config import TrainConfig
 from hsrl_jax.errors import InputError
 from hsrl_jax.experiments.registry import LAUNCH
 from hsrl_jax.studies import registry as studies
@@ -259,12 +258,6 @@ class ConfigureTest(absltest.TestCase):
     self.assertEqual(second.train.polyak, 0.5)
     with self.assertRaises(TypeError):
       agents.configure(first, "a2c", beams=3)
-
-  def test_the_published_settings_are_fields(self):
-    config = toy.config("hsrl", **agents.PUBLISHED)
-    for name, value in agents.PUBLISHED.items():
-      holder = config.train if hasattr(TrainConfig, name) else config.settings
-      self.assertEqual(getattr(holder, name), value)
 
 
 class SearchTest(parameterized.TestCase):

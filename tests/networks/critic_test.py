@@ -66,15 +66,6 @@ class CriticTest(parameterized.TestCase):
       gradient["params"]["level_weight"], expected, atol=1e-4
     )
 
-  def test_weights_that_are_not_trained_are_equal(self):
-    network = critic.Critic(HIDDEN, train_weights=False)
-    shapes = jax.eval_shape(network.init, jax.random.key(0), _contexts())
-    self.assertEqual(set(shapes["params"]), {"value"})
-    value, values = network.apply(_params(), _contexts())
-    expected = _apply(_params(), _contexts())[1]
-    np.testing.assert_allclose(values, expected, atol=1e-5)
-    self.assertAlmostEqual(float(value), float(np.mean(values)), places=5)
-
   def test_levels_start_apart_and_with_equal_weights(self):
     params = jax.jit(NETWORK.init)(
       jax.random.key(0), jnp.zeros((LEVELS, WIDTH))

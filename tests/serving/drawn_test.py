@@ -83,7 +83,7 @@ class FrequenciesTest(parameterized.TestCase):
     return slates
 
   def test_frequencies_are_the_propensities(self):
-    self._check(compose_slates=False)
+    self._check()
 
   @pytest.mark.slow
   def test_frequencies_are_the_propensities_of_all_kinds(self):

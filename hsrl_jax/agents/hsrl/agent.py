@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import optax
 
 from hsrl_jax.agents import base
-from hsrl_jax.agents.hsrl.settings import PUBLISHED, Settings
+from hsrl_jax.agents.hsrl.settings import Settings
 from hsrl_jax.networks.critic import Critic
 from hsrl_jax.networks.encoder import Encoder
 from hsrl_jax.networks.hierarchy import PolicyNetwork
@@ -36,38 +36,7 @@ from hsrl_jax.sid.quantizer import reconstruct
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Array
 
-__all__ = ["PUBLISHED", "Settings", "SlateView", "compose_slate", "make"]
-
 SEARCH_FROM = 100_000  # Items; fewer are scored, which is faster.
-
-
-class SlateView(NamedTuple):
-  """The policy's view of ONE shown slate (docs/policy.md, Losses).
-
-  Attributes:
-    logits: float32 [K, L, V], of the levels on the way to each item.
-    tokens: int32 [K, L], the items' SIDs; -1 where an item has none.
-  """
-
-  logits: Array
-  tokens: Array
-
-  def log_probs(self) -> Array:
-    """log p_l(z_l), [K, L]."""
-    return self._at_tokens(jax.nn.log_softmax(self.logits))
-
-  def scores(self) -> Array:
-    """sum_l logits_l[z_l], [K]: not normalised, for the behaviour loss."""
-    return self._at_tokens(self.logits).sum(-1)
-
-  def entropy(self) -> Array:
-    """sum_l H(p_l), mean over the slate, []."""
-    return policy_gradient.entropy(self.logits).sum(-1).mean()
-
-  def _at_tokens(self, levels: Array) -> Array:
-    """[K, L, V] at [K, L] -> [K, L]; 0 where there is no token."""
-    picked = jnp.take_along_axis(levels, self.tokens[..., None], -1)[..., 0]
-    return jnp.where(self.tokens < 0, 0.0, picked)
 
 
 class _Hsrl(NamedTuple):
@@ -163,7 +132,7 @@ class _Hsrl(NamedTuple):
       temperature,
       weighed=self.settings.importance_clip > 0,
     )
-    if self.settings.compose_slates and not self.spec.reward.is_mean:
+    if not self.spec.reward.is_mean:
       best = _composed(self.spec, ranks, log_pi + offset)
     else:
       best = base.top(ranks, self.spec.slate_size)
@@ -190,18 +159,17 @@ class _Hsrl(NamedTuple):
     settings = self.settings
     state = self.state(params, catalogue, transition.observation, key)
     hierarchy = self.expected(params, catalogue, state)
-    contexts = hierarchy.contexts
-    if not settings.critic_gradient:
-      contexts = jax.lax.stop_gradient(contexts)
+    contexts = jax.lax.stop_gradient(hierarchy.contexts)
     after = self.state(target_params, catalogue, transition.next_observation)
     after = self.expected(target_params, catalogue, after).contexts
 
+    # Of the levels on the way to each item, [K, L]; 0 where it has no SID.
     tokens = sid_of(catalogue.index, transition.slate)
-    logits = jnp.broadcast_to(
-      hierarchy.logits, (len(tokens), *hierarchy.logits.shape)
+    log_probs = jax.nn.log_softmax(hierarchy.logits)
+    chosen, scores = (
+      masking.pick(x[None], tokens) for x in (log_probs, hierarchy.logits)
     )
-    view = SlateView(logits, tokens)
-    scores = view.scores() + _response_bias(params)
+    scores = scores.sum(-1) + _response_bias(params)
     drawn = transition.log_prob
     if settings.item_residual:
       refined = self.refine(params, catalogue, state, transition.slate)
@@ -218,9 +186,9 @@ class _Hsrl(NamedTuple):
       progress,
       value=self.value(params, contexts),
       next_value=self.value(target_params, after),
-      log_probs=view.log_probs(),
+      log_probs=chosen,
       drawn=drawn,
-      entropy=view.entropy(),
+      entropy=policy_gradient.entropy(hierarchy.logits).sum(),
       # The scores are not normalised, so they need no importance weights.
       behaviour=optax.sigmoid_binary_cross_entropy(
         scores, transition.response
@@ -252,7 +220,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       settings.semantic_tokens,
       settings.residual,
     ),
-    Critic(sizes.critic_hidden, settings.train_level_weights),
+    Critic(sizes.critic_hidden),
     settings,
     spec,
     max(settings.beams, spec.slate_size) if searches else 0,

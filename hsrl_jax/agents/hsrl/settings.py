@@ -1,4 +1,4 @@
-"""Settings of HSRL by recipe, and its values as published."""
+"""Settings of HSRL by recipe."""
 
 import dataclasses
 
@@ -28,19 +28,12 @@ class Settings(base.ActorCriticSettings, HierarchySettings):
   Attributes:
     item_residual: whether what a SID loses of an item's features counts too
       when items are ranked; needs semantic_tokens.
-    compose_slates: whether a slate may end in items that are hardly wanted,
-      where the reward has a sweet point that would be overshot without them.
-    critic_gradient: whether the critic's loss also trains what it looks at.
     level_critics: whether each level has a value, instead of the state alone.
-    train_level_weights: whether the mix of these values is trained.
     beams: width of the beam search, which acts from 100,000 items on.
   """
 
   item_residual: bool = True
-  compose_slates: bool = True
-  critic_gradient: bool = False
   level_critics: bool = True
-  train_level_weights: bool = True
   beams: int = setting(50, least=1)
 
   def __post_init__(self):
@@ -109,21 +102,3 @@ class SupervisedItems(SlateSettings, SupervisedSettings):
 @dataclasses.dataclass(frozen=True)
 class SupervisedTokens(SupervisedItems, HierarchySettings):
   """Of HSRL that goes on from the next item on-policy, see `supervised`."""
-
-
-# What of the published method this agent has options for, by field of Settings
-# or TrainConfig; to the letter it is an agent of its own.
-PUBLISHED = {
-  "item_credit": False,
-  "behaviour_weight": 0.0,
-  "actor_weight": 1.0,
-  "entropy_weight": 0.1,
-  "entropy_weight_end": 0.1,
-  "temperature": 1.0,
-  "temperature_end": 1.0,
-  "explore_no_repeat": False,
-  "semantic_tokens": False,
-  "item_residual": False,
-  "compose_slates": False,
-  "critic_gradient": True,
-}
