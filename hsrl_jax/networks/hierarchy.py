@@ -11,7 +11,7 @@ The rows of E_l and b_l that belong to a token are sums of a free part and a
 linear map of the token's codebook vector, one map for all levels, and the
 logits are W_l c_{l-1} + (A C_l) c_0 + b_l: what is learned of a token carries
 over to tokens of like meaning, and logits begin as inner products of the state
-with quantized item features. `refine` scores what quantization loses of the
+with quantized item features. `meaning` scores what quantization loses of the
 features, for the ranking of items.
 """
 
@@ -113,24 +113,25 @@ class PolicyNetwork(nn.Module):
       _FREE_RATE * self.bias + self.bias_map(codebooks)[..., 0],
     )
 
-  def refine(self, lost: Array, state: Array) -> Array:
-    """Scores of what the SIDs of items lose of the items' features.
+  def meaning(self, vectors: Array, state: Array) -> Array:
+    """The semantic part of scores, linear in features or codebook vectors.
 
-    Added to the score of an item's tokens, it makes the semantic part of the
-    whole an inner product of c_0 and the mapped features themselves.
+    An item's, less those of its tokens' vectors, is what its SID loses: added
+    to the score of its tokens, it makes the semantic part of the whole an inner
+    product of c_0 and the mapped features themselves.
 
     Args:
-      lost: float32 [M, D], features less their reconstruction.
+      vectors: float32 [..., D].
       state: float32 [d], c_0.
 
     Returns:
-      float32 [M].
+      float32 [...].
     """
     meaning, bias = (
       x.variables["params"]["kernel"] for x in (self.meaning_map, self.bias_map)
     )
     # One product for each item: all are not mapped into the state's space.
-    return lost @ (meaning @ state + bias[:, 0])
+    return vectors @ (meaning @ state + bias[:, 0])
 
   def _next(self, context: Array, embedding: Array, level: int) -> Array:
     if not self.residual:

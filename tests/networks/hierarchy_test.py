@@ -89,7 +89,7 @@ class PolicyTest(parameterized.TestCase):
     lost = items - CODEBOOKS[np.arange(LEVELS), sids].sum(1)
     logits = _expected(True, params).logits
     scores = logits[np.arange(LEVELS), sids].sum(1)
-    scores += network.apply(params, lost, STATE, method="refine")
+    scores += network.apply(params, lost, STATE, method="meaning")
     p = params["params"]
     expected = items @ p["meaning_map"]["kernel"] @ STATE
     expected += items @ p["bias_map"]["kernel"][:, 0]

@@ -32,7 +32,6 @@ from hsrl_jax.networks.hierarchy import PolicyNetwork
 from hsrl_jax.ops import masking, policy_gradient, sampling
 from hsrl_jax.sid.beam_search import beam_search
 from hsrl_jax.sid.index import sid_of
-from hsrl_jax.sid.quantizer import reconstruct
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.types import Array
 
@@ -75,23 +74,33 @@ class _Hsrl(NamedTuple):
       params["policy"], catalogue.codebooks, state, method="expected"
     )
 
-  def refine(self, params, catalogue, state, items):
-    """PolicyNetwork.refine of items, int32 [M] -> float32 [M]."""
-    seen = reconstruct(catalogue.codebooks, sid_of(catalogue.index, items))
-    lost = catalogue.features[items] - seen
-    return self.policy.apply(params["policy"], lost, state, method="refine")
+  def lost(self, params, catalogue, state, items):
+    """Scores of what SIDs lose of items, int32 [M] -> float32 [M]."""
+    of_items, of_tokens = self.meanings(
+      params, catalogue, state, catalogue.features[items]
+    )
+    tokens = sid_of(catalogue.index, items)
+    return of_items - masking.pick(of_tokens[None], tokens).sum(-1)
+
+  def meanings(self, params, catalogue, state, features):
+    """PolicyNetwork.meaning of features, [M, D] -> [M], and of tokens, [L, V].
+
+    No item's codebook vectors are put together.
+    """
+    return [
+      self.policy.apply(params["policy"], x, state, method="meaning")
+      for x in (features, catalogue.codebooks)
+    ]
 
   def of_items(self, params, catalogue, state, levels):
-    """Sums of levels [L, V] along SIDs, refined as by `refine`, [N + 1]."""
-    refined = jnp.zeros(())
+    """Sums of levels [L, V] along SIDs, and what these lose, [N + 1]."""
+    of_items, index = jnp.zeros(()), catalogue.index
     if self.settings.item_residual:
-      # A number a token: no codebook vectors are put together item by item.
-      refined, known = (
-        self.policy.apply(params["policy"], x, state, method="refine")
-        for x in (catalogue.features, catalogue.codebooks)
+      of_items, of_tokens = self.meanings(
+        params, catalogue, state, catalogue.features
       )
-      levels = levels - known
-    return policy_gradient.token_sum(levels, catalogue.index.tokens) + refined
+      levels = levels - of_tokens
+    return policy_gradient.token_sum(levels, index.tokens) + of_items
 
   def value(self, params, contexts):
     """V(s), [], of contexts [L + 1, d]."""
@@ -118,7 +127,7 @@ class _Hsrl(NamedTuple):
       )
       items, log_pi, allowed = found.items, found.log_probs, found.valid
       if self.settings.item_residual:
-        log_pi = log_pi + self.refine(params, catalogue, state, items)
+        log_pi = log_pi + self.lost(params, catalogue, state, items)
       noise = None if key is None else found.noise
     else:
       log_pi = self.of_items(params, catalogue, state, log_probs)
@@ -172,10 +181,10 @@ class _Hsrl(NamedTuple):
     scores = scores.sum(-1) + _response_bias(params)
     drawn = transition.log_prob
     if settings.item_residual:
-      refined = self.refine(params, catalogue, state, transition.slate)
-      scores = scores + refined
+      lost = self.lost(params, catalogue, state, transition.slate)
+      scores = scores + lost
       # The weights compare log pi, which has the residual, with what was drawn.
-      drawn = drawn - jax.lax.stop_gradient(refined)
+      drawn = drawn - jax.lax.stop_gradient(lost)
     if self._weighs_logs:
       log_pi = self.log_pi(params, catalogue, state, hierarchy.logits)
       drawn += jax.lax.stop_gradient(jax.nn.logsumexp(log_pi))
