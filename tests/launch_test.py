@@ -558,6 +558,35 @@ class WholePathTest(parameterized.TestCase):
     }
     self.assertEqual(before, after)
 
+  def test_the_evaluation_alone_is_done_again(self):
+    workdir = self._copy("again")
+    trained = workdir / "policy"
+    before = {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    status, out, _ = _in_process(
+      f"--workdir={workdir}", "--evaluate_split=val", "--evaluate_episodes=20"
+    )
+    self.assertEqual(status, 0)
+    self.assertNotIn("policy ...", out)
+    self.assertEqual(
+      before, {p: p.stat().st_mtime_ns for p in trained.rglob("*")}
+    )
+    first, again = (
+      json.loads((x / "results.json").read_text())
+      for x in (self.workdir, workdir)
+    )
+    self.assertEqual((first["split"], again["split"]), ("test", "val"))
+    self.assertEqual(again["episodes"], 20)
+    self.assertEqual(first["simulator"], again["simulator"])
+    self.assertNotEqual(first["held_out"], again["held_out"])
+    status, out, _ = _in_process(f"--workdir={workdir}")
+    self.assertEqual(status, 0)
+    self.assertIn("nothing to do", out)
+    status, _, err = _in_process(
+      f"--workdir={workdir}", "--evaluate_split=test", "--width=32"
+    )
+    self._refused(status, err, "--width was 16, now 32")
+    self.assertIn("--evaluate_split=val", (workdir / "flags.txt").read_text())
+
   def test_changed_flags_are_named(self):
     status, _, err = _in_process(
       *SMALL, f"--workdir={self.workdir}", "--learning_rate=0.5", "--width=32"

@@ -212,22 +212,25 @@ def settle(folder: pathlib.Path, kind: Kind) -> None:
     shutil.rmtree(path, ignore_errors=True)
 
 
-def is_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> bool:
+def is_done(
+  workdir: pathlib.Path, stage: str, fingerprint: str, again: bool = False
+) -> bool:
   """Whether the stage is complete with this configuration.
 
   Raises:
-    InputError: it is complete, but with another one.
+    InputError: it is complete, but with another one, and not to be done
+      `again`.
   """
   path = _marker(workdir, stage)
   if not path.exists():
     return False
   kept = path.read_text().strip()
-  if kept != fingerprint:
+  if kept != fingerprint and not again:
     raise InputError(
       f"{workdir}: stage {stage} was made with another configuration "
       f"({kept}, now {fingerprint}); expected the same: use a new workdir"
     )
-  return True
+  return kept == fingerprint
 
 
 def mark_done(workdir: pathlib.Path, stage: str, fingerprint: str) -> None:
@@ -241,6 +244,7 @@ def claim(
   given: Collection[str] | None = None,
   of_data: Collection[str] = (),
   changes: bool = False,
+  later: Collection[str] = (),
 ) -> None:
   """Keeps the flags of a new workdir; in an old one those given must be equal.
 
@@ -254,6 +258,8 @@ def claim(
     of_data: the names of those that hold once stage `data` is complete.
     changes: whether those that are not compared may change later, such as what
       an experiment compares.
+    later: the names of those that are read anew after the training, so that
+      they may change among the compared.
 
   Raises:
     InputError: the workdir was made with other flags, or cannot be written.
@@ -262,8 +268,11 @@ def claim(
   old = kept_flags(workdir)
   compared = old.keys() | flags.keys() if given is None else {*given}
   if old and _has_outputs(workdir):
-    _check_same(workdir, old, flags, compared)
-    if not changes or flags == old:
+    _check_same(workdir, old, flags, compared - {*later})
+    if not changes:
+      own = {x: flags[x] for x in compared & {*later} & flags.keys()}
+      flags = old | own
+    if flags == old:
       return
   elif old and _marker(workdir, "data").exists():
     _check_same(workdir, old, flags, compared & {*of_data})

@@ -110,7 +110,11 @@ class Parts:
     given = (self.given.digest,) if self.given else ()
     brought = (f"SIDs {self.sid_file.digest}",) if self.sid_file else ()
     scored = scored_by.digest(config)
-    whole = checked.fingerprint(c, *given, *brought, *begun, *scored)
+    learned = dataclasses.replace(c, evaluate=config_lib.EvaluateConfig())
+    learned, whole = (
+      checked.fingerprint(x, *given, *brought, *begun, *scored)
+      for x in (learned, c)
+    )
     data = (c.data, *given) if self.own_users else (c.data,)
     self.fingerprints = {
       "data": checked.fingerprint(*data),
@@ -120,7 +124,7 @@ class Parts:
       "bounds": checked.fingerprint(
         c.data, c.simulator, c.evaluate, *given, *scored
       ),
-      "policy": whole,
+      "policy": learned,
       "evaluate": whole,
       "report": whole,
     }
@@ -334,9 +338,16 @@ class Parts:
     return self.shared / f"{stage}-{self.fingerprints[stage][:8]}"
 
   def is_done(self, stage: str) -> bool:
-    """Whether a stage is complete; see workdir.is_done."""
+    """Whether a stage is complete; see workdir.is_done.
+
+    The evaluation, of which nothing is learned, is done again by other settings
+    of its own.
+    """
     return workdir_lib.is_done(
-      self.folder(stage), stage, self.fingerprints[stage]
+      self.folder(stage),
+      stage,
+      self.fingerprints[stage],
+      again=stage in ("evaluate", "report"),
     )
 
   def require(self, stage: str) -> None:

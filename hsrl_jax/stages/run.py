@@ -177,8 +177,9 @@ class Run(Parts):
   ) -> None:
     """Keeps the settings of a new workdir; an old one must have the same.
 
-    Sizes of SIDs that a file brings are kept too, and sizes of networks that
-    another run brings.
+    Those of the evaluation may change, which is done anew then. Sizes of SIDs
+    that a file brings are kept too, and sizes of networks that another run
+    brings.
 
     Args:
       texts: of the settings; see workdir.claim.
@@ -193,8 +194,11 @@ class Run(Parts):
       prepare.builder_folder(self.config.data.dataset)
     kept = with_sizes(texts, given or (), self.config.quantizer)
     kept = start_lib.with_sizes(self.start, kept, given or (), self.config)
+    later = settings_lib.names(
+      x for x in settings_lib.STAGES if x.name == "evaluate"
+    )
     processes.on_first(
-      lambda: workdir_lib.claim(self.workdir, kept, given, of_data)
+      lambda: workdir_lib.claim(self.workdir, kept, given, of_data, later=later)
     )
 
   def complete(self, names: Sequence[str] = STAGES) -> bool:
