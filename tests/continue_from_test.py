@@ -242,9 +242,9 @@ class RefusalsTest(CommandTest):
         [
           "--recipe=on_policy",
           "--iterations_per_call=100",
-          "--item_credit=false",
+          "--item_residual=false",
         ],
-        "--item_credit is given, but --recipe=on_policy does not read it",
+        "--item_residual is given, but --recipe=on_policy does not read it",
       ),
       *(
         (

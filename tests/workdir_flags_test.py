@@ -224,15 +224,15 @@ class OtherModesTest(CommandTest):
 
   def test_an_experiment_goes_on(self):
     first = self._ok(
-      *TOY, "--experiment=ablation", "--experiment_variants=no_item_credit"
+      *TOY, "--experiment=ablation", "--experiment_variants=no_item_residual"
     )
-    self.assertEqual(first.config.variants, ("no_item_credit",))
+    self.assertEqual(first.config.variants, ("no_item_residual",))
     for arguments in ((), ("--experiment=ablation",)):
       self.assertEqual(self._like(self._ok(*arguments)), self._like(first))
     self.ok(f"--flagfile={self.workdir}/flags.txt")
     self.assertEqual(self._like(self.ran[-1]), self._like(first))
     # What is compared may change; what the jobs are may not.
-    more = ("no_item_credit", "no_entropy")
+    more = ("no_item_residual", "no_entropy")
     self._ok(f"--experiment_variants={','.join(more)}")
     self.assertEqual(self._ok().config.variants, more)
     self._refused("--width was 32, now 48", "--width=48")

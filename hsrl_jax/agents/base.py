@@ -75,17 +75,6 @@ class PolicySettings(ValueSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class ItemCreditSettings(Settings):
-  """Of agents that tell the items of a slate apart.
-
-  Attributes:
-    item_credit: whether each item of a slate has its own advantage.
-  """
-
-  item_credit: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
 class EntropySettings(Settings):
   """Of agents with a softmax over items or tokens.
 
@@ -107,7 +96,7 @@ class EntropySettings(Settings):
 
 
 @dataclasses.dataclass(frozen=True)
-class ActorCriticSettings(PolicySettings, ItemCreditSettings, EntropySettings):
+class ActorCriticSettings(PolicySettings, EntropySettings):
   """Of those that learn by replay, or from logs; see `actor_critic`."""
 
 
@@ -391,7 +380,7 @@ def actor_critic(
   advantages = returns.item_advantages(
     target,
     value[None],
-    spec.reward.shares(transition.response) if settings.item_credit else None,
+    spec.reward.shares(transition.response),
     clip=settings.advantage_clip,
   )
   actor = policy_gradient.actor_loss(

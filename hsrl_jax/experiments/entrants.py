@@ -49,9 +49,8 @@ OVERRIDES = {
     "temperature": 0.02,
     "temperature_end": 0.02,
   },
-  # As published; the variant "flat_features" is A2C with HSRL's losses.
+  # The variant "flat_features" is A2C with HSRL's losses.
   "a2c": {
-    "item_credit": False,
     "behaviour_weight": 0.0,
     "actor_weight": 1.0,
     "entropy_weight": 0.1,
@@ -68,7 +67,6 @@ VARIANTS = {
   # The value of the state alone, instead of one of each level's context.
   "one_critic": {"level_critics": False},
   "no_entropy": {"entropy_weight": 0.0, "entropy_weight_end": 0.0},
-  "no_item_credit": {"item_credit": False},
   "no_behaviour_loss": {"behaviour_weight": 0.0},
   # What SIDs lose of the features stays lost.
   "no_item_residual": {"item_residual": False},

@@ -17,15 +17,16 @@ import numpy as np
 from hsrl_jax import files
 from hsrl_jax.errors import InputError
 from hsrl_jax.evaluation import statistics
-from hsrl_jax.experiments import jobs
+from hsrl_jax.experiments import entrants, jobs, over_worlds
 from hsrl_jax.experiments.registry import Entry
-from hsrl_jax.report import tables
+from hsrl_jax.report import plots, tables
 
 PAGE = "RESULTS.md"
 FOLDER = "results"
 UNSHOWN = "tuning"  # A folder in it, of what is on no page.
 # Before the name of a world: the rules in it, which stand in its section.
 RULES = "rules_"
+OVER_WORLDS = "over_worlds"  # The picture of all worlds that have rules.
 _WIDTH = 120
 
 
@@ -39,7 +40,11 @@ def run(experiment: jobs.Experiment) -> None:
   docs, known = experiment.workdir, experiment.known
   for name in experiment.config.workdirs:
     _copy(pathlib.Path(name), docs / FOLDER, known)
-  files.write_atomic(docs / PAGE, page(docs / FOLDER, known))
+  folder = docs / FOLDER
+  if found := _over_worlds(_read(folder)):
+    picture = plots.png(over_worlds.plot(found, entrants.REFERENCE))
+    files.write_atomic(folder / f"{OVER_WORLDS}.png", picture)
+  files.write_atomic(docs / PAGE, page(folder, known))
   print(f"results: {docs / PAGE}")
 
 
@@ -79,10 +84,7 @@ def page(folder: pathlib.Path, known: Mapping[str, Entry]) -> str:
   Raises:
     InputError: there are results of an experiment that is not known.
   """
-  results = {
-    path.stem: files.read_json(path, jobs.FORMAT)
-    for path in sorted(folder.glob("*.json"))
-  }
+  results = _read(folder)
   for name, x in results.items():
     if x["experiment"] not in known:
       raise InputError(
@@ -106,6 +108,9 @@ def page(folder: pathlib.Path, known: Mapping[str, Entry]) -> str:
     if names:
       contents.append(f"- {_link(entry.title)}: {', '.join(map(_link, names))}")
       parts += [f"## {entry.title}", _fill(entry.question)]
+      found = _over_worlds(results) if experiment == "world" else {}
+      if found:
+        parts.append(_all_worlds(found))
       for name in names:
         parts.append(_section(name, results[name]))
         if rules := results.get(f"{RULES}{name}"):
@@ -117,6 +122,40 @@ def page(folder: pathlib.Path, known: Mapping[str, Entry]) -> str:
     contents += [f"- {_link(title)}" for title in titles]
   parts = ["# Results", _fill(about), "\n".join(contents), *parts]
   return "\n\n".join(parts) + "\n"
+
+
+def _read(folder: pathlib.Path) -> dict[str, dict[str, Any]]:
+  """Name to results, of each file of the folder."""
+  return {
+    path.stem: files.read_json(path, jobs.FORMAT)
+    for path in sorted(folder.glob("*.json"))
+  }
+
+
+def _over_worlds(results: dict[str, dict[str, Any]]) -> over_worlds.Runs:
+  """The runs of all worlds in which rules were tried; empty without any."""
+  rules = {
+    x.removeprefix(RULES): results[x] for x in results if x.startswith(RULES)
+  }
+  worlds = {x: results[x] for x in rules if x in results}
+  return over_worlds.runs(worlds, rules) if worlds else {}
+
+
+def _all_worlds(found: over_worlds.Runs) -> str:
+  return "\n\n".join(
+    (
+      "### All worlds",
+      _fill(
+        "The middle half of all runs of the worlds in which rules were tried "
+        "(IQM), on the way from random slates, 0, to the best bound, 1; "
+        "intervals by a bootstrap within each world (Agarwal et al., 2021). "
+        "The best rule is that of each world, by test users. Below: the share "
+        "of runs above each reward."
+      ),
+      f"```\n{over_worlds.table(found)}\n```",
+      f"![All worlds]({FOLDER}/{OVER_WORLDS}.png)",
+    )
+  )
 
 
 def _link(title: str) -> str:

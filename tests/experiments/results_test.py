@@ -104,13 +104,15 @@ class DocumentTest(absltest.TestCase):
 
   def test_rules_stand_in_the_section_of_their_world(self):
     earned = {"mean": 7.0, "per_seed": [6.5, 7.5]}
+    share = {"normalised": {"per_seed": [0.6, 0.8]}}
     world = {
       "experiment": "world",
       "episodes": 60,
       "reference": "hsrl",
-      "rows": {"hsrl": {"kind": "method", "total_reward": earned}},
+      "rows": {"hsrl": {"kind": "method", "total_reward": earned} | share},
     }
     rule = {"kind": "rule", "agent": "spaced", "total_reward": {"mean": 8.0}}
+    rule["normalised"] = {"per_seed": [0.9]}
     bound = {"kind": "bound", "total_reward": {"mean": 9.0}}
     rules = world | {
       "command": "python -m hsrl_jax.launch --seeds=0",
@@ -128,6 +130,8 @@ class DocumentTest(absltest.TestCase):
     # -1 +- Student's 12.706 standard errors of 0.5.
     self.assertIn("- hsrl less rule (spaced): -1.00 [-7.35, 5.35]", text)
     self.assertNotIn("less greedy_oracle", text)
+    self.assertRegex(text, r"hsrl +0\.70 +\[0\.60, 0\.80\] +0\.70 +0\.70")
+    self.assertTrue((self.docs / "results" / "over_worlds.png").exists())
 
   def test_results_that_the_command_does_not_know(self):
     folder = self._experiment("loop", experiment="closed_loop")

@@ -3,8 +3,8 @@
 pi(i|s) = softmax_i(<s, w_i> + b_i) over the active items. The losses are those
 of HSRL with one level whose tokens are the items (docs/policy.md), and their
 weights mean the same: with HSRL's the agent is HSRL without its semantic action
-space; with item_credit=False, behaviour_weight=0 and a constant entropy bonus
-it is A2C as published.
+space; with behaviour_weight=0 and a constant entropy bonus it is A2C, but for
+the items' shares of an advantage.
 """
 
 import dataclasses

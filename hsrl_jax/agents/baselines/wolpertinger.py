@@ -5,11 +5,10 @@ those of the largest Q(s, e_i) among them are shown. The critic is of single
 items: each item shown has a target of its own,
 y_k = r + (the item's share) + gamma (1 - terminated) mean_j Q'(s', e_j'),
 where the e_j' are the slate that the target networks would show in s' (items
-already seen included). With `item_credit` off the middle term is dropped. The
-mean of y_k over the slate is the slate's own target. The critic sees directions
-of embeddings, so that the proto action, at which the actor climbs, is of the
-same kind. No gradient of the critic reaches the embeddings. For the rest see
-latent.py.
+already seen included). The mean of y_k over the slate is the slate's own
+target. The critic sees directions of embeddings, so that the proto action, at
+which the actor climbs, is of the same kind. No gradient of the critic reaches
+the embeddings. For the rest see latent.py.
 """
 
 import dataclasses
@@ -27,7 +26,7 @@ CANDIDATES = 5  # M, in slates.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.ValueSettings, base.ItemCreditSettings):
+class Settings(base.ValueSettings):
   """Of Wolpertinger."""
 
 
@@ -66,8 +65,7 @@ def _loss(step: latent.Step) -> tuple[Array, Metrics]:
     *(step.next_state, step.next_action, nothing),
   )
   next_values = ranked.scores[latent.best(ranked, count)]
-  targets = target = step.td_target(next_values.mean())
-  if step.settings.item_credit:
-    targets = target + step.spec.reward.shares(step.transition.response)
+  target = step.td_target(next_values.mean())
+  targets = target + step.spec.reward.shares(step.transition.response)
   values = _values(step.own, step.shown, step.state)
   return latent.total(step, target, ((values - targets) ** 2).mean())

@@ -29,7 +29,6 @@ class LossTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(item_logits="free"),
     dict(
-      item_credit=False,
       behaviour_weight=0.0,
       actor_weight=1.0,
       entropy_weight=0.1,
@@ -63,8 +62,7 @@ class LossTest(parameterized.TestCase):
 
     clip = settings.advantage_clip
     advantages = np.full(3, np.clip(difference, -clip, clip))
-    if settings.item_credit:
-      advantages += np.array([1.1, -2.2, 1.1]) / 3
+    advantages += np.array([1.1, -2.2, 1.1]) / 3
     if settings.importance_clip:
       ratio = np.exp(log_pi[[1, 2, 3]] - np.array([-9.0, -4.0, -0.1]))
       self.assertGreater(ratio.max(), 1.5)

@@ -180,16 +180,15 @@ class WolpertingerTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(got, want)
 
-  @parameterized.parameters(True, False)
-  def test_critic_loss(self, item_credit):
-    case = cases.make("wolpertinger", item_credit=item_credit)
+  def test_critic_loss(self):
+    case = cases.make("wolpertinger")
     step = cases.transition(case)
     _, metrics = cases.loss(case, step)
     _, next_values = _choose(
       case.target_params, case.catalogue, cases.next_observation(step), 15
     )
     target = 0.6 + 0.9 * sum(next_values) / 3
-    shares = [1.0, -0.1, 1.0] if item_credit else [0.6] * 3
+    shares = [1.0, -0.1, 1.0]
     mean = sum(shares) / 3
     state = cases.state(case.params, case.catalogue, case.observation)
     embedded = cases.unit(cases.embeddings(case.params, case.catalogue))

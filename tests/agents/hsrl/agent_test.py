@@ -145,7 +145,6 @@ class LossTest(parameterized.TestCase):
     dict(actor_weight=0.5, entropy_weight=0.3, entropy_weight_end=0.1),
     dict(
       level_critics=False,
-      item_credit=False,
       actor_weight=1.0,
       behaviour_weight=0.5,
       importance_clip=1.5,
@@ -184,8 +183,7 @@ class LossTest(parameterized.TestCase):
     )
     y = 0.6 + 0.9 * next_value
     advantages = np.clip(y - value, -1, 1) * np.ones((3, 2))
-    if settings.item_credit:
-      advantages += np.array([[1.1], [-2.2], [1.1]]) / 3
+    advantages += np.array([[1.1], [-2.2], [1.1]]) / 3
 
     log_prob, scores, entropies = np.zeros((3, 2)), np.zeros(3), []
     for k, item in enumerate((1, 2, 3)):
