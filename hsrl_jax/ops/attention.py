@@ -64,7 +64,6 @@ def _backward(bound, saved, grad):
 _attend.defvjp(_forward, _backward)
 
 
-@jax.custom_vjp
 def attend_heads(q: Array, k: Array, v: Array, usable: Array) -> Array:
   """Attention of h heads, [Q, h, s], [H, h, s] twice, bool [H] -> [h, s, Q].
 
@@ -72,6 +71,11 @@ def attend_heads(q: Array, k: Array, v: Array, usable: Array) -> Array:
   products, which fill the lanes of a TPU, and logits are clipped to 75, so that
   none is read twice: the same but for rounding while they are smaller.
   """
+  return _attend_heads(q, k, v, usable)
+
+
+@jax.custom_vjp
+def _attend_heads(q, k, v, usable):
   heads, size = q.shape[1:]
   rows = jnp.where(usable[:, None], v.reshape(len(v), -1), 0.0)
   own = jnp.eye(heads)[:, None, :, None]  # [h s, h Q], a block each head.
@@ -88,6 +92,6 @@ def _each_head(q, k, v, usable):
   return jax.vmap(attend, (1, 1, 1, None))(q, k, v, usable[:, None])
 
 
-attend_heads.defvjp(
+_attend_heads.defvjp(
   lambda *given: jax.vjp(_each_head, *given), lambda pull, grad: pull(grad)
 )
