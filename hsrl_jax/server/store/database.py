@@ -11,6 +11,7 @@ import re
 import sqlite3
 import uuid
 from collections.abc import Sequence
+from typing import Any
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server.store.engines import (
@@ -22,7 +23,7 @@ from hsrl_jax.server.store.engines import (
 )
 from hsrl_jax.server.store.records import Slate
 
-FORMAT = 1
+FORMAT = 2
 SHOWN = (*Slate._fields, "part")
 ANSWER = (
   *("request_id", "responses", "unanswered", "reward", "terminated"),
@@ -33,6 +34,7 @@ COLLECTED = (
   *("items", "propensities", "history", "profile", "responses", "reward"),
   "terminated",
 )
+_SUMS = ("users", "r", "n", "rr", "rn", "nn")  # See `Store.earned`.
 _SCHEMA = (
   "CREATE TABLE IF NOT EXISTS about (name text PRIMARY KEY, value text)",
   "CREATE TABLE IF NOT EXISTS slates ("
@@ -46,8 +48,12 @@ _SCHEMA = (
   "WHERE closed IS NOT NULL",
   "CREATE INDEX IF NOT EXISTS slates_width ON slates (width, closed) "
   "WHERE closed IS NOT NULL",
-  "CREATE INDEX IF NOT EXISTS slates_earned ON slates "
-  "(arm, version, user_id, earned) WHERE earned IS NOT NULL",
+  "CREATE TABLE IF NOT EXISTS users (arm text, version text, user_id text, "
+  "r double precision, n double precision, "
+  "PRIMARY KEY (arm, version, user_id))",
+  "CREATE TABLE IF NOT EXISTS arms (arm text, version text, writer bigint, "
+  + "".join(f"{name} double precision, " for name in _SUMS)
+  + "PRIMARY KEY (arm, version, writer))",
 )
 
 
@@ -141,6 +147,14 @@ class Store:
 
   def update(self, rows: list[Sequence]) -> None:
     """Replaces what is known of slates; each row has the columns ANSWER."""
+    self._count(
+      "SELECT s.arm, s.version, s.user_id, "
+      "sum(k.earned - coalesce(s.earned, 0)) AS r, "
+      "sum(CASE WHEN s.earned IS NULL THEN 1.0 ELSE 0.0 END) AS n "
+      f"FROM ({self._engine.rows(('request_id', 'earned'))}) k "
+      "JOIN slates s ON s.request_id = k.request_id",
+      json.dumps([(row[0], row[-1]) for row in rows]),
+    )
     names = [name for name in ANSWER if name != "request_id"]
     self._engine.run(
       f"UPDATE slates SET {', '.join(f'{x} = k.{x}' for x in names)} "
@@ -204,21 +218,48 @@ class Store:
     )
     return self._engine.read(query, len(COLLECTED), width, after, last, most)
 
+  def _count(self, changes: str, *parameters: Any) -> None:
+    """Adds to the sums of users and of arms; within a transaction.
+
+    Args:
+      changes: a query to group by arm, version and user_id, with the changes of
+        r and n of the user; see `earned`.
+      parameters: its own.
+    """
+    changes += " GROUP BY s.arm, s.version, s.user_id"
+    self._engine.run(
+      f"INSERT INTO users (arm, version, user_id, r, n) {changes} "
+      "ON CONFLICT (arm, version, user_id) "
+      "DO UPDATE SET r = users.r + excluded.r, n = users.n + excluded.n",
+      *parameters,
+    )
+    # Of a user who had (r, n) before, and has (u.r, u.n) now.
+    self._engine.run(
+      f"INSERT INTO arms (arm, version, writer, {', '.join(_SUMS)}) "
+      f"SELECT c.arm, c.version, {self._engine.writer}, "
+      "sum(CASE WHEN u.n = c.n THEN 1 ELSE 0 END), sum(c.r), sum(c.n), "
+      "sum(c.r * (2 * u.r - c.r)), sum(c.r * u.n + c.n * (u.r - c.r)), "
+      f"sum(c.n * (2 * u.n - c.n)) FROM ({changes}) c JOIN users u "
+      "ON u.arm = c.arm AND u.version = c.version AND u.user_id = c.user_id "
+      "GROUP BY c.arm, c.version ON CONFLICT (arm, version, writer) DO UPDATE "
+      f"SET {', '.join(f'{x} = arms.{x} + excluded.{x}' for x in _SUMS)}",
+      *parameters,
+    )
+
   def earned(self, arm: str, version: str) -> Sequence:
     """Sums over the users who answered slates of an arm and a version.
+
+    They are counted with each answer: reading them takes no longer as slates
+    become more.
 
     Returns:
       Users, and the sums of r, n, r^2, r n and n^2, where r is what a user's
       slates earned and n how many they were.
     """
-    query = (
-      "SELECT count(*), coalesce(sum(r), 0), coalesce(sum(n), 0), "
-      "coalesce(sum(r * r), 0), coalesce(sum(r * n), 0), "
-      "coalesce(sum(n * n), 0) FROM ("
-      "SELECT sum(earned) r, cast(count(*) AS double precision) n FROM slates "
-      "WHERE arm = ? AND version = ? AND earned IS NOT NULL GROUP BY user_id) u"
-    )
-    return self._engine.read(query, 6, arm, version)[0]
+    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in _SUMS)
+    return self._engine.read(
+      f"SELECT {sums} FROM arms WHERE arm = ? AND version = ?", 6, arm, version
+    )[0]
 
   def close(self) -> None:
     """Lets go of the database."""

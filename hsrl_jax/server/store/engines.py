@@ -53,6 +53,8 @@ class Undecided(StoreError):
 class Sqlite:
   """An embedded database: a file, with a write-ahead log beside it."""
 
+  writer = "0"  # A number that writers at the same time do not share.
+
   def __init__(self, path: pathlib.Path):
     """Opens or makes the file.
 
@@ -156,6 +158,8 @@ def _of_sqlite(error: sqlite3.Error) -> StoreError:
 
 class Postgres:
   """A PostgreSQL database, which several servers may share."""
+
+  writer = "pg_backend_pid()"
 
   def __init__(self, url: str):
     """Connects.

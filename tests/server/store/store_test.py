@@ -296,25 +296,49 @@ class StoreTest(parameterized.TestCase):
     self.assertLen(opened.closed(3, 0, 99, 1), 1)
 
   @parameterized.parameters(*ENGINES)
-  def test_earned_is_summed_by_user(self, engine):
-    opened, rng = self._open(engine), random.Random(1)
-    users, totals = "xyz", {}
-    for number in range(30):
-      user, arm = rng.choice(users), rng.choice(["stable", "canary"])
-      name, responses = f"r{number}", [rng.randrange(2) for _ in "abc"]
-      reward = rng.choice([None, 0.25]) if any(responses) else None
-      writer.apply(opened, [slate(name, user, arm=arm)])
-      if rng.random() < 0.8:
-        writer.apply(opened, [Feedback(name, responses, reward)])
-        own = totals.setdefault(arm, {}).setdefault(user, [0, 0])
-        own[0] += sum(responses) if reward is None else reward
-        own[1] += 1
+  def test_earned_is_what_a_scan_of_all_slates_sums(self, engine):
+    opened = self._open(engine)
+
+    def use(seed):
+      mine, rng = store_lib.open_store(self.where), random.Random(seed)
+      for number in range(15):
+        names = [f"{seed}-{number}-{i}" for i in range(3)]
+        arms = [rng.choice(["stable", "canary"]) for _ in names]
+        shown = [
+          slate(x, rng.choice("xyz"), arm=arm)
+          for x, arm in zip(names, arms, strict=True)
+        ]
+        writer.apply(mine, shown)
+        given = []
+        for name in rng.choices(names, k=rng.randrange(6)):  # Some twice.
+          responses = [rng.choice([0, 1, None]) for _ in "abc"]
+          reward = 0.25 if any(responses) and rng.random() < 0.3 else None
+          given.append(Feedback(name, responses, reward))
+        writer.apply(mine, given)
+        if number == 7:  # It starts anew.
+          mine.close()
+          mine = store_lib.open_store(self.where)
+      mine.close()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+      list(pool.map(use, range(3)))
+    self._check_earned(opened)
+    self.assertEqual(opened.earned("stable", "1")[0], 3)
+    self.assertEqual(opened.earned("stable", "2")[0], 0)
+
+  def _check_earned(self, opened):
+    """Compares with a scan."""
+    totals = {"stable": {}, "canary": {}}
+    query = "SELECT arm, user_id, earned FROM slates WHERE earned IS NOT NULL"
+    for arm, user, earned in opened._engine.read(query, 3):
+      own = totals[arm].setdefault(user, [0, 0])
+      own[0] += earned
+      own[1] += 1
     for arm, own in totals.items():
-      r, n = zip(*own.values(), strict=True)
+      r, n = zip(*own.values(), strict=True) if own else ((), ())
       want = [len(own), sum(r), sum(n), sum(x * x for x in r)]
       want += [sum(x * y for x, y in own.values()), sum(x * x for x in n)]
       self.assertSequenceAlmostEqual(opened.earned(arm, "1"), want)
-    self.assertEqual(opened.earned("stable", "2")[0], 0)
 
   def test_coroutines_share_commits_and_a_full_disk_loses_nothing(self):
     opened, sizes = self._open("sqlite"), []
