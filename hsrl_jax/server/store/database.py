@@ -5,17 +5,21 @@ travel as one JSON text, since each statement gives up Python's lock and has to
 wait for it again beside a busy event loop.
 """
 
+import itertools
 import json
 import pathlib
+import random
 import re
 import sqlite3
+import time
 import uuid
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server.store.engines import (
   COLUMNS,
+  Conflict,
   Postgres,
   Sqlite,
   StoreError,
@@ -34,14 +38,23 @@ COLLECTED = (
   *("items", "propensities", "history", "profile", "responses", "reward"),
   "terminated",
 )
+# Whether the slate s is the last of its session.
+_LAST = (
+  "EXISTS (SELECT 1 FROM sessions l WHERE l.user_id = s.user_id AND "
+  "l.session_id = s.session_id AND l.part = s.part AND l.step = s.step)"
+)
+_TRIES = 10  # Of a transaction that others come between.
+_T = TypeVar("_T")
 _SUMS = ("users", "r", "n", "rr", "rn", "nn")  # See `Store.earned`.
 _SCHEMA = (
   "CREATE TABLE IF NOT EXISTS about (name text PRIMARY KEY, value text)",
   "CREATE TABLE IF NOT EXISTS slates ("
   + ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
   + ")",
-  "CREATE INDEX IF NOT EXISTS slates_session ON slates "
-  "(user_id, session_id, part, step, time) WHERE session_id IS NOT NULL",
+  # The last slate of each session, and 1 where the session ended with it.
+  "CREATE TABLE IF NOT EXISTS sessions (user_id text, session_id text, "
+  "part bigint, step bigint, time double precision, ended bigint, "
+  "PRIMARY KEY (user_id, session_id))",
   "CREATE INDEX IF NOT EXISTS slates_open ON slates (time, request_id) "
   "WHERE closed IS NULL AND responses IS NOT NULL",
   "CREATE UNIQUE INDEX IF NOT EXISTS slates_closed ON slates (closed) "
@@ -63,12 +76,7 @@ class Store:
   def __init__(self, engine: Sqlite | Postgres):
     """Makes the tables where they are missing."""
     self._engine = engine
-    self.transaction = engine.transaction
-    with engine.transaction():
-      for statement in _SCHEMA:
-        engine.run(statement)
-      self._keep("format", str(FORMAT))
-      self._keep("id", uuid.uuid4().hex)
+    self.transact(self._make)
     about = self.about()
     if about["format"] != str(FORMAT):
       raise InputError(
@@ -76,6 +84,31 @@ class Store:
         "version of hsrl_jax that made it, or another store"
       )
     self.id = about["id"]
+
+  def _make(self) -> None:
+    for statement in _SCHEMA:
+      self._engine.run(statement)
+    self._keep("format", str(FORMAT))
+    self._keep("id", uuid.uuid4().hex)
+
+  def transact(self, work: Callable[[], _T]) -> _T:
+    """Calls `work` in a transaction, anew where others changed what it read.
+
+    Returns:
+      What `work` returns, durably.
+
+    Raises:
+      StoreError: nothing is kept.
+      Undecided: all is kept, or nothing.
+    """
+    for tries in itertools.count(1):
+      try:
+        with self._engine.transaction():
+          return work()
+      except Conflict:
+        if tries == _TRIES:
+          raise
+        time.sleep(random.uniform(0, 0.01 * tries))
 
   def _keep(self, name: str, value: str) -> None:
     self._engine.run(
@@ -95,10 +128,13 @@ class Store:
 
   def note(self, name: str, value: str, replace: bool = False) -> str:
     """Writes a value about the store, unless there is one; returns it."""
-    with self.transaction():
+
+    def write():
       if replace:
         self._engine.run("DELETE FROM about WHERE name = ?", name)
       self._keep(name, value)
+
+    self.transact(write)
     return self.about()[name]
 
   def sessions(self, keys: list[tuple[str, str]]) -> list[Sequence]:
@@ -111,35 +147,42 @@ class Store:
       Rows of user_id, session_id, part, step, time, and 1 where the session
       ended.
     """
-    last = (
-      "SELECT l.request_id FROM slates l WHERE l.user_id = k.user_id "
-      "AND l.session_id = k.session_id "
-      "ORDER BY l.part DESC, l.step DESC LIMIT 1"
-    )
     query = (
-      "SELECT k.user_id, k.session_id, s.part, s.step, s.time, "
-      "coalesce(s.terminated, 0) "
+      "SELECT s.user_id, s.session_id, s.part, s.step, s.time, s.ended "
       f"FROM ({self._engine.rows(('user_id', 'session_id'))}) k "
-      f"JOIN slates s ON s.request_id = ({last})"
+      "JOIN sessions s ON s.user_id = k.user_id AND s.session_id = k.session_id"
     )
     return self._engine.read(query, 6, json.dumps(keys))
 
   def insert(self, rows: list[Sequence]) -> None:
-    """Adds slates; each row has the columns SHOWN."""
+    """Adds slates; each row has the columns SHOWN.
+
+    A session's row is written with its slates: of two transactions that read it
+    one fails. It has a key of its own, so that there is one where there was
+    none.
+    """
     self._engine.run(
       f"INSERT INTO slates ({', '.join(SHOWN)}) {self._engine.rows(SHOWN)}",
       json.dumps(rows),
     )
+    names = ("user_id", "session_id", "part", "step", "time")
+    places = [SHOWN.index(name) for name in names]
+    last = {(row[1], row[2]): [row[i] for i in places] for row in rows}
+    last = [last[key] for key in sorted(k for k in last if k[1] is not None)]
+    if last:
+      self._engine.run(
+        f"INSERT INTO sessions ({', '.join(names)}, ended) "
+        f"SELECT k.*, 0 FROM ({self._engine.rows(names)}) k WHERE true "
+        "ON CONFLICT (user_id, session_id) DO UPDATE SET part = excluded.part, "
+        "step = excluded.step, time = excluded.time, ended = 0",
+        json.dumps(last),
+      )
 
   def find(self, request_ids: list[str]) -> list[Sequence]:
     """Rows of request_id and the arguments of `records.kept_of`."""
-    later = (
-      "NOT EXISTS (SELECT 1 FROM slates l WHERE l.user_id = s.user_id AND "
-      "l.session_id = s.session_id AND l.part = s.part AND l.step > s.step)"
-    )
     query = (
       "SELECT s.request_id, s.items, s.responses, s.reward, s.terminated, "
-      f"s.closed, CASE WHEN s.session_id IS NULL OR {later} THEN 1 ELSE 0 END "
+      f"s.closed, CASE WHEN s.session_id IS NULL OR {_LAST} THEN 1 ELSE 0 END "
       f"FROM ({self._engine.rows(('request_id',))}) k "
       "JOIN slates s ON s.request_id = k.request_id"
     )
@@ -163,6 +206,19 @@ class Store:
       json.dumps(rows),
     )
 
+    ended = [[row[0]] for row in rows if row[4]]
+    if ended:
+      slates = (
+        f"SELECT 1 FROM ({self._engine.rows(('request_id',))}) k JOIN slates s "
+        "ON s.request_id = k.request_id WHERE s.user_id = sessions.user_id AND "
+        "s.session_id = sessions.session_id AND s.part = sessions.part "
+        "AND s.step = sessions.step"
+      )
+      self._engine.run(
+        f"UPDATE sessions SET ended = 1 WHERE EXISTS ({slates})",
+        json.dumps(ended),
+      )
+
   def close_done(self, before: float, most: int) -> int:
     """Closes slates that are answered, or ended, or were shown `before`.
 
@@ -173,7 +229,8 @@ class Store:
     Returns:
       How many were closed; less than `most`: no more are left.
     """
-    with self.transaction():
+
+    def close() -> int:
       ((last,),) = self._engine.read(
         "SELECT coalesce(max(closed), 0) FROM slates WHERE closed IS NOT NULL",
         1,
@@ -189,6 +246,8 @@ class Store:
         before,
         most,
       )
+
+    return self.transact(close)
 
   def widths(self) -> list[Sequence]:
     """The widths of closed slates, each with its last number."""

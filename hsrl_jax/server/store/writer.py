@@ -146,12 +146,16 @@ def apply(store: Store, batch: Sequence[_Work]) -> list[Any]:
 
 
 def _apply(store: Store, take: Callable[[], Sequence[_Work]]) -> list[Any]:
-  """See `apply`; `take` is called once nobody else writes."""
+  """See `apply`; `take` is called once the transaction has begun."""
   batch = None
+
+  def write() -> list[Any]:
+    nonlocal batch
+    batch = take() if batch is None else batch
+    return _write(store, batch)
+
   try:
-    with store.transaction():
-      batch = take()
-      return _write(store, batch)
+    return store.transact(write)
   except Exception as error:  # noqa: BLE001 (the next batch is tried anew)
     if batch is None:
       batch = take()
