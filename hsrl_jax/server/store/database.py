@@ -43,6 +43,10 @@ _LAST = (
   "EXISTS (SELECT 1 FROM sessions l WHERE l.user_id = s.user_id AND "
   "l.session_id = s.session_id AND l.part = s.part AND l.step = s.step)"
 )
+# Above all parts and numbers of slates that were deleted.
+_FORGOTTEN = (
+  "(SELECT CAST(value AS bigint) FROM about WHERE name = 'forgotten')"
+)
 _TRIES = 10  # Of a transaction that others come between.
 _T = TypeVar("_T")
 _SUMS = ("users", "r", "n", "rr", "rn", "nn")  # See `Store.earned`.
@@ -63,7 +67,7 @@ _SCHEMA = (
   "WHERE closed IS NOT NULL",
   "CREATE TABLE IF NOT EXISTS users (arm text, version text, user_id text, "
   "r double precision, n double precision, "
-  "PRIMARY KEY (arm, version, user_id))",
+  "PRIMARY KEY (user_id, arm, version))",
   "CREATE TABLE IF NOT EXISTS arms (arm text, version text, writer bigint, "
   + "".join(f"{name} double precision, " for name in _SUMS)
   + "PRIMARY KEY (arm, version, writer))",
@@ -138,19 +142,23 @@ class Store:
     return self.about()[name]
 
   def sessions(self, keys: list[tuple[str, str]]) -> list[Sequence]:
-    """The last slates of sessions that are there.
+    """The last slates of sessions.
 
     Args:
       keys: user_id and session_id of each.
 
     Returns:
       Rows of user_id, session_id, part, step, time, and 1 where the session
-      ended.
+      ended; the step is -1 where there is none, and the part one that no
+      session of that name had.
     """
     query = (
-      "SELECT s.user_id, s.session_id, s.part, s.step, s.time, s.ended "
+      "SELECT k.user_id, k.session_id, "
+      f"coalesce(s.part, {_FORGOTTEN}, 0), coalesce(s.step, -1), "
+      "coalesce(s.time, 0), coalesce(s.ended, 0) "
       f"FROM ({self._engine.rows(('user_id', 'session_id'))}) k "
-      "JOIN sessions s ON s.user_id = k.user_id AND s.session_id = k.session_id"
+      "LEFT JOIN sessions s "
+      "ON s.user_id = k.user_id AND s.session_id = k.session_id"
     )
     return self._engine.read(query, 6, json.dumps(keys))
 
@@ -208,16 +216,19 @@ class Store:
 
     ended = [[row[0]] for row in rows if row[4]]
     if ended:
-      slates = (
-        f"SELECT 1 FROM ({self._engine.rows(('request_id',))}) k JOIN slates s "
-        "ON s.request_id = k.request_id WHERE s.user_id = sessions.user_id AND "
-        "s.session_id = sessions.session_id AND s.part = sessions.part "
-        "AND s.step = sessions.step"
-      )
       self._engine.run(
-        f"UPDATE sessions SET ended = 1 WHERE EXISTS ({slates})",
+        f"UPDATE sessions SET ended = 1 WHERE {self._last_is()}",
         json.dumps(ended),
       )
+
+  def _last_is(self) -> str:
+    """A condition for sessions: the last slate is one of a parameter."""
+    names = ("user_id", "session_id", "part", "step")
+    return (
+      f"({', '.join(names)}) IN (SELECT {', '.join(f's.{x}' for x in names)} "
+      f"FROM ({self._engine.rows(('request_id',))}) k "
+      "JOIN slates s ON s.request_id = k.request_id)"
+    )
 
   def close_done(self, before: float, most: int) -> int:
     """Closes slates that are answered, or ended, or were shown `before`.
@@ -232,7 +243,8 @@ class Store:
 
     def close() -> int:
       ((last,),) = self._engine.read(
-        "SELECT coalesce(max(closed), 0) FROM slates WHERE closed IS NOT NULL",
+        f"SELECT max(number) FROM (SELECT coalesce({_FORGOTTEN}, 0) AS number "
+        "UNION ALL SELECT max(closed) FROM slates WHERE closed IS NOT NULL) n",
         1,
       )
       return self._engine.run(
@@ -248,6 +260,61 @@ class Store:
       )
 
     return self.transact(close)
+
+  def mark(self, name: str, number: int) -> None:
+    """Writes the largest of some numbers; within a transaction."""
+    self._engine.run(
+      "INSERT INTO about (name, value) VALUES (?, ?) ON CONFLICT (name) "
+      "DO UPDATE SET value = excluded.value "
+      "WHERE CAST(about.value AS bigint) < CAST(excluded.value AS bigint)",
+      name,
+      str(number),
+    )
+
+  def forget(self, before: float, after: int, most: int) -> int | None:
+    """Deletes slates that were shown `before`, and are in collected files.
+
+    Which these are, `collected_K` says, the last number of slates of K items.
+
+    Args:
+      before: seconds since 1970.
+      after: of those with larger numbers, the first are looked at.
+      most: how many.
+
+    Returns:
+      The last number that was looked at; None: none was so old.
+    """
+
+    def work() -> int | None:
+      rows = self._engine.read(
+        "SELECT closed, width, part, time, request_id FROM slates "
+        "WHERE closed IS NOT NULL AND closed > ? ORDER BY closed LIMIT ?",
+        *(5, after, most),
+      )
+      rows, last = [x for x in rows if x[3] < before], [x[0] for x in rows[-1:]]
+      if not rows:
+        return None
+      about = self.about()
+      rows = [x for x in rows if x[0] <= int(about.get(f"collected_{x[1]}", 0))]
+      ids = json.dumps([x[-1:] for x in rows])
+      found = f"FROM ({self._engine.rows(('request_id',))}) k"
+      slates = f"{found} JOIN slates s ON s.request_id = k.request_id"
+      self._count(
+        "SELECT s.arm, s.version, s.user_id, -sum(s.earned) AS r, "
+        f"-count(*) AS n {slates}",
+        ids,
+      )
+      for gone in (
+        f"users WHERE n = 0 AND user_id IN (SELECT s.user_id {slates})",
+        f"sessions WHERE {self._last_is()}",
+        f"slates WHERE request_id IN (SELECT k.request_id {found})",
+      ):
+        self._engine.run(f"DELETE FROM {gone}", ids)
+      for number, _, part, *_ in rows:
+        self.mark("forgotten", max(number, part + 1))
+      return last[0]
+
+    return self.transact(work)
 
   def widths(self) -> list[Sequence]:
     """The widths of closed slates, each with its last number."""
@@ -296,7 +363,8 @@ class Store:
     self._engine.run(
       f"INSERT INTO arms (arm, version, writer, {', '.join(_SUMS)}) "
       f"SELECT c.arm, c.version, {self._engine.writer}, "
-      "sum(CASE WHEN u.n = c.n THEN 1 ELSE 0 END), sum(c.r), sum(c.n), "
+      "sum(CASE WHEN u.n = c.n THEN 1 WHEN u.n = 0 THEN -1 ELSE 0 END), "
+      "sum(c.r), sum(c.n), "
       "sum(c.r * (2 * u.r - c.r)), sum(c.r * u.n + c.n * (u.r - c.r)), "
       f"sum(c.n * (2 * u.n - c.n)) FROM ({changes}) c JOIN users u "
       "ON u.arm = c.arm AND u.version = c.version AND u.user_id = c.user_id "

@@ -192,7 +192,7 @@ def _in_sessions(store: Store, slates: list[Slate]) -> list[Sequence]:
     part = 0
     if slate.session_id is not None:
       key = (slate.user_id, slate.session_id)
-      part, step, time, ended = last.get(key, (0, -1, 0.0, 0))
+      part, step, time, ended = last[key]
       if ended:
         part, step = part + 1, -1
       slate = slate._replace(

@@ -359,6 +359,76 @@ class StoreTest(parameterized.TestCase):
       want += [sum(x * y for x, y in own.values()), sum(x * x for x in n)]
       self.assertSequenceAlmostEqual(opened.earned(arm, "1"), want)
 
+  @parameterized.parameters(*ENGINES)
+  def test_only_what_is_old_and_collected_is_forgotten(self, engine):
+    opened, rng = self._open(engine), random.Random(2)
+    names = [f"{i:02d}" for i in range(60)]
+    shown = [
+      slate(
+        *(x, rng.choice("xyz"), rng.choice(["s", None]), 0, rng.randrange(9)),
+        items=rng.choice(["abc", "ab"]),
+        arm=rng.choice(["stable", "canary"]),
+      )
+      for x in names
+    ]
+    writer.apply(opened, shown)
+    answered = [x for x in names if rng.random() < 0.7]
+    writer.apply(opened, [Feedback(x, {"a": 1, "b": 0}) for x in answered])
+    writer.apply(opened, [Feedback(x, {"c": 0}) for x in answered[::2]])
+    closed = opened.close_done(0.0, 99)
+    query = "SELECT request_id, width, closed, time FROM slates"
+    before = opened._engine.read(query, 4)
+
+    def forget():
+      after = 0
+      while (after := opened.forget(5.0, after, 7)) is not None:
+        pass
+      return {row[0] for row in opened._engine.read(query, 4)}
+
+    self.assertEqual(forget(), {*names})  # No file holds any of them.
+    opened.transact(lambda: opened.mark("collected_3", 20))
+    opened.transact(lambda: opened.mark("collected_3", 9))  # An older one.
+    opened.transact(lambda: opened.mark("collected_2", 30))
+    gone = {
+      name
+      for name, width, number, time in before
+      if number and number <= {2: 30, 3: 20}[width] and time < 5
+    }
+    self.assertGreater(len(gone), 5)
+    self.assertEqual(forget(), {*names} - gone)
+    self._check_earned(opened)
+    # The rest goes too; then numbers and parts are new ones all the same.
+    for width in (2, 3):
+      opened.transact(lambda k=width: opened.mark(f"collected_{k}", closed))
+    opened.forget(99.0, 0, 99)
+    self._check_earned(opened)
+    self.assertEqual(opened.closed(3, 0, closed, 99), [])
+    writer.apply(opened, [slate("r", "new", "s"), Feedback("r", [1, 1, 0])])
+    self.assertEqual(opened.close_done(0.0, 99), 1)
+    ((number, *_), *_) = opened.closed(3, 0, 999, 99)
+    self.assertGreater(number, closed)
+
+  @parameterized.parameters(*ENGINES)
+  def test_a_session_that_comes_back_is_another(self, engine):
+    opened = self._open(engine)
+
+    def show(names):
+      for name in names:
+        writer.apply(opened, [slate(name, session="s")])
+        writer.apply(opened, [Feedback(name, [0, 0, 0], None, name != "d")])
+      opened.close_done(0.0, 99)
+      rows = opened.closed(3, 0, 999, 99)
+      opened.transact(lambda: opened.mark("collected_3", rows[-1][0]))
+      opened.forget(1e9, 0, 99)
+      return {(row[4], row[5]) for row in rows}
+
+    writer.apply(opened, [slate("x", session="s")])  # Nobody answers it.
+    parts = [show(names) for names in ("abcd", "ef", "g", "hijklm")]
+    self.assertLen(set.union(*parts), 13)
+    # Whether the user had left after it, is known no longer.
+    late = Feedback("x", [0, 0, 0], terminated=True)
+    self.assertEqual(writer.apply(opened, [late]), [Outcome(3, 0, 1, False)])
+
   def test_coroutines_share_commits_and_a_full_disk_loses_nothing(self):
     opened, sizes = self._open("sqlite"), []
     connection = opened._engine._connection
