@@ -14,7 +14,7 @@ import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server.store.engines import (
@@ -38,9 +38,9 @@ COLLECTED = (
   *("items", "propensities", "history", "profile", "responses", "reward"),
   "terminated",
 )
-# Whether the slate s is the last of its session.
+# 1 where the slate s is the last of its session.
 _LAST = (
-  "EXISTS (SELECT 1 FROM sessions l WHERE l.user_id = s.user_id AND "
+  "(SELECT 1 FROM sessions l WHERE l.user_id = s.user_id AND "
   "l.session_id = s.session_id AND l.part = s.part AND l.step = s.step)"
 )
 # Above all parts and numbers of slates that were deleted.
@@ -162,6 +162,11 @@ class Store:
     )
     return self._engine.read(query, 6, json.dumps(keys))
 
+  def _named(self, *names: str) -> str:
+    """The slates s whose request_id is in the rows k, a parameter."""
+    rows = self._engine.rows(("request_id", *names))
+    return f"({rows}) k JOIN slates s ON s.request_id = k.request_id"
+
   def insert(self, rows: list[Sequence]) -> None:
     """Adds slates; each row has the columns SHOWN.
 
@@ -190,20 +195,16 @@ class Store:
     """Rows of request_id and the arguments of `records.kept_of`."""
     query = (
       "SELECT s.request_id, s.items, s.responses, s.reward, s.terminated, "
-      f"s.closed, CASE WHEN s.session_id IS NULL OR {_LAST} THEN 1 ELSE 0 END "
-      f"FROM ({self._engine.rows(('request_id',))}) k "
-      "JOIN slates s ON s.request_id = k.request_id"
+      "s.closed, CASE WHEN s.session_id IS NULL THEN 1 ELSE "
+      f"coalesce({_LAST}, 0) END FROM {self._named()}"
     )
     return self._engine.read(query, 7, json.dumps([[x] for x in request_ids]))
 
   def update(self, rows: list[Sequence]) -> None:
     """Replaces what is known of slates; each row has the columns ANSWER."""
     self._count(
-      "SELECT s.arm, s.version, s.user_id, "
-      "sum(k.earned - coalesce(s.earned, 0)) AS r, "
-      "sum(CASE WHEN s.earned IS NULL THEN 1.0 ELSE 0.0 END) AS n "
-      f"FROM ({self._engine.rows(('request_id', 'earned'))}) k "
-      "JOIN slates s ON s.request_id = k.request_id",
+      "k.earned - coalesce(s.earned, 0)",
+      "CASE WHEN s.earned IS NULL THEN 1.0 ELSE 0.0 END",
       json.dumps([(row[0], row[-1]) for row in rows]),
     )
     names = [name for name in ANSWER if name != "request_id"]
@@ -213,7 +214,6 @@ class Store:
       "WHERE slates.request_id = k.request_id",
       json.dumps(rows),
     )
-
     ended = [[row[0]] for row in rows if row[4]]
     if ended:
       self._engine.run(
@@ -224,11 +224,8 @@ class Store:
   def _last_is(self) -> str:
     """A condition for sessions: the last slate is one of a parameter."""
     names = ("user_id", "session_id", "part", "step")
-    return (
-      f"({', '.join(names)}) IN (SELECT {', '.join(f's.{x}' for x in names)} "
-      f"FROM ({self._engine.rows(('request_id',))}) k "
-      "JOIN slates s ON s.request_id = k.request_id)"
-    )
+    last = ", ".join(f"s.{name}" for name in names)
+    return f"({', '.join(names)}) IN (SELECT {last} FROM {self._named()})"
 
   def close_done(self, before: float, most: int) -> int:
     """Closes slates that are answered, or ended, or were shown `before`.
@@ -274,12 +271,11 @@ class Store:
   def forget(self, before: float, after: int, most: int) -> int | None:
     """Deletes slates that were shown `before`, and are in collected files.
 
-    Which these are, `collected_K` says, the last number of slates of K items.
-
     Args:
       before: seconds since 1970.
-      after: of those with larger numbers, the first are looked at.
-      most: how many.
+      after: of slates with larger numbers,
+      most: this many are looked at; `collected_K` is up to which one those of K
+        items are in files.
 
     Returns:
       The last number that was looked at; None: none was so old.
@@ -296,22 +292,17 @@ class Store:
         return None
       about = self.about()
       rows = [x for x in rows if x[0] <= int(about.get(f"collected_{x[1]}", 0))]
+      slates = self._named()
       ids = json.dumps([x[-1:] for x in rows])
-      found = f"FROM ({self._engine.rows(('request_id',))}) k"
-      slates = f"{found} JOIN slates s ON s.request_id = k.request_id"
-      self._count(
-        "SELECT s.arm, s.version, s.user_id, -sum(s.earned) AS r, "
-        f"-count(*) AS n {slates}",
-        ids,
-      )
+      self._count("-s.earned", "-1", ids)
       for gone in (
-        f"users WHERE n = 0 AND user_id IN (SELECT s.user_id {slates})",
+        f"users WHERE n = 0 AND user_id IN (SELECT s.user_id FROM {slates})",
         f"sessions WHERE {self._last_is()}",
-        f"slates WHERE request_id IN (SELECT k.request_id {found})",
+        f"slates WHERE request_id IN (SELECT s.request_id FROM {slates})",
       ):
         self._engine.run(f"DELETE FROM {gone}", ids)
-      for number, _, part, *_ in rows:
-        self.mark("forgotten", max(number, part + 1))
+      top = max((max(x[0], x[2] + 1) for x in rows), default=0)
+      self.mark("forgotten", top)
       return last[0]
 
     return self.transact(work)
@@ -344,20 +335,23 @@ class Store:
     )
     return self._engine.read(query, len(COLLECTED), width, after, last, most)
 
-  def _count(self, changes: str, *parameters: Any) -> None:
+  def _count(self, r: str, n: str, rows: str) -> None:
     """Adds to the sums of users and of arms; within a transaction.
 
     Args:
-      changes: a query to group by arm, version and user_id, with the changes of
-        r and n of the user; see `earned`.
-      parameters: its own.
+      r: by how much more a slate s earned, of the rows k; see `earned`.
+      n: by how many answered slates it counts more.
+      rows: k, of request_id and earned.
     """
-    changes += " GROUP BY s.arm, s.version, s.user_id"
+    changes = (
+      f"SELECT s.arm, s.version, s.user_id, sum({r}) AS r, sum({n}) AS n "
+      f"FROM {self._named('earned')} GROUP BY s.arm, s.version, s.user_id"
+    )
     self._engine.run(
       f"INSERT INTO users (arm, version, user_id, r, n) {changes} "
       "ON CONFLICT (arm, version, user_id) "
       "DO UPDATE SET r = users.r + excluded.r, n = users.n + excluded.n",
-      *parameters,
+      rows,
     )
     # Of a user who had (r, n) before, and has (u.r, u.n) now.
     self._engine.run(
@@ -370,14 +364,11 @@ class Store:
       "ON u.arm = c.arm AND u.version = c.version AND u.user_id = c.user_id "
       "GROUP BY c.arm, c.version ON CONFLICT (arm, version, writer) DO UPDATE "
       f"SET {', '.join(f'{x} = arms.{x} + excluded.{x}' for x in _SUMS)}",
-      *parameters,
+      rows,
     )
 
   def earned(self, arm: str, version: str) -> Sequence:
     """Sums over the users who answered slates of an arm and a version.
-
-    They are counted with each answer: reading them takes no longer as slates
-    become more.
 
     Returns:
       Users, and the sums of r, n, r^2, r n and n^2, where r is what a user's
