@@ -60,6 +60,7 @@ _RANGES = {
   "max_queue": (1, 10**6),
   "timeout": (0.001, 3_600),
   "watch": (0.001, 86_400),
+  "retention": (0, 36_500),
   "canary": (0, 1),
 }
 _TOKEN = "HSRL_ADMIN_TOKEN"

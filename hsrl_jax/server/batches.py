@@ -31,6 +31,8 @@ from hsrl_jax.serving import versions
 from hsrl_jax.serving.recommender import Query, Recommendations, Recommender
 
 _REWARDS = 10.0  # Seconds for which sums over the store are good.
+_OLD = 600.0  # Seconds between two looks for slates that are too old.
+_PIECE, _PAUSE = 500, 0.1  # Slates that are looked at together, then a pause.
 
 _log = logging.getLogger(__name__)
 
@@ -78,6 +80,7 @@ class Server:
         settings.timeout,
       )
     self._reader: Store | None = None
+    self._deleter: Store | None = None
     self._summed = -_REWARDS
     self._store_fails = False
     self._waiting: list[tuple[Served, Query, asyncio.Future]] = []
@@ -98,12 +101,14 @@ class Server:
   async def running(self, app: Any) -> AsyncIterator[None]:
     """The lifespan of the application."""
     del app
-    threads = [concurrent.futures.ThreadPoolExecutor(1) for _ in range(2)]
+    threads = [concurrent.futures.ThreadPoolExecutor(1) for _ in range(3)]
     if self._writer is not None:
       self._writer.start()
     tasks = [
       asyncio.create_task(work(thread))
-      for work, thread in zip((self._decode, self._watch), threads, strict=True)
+      for work, thread in zip(
+        (self._decode, self._watch, self._forget), threads, strict=True
+      )
     ]
     yield
     for task in tasks:
@@ -114,7 +119,7 @@ class Server:
     loop = asyncio.get_running_loop()
     if self._writer is not None:
       await loop.run_in_executor(None, self._writer.stop)
-    for store in (self.store, self._reader):
+    for store in (self.store, self._reader, self._deleter):
       if store is not None:
         store.close()
 
@@ -214,6 +219,25 @@ class Server:
       with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(settings.watch):
           await self._look.wait()
+
+  async def _forget(self, thread: concurrent.futures.Executor) -> None:
+    """Deletes what is older than it may be, piece by piece."""
+    loop, settings = asyncio.get_running_loop(), self.settings
+    last = None
+
+    def piece() -> int | None:
+      if self._deleter is None:  # The writer has a connection of its own.
+        self._deleter = open_store(settings.store)
+      before = time.time() - 86_400 * settings.retention
+      return self._deleter.forget(before, last or 0, _PIECE)
+
+    while settings.retention and self.store is not None:
+      try:
+        last = await loop.run_in_executor(thread, piece)
+      except (StoreError, InputError) as error:
+        last = None
+        _log.warning("old slates stay: %s", error)
+      await asyncio.sleep(_OLD if last is None else _PAUSE)
 
   def _take(self, arms: Arms) -> None:
     """Serves arms, where they are not what is served already."""

@@ -114,6 +114,7 @@ def _collect(
     items, rewards = served
     check = _Check(_write_items(folder, items), rewards, left_out=[])
     count = _write(store, width, first, last, folder / SESSIONS, check)
+    store.transact(lambda k=width, n=last: store.mark(f"collected_{k}", n))
     written += count
     print(f"  {count:,} slates of {width} to {folder}", flush=True)
     if check.left_out:

@@ -12,12 +12,17 @@ started for it on the same cores. Measures requests/s, latency, CPU of a slate
 with its feedback (other programs change it little; that of PostgreSQL is not in
 it), errors, memory, and whether the store has as many answers as were
 acknowledged.
+
+--writers=1,2 measures the store alone instead, by so many processes at a time:
+each commit takes 32 slates and answers to the 32 before, of 10^5 users. --rows
+are slates that are there before, of others.
 """
 
 import argparse
 import asyncio
 import atexit
 import json
+import multiprocessing
 import os
 import pathlib
 import socket
@@ -33,6 +38,7 @@ import serving_export
 import serving_load
 
 from hsrl_jax.server import store as store_lib
+from hsrl_jax.server.store import writer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "server/store"))
 
@@ -95,6 +101,80 @@ def cpu(pid: int) -> float:
   return sum(map(int, stat.split()[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
+def slates(name: str, first: int, count: int, users: int) -> list:
+  """Slates of ten items, of sessions of random users."""
+  rng = np.random.default_rng(first)
+  texts = json.dumps([f"item-{i}" for i in range(10)]), json.dumps([0.5] * 10)
+  history = json.dumps([f"item-{i}" for i in range(50)])
+  rest = *texts, history, "[0.5, 1.0]", "1", "stable"
+  return [
+    store_lib.Slate(
+      *(f"{name}-{first + i}", f"{name[:1]}{user}", "s", 0, time.time(), 10),
+      *rest,
+    )
+    for i, user in enumerate(rng.integers(users, size=count))
+  ]
+
+
+def write(where: str, name: str, seconds: float, barrier, results) -> None:
+  """Writes for some time; puts how long each commit took."""
+  opened, times, before, first = store_lib.open_store(where), [], [], 0
+  barrier.wait()
+  end = time.perf_counter() + seconds
+  while (start := time.perf_counter()) < end:
+    shown = slates(name, first, 32, 100_000)
+    first += 32
+    start = time.perf_counter()
+    given = [store_lib.Feedback(x.request_id, [0, 1] * 5) for x in before]
+    outcomes = writer.apply(opened, [*shown, *given])
+    if any(isinstance(x, Exception) for x in outcomes):
+      raise ValueError(outcomes)
+    times.append(time.perf_counter() - start)
+    before = shown
+  opened.close()
+  results.put(times)
+
+
+def write_together(where: str, writers: int, seconds: float, rows: int) -> dict:
+  """Runs processes that write, beside what was there before."""
+  context, name = multiprocessing.get_context("spawn"), time.monotonic_ns()
+  barrier, results = context.Barrier(writers), context.Queue()
+  processes = [
+    context.Process(
+      target=write, args=(where, f"w{name}-{i}", seconds, barrier, results)
+    )
+    for i in range(writers)
+  ]
+  for process in processes:
+    process.start()
+  times = np.concatenate([results.get() for _ in processes])
+  for process in processes:
+    process.join()
+  return {
+    "writers": writers,
+    "rows_before": rows,
+    "slates_with_answers_per_s": 32 * len(times) / seconds,
+    "commit_p50_ms": 1e3 * float(np.median(times)),
+    "commit_p99_ms": 1e3 * float(np.percentile(times, 99)),
+  }
+
+
+def measure_store(where: str, options: argparse.Namespace) -> None:
+  """Measures the store alone, and prints."""
+  opened, there = store_lib.open_store(where), 0
+  for rows in map(int, options.rows.split(",")):
+    while there < rows:
+      count = min(10_000, rows - there)
+      writer.apply(opened, slates("before", there, count, rows))
+      there += count
+    for writers in map(int, options.writers.split(",")):
+      print(
+        json.dumps(write_together(where, writers, options.seconds, rows)),
+        flush=True,
+      )
+  opened.close()
+
+
 async def run(server, port: int, payloads, seconds: float) -> dict:
   """Loads, and returns what was seen."""
   warm = await serving_load.load(port, payloads, 3.0, Client)
@@ -136,6 +216,8 @@ def main() -> None:
   parser.add_argument("--seconds", type=float, default=60.0)
   parser.add_argument("--folder", type=pathlib.Path)
   parser.add_argument("--store")
+  parser.add_argument("--writers", default="")
+  parser.add_argument("--rows", default="0")
   options = parser.parse_args()
   rng = np.random.default_rng(0)
   payloads = []
@@ -151,6 +233,9 @@ def main() -> None:
       cluster = postgres.Cluster(postgres.programs(), durable=True)
       atexit.register(cluster.remove)
       where = cluster.url("benchmark")
+    if options.writers:
+      measure_store(where, options)
+      return
     serving_export.write(folder, options.items, BATCHES)
     with socket.create_server(("127.0.0.1", 0)) as free:
       port = free.getsockname()[1]

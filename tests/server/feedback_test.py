@@ -5,11 +5,13 @@ import json
 import pathlib
 import shutil
 import tempfile
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest
 
 from hsrl_jax import serving, sid
+from hsrl_jax.server import batches
 from hsrl_jax.server import ids as ids_lib
 from hsrl_jax.server import store as store_lib
 from tests import toy
@@ -309,6 +311,24 @@ class FeedbackTest(absltest.TestCase):
     self.assertGreater(len(chances), 1)
     self.assertEqual({len(x) for x in chances.values()}, {1})
     self.assertLess(sum(min(x) for x in chances.values()), 1.001)
+
+  @mock.patch.object(batches, "_OLD", 0.01)
+  def test_old_slates_go_once_they_are_collected(self):
+    with self._serving(retention=1e-9) as (_, _, port):
+      names = []
+      for _ in range(3):
+        _, answer = running.ask(port, history=["id-1"], **_USER)
+        names.append(answer["request_id"])
+      for name in names[:2]:
+        _send(port, request_id=name, responses=[0, 1, 1])
+      opened = store_lib.open_store(self.store)
+      self.addCleanup(opened.close)
+      self.assertEqual(opened.close_done(0.0, 1), 1)
+      self.assertEqual({*self._rows()}, {*names})
+      ((last, gone, *_),) = opened.closed(3, 0, 9, 9)
+      opened.transact(lambda: opened.mark("collected_3", last))
+      running.until(lambda: gone not in self._rows())
+      self.assertEqual({*self._rows()}, {*names} - {gone})
 
   def test_without_a_store_nothing_is_known(self):
     with running.serving(self.recommender, folder=self.folder) as (_, _, port):

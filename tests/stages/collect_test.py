@@ -317,6 +317,7 @@ class CollectTest(parameterized.TestCase):
     parts = sorted((self.logs / "slates_2" / collect.SESSIONS).iterdir())
     self.assertLen(parts, 3)
     self.assertLen(self.store.find([f"r{i}" for i in range(9)]), 9)
+    self.assertEqual(self.store.about()["collected_2"], "9")
     # What lies there is the cursor: without the last file, it comes again.
     content = parts[-1].read_bytes()
     parts[-1].unlink()

@@ -5,16 +5,21 @@ travel as one JSON text, since each statement gives up Python's lock and has to
 wait for it again beside a busy event loop.
 """
 
+import itertools
 import json
 import pathlib
+import random
 import re
 import sqlite3
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from hsrl_jax.errors import InputError
 from hsrl_jax.server.store.engines import (
   COLUMNS,
+  Conflict,
   Postgres,
   Sqlite,
   StoreError,
@@ -22,7 +27,7 @@ from hsrl_jax.server.store.engines import (
 )
 from hsrl_jax.server.store.records import Slate
 
-FORMAT = 1
+FORMAT = 2
 SHOWN = (*Slate._fields, "part")
 ANSWER = (
   *("request_id", "responses", "unanswered", "reward", "terminated"),
@@ -33,21 +38,39 @@ COLLECTED = (
   *("items", "propensities", "history", "profile", "responses", "reward"),
   "terminated",
 )
+# 1 where the slate s is the last of its session.
+_LAST = (
+  "(SELECT 1 FROM sessions l WHERE l.user_id = s.user_id AND "
+  "l.session_id = s.session_id AND l.part = s.part AND l.step = s.step)"
+)
+# Above all parts and numbers of slates that were deleted.
+_FORGOTTEN = (
+  "(SELECT CAST(value AS bigint) FROM about WHERE name = 'forgotten')"
+)
+_TRIES = 10  # Of a transaction that others come between.
+_T = TypeVar("_T")
+_SUMS = ("users", "r", "n", "rr", "rn", "nn")  # See `Store.earned`.
 _SCHEMA = (
   "CREATE TABLE IF NOT EXISTS about (name text PRIMARY KEY, value text)",
   "CREATE TABLE IF NOT EXISTS slates ("
   + ", ".join(f"{name} {kind}" for name, kind in COLUMNS.items())
   + ")",
-  "CREATE INDEX IF NOT EXISTS slates_session ON slates "
-  "(user_id, session_id, part, step, time) WHERE session_id IS NOT NULL",
+  # The last slate of each session, and 1 where the session ended with it.
+  "CREATE TABLE IF NOT EXISTS sessions (user_id text, session_id text, "
+  "part bigint, step bigint, time double precision, ended bigint, "
+  "PRIMARY KEY (user_id, session_id))",
   "CREATE INDEX IF NOT EXISTS slates_open ON slates (time, request_id) "
   "WHERE closed IS NULL AND responses IS NOT NULL",
   "CREATE UNIQUE INDEX IF NOT EXISTS slates_closed ON slates (closed) "
   "WHERE closed IS NOT NULL",
   "CREATE INDEX IF NOT EXISTS slates_width ON slates (width, closed) "
   "WHERE closed IS NOT NULL",
-  "CREATE INDEX IF NOT EXISTS slates_earned ON slates "
-  "(arm, version, user_id, earned) WHERE earned IS NOT NULL",
+  "CREATE TABLE IF NOT EXISTS users (arm text, version text, user_id text, "
+  "r double precision, n double precision, "
+  "PRIMARY KEY (user_id, arm, version))",
+  "CREATE TABLE IF NOT EXISTS arms (arm text, version text, writer bigint, "
+  + "".join(f"{name} double precision, " for name in _SUMS)
+  + "PRIMARY KEY (arm, version, writer))",
 )
 
 
@@ -57,12 +80,7 @@ class Store:
   def __init__(self, engine: Sqlite | Postgres):
     """Makes the tables where they are missing."""
     self._engine = engine
-    self.transaction = engine.transaction
-    with engine.transaction():
-      for statement in _SCHEMA:
-        engine.run(statement)
-      self._keep("format", str(FORMAT))
-      self._keep("id", uuid.uuid4().hex)
+    self.transact(self._make)
     about = self.about()
     if about["format"] != str(FORMAT):
       raise InputError(
@@ -70,6 +88,31 @@ class Store:
         "version of hsrl_jax that made it, or another store"
       )
     self.id = about["id"]
+
+  def _make(self) -> None:
+    for statement in _SCHEMA:
+      self._engine.run(statement)
+    self._keep("format", str(FORMAT))
+    self._keep("id", uuid.uuid4().hex)
+
+  def transact(self, work: Callable[[], _T]) -> _T:
+    """Calls `work` in a transaction, anew where others changed what it read.
+
+    Returns:
+      What `work` returns, durably.
+
+    Raises:
+      StoreError: nothing is kept.
+      Undecided: all is kept, or nothing.
+    """
+    for tries in itertools.count(1):
+      try:
+        with self._engine.transaction():
+          return work()
+      except Conflict:
+        if tries == _TRIES:
+          raise
+        time.sleep(random.uniform(0, 0.01 * tries))
 
   def _keep(self, name: str, value: str) -> None:
     self._engine.run(
@@ -89,58 +132,81 @@ class Store:
 
   def note(self, name: str, value: str, replace: bool = False) -> str:
     """Writes a value about the store, unless there is one; returns it."""
-    with self.transaction():
+
+    def write():
       if replace:
         self._engine.run("DELETE FROM about WHERE name = ?", name)
       self._keep(name, value)
+
+    self.transact(write)
     return self.about()[name]
 
   def sessions(self, keys: list[tuple[str, str]]) -> list[Sequence]:
-    """The last slates of sessions that are there.
+    """The last slates of sessions.
 
     Args:
       keys: user_id and session_id of each.
 
     Returns:
       Rows of user_id, session_id, part, step, time, and 1 where the session
-      ended.
+      ended; the step is -1 where there is none, and the part one that no
+      session of that name had.
     """
-    last = (
-      "SELECT l.request_id FROM slates l WHERE l.user_id = k.user_id "
-      "AND l.session_id = k.session_id "
-      "ORDER BY l.part DESC, l.step DESC LIMIT 1"
-    )
     query = (
-      "SELECT k.user_id, k.session_id, s.part, s.step, s.time, "
-      "coalesce(s.terminated, 0) "
+      "SELECT k.user_id, k.session_id, "
+      f"coalesce(s.part, {_FORGOTTEN}, 0), coalesce(s.step, -1), "
+      "coalesce(s.time, 0), coalesce(s.ended, 0) "
       f"FROM ({self._engine.rows(('user_id', 'session_id'))}) k "
-      f"JOIN slates s ON s.request_id = ({last})"
+      "LEFT JOIN sessions s "
+      "ON s.user_id = k.user_id AND s.session_id = k.session_id"
     )
     return self._engine.read(query, 6, json.dumps(keys))
 
+  def _named(self, *names: str) -> str:
+    """The slates s whose request_id is in the rows k, a parameter."""
+    rows = self._engine.rows(("request_id", *names))
+    return f"({rows}) k JOIN slates s ON s.request_id = k.request_id"
+
   def insert(self, rows: list[Sequence]) -> None:
-    """Adds slates; each row has the columns SHOWN."""
+    """Adds slates; each row has the columns SHOWN.
+
+    A session's row is written with its slates: of two transactions that read it
+    one fails. It has a key of its own, so that there is one where there was
+    none.
+    """
     self._engine.run(
       f"INSERT INTO slates ({', '.join(SHOWN)}) {self._engine.rows(SHOWN)}",
       json.dumps(rows),
     )
+    names = ("user_id", "session_id", "part", "step", "time")
+    places = [SHOWN.index(name) for name in names]
+    last = {(row[1], row[2]): [row[i] for i in places] for row in rows}
+    last = [last[key] for key in sorted(k for k in last if k[1] is not None)]
+    if last:
+      self._engine.run(
+        f"INSERT INTO sessions ({', '.join(names)}, ended) "
+        f"SELECT k.*, 0 FROM ({self._engine.rows(names)}) k WHERE true "
+        "ON CONFLICT (user_id, session_id) DO UPDATE SET part = excluded.part, "
+        "step = excluded.step, time = excluded.time, ended = 0",
+        json.dumps(last),
+      )
 
   def find(self, request_ids: list[str]) -> list[Sequence]:
     """Rows of request_id and the arguments of `records.kept_of`."""
-    later = (
-      "NOT EXISTS (SELECT 1 FROM slates l WHERE l.user_id = s.user_id AND "
-      "l.session_id = s.session_id AND l.part = s.part AND l.step > s.step)"
-    )
     query = (
       "SELECT s.request_id, s.items, s.responses, s.reward, s.terminated, "
-      f"s.closed, CASE WHEN s.session_id IS NULL OR {later} THEN 1 ELSE 0 END "
-      f"FROM ({self._engine.rows(('request_id',))}) k "
-      "JOIN slates s ON s.request_id = k.request_id"
+      "s.closed, CASE WHEN s.session_id IS NULL THEN 1 ELSE "
+      f"coalesce({_LAST}, 0) END FROM {self._named()}"
     )
     return self._engine.read(query, 7, json.dumps([[x] for x in request_ids]))
 
   def update(self, rows: list[Sequence]) -> None:
     """Replaces what is known of slates; each row has the columns ANSWER."""
+    self._count(
+      "k.earned - coalesce(s.earned, 0)",
+      "CASE WHEN s.earned IS NULL THEN 1.0 ELSE 0.0 END",
+      json.dumps([(row[0], row[-1]) for row in rows]),
+    )
     names = [name for name in ANSWER if name != "request_id"]
     self._engine.run(
       f"UPDATE slates SET {', '.join(f'{x} = k.{x}' for x in names)} "
@@ -148,6 +214,18 @@ class Store:
       "WHERE slates.request_id = k.request_id",
       json.dumps(rows),
     )
+    ended = [[row[0]] for row in rows if row[4]]
+    if ended:
+      self._engine.run(
+        f"UPDATE sessions SET ended = 1 WHERE {self._last_is()}",
+        json.dumps(ended),
+      )
+
+  def _last_is(self) -> str:
+    """A condition for sessions: the last slate is one of a parameter."""
+    names = ("user_id", "session_id", "part", "step")
+    last = ", ".join(f"s.{name}" for name in names)
+    return f"({', '.join(names)}) IN (SELECT {last} FROM {self._named()})"
 
   def close_done(self, before: float, most: int) -> int:
     """Closes slates that are answered, or ended, or were shown `before`.
@@ -159,9 +237,11 @@ class Store:
     Returns:
       How many were closed; less than `most`: no more are left.
     """
-    with self.transaction():
+
+    def close() -> int:
       ((last,),) = self._engine.read(
-        "SELECT coalesce(max(closed), 0) FROM slates WHERE closed IS NOT NULL",
+        f"SELECT max(number) FROM (SELECT coalesce({_FORGOTTEN}, 0) AS number "
+        "UNION ALL SELECT max(closed) FROM slates WHERE closed IS NOT NULL) n",
         1,
       )
       return self._engine.run(
@@ -175,6 +255,57 @@ class Store:
         before,
         most,
       )
+
+    return self.transact(close)
+
+  def mark(self, name: str, number: int) -> None:
+    """Writes the largest of some numbers; within a transaction."""
+    self._engine.run(
+      "INSERT INTO about (name, value) VALUES (?, ?) ON CONFLICT (name) "
+      "DO UPDATE SET value = excluded.value "
+      "WHERE CAST(about.value AS bigint) < CAST(excluded.value AS bigint)",
+      name,
+      str(number),
+    )
+
+  def forget(self, before: float, after: int, most: int) -> int | None:
+    """Deletes slates that were shown `before`, and are in collected files.
+
+    Args:
+      before: seconds since 1970.
+      after: of slates with larger numbers,
+      most: this many are looked at; `collected_K` is up to which one those of K
+        items are in files.
+
+    Returns:
+      The last number that was looked at; None: none was so old.
+    """
+
+    def work() -> int | None:
+      rows = self._engine.read(
+        "SELECT closed, width, part, time, request_id FROM slates "
+        "WHERE closed IS NOT NULL AND closed > ? ORDER BY closed LIMIT ?",
+        *(5, after, most),
+      )
+      rows, last = [x for x in rows if x[3] < before], [x[0] for x in rows[-1:]]
+      if not rows:
+        return None
+      about = self.about()
+      rows = [x for x in rows if x[0] <= int(about.get(f"collected_{x[1]}", 0))]
+      slates = self._named()
+      ids = json.dumps([x[-1:] for x in rows])
+      self._count("-s.earned", "-1", ids)
+      for gone in (
+        f"users WHERE n = 0 AND user_id IN (SELECT s.user_id FROM {slates})",
+        f"sessions WHERE {self._last_is()}",
+        f"slates WHERE request_id IN (SELECT s.request_id FROM {slates})",
+      ):
+        self._engine.run(f"DELETE FROM {gone}", ids)
+      top = max((max(x[0], x[2] + 1) for x in rows), default=0)
+      self.mark("forgotten", top)
+      return last[0]
+
+    return self.transact(work)
 
   def widths(self) -> list[Sequence]:
     """The widths of closed slates, each with its last number."""
@@ -204,6 +335,38 @@ class Store:
     )
     return self._engine.read(query, len(COLLECTED), width, after, last, most)
 
+  def _count(self, r: str, n: str, rows: str) -> None:
+    """Adds to the sums of users and of arms; within a transaction.
+
+    Args:
+      r: by how much more a slate s earned, of the rows k; see `earned`.
+      n: by how many answered slates it counts more.
+      rows: k, of request_id and earned.
+    """
+    changes = (
+      f"SELECT s.arm, s.version, s.user_id, sum({r}) AS r, sum({n}) AS n "
+      f"FROM {self._named('earned')} GROUP BY s.arm, s.version, s.user_id"
+    )
+    self._engine.run(
+      f"INSERT INTO users (arm, version, user_id, r, n) {changes} "
+      "ON CONFLICT (arm, version, user_id) "
+      "DO UPDATE SET r = users.r + excluded.r, n = users.n + excluded.n",
+      rows,
+    )
+    # Of a user who had (r, n) before, and has (u.r, u.n) now.
+    self._engine.run(
+      f"INSERT INTO arms (arm, version, writer, {', '.join(_SUMS)}) "
+      f"SELECT c.arm, c.version, {self._engine.writer}, "
+      "sum(CASE WHEN u.n = c.n THEN 1 WHEN u.n = 0 THEN -1 ELSE 0 END), "
+      "sum(c.r), sum(c.n), "
+      "sum(c.r * (2 * u.r - c.r)), sum(c.r * u.n + c.n * (u.r - c.r)), "
+      f"sum(c.n * (2 * u.n - c.n)) FROM ({changes}) c JOIN users u "
+      "ON u.arm = c.arm AND u.version = c.version AND u.user_id = c.user_id "
+      "GROUP BY c.arm, c.version ON CONFLICT (arm, version, writer) DO UPDATE "
+      f"SET {', '.join(f'{x} = arms.{x} + excluded.{x}' for x in _SUMS)}",
+      rows,
+    )
+
   def earned(self, arm: str, version: str) -> Sequence:
     """Sums over the users who answered slates of an arm and a version.
 
@@ -211,14 +374,10 @@ class Store:
       Users, and the sums of r, n, r^2, r n and n^2, where r is what a user's
       slates earned and n how many they were.
     """
-    query = (
-      "SELECT count(*), coalesce(sum(r), 0), coalesce(sum(n), 0), "
-      "coalesce(sum(r * r), 0), coalesce(sum(r * n), 0), "
-      "coalesce(sum(n * n), 0) FROM ("
-      "SELECT sum(earned) r, cast(count(*) AS double precision) n FROM slates "
-      "WHERE arm = ? AND version = ? AND earned IS NOT NULL GROUP BY user_id) u"
-    )
-    return self._engine.read(query, 6, arm, version)[0]
+    sums = ", ".join(f"coalesce(sum({name}), 0)" for name in _SUMS)
+    return self._engine.read(
+      f"SELECT {sums} FROM arms WHERE arm = ? AND version = ?", 6, arm, version
+    )[0]
 
   def close(self) -> None:
     """Lets go of the database."""

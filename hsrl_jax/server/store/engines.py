@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 WAIT = 5.0  # Seconds for another process to finish its transaction.
-_KEY = 0x6873726C  # Of the lock among writers of a PostgreSQL database.
 # Classes of its errors: no connection, locked, shut down.
 _AWAY = ("08", "55", "57")
 
@@ -46,12 +45,18 @@ class Away(StoreError):
   """The store takes nothing now, whatever it is."""
 
 
+class Conflict(StoreError):
+  """Another transaction changed what this one read; nothing of it is kept."""
+
+
 class Undecided(StoreError):
   """The store may have kept all of this, or nothing."""
 
 
 class Sqlite:
   """An embedded database: a file, with a write-ahead log beside it."""
+
+  writer = "0"  # A number that writers at the same time do not share.
 
   def __init__(self, path: pathlib.Path):
     """Opens or makes the file.
@@ -157,6 +162,8 @@ def _of_sqlite(error: sqlite3.Error) -> StoreError:
 class Postgres:
   """A PostgreSQL database, which several servers may share."""
 
+  writer = "pg_backend_pid()"
+
   def __init__(self, url: str):
     """Connects.
 
@@ -176,18 +183,22 @@ class Postgres:
       connect_timeout=int(WAIT),
       tcp_user_timeout=int(2e3 * WAIT),
     )
+    # Who writes a row that was written since the transaction began, fails.
+    level = self._psycopg.IsolationLevel.REPEATABLE_READ
+    self._connection.isolation_level = level
     self.run(f"SET lock_timeout = '{WAIT:g}s'")
+    # Rows are found by keys, whatever statistics say of tables that grow.
+    for other in ("seqscan", "hashjoin", "mergejoin"):
+      self.run(f"SET enable_{other} = off")
 
   @contextlib.contextmanager
   def transaction(self) -> Iterator[None]:
+    """As that of Sqlite, while others write: or it raises Conflict."""
     commits = False
     try:
       if self._connection.closed:  # The database was restarted, say.
         self._connect()
       with self._connection.transaction():
-        # One writer at a time: then steps of a session, and numbers of
-        # collected slates, are in the order of commits.
-        self.run("SELECT pg_advisory_xact_lock(?)", _KEY)
         yield
         commits = True
     except self._psycopg.Error as error:
@@ -196,9 +207,15 @@ class Postgres:
       raise self._error(error) from error
 
   def _error(self, error: Exception) -> StoreError:
-    """Whether the database is not there, or locked, or refuses a record."""
+    """Whether the database is not there, or others wrote, or it refuses."""
+    state = error.sqlstate or ""
+    twice = isinstance(error, self._psycopg.errors.UniqueViolation)
+    # A record that comes again will always be there.
+    twice = twice and error.diag.constraint_name != "slates_pkey"
+    if twice or state.startswith("40"):
+      return Conflict(line(error))
     away = isinstance(error, self._psycopg.OperationalError)
-    away = away and (error.sqlstate or "08")[:2] in _AWAY
+    away = away and (state or "08")[:2] in _AWAY
     return (Away if away else StoreError)(line(error))
 
   def rows(self, names: Sequence[str]) -> str:

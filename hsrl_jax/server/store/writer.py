@@ -146,12 +146,16 @@ def apply(store: Store, batch: Sequence[_Work]) -> list[Any]:
 
 
 def _apply(store: Store, take: Callable[[], Sequence[_Work]]) -> list[Any]:
-  """See `apply`; `take` is called once nobody else writes."""
+  """See `apply`; `take` is called once the transaction has begun."""
   batch = None
+
+  def write() -> list[Any]:
+    nonlocal batch
+    batch = take() if batch is None else batch
+    return _write(store, batch)
+
   try:
-    with store.transaction():
-      batch = take()
-      return _write(store, batch)
+    return store.transact(write)
   except Exception as error:  # noqa: BLE001 (the next batch is tried anew)
     if batch is None:
       batch = take()
@@ -188,7 +192,7 @@ def _in_sessions(store: Store, slates: list[Slate]) -> list[Sequence]:
     part = 0
     if slate.session_id is not None:
       key = (slate.user_id, slate.session_id)
-      part, step, time, ended = last.get(key, (0, -1, 0.0, 0))
+      part, step, time, ended = last[key]
       if ended:
         part, step = part + 1, -1
       slate = slate._replace(

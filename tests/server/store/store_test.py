@@ -26,6 +26,8 @@ from hsrl_jax.server.store import (
   records,
   writer,
 )
+from tests.command import ROOT
+from tests.server import running
 from tests.server.store import postgres
 
 ENGINES = ("sqlite", "postgres")
@@ -47,6 +49,18 @@ def slate(name, user="ann", session=None, step=0, time=100.0, items="abc", **k):
     k.get("version", "1"),
     k.get("arm", "stable"),
   )
+
+
+def made(name):
+  """A slate and its feedback, which follow from its name."""
+  rng = random.Random(name)
+  user, time = rng.choice("abc"), rng.randrange(99)
+  step = rng.choice([0, 0, 0, 3])
+  end = rng.choice([None, None, None, True])
+  responses = [rng.randrange(2) for _ in "abc"]
+  arm = rng.choice(["stable", "canary"])
+  shown = slate(name, user, "s", step, time, arm=arm)
+  return shown, Feedback(name, responses, terminated=end)
 
 
 class Model:
@@ -213,14 +227,19 @@ class StoreTest(parameterized.TestCase):
       self.addCleanup(other.close)
     writer.apply(opened, [slate("a")])
     given = [Feedback("a", [1, 0, 1])]
-    with other.transaction():
+    with other._engine.transaction():
+      writer._write(other, given)
       (locked,) = writer.apply(opened, given)
     self.assertIsInstance(locked, engines.Away)
-    self.assertEqual(writer.apply(opened, given), [Outcome(3, 0, 0, False)])
+    self.assertEqual(writer.apply(opened, given), [Outcome(0, 3, 0, False)])
+
+    def stop():
+      opened.touch()
+      postgres.cluster().stop()
+
     try:
-      with self.assertRaises(store_lib.Undecided), opened.transaction():
-        opened.touch()
-        postgres.cluster().stop()
+      with self.assertRaises(store_lib.Undecided):
+        opened.transact(stop)
     finally:
       postgres.cluster().start()
     self.assertEqual(writer.apply(opened, given), [Outcome(0, 3, 0, False)])
@@ -296,25 +315,119 @@ class StoreTest(parameterized.TestCase):
     self.assertLen(opened.closed(3, 0, 99, 1), 1)
 
   @parameterized.parameters(*ENGINES)
-  def test_earned_is_summed_by_user(self, engine):
-    opened, rng = self._open(engine), random.Random(1)
-    users, totals = "xyz", {}
-    for number in range(30):
-      user, arm = rng.choice(users), rng.choice(["stable", "canary"])
-      name, responses = f"r{number}", [rng.randrange(2) for _ in "abc"]
-      reward = rng.choice([None, 0.25]) if any(responses) else None
-      writer.apply(opened, [slate(name, user, arm=arm)])
-      if rng.random() < 0.8:
-        writer.apply(opened, [Feedback(name, responses, reward)])
-        own = totals.setdefault(arm, {}).setdefault(user, [0, 0])
-        own[0] += sum(responses) if reward is None else reward
-        own[1] += 1
+  def test_earned_is_what_a_scan_of_all_slates_sums(self, engine):
+    opened = self._open(engine)
+
+    def use(seed):
+      mine, rng = store_lib.open_store(self.where), random.Random(seed)
+      for number in range(15):
+        names = [f"{seed}-{number}-{i}" for i in range(3)]
+        arms = [rng.choice(["stable", "canary"]) for _ in names]
+        shown = [
+          slate(x, rng.choice("xyz"), arm=arm)
+          for x, arm in zip(names, arms, strict=True)
+        ]
+        writer.apply(mine, shown)
+        given = []
+        for name in rng.choices(names, k=rng.randrange(6)):  # Some twice.
+          responses = [rng.choice([0, 1, None]) for _ in "abc"]
+          reward = 0.25 if any(responses) and rng.random() < 0.3 else None
+          given.append(Feedback(name, responses, reward))
+        writer.apply(mine, given)
+        if number == 7:  # It starts anew.
+          mine.close()
+          mine = store_lib.open_store(self.where)
+      mine.close()
+
+    with concurrent.futures.ThreadPoolExecutor(3) as pool:
+      list(pool.map(use, range(3)))
+    self._check_earned(opened)
+    self.assertEqual(opened.earned("stable", "1")[0], 3)
+    self.assertEqual(opened.earned("stable", "2")[0], 0)
+
+  def _check_earned(self, opened):
+    """Compares with a scan."""
+    totals = {"stable": {}, "canary": {}}
+    query = "SELECT arm, user_id, earned FROM slates WHERE earned IS NOT NULL"
+    for arm, user, earned in opened._engine.read(query, 3):
+      own = totals[arm].setdefault(user, [0, 0])
+      own[0] += earned
+      own[1] += 1
     for arm, own in totals.items():
-      r, n = zip(*own.values(), strict=True)
+      r, n = zip(*own.values(), strict=True) if own else ((), ())
       want = [len(own), sum(r), sum(n), sum(x * x for x in r)]
       want += [sum(x * y for x, y in own.values()), sum(x * x for x in n)]
       self.assertSequenceAlmostEqual(opened.earned(arm, "1"), want)
-    self.assertEqual(opened.earned("stable", "2")[0], 0)
+
+  @parameterized.parameters(*ENGINES)
+  def test_only_what_is_old_and_collected_is_forgotten(self, engine):
+    opened, rng = self._open(engine), random.Random(2)
+    names = [f"{i:02d}" for i in range(60)]
+    shown = [
+      slate(
+        *(x, rng.choice("xyz"), rng.choice(["s", None]), 0, rng.randrange(9)),
+        items=rng.choice(["abc", "ab"]),
+        arm=rng.choice(["stable", "canary"]),
+      )
+      for x in names
+    ]
+    writer.apply(opened, shown)
+    answered = [x for x in names if rng.random() < 0.7]
+    writer.apply(opened, [Feedback(x, {"a": 1, "b": 0}) for x in answered])
+    writer.apply(opened, [Feedback(x, {"c": 0}) for x in answered[::2]])
+    closed = opened.close_done(0.0, 99)
+    query = "SELECT request_id, width, closed, time FROM slates"
+    before = opened._engine.read(query, 4)
+
+    def forget():
+      after = 0
+      while (after := opened.forget(5.0, after, 7)) is not None:
+        pass
+      return {row[0] for row in opened._engine.read(query, 4)}
+
+    self.assertEqual(forget(), {*names})  # No file holds any of them.
+    opened.transact(lambda: opened.mark("collected_3", 20))
+    opened.transact(lambda: opened.mark("collected_3", 9))  # An older one.
+    opened.transact(lambda: opened.mark("collected_2", 30))
+    gone = {
+      name
+      for name, width, number, time in before
+      if number and number <= {2: 30, 3: 20}[width] and time < 5
+    }
+    self.assertGreater(len(gone), 5)
+    self.assertEqual(forget(), {*names} - gone)
+    self._check_earned(opened)
+    # The rest goes too; then numbers and parts are new ones all the same.
+    for width in (2, 3):
+      opened.transact(lambda k=width: opened.mark(f"collected_{k}", closed))
+    opened.forget(99.0, 0, 99)
+    self._check_earned(opened)
+    self.assertEqual(opened.closed(3, 0, closed, 99), [])
+    writer.apply(opened, [slate("r", "new", "s"), Feedback("r", [1, 1, 0])])
+    self.assertEqual(opened.close_done(0.0, 99), 1)
+    ((number, *_), *_) = opened.closed(3, 0, 999, 99)
+    self.assertGreater(number, closed)
+
+  @parameterized.parameters(*ENGINES)
+  def test_a_session_that_comes_back_is_another(self, engine):
+    opened = self._open(engine)
+
+    def show(names):
+      for name in names:
+        writer.apply(opened, [slate(name, session="s")])
+        writer.apply(opened, [Feedback(name, [0, 0, 0], None, name != "d")])
+      opened.close_done(0.0, 99)
+      rows = opened.closed(3, 0, 999, 99)
+      opened.transact(lambda: opened.mark("collected_3", rows[-1][0]))
+      opened.forget(1e9, 0, 99)
+      return {(row[4], row[5]) for row in rows}
+
+    writer.apply(opened, [slate("x", session="s")])  # Nobody answers it.
+    parts = [show(names) for names in ("abcd", "ef", "g", "hijklm")]
+    self.assertLen(set.union(*parts), 13)
+    # Whether the user had left after it, is known no longer.
+    late = Feedback("x", [0, 0, 0], terminated=True)
+    self.assertEqual(writer.apply(opened, [late]), [Outcome(3, 0, 1, False)])
 
   def test_coroutines_share_commits_and_a_full_disk_loses_nothing(self):
     opened, sizes = self._open("sqlite"), []
@@ -382,22 +495,82 @@ class StoreTest(parameterized.TestCase):
     postgres.cluster().start()
     self.assertEqual(writer.apply(opened, given), [Outcome(3, 0, 0, False)])
 
-  def test_servers_that_share_postgres_number_steps_together(self):
+  @parameterized.parameters(
+    (slate("b", session="s", step=5), (0, 6)),
+    (Feedback("a", [0, 0, 0], terminated=True), (1, 0)),
+  )
+  def test_servers_wait_for_each_other_in_one_session_alone(self, first, want):
     opened = self._open("postgres")
-    names = [f"{i:03d}" for i in range(60)]
+    other = store_lib.open_store(self.where)
+    self.addCleanup(other.close)
+    writer.apply(opened, [slate("a", session="s")])
 
-    def use(own):
-      mine = store_lib.open_store(self.where)
-      for name in own:
-        writer.apply(mine, [slate(name, session="s")])
-        writer.apply(mine, [Feedback(name, [0, 1, 0])])
-      mine.close()
+    def blocked():
+      query = "SELECT count(*) FROM pg_locks WHERE NOT granted"
+      return other._engine.read(query, 1)[0][0]
 
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-      list(pool.map(use, (names[::3], names[1::3], names[2::3])))
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+      with other._engine.transaction():
+        writer._write(other, [first])
+        # In another session, for another user, nothing waits.
+        free = [slate("d", "bob", session="s"), Feedback("d", [1, 0, 1])]
+        self.assertEqual(
+          writer.apply(opened, free), [None, Outcome(3, 0, 0, False)]
+        )
+        last = pool.submit(writer.apply, opened, [slate("c", session="s")])
+        running.until(blocked)
+      self.assertEqual(last.result(), [None])
+    writer.apply(opened, [Feedback("c", [0, 0, 0])])
     opened.close_done(0.0, 99)
-    rows = opened.closed(3, 0, 99, 99)
-    self.assertEqual(sorted(row[5] for row in rows), [*range(60)])
+    rows = {row[1]: row[4:6] for row in opened.closed(3, 0, 99, 99)}
+    self.assertEqual(tuple(rows["c"]), want)
+
+  def test_two_writers_one_killed_are_as_one_after_the_other(self):
+    opened = self._open("postgres")
+    writers = []
+    for name in "xy":
+      pairs = json.dumps([made(f"{name}{i}") for i in range(120)])
+      process = subprocess.Popen(
+        [sys.executable, "-c", _WRITES, self.where, pairs],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+      )
+      writers.append(self.enter_context(process))
+    killed, goes_on = writers
+    told = [killed.stdout.readline() for _ in range(90)]
+    killed.kill()
+    told += [*killed.stdout, *goes_on.stdout]  # The last may be cut off.
+    killed.wait()
+    self.assertEqual(goes_on.wait(), 0)
+    names = ("request_id", "user_id", "session_id", "part", "step", "time")
+    names += ("responses", "terminated")
+    query = f"SELECT {', '.join(names)} FROM slates ORDER BY part, step"
+    rows = opened._engine.read(query, len(names))
+    found = {row[0]: tuple(row[1:]) for row in rows}
+    for line in told:
+      if line.endswith("\n"):
+        name, accepted = line.split()
+        self.assertIsNotNone(found[name][-2])
+        self.assertEqual(int(accepted), 3 + (found[name][-1] or 0))
+    self._check_earned(opened)
+    # The same again in the order of steps, by one that has it for itself: an
+    # end that was accepted was told before the next slate, others at the end.
+    again = self._open("sqlite")
+    late = []
+    for name, *_, responses, terminated in rows:
+      writer.apply(again, [made(name)[0]])
+      late += [made(name)[1]] if responses is not None else []
+      if terminated:
+        writer.apply(again, [late.pop()])
+    writer.apply(again, late)
+    rows = again._engine.read(query, len(names))
+    self.assertEqual(found, {row[0]: tuple(row[1:]) for row in rows})
+    for column, values in ((0, "abc"), (2, range(2, 9)), (-1, [None, 1])):
+      self.assertContainsSubset(values, {row[column] for row in found.values()})
+    for user in "abc":  # Both wrote to it.
+      both = {name[0] for name, row in found.items() if row[0] == user}
+      self.assertEqual(both, {"x", "y"})
 
   def test_what_is_no_store_is_refused_and_left(self):
     folder = pathlib.Path(self.create_tempdir().full_path)
@@ -443,6 +616,23 @@ while (result := record(kept)) is None:
   kept += 1
 limit(10**9)
 print(json.dumps([kept, type(result).__name__, int(record(kept) is None)]))
+"""
+
+
+# Shows slates, answers them, and prints what of each answer was accepted.
+_WRITES = """
+import json, sys
+from hsrl_jax.server import store
+from hsrl_jax.server.store import Feedback, Slate, writer
+
+opened, pairs = store.open_store(sys.argv[1]), json.loads(sys.argv[2])
+for first in range(0, len(pairs), 2):
+  slates, given = zip(*pairs[first:first + 2])
+  results = writer.apply(opened, [Slate(*x) for x in slates])
+  assert results == [None, None], results
+  given = [Feedback(*x) for x in given]
+  for feedback, outcome in zip(given, writer.apply(opened, given)):
+    print(feedback.request_id, outcome.accepted, flush=True)
 """
 
 
