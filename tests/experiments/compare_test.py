@@ -197,7 +197,7 @@ class EntrantsTest(parameterized.TestCase):
         ablation.run(experiment)
       self.assertEqual(list(compared.call_args.args[1]), ["hsrl", *expected])
     config = Ablation(variants=("ddpg", "none_such"))
-    with self.assertRaisesRegex(InputError, "'none_such'; expected .*paper"):
+    with self.assertRaisesRegex(InputError, "'none_such'; expected .*ddpg"):
       ablation.run(experiment._replace(config=config))
 
 
