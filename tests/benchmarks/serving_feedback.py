@@ -103,7 +103,7 @@ def cpu(pid: int) -> float:
 
 def slates(name: str, first: int, count: int, users: int) -> list:
   """Slates of ten items, of sessions of random users."""
-  rng = np.random.default_rng(first)
+  rng = np.random.default_rng([first, *name.encode()])
   texts = json.dumps([f"item-{i}" for i in range(10)]), json.dumps([0.5] * 10)
   history = json.dumps([f"item-{i}" for i in range(50)])
   rest = *texts, history, "[0.5, 1.0]", "1", "stable"
