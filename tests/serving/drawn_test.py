@@ -90,9 +90,9 @@ class FrequenciesTest(parameterized.TestCase):
     for overrides in (
       dict(search_from=1),
       dict(search_from=1, beams=4, temperature=2.0),
-      dict(temperature=8.0, **ON_POLICY),
+      dict(temperature=40.0, **ON_POLICY),
       dict(agent="ppo", temperature=60.0, **ON_POLICY),
-      dict(slates="independent", temperature=8.0, **ON_POLICY),
+      dict(slates="independent", temperature=40.0, **ON_POLICY),
       dict(agent="popularity"),
       dict(agent="sasrec", temperature=3.0),
       dict(agent="a2c"),
