@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from importlib import metadata
 from unittest import mock
 
@@ -229,14 +228,11 @@ def _forwarder(ports):
     def log_message(self, *arguments):
       del arguments
 
-  with http.server.HTTPServer(("127.0.0.1", 0), Handler) as proxy:
-    thread = threading.Thread(target=proxy.serve_forever)
-    thread.start()
-    try:
-      yield proxy.server_port
-    finally:
-      proxy.shutdown()
-      thread.join()
+  with (
+    http.server.HTTPServer(("127.0.0.1", 0), Handler) as proxy,
+    running.in_thread(proxy),
+  ):
+    yield proxy.server_port
 
 
 @contextlib.contextmanager

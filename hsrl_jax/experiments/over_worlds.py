@@ -84,7 +84,7 @@ def profile(of_worlds: list[np.ndarray], above: np.ndarray) -> np.ndarray:
 
 
 def table(found: Runs) -> str:
-  """Rows by interquartile mean, the least first."""
+  """Interquartile mean, mean and least mean of a world; the least first."""
   rows = {name: measured(x) for name, x in found.items()}
   lines = [("", "IQM", "[95% CI]", "mean", "worst world")]
   for name in sorted(rows, key=lambda x: rows[x]["mean"]):

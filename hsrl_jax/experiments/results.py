@@ -108,8 +108,7 @@ def page(folder: pathlib.Path, known: Mapping[str, Entry]) -> str:
     if names:
       contents.append(f"- {_link(entry.title)}: {', '.join(map(_link, names))}")
       parts += [f"## {entry.title}", _fill(entry.question)]
-      found = _over_worlds(results) if experiment == "world" else {}
-      if found:
+      if experiment == "world" and (found := _over_worlds(results)):
         parts.append(_all_worlds(found))
       for name in names:
         parts.append(_section(name, results[name]))

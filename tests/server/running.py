@@ -46,6 +46,18 @@ def serving(recommender, opened=None, token="", **settings):
     thread.join(PATIENCE)
 
 
+@contextlib.contextmanager
+def in_thread(server):
+  """Lets a server of `http.server` answer in a thread, until the block ends."""
+  thread = threading.Thread(target=server.serve_forever)
+  thread.start()
+  try:
+    yield
+  finally:
+    server.shutdown()
+    thread.join()
+
+
 def listens(port):
   """Whether somebody answers there."""
   with contextlib.closing(socket.socket()) as connection:

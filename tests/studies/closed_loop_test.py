@@ -7,7 +7,6 @@ import io
 import json
 import pathlib
 import tempfile
-import threading
 
 import numpy as np
 import pyarrow.parquet
@@ -20,6 +19,7 @@ from hsrl_jax.experiments import jobs
 from hsrl_jax.studies import clients, closed_loop
 from hsrl_jax.studies.registry import ClosedLoop
 from tests import toy
+from tests.server import running
 
 NAMES = ["", *(f"item-{i}" for i in range(1, toy.ITEMS + 1))]
 
@@ -70,13 +70,8 @@ class _Server:
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
       server.daemon_threads = False
-      thread = threading.Thread(target=server.serve_forever)
-      thread.start()
-      try:
+      with running.in_thread(server):
         yield server.server_address
-      finally:
-        server.shutdown()
-        thread.join()
 
 
 class ClientsTest(absltest.TestCase):

@@ -75,7 +75,7 @@ class _Hsrl(NamedTuple):
     )
 
   def lost(self, params, catalogue, state, items):
-    """Scores of what SIDs lose of items, int32 [M] -> float32 [M]."""
+    """Scores of what SIDs lose of items' features, int32 [M] -> float32 [M]."""
     of_items, of_tokens = self.meanings(
       params, catalogue, state, catalogue.features[items]
     )
@@ -110,7 +110,7 @@ class _Hsrl(NamedTuple):
   def act(self, params, catalogue, observation, excluded, key, temperature):
     state, index = self.state(params, catalogue, observation), catalogue.index
     logits = self.expected(params, catalogue, state).logits
-    # What log pi is less than the logit of a positive response.
+    # The logit of a like minus log pi, one number per state.
     offset = jax.nn.logsumexp(logits, -1).sum() + _response_bias(params)
     log_probs = jax.nn.log_softmax(logits)
     if self.beams:
