@@ -69,6 +69,7 @@ class FlatPolicy(StatePolicy):
   def setup(self):
     normal, wide = nn.initializers.normal, 4 * self.hidden
     self.of_user()
+    self.repeat = self.param("repeat", self.penalties)
     self.vector_map = nn.Dense(WIDTH, use_bias=False)
     self.lower_map = nn.Dense(wide)
     self.chosen_map = nn.Dense(wide, use_bias=False)

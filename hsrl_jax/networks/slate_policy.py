@@ -122,8 +122,11 @@ class StatePolicy(nn.Module):
     self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
     self.position = self.param("position", zeros, (SLOTS,))
     self.state_map = nn.Dense(STATE)
-    start = penalties(self.repeat_penalty, self.lately_penalty)
-    self.repeat = self.param("repeat", lambda key: start)
+
+  def penalties(self, key: PRNGKey) -> Array:
+    """The penalties that training begins with, float32 [3], in logits."""
+    del key
+    return penalties(self.repeat_penalty, self.lately_penalty)
 
   def head(self, seen: tuple[Any, ...]) -> Array:
     """The response head's vector and bias, [W + 1], of an encoder's inputs."""
@@ -188,6 +191,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
     self.first_map = nn.Dense(h)
     self.first_slot = self.param("first_slot", zeros, (SLOTS, h))
     self.first_out = self.param("first_out", normal(0.03), (h,))
+    # The order of parameters decides which random numbers each begins with.
+    self.repeat = self.param("repeat", self.penalties)
     self.slate_map = nn.Dense(h, use_bias=False)
     # Of the lower levels.
     lower = max(self.levels - 1, 1)
