@@ -74,6 +74,18 @@ class LogsTest(folders.DataTest):
     self.assertEqual(splits["test"].user_id.tolist(), [2])
 
   @parameterized.parameters(".csv", ".parquet")
+  def test_items_may_be_what_was_shown(self, suffix):
+    self.sessions["history"] = [["2"], [], ["b"], ["1"], ["2"]]
+    self._write(suffix)
+    (self.raw / f"items{suffix}").unlink()
+    items, splits = self.prepared("logs")
+    # In the order of the rows.
+    self.assertEqual(items.external_ids, ["", "b", "2", "a", "1"])
+    self.assertEqual(items.titles[1:], ["b", "2", "a", "1"])
+    shown = splits["train"].exposed
+    np.testing.assert_array_equal(shown, [[2, 3], [4, 1], [3, 1]])
+
+  @parameterized.parameters(".csv", ".parquet")
   def test_what_may_be_missing(self, suffix):
     for name in ("title", "genres"):
       del self.items[name]
