@@ -298,6 +298,12 @@ class SizesAndNamesTest(parameterized.TestCase):
     documented = f'"""Maths."""\n{source}'
     self.assertEmpty(broken_rules("hsrl_jax.ops", documented, is_package=True))
 
+  def test_no_docstring_begins_with_what(self):
+    """Those which did were riddles."""
+    for folder in (PACKAGE, "datasets", "launch"):
+      for path in (ROOT / folder).rglob("*.py"):
+        self.assertNotRegex(path.read_text(), r'"""What\b', path)
+
   def test_the_package_keeps_its_budget(self):
     self.assertBetween(package_lines(), 20_000, PACKAGE_LINES)
 
