@@ -391,7 +391,9 @@ class Items:
     """The number of an item; ValueError where there is no such item."""
     name = id_(cell)
     if name not in self._number:
-      raise ValueError(f"item {name!r}; expected an item_id of the file items")
+      raise ValueError(
+        f"item {name!r}; expected an item_id of the table of items"
+      )
     return self._number[name]
 
   def at_once(self, cells: pa.Array) -> np.ndarray | None:

@@ -552,7 +552,7 @@ class FilesTest(folders.DataTest):
 
   def test_items_that_no_file_has(self):
     (self.raw / "items.csv").write_text("item_id\ni1\n")
-    self._refused("; expected an item_id of the file items")
+    self._refused("; expected an item_id of the table of items")
 
   def test_vectors_that_are_asked_for(self):
     ids = self.rows["item_id"].unique()
