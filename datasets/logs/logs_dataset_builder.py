@@ -2,8 +2,8 @@
 
 There are `interactions` (a row for each item that a user met) or `sessions` (a
 row for each slate, also a folder of .parquet files, see sessions.py), maybe
-`items`, which only that folder needs, and maybe `users`. Columns, and options in
-`logs.json`, are in docs/bring_your_own.md and docs/logs.md.
+`items`, which only that folder needs, and maybe `users`. Columns, and options
+in `logs.json`, are in docs/bring_your_own.md and docs/logs.md.
 
 Ids are integers or strings; items are numbered 1..N and users 1..U in the
 order of their rows. Without `history`, it is what the user responded to
