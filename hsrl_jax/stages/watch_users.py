@@ -119,14 +119,16 @@ class Users:
     asked |= {"slates": "1"} | dict(parse.parse_qsl(query))
     user, policy = asked["user"].strip(), asked["policy"]
     most = self._env.max_steps + 1
-    numbers = map(str, range(most))
-    for name, known in (
-      *(("user", self.names), ("policy", self.policies)),
-      ("slates", numbers),
+    where = f"a user of the split {self._run.config.evaluate.split}"
+    for name, known, expected in (
+      ("user", self.names, where),
+      ("policy", list(self.policies), "one of the page"),
+      ("slates", [str(x) for x in range(most)], f"at most {most - 1}"),
     ):
       if asked[name].strip() not in known:
         raise InputError(
-          f"{name} is {asked[name][:40]!r}; expected one of the page"
+          f"{name} is {asked[name][:40]!r}; expected {expected}, such as "
+          f"{known[0]}"
         )
     session = self.names.index(user)
     states, slates = self.play(session, policy, int(asked["slates"]))

@@ -229,15 +229,15 @@ class PageTest(absltest.TestCase):
 
   def test_what_is_wrong_is_a_line(self):
     _, port = self._serve()
-    for name, value in (
-      *(("user", "nobody<"), ("policy", "x"), ("slates", "-1")),
-      *(("slates", "7"), ("slates", "9" * 9_000), ("slates", "²")),
+    first = watch_users.Users(_run()).names[0]
+    for name, value, words in (
+      ("user", "nobody<", f"a user of the split test, such as {first}"),
+      ("policy", "x", "one of the page, such as hsrl"),
+      *(("slates", x, "at most 6") for x in ("-1", "7", "9" * 9_000, "²")),
     ):
       status, headers, text = self._get(port, **{name: value})
       self.assertEqual(status, 422, value)
-      self.assertEqual(
-        text, f"{name} is {value[:40]!r}; expected one of the page"
-      )
+      self.assertStartsWith(text, f"{name} is {value[:40]!r}; expected {words}")
       self.assertStartsWith(headers["Content-Type"], "text/plain")
     self.assertEqual(self._get(port, "/x")[0], 404)
     self.assertEqual(self._get(port, method="POST")[0], 501)
