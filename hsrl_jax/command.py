@@ -31,6 +31,7 @@ from hsrl_jax.stages import (
   export,
   plan,
   quantize,
+  watch_users,
 )
 from hsrl_jax.stages import run as run_lib
 
@@ -66,6 +67,9 @@ def _main(argv: list[str], front: Front, command: str) -> None:
         nowhere = inside.enter_context(open(os.devnull, "w"))
         inside.enter_context(contextlib.redirect_stdout(nowhere))
       _run_stages(mode, config, workdir)
+    return
+  if mode == "watch":  # It only reads, also beside a command that writes.
+    watch_users.serve(run_lib.of_workdir(workdir), flags_lib.WATCH_PORT.value)
     return
   parallel.use_cores(config.train)
   with workdir_lib.locked(workdir):
@@ -195,6 +199,7 @@ def _check_inputs(mode: str, chosen: flags_lib.Chosen | None) -> None:
     (flags_lib.FROM, ("collect",), ("collect",)),
     (flags_lib.COLLECT_AFTER, ("collect",), ()),
     (flags_lib.TOPOLOGY, ("plan",), ()),
+    (flags_lib.WATCH_PORT, ("watch",), ()),
   ):
     is_given = flag.present and flag.value not in (None, "", [])  # 0 is.
     if is_given and mode not in modes:

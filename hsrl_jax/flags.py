@@ -26,6 +26,7 @@ MODES = (
   "export",
   "collect",
   "rollback",
+  "watch",
   "experiment",
 )
 
@@ -37,7 +38,7 @@ MODE = flags.DEFINE_enum(
   "says which recipe learns from them. `plan` says whether training fits on "
   "TPUs, and how long it takes. `add_items` and `remove_items` change a "
   "catalogue of --embeddings; for `export`, `collect`, `rollback` see "
-  "docs/loop.md.",
+  "docs/loop.md. `watch` serves a page of the run's simulated users.",
 )
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Where the run writes, and resumes. Required."
@@ -81,6 +82,13 @@ AGENT = flags.DEFINE_string(
   "agent",
   agents.DEFAULT,
   f"Agent to train, one of {', '.join(agents.AGENTS)}.",
+)
+WATCH_PORT = flags.DEFINE_integer(
+  "watch_port",
+  8001,
+  "With --mode=watch: where the page is on this machine; 0: any that is free.",
+  lower_bound=0,
+  upper_bound=65_535,
 )
 DISTRIBUTED = flags.DEFINE_boolean(
   "distributed",

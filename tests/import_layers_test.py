@@ -68,7 +68,7 @@ ONLY = {
 
 # The most lines of the package with `datasets/`, of a file, and of a function
 # without its docstring.
-PACKAGE_LINES, FILE_LINES, FUNCTION_LINES = 44_960, 500, 80
+PACKAGE_LINES, FILE_LINES, FUNCTION_LINES = 45_200, 500, 80
 # Groups with flax modules.
 FLAX = {"networks", "agents", "studies"}
 # Groups that may name agents, and flags of the command, in their strings.
@@ -297,6 +297,12 @@ class SizesAndNamesTest(parameterized.TestCase):
     )
     documented = f'"""Maths."""\n{source}'
     self.assertEmpty(broken_rules("hsrl_jax.ops", documented, is_package=True))
+
+  def test_no_docstring_begins_with_what(self):
+    """Those which did were riddles."""
+    for folder in (PACKAGE, "datasets", "launch"):
+      for path in (ROOT / folder).rglob("*.py"):
+        self.assertNotRegex(path.read_text(), r'"""What\b', path)
 
   def test_the_package_keeps_its_budget(self):
     self.assertBetween(package_lines(), 20_000, PACKAGE_LINES)

@@ -1,9 +1,9 @@
 """Logs of one's own, each a .csv or a .parquet file in `--raw_data_dir`.
 
 There are `interactions` (a row for each item that a user met) or `sessions` (a
-row for each slate, also a folder of .parquet files, see sessions.py), `items`,
-which interactions do without, and maybe `users`. Columns, and options in
-`logs.json`, are in docs/bring_your_own.md and docs/logs.md.
+row for each slate, also a folder of .parquet files, see sessions.py), maybe
+`items`, which only that folder needs, and maybe `users`. Columns, and options
+in `logs.json`, are in docs/bring_your_own.md and docs/logs.md.
 
 Ids are integers or strings; items are numbered 1..N and users 1..U in the
 order of their rows. Without `history`, it is what the user responded to
@@ -173,10 +173,15 @@ def read_items(
   Raises:
     InputError: the file, row and column that is no good.
   """
-  if not tables.has(folder, "items") and _kind(folder) == "interactions":
-    path = tables.find(folder, "interactions")
-    tables.check_columns(path, tables.names(path), interactions.NEEDED)
-    table = tables.read_file(path, ("item_id",), only=True)
+  kind = None if tables.has(folder, "items") else _kind(folder)
+  if kind in ("interactions", "sessions"):
+    path = tables.find(folder, kind)
+    column = "item_id" if kind == "interactions" else "exposed"
+    needed = ("user_id", column, "timestamp")
+    tables.check_columns(path, tables.names(path), needed)
+    table = tables.read_file(path, needed, only=True)
+    if kind == "sessions":
+      table = tables.exploded(table, "exposed", "item_id")
     ids = tables.codes(table, "item_id")[1]
     rows = range(1, len(ids) + 1)
     table = tables.Table(table.path, pa.table({"item_id": ids}), rows)

@@ -15,6 +15,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.shipped.datasets import schema
 from hsrl_jax.shipped.datasets.logs import tables
 
+_FAR = 1e11  # Seconds until the year 5138.
 _HELD_OUT = 8  # Training slates for each of the other splits; see `newest`.
 
 
@@ -179,6 +180,14 @@ def by_time(slates: Slates) -> Slates:
       *notes,
       f"propensities: {known.sum():,} of {len(known):,} slates have them; what "
       "a policy would have earned is estimated from these alone",
+    ]
+  logged = columns.get("session", time[:0]).size
+  if not logged and np.median(np.abs(time)) > _FAR:
+    notes = [
+      *notes,
+      f"timestamps: {np.median(time):.3g} is no time of now in seconds, and "
+      f"sessions are cut at gaps of {transitions.SESSION_GAP:g} s; expected "
+      "seconds since 1970, such as milliseconds / 1,000",
     ]
   columns = {k: x[order] for k, x in columns.items()}
   return slates._replace(columns=columns, notes=notes)

@@ -146,6 +146,8 @@ def _header(path: pathlib.Path) -> tuple[list[str], int]:
   again = [x for i, x in enumerate(header) if x and x in header[:i]]
   if again:
     raise ValueError(f"the header has {again[0]} twice")
+  if len(header) == 1 and {";", "\t"} & {*header[0]}:
+    raise ValueError(f"no comma in the header {header[0][:40]!r}")
   return header, reader.line_num
 
 
@@ -389,7 +391,9 @@ class Items:
     """The number of an item; ValueError where there is no such item."""
     name = id_(cell)
     if name not in self._number:
-      raise ValueError(f"item {name!r}; expected item_ids of the items")
+      raise ValueError(
+        f"item {name!r}; expected an item_id of the table of items"
+      )
     return self._number[name]
 
   def at_once(self, cells: pa.Array) -> np.ndarray | None:

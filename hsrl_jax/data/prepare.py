@@ -141,7 +141,7 @@ def prepare(
       known = (builder.info.metadata or {}).get("notes", [])
       raise InputError(
         f"--dataset={dataset}: split {empty[1]} of {config} has no row; "
-        "expected at least one in each split: more data"
+        "expected at least one in each: more data, or smaller slates"
         + (f" ({'; '.join(known)})" if known else "")
       ) from error
     listed = pathlib.Path(builder.data_dir) / MALFORMED

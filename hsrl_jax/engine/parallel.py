@@ -54,7 +54,7 @@ class Layout(NamedTuple):
 
   @property
   def platform(self) -> str:
-    """What the devices are, as jax names it."""
+    """The kind of the devices, as jax names it."""
     if self.described:
       return self.described[0].platform
     return jax.default_backend()

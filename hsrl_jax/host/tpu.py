@@ -89,7 +89,7 @@ class Loop(NamedTuple):
 
 
 class Operation(NamedTuple):
-  """What a chip does at once, such as a fusion.
+  """An operation that a chip does at once, such as a fusion.
 
   Attributes:
     name: of the operation in the traced program that it came from.
@@ -105,7 +105,7 @@ class Operation(NamedTuple):
 
 
 class Estimate(NamedTuple):
-  """What the compiler says of a program, for each chip.
+  """Time and memory of a program by the compiler, for each chip.
 
   Attributes:
     milliseconds: of a call.

@@ -160,7 +160,9 @@ class _Parser(argparse.ArgumentParser):
 def _settings(arguments: list[str]) -> Settings:
   """Returns the settings of a command line; exits with 2 if a flag is bad."""
   parser = _Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,  # Else a new flag could change what an old line means.
   )
   for field in dataclasses.fields(Settings):
     required = field.default is dataclasses.MISSING

@@ -44,7 +44,9 @@ def lines(parts: Parts) -> list[str]:
     f"responses: {responses}",
     f"{known['slates']:,} training slates in {known['sessions']:,} sessions, "
     f"{cut}; propensities: {known['propensities']}",
-    f"not in these logs: {', '.join(missing) or 'nothing that is read'}",
+    f"not in these logs: {', '.join(missing)}"
+    if missing
+    else "these logs have all that learning from logs reads",
   ]
   if len(slates) < MIN_USERS:
     said.append(f"warning: fewer than {MIN_USERS} users tell little")

@@ -117,7 +117,7 @@ def _engine(parts: Parts) -> tuple[loop.Engine, core.Inputs, TrainConfig]:
 
 
 def _part(parts: Parts, topology: tpu.Topology) -> dict[str, Any]:
-  """What a part of a recipe takes."""
+  """Memory and time of a part of a recipe."""
   engine, inputs, train = _engine(parts)
   layout = parallel.layout(len(train.seeds), topology.devices)
   if topology.hosts > 1 and train.recipe == "next_item":
@@ -206,7 +206,7 @@ def _short(name: str) -> str:
 
 
 def lines(plan: dict[str, Any]) -> str:
-  """What `run` returns, for a terminal."""
+  """The result of `run`, for a terminal."""
   said = ["{topology}: {chips} x {chip}, {hosts} host(s)".format(**plan)]
   for recipe, part in plan["parts"].items():
     head = "{agent}, {0}: {seeds_of_a_chip} of {seeds} seed(s) on a chip"

@@ -298,8 +298,8 @@ class FilesTest(folders.DataTest):
       }
     )
     self._refused(
-      "more data (interactions.csv: 8 of 20 rows are in no slate: the oldest "
-      "of each user, too few for a slate of 3",
+      "more data, or smaller slates (interactions.csv: 8 of 20 rows are in no "
+      "slate: the oldest of each user, too few for a slate of 3",
       rows,
       given={"slate_size": 3},
     )
@@ -552,7 +552,7 @@ class FilesTest(folders.DataTest):
 
   def test_items_that_no_file_has(self):
     (self.raw / "items.csv").write_text("item_id\ni1\n")
-    self._refused("; expected item_ids of the items")
+    self._refused("; expected an item_id of the table of items")
 
   def test_vectors_that_are_asked_for(self):
     ids = self.rows["item_id"].unique()

@@ -74,6 +74,18 @@ class LogsTest(folders.DataTest):
     self.assertEqual(splits["test"].user_id.tolist(), [2])
 
   @parameterized.parameters(".csv", ".parquet")
+  def test_items_may_be_what_was_shown(self, suffix):
+    self.sessions["history"] = [["2"], [], ["b"], ["1"], ["2"]]
+    self._write(suffix)
+    (self.raw / f"items{suffix}").unlink()
+    items, splits = self.prepared("logs")
+    # In the order of the rows.
+    self.assertEqual(items.external_ids, ["", "b", "2", "a", "1"])
+    self.assertEqual(items.titles[1:], ["b", "2", "a", "1"])
+    shown = splits["train"].exposed
+    np.testing.assert_array_equal(shown, [[2, 3], [4, 1], [3, 1]])
+
+  @parameterized.parameters(".csv", ".parquet")
   def test_what_may_be_missing(self, suffix):
     for name in ("title", "genres"):
       del self.items[name]
@@ -239,8 +251,8 @@ class LogsTest(folders.DataTest):
       "float32 holds: bring the column to another scale",
     ),
     ("sessions", "profile", ["inf"], "found 'inf'; expected a finite number"),
-    ("sessions", "history", ["c"], "found item 'c'; expected item_ids of"),
-    ("sessions", "exposed", ["c", "a"], "found item 'c'; expected item_ids"),
+    ("sessions", "history", ["c"], "found item 'c'; expected an item_id"),
+    ("sessions", "exposed", ["c", "a"], "found item 'c'; expected an item_"),
     ("sessions", "exposed", ["a", "a"], "found 'a;a'; expected different it"),
     ("sessions", "exposed", ["a"], "found 1 entries; expected 2"),
     (
@@ -327,6 +339,29 @@ class LogsTest(folders.DataTest):
     del getattr(self, name)[column]
     self._write(".csv")
     self._refused(f"; expected {column} too")
+
+  @parameterized.parameters(";", "\t")
+  def test_cells_with_no_comma_between(self, separator):
+    self._write(".csv")
+    path = self.raw / "items.csv"
+    pd.read_csv(path).to_csv(path, sep=separator, index=False)
+    self._refused("items.csv cannot be read (no comma in the header ")
+
+  def test_timestamps_that_are_no_seconds(self):
+    seconds = [1_700_000_000 + x for x in self.sessions["timestamp"]]
+    said = []
+    for scale, session in ((1, ""), (1_000, ""), (1e9, ""), (1_000, "s")):
+      self.sessions["timestamp"] = [scale * x for x in seconds]
+      if session:
+        self.sessions["session_id"] = [session + x for x in "abcde"]
+      self._write(".csv")
+      folder = self.folder / f"{scale} {session}"
+      prepare.prepare("logs", folder, str(self.raw))
+      told = [x for x in prepare.notes(folder) if x.startswith("timestamps:")]
+      said.append("".join(told)[:20])
+    self.assertEqual(
+      said, ["", "timestamps: 1.7e+12 ", "timestamps: 1.7e+18 ", ""]
+    )
 
   def test_files_that_are_no_good(self):
     (self.raw / "other").touch()

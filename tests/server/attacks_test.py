@@ -323,6 +323,12 @@ class StartTest(parameterized.TestCase):
     with mock.patch.object(server_lib.arms_lib, "load", return_value=arms):
       self.assertNotIn("s3cret", self._error(given))
 
+  @parameterized.parameters("--stor=kept.sqlite", "--retent=1", "--can=0.5")
+  def test_a_flag_is_not_abbreviated(self, given):
+    with mock.patch.object(server_lib.arms_lib, "load") as load:
+      load.side_effect = InputError("it is taken")
+      self.assertIn(f"unrecognized arguments: {given}", self._error(given))
+
   @parameterized.parameters(":memory:", "./:memory:")
   def test_a_store_in_memory_is_refused(self, where):
     with mock.patch.object(server_lib.arms_lib, "load"):

@@ -91,7 +91,7 @@ class OffPolicyTest(parameterized.TestCase):
     ("propensity_score", "1.5", "propensity_score: found '1.5'; expected a p"),
     ("propensity_score", "", "propensity_score: found ''; expected a probab"),
     ("click", "2", "row 5, column click: found '2'; expected 0 or 1"),
-    ("item_id", "77", "column item_id: found item '77'; expected item_ids of"),
+    ("item_id", "77", "column item_id: found item '77'; expected an item_id"),
   )
   def test_a_bad_cell(self, column, value, told):
     self._refused(column, value, told)

@@ -75,7 +75,7 @@ class _Categories(sequential.Sequential):
     return estimates + (log_pi - prior)[tokens.first]
 
   def _estimates(self, policy, start, tokens):
-    """What each item begins with, [N + 1]."""
+    """The logit with which each item starts, [N + 1]."""
     return policy.item_estimates(start, tokens, jnp.arange(len(tokens.first)))
 
   def _best(self, estimates, tokens, allowed):
