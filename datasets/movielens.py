@@ -59,19 +59,12 @@ def _user_rows(ratings: pd.DataFrame):
 
 
 class Slates(NamedTuple):
-  """The slates of users of whom something is known: those with a history.
+  """The slates of users of whom something is known: those with a history."""
 
-  Attributes:
-    start: int [S], the row of the slate's first rating.
-    before: int [S], ratings of the same user before the slate.
-    liked: int [S], how many of them are positive.
-    columns: of `sessions` (see schema.py), all but `profile`.
-  """
-
-  start: np.ndarray
-  before: np.ndarray
-  liked: np.ndarray
-  columns: dict[str, Any]
+  start: np.ndarray  # int [S], the row of the slate's first rating.
+  before: np.ndarray  # int [S], ratings of the same user before the slate.
+  liked: np.ndarray  # int [S], how many of them are positive.
+  columns: dict[str, Any]  # Of `sessions` (see schema.py), all but `profile`.
 
 
 def slates(ratings: pd.DataFrame, split: np.ndarray) -> Slates:
@@ -158,17 +151,13 @@ def genre_matrix(films: Iterable[str], names: Sequence[str]) -> np.ndarray:
 
 
 class RatingStatistics(NamedTuple):
-  """Features of N items from the T ratings of the train split.
+  """Features of N items from the T ratings of the train split."""
 
-  Attributes:
-    count: int [N], ratings of each item.
-    mean: [N], stars above those of all ratings, shrunk by RATING_PRIOR.
-    entries: [T], each rating without the means of its item and its user, and
-      damped for frequent items, which would own every direction of an SVD.
-  """
-
-  count: np.ndarray
+  count: np.ndarray  # int [N], ratings of each item.
+  # [N], stars above those of all ratings, shrunk by RATING_PRIOR.
   mean: np.ndarray
+  # [T], each rating without the means of its item and its user, and damped for
+  # frequent items, which would own every direction of an SVD.
   entries: np.ndarray
 
 

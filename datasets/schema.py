@@ -35,16 +35,11 @@ class Histories:
   """Rows of the last items of lists, of which few are arrays at a time.
 
   A column that `numpy.asarray` makes left-padded rows of, int32 [R, H].
-
-  Attributes:
-    items: int32, of all lists, one after another.
-    ends: int [R], where in them each list ends.
-    lengths: int [R], how many are its own.
   """
 
-  items: np.ndarray
-  ends: np.ndarray
-  lengths: np.ndarray
+  items: np.ndarray  # Int32, of all lists, one after another.
+  ends: np.ndarray  # int [R], where in them each list ends.
+  lengths: np.ndarray  # int [R], how many are its own.
 
   @classmethod
   def joined(cls, parts: Sequence["Histories"]) -> "Histories":

@@ -47,17 +47,11 @@ _LARGEST_FLOAT = 3.4e38  # Of float32.
 
 
 class Group(NamedTuple):
-  """A config class, and what the names of its settings begin with.
+  """A config class, and what the names of its settings begin with."""
 
-  Attributes:
-    name: of the group.
-    type: the class.
-    prefix: of the settings' names.
-  """
-
-  name: str
-  type: type
-  prefix: str = ""
+  name: str  # Of the group.
+  type: type  # The class.
+  prefix: str = ""  # Of the settings' names.
 
 
 STAGES = tuple(

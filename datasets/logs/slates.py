@@ -19,21 +19,15 @@ _HELD_OUT = 8  # Training slates for each of the other splits; see `newest`.
 
 
 class Slates(NamedTuple):
-  """The slates of logs.
+  """The slates of logs."""
 
-  Attributes:
-    columns: of `sessions` (see schema.py), in the order of rows or of time;
-      `split` is a number in SPLITS, and is not there where splits are by the
-      time of all slates.
-    users: the name of user 1, 2, ...
-    notes: lines for people.
-    about: what the responses are.
-  """
-
+  # Of `sessions` (see schema.py), in the order of rows or of time; `split` is a
+  # number in SPLITS, and is not there where splits are by the time of all
+  # slates.
   columns: dict[str, np.ndarray]
-  users: list[str]
-  notes: list[str]
-  about: Feedback = Feedback()
+  users: list[str]  # The name of user 1, 2, ...
+  notes: list[str]  # Lines for people.
+  about: Feedback = Feedback()  # What the responses are.
 
 
 def read(
@@ -121,15 +115,10 @@ def liked_before(
 
 
 class Cut(NamedTuple):
-  """Where the slates of a split begin, in the order of time, then of rows.
+  """Where the slates of a split begin, in the order of time, then of rows."""
 
-  Attributes:
-    time: of the first one.
-    ties: slates of that time before it.
-  """
-
-  time: float
-  ties: int
+  time: float  # Of the first one.
+  ties: int  # Slates of that time before it.
 
 
 def cuts_of(times: np.ndarray) -> tuple[Cut, ...]:

@@ -46,18 +46,12 @@ class Policy(NamedTuple):
   Parameters are a dict: `model`; `interactions`, float32 [N + 1, X], vectors of
   items by who liked them, which stand beside their features; `response`, the
   click model's (`of_policy`); and `response_weight`, w.
-
-  Attributes:
-    model: of the next item.
-    respond: how users respond to what they are shown.
-    beams: width of the beam search; 0: each item is scored.
-    slate_size: K.
   """
 
-  model: Model
-  respond: click_model.ResponseFn
-  beams: int
-  slate_size: int
+  model: Model  # Of the next item.
+  respond: click_model.ResponseFn  # How users respond to what they are shown.
+  beams: int  # Width of the beam search; 0: each item is scored.
+  slate_size: int  # K.
 
   def state(self, params, catalogue, observation) -> Array:
     """c_0, float32 [d]."""
@@ -262,17 +256,11 @@ def _has_tokens(config: Config) -> bool:
 
 
 class Start(NamedTuple):
-  """The policy of the next item that RL goes on from.
+  """The policy of the next item that RL goes on from."""
 
-  Attributes:
-    policy: the policy.
-    agent: as one that is not trained.
-    beams: items that it finds.
-  """
-
-  policy: Policy
-  agent: base.Agent
-  beams: int
+  policy: Policy  # The policy.
+  agent: base.Agent  # As one that is not trained.
+  beams: int  # Items that it finds.
 
 
 def start(config: Config, slate_size: int, items: int) -> Start:

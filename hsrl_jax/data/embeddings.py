@@ -35,18 +35,12 @@ class NpyRows:
 
   Nothing is held between slices and the file is not mapped, whose pages would
   count as resident memory.
-
-  Attributes:
-    path: of the file.
-    shape: (N, D).
-    dtype: in the file.
-    offset: bytes before the first row.
   """
 
-  path: pathlib.Path
-  shape: tuple[int, int]
-  dtype: np.dtype
-  offset: int
+  path: pathlib.Path  # Of the file.
+  shape: tuple[int, int]  # (N, D).
+  dtype: np.dtype  # In the file.
+  offset: int  # Bytes before the first row.
 
   def __len__(self) -> int:
     """N."""
@@ -117,17 +111,12 @@ def open_npy(path: str | os.PathLike) -> NpyRows:
 
 
 class Embeddings(NamedTuple):
-  """A catalogue as a file gives it.
+  """A catalogue as a file gives it."""
 
-  Attributes:
-    rows: [N, D], float32 where sliced.
-    item_ids: int64 or str [N], distinct; None where the file has none.
-    titles: str [N] for people; None where the file has none.
-  """
-
-  rows: Rows
+  rows: Rows  # [N, D], float32 where sliced.
+  # int64 or str [N], distinct; None where the file has none.
   item_ids: np.ndarray | None
-  titles: np.ndarray | None
+  titles: np.ndarray | None  # str [N] for people; None where the file has none.
 
 
 def read(path: pathlib.Path) -> Embeddings:

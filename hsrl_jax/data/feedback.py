@@ -26,22 +26,17 @@ _ROUNDS = 20  # Of rejection; what is left after them is drawn without.
 
 
 class Feedback(NamedTuple):
-  """The kind of a prepared dataset's responses.
+  """The kind of a prepared dataset's responses."""
 
-  Attributes:
-    feedback: "explicit" or "implicit".
-    negatives: one of NEGATIVES; None where feedback is explicit.
-    per_positive: n, negatives in the slate of each positive; None likewise.
-    base_rate: the user's share of likes among shown items, in (0, 1); None
-      where it is unknown, and then no rate of likes may be claimed.
-    seed: of the drawing.
-  """
-
-  feedback: str = "explicit"
+  feedback: str = "explicit"  # "explicit" or "implicit".
+  # One of NEGATIVES; None where feedback is explicit.
   negatives: str | None = None
+  # N, negatives in the slate of each positive; None likewise.
   per_positive: int | None = None
+  # The user's share of likes among shown items, in (0, 1); None where it is
+  # unknown, and then no rate of likes may be claimed.
   base_rate: float | None = None
-  seed: int | None = None
+  seed: int | None = None  # Of the drawing.
 
   @property
   def claims_rates(self) -> bool:

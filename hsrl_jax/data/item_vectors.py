@@ -32,17 +32,11 @@ _POWER_ITERATIONS, _OVERSAMPLES = 7, 10
 
 
 class Vectors(NamedTuple):
-  """Item vectors and what they are made of.
+  """Item vectors and what they are made of."""
 
-  Attributes:
-    rows: float32 [N, D].
-    blocks: name to its number of columns, in their order.
-    notes: for people.
-  """
-
-  rows: np.ndarray
-  blocks: dict[str, int]
-  notes: list[str]
+  rows: np.ndarray  # float32 [N, D].
+  blocks: dict[str, int]  # Name to its number of columns, in their order.
+  notes: list[str]  # For people.
 
 
 def write(

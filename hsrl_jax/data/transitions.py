@@ -20,17 +20,12 @@ LARGEST = 1e6
 
 
 class Order(NamedTuple):
-  """Slates by session and step.
+  """Slates by session and step."""
 
-  Attributes:
-    rows: int [S], the row of each slate in the logs.
-    session: int [S], the number of its session, from 0, not falling.
-    place: int [S], slates of the session before it.
-  """
-
-  rows: np.ndarray
+  rows: np.ndarray  # int [S], the row of each slate in the logs.
+  # int [S], the number of its session, from 0, not falling.
   session: np.ndarray
-  place: np.ndarray
+  place: np.ndarray  # int [S], slates of the session before it.
 
   @property
   def last(self) -> np.ndarray:

@@ -25,19 +25,12 @@ _NO_USER = 2**32 - 1
 
 
 class Judged(NamedTuple):
-  """Slates to learn from; leaves have any leading axes.
+  """Slates to learn from; leaves have any leading axes."""
 
-  Attributes:
-    transitions: the slates.
-    log_probs: float32 [..., K, P], under the policy that acted.
-    advantages: float32 [..., K, P].
-    returns: float32 [..., K, P], which values learn.
-  """
-
-  transitions: Transition
-  log_probs: Array
-  advantages: Array
-  returns: Array
+  transitions: Transition  # The slates.
+  log_probs: Array  # float32 [..., K, P], under the policy that acted.
+  advantages: Array  # float32 [..., K, P].
+  returns: Array  # float32 [..., K, P], which values learn.
 
 
 def steps(config: TrainConfig, epochs: int) -> int:

@@ -37,19 +37,14 @@ _FEWEST = 8
 
 
 class Layout(NamedTuple):
-  """How seeds lie on devices.
+  """How seeds lie on devices."""
 
-  Attributes:
-    seeds: S.
-    devices: all there are, of all processes.
-    by_seed: whether each device has seeds of its own; else all share users.
-    described: the devices, where they are not there and programs are compiled
-      for them alone; empty: those of this job.
-  """
-
-  seeds: int
-  devices: int
+  seeds: int  # S.
+  devices: int  # All there are, of all processes.
+  # Whether each device has seeds of its own; else all share users.
   by_seed: bool
+  # The devices, where they are not there and programs are compiled for them
+  # alone; empty: those of this job.
   described: tuple[jax.Device, ...] = ()
 
   @property

@@ -16,15 +16,10 @@ from hsrl_jax.types import Array, PRNGKey
 
 
 class ReplayState(NamedTuple):
-  """The ring. B stands for the streams' axes.
+  """The ring. B stands for the streams' axes."""
 
-  Attributes:
-    items: pytree with leaves [C, *B, ...].
-    added: int32 [], how many steps were added in total.
-  """
-
-  items: Any
-  added: Array
+  items: Any  # Pytree with leaves [C, *B, ...].
+  added: Array  # int32 [], how many steps were added in total.
 
 
 def init(example: Any, capacity: int) -> ReplayState:

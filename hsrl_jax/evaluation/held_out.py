@@ -21,15 +21,10 @@ _LIST = 10  # Items of a list whose coverage and novelty are measured.
 
 
 class Measured(NamedTuple):
-  """A measure of each logged row.
+  """A measure of each logged row."""
 
-  Attributes:
-    value: float64 [S], NaN where the measure is not defined.
-    user: int [S].
-  """
-
-  value: np.ndarray
-  user: np.ndarray
+  value: np.ndarray  # float64 [S], NaN where the measure is not defined.
+  user: np.ndarray  # int [S].
 
 
 def within_slates(

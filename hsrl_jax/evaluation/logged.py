@@ -28,16 +28,12 @@ TEMPERATURE = 1.0  # Of a softmax: the policy as it was trained.
 
 
 class Seen(NamedTuple):
-  """A policy and a model of responses at S logged slates of K items.
+  """A policy and a model of responses at S logged slates of K items."""
 
-  Attributes:
-    target: float64 [S, K], pi of each item shown.
-    predicted: float64 [S, K], the model's expected response q to it.
-    expected: float64 [S, 1], sum_i pi(i) q(i), the same at each place.
-  """
-
-  target: np.ndarray
+  target: np.ndarray  # float64 [S, K], pi of each item shown.
+  # float64 [S, K], the model's expected response q to it.
   predicted: np.ndarray
+  # float64 [S, 1], sum_i pi(i) q(i), the same at each place.
   expected: np.ndarray
 
 

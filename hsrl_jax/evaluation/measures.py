@@ -20,19 +20,13 @@ ABOVE_GREEDY = "above_greedy"
 
 
 class Measure(NamedTuple):
-  """A number for each session.
+  """A number for each session."""
 
-  Attributes:
-    of: sessions -> [E].
-    label: in tables for people; None: it is not summarised in results.json.
-    form: how tables show its mean.
-    saved: whether sessions.npz has it.
-  """
-
-  of: Callable[[Simulated], np.ndarray]
+  of: Callable[[Simulated], np.ndarray]  # Sessions -> [E].
+  # In tables for people; None: it is not summarised in results.json.
   label: str | None = None
-  form: str = "{:.2f}"
-  saved: bool = True
+  form: str = "{:.2f}"  # How tables show its mean.
+  saved: bool = True  # Whether sessions.npz has it.
 
 
 def _liked_slates(sessions: Simulated) -> np.ndarray:

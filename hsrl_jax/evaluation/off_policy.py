@@ -39,35 +39,23 @@ class Logged(NamedTuple):
   """S logged sessions of at most T decisions, as a target policy sees them.
 
   After its end a session has 1 for both probabilities, and 0 for all else.
-
-  Attributes:
-    target: float [S, T], pi of the action that was taken.
-    logging: float [S, T], mu of it, its propensity.
-    reward: float [S, T].
-    predicted: float [S, T], a model's Q of state and action: what is earned
-      from here on.
-    expected: float [S, T], sum_a pi(a) Q(a), the same before the action.
-    user: int [S]; the sessions of a user are not independent.
   """
 
-  target: np.ndarray
-  logging: np.ndarray
-  reward: np.ndarray
+  target: np.ndarray  # float [S, T], pi of the action that was taken.
+  logging: np.ndarray  # float [S, T], mu of it, its propensity.
+  reward: np.ndarray  # float [S, T].
+  # float [S, T], a model's Q of state and action: what is earned from here on.
   predicted: np.ndarray
+  # float [S, T], sum_a pi(a) Q(a), the same before the action.
   expected: np.ndarray
-  user: np.ndarray
+  user: np.ndarray  # int [S]; the sessions of a user are not independent.
 
 
 class Estimate(NamedTuple):
-  """A value, and how each user moves it.
+  """A value, and how each user moves it."""
 
-  Attributes:
-    value: of a session.
-    influence: float [U], by ascending user; its mean is 0.
-  """
-
-  value: float
-  influence: np.ndarray
+  value: float  # Of a session.
+  influence: np.ndarray  # float [U], by ascending user; its mean is 0.
 
 
 def bandit(user: np.ndarray, **columns: np.ndarray) -> Logged:

@@ -206,19 +206,13 @@ def _distances(x: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 class Size(NamedTuple):
-  """One row of a sweep.
+  """One row of a sweep."""
 
-  Attributes:
-    vocab_size: V.
-    levels: L.
-    error: share of the variance that plain residual k-means loses.
-    error_unique: the same once each item has a SID of its own; 1 is what the
-      mean vector loses.
-  """
-
-  vocab_size: int
-  levels: int
-  error: float
+  vocab_size: int  # V.
+  levels: int  # L.
+  error: float  # Share of the variance that plain residual k-means loses.
+  # The same once each item has a SID of its own; 1 is what the mean vector
+  # loses.
   error_unique: float
 
   @property

@@ -50,19 +50,12 @@ FOLLOWS = {
 
 
 class Baselines(NamedTuple):
-  """Predictions that know no user, or no item, of the training logs.
+  """Predictions that know no user, or no item, of the training logs."""
 
-  Attributes:
-    rate: share of positive responses.
-    items: float [N + 1], the item's smoothed share.
-    users: the smoothed share of each user who was seen.
-    showings: float [N + 1], how often each item was shown.
-  """
-
-  rate: float
-  items: np.ndarray
-  users: Mapping[int, float]
-  showings: np.ndarray
+  rate: float  # Share of positive responses.
+  items: np.ndarray  # float [N + 1], the item's smoothed share.
+  users: Mapping[int, float]  # The smoothed share of each user who was seen.
+  showings: np.ndarray  # float [N + 1], how often each item was shown.
 
 
 def baselines(train: Sessions, items: int) -> Baselines:

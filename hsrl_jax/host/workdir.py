@@ -95,16 +95,12 @@ def _lock(path: pathlib.Path):
 
 
 class Kind(NamedTuple):
-  """A kind of folder that is replaced as a whole.
+  """A kind of folder that is replaced as a whole."""
 
-  Attributes:
-    name: with its article, for people.
-    files: patterns of the names of all files that such a folder may hold.
-    is_complete: whether the files of a folder are those of a complete one.
-  """
-
-  name: str
+  name: str  # With its article, for people.
+  # Patterns of the names of all files that such a folder may hold.
   files: tuple[str, ...]
+  # Whether the files of a folder are those of a complete one.
   is_complete: Callable[[pathlib.Path], bool]
 
   def stranger(self, folder: pathlib.Path) -> str | None:

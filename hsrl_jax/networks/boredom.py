@@ -10,11 +10,9 @@ class BoredomModel(nn.Module):
 
   All topics are looked at alike: what is found of a topic changes the logits of
   its own items, and the largest of what is found of any topic those of all.
-
-  Attributes:
-    hidden: widths of the layers that all topics share.
   """
 
+  # Widths of the layers that all topics share.
   hidden: tuple[int, ...] = (32, 16)
 
   @nn.compact

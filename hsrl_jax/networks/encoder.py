@@ -21,18 +21,14 @@ class Encoder(nn.Module):
 
   The user's profile enters by an MLP twice: at all positions, so that what is
   attended to depends on the user, and beside the last one.
-
-  Attributes:
-    width: d of all layers.
-    layers: transformer layers, post-norm, feed-forward of 2 d; 0: the history
-      is summed up, evenly and with weights that fall with age.
-    heads: attention heads; divides `width`.
-    dropout: rate on the embeddings and on the output of each sub-layer.
   """
 
-  width: int = 32
+  width: int = 32  # D of all layers.
+  # Transformer layers, post-norm, feed-forward of 2 d; 0: the history is summed
+  # up, evenly and with weights that fall with age.
   layers: int = 2
-  heads: int = 4
+  heads: int = 4  # Attention heads; divides `width`.
+  # Rate on the embeddings and on the output of each sub-layer.
   dropout: float = 0.1
 
   @nn.compact
@@ -107,13 +103,9 @@ class Encoder(nn.Module):
 
 
 class Layer(nn.Module):
-  """Self-attention and feed-forward, each with residual and norm.
+  """Self-attention and feed-forward, each with residual and norm."""
 
-  Attributes:
-    heads: attention heads.
-  """
-
-  heads: int
+  heads: int  # Attention heads.
 
   @nn.compact
   def __call__(

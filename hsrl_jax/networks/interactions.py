@@ -16,14 +16,10 @@ class Interactions(nn.Module):
   were shown: once all of them, and once the liked ones. That is attention whose
   weights are those of an item's age and response, so that counts, such as the
   likes of a topic in the last steps, are linear in it.
-
-  Attributes:
-    width: of the result, and of the hidden layer half of it.
-    item_width: numbers of an item.
   """
 
-  width: int
-  item_width: int = 16
+  width: int  # Of the result, and of the hidden layer half of it.
+  item_width: int = 16  # Numbers of an item.
 
   @nn.compact
   def __call__(self, item_features: Array, shown: Shown) -> Array:

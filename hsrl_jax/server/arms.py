@@ -22,32 +22,20 @@ STABLE, CANARY = "stable", "canary"
 
 
 class Served(NamedTuple):
-  """A version that is served.
+  """A version that is served."""
 
-  Attributes:
-    recommender: a version with its catalogue.
-    version: its number; of a folder without versions, a short hash of the
-      policy's file.
-    ids: of its items; None where requests have rows.
-    arm: of the users who get it.
-  """
-
-  recommender: Recommender
+  recommender: Recommender  # A version with its catalogue.
+  # Its number; of a folder without versions, a short hash of the policy's file.
   version: str
-  ids: ItemIds | None
-  arm: str = STABLE
+  ids: ItemIds | None  # Of its items; None where requests have rows.
+  arm: str = STABLE  # Of the users who get it.
 
 
 class Arms(NamedTuple):
-  """The versions that are served.
+  """The versions that are served."""
 
-  Attributes:
-    stable: to all users, or to most of them.
-    canary: to the others; None: there are none.
-  """
-
-  stable: Served
-  canary: Served | None = None
+  stable: Served  # To all users, or to most of them.
+  canary: Served | None = None  # To the others; None: there are none.
 
   def all(self) -> list[Served]:
     """Returns the arms that there are."""

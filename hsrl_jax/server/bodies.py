@@ -26,21 +26,14 @@ class Refused(exceptions.HTTPException):
 
 
 class Ask(NamedTuple):
-  """A request for a slate.
+  """A request for a slate."""
 
-  Attributes:
-    arguments: of Recommender.query; items are rows of the catalogue.
-    user_id: None where it is not given.
-    session_id: None where it is not given.
-    step: slates of the session before.
-    history: as in `arguments`, by ids in the source; None where items are given
-      as rows.
-  """
-
+  # Of Recommender.query; items are rows of the catalogue.
   arguments: dict[str, Any]
-  user_id: str | None
-  session_id: str | None
-  step: int
+  user_id: str | None  # None where it is not given.
+  session_id: str | None  # None where it is not given.
+  step: int  # Slates of the session before.
+  # As in `arguments`, by ids in the source; None where items are given as rows.
   history: list[str] | None
 
 

@@ -13,16 +13,12 @@ _TYPES = frozenset((str, int))  # A bool has a type of its own.
 
 
 class ItemIds(NamedTuple):
-  """The ids of one catalogue.
+  """The ids of one catalogue."""
 
-  Attributes:
-    rows: id in the source to row. Of an id that several rows have, the row of
-      an active item.
-    texts: of the catalogue.
-  """
-
+  # Id in the source to row. Of an id that several rows have, the row of an
+  # active item.
   rows: dict[str, int]
-  texts: Texts | None
+  texts: Texts | None  # Of the catalogue.
 
   def to_rows(self, name: str, ids: Sequence[Any]) -> list[int]:
     """Returns the rows of ids.

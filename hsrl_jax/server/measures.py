@@ -14,17 +14,11 @@ _Z = 1.959964  # Of a 95 % interval.
 
 
 class Mean(NamedTuple):
-  """A mean reward a slate, with its 95 % interval.
+  """A mean reward a slate, with its 95 % interval."""
 
-  Attributes:
-    value: what the slates earned over their number; NaN without slates.
-    low: end of the interval; NaN with fewer than two users.
-    high: the other end.
-  """
-
-  value: float
-  low: float
-  high: float
+  value: float  # What the slates earned over their number; NaN without slates.
+  low: float  # End of the interval; NaN with fewer than two users.
+  high: float  # The other end.
 
 
 def mean_by_user(sums: Sequence[float]) -> Mean:

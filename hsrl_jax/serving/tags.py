@@ -20,17 +20,12 @@ _LATEST = 2**32 - 2
 
 
 class Tags(NamedTuple):
-  """Tags of the items 1..C; bit b of word w is tag 32 w + b.
+  """Tags of the items 1..C; bit b of word w is tag 32 w + b."""
 
-  Attributes:
-    names: at most 32 W names of tags.
-    words: uint32 [C + 1, W]; 0 for padding and ids without an item.
-    added: uint32 [C + 1], when an item was added: a number that grows from
-      catalogue to catalogue, or seconds; 0 for what was there at the start.
-  """
-
-  names: tuple[str, ...]
-  words: np.ndarray
+  names: tuple[str, ...]  # At most 32 W names of tags.
+  words: np.ndarray  # uint32 [C + 1, W]; 0 for padding and ids without an item.
+  # uint32 [C + 1], when an item was added: a number that grows from catalogue
+  # to catalogue, or seconds; 0 for what was there at the start.
   added: np.ndarray
 
   def of(self, item: int) -> list[str]:

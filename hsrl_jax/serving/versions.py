@@ -15,15 +15,10 @@ from hsrl_jax.serving.folder import MANIFEST, POINTER, VERSIONS, Pointer
 
 
 class Version(NamedTuple):
-  """A version on disk.
+  """A version on disk."""
 
-  Attributes:
-    name: number of the version; "" of a folder without versions.
-    folder: of the export.
-  """
-
-  name: str
-  folder: pathlib.Path
+  name: str  # Number of the version; "" of a folder without versions.
+  folder: pathlib.Path  # Of the export.
 
 
 def numbers(root: pathlib.Path) -> list[int]:

@@ -36,32 +36,20 @@ _GROWTH = (1 / 3, 8 / 15, 11 / 15)  # Parts of the iterations.
 
 
 class Sums(NamedTuple):
-  """Statistics of one pass over rows.
+  """Statistics of one pass over rows."""
 
-  Attributes:
-    sums: float32 [V, D], sums of the rows nearest to each code.
-    sizes: float32 [V], numbers of these rows.
-    error: float32 [], sum of squared distances.
-    spare_distances: float32 [S], of some badly fitted rows.
-    spares: float32 [S, D], the badly fitted rows.
-  """
-
-  sums: Array
-  sizes: Array
-  error: Array
-  spare_distances: Array
-  spares: Array
+  sums: Array  # float32 [V, D], sums of the rows nearest to each code.
+  sizes: Array  # float32 [V], numbers of these rows.
+  error: Array  # float32 [], sum of squared distances.
+  spare_distances: Array  # float32 [S], of some badly fitted rows.
+  spares: Array  # float32 [S, D], the badly fitted rows.
 
 
 class Codes(NamedTuple):
-  """Codes of one level while they are fitted.
+  """Codes of one level while they are fitted."""
 
-  Attributes:
-    codes: float32 [V, D].
-    seen: float32 [V], rows in the running mean of each code (mini-batches).
-  """
-
-  codes: Array
+  codes: Array  # float32 [V, D].
+  # float32 [V], rows in the running mean of each code (mini-batches).
   seen: Array
 
 

@@ -41,17 +41,12 @@ _TOGETHER = 24  # Leaves a beam that are looked at together.
 
 
 class Allow(NamedTuple):
-  """Rules of a request, in W words of 32 tags.
+  """Rules of a request, in W words of 32 tags."""
 
-  Attributes:
-    include: uint32 [W]; an item needs one of these tags, where there are any.
-    exclude: uint32 [W]; an item may have none of these.
-    since: uint32 [], the least `added` of an item, below 2^32 - 1.
-  """
-
+  # uint32 [W]; an item needs one of these tags, where there are any.
   include: Array
-  exclude: Array
-  since: Array
+  exclude: Array  # uint32 [W]; an item may have none of these.
+  since: Array  # uint32 [], the least `added` of an item, below 2^32 - 1.
 
   def of(self, union: Array, shared: Array, after: Array) -> Array:
     """Whether items may be permitted, bool [...]; W last in the words.
@@ -71,17 +66,12 @@ class Allow(NamedTuple):
 
 
 class Bounds(NamedTuple):
-  """Upper bounds of a request's permits, by node; exact at leaves.
+  """Upper bounds of a request's permits, by node; exact at leaves."""
 
-  Attributes:
-    summaries: per level 1..L, see `summarise`.
-    allow: of the request.
-    asked: bool [], whether a request of the batch asks for anything; the same
-      for all of them, so that else nothing is looked up.
-  """
-
-  summaries: tuple[Array, ...]
-  allow: Allow
+  summaries: tuple[Array, ...]  # Per level 1..L, see `summarise`.
+  allow: Allow  # Of the request.
+  # bool [], whether a request of the batch asks for anything; the same for all
+  # of them, so that else nothing is looked up.
   asked: Array
 
   def may(self, level: int, nodes: Array) -> Array:
@@ -109,15 +99,11 @@ class Bounds(NamedTuple):
 
 
 class Counts(NamedTuple):
-  """Exact permits of a request, by node.
+  """Exact permits of a request, by node."""
 
-  Attributes:
-    there: per level 1..L, bool [nodes], whether an item is permitted below.
-    asked: see Bounds.
-  """
-
+  # Per level 1..L, bool [nodes], whether an item is permitted below.
   there: tuple[Array, ...]
-  asked: Array
+  asked: Array  # See Bounds.
 
   def may(self, level: int, nodes: Array) -> Array:
     """Whether an item is permitted below nodes of `level`, bool [...]."""

@@ -29,15 +29,10 @@ _LEAST = 1e-6  # Of a probability, so that its logit is finite.
 
 
 class Biases(NamedTuple):
-  """Biases by key; that of any other key is 0.
+  """Biases by key; that of any other key is 0."""
 
-  Attributes:
-    keys: int [G], ascending.
-    biases: float [G].
-  """
-
-  keys: np.ndarray
-  biases: np.ndarray
+  keys: np.ndarray  # int [G], ascending.
+  biases: np.ndarray  # float [G].
 
   def __call__(self, keys: np.ndarray) -> np.ndarray:
     """The biases of `keys`, of any shape."""
@@ -46,21 +41,13 @@ class Biases(NamedTuple):
 
 
 class Blend(NamedTuple):
-  """Statistics of the logs and their weights, a pytree of arrays.
+  """Statistics of the logs and their weights, a pytree of arrays."""
 
-  Attributes:
-    weights: float32 [5], in the order of TERMS.
-    items: float32 [N + 1], b of each item; 0 for padding.
-    user_ids: int32 [U], the users of the training logs, ascending.
-    users: float32 [U], b of each of them.
-    centre: float32 [D], the mean features of the catalogue.
-  """
-
-  weights: Array
-  items: Array
-  user_ids: Array
-  users: Array
-  centre: Array
+  weights: Array  # float32 [5], in the order of TERMS.
+  items: Array  # float32 [N + 1], b of each item; 0 for padding.
+  user_ids: Array  # int32 [U], the users of the training logs, ascending.
+  users: Array  # float32 [U], b of each of them.
+  centre: Array  # float32 [D], the mean features of the catalogue.
 
   def of_users(self, user_id: np.ndarray) -> np.ndarray:
     """b of users, float32 [S]; 0 for whom the training logs do not have."""

@@ -21,18 +21,12 @@ _RATE = 3e-3
 
 
 class Slates(NamedTuple):
-  """S slates of K items, in the order of their sessions and steps.
+  """S slates of K items, in the order of their sessions and steps."""
 
-  Attributes:
-    topics: int32 [S, K], of the items.
-    logits: float32 [S, K], of the click model.
-    response: float32 [S, K].
-    place: int32 [S], slates of the session before each; 0 begins a session.
-  """
-
-  topics: Array
-  logits: Array
-  response: Array
+  topics: Array  # int32 [S, K], of the items.
+  logits: Array  # float32 [S, K], of the click model.
+  response: Array  # float32 [S, K].
+  # int32 [S], slates of the session before each; 0 begins a session.
   place: Array
 
 

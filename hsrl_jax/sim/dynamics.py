@@ -76,17 +76,12 @@ class Dynamics(Protocol):
 
 
 class TopicBoredomState(NamedTuple):
-  """Topics that bore a user, and counts of those that may soon.
+  """Topics that bore a user, and counts of those that may soon."""
 
-  Attributes:
-    liked: int32 [memory], topics of the last liked items, newest last.
-    liked_at: int32 [memory], the step in which each was liked; -1: no item.
-    boring_until: int32 [T + 1], the last step in which each topic bores; -1:
-      it never did.
-  """
-
-  liked: Array
+  liked: Array  # int32 [memory], topics of the last liked items, newest last.
+  # int32 [memory], the step in which each was liked; -1: no item.
   liked_at: Array
+  # int32 [T + 1], the last step in which each topic bores; -1: it never did.
   boring_until: Array
 
 
@@ -103,21 +98,15 @@ class TopicBoredom:
   boredom sets parts of the user's vector to 0, and an item is still clicked for
   its other parts, or hardly; here it gets no like at all. There a session
   begins with a random slate, and clicks change the user's taste; not here.
-
-  Attributes:
-    topics: T.
-    everything: whether no item gets likes while a topic bores; else only the
-      items of boring topics get none.
-    memory: last liked items that count.
-    window: steps.
-    threshold: likes.
   """
 
-  topics: int
+  topics: int  # T.
+  # Whether no item gets likes while a topic bores; else only the items of
+  # boring topics get none.
   everything: bool
-  memory: int
-  window: int
-  threshold: int
+  memory: int  # Last liked items that count.
+  window: int  # Steps.
+  threshold: int  # Likes.
 
   def known(self, params: Any, items: Array) -> Array:
     """See Dynamics: the topics."""

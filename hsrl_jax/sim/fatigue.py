@@ -24,18 +24,13 @@ _SCALE = 5.0  # Of the sum of vectors that a critic sees.
 
 
 class FatigueState(NamedTuple):
-  """A user's load by what was shown.
+  """A user's load by what was shown."""
 
-  Attributes:
-    person: float32 [2], see `people`.
-    load: float32 [N + 1], for each item the sum over what was shown of the
-      kernel, each less by the user's pace with each step.
-    recent: float32 [D], the same sum of the vectors.
-  """
-
-  person: Array
+  person: Array  # float32 [2], see `people`.
+  # float32 [N + 1], for each item the sum over what was shown of the kernel,
+  # each less by the user's pace with each step.
   load: Array
-  recent: Array
+  recent: Array  # float32 [D], the same sum of the vectors.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +40,10 @@ class Fatigue:
   It falls by a sum_j k(i, j) rho^(age of j) over all items j of the session, of
   which those of the last step have age 1, and k(i, j) is max(cosine, 0)^power.
   The user's a is `scale` times what `people` draws. See dynamics.Dynamics.
-
-  Attributes:
-    power: of the cosine.
-    scale: mean a of users who tire; of the others a is half as much, below 0.
   """
 
-  power: float
+  power: float  # Of the cosine.
+  # Mean a of users who tire; of the others a is half as much, below 0.
   scale: float
 
   def known(self, params: Any, items: Array) -> tuple[Array, Array]:

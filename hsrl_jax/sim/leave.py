@@ -45,12 +45,9 @@ class LeaveRule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-  """Patience falls by (1 - reward) K + 1 a slate; below 1 the user leaves.
+  """Patience falls by (1 - reward) K + 1 a slate; below 1 the user leaves."""
 
-  Attributes:
-    initial: patience at the start of a session. The state is what is left.
-  """
-
+  # Patience at the start of a session. The state is what is left.
   initial: float
 
   def start(self) -> Array:
@@ -146,15 +143,11 @@ class BoredomRule(ItemRule):
   (arXiv 2204.01266) and DORL (arXiv 2307.04571), which show one item a step.
 
   It knows bool [N + 1, C], which categories each item has; False for padding.
-
-  Attributes:
-    window: items.
-    threshold: of them, as many as a category may have.
   """
 
   knows = "categories"
-  window: int
-  threshold: int
+  window: int  # Items.
+  threshold: int  # Of them, as many as a category may have.
 
   def triggers(self, state, items, known):
     """See ItemRule."""
@@ -163,13 +156,9 @@ class BoredomRule(ItemRule):
 
 
 class NearPairs(NamedTuple):
-  """Which items are near each other, of all pairs.
+  """Which items are near each other, of all pairs."""
 
-  Attributes:
-    pairs: bool [N + 1, N + 1]; padding is near nothing.
-  """
-
-  pairs: Array
+  pairs: Array  # bool [N + 1, N + 1]; padding is near nothing.
 
   def near(self, items: Array, others: Array) -> Array:
     """Whether each of `items` is near each of `others`, [M], [W] -> [M, W]."""
@@ -177,14 +166,10 @@ class NearPairs(NamedTuple):
 
 
 class NearVectors(NamedTuple):
-  """The same by the items' vectors, for catalogues with too many pairs.
+  """The same by the items' vectors, for catalogues with too many pairs."""
 
-  Attributes:
-    vectors: float32 [N + 1, D].
-    bound: float32 [], the distance below which items are near each other.
-  """
-
-  vectors: Array
+  vectors: Array  # float32 [N + 1, D].
+  # float32 [], the distance below which items are near each other.
   bound: Array
 
   def near(self, items: Array, others: Array) -> Array:
@@ -238,13 +223,10 @@ class DistanceRule(ItemRule):
   itself, so one that is shown again within the window makes the user leave.
 
   It knows a NearPairs or NearVectors.
-
-  Attributes:
-    window: items.
   """
 
   knows = "near"
-  window: int
+  window: int  # Items.
 
   def triggers(self, state, items, known):
     """See ItemRule."""

@@ -20,16 +20,12 @@ class Reward:
   """Reward of a slate: the mean r of the rewards of its items, or their sum.
 
   With a sweet point it is 1 - |r - sweet_point| instead, as in RL4RS.
-
-  Attributes:
-    penalty: reward of an item without a positive response.
-    sweet_point: the mean r that is worth most; None for the mean itself.
-    sums: whether a slate earns the sum; not with a sweet point.
   """
 
-  penalty: float
+  penalty: float  # Reward of an item without a positive response.
+  # The mean r that is worth most; None for the mean itself.
   sweet_point: float | None = None
-  sums: bool = False
+  sums: bool = False  # Whether a slate earns the sum; not with a sweet point.
 
   @property
   def is_mean(self) -> bool:

@@ -25,19 +25,12 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
 class SardineWorld(NamedTuple):
-  """Settings of a world, in the package's words.
+  """Settings of a world, in the package's words."""
 
-  Attributes:
-    slate_size: K.
-    slope: of the relevance.
-    omega: what is left of the user's vector after a click.
-    threshold: clicks of a topic that bore.
-  """
-
-  slate_size: int
-  slope: float
-  omega: float
-  threshold: int
+  slate_size: int  # K.
+  slope: float  # Of the relevance.
+  omega: float  # What is left of the user's vector after a click.
+  threshold: int  # Clicks of a topic that bore.
 
 
 WORLDS = {
@@ -53,58 +46,38 @@ _OFFSET, _LOOKS, _STEPS, _MEMORY, _WINDOW = 0.65, 0.85, 100, 10, 5
 
 
 class SardineItems(NamedTuple):
-  """The items of a world.
+  """The items of a world."""
 
-  Attributes:
-    vectors: float32 [N + 1, T]; zeros for padding.
-    largest: float32 [], the largest norm among them, by which all products are
-      divided.
-  """
-
-  vectors: Array
+  vectors: Array  # float32 [N + 1, T]; zeros for padding.
+  # float32 [], the largest norm among them, by which all products are divided.
   largest: Array
 
 
 class SardineState(NamedTuple):
-  """One user's session.
+  """One user's session."""
 
-  Attributes:
-    observation: what the agent knows: no profile, the clicked items and what
-      was shown, the random slate among them.
-    steps: int32 [], slates shown in this session, the first, random one too; it
-      is also the step of `dynamics`.
-    seen: int32 [0]: items may be shown again.
-    dynamics: what bores the user.
-    taste: float32 [T], the user's vector, of length 1.
-  """
-
+  # What the agent knows: no profile, the clicked items and what was shown, the
+  # random slate among them.
   observation: Observation
+  # int32 [], slates shown in this session, the first, random one too; it is
+  # also the step of `dynamics`.
   steps: Array
-  seen: Array
-  dynamics: TopicBoredomState
-  taste: Array
+  seen: Array  # int32 [0]: items may be shown again.
+  dynamics: TopicBoredomState  # What bores the user.
+  taste: Array  # float32 [T], the user's vector, of length 1.
 
 
 class Sardine(NamedTuple):
-  """Static settings of a world; the methods are those of UserSimulator.
+  """Static settings of a world; the methods are those of UserSimulator."""
 
-  Attributes:
-    world: which.
-    slate_size: K.
-    reward: what clicks are worth.
-    dynamics: how topics come to bore; None: not at all, as a farsighted bound
-      asks for.
-    max_steps: slates of a session, without the random one.
-    leave: nobody does.
-    observed_items: R, items of Observation.shown; 0: clicks alone are seen.
-  """
-
-  world: SardineWorld
-  slate_size: int
-  reward: reward.Reward
+  world: SardineWorld  # Which.
+  slate_size: int  # K.
+  reward: reward.Reward  # What clicks are worth.
+  # How topics come to bore; None: not at all, as a farsighted bound asks for.
   dynamics: TopicBoredom | None
-  max_steps: int = _STEPS
-  leave: LeaveRule = Length()
+  max_steps: int = _STEPS  # Slates of a session, without the random one.
+  leave: LeaveRule = Length()  # Nobody does.
+  # R, items of Observation.shown; 0: clicks alone are seen.
   observed_items: int = 0
 
   @property

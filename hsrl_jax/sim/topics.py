@@ -11,18 +11,13 @@ _NONE = "(no genres listed)"
 
 
 class Topics(NamedTuple):
-  """The topics of a catalogue; topic 0 is none.
+  """The topics of a catalogue; topic 0 is none."""
 
-  Attributes:
-    of_items: int32 [N + 1], the topic of each item, 1..T; 0 for padding and for
-      an item without a category.
-    names: T names, sorted; topic t is `names[t - 1]`.
-    categories: bool [N + 1, C], which categories each item has, by name; False
-      for padding.
-  """
-
+  # int32 [N + 1], the topic of each item, 1..T; 0 for padding and for an item
+  # without a category.
   of_items: np.ndarray
-  names: tuple[str, ...]
+  names: tuple[str, ...]  # T names, sorted; topic t is `names[t - 1]`.
+  # bool [N + 1, C], which categories each item has, by name; False for padding.
   categories: np.ndarray
 
 

@@ -21,15 +21,11 @@ LIKED = 3.5  # The least rating that is liked.
 
 
 class Truth(NamedTuple):
-  """Ratings in place of a click model's parameters.
+  """Ratings in place of a click model's parameters."""
 
-  Attributes:
-    ratings: float32 [U, N + 1], of user r + 1 in row r; column 0 is padding.
-    most: float32 [], the largest absolute rating.
-  """
-
+  # float32 [U, N + 1], of user r + 1 in row r; column 0 is padding.
   ratings: Array
-  most: Array
+  most: Array  # float32 [], the largest absolute rating.
 
 
 def read(path: pathlib.Path, users: int, items: int) -> np.ndarray:

@@ -47,15 +47,10 @@ RECOVERED = 0.95  # Of what was reached before the change.
 
 
 class Split(NamedTuple):
-  """Who is there at the start.
+  """Who is there at the start."""
 
-  Attributes:
-    start: int64 [N], ids in the order in which they leave.
-    newcomers: int64 [M], ids in the order in which they arrive.
-  """
-
-  start: np.ndarray
-  newcomers: np.ndarray
+  start: np.ndarray  # int64 [N], ids in the order in which they leave.
+  newcomers: np.ndarray  # int64 [M], ids in the order in which they arrive.
 
   def change(self, share: int) -> tuple[np.ndarray, np.ndarray]:
     """Who leaves and who arrives where `share` percent are replaced."""

@@ -36,19 +36,12 @@ class ServerError(InputError):
 
 
 class World(NamedTuple):
-  """A world whose users are clients.
+  """A world whose users are clients."""
 
-  Attributes:
-    env: how they respond.
-    users: with the pool.
-    names: of the users of the pool.
-    item_ids: the items' ids in the source; "" for padding.
-  """
-
-  env: UserSimulator
-  users: EnvParams
-  names: Sequence[str]
-  item_ids: Sequence[str]
+  env: UserSimulator  # How they respond.
+  users: EnvParams  # With the pool.
+  names: Sequence[str]  # Of the users of the pool.
+  item_ids: Sequence[str]  # The items' ids in the source; "" for padding.
 
 
 @contextlib.contextmanager

@@ -67,18 +67,12 @@ class _World(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A policy to train.
+  """A policy to train."""
 
-  Attributes:
-    logging: the logging policy, of LOGGING.
-    agent: its name, or MODEL.
-    slates: logged.
-    weight: of the conservative term; None where the agent has none.
-  """
-
-  logging: str
-  agent: str
-  slates: int
+  logging: str  # The logging policy, of LOGGING.
+  agent: str  # Its name, or MODEL.
+  slates: int  # Logged.
+  # Of the conservative term; None where the agent has none.
   weight: float | None
 
   @property

@@ -43,36 +43,23 @@ class Settings(base.DiscountSettings):
 
 
 class Forecast(NamedTuple):
-  """Forecasts before a slate, of N items and padding.
+  """Forecasts before a slate, of N items and padding."""
 
-  Attributes:
-    kinds: float32 [N + 1, M], memberships.
-    lately: what was shown and liked.
-    logits: float32 [N + 1], of a like of what was looked at.
-    places: float32 [K], the probability of a look at each place.
-    leaves: float32 [N + 1], the probability by which each makes the user leave.
-    stays: float32 [], the probability that the state does not.
-    tastes: float32 [d], the value's view of the user.
-  """
-
-  kinds: Array
-  lately: outlook.Lately
-  logits: Array
-  places: Array
+  kinds: Array  # float32 [N + 1, M], memberships.
+  lately: outlook.Lately  # What was shown and liked.
+  logits: Array  # float32 [N + 1], of a like of what was looked at.
+  places: Array  # float32 [K], the probability of a look at each place.
+  # float32 [N + 1], the probability by which each makes the user leave.
   leaves: Array
-  stays: Array
-  tastes: Array
+  stays: Array  # float32 [], the probability that the state does not.
+  tastes: Array  # float32 [d], the value's view of the user.
 
 
 class Planned(NamedTuple):
-  """A slate that is being filled.
+  """A slate that is being filled."""
 
-  Attributes:
-    added: its items so far.
-    stays: float32 [], the probability that the user does not leave by now.
-  """
-
-  added: Added
+  added: Added  # Its items so far.
+  # float32 [], the probability that the user does not leave by now.
   stays: Array
 
 

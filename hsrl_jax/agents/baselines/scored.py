@@ -17,14 +17,11 @@ from hsrl_jax.types import Array, Params, PRNGKey, Transition
 
 
 class ItemLogits(nn.Module):
-  """logits_i = <x, w_i> + b_i, of ONE vector x; callers vmap.
+  """logits_i = <x, w_i> + b_i, of ONE vector x; callers vmap."""
 
-  Attributes:
-    free: each item has a row (w_i, b_i) of its own, which says nothing of an
-      item that was never trained; else the row is a linear map of the item's
-      features, as in the public benchmark.
-  """
-
+  # Each item has a row (w_i, b_i) of its own, which says nothing of an item
+  # that was never trained; else the row is a linear map of the item's features,
+  # as in the public benchmark.
   free: bool = False
 
   @nn.compact

@@ -25,22 +25,15 @@ _BELOW = 1e3  # What is not found ranks below all that is.
 
 
 class Beginning(NamedTuple):
-  """The supervised policy at a state, which its logits begin with.
+  """The supervised policy at a state, which its logits begin with."""
 
-  Attributes:
-    free: float32 [], 1 once something was shown, else 0: what RL's logits of
-      the first slot are multiplied by.
-    log_pi: float32 [N + 1], of the next item, by active items.
-    response: float32 [N + 1], the click model's part.
-    beams: how many items are found as long as `free` is 0.
-    weight: of `log_pi`, once it is 1.
-  """
-
+  # float32 [], 1 once something was shown, else 0: what RL's logits of the
+  # first slot are multiplied by.
   free: Array
-  log_pi: Array
-  response: Array
-  beams: int
-  weight: float
+  log_pi: Array  # float32 [N + 1], of the next item, by active items.
+  response: Array  # float32 [N + 1], the click model's part.
+  beams: int  # How many items are found as long as `free` is 0.
+  weight: float  # Of `log_pi`, once it is 1.
 
   def logits(self, estimates: Array, items: Array, allowed: Array) -> Array:
     """Logits that items, int32 [...], begin with, float32 [...].

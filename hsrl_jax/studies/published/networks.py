@@ -85,22 +85,14 @@ class Actor(nn.Module):
 
   The user's profile is not looked at, and padding is attended to. Each level
   takes from the context the mean embedding of its tokens under their softmax.
-
-  Attributes:
-    levels: L.
-    tokens: outputs of each level's softmax, at least V.
-    width: d.
-    layers: transformer layers.
-    heads: attention heads; divides `width`.
-    dropout: rate.
   """
 
-  levels: int
-  tokens: int
-  width: int
-  layers: int
-  heads: int
-  dropout: float
+  levels: int  # L.
+  tokens: int  # Outputs of each level's softmax, at least V.
+  width: int  # D.
+  layers: int  # Transformer layers.
+  heads: int  # Attention heads; divides `width`.
+  dropout: float  # Rate.
 
   @nn.compact
   def __call__(
@@ -151,14 +143,10 @@ class Critic(nn.Module):
   Each hidden layer is linear, ReLU, dropout, then normalised by the mean and
   variance of the batch at hand. The published code also keeps running averages
   of these, which neither acting nor training reads; there are none here.
-
-  Attributes:
-    hidden: widths of the hidden layers.
-    dropout: rate.
   """
 
-  hidden: Sequence[int] = (256, 64)
-  dropout: float = 0.2
+  hidden: Sequence[int] = (256, 64)  # Widths of the hidden layers.
+  dropout: float = 0.2  # Rate.
 
   @nn.compact
   def __call__(
