@@ -78,9 +78,7 @@ TOPOLOGY = flags.DEFINE_string(
   "such as v5e-16 or v4-8.",
 )
 AGENT = flags.DEFINE_string(
-  "agent",
-  agents.DEFAULT,
-  f"Agent to train, one of {', '.join(agents.AGENTS)}.",
+  "agent", agents.DEFAULT, f"Agent to train, one of {', '.join(agents.AGENTS)}."
 )
 DISTRIBUTED = flags.DEFINE_boolean(
   "distributed",

@@ -158,8 +158,7 @@ def _csv(path: pathlib.Path, columns: list[str] | None) -> Table:
         invalid_row_handler=lambda x: "error" if x.text.strip() else "skip",
       ),
       pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()),
-        include_columns=columns,
+        column_types=dict.fromkeys(header, pa.string()), include_columns=columns
       ),
     ) as reader:
       for block in reader:

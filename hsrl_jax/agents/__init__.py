@@ -42,9 +42,7 @@ AGENTS = {
   "hac": Algorithm(hac.Settings, hac.make),
   "planner": Algorithm(planner.Settings, planner.make),
   "ppo": Algorithm(
-    hsrl_settings.SlateSettings,
-    flat.make,
-    ("on_policy", "next_item,on_policy"),
+    hsrl_settings.SlateSettings, flat.make, ("on_policy", "next_item,on_policy")
   ),
   "ppo_categories": Algorithm(
     hsrl_settings.SlateSettings, categories.make, ("on_policy",)
@@ -173,10 +171,7 @@ def reads(agent: str, recipe: str = RECIPES[0]) -> set[str]:
 
 
 def configure(
-  config: Config,
-  agent: str,
-  settings: Settings | None = None,
-  **values: Any,
+  config: Config, agent: str, settings: Settings | None = None, **values: Any
 ) -> Config:
   """The configuration for an agent, with other values of some fields.
 

@@ -24,10 +24,7 @@ from hsrl_jax.sim import click_model
 from hsrl_jax.types import Array, Params
 
 # What the recipe reads of a part of Config; of the others all.
-_READ = {
-  "network": (),
-  "train": ("recipe", "seeds"),
-}
+_READ = {"network": (), "train": ("recipe", "seeds")}
 # Fields of NextItemConfig that only an agent with tokens reads.
 _OF_TOKENS = (
   *("hidden", "token_dropout", "token_weight", "item_weight", "beams"),

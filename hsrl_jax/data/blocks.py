@@ -176,10 +176,7 @@ def pieces(
 
 
 def read(
-  blocks: Blocks,
-  start: int,
-  count: int,
-  make: Callable[[Sessions], Transition],
+  blocks: Blocks, start: int, count: int, make: Callable[[Sessions], Transition]
 ) -> Transition:
   """Some rows of the endless stream as transitions, numpy leaves [count, ...].
 

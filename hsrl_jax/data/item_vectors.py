@@ -148,10 +148,7 @@ def positives(train: Sessions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_interactions(
-  user: np.ndarray,
-  item: np.ndarray,
-  num_items: int,
-  dimensions: int,
+  user: np.ndarray, item: np.ndarray, num_items: int, dimensions: int
 ) -> np.ndarray:
   """Embeds items so that those with the same users are near.
 

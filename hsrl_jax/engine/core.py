@@ -18,11 +18,7 @@ from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import sampling
 from hsrl_jax.sid.index import Catalogue
-from hsrl_jax.sim.user_simulator import (
-  EnvParams,
-  EnvState,
-  UserSimulator,
-)
+from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 # Names of the parts of an iteration in a profiler's trace.

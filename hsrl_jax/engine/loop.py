@@ -60,11 +60,7 @@ def make(
 
 
 def _init(
-  loop: Loop,
-  seed: Array,
-  inputs: Inputs,
-  part: Array | int = 0,
-  parts: int = 1,
+  loop: Loop, seed: Array, inputs: Inputs, part: Array | int = 0, parts: int = 1
 ) -> tuple[Learner, Stream]:
   """Engine.init."""
   agent = loop.agent

@@ -82,10 +82,7 @@ def bandit(user: np.ndarray, **columns: np.ndarray) -> Logged:
 
 
 def sessions(
-  session: np.ndarray,
-  step: np.ndarray,
-  user: np.ndarray,
-  **columns: np.ndarray,
+  session: np.ndarray, step: np.ndarray, user: np.ndarray, **columns: np.ndarray
 ) -> Logged:
   """Rows of one decision each as sessions, filled up after their end.
 
@@ -335,10 +332,7 @@ def _differences(logged: Logged, real: Estimate) -> dict:
 
 def shown(estimate: Estimate) -> dict:
   """{"mean", "ci95": [low, high]} of an estimate."""
-  return {
-    "mean": estimate.value,
-    "ci95": statistics.skewed_interval(*estimate),
-  }
+  return {"mean": estimate.value, "ci95": statistics.skewed_interval(*estimate)}
 
 
 def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:

@@ -11,13 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hsrl_jax import files
-from hsrl_jax.agents import (
-  AGENTS,
-  RULES,
-  configure,
-  needs_logs,
-  reads,
-)
+from hsrl_jax.agents import AGENTS, RULES, configure, needs_logs, reads
 from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.experiments import jobs

@@ -7,12 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.networks.slate_policy import (
-  SLOTS,
-  Chosen,
-  Tokens,
-  slot_of,
-)
+from hsrl_jax.networks.slate_policy import SLOTS, Chosen, Tokens, slot_of
 from hsrl_jax.types import Array, Observation, PRNGKey
 
 

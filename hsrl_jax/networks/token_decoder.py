@@ -94,11 +94,7 @@ class TokenDecoder(nn.Module):
     return logits + jnp.broadcast_to(self.bias[level], logits.shape)
 
   def advance(
-    self,
-    index: sid_index.SidIndex,
-    context: Context,
-    token: Array,
-    level: int,
+    self, index: sid_index.SidIndex, context: Context, token: Array, level: int
   ) -> Context:
     """The contexts once `token`, int32 [...], is taken at a level below L."""
     residual = context.residual - self.embedding[level, token]
@@ -134,11 +130,7 @@ class TokenDecoder(nn.Module):
     return jnp.stack(out, -2)
 
   def search(
-    self,
-    index: sid_index.SidIndex,
-    state: Array,
-    beams: int,
-    **how: Any,
+    self, index: sid_index.SidIndex, state: Array, beams: int, **how: Any
   ) -> Beams:
     """The most probable items of ONE state [d].
 

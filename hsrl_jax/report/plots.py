@@ -126,10 +126,7 @@ def learning_curve(
 
 
 def semantic_space(
-  features: np.ndarray,
-  tokens: np.ndarray,
-  genres: list[str],
-  vocab_size: int,
+  features: np.ndarray, tokens: np.ndarray, genres: list[str], vocab_size: int
 ) -> Figure:
   """The items by their first token, and how much each code is used.
 

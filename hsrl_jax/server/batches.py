@@ -260,11 +260,7 @@ class Server:
       )
 
   async def record(
-    self,
-    ask: Ask,
-    served: Served,
-    slate: Recommendations,
-    items: list[str],
+    self, ask: Ask, served: Served, slate: Recommendations, items: list[str]
   ) -> str | None:
     """Keeps a slate that is about to be shown.
 

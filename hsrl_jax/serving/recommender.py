@@ -65,9 +65,7 @@ class Signature(NamedTuple):
 
 
 def _check_arrays(
-  where: Any,
-  arrays: dict[str, Any],
-  wanted: dict[str, jax.ShapeDtypeStruct],
+  where: Any, arrays: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
   """Checks the names, shapes and dtypes of arrays, and that all are finite."""
   for name in sorted(arrays.keys() | wanted.keys()):

@@ -207,10 +207,7 @@ def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
 
 
 def encode_unique(
-  codebooks: np.ndarray,
-  x: Any,
-  *,
-  taken: np.ndarray | None = None,
+  codebooks: np.ndarray, x: Any, *, taken: np.ndarray | None = None
 ) -> np.ndarray:
   """Encodes rows as SIDs of which no two are equal.
 

@@ -13,13 +13,7 @@ from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.data import blocks
-from hsrl_jax.engine import (
-  core,
-  loop,
-  parallel,
-  processes,
-  replayed,
-)
+from hsrl_jax.engine import core, loop, parallel, processes, replayed
 from hsrl_jax.engine import windows as windows_lib
 from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import watch as watch_lib
@@ -29,13 +23,7 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import logged, next_item, training
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import (
-  Array,
-  Observation,
-  Params,
-  Sessions,
-  Transition,
-)
+from hsrl_jax.types import Array, Observation, Params, Sessions, Transition
 
 FOLDER = training.FOLDER
 CURVE_EPISODES = 256  # Validation sessions of a point of the learning curve.

@@ -137,8 +137,7 @@ class Run(Parts):
       self.users("train"),
       self.users("val"),
       simulate.sample(
-        self.dataset.splits["val"].user_id,
-        policy.CURVE_EPISODES,
+        self.dataset.splits["val"].user_id, policy.CURVE_EPISODES
       ),
       logs,
       self._phases,

@@ -180,7 +180,7 @@ def measure(
   if needed > limits.memory_gb:
     return row | {
       "left_out": f"training needs {needed:.0f} GB, above the limit of "
-      f"{limits.memory_gb:g}",
+      f"{limits.memory_gb:g}"
     }
 
   per_call = config.train.iterations_per_call

@@ -113,10 +113,7 @@ class World:
   """Users and catalogues of one configuration, the same for all policies."""
 
   def __init__(
-    self,
-    run: run_lib.Run,
-    shares: tuple[int, ...],
-    newcomers: str = "logged",
+    self, run: run_lib.Run, shares: tuple[int, ...], newcomers: str = "logged"
   ):
     """Splits the items and fits the codebooks.
 

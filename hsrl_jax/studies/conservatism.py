@@ -235,9 +235,7 @@ def _teacher(
 
 
 def _earned_by(
-  world: _World,
-  row: Row,
-  teacher: tuple[UserSimulator, EnvParams],
+  world: _World, row: Row, teacher: tuple[UserSimulator, EnvParams]
 ) -> list[np.ndarray]:
   """Total rewards in a world of what `teacher` trained, [S, E]."""
   config, catalogue = _config(world, row), world.run.catalogue
