@@ -29,7 +29,7 @@ def _reference(paths) -> str:
 
 
 def _fields(owner: type):
-  """Yields a line of each field that its class says more of, beside or above."""
+  """Yields a line of each field that has a comment, beside or above it."""
   above = []
   for line in inspect.getsource(owner).splitlines():
     comment = re.match("  # (.*)", line)

@@ -55,12 +55,7 @@ class Synthetic(NamedTuple):
 
 
 def synthetic(features: np.ndarray, size: int) -> Synthetic:
-  """A catalogue of `size` items; see the module.
-
-  Args:
-    features: float32 [M + 1, D], of the dataset, row 0 for padding.
-    size: N.
-  """
+  """`size` items made of the dataset's, float32 [M + 1, D]; see the module."""
   rng = np.random.default_rng([0, size])
   count = len(features) - 1
   same = np.arange(count + 1, dtype=np.int32)

@@ -68,13 +68,7 @@ def split_items(num_items: int, shares: tuple[int, ...]) -> Split:
 def start_catalogue(
   config: QuantizerConfig, features: np.ndarray, split: Split
 ) -> Catalogue:
-  """The start catalogue, with room for the newcomers.
-
-  Args:
-    config: of the quantizer.
-    features: float32 [N + M + 1, D], of all items, row 0 for padding.
-    split: who is there.
-  """
+  """The start catalogue, with room for newcomers; features [N + M + 1, D]."""
   rows = features[split.start]
   codebooks = quantizer_fit.fit(config, rows)
   nobody = np.zeros((0, config.levels), np.int32)
@@ -120,7 +114,7 @@ class World:
     Args:
       run: with the stages data and simulator complete.
       shares: percent of the start catalogue that are replaced.
-      newcomers: what is known of those; see registry.ChangingCatalogue.
+      newcomers: see registry.ChangingCatalogue.
     """
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
@@ -164,13 +158,7 @@ class Learning:
   """A policy of all seeds: trained to the change once, then on from it."""
 
   def __init__(self, world: World, config: Config, folder: pathlib.Path):
-    """Compiles nothing yet.
-
-    Args:
-      world: where it acts.
-      config: of the policy; the catalogue changes after half of the calls.
-      folder: of the checkpoint of the change.
-    """
+    """Compiles nothing yet; `folder` has the checkpoint of the change."""
     self.world, self.config, self.folder = world, config.train, folder
     agent = make_agent(
       config, world.env.slate_size, world.start.index.num_items
@@ -330,15 +318,8 @@ def summary(
     recovered = [
       steps[seed.argmax()] if seed.any() else None for seed in reached.T
     ]
-    rows.append(
-      {
-        "policy": name,
-        "share": share,
-        "before": before,
-        "after": after,
-        "steps_to_recover": recovered,
-      }
-    )
+    own = {"policy": name, "share": share, "before": before, "after": after}
+    rows.append(own | {"steps_to_recover": recovered})
   return {"bounds": {str(k): v for k, v in bounds.items()}, "rows": rows}
 
 

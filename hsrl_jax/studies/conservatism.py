@@ -399,17 +399,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     for panel, label in zip(axes, labels, strict=False):
       plots.style(panel, f"logs: {logging}", label)
       for name in (f"logging: {logging}", "best_constant"):
-        mean = results["bounds"][name]["mean"]
-        panel.axhline(mean, color=plots.GREY, linewidth=0.8, linestyle="--")
-        panel.annotate(
-          name,
-          (1, mean),
-          xycoords=("axes fraction", "data"),
-          ha="right",
-          va="bottom",
-          fontsize=7,
-          color=plots.GREY,
-        )
+        plots.level(panel, results["bounds"][name]["mean"], name)
     axes[0].set_xscale("log")
     if weighed:
       axes[1].set_xscale("symlog", linthresh=0.01)

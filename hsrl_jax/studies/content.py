@@ -18,9 +18,8 @@ def of_items(items: Items, dimensions: int) -> np.ndarray:
   title. Both are equally long in the mean square over the items. No rating has
   a part in them.
 
-  Args:
-    items: N of them, and padding.
-    dimensions: of the words, at most.
+  title. Both are equally long in the mean square over the items. No rating has
+  a part in them. There are at most `dimensions` of the words.
   """
   titles = items.titles[1:]
   texts = {"title": titles, "genres": items.genres[1:]}
@@ -41,13 +40,8 @@ def for_newcomers(
 ) -> np.ndarray:
   """Features of a catalogue that some items will join; float32 [N + 1, D].
 
-  Content, and beside it what is given, which is made of the ratings of an item
-  in parts: zeros for newcomers, who have none.
-
-  Args:
-    items: N of them, and padding.
-    newcomers: int [M], their ids.
-    dimensions: see `of_items`.
+  Content, see `of_items`, and beside it what is given, which is made of the
+  ratings of an item in parts: zeros for `newcomers`, ids [M], who have none.
   """
   given = np.array(items.features[1:])
   given[newcomers - 1] = 0
