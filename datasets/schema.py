@@ -115,10 +115,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @abc.abstractmethod
   def read_items(self, folder: pathlib.Path | None) -> Columns:
-    """Reads the catalogue of N items.
-
-    Args:
-      folder: `--raw_data_dir`; None without MANUAL_DOWNLOAD_INSTRUCTIONS.
+    """Reads the catalogue of N items from `--raw_data_dir`.
 
     Returns:
       `feature` [N, D], and the texts `external_id` (the item's name in the

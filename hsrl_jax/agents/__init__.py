@@ -97,12 +97,9 @@ def recipe_for(agent: str, recipe: str) -> str:
 
 
 def make_agent(config: Config, slate_size: int, items: int) -> Agent:
-  """Builds the agent that a configuration names.
+  """Builds the agent that a configuration names, for slates of K.
 
-  Args:
-    config: of the run.
-    slate_size: K.
-    items: in the catalogue in training, also where another one is served.
+  `items` is N in training, also where another catalogue is served.
 
   Raises:
     InputError: the agent searches SIDs that items share, or has no such recipe.

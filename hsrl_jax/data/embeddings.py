@@ -72,10 +72,7 @@ class NpyRows:
 
 
 def open_npy(path: str | os.PathLike) -> NpyRows:
-  """Opens float rows for `hsrl_jax.sid.fit` and its kin, reading the header.
-
-  Args:
-    path: of a .npy file with a float matrix [N, D] in C order.
+  """Opens a .npy file's float matrix [N, D] in C order for `hsrl_jax.sid.fit`.
 
   Raises:
     OSError: it cannot be read.
@@ -202,13 +199,10 @@ def check_finite(
   where,
   on_rows: Callable[[int], object] = lambda count: None,
 ) -> None:
-  """Checks that all values are finite in float32.
+  """Checks that all values of [N, D] rows are finite in float32.
 
-  Args:
-    rows: [N, D].
-    item_ids: [N], to name the rows.
-    where: names the source.
-    on_rows: called with how many rows were looked at.
+  `item_ids` and `where` name rows and source in errors; `on_rows` is called
+  with how many rows were looked at.
 
   Raises:
     InputError: the rows that have NaN, infinite values or some that are beyond

@@ -29,13 +29,9 @@ class Critic(nn.Module):
 
   @nn.compact
   def __call__(self, contexts: Array) -> tuple[Array, Array]:
-    """Values of ONE state; callers vmap.
+    """V(s) of ONE state, [], and the levels' own values, [L + 1].
 
-    Args:
-      contexts: float32 [L + 1, d], or fewer of them.
-
-    Returns:
-      V(s), float32 [], and the levels' own values, float32 [L + 1].
+    Contexts are float32 [L + 1, d], or fewer; callers vmap.
     """
     levels = contexts.shape[0]
     values = nn.vmap(

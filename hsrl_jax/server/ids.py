@@ -21,11 +21,7 @@ class ItemIds(NamedTuple):
   texts: Texts | None  # Of the catalogue.
 
   def to_rows(self, name: str, ids: Sequence[Any]) -> list[int]:
-    """Returns the rows of ids.
-
-    Args:
-      name: of the field, for the message.
-      ids: strings or integers.
+    """Returns the rows of ids, strings or integers, of a field.
 
     Raises:
       InputError: one of them is no id, or unknown.
@@ -54,9 +50,7 @@ def of_catalogue(
 ) -> ItemIds:
   """Returns the ids of a catalogue; takes seconds for millions of items.
 
-  Args:
-    catalogue: that is served.
-    before: of the catalogue that was served before; what is equal is shared.
+  What equals the ids of the catalogue served before is shared.
   """
   texts, known = catalogue.item_ids, np.asarray(catalogue.index.known)
   same = before.texts is not None and all(

@@ -88,11 +88,7 @@ def make(
 ) -> Query:
   """Checks and pads a request, see Recommender.query.
 
-  Args:
-    manifest: of the export.
-    known: of the catalogue's index, a byte for each id from 0.
-    tags: of the catalogue.
-    history: see Recommender.query, like all that follow.
+  `known` is of the catalogue's index, a byte for each id from 0.
 
   Raises:
     InputError: names what is wrong.
@@ -180,10 +176,7 @@ def _count(value: Any, most: int) -> np.ndarray:
 def _shown(known: bytes, earlier: Sequence[Any], padded: Shown) -> Shown:
   """The last R items that were shown, as the simulator has them.
 
-  Args:
-    known: see `make`.
-    earlier: see Recommender.query.
-    padded: of nobody; its arrays are filled.
+  For `known` see `make`; the arrays of `padded`, of nobody, are filled.
   """
   slates = [_slate(known, x) for x in earlier]
   room = len(padded.items)

@@ -69,12 +69,9 @@ class Tags(NamedTuple):
   def put(
     self, items: np.ndarray, tags: Sequence[Sequence[str]], added: int | None
   ) -> "Tags":
-    """Returns these tags with those of some items in place of what they had.
+    """Returns these tags with those of distinct items [M] in place of theirs.
 
-    Args:
-      items: int [M], distinct.
-      tags: [M] lists of names; new ones get the next bits.
-      added: when the items were added; None: as it was.
+    New names get the next bits; without `added` the times are as they were.
 
     Raises:
       InputError: `tags` are no M lists of texts, or no room is left.
@@ -128,13 +125,9 @@ def check_time(name: str, value: Any) -> int:
 
 
 def make(rows: Any, added: Any, items: int, capacity: int) -> Tags:
-  """The tags of a new catalogue, with room for a quarter more names.
+  """The tags of a new catalogue of N items, with room for a quarter more names.
 
-  Args:
-    rows: [N + 1] lists of names, the first of padding; None: no tags.
-    added: [N + 1] integers, see Tags.added; None: zeros.
-    items: N.
-    capacity: C.
+  Rows are [N + 1] lists of names, the first of padding; `added` see Tags.
 
   Raises:
     InputError: `rows` are no N + 1 lists of texts, or `added` no times.

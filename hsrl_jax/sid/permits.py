@@ -51,11 +51,8 @@ class Allow(NamedTuple):
   def of(self, union: Array, shared: Array, after: Array) -> Array:
     """Whether items may be permitted, bool [...]; W last in the words.
 
-    Args:
-      union: uint32 [..., W], tags that some of the items have.
-      shared: uint32 [..., W], tags that all of them have.
-      after: uint32 [...], the latest time of an item, plus 1; 0 where there is
-        no active item.
+    Words are of tags that some (`union`) and that all (`shared`) of the items
+    have; `after` is the latest time of an item, plus 1, 0 without active items.
     """
     include, exclude = (
       jnp.broadcast_to(x, union.shape) for x in (self.include, self.exclude)
@@ -228,10 +225,7 @@ def summarise(
 ) -> tuple[np.ndarray, ...]:
   """Tags and times of the active items below each node, on the host.
 
-  Args:
-    index: of items 1..C.
-    words: uint32 [C + 1, W], tags of the items.
-    added: uint32 [C + 1], when each was added, below 2^32 - 1.
+  `words` are uint32 [C + 1, W], `added` uint32 [C + 1] below 2^32 - 1.
 
   Returns:
     Per level 1..L - 1, uint32 [nodes, 2 W + 1]: union and intersection of the
@@ -269,12 +263,7 @@ def _of_children(
 
 
 def exactly(index: SidIndex, permitted: Array) -> SidIndex:
-  """The index of the permitted items alone; its searches miss none of them.
-
-  Args:
-    index: the index.
-    permitted: bool [C + 1]; of them the active ones count.
-  """
+  """The index of permitted active items alone, bool [C + 1]; none is missed."""
   permitted &= index.active
   count = permitted[index.leaf_item].astype(jnp.int32)
   there, live = [count > 0], []

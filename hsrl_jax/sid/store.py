@@ -38,9 +38,7 @@ class Sids(NamedTuple):
 def write(folder: pathlib.Path, sids: Sids) -> None:
   """Writes codebooks.npz, sids.npz, index.npz and report.json.
 
-  Args:
-    folder: an existing folder; the caller renames it when all is written.
-    sids: the contents.
+  The caller renames the existing folder when all is written.
   """
   columns = {
     "format": FORMAT,

@@ -70,14 +70,9 @@ def fit(
   epochs: int,
   tell: Callable[[int, float], None],
 ) -> Params:
-  """The parameters of least log loss of the validation slates.
+  """The parameters of least log loss of `val`, which choose the epoch.
 
-  Args:
-    dynamics: what is fitted.
-    train: slates to fit to.
-    val: slates that choose the epoch.
-    epochs: passes over the training slates.
-    tell: called after each epoch with its number and validation log loss.
+  `tell` is called after each epoch with its number and validation log loss.
   """
   train = jax.tree.map(jnp.asarray, train)
   rows, steps = len(train.place), updates(train)

@@ -104,10 +104,7 @@ class Sardine(NamedTuple):
   ) -> SardineState:
     """Starts a session of the pool's user `row`, int32 [].
 
-    Args:
-      row: of the pool.
-      params: with the pool.
-      key: of the random slate; None: one of the row's own.
+    The key is of the random slate; None: one of the row's own.
     """
     if key is None:
       key = jax.random.fold_in(jax.random.key(0), row)
@@ -130,15 +127,9 @@ class Sardine(NamedTuple):
     draws: Array,
     params: EnvParams,
   ) -> SardineState:
-    """A session after its first slate.
+    """A session after its first slate, in which items may repeat.
 
-    Args:
-      taste: float32 [T], the user's vector.
-      history: int32 [H], clicked before.
-      slate: int32 [K], items, repeats allowed.
-      draws: float32 [K], uniform; a place is clicked where its draw is below
-        the probability.
-      params: of the world.
+    A place is clicked where its draw, uniform [K], is below the probability.
     """
     state = SardineState(
       observed.start(jnp.zeros(0), history, self.observed_items),
@@ -182,11 +173,7 @@ class Sardine(NamedTuple):
   ) -> tuple[SardineState, Array]:
     """The state after a slate, and its clicks, float32 [K].
 
-    Args:
-      state: before.
-      slate: int32 [K]; a place with id 0 shows nothing.
-      draws: float32 [K], uniform.
-      params: of the world.
+    A place with id 0 shows nothing; draws are uniform [K].
     """
     chances = self.attention() * self.chances(state, slate, params)
     there = slate > 0
@@ -268,12 +255,7 @@ class Sardine(NamedTuple):
 
 
 def make(config: SimulatorConfig, topics: int) -> Sardine:
-  """The world that `config` names.
-
-  Args:
-    config: of the simulator.
-    topics: T.
-  """
+  """The world of T topics that `config` names."""
   world = WORLDS[config.world]
   boredom = TopicBoredom(topics, True, _MEMORY, _WINDOW, world.threshold)
   return Sardine(
@@ -286,11 +268,9 @@ def make(config: SimulatorConfig, topics: int) -> Sardine:
 
 
 def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
-  """The world's parameters: users are those of `sessions`.
+  """The world's parameters, of item vectors [N + 1, T], row 0 for padding.
 
-  Args:
-    vectors: float32 [N + 1, T], of the items; row 0 is padding.
-    sessions: S rows; their profiles, [S, T], are the users' vectors.
+  Users are those of `sessions`; their profiles, [S, T], are their vectors.
   """
   topics = np.argmax(vectors, 1).astype(np.int32) + 1
   topics[0] = 0

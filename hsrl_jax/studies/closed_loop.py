@@ -104,11 +104,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 
 def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
-  """Who goes round the loop, by name: changes to the flags' configuration.
-
-  Raises:
-    InputError: a variant is unknown.
-  """
+  """Who goes round the loop, by name: changes to the flags' configuration."""
   names = VARIANTS if config.variants is None else config.variants
   return {entrants.REFERENCE: {}} | entrants.variants(names, VARIANTS)
 

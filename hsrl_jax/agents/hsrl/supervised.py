@@ -38,10 +38,7 @@ class Beginning(NamedTuple):
   def logits(self, estimates: Array, items: Array, allowed: Array) -> Array:
     """Logits that items, int32 [...], begin with, float32 [...].
 
-    Args:
-      estimates: float32 [...], of a like.
-      items: int32 [...].
-      allowed: bool [N + 1], what may be shown.
+    `estimates`, [...], are of a like; `allowed`, bool [N + 1], may be shown.
     """
     log_pi = jnp.where(allowed, self.log_pi, masking.NEGATIVE)
     found = masking.largest(log_pi, self.beams)
@@ -58,15 +55,7 @@ def beginning(
   catalogue: Catalogue,
   observation: Observation,
 ) -> Beginning:
-  """The supervised policy at a state; no gradient flows into it.
-
-  Args:
-    settings: of the agent.
-    start: the policy of the next item.
-    params: of the agent.
-    catalogue: the items.
-    observation: of ONE user, with `shown`.
-  """
+  """The supervised policy at a state of ONE user; no gradient flows into it."""
   policy, own = start.policy, params[KEY]
   plain = observation._replace(shown=None)
   known = policy.catalogue(own, catalogue)
