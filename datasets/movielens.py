@@ -59,19 +59,12 @@ def _user_rows(ratings: pd.DataFrame):
 
 
 class Slates(NamedTuple):
-  """The slates of users of whom something is known: those with a history.
+  """The slates of users of whom something is known: those with a history."""
 
-  Attributes:
-    start: int [S], the row of the slate's first rating.
-    before: int [S], ratings of the same user before the slate.
-    liked: int [S], how many of them are positive.
-    columns: of `sessions` (see schema.py), all but `profile`.
-  """
-
-  start: np.ndarray
-  before: np.ndarray
-  liked: np.ndarray
-  columns: dict[str, Any]
+  start: np.ndarray  # int [S], the row of the slate's first rating.
+  before: np.ndarray  # int [S], ratings of the same user before the slate.
+  liked: np.ndarray  # int [S], how many of them are positive.
+  columns: dict[str, Any]  # Of `sessions` (see schema.py), all but `profile`.
 
 
 def slates(ratings: pd.DataFrame, split: np.ndarray) -> Slates:
@@ -124,13 +117,9 @@ def genre_responses(
 def behaviour(taste: np.ndarray, rate: float, cut: Slates) -> np.ndarray:
   """Profiles out of what users did before each slate, [S, G + 2].
 
-  Columns: taste by genre, share of positive responses, log of ratings.
-
-  Args:
-    taste: [S, G], sums of `genre_responses` before each slate. Its dtype is the
-      precision of the share of positive responses, too.
-    rate: see `base_rate`.
-    cut: the slates.
+  Columns: taste by genre, share of positive responses, log of ratings. `taste`,
+  [S, G], sums `genre_responses`; its dtype is the precision of the share, too.
+  `rate`: see `base_rate`.
   """
   ratings = cut.before + PROFILE_PRIOR
   share = cut.liked.astype(taste.dtype) + PROFILE_PRIOR * rate
@@ -158,31 +147,20 @@ def genre_matrix(films: Iterable[str], names: Sequence[str]) -> np.ndarray:
 
 
 class RatingStatistics(NamedTuple):
-  """Features of N items from the T ratings of the train split.
+  """Features of N items from the T ratings of the train split."""
 
-  Attributes:
-    count: int [N], ratings of each item.
-    mean: [N], stars above those of all ratings, shrunk by RATING_PRIOR.
-    entries: [T], each rating without the means of its item and its user, and
-      damped for frequent items, which would own every direction of an SVD.
-  """
-
-  count: np.ndarray
+  count: np.ndarray  # int [N], ratings of each item.
+  # [N], stars above those of all ratings, shrunk by RATING_PRIOR.
   mean: np.ndarray
+  # [T], each rating without the means of its item and its user, and damped for
+  # frequent items, which would own every direction of an SVD.
   entries: np.ndarray
 
 
 def rating_statistics(
   item: np.ndarray, user: np.ndarray, rating: np.ndarray, num_items: int
 ) -> RatingStatistics:
-  """Centres ratings.
-
-  Args:
-    item: int [T], from 0.
-    user: int [T], from 0.
-    rating: float [T], stars.
-    num_items: N.
-  """
+  """Centres ratings, [T] stars, of items and users [T], both from 0."""
   centre = rating.mean()
   count = np.bincount(item, minlength=num_items)
   total = np.bincount(item, weights=rating - centre, minlength=num_items)
@@ -233,12 +211,7 @@ def item_features(
 def scaled(block: np.ndarray, each_column: bool = False) -> np.ndarray:
   """Centres columns [X, D] and scales them to a mean square of one.
 
-  Args:
-    block: [X, D].
-    each_column: scales each column by itself instead of the block as a whole.
-
-  Returns:
-    [X, D]; what does not vary is 0.
+  They are scaled as a whole, or each by itself; what does not vary is 0.
   """
   block = block - block.mean(0)
   size = np.sqrt(np.mean(block**2, axis=0 if each_column else None))

@@ -35,16 +35,11 @@ class Histories:
   """Rows of the last items of lists, of which few are arrays at a time.
 
   A column that `numpy.asarray` makes left-padded rows of, int32 [R, H].
-
-  Attributes:
-    items: int32, of all lists, one after another.
-    ends: int [R], where in them each list ends.
-    lengths: int [R], how many are its own.
   """
 
-  items: np.ndarray
-  ends: np.ndarray
-  lengths: np.ndarray
+  items: np.ndarray  # Int32, of all lists, one after another.
+  ends: np.ndarray  # int [R], where in them each list ends.
+  lengths: np.ndarray  # int [R], how many are its own.
 
   @classmethod
   def joined(cls, parts: Sequence["Histories"]) -> "Histories":
@@ -120,10 +115,7 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @abc.abstractmethod
   def read_items(self, folder: pathlib.Path | None) -> Columns:
-    """Reads the catalogue of N items.
-
-    Args:
-      folder: `--raw_data_dir`; None without MANUAL_DOWNLOAD_INSTRUCTIONS.
+    """Reads the catalogue of N items from `--raw_data_dir`.
 
     Returns:
       `feature` [N, D], and the texts `external_id` (the item's name in the

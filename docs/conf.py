@@ -3,6 +3,7 @@
 python -m sphinx -W -b html docs build/docs
 """
 
+import inspect
 import pathlib
 import re
 import sys
@@ -27,9 +28,22 @@ def _reference(paths) -> str:
   )
 
 
+def _fields(owner: type):
+  """Yields a line of each field that has a comment, beside or above it."""
+  above = []
+  for line in inspect.getsource(owner).splitlines():
+    comment = re.match("  # (.*)", line)
+    field = re.match(r"  (\w+): [^#]*(?:  # (.*))?$", line)
+    if field and (text := field[2] or " ".join(above)):
+      yield f":ivar {field[1]}: {text}"
+    above = [*above, comment[1]] if comment else []
+
+
 def _plain(app, what, name, obj, options, lines) -> None:
   """Docstrings are plain text: bars, stars and a lone `B.` mark up nothing."""
-  del app, what, name, obj, options
+  del app, name, options
+  if what == "class" and obj.__module__.startswith("hsrl_jax"):
+    lines += ["", *_fields(obj), ""]
   for i, line in enumerate(lines):
     parts = re.sub(r"(: )([A-Z]\.)$", r"\1\\\2", line).split("`")
     parts[::2] = [re.sub(r"([|*])", r"\\\1", x) for x in parts[::2]]

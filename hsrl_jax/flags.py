@@ -79,9 +79,7 @@ TOPOLOGY = flags.DEFINE_string(
   "such as v5e-16 or v4-8.",
 )
 AGENT = flags.DEFINE_string(
-  "agent",
-  agents.DEFAULT,
-  f"Agent to train, one of {', '.join(agents.AGENTS)}.",
+  "agent", agents.DEFAULT, f"Agent to train, one of {', '.join(agents.AGENTS)}."
 )
 WATCH_PORT = flags.DEFINE_integer(
   "watch_port",
@@ -293,10 +291,9 @@ def resolved(chosen: Chosen | None = None) -> dict[str, str]:
 
 
 def given(mode: str) -> set[str]:
-  """Names of the flags of a run that the command line or a --flagfile has.
+  """Names of a run's flags that the command line or a --flagfile has.
 
-  Args:
-    mode: that they are for; items to add are no flag of a run.
+  In a `mode` that adds items, those are no flag of a run.
   """
   names = {"agent", *_deciding((*settings.STAGES, *settings.of_agents()))}
   if mode == "quantize":

@@ -47,17 +47,11 @@ _LARGEST_FLOAT = 3.4e38  # Of float32.
 
 
 class Group(NamedTuple):
-  """A config class, and what the names of its settings begin with.
+  """A config class, and what the names of its settings begin with."""
 
-  Attributes:
-    name: of the group.
-    type: the class.
-    prefix: of the settings' names.
-  """
-
-  name: str
-  type: type
-  prefix: str = ""
+  name: str  # Of the group.
+  type: type  # The class.
+  prefix: str = ""  # Of the settings' names.
 
 
 STAGES = tuple(
@@ -121,13 +115,10 @@ def check_read(
   recipe: str,
   dashes: str = "",
 ) -> None:
-  """Raises InputError unless a trained agent reads each setting.
+  """Raises InputError unless a trained agent reads each given setting.
 
-  Args:
-    given: names of settings that exist.
-    trained: names of agents, each trained by the recipe or by its first one.
-    recipe: of the configuration.
-    dashes: what precedes a setting's name in errors.
+  The agents are trained by the recipe or by their first one; `dashes` precede
+  a setting's name in errors.
   """
   if recipe not in config_lib.RECIPES:
     return  # TrainConfig says so.
@@ -156,11 +147,8 @@ def check_read(
 def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
   """An instance of a group's class.
 
-  Args:
-    group: whose class it is.
-    values: by setting's name; what is missing has its default. Elements of a
-      tuple may be texts.
-    dashes: what precedes a setting's name in errors.
+  Values are by setting's name; what is missing has its default. Elements of a
+  tuple may be texts. `dashes` precede a setting's name in errors.
 
   Raises:
     InputError: a value is out of range, or of another type.
@@ -254,11 +242,8 @@ def with_brought(
 ) -> dict[str, str]:
   """Settings as texts, with the sizes that something else brings.
 
-  Args:
-    texts: of the settings.
-    given: names of those that the user gave.
-    sizes: name to text, of the settings that something brings.
-    whose: sizes these are, such as "the SIDs of --sids=x.npz have".
+  Of them the user gave some; `whose` the sizes are is said in errors, such as
+  "the SIDs of --sids=x.npz have".
 
   Raises:
     InputError: a size that is given is not the one that is brought.

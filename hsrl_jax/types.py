@@ -11,75 +11,53 @@ Metrics = dict[str, Array]
 
 
 class Shown(NamedTuple):
-  """The last R items that a user was shown, newest last, padded on the left.
+  """The last R items that a user was shown, newest last, padded on the left."""
 
-  Attributes:
-    items: int32 [R], ids; 0 for padding.
-    response: float32 [R], 1 where the user responded positively.
-    position: int32 [R], place in its slate, 0..K-1.
-    ago: int32 [R], steps since it was shown, 1 for the last slate.
-    step: int32 [], steps of the session so far.
-  """
-
-  items: Array
-  response: Array
-  position: Array
-  ago: Array
-  step: Array
+  items: Array  # int32 [R], ids; 0 for padding.
+  response: Array  # float32 [R], 1 where the user responded positively.
+  position: Array  # int32 [R], place in its slate, 0..K-1.
+  ago: Array  # int32 [R], steps since it was shown, 1 for the last slate.
+  step: Array  # int32 [], steps of the session so far.
 
 
 class Observation(NamedTuple):
-  """A user as the agent observes it.
+  """A user as the agent observes it."""
 
-  Attributes:
-    profile: float32 [P], P may be 0.
-    history: int32 [H], ids of the last items with a positive response, newest
-      last, left-padded with 0.
-    shown: what was shown lately, whatever the response; None where the agent
-      sees what was liked alone.
-  """
-
-  profile: Array
+  profile: Array  # float32 [P], P may be 0.
+  # int32 [H], ids of the last items with a positive response, newest last,
+  # left-padded with 0.
   history: Array
+  # What was shown lately, whatever the response; None where the agent sees what
+  # was liked alone.
   shown: Shown | None = None
 
 
 class Transition(NamedTuple):
-  """One step of one user.
+  """One step of one user."""
 
-  Attributes:
-    observation: before the step.
-    slate: int32 [K], the items shown.
-    log_prob: float32 [K], log pi of each item under the policy that acted.
-    response: float32 [K], 1 where the user responded positively.
-    reward: float32 [].
-    terminated: float32 [], 1 where the user left (no future reward).
-    truncated: float32 [], 1 where the session was cut, such as by a step limit,
-      and the user had not left.
-    latent: float32 [A], what the agent chose before it became a slate; A is 0
-      where an agent chooses items directly.
-    next_history: int32 [H], after the step, of the same user even where the
-      simulator has meanwhile started another one.
-    next_shown: the same of what was shown; None where nobody sees it.
-    hidden: float32 [Z], the simulator's state before the step as a critic may
-      see it, Z may be 0; None but for agents that learn on-policy.
-    next_hidden: the same after the step.
-    notes: Action.notes of the slate; None likewise.
-  """
-
-  observation: Observation
-  slate: Array
+  observation: Observation  # Before the step.
+  slate: Array  # int32 [K], the items shown.
+  # float32 [K], log pi of each item under the policy that acted.
   log_prob: Array
-  response: Array
-  reward: Array
-  terminated: Array
+  response: Array  # float32 [K], 1 where the user responded positively.
+  reward: Array  # float32 [].
+  terminated: Array  # float32 [], 1 where the user left (no future reward).
+  # float32 [], 1 where the session was cut, such as by a step limit, and the
+  # user had not left.
   truncated: Array
+  # float32 [A], what the agent chose before it became a slate; A is 0 where an
+  # agent chooses items directly.
   latent: Array
+  # int32 [H], after the step, of the same user even where the simulator has
+  # meanwhile started another one.
   next_history: Array
+  # The same of what was shown; None where nobody sees it.
   next_shown: Shown | None = None
+  # float32 [Z], the simulator's state before the step as a critic may see it, Z
+  # may be 0; None but for agents that learn on-policy.
   hidden: Array | None = None
-  next_hidden: Array | None = None
-  notes: Any = None
+  next_hidden: Array | None = None  # The same after the step.
+  notes: Any = None  # Action.notes of the slate; None likewise.
 
   @property
   def next_observation(self) -> Observation:
@@ -90,34 +68,25 @@ class Transition(NamedTuple):
 
 
 class Sessions(NamedTuple):
-  """Logged slates, S rows (the columns: docs/bring_your_own.md).
+  """Logged slates, S rows (the columns: docs/bring_your_own.md)."""
 
-  Attributes:
-    user_id: int32 [S].
-    profile: float32 [S, P].
-    history: int32 [S, H], left-padded with 0.
-    exposed: int32 [S, K].
-    response: float32 [S, K].
-    timestamp: float64 [S], such as seconds; None where it is not known.
-    propensity: float32 [S, K], probability by which the logging policy chose
-      each item, NaN in slates without; None where it was never logged.
-    position: int32 [S, K], where each item was shown; None likewise.
-    session: int32 [S], number of the session, which another user's may have
-      too; None where it was not logged, as all that follows.
-    step: int32 [S], slates of the session before this one.
-    reward: float32 [S], what the slate earned; NaN where nobody said.
-    terminated: float32 [S], 1 where the user left after the slate.
-  """
-
-  user_id: Array
-  profile: Array
-  history: Array
-  exposed: Array
-  response: Array
+  user_id: Array  # int32 [S].
+  profile: Array  # float32 [S, P].
+  history: Array  # int32 [S, H], left-padded with 0.
+  exposed: Array  # int32 [S, K].
+  response: Array  # float32 [S, K].
+  # float64 [S], such as seconds; None where it is not known.
   timestamp: Array | None = None
+  # float32 [S, K], probability by which the logging policy chose each item, NaN
+  # in slates without; None where it was never logged.
   propensity: Array | None = None
+  # int32 [S, K], where each item was shown; None likewise.
   position: Array | None = None
+  # int32 [S], number of the session, which another user's may have too; None
+  # where it was not logged, as all that follows.
   session: Array | None = None
-  step: Array | None = None
+  step: Array | None = None  # int32 [S], slates of the session before this one.
+  # float32 [S], what the slate earned; NaN where nobody said.
   reward: Array | None = None
+  # float32 [S], 1 where the user left after the slate.
   terminated: Array | None = None

@@ -42,27 +42,17 @@ _ROWS = 2**17  # Rows of users that are cut at once; a user's are not parted.
 
 
 class Log(NamedTuple):
-  """Interactions, R rows.
+  """Interactions, R rows."""
 
-  Attributes:
-    file: its name.
-    user: int [R], 1..U.
-    item: int [R], 1..N.
-    timestamp: float64 [R].
-    response: float32 [R].
-    positives_only: whether negatives must be drawn.
-    split: int8 [R], number in SPLITS; None where it is to be made by time.
-    rows: all columns, each interaction as a slate of one item.
-  """
-
-  file: str
-  user: np.ndarray
-  item: np.ndarray
-  timestamp: np.ndarray
-  response: np.ndarray
-  positives_only: bool
+  file: str  # Its name.
+  user: np.ndarray  # int [R], 1..U.
+  item: np.ndarray  # int [R], 1..N.
+  timestamp: np.ndarray  # float64 [R].
+  response: np.ndarray  # float32 [R].
+  positives_only: bool  # Whether negatives must be drawn.
+  # int8 [R], number in SPLITS; None where it is to be made by time.
   split: np.ndarray | None
-  rows: Slates
+  rows: Slates  # All columns, each interaction as a slate of one item.
 
 
 def read(

@@ -194,18 +194,13 @@ def _paths(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 class _Survey(NamedTuple):
-  """Facts of all tables, which reading the first one needs.
+  """Facts of all tables, which reading the first one needs."""
 
-  Attributes:
-    slates: of all.
-    columns: names.
-    cuts: where val and test begin; empty where splits are not by time.
-    last_digest: uint64, the largest digest of a user who is in the sample.
-  """
-
-  slates: int
-  columns: list[str]
+  slates: int  # Of all.
+  columns: list[str]  # Names.
+  # Where val and test begin; empty where splits are not by time.
   cuts: tuple[slates_lib.Cut, ...]
+  # Uint64, the largest digest of a user who is in the sample.
   last_digest: np.uint64
 
 

@@ -20,21 +20,15 @@ _HELD_OUT = 8  # Training slates for each of the other splits; see `newest`.
 
 
 class Slates(NamedTuple):
-  """The slates of logs.
+  """The slates of logs."""
 
-  Attributes:
-    columns: of `sessions` (see schema.py), in the order of rows or of time;
-      `split` is a number in SPLITS, and is not there where splits are by the
-      time of all slates.
-    users: the name of user 1, 2, ...
-    notes: lines for people.
-    about: what the responses are.
-  """
-
+  # Of `sessions` (see schema.py), in the order of rows or of time; `split` is a
+  # number in SPLITS, and is not there where splits are by the time of all
+  # slates.
   columns: dict[str, np.ndarray]
-  users: list[str]
-  notes: list[str]
-  about: Feedback = Feedback()
+  users: list[str]  # The name of user 1, 2, ...
+  notes: list[str]  # Lines for people.
+  about: Feedback = Feedback()  # What the responses are.
 
 
 def read(
@@ -104,11 +98,8 @@ def liked_before(
 ) -> schema.Histories:
   """Likes of each row's user in earlier rows, newest last, R rows.
 
-  Args:
-    user: int [R].
-    exposed: int [R, K].
-    response: [R, K].
-    timestamp: [R]; of rows of one time the later one is newer.
+  `user` and `timestamp` are [R], `exposed` and `response` [R, K]; of rows of
+  one time the later one is newer.
   """
   order = np.lexsort((timestamp, user))
   liked, user = response[order] > 0, user[order]
@@ -122,15 +113,10 @@ def liked_before(
 
 
 class Cut(NamedTuple):
-  """Where the slates of a split begin, in the order of time, then of rows.
+  """Where the slates of a split begin, in the order of time, then of rows."""
 
-  Attributes:
-    time: of the first one.
-    ties: slates of that time before it.
-  """
-
-  time: float
-  ties: int
+  time: float  # Of the first one.
+  ties: int  # Slates of that time before it.
 
 
 def cuts_of(times: np.ndarray) -> tuple[Cut, ...]:
@@ -149,10 +135,8 @@ def split_at(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
   """The split of each row, its number [R], and `seen` with these rows.
 
-  Args:
-    timestamp: float64 [R].
-    cuts: where val and test begin.
-    seen: rows of earlier tables that have the time of each cut.
+  `cuts` are where val and test begin; `seen` has the rows of earlier tables
+  that have the time of each.
   """
   split, now = np.zeros(len(timestamp), np.int8), []
   for cut, number, before in zip(cuts, (1, 2), seen, strict=True):

@@ -31,17 +31,11 @@ _BLOCK = 2**22  # Bytes of a csv file that are read at once.
 
 
 class Table(NamedTuple):
-  """A file.
+  """A file."""
 
-  Attributes:
-    path: of the file.
-    data: all rows; the cells of a csv file are texts.
-    rows: number of each row in the file, for people.
-  """
-
-  path: pathlib.Path
-  data: pa.Table
-  rows: Sequence[int]
+  path: pathlib.Path  # Of the file.
+  data: pa.Table  # All rows; the cells of a csv file are texts.
+  rows: Sequence[int]  # Number of each row in the file, for people.
 
   @property
   def names(self) -> list[str]:
@@ -166,8 +160,7 @@ def _csv(path: pathlib.Path, columns: list[str] | None) -> Table:
         invalid_row_handler=lambda x: "error" if x.text.strip() else "skip",
       ),
       pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(header, pa.string()),
-        include_columns=columns,
+        column_types=dict.fromkeys(header, pa.string()), include_columns=columns
       ),
     ) as reader:
       for block in reader:
@@ -491,24 +484,19 @@ def list_(cell) -> list:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-  """The parser of a number of some kind.
+  """The parser of a number of some kind."""
 
-  Attributes:
-    holds: whether a number, or each one of an array, is of that kind.
-    expected: instead of a number of another kind.
-    finite: what is expected instead of what is no number.
-    dtype: that it is kept as.
-    none: what an empty cell of a .parquet file stands for, if anything.
-    words: texts to the numbers that they stand for.
-    kinds: of Arrow, that a cell may have which is no number.
-  """
-
+  # Whether a number, or each one of an array, is of that kind.
   holds: Callable[[Any], Any] = np.isfinite
-  expected: str = ""
+  expected: str = ""  # Instead of a number of another kind.
+  # What is expected instead of what is no number.
   finite: str = "a finite number"
-  dtype: type = float
+  dtype: type = float  # That it is kept as.
+  # What an empty cell of a .parquet file stands for, if anything.
   none: float | None = None
+  # Texts to the numbers that they stand for.
   words: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  # Of Arrow, that a cell may have which is no number.
   kinds: tuple[pa.DataType, ...] = ()
 
   def __call__(self, cell: Any) -> float:

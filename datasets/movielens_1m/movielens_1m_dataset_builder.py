@@ -86,18 +86,13 @@ class Builder(schema.SlateBuilder):
 
 
 class Tables(NamedTuple):
-  """The three files.
+  """The three files."""
 
-  Attributes:
-    ratings: by user and time, R rows, with `item` (1..N), `user` (row of
-      `users`) and `positive`.
-    users: as published.
-    movies: those with a rating; item i is row i - 1.
-  """
-
+  # By user and time, R rows, with `item` (1..N), `user` (row of `users`) and
+  # `positive`.
   ratings: pd.DataFrame
-  users: pd.DataFrame
-  movies: pd.DataFrame
+  users: pd.DataFrame  # As published.
+  movies: pd.DataFrame  # Those with a rating; item i is row i - 1.
 
 
 def load_tables(folder: pathlib.Path) -> Tables:

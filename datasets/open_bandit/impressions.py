@@ -24,23 +24,15 @@ _COLUMNS = {
 
 
 class Impressions(NamedTuple):
-  """R impressions of one policy.
+  """R impressions of one policy."""
 
-  Attributes:
-    table: as `interactions.read` knows it, with the columns of USER.
-    item: int [R], 0 to N - 1.
-    place: int [R].
-    click: float [R], 0 or 1.
-    propensity: float [R].
-    user: [R], names.
-  """
-
+  # As `interactions.read` knows it, with the columns of USER.
   table: tables.Table
-  item: np.ndarray
-  place: np.ndarray
-  click: np.ndarray
-  propensity: np.ndarray
-  user: np.ndarray
+  item: np.ndarray  # int [R], 0 to N - 1.
+  place: np.ndarray  # int [R].
+  click: np.ndarray  # float [R], 0 or 1.
+  propensity: np.ndarray  # float [R].
+  user: np.ndarray  # [R], names.
 
 
 def read_items(folder: pathlib.Path) -> tables.Table:

@@ -82,29 +82,17 @@ class Builder(schema.SlateBuilder):
 
 
 class Row(NamedTuple):
-  """A row of the logs, with item ids as published.
+  """A row of the logs, with item ids as published."""
 
-  Attributes:
-    file: name of the file.
-    timestamp: s.
-    session_id: distinct within a file.
-    sequence_id: position of the slate in the session.
-    exposed: 9 items.
-    response: 9 of 0 or 1.
-    history: items clicked before the session, newest last.
-    portrait: 42 numbers.
-    behavior_policy_id: of the policy that chose the slate.
-  """
-
-  file: str
-  timestamp: int
-  session_id: int
-  sequence_id: int
-  exposed: tuple[int, ...]
-  response: tuple[int, ...]
-  history: tuple[int, ...]
-  portrait: tuple[float, ...]
-  behavior_policy_id: int
+  file: str  # Name of the file.
+  timestamp: int  # S.
+  session_id: int  # Distinct within a file.
+  sequence_id: int  # Position of the slate in the session.
+  exposed: tuple[int, ...]  # 9 items.
+  response: tuple[int, ...]  # 9 of 0 or 1.
+  history: tuple[int, ...]  # Items clicked before the session, newest last.
+  portrait: tuple[float, ...]  # 42 numbers.
+  behavior_policy_id: int  # Of the policy that chose the slate.
 
 
 def read_items(path: pathlib.Path) -> dict[int, tuple]:

@@ -42,9 +42,7 @@ AGENTS = {
   "hac": Algorithm(hac.Settings, hac.make),
   "planner": Algorithm(planner.Settings, planner.make),
   "ppo": Algorithm(
-    hsrl_settings.SlateSettings,
-    flat.make,
-    ("on_policy", "next_item,on_policy"),
+    hsrl_settings.SlateSettings, flat.make, ("on_policy", "next_item,on_policy")
   ),
   "ppo_categories": Algorithm(
     hsrl_settings.SlateSettings, categories.make, ("on_policy",)
@@ -99,12 +97,9 @@ def recipe_for(agent: str, recipe: str) -> str:
 
 
 def make_agent(config: Config, slate_size: int, items: int) -> Agent:
-  """Builds the agent that a configuration names.
+  """Builds the agent that a configuration names, for slates of K.
 
-  Args:
-    config: of the run.
-    slate_size: K.
-    items: in the catalogue in training, also where another one is served.
+  `items` is N in training, also where another catalogue is served.
 
   Raises:
     InputError: the agent searches SIDs that items share, or has no such recipe.
@@ -173,10 +168,7 @@ def reads(agent: str, recipe: str = RECIPES[0]) -> set[str]:
 
 
 def configure(
-  config: Config,
-  agent: str,
-  settings: Settings | None = None,
-  **values: Any,
+  config: Config, agent: str, settings: Settings | None = None, **values: Any
 ) -> Config:
   """The configuration for an agent, with other values of some fields.
 

@@ -135,107 +135,74 @@ class ItemLogitsSettings(Settings):
 
 
 class Spec(NamedTuple):
-  """The problem that an agent is built for.
+  """The problem that an agent is built for."""
 
-  Attributes:
-    levels: L of the catalogue's SIDs.
-    vocab_size: V.
-    slate_size: K.
-    reward: of slates, and of the items in them.
-    items: in the catalogue in training. An agent that is exported acts as it
-      did there, whatever the served catalogue's size.
-    network: sizes of the networks.
-    train: of the training, for what changes in its course.
-    supervised: the policy of the next item that it goes on from, a
-      `next_item.Start`; None: it starts afresh.
-  """
-
-  levels: int
-  vocab_size: int
-  slate_size: int
-  reward: Reward
+  levels: int  # L of the catalogue's SIDs.
+  vocab_size: int  # V.
+  slate_size: int  # K.
+  reward: Reward  # Of slates, and of the items in them.
+  # In the catalogue in training. An agent that is exported acts as it did
+  # there, whatever the served catalogue's size.
   items: int
-  network: NetworkConfig
-  train: TrainConfig
+  network: NetworkConfig  # Sizes of the networks.
+  train: TrainConfig  # Of the training, for what changes in its course.
+  # The policy of the next item that it goes on from, a `next_item.Start`; None:
+  # it starts afresh.
   supervised: Any = None
 
 
 class Ranked(NamedTuple):
-  """Items among which a slate was chosen; where it is served, one is drawn.
+  """Items among which a slate was chosen; where it is served, one is drawn."""
 
-  Attributes:
-    items: int32 [M].
-    scores: float32 [M], without noise: the K largest are the greedy slate, but
-      for one that was composed.
-    allowed: bool [M], which of them may be shown.
-  """
-
-  items: Array
+  items: Array  # int32 [M].
+  # float32 [M], without noise: the K largest are the greedy slate, but for one
+  # that was composed.
   scores: Array
-  allowed: Array
+  allowed: Array  # bool [M], which of them may be shown.
 
 
 class Action(NamedTuple):
-  """An agent, as pure functions.
+  """An agent, as pure functions."""
 
-  Attributes:
-    slate: int32 [K], distinct items.
-    log_prob: float32 [K], log-probability of each item, up to a constant of
-      the state: log pi of a greedy slate; of a sampled one that of the
-      distribution that was drawn from, see `draw`. What the item was chosen by
-      where there is no pi; 0 where nothing was.
-    latent: float32 [A], see Transition.
-    notes: what the agent wants to know of it when it learns on-policy; any
-      pytree of arrays.
-    ranked: what a greedy slate was chosen from; None where the agent draws
-      place by place.
-    propensity: float32 [K], where the agent draws place by place: the
-      probability of each item at the temperature, given those before it.
-  """
-
-  slate: Array
+  slate: Array  # int32 [K], distinct items.
+  # float32 [K], log-probability of each item, up to a constant of the state:
+  # log pi of a greedy slate; of a sampled one that of the distribution that was
+  # drawn from, see `draw`. What the item was chosen by where there is no pi; 0
+  # where nothing was.
   log_prob: Array
-  latent: Array
+  latent: Array  # float32 [A], see Transition.
+  # What the agent wants to know of it when it learns on-policy; any pytree of
+  # arrays.
   notes: Any = None
+  # What a greedy slate was chosen from; None where the agent draws place by
+  # place.
   ranked: Ranked | None = None
+  # float32 [K], where the agent draws place by place: the probability of each
+  # item at the temperature, given those before it.
   propensity: Array | None = None
 
 
 class Choices(NamedTuple):
-  """The choices that made a slate: P in each of its K places.
+  """The choices that made a slate: P in each of its K places."""
 
-  Attributes:
-    log_probs: float32 [K, P], of each choice.
-    values: float32 [K, P], of the state and the choices before each.
-    entropy: float32 [], nats, mean over the choices.
-    loss: float32 [], what is learned beside actor and critic.
-    metrics: float32 [] each.
-  """
-
-  log_probs: Array
-  values: Array
-  entropy: Array
-  loss: Array
-  metrics: Metrics
+  log_probs: Array  # float32 [K, P], of each choice.
+  values: Array  # float32 [K, P], of the state and the choices before each.
+  entropy: Array  # float32 [], nats, mean over the choices.
+  loss: Array  # float32 [], what is learned beside actor and critic.
+  metrics: Metrics  # float32 [] each.
 
 
 class OnPolicy(NamedTuple):
-  """The functions that the on-policy engine calls.
+  """The functions that the on-policy engine calls."""
 
-  Attributes:
-    choices: (params, catalogue, transition, key) -> Choices; with key None
-      there is no dropout.
-    value: (params, catalogue, observation, hidden) -> V(s), float32 [].
-    settings: of the objective.
-    clip: how far from 1 a choice's ratio of probabilities counts.
-    epochs: over a segment.
-  """
-
+  # (params, catalogue, transition, key) -> Choices; with key None there is no
+  # dropout.
   choices: Callable[..., Choices]
+  # (params, catalogue, observation, hidden) -> V(s), float32 [].
   value: Callable[..., Array]
-  settings: "OnPolicySettings"
-  clip: float = 0.2
-  epochs: int = 3
+  settings: "OnPolicySettings"  # Of the objective.
+  clip: float = 0.2  # How far from 1 a choice's ratio of probabilities counts.
+  epochs: int = 3  # Over a segment.
 
 
 class Learning(NamedTuple):
@@ -243,71 +210,58 @@ class Learning(NamedTuple):
 
   The engine then has no optimizer and averages no parameters: target networks
   are part of the parameters, and what is evaluated are the parameters.
-
-  Attributes:
-    init: params -> state of the optimizers, a pytree.
-    step: (params, state, catalogue, batch, keys, axis_name) -> (params, state,
-      metrics). `batch` has leaves [U, R, ...], `keys` are [U, R]; `axis_name`
-      is of the devices that share the users, on all of which the results must
-      be the same; None for one device.
-    warm_up: transitions that are collected before the first step.
   """
 
-  init: Callable[[Params], Any]
+  init: Callable[[Params], Any]  # params -> state of the optimizers, a pytree.
+  # (params, state, catalogue, batch, keys, axis_name) -> (params, state,
+  # metrics). `batch` has leaves [U, R, ...], `keys` are [U, R]; `axis_name` is
+  # of the devices that share the users, on all of which the results must be the
+  # same; None for one device.
   step: Callable[..., tuple[Params, Any, Metrics]]
-  warm_up: int = 0
+  warm_up: int = 0  # Transitions that are collected before the first step.
 
 
 class Agent(NamedTuple):
-  """An algorithm. All functions are of ONE user; the engine vmaps.
+  """An algorithm. All functions are of ONE user; the engine vmaps."""
 
-  Attributes:
-    init: (key, catalogue, observation) -> params; `catalogue` is an
-      Catalogue.
-    act: (params, catalogue, observation, excluded, key, exploration) ->
-      Action. With key None the slate is greedy; else it is sampled without
-      replacement. `exploration` says how far from the greedy slate: the
-      temperature of a softmax, or the standard deviation of a latent action's
-      noise. `excluded`, int32 [T], holds ids that may not be shown; 0 is
-      ignored.
-    loss: (params, target_params, catalogue, transition, key, progress) ->
-      (loss [], metrics). `progress` in [0, 1] drives schedules. None where
-      there is nothing to learn, or `learning` does.
-    offline: learns from the logged slates instead of its own.
-    reads_popularity: needs `Catalogue.popularity`.
-    draws: has no greedy slate, so it gets a key in evaluation too.
-    fixed_items: scores no items but those of its training.
-    beams: width of the beam search by which it finds items; 0: it scores each.
-    frozen: keys of the parameters, a dict, that are neither trained nor
-      averaged.
-    scores: (params, catalogue, observation) -> [N + 1], by which items rank
-      for a user of whom no more is known; None: by what `act` says of them.
-    on_policy: how it learns on-policy; None: it does not, but by `loss`.
-    learning: how it learns with optimizers of its own, in place of `loss`.
-    sequence_loss: (params, catalogue, packed rows, key) -> (loss [] summed over
-      their targets, targets []), of agents that learn from sequences of likes.
-    optimizer: steps of training -> optimizer; None: see `engine.core`.
-    place_by_place: whether `act` draws each place of a slate by a softmax of
-      its own, at temperature 0 too, with propensities; else it says `ranked`.
-    fit: (params, env, users, catalogue, key) -> params, estimates from training
-      users of the simulator, in place of training; None: `init` says all.
-  """
-
+  # (key, catalogue, observation) -> params; `catalogue` is an Catalogue.
   init: Callable[[PRNGKey, Catalogue, Observation], Params]
+  # (params, catalogue, observation, excluded, key, exploration) -> Action. With
+  # key None the slate is greedy; else it is sampled without replacement.
+  # `exploration` says how far from the greedy slate: the temperature of a
+  # softmax, or the standard deviation of a latent action's noise. `excluded`,
+  # int32 [T], holds ids that may not be shown; 0 is ignored.
   act: Callable[..., Action]
+  # (params, target_params, catalogue, transition, key, progress) -> (loss [],
+  # metrics). `progress` in [0, 1] drives schedules. None where there is nothing
+  # to learn, or `learning` does.
   loss: Callable[..., tuple[Array, Metrics]] | None
-  offline: bool = False
-  reads_popularity: bool = False
+  offline: bool = False  # Learns from the logged slates instead of its own.
+  reads_popularity: bool = False  # Needs `Catalogue.popularity`.
+  # Has no greedy slate, so it gets a key in evaluation too.
   draws: bool = False
-  fixed_items: bool = False
+  fixed_items: bool = False  # Scores no items but those of its training.
+  # Width of the beam search by which it finds items; 0: it scores each.
   beams: int = 0
+  # Keys of the parameters, a dict, that are neither trained nor averaged.
   frozen: tuple[str, ...] = ()
+  # How it learns on-policy; None: it does not, but by `loss`.
   on_policy: OnPolicy | None = None
+  # How it learns with optimizers of its own, in place of `loss`.
   learning: Learning | None = None
+  # (params, catalogue, observation) -> [N + 1], by which items rank for a user
+  # of whom no more is known; None: by what `act` says of them.
   scores: Callable[[Params, Catalogue, Observation], Array] | None = None
+  # Whether `act` draws each place of a slate by a softmax of its own, at
+  # temperature 0 too, with propensities; else it says `ranked`.
   place_by_place: bool = False
+  # (params, env, users, catalogue, key) -> params, estimates from training
+  # users of the simulator, in place of training; None: `init` says all.
   fit: Callable[..., Params] | None = None
+  # (params, catalogue, packed rows, key) -> (loss [] summed over their targets,
+  # targets []), of agents that learn from sequences of likes.
   sequence_loss: Callable[..., tuple[Array, Array]] | None = None
+  # Steps of training -> optimizer; None: see `engine.core`.
   optimizer: Callable[[int], optax.GradientTransformation] | None = None
 
   @property
@@ -317,17 +271,12 @@ class Agent(NamedTuple):
 
 
 class Algorithm(NamedTuple):
-  """An entry of the registry.
+  """An entry of the registry."""
 
-  Attributes:
-    settings: the dataclass of its settings.
-    make: (settings, spec) -> Agent.
-    recipes: by which it is trained, see TrainConfig; the first one where a
-      comparison has another.
-  """
-
-  settings: type[Settings]
-  make: Callable[[Any, Spec], Agent]
+  settings: type[Settings]  # The dataclass of its settings.
+  make: Callable[[Any, Spec], Agent]  # (settings, spec) -> Agent.
+  # By which it is trained, see TrainConfig; the first one where a comparison
+  # has another.
   recipes: tuple[str, ...] = ("replay",)
 
 
@@ -471,13 +420,8 @@ def choose(
 ) -> Action:
   """A slate out of all items, exactly: top-K, or with a key Gumbel-top-K.
 
-  Args:
-    log_pi: float32 [N + 1], by which items are ranked.
-    index: says which items may be recommended.
-    excluded, key: see Agent.act.
-    temperature: of the draw, which is without replacement.
-    slate_size: K.
-    weighed: see `draw`.
+  `log_pi`, float32 [N + 1], ranks the items that `index` has active; for
+  `excluded` and `key` see Agent.act, for `temperature` and `weighed` `draw`.
   """
   noise = None if key is None else sampling.gumbel(key, log_pi.shape)
   allowed = permitted(index.active, excluded)

@@ -24,10 +24,7 @@ from hsrl_jax.sim import click_model
 from hsrl_jax.types import Array, Params
 
 # What the recipe reads of a part of Config; of the others all.
-_READ = {
-  "network": (),
-  "train": ("recipe", "seeds"),
-}
+_READ = {"network": (), "train": ("recipe", "seeds")}
 # Fields of NextItemConfig that only an agent with tokens reads.
 _OF_TOKENS = (
   *("hidden", "token_dropout", "token_weight", "item_weight", "beams"),
@@ -46,18 +43,12 @@ class Policy(NamedTuple):
   Parameters are a dict: `model`; `interactions`, float32 [N + 1, X], vectors of
   items by who liked them, which stand beside their features; `response`, the
   click model's (`of_policy`); and `response_weight`, w.
-
-  Attributes:
-    model: of the next item.
-    respond: how users respond to what they are shown.
-    beams: width of the beam search; 0: each item is scored.
-    slate_size: K.
   """
 
-  model: Model
-  respond: click_model.ResponseFn
-  beams: int
-  slate_size: int
+  model: Model  # Of the next item.
+  respond: click_model.ResponseFn  # How users respond to what they are shown.
+  beams: int  # Width of the beam search; 0: each item is scored.
+  slate_size: int  # K.
 
   def state(self, params, catalogue, observation) -> Array:
     """c_0, float32 [d]."""
@@ -147,12 +138,7 @@ def _rounds(beams: int, slate_size: int, greedy: bool) -> list[int]:
 
 
 def learner(config: Config, items: int) -> base.Agent:
-  """The model as the engine trains it, on sequences of likes.
-
-  Args:
-    config: of the recipe next_item.
-    items: N in training.
-  """
+  """The model as the engine trains it, on sequences of likes of N items."""
   own = policy(config, 1, items)
 
   def init(key, catalogue, observation):
@@ -190,12 +176,9 @@ def _optimizer(
 
 
 def reads(agent: str, part: str, field: str) -> bool:
-  """Whether training an agent on the next item reads a field.
+  """Whether training an agent on the next item reads a field of a part.
 
-  Args:
-    agent: one of AGENTS; its own settings are not read.
-    part: name of a part of Config.
-    field: of that part.
+  It reads none of the agent's own settings.
   """
   if part == "next_item" and field in _OF_TOKENS:
     return agent == "hsrl"
@@ -207,12 +190,9 @@ def of_policy(
 ) -> click_model.ResponseParams:
   """The part of a click model that a policy keeps; see `Policy.response`.
 
-  Its items are those of the catalogue. It does not know users by their ids, and
-  what is added to the logits of all items does not change how they rank.
-
-  Args:
-    response: the click model.
-    plain: see sid.index.Catalogue.
+  Its items are those of the catalogue; for `plain` see sid.index.Catalogue. It
+  does not know users by their ids, and what is added to the logits of all items
+  does not change how they rank.
   """
   blend = response.blend
   if blend is not None:
@@ -226,13 +206,7 @@ def of_policy(
 
 
 def policy(config: Config, slate_size: int, items: int) -> Policy:
-  """The policy that a configuration describes.
-
-  Args:
-    config: of the recipe next_item.
-    slate_size: K.
-    items: N in training.
-  """
+  """The policy that a configuration of the recipe next_item describes."""
   c, tokens = config.next_item, _has_tokens(config)
   sizes = next_item.ModelConfig(
     length=c.history,
@@ -262,17 +236,11 @@ def _has_tokens(config: Config) -> bool:
 
 
 class Start(NamedTuple):
-  """The policy of the next item that RL goes on from.
+  """The policy of the next item that RL goes on from."""
 
-  Attributes:
-    policy: the policy.
-    agent: as one that is not trained.
-    beams: items that it finds.
-  """
-
-  policy: Policy
-  agent: base.Agent
-  beams: int
+  policy: Policy  # The policy.
+  agent: base.Agent  # As one that is not trained.
+  beams: int  # Items that it finds.
 
 
 def start(config: Config, slate_size: int, items: int) -> Start:

@@ -23,18 +23,13 @@ _LEAST_SEEN = 64  # Excluded items of a call; more in powers of two.
 
 
 class Item(NamedTuple):
-  """A recommended item.
+  """A recommended item."""
 
-  Attributes:
-    item_id: in the source.
-    score: log pi of the item, up to a constant of the user; of agents without
-      one the value by which it was chosen.
-    title: for people.
-  """
-
-  item_id: str | int
+  item_id: str | int  # In the source.
+  # Log pi of the item, up to a constant of the user; of agents without one the
+  # value by which it was chosen.
   score: float
-  title: str
+  title: str  # For people.
 
 
 class Results(dict):

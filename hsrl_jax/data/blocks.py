@@ -32,45 +32,27 @@ _AGAIN = "what was prepared: prepare the data again, in a new workdir"
 
 
 class File(NamedTuple):
-  """A block that was written to a file.
+  """A block that was written to a file."""
 
-  Attributes:
-    name: of the file; None where there was no row.
-    bytes: its size.
-    rows: of each block.
-    fields: of the structured array, as numpy.dtype takes them.
-    exposures: int [N' + 1], how often items were shown; N' is the last shown.
-    counts: transitions.counts of its slates.
-  """
-
-  name: str | None
-  bytes: int
-  rows: list[int]
-  fields: list[Any]
+  name: str | None  # Of the file; None where there was no row.
+  bytes: int  # Its size.
+  rows: list[int]  # Of each block.
+  fields: list[Any]  # Of the structured array, as numpy.dtype takes them.
+  # int [N' + 1], how often items were shown; N' is the last shown.
   exposures: np.ndarray
-  counts: dict[str, int]
+  counts: dict[str, int]  # Transitions.counts of its slates.
 
 
 class Blocks(NamedTuple):
-  """Training slates on disk, M blocks.
+  """Training slates on disk, M blocks."""
 
-  Attributes:
-    paths: of the files.
-    file: int [M], the number of each block's file.
-    record: int [M], its place in it.
-    rows: int [M].
-    fields: of the structured array, as numpy.dtype takes them.
-    exposures: int [N + 1], how often each item was shown.
-    counts: transitions.counts of all slates.
-  """
-
-  paths: list[pathlib.Path]
-  file: np.ndarray
-  record: np.ndarray
-  rows: np.ndarray
-  fields: list[Any]
-  exposures: np.ndarray
-  counts: dict[str, int]
+  paths: list[pathlib.Path]  # Of the files.
+  file: np.ndarray  # int [M], the number of each block's file.
+  record: np.ndarray  # int [M], its place in it.
+  rows: np.ndarray  # int [M].
+  fields: list[Any]  # Of the structured array, as numpy.dtype takes them.
+  exposures: np.ndarray  # int [N + 1], how often each item was shown.
+  counts: dict[str, int]  # Transitions.counts of all slates.
 
 
 def write(folder: pathlib.Path, number: int, logs: Sessions) -> File:
@@ -166,10 +148,7 @@ def pieces(
 ) -> Iterator[tuple[int, int, int]]:
   """The parts of blocks that some rows of the endless stream are.
 
-  Args:
-    rows: int [M], of each block.
-    start: the first row, from 0.
-    count: how many there are.
+  The rows are `count` from `start`, of blocks with as many `rows` each.
 
   Yields:
     A block, its first row, and the one past its last.
@@ -194,19 +173,12 @@ def pieces(
 
 
 def read(
-  blocks: Blocks,
-  start: int,
-  count: int,
-  make: Callable[[Sessions], Transition],
+  blocks: Blocks, start: int, count: int, make: Callable[[Sessions], Transition]
 ) -> Transition:
   """Some rows of the endless stream as transitions, numpy leaves [count, ...].
 
-  Args:
-    blocks: on disk.
-    start: the first row, from 0.
-    count: how many there are.
-    make: slates of whole sessions to transitions in the order of
-      `transitions.order`.
+  `make` turns slates of whole sessions into transitions in the order of
+  `transitions.order`.
 
   Raises:
     InputError: a file is damaged.

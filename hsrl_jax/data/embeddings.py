@@ -35,18 +35,12 @@ class NpyRows:
 
   Nothing is held between slices and the file is not mapped, whose pages would
   count as resident memory.
-
-  Attributes:
-    path: of the file.
-    shape: (N, D).
-    dtype: in the file.
-    offset: bytes before the first row.
   """
 
-  path: pathlib.Path
-  shape: tuple[int, int]
-  dtype: np.dtype
-  offset: int
+  path: pathlib.Path  # Of the file.
+  shape: tuple[int, int]  # (N, D).
+  dtype: np.dtype  # In the file.
+  offset: int  # Bytes before the first row.
 
   def __len__(self) -> int:
     """N."""
@@ -78,10 +72,7 @@ class NpyRows:
 
 
 def open_npy(path: str | os.PathLike) -> NpyRows:
-  """Opens float rows for `hsrl_jax.sid.fit` and its kin, reading the header.
-
-  Args:
-    path: of a .npy file with a float matrix [N, D] in C order.
+  """Opens a .npy file's float matrix [N, D] in C order for `hsrl_jax.sid.fit`.
 
   Raises:
     OSError: it cannot be read.
@@ -117,17 +108,12 @@ def open_npy(path: str | os.PathLike) -> NpyRows:
 
 
 class Embeddings(NamedTuple):
-  """A catalogue as a file gives it.
+  """A catalogue as a file gives it."""
 
-  Attributes:
-    rows: [N, D], float32 where sliced.
-    item_ids: int64 or str [N], distinct; None where the file has none.
-    titles: str [N] for people; None where the file has none.
-  """
-
-  rows: Rows
+  rows: Rows  # [N, D], float32 where sliced.
+  # int64 or str [N], distinct; None where the file has none.
   item_ids: np.ndarray | None
-  titles: np.ndarray | None
+  titles: np.ndarray | None  # str [N] for people; None where the file has none.
 
 
 def read(path: pathlib.Path) -> Embeddings:
@@ -213,13 +199,10 @@ def check_finite(
   where,
   on_rows: Callable[[int], object] = lambda count: None,
 ) -> None:
-  """Checks that all values are finite in float32.
+  """Checks that all values of [N, D] rows are finite in float32.
 
-  Args:
-    rows: [N, D].
-    item_ids: [N], to name the rows.
-    where: names the source.
-    on_rows: called with how many rows were looked at.
+  `item_ids` and `where` name rows and source in errors; `on_rows` is called
+  with how many rows were looked at.
 
   Raises:
     InputError: the rows that have NaN, infinite values or some that are beyond

@@ -26,22 +26,17 @@ _ROUNDS = 20  # Of rejection; what is left after them is drawn without.
 
 
 class Feedback(NamedTuple):
-  """The kind of a prepared dataset's responses.
+  """The kind of a prepared dataset's responses."""
 
-  Attributes:
-    feedback: "explicit" or "implicit".
-    negatives: one of NEGATIVES; None where feedback is explicit.
-    per_positive: n, negatives in the slate of each positive; None likewise.
-    base_rate: the user's share of likes among shown items, in (0, 1); None
-      where it is unknown, and then no rate of likes may be claimed.
-    seed: of the drawing.
-  """
-
-  feedback: str = "explicit"
+  feedback: str = "explicit"  # "explicit" or "implicit".
+  # One of NEGATIVES; None where feedback is explicit.
   negatives: str | None = None
+  # N, negatives in the slate of each positive; None likewise.
   per_positive: int | None = None
+  # The user's share of likes among shown items, in (0, 1); None where it is
+  # unknown, and then no rate of likes may be claimed.
   base_rate: float | None = None
-  seed: int | None = None
+  seed: int | None = None  # Of the drawing.
 
   @property
   def claims_rates(self) -> bool:
@@ -60,16 +55,10 @@ def read(data_dir: pathlib.Path) -> Feedback:
 def sampling_probabilities(
   positives: np.ndarray, num_items: int, negatives: str
 ) -> np.ndarray:
-  """The distribution q of one drawn negative, before any exclusion.
+  """The distribution q of one drawn negative before any exclusion, [N + 1].
 
-  Args:
-    positives: int [M], the item of each positive of the train split.
-    num_items: N.
-    negatives: "uniform"; or "popularity": in proportion to an item's positives
-      plus one.
-
-  Returns:
-    float64 [N + 1] with sum 1; 0 for the padding.
+  Its sum is 1; padding has 0. It is uniform, or by `popularity` in proportion
+  to an item's share of `positives`, int [M], of the train split, plus one.
   """
   weights = np.zeros(num_items + 1)
   weights[1:] = 1

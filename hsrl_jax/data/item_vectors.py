@@ -32,17 +32,11 @@ _POWER_ITERATIONS, _OVERSAMPLES = 7, 10
 
 
 class Vectors(NamedTuple):
-  """Item vectors and what they are made of.
+  """Item vectors and what they are made of."""
 
-  Attributes:
-    rows: float32 [N, D].
-    blocks: name to its number of columns, in their order.
-    notes: for people.
-  """
-
-  rows: np.ndarray
-  blocks: dict[str, int]
-  notes: list[str]
+  rows: np.ndarray  # float32 [N, D].
+  blocks: dict[str, int]  # Name to its number of columns, in their order.
+  notes: list[str]  # For people.
 
 
 def write(
@@ -90,11 +84,7 @@ def write(
 def of_dataset(
   items: source.Items, train: Sessions, dimensions: int = DIMENSIONS
 ) -> Vectors:
-  """Makes item vectors of a dataset.
-
-  Raises:
-    InputError: there is nothing that they could be made of.
-  """
+  """Makes item vectors of a dataset; InputError where there is no source."""
   num_items = len(items.features) - 1
   user, item = positives(train)
   columns = {"title": items.titles[1:], "genres": items.genres[1:]}
@@ -154,10 +144,7 @@ def positives(train: Sessions) -> tuple[np.ndarray, np.ndarray]:
 
 
 def of_interactions(
-  user: np.ndarray,
-  item: np.ndarray,
-  num_items: int,
-  dimensions: int,
+  user: np.ndarray, item: np.ndarray, num_items: int, dimensions: int
 ) -> np.ndarray:
   """Embeds items so that those with the same users are near.
 

@@ -16,10 +16,7 @@ def write(data_dir: pathlib.Path) -> None:
   files.write_json(
     data_dir / MANIFEST,
     {
-      str(path.relative_to(data_dir)): [
-        path.stat().st_size,
-        files.digest(path),
-      ]
+      str(path.relative_to(data_dir)): [path.stat().st_size, files.digest(path)]
       for path in paths
     },
   )

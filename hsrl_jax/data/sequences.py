@@ -9,33 +9,22 @@ from hsrl_jax.types import Sessions
 
 
 class Sequences(NamedTuple):
-  """The items of each user in order of time.
+  """The items of each user in order of time."""
 
-  Attributes:
-    user_id: [U], the users' ids.
-    items: int32 [U, T], newest last, left-padded with 0.
-    lengths: int32 [U].
-  """
-
-  user_id: np.ndarray
-  items: np.ndarray
-  lengths: np.ndarray
+  user_id: np.ndarray  # [U], the users' ids.
+  items: np.ndarray  # int32 [U, T], newest last, left-padded with 0.
+  lengths: np.ndarray  # int32 [U].
 
 
 class Packed(NamedTuple):
-  """Training sequences, several to a row, so that little of a row is padding.
+  """Training sequences, several to a row, so that little is padding."""
 
-  Attributes:
-    item: int32 [R, T], the inputs; 0 for padding.
-    target: int32 [R, T], the item after each input; 0 for padding.
-    position: int32 [R, T], place of each input in its own right-aligned
-      sequence of T: the newest has T - 1.
-    segment: int32 [R, T], number of the sequence in its row; 0 for padding.
-  """
-
-  item: np.ndarray
-  target: np.ndarray
+  item: np.ndarray  # int32 [R, T], the inputs; 0 for padding.
+  target: np.ndarray  # int32 [R, T], the item after each input; 0 for padding.
+  # int32 [R, T], place of each input in its own right-aligned sequence of T:
+  # the newest has T - 1.
   position: np.ndarray
+  # int32 [R, T], number of the sequence in its row; 0 for padding.
   segment: np.ndarray
 
 
@@ -71,16 +60,12 @@ def from_sessions(sessions: Sessions) -> Sequences:
 
 
 def pack(sequences: Sequences, length: int) -> Packed:
-  """Packs inputs and targets of training into rows of `length`.
+  """Packs inputs and targets of training into rows of T.
 
   Users whose sequences share a row do not see each other: attention stays
   within a segment. Longest first, into the fullest row with room
-  (best-fit decreasing).
-
-  Args:
-    sequences: of U users; those with fewer than two items have no target.
-    length: T, the longest sequence of inputs; older items of longer ones are
-      further sequences.
+  (best-fit decreasing). Older items of sequences above T are further sequences;
+  one of fewer than two items has no target.
   """
   parts = []  # (row, first input, past the last input), columns of items.
   width = sequences.items.shape[1]

@@ -22,42 +22,28 @@ _DIGITS = 20  # Of a token that is looked at.
 
 
 class SidFile(NamedTuple):
-  """A file of SIDs, of items that may be in the catalogue or not.
+  """A file of SIDs, of items that may be in the catalogue or not."""
 
-  Attributes:
-    path: where it lies.
-    digest: SHA-256 of its content.
-    levels: L, the tokens that most of its items have.
-    vocab_size: V, above the largest token of these items.
-    rows: item to its tokens, unchecked; empty where the file is gone.
-  """
-
-  path: pathlib.Path
-  digest: str
-  levels: int
-  vocab_size: int
+  path: pathlib.Path  # Where it lies.
+  digest: str  # SHA-256 of its content.
+  levels: int  # L, the tokens that most of its items have.
+  vocab_size: int  # V, above the largest token of these items.
+  # Item to its tokens, unchecked; empty where the file is gone.
   rows: Mapping[str, Sequence[Any]]
 
 
 class BroughtSids(NamedTuple):
-  """SIDs of a catalogue, no two equal.
+  """SIDs of a catalogue, no two equal."""
 
-  Attributes:
-    given: int32 [N, L], row i has the tokens that the file gives item i + 1.
-    tokens: int32 [N, L], row i is the SID of item i + 1.
-    vocab_size: V, above the largest token of any level.
-    moved: int64 [M], ids of items whose last tokens were replaced, since they
-      shared a SID with another item.
-    index: the SidIndex of the tokens.
-    file: that they are of; None: an array.
-  """
-
+  # int32 [N, L], row i has the tokens that the file gives item i + 1.
   given: np.ndarray
-  tokens: np.ndarray
-  vocab_size: int
+  tokens: np.ndarray  # int32 [N, L], row i is the SID of item i + 1.
+  vocab_size: int  # V, above the largest token of any level.
+  # int64 [M], ids of items whose last tokens were replaced, since they shared a
+  # SID with another item.
   moved: np.ndarray
-  index: sid_index.SidIndex
-  file: SidFile | None = None
+  index: sid_index.SidIndex  # The SidIndex of the tokens.
+  file: SidFile | None = None  # That they are of; None: an array.
 
   @property
   def origin(self) -> dict[str, Any]:

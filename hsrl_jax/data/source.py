@@ -29,31 +29,25 @@ _KEPT_AS = {
 
 
 class Items(NamedTuple):
-  """The catalogue; row 0 of each list and array is padding, item i is row i.
+  """The catalogue; row 0 of each list and array is padding, item i is row i."""
 
-  Attributes:
-    features: float32 [N + 1, D].
-    external_ids: [N + 1] names in the source, such as a MovieLens movieId.
-    titles: [N + 1] for people.
-    genres: [N + 1] for people.
-    attributes: [N + 1] JSON objects, column to text, of what else a user's
-      items have; None where there is nothing else.
-    tags: [N + 1] lists of names beside the genres; None: there are none.
-    added: int64 [N + 1], when an item was added, such as seconds since 1970;
-      None where that is not known.
-    sampling: float32 [N + 1], the distribution of drawn negatives (see
-      feedback.py); None where none was drawn.
-    feedback: what the responses to the items are, and which were drawn.
-  """
-
-  features: np.ndarray
+  features: np.ndarray  # float32 [N + 1, D].
+  # [N + 1] names in the source, such as a MovieLens movieId.
   external_ids: list[str]
-  titles: list[str]
-  genres: list[str]
+  titles: list[str]  # [N + 1] for people.
+  genres: list[str]  # [N + 1] for people.
+  # [N + 1] JSON objects, column to text, of what else a user's items have; None
+  # where there is nothing else.
   attributes: list[str] | None = None
+  # [N + 1] lists of names beside the genres; None: there are none.
   tags: list[list[str]] | None = None
+  # int64 [N + 1], when an item was added, such as seconds since 1970; None
+  # where that is not known.
   added: np.ndarray | None = None
+  # float32 [N + 1], the distribution of drawn negatives (see feedback.py); None
+  # where none was drawn.
   sampling: np.ndarray | None = None
+  # What the responses to the items are, and which were drawn.
   feedback: feedback_lib.Feedback = feedback_lib.Feedback()
 
   @property
@@ -63,15 +57,10 @@ class Items(NamedTuple):
 
 
 class Dataset(NamedTuple):
-  """A prepared dataset.
+  """A prepared dataset."""
 
-  Attributes:
-    items: the catalogue.
-    splits: sessions by split, with the keys of SPLITS.
-  """
-
-  items: Items
-  splits: dict[str, Sessions]
+  items: Items  # The catalogue.
+  splits: dict[str, Sessions]  # Sessions by split, with the keys of SPLITS.
 
   def seen(self, split: str) -> np.ndarray:
     """Items that users saw, int [S, K]; 0 for negatives, which were drawn."""
@@ -143,11 +132,7 @@ def read_split(data_dir: pathlib.Path, split: str, num_items: int) -> Sessions:
 
 
 def sessions_of(columns: Mapping[str, np.ndarray]) -> Sessions:
-  """Rows of `sessions`, a column of which has no entries where it is missing.
-
-  Args:
-    columns: [S, ...] by name, others than those of Sessions among them.
-  """
+  """Rows of `sessions`; a column, [S, ...], without entries is missing."""
   known = {}
   for name in Sessions._fields:
     column = columns.get(name)

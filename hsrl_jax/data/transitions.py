@@ -20,17 +20,12 @@ LARGEST = 1e6
 
 
 class Order(NamedTuple):
-  """Slates by session and step.
+  """Slates by session and step."""
 
-  Attributes:
-    rows: int [S], the row of each slate in the logs.
-    session: int [S], the number of its session, from 0, not falling.
-    place: int [S], slates of the session before it.
-  """
-
-  rows: np.ndarray
+  rows: np.ndarray  # int [S], the row of each slate in the logs.
+  # int [S], the number of its session, from 0, not falling.
   session: np.ndarray
-  place: np.ndarray
+  place: np.ndarray  # int [S], slates of the session before it.
 
   @property
   def last(self) -> np.ndarray:
@@ -74,12 +69,9 @@ def transitions(
 ) -> Transition:
   """Logged slates as transitions, by session and step, leaves [S, ...].
 
-  Args:
-    logs: S slates.
-    rewards: float [S], of their responses; a logged reward goes before, where
-      it is not NaN.
-    log_prob: float [S, K], of each item under the policy that showed it.
-    observed_items: R of Observation.shown; 0: what was shown is not seen.
+  `rewards`, [S], are of the responses; a logged one goes before, where it is
+  not NaN. `log_prob` is [S, K], under the policy that showed the items;
+  `observed_items` is R of Observation.shown, 0: what was shown is not seen.
   """
   ordered = order(logs)
   logs = Sessions(
@@ -200,12 +192,8 @@ def _shown(
 ) -> Shown:
   """Items that had been shown before each slate, or `after` it too.
 
-  Args:
-    logs: in the order of sessions, S slates of K.
-    place: int [S], see Order.
-    step: int [S], slates of the session before.
-    size: R.
-    after: whether the slate itself counts.
+  Logs are in the order of sessions; `place`, see Order, and `step`, the slates
+  of the session before, are int [S]; `size` is R.
   """
   width = logs.exposed.shape[1]
   ago = np.arange(-(-size // width), 0, -1)  # Slates back, the oldest first.

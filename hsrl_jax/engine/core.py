@@ -18,11 +18,7 @@ from hsrl_jax.config import TrainConfig
 from hsrl_jax.engine import replay
 from hsrl_jax.ops import sampling
 from hsrl_jax.sid.index import Catalogue
-from hsrl_jax.sim.user_simulator import (
-  EnvParams,
-  EnvState,
-  UserSimulator,
-)
+from hsrl_jax.sim.user_simulator import EnvParams, EnvState, UserSimulator
 from hsrl_jax.types import Array, Metrics, Params, PRNGKey, Transition
 
 # Names of the parts of an iteration in a profiler's trace.
@@ -35,82 +31,51 @@ NO_MEASURE = -1.0  # Of what was never validated; measures are at least 0.
 
 
 class Best(NamedTuple):
-  """The parameters that did best on what is held out.
+  """The parameters that did best on what is held out."""
 
-  Attributes:
-    params: of the agent.
-    measure: float32 [], the larger, the better.
-    step: int32 [], iterations done then; 0: nothing was measured yet.
-  """
-
-  params: Params
-  measure: Array
-  step: Array
+  params: Params  # Of the agent.
+  measure: Array  # float32 [], the larger, the better.
+  step: Array  # int32 [], iterations done then; 0: nothing was measured yet.
 
 
 class Learner(NamedTuple):
-  """State that all devices of a seed hold alike.
+  """State that all devices of a seed hold alike."""
 
-  Attributes:
-    params: of the agent.
-    target_params: what is evaluated: their Polyak average, or where the agent
-      has a way of learning of its own the parameters themselves.
-    opt_state: of the optimizer, or of the agent's own.
-    key: never changes; see the module's docstring.
-    step: int32 [], iterations done.
-    best: parameters by validation; None for agents that end with their last.
-  """
-
-  params: Params
+  params: Params  # Of the agent.
+  # What is evaluated: their Polyak average, or where the agent has a way of
+  # learning of its own the parameters themselves.
   target_params: Params
-  opt_state: optax.OptState
-  key: PRNGKey
-  step: Array
+  opt_state: optax.OptState  # Of the optimizer, or of the agent's own.
+  key: PRNGKey  # Never changes; see the module's docstring.
+  step: Array  # int32 [], iterations done.
+  # Parameters by validation; None for agents that end with their last.
   best: Best | None = None
 
 
 class Stream(NamedTuple):
-  """State of users: of all, or of those of one device.
+  """State of users: of all, or of those of one device."""
 
-  Attributes:
-    user: int32 [U], their numbers among all users.
-    env: their sessions, leaves [U, ...].
-    replay: their transitions, leaves [C, U, ...].
-  """
-
-  user: Array
-  env: EnvState
-  replay: replay.ReplayState
+  user: Array  # int32 [U], their numbers among all users.
+  env: EnvState  # Their sessions, leaves [U, ...].
+  replay: replay.ReplayState  # Their transitions, leaves [C, U, ...].
 
 
 class Inputs(NamedTuple):
-  """Constants of the loop.
+  """Constants of the loop."""
 
-  Attributes:
-    catalogue: the items.
-    env_params: of the simulator.
-    logs: logged slates, leaves [R, ...], where these are learned from.
-  """
-
-  catalogue: Catalogue
-  env_params: EnvParams
+  catalogue: Catalogue  # The items.
+  env_params: EnvParams  # Of the simulator.
+  # Logged slates, leaves [R, ...], where these are learned from.
   logs: Transition | None = None
 
 
 class Loop(NamedTuple):
-  """Static parts of the loop.
+  """Static parts of the loop."""
 
-  Attributes:
-    agent: which learns.
-    env: the simulator.
-    config: of training.
-    optimizer: of the agent's loss.
-  """
-
-  agent: Agent
-  env: UserSimulator
-  config: TrainConfig
-  optimizer: optax.GradientTransformation
+  agent: Agent  # Which learns.
+  env: UserSimulator  # The simulator.
+  config: TrainConfig  # Of training.
+  optimizer: optax.GradientTransformation  # Of the agent's loss.
 
   @property
   def on_policy(self) -> bool:
@@ -209,13 +174,9 @@ def gradient_step(
 ) -> tuple[Learner, Metrics]:
   """One step of the optimizer, of the parameters and of their average.
 
-  Args:
-    loop: the loop.
-    learner: before the step.
-    loss: of the parameters, [], and metrics.
-    weight: of the loss; 0 where there is nothing to learn from yet.
-    shown: metrics of what the users were shown meanwhile.
-    axis_name: of the devices, over which gradients and metrics are averaged.
+  `loss` is of the parameters, with metrics; its `weight` is 0 where there is
+  nothing to learn from yet. `shown` are metrics of what users were shown
+  meanwhile. Gradients and metrics are averaged over the devices of `axis_name`.
   """
   frozen = {x: learner.params[x] for x in loop.agent.frozen}
   shown = shown or {}

@@ -25,17 +25,14 @@ from hsrl_jax.types import Array, Metrics, Params, PRNGKey
 
 
 class Engine(NamedTuple):
-  """The loop's functions.
+  """The loop's functions."""
 
-  Attributes:
-    init: (seed, inputs, part, parts) -> (Learner, Stream), of one of so many
-      equal parts of the users; without the two, of all users.
-    run: (learner, stream, inputs, axis_name) -> (learner, stream, metrics),
-      of one device's streams; `iterations_per_call` iterations. Metrics are
-      means over them, [].
-  """
-
+  # (seed, inputs, part, parts) -> (Learner, Stream), of one of so many equal
+  # parts of the users; without the two, of all users.
   init: Callable[..., tuple[Learner, Stream]]
+  # (learner, stream, inputs, axis_name) -> (learner, stream, metrics), of one
+  # device's streams; `iterations_per_call` iterations. Metrics are means over
+  # them, [].
   run: Callable[..., tuple[Learner, Stream, Metrics]]
 
 
@@ -63,11 +60,7 @@ def make(
 
 
 def _init(
-  loop: Loop,
-  seed: Array,
-  inputs: Inputs,
-  part: Array | int = 0,
-  parts: int = 1,
+  loop: Loop, seed: Array, inputs: Inputs, part: Array | int = 0, parts: int = 1
 ) -> tuple[Learner, Stream]:
   """Engine.init."""
   agent = loop.agent

@@ -13,11 +13,7 @@ from hsrl_jax.types import Array, Metrics
 
 
 def init(
-  loop: Loop,
-  seed: Array,
-  inputs: Inputs,
-  part: Array | int = 0,
-  parts: int = 1,
+  loop: Loop, seed: Array, inputs: Inputs, part: Array | int = 0, parts: int = 1
 ) -> tuple[Learner, Stream]:
   """See `loop.Engine.init`; there are no users, so all parts are alike."""
   del part, parts

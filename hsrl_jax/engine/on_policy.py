@@ -25,19 +25,12 @@ _NO_USER = 2**32 - 1
 
 
 class Judged(NamedTuple):
-  """Slates to learn from; leaves have any leading axes.
+  """Slates to learn from; leaves have any leading axes."""
 
-  Attributes:
-    transitions: the slates.
-    log_probs: float32 [..., K, P], under the policy that acted.
-    advantages: float32 [..., K, P].
-    returns: float32 [..., K, P], which values learn.
-  """
-
-  transitions: Transition
-  log_probs: Array
-  advantages: Array
-  returns: Array
+  transitions: Transition  # The slates.
+  log_probs: Array  # float32 [..., K, P], under the policy that acted.
+  advantages: Array  # float32 [..., K, P].
+  returns: Array  # float32 [..., K, P], which values learn.
 
 
 def steps(config: TrainConfig, epochs: int) -> int:
@@ -169,18 +162,9 @@ def objective(
   entropy_weight: Array,
   key: PRNGKey | None,
 ) -> tuple[Array, Metrics]:
-  """PPO's clipped objective, values, entropy and the agent's own loss.
+  """PPO's clipped objective of ONE slate, with the agent's loss and metrics.
 
-  Args:
-    learning: of the agent.
-    params: of the agent.
-    catalogue: the items.
-    one: of ONE slate.
-    entropy_weight: beta, [].
-    key: of the dropout.
-
-  Returns:
-    The loss, float32 [], and metrics.
+  `entropy_weight` is beta, []; the key is of the dropout.
   """
   settings = learning.settings
   choices = learning.choices(params, catalogue, one.transitions, key)
@@ -237,11 +221,6 @@ def epoch_key(key: PRNGKey, step: Array, number: Array | int) -> PRNGKey:
   """The key of an epoch over the segment that began with a step.
 
   The step's own keys are those of its users; no user has the number _NO_USER.
-
-  Args:
-    key: of the learner.
-    step: int32 [], iterations before the segment.
-    number: int32 [], of the epoch.
   """
   key = jax.random.fold_in(jax.random.fold_in(key, step), _NO_USER)
   return jax.random.fold_in(key, number)

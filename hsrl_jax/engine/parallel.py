@@ -37,19 +37,14 @@ _FEWEST = 8
 
 
 class Layout(NamedTuple):
-  """How seeds lie on devices.
+  """How seeds lie on devices."""
 
-  Attributes:
-    seeds: S.
-    devices: all there are, of all processes.
-    by_seed: whether each device has seeds of its own; else all share users.
-    described: the devices, where they are not there and programs are compiled
-      for them alone; empty: those of this job.
-  """
-
-  seeds: int
-  devices: int
+  seeds: int  # S.
+  devices: int  # All there are, of all processes.
+  # Whether each device has seeds of its own; else all share users.
   by_seed: bool
+  # The devices, where they are not there and programs are compiled for them
+  # alone; empty: those of this job.
   described: tuple[jax.Device, ...] = ()
 
   @property
@@ -144,12 +139,7 @@ def _of_all(engine_init: Callable, seeds: tuple[int, ...]) -> Callable:
 
 
 def over_seeds(run: Callable, platform: str | None = None) -> Callable:
-  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...].
-
-  Args:
-    run: of one seed.
-    platform: that it is compiled for; None: the one at hand.
-  """
+  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...]."""
   on_cpu = (platform or jax.default_backend()) == "cpu"
 
   def of_all(learner, stream, *rest):
@@ -203,12 +193,8 @@ def lowered(
 ) -> jax.stages.Lowered:
   """An Engine's `run` for a described device, as `over_devices` would have it.
 
-  Args:
-    init: of the engine.
-    run: of the engine.
-    seeds: all of them, or those of one device where `layout.by_seed`.
-    inputs: of the engine, arrays or their shapes.
-    layout: of described devices.
+  `seeds` are all, or those of one device where `layout.by_seed`; inputs may be
+  shapes.
 
   Raises:
     ValueError: the users do not divide over the devices.

@@ -16,15 +16,10 @@ from hsrl_jax.types import Array, PRNGKey
 
 
 class ReplayState(NamedTuple):
-  """The ring. B stands for the streams' axes.
+  """The ring. B stands for the streams' axes."""
 
-  Attributes:
-    items: pytree with leaves [C, *B, ...].
-    added: int32 [], how many steps were added in total.
-  """
-
-  items: Any
-  added: Array
+  items: Any  # Pytree with leaves [C, *B, ...].
+  added: Array  # int32 [], how many steps were added in total.
 
 
 def init(example: Any, capacity: int) -> ReplayState:
@@ -51,15 +46,10 @@ def add(state: ReplayState, steps: Any) -> ReplayState:
 
 
 def sample(state: ReplayState, keys: PRNGKey, count: int) -> Any:
-  """Draws `count` past transitions of each stream, uniformly, independently.
+  """Draws `count` past transitions of each stream, uniformly, with replacement.
 
-  Args:
-    state: before anything is added, the draws are the zeros of an empty slot.
-    keys: one for each stream, [*B].
-    count: draws of each stream, with replacement.
-
-  Returns:
-    Pytree with leaves [*B, count, ...].
+  There is a key for each stream, [*B]. Before anything is added, the draws are
+  the zeros of an empty slot. Returns leaves [*B, count, ...].
   """
   capacity = jax.tree.leaves(state.items)[0].shape[0]
   size = jnp.clip(state.added, 1, capacity)

@@ -126,11 +126,7 @@ def _own_step(
 
   params, state, metrics = where_learned(
     (params, state, metrics),
-    (
-      learner.params,
-      learner.opt_state,
-      jax.tree.map(jnp.zeros_like, metrics),
-    ),
+    (learner.params, learner.opt_state, jax.tree.map(jnp.zeros_like, metrics)),
   )
   learner = learner._replace(
     params=params, target_params=params, opt_state=state

@@ -34,10 +34,8 @@ def reader(
 ) -> tuple[Read, int]:
   """Returns a reader of training slates on disk, and the rows of a window.
 
-  Args:
-    logs: the slates.
-    reward: of slates whose reward was not logged.
-    observed_items: R of Observation.shown; 0: what was shown is not seen.
+  `reward` is of slates whose own was not logged; for `observed_items` see
+  `transitions.transitions`.
   """
 
   def make(slates: Sessions) -> Transition:
@@ -75,15 +73,10 @@ def feed(
   waiting: Callable[[], contextlib.AbstractContextManager],
   begun: int = 0,
 ) -> Iterator[Feed]:
-  """Puts the window of a step into the inputs, and reads ahead.
+  """Puts the window of a step into the inputs, and reads ahead by a thread.
 
-  Args:
-    read: see Read; it is called by a thread.
-    count: rows of a window.
-    config: of training.
-    layout: of seeds and devices.
-    waiting: what to do while training waits for a window.
-    begun: iterations that are probably done; their window is read at once.
+  A window has `count` rows. `waiting` is called while training waits for one;
+  that of `begun`, iterations that are probably done, is read at once.
   """
   stay = iterations(config, count)
   of_all, own = jax.process_count(), jax.process_index()

@@ -29,12 +29,8 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
-  Of one of KNOWING too, where what was shown matters later.
-
-  Args:
-    env: the simulator.
-    users: its parameters, with the pool's users.
-    active: bool [N + 1], the items that may be shown; False for padding.
+  Of one of KNOWING too, where what was shown matters later. `active`,
+  bool [N + 1], may be shown.
   """
   constant = mean_probabilities(env, users, num_items=len(active) - 1)
   policies = {
@@ -60,11 +56,7 @@ def withheld(seeds: int, why: str) -> dict[str, Any]:
 
 
 def best(rewards: Mapping[str, float]) -> str:
-  """The name of the bound whose reward is 1 when normalised.
-
-  Args:
-    rewards: mean total reward by policy, with that of `greedy_oracle`.
-  """
+  """The bound whose reward is 1 when normalised, by mean total rewards."""
   rivals = [x for x in ("greedy_oracle", *KNOWING) if x in rewards]
   return max(rivals, key=lambda name: rewards[name])
 

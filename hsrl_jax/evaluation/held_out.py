@@ -21,15 +21,10 @@ _LIST = 10  # Items of a list whose coverage and novelty are measured.
 
 
 class Measured(NamedTuple):
-  """A measure of each logged row.
+  """A measure of each logged row."""
 
-  Attributes:
-    value: float64 [S], NaN where the measure is not defined.
-    user: int [S].
-  """
-
-  value: np.ndarray
-  user: np.ndarray
+  value: np.ndarray  # float64 [S], NaN where the measure is not defined.
+  user: np.ndarray  # int [S].
 
 
 def within_slates(
@@ -211,11 +206,9 @@ def _share(found: dict) -> dict:
 def difference(
   ours: Sequence[Measured], theirs: Sequence[Measured]
 ) -> dict | None:
-  """The same of the paired difference of two scores on the same rows.
+  """The same of the paired difference of two scores on the same rows, by seed.
 
-  Args:
-    ours: of each seed.
-    theirs: of each seed, or of one that stands for all.
+  `theirs` may be of one seed that stands for all.
   """
   if len(theirs) == 1:
     theirs = [*theirs] * len(ours)
@@ -226,10 +219,7 @@ def difference(
 def coverage(top: Sequence[np.ndarray], user: np.ndarray, items: int) -> dict:
   """Share of N items that are in anybody's first ten; interval: jackknife.
 
-  Args:
-    top: of each seed, int [S, M]; the mean over the seeds is taken.
-    user: int [S].
-    items: N.
+  `top` is int [S, M] of each seed, whose mean is taken; `user` int [S].
   """
   estimates, errors = [], []
   for lists in top:
@@ -271,13 +261,7 @@ def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
 def by_row(
   rankings: Sequence[Rankings], sessions: Sessions, train_liked: np.ndarray
 ) -> list[dict[str, Measured]]:
-  """Each measure of each logged row, by its name, for each seed.
-
-  Args:
-    rankings: of each seed of a policy.
-    sessions: the held-out rows.
-    train_liked: float [N + 1], see `next_liked`.
-  """
+  """Each measure of each held-out row, by its name, for a policy's seeds."""
   user = np.asarray(sessions.user_id)
   return [
     within_slates(x.shown, sessions.response, user)
@@ -349,11 +333,7 @@ def measure(
 
 
 def sentences(results: Mapping) -> list[str]:
-  """Sentences on the trained policy's held-out metrics.
-
-  Args:
-    results: of a run, with the keys of `measure`, `agent` and `recipe`.
-  """
+  """Sentences on the trained policy's held-out metrics in a run's results."""
   differences = results.get("held_out_differences", {})
   if results["agent"] not in results.get("held_out", {}):
     return []

@@ -28,25 +28,19 @@ TEMPERATURE = 1.0  # Of a softmax: the policy as it was trained.
 
 
 class Seen(NamedTuple):
-  """A policy and a model of responses at S logged slates of K items.
+  """A policy and a model of responses at S logged slates of K items."""
 
-  Attributes:
-    target: float64 [S, K], pi of each item shown.
-    predicted: float64 [S, K], the model's expected response q to it.
-    expected: float64 [S, 1], sum_i pi(i) q(i), the same at each place.
-  """
-
-  target: np.ndarray
+  target: np.ndarray  # float64 [S, K], pi of each item shown.
+  # float64 [S, K], the model's expected response q to it.
   predicted: np.ndarray
+  # float64 [S, 1], sum_i pi(i) q(i), the same at each place.
   expected: np.ndarray
 
 
 def softmax(scores: Array, active: Array) -> Array:
   """Probabilities of the active items at TEMPERATURE, [N + 1].
 
-  Args:
-    scores: float32 [N + 1], log pi up to a constant.
-    active: bool [N + 1], the items that may be shown; False for padding.
+  Scores are log pi up to a constant.
   """
   allowed = jnp.where(active, scores, -jnp.inf)
   return jax.nn.softmax(allowed / TEMPERATURE)
@@ -62,11 +56,8 @@ def shows_best(scores: Array, active: Array, slate_size: int) -> Array:
 def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
   """The policy of an agent that is made for slates of all items.
 
-  One that has no probabilities shows its greedy slate of K items.
-
-  Args:
-    agent: the agent; its parameters come with their Catalogue.
-    slate_size: K.
+  One that has no probabilities shows its greedy slate of K items. Parameters
+  come with their Catalogue.
   """
 
   def probabilities(
@@ -93,13 +84,9 @@ def seen_by(
 ) -> Seen:
   """A policy's probabilities at logged slates; of several seeds, their mixture.
 
-  Args:
-    policy: of one user; vmapped here.
-    seeds: its parameters, of each seed.
-    model: (params, observation) -> expected response to each item, [N + 1], and
-      its parameters.
-    logs: S rows of K items.
-    items: N.
+  `policy` is of one user, and vmapped here, with the parameters of each seed.
+  `model` is (params, observation) -> expected response to each item, [N + 1],
+  and its parameters.
   """
   slate_size = logs.exposed.shape[1]
   parts = np.mean(
@@ -135,12 +122,8 @@ def of_sessions(
 ) -> off_policy.Logged:
   """Each slate as a decision, worth its reward; a session as its steps.
 
-  The model knows what a slate earns, and nothing of later ones.
-
-  Args:
-    seen: at S slates.
-    logs: the slates.
-    reward: of slates whose reward was not logged.
+  The model knows what a slate earns, and nothing of later ones. `reward` is of
+  slates whose own was not logged.
 
   Raises:
     InputError: a propensity is outside (0, 1].

@@ -20,19 +20,13 @@ ABOVE_GREEDY = "above_greedy"
 
 
 class Measure(NamedTuple):
-  """A number for each session.
+  """A number for each session."""
 
-  Attributes:
-    of: sessions -> [E].
-    label: in tables for people; None: it is not summarised in results.json.
-    form: how tables show its mean.
-    saved: whether sessions.npz has it.
-  """
-
-  of: Callable[[Simulated], np.ndarray]
+  of: Callable[[Simulated], np.ndarray]  # Sessions -> [E].
+  # In tables for people; None: it is not summarised in results.json.
   label: str | None = None
-  form: str = "{:.2f}"
-  saved: bool = True
+  form: str = "{:.2f}"  # How tables show its mean.
+  saved: bool = True  # Whether sessions.npz has it.
 
 
 def _liked_slates(sessions: Simulated) -> np.ndarray:
@@ -163,12 +157,7 @@ def read_results(path: pathlib.Path) -> dict:
 
 
 def code_usage(index: SidIndex, slates: list[np.ndarray]) -> np.ndarray:
-  """How often each token was shown, int64 [L, V].
-
-  Args:
-    index: the items' SIDs.
-    slates: ids of any shape; 0, for padding, does not count.
-  """
+  """How often each token was shown, int64 [L, V]; id 0 does not count."""
   shown = np.concatenate([np.ravel(x) for x in slates])
   tokens = index.sids[shown[shown > 0]]
   return np.stack(

@@ -39,35 +39,23 @@ class Logged(NamedTuple):
   """S logged sessions of at most T decisions, as a target policy sees them.
 
   After its end a session has 1 for both probabilities, and 0 for all else.
-
-  Attributes:
-    target: float [S, T], pi of the action that was taken.
-    logging: float [S, T], mu of it, its propensity.
-    reward: float [S, T].
-    predicted: float [S, T], a model's Q of state and action: what is earned
-      from here on.
-    expected: float [S, T], sum_a pi(a) Q(a), the same before the action.
-    user: int [S]; the sessions of a user are not independent.
   """
 
-  target: np.ndarray
-  logging: np.ndarray
-  reward: np.ndarray
+  target: np.ndarray  # float [S, T], pi of the action that was taken.
+  logging: np.ndarray  # float [S, T], mu of it, its propensity.
+  reward: np.ndarray  # float [S, T].
+  # float [S, T], a model's Q of state and action: what is earned from here on.
   predicted: np.ndarray
+  # float [S, T], sum_a pi(a) Q(a), the same before the action.
   expected: np.ndarray
-  user: np.ndarray
+  user: np.ndarray  # int [S]; the sessions of a user are not independent.
 
 
 class Estimate(NamedTuple):
-  """A value, and how each user moves it.
+  """A value, and how each user moves it."""
 
-  Attributes:
-    value: of a session.
-    influence: float [U], by ascending user; its mean is 0.
-  """
-
-  value: float
-  influence: np.ndarray
+  value: float  # Of a session.
+  influence: np.ndarray  # float [U], by ascending user; its mean is 0.
 
 
 def bandit(user: np.ndarray, **columns: np.ndarray) -> Logged:
@@ -94,10 +82,7 @@ def bandit(user: np.ndarray, **columns: np.ndarray) -> Logged:
 
 
 def sessions(
-  session: np.ndarray,
-  step: np.ndarray,
-  user: np.ndarray,
-  **columns: np.ndarray,
+  session: np.ndarray, step: np.ndarray, user: np.ndarray, **columns: np.ndarray
 ) -> Logged:
   """Rows of one decision each as sessions, filled up after their end.
 
@@ -347,20 +332,14 @@ def _differences(logged: Logged, real: Estimate) -> dict:
 
 def shown(estimate: Estimate) -> dict:
   """{"mean", "ci95": [low, high]} of an estimate."""
-  return {
-    "mean": estimate.value,
-    "ci95": statistics.skewed_interval(*estimate),
-  }
+  return {"mean": estimate.value, "ci95": statistics.skewed_interval(*estimate)}
 
 
 def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:
   """Whether each policy is believed to differ from the one that logged.
 
-  It is where the intervals of all estimators are on one side of 0.
-
-  Args:
-    table: name to estimates, of what `compare` returns.
-    table_of_differences: the differences beside it.
+  It is where the intervals of all estimators are on one side of 0. The tables
+  are those that `compare` returns.
   """
   said = []
   for name, estimated in table.items():

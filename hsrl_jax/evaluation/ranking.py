@@ -27,42 +27,29 @@ _REPEATS = 0.01
 
 
 class Ranker(NamedTuple):
-  """How a policy ranks the items for ONE user; see `of_scores`.
+  """How a policy ranks the items for ONE user; see `of_scores`."""
 
-  Attributes:
-    shown: (params, observation, items int32 [K]) -> scores, [K].
-    best: (params, observation, excluded int32 [T]) -> int32 [M], the best items
-      of the catalogue without the excluded ones, the best first; 0 where there
-      are no more.
-  """
-
+  # (params, observation, items int32 [K]) -> scores, [K].
   shown: Callable[[Params, Observation, Array], Array]
+  # (params, observation, excluded int32 [T]) -> int32 [M], the best items of
+  # the catalogue without the excluded ones, the best first; 0 where there are
+  # no more.
   best: Callable[[Params, Observation, Array], Array]
 
 
 class Rankings(NamedTuple):
-  """A policy's rankings of S logged rows.
+  """A policy's rankings of S logged rows."""
 
-  Attributes:
-    shown: float32 [S, K], scores of the items of the logged slate.
-    top: int32 [S, M], the best items of the catalogue, the best first; 0 where
-      fewer may be shown. None: not all items are ranked.
-    top_of_all: the same with the items of the row's history; None where `top`
-      has them.
-  """
-
-  shown: np.ndarray
+  shown: np.ndarray  # float32 [S, K], scores of the items of the logged slate.
+  # int32 [S, M], the best items of the catalogue, the best first; 0 where fewer
+  # may be shown. None: not all items are ranked.
   top: np.ndarray | None
+  # The same with the items of the row's history; None where `top` has them.
   top_of_all: np.ndarray | None = None
 
 
 def of_scores(score_fn: ScoreFn, active: Array) -> Ranker:
-  """Ranks by scores of all items.
-
-  Args:
-    score_fn: of one user.
-    active: bool [N + 1], the items that may be shown; False for padding.
-  """
+  """Ranks by scores of all items; bool [N + 1] of them are active."""
   count = min(LISTED, len(active) - 1)
 
   def shown(params, observation, items):

@@ -130,11 +130,7 @@ def occupancy(tokens: np.ndarray, vocab_size: int) -> dict[str, Any]:
 
 
 def followers(tokens: np.ndarray, vocab_size: int) -> list[np.ndarray]:
-  """Number of tokens that can follow each prefix.
-
-  Args:
-    tokens: int [N, L], distinct rows.
-    vocab_size: V.
+  """Number of tokens that can follow each prefix of tokens [N, L].
 
   Returns:
     For l = 0..L-1, int [number of prefixes of l tokens that items have].
@@ -156,13 +152,7 @@ def collided(plain: np.ndarray, vocab_size: int) -> int:
 
 
 def drift(facts: dict[str, Any], count: int, error: dict) -> dict[str, Any]:
-  """The facts' `drift` after `count` more newcomers.
-
-  Args:
-    facts: of report.json so far.
-    count: newcomers.
-    error: the newcomers' errors, as from `errors`.
-  """
+  """The facts' `drift` after `count` more newcomers with these `errors`."""
   before = facts["drift"] or {
     "newcomers": 0,
     "relative_error": 0.0,
@@ -206,19 +196,13 @@ def _distances(x: np.ndarray, queries: np.ndarray) -> np.ndarray:
 
 
 class Size(NamedTuple):
-  """One row of a sweep.
+  """One row of a sweep."""
 
-  Attributes:
-    vocab_size: V.
-    levels: L.
-    error: share of the variance that plain residual k-means loses.
-    error_unique: the same once each item has a SID of its own; 1 is what the
-      mean vector loses.
-  """
-
-  vocab_size: int
-  levels: int
-  error: float
+  vocab_size: int  # V.
+  levels: int  # L.
+  error: float  # Share of the variance that plain residual k-means loses.
+  # The same once each item has a SID of its own; 1 is what the mean vector
+  # loses.
   error_unique: float
 
   @property

@@ -14,12 +14,9 @@ from hsrl_jax.types import Array, Observation, Params, PRNGKey
 
 
 class Oracle(NamedTuple):
-  """A policy that sees the state of the simulator, which no agent does.
+  """A policy that sees the state of the simulator, which no agent does."""
 
-  Attributes:
-    act: (params, state, key) -> slate [K], of one user.
-  """
-
+  # (params, state, key) -> slate [K], of one user.
   act: Callable[[Params, EnvState, PRNGKey], Array]
 
 
@@ -31,21 +28,13 @@ CHUNK = 256  # Sessions, or users, computed at once.
 
 
 class Simulated(NamedTuple):
-  """E simulated sessions.
+  """E simulated sessions."""
 
-  Attributes:
-    total_reward: float32 [E].
-    depth: float32 [E], steps until the session ended.
-    positives: float32 [E], positive responses.
-    slates: int32 [E, T, K], 0 after the session ended.
-    responses: float32 [E, T, K].
-  """
-
-  total_reward: Array
-  depth: Array
-  positives: Array
-  slates: Array
-  responses: Array
+  total_reward: Array  # float32 [E].
+  depth: Array  # float32 [E], steps until the session ended.
+  positives: Array  # float32 [E], positive responses.
+  slates: Array  # int32 [E, T, K], 0 after the session ended.
+  responses: Array  # float32 [E, T, K].
 
 
 def sample(user: np.ndarray, episodes: int, seed: int = SEED) -> np.ndarray:

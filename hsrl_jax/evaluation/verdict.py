@@ -50,28 +50,16 @@ FOLLOWS = {
 
 
 class Baselines(NamedTuple):
-  """Predictions that know no user, or no item, of the training logs.
+  """Predictions that know no user, or no item, of the training logs."""
 
-  Attributes:
-    rate: share of positive responses.
-    items: float [N + 1], the item's smoothed share.
-    users: the smoothed share of each user who was seen.
-    showings: float [N + 1], how often each item was shown.
-  """
-
-  rate: float
-  items: np.ndarray
-  users: Mapping[int, float]
-  showings: np.ndarray
+  rate: float  # Share of positive responses.
+  items: np.ndarray  # float [N + 1], the item's smoothed share.
+  users: Mapping[int, float]  # The smoothed share of each user who was seen.
+  showings: np.ndarray  # float [N + 1], how often each item was shown.
 
 
 def baselines(train: Sessions, items: int) -> Baselines:
-  """The means of the training logs, smoothed towards the mean of all.
-
-  Args:
-    train: the training logs.
-    items: N.
-  """
+  """The means of the training logs, smoothed towards the mean of all."""
   response = np.asarray(train.response, np.float64)
   showings, liked = ranking.counts(train, items)
   known, place = np.unique(np.asarray(train.user_id), return_inverse=True)
@@ -98,12 +86,7 @@ def predictions(known: Baselines, sessions: Sessions) -> dict[str, np.ndarray]:
 def measure(
   probability: np.ndarray, response: np.ndarray, user_id: np.ndarray
 ) -> dict:
-  """How well probabilities predict logged responses.
-
-  Args:
-    probability: float [S, K].
-    response: [S, K], 0 or 1.
-    user_id: int [S].
+  """How well probabilities [S, K] predict logged responses [S, K] of users [S].
 
   Returns:
     `log_loss`; `calibration_error`, the mean gap over ten bins of equal width;
@@ -138,12 +121,9 @@ def measure(
 def auc_by_user(
   score: np.ndarray, liked: np.ndarray, user_id: np.ndarray
 ) -> np.ndarray:
-  """AUC among each user's responses, [U]; NaN without both responses.
+  """AUC among each user's responses, [U]; NaN without both kinds.
 
-  Args:
-    score: float [S, K].
-    liked: bool [S, K].
-    user_id: int [S].
+  Scores are [S, K], users int [S].
   """
   _, user = np.unique(user_id, return_inverse=True)
   user, liked = np.repeat(user, score.shape[1]), liked.ravel()
@@ -161,11 +141,7 @@ def auc_by_user(
 def surest(
   probability: np.ndarray, response: np.ndarray
 ) -> list[dict[str, float]]:
-  """Predicted and observed rates of a model's surest responses.
-
-  Args:
-    probability: float [S, K].
-    response: [S, K], 0 or 1.
+  """Predicted and observed rates of a model's surest responses, [S, K].
 
   Returns:
     Of all responses, then of ever fewer with the highest probabilities:

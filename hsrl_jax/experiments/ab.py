@@ -24,19 +24,12 @@ _SATURATED = 0.99  # A share above it tells policies apart no more.
 
 
 class Arm(NamedTuple):
-  """Sessions of a policy; one row for each seed that it was trained with.
+  """Sessions of a policy; one row for each seed that it was trained with."""
 
-  Attributes:
-    total_reward: float [S, E].
-    depth: float [S, E], slates shown.
-    positives: float [S, E], items liked.
-    liked_slates: float [S, E], slates with a liked item.
-  """
-
-  total_reward: np.ndarray
-  depth: np.ndarray
-  positives: np.ndarray
-  liked_slates: np.ndarray
+  total_reward: np.ndarray  # float [S, E].
+  depth: np.ndarray  # float [S, E], slates shown.
+  positives: np.ndarray  # float [S, E], items liked.
+  liked_slates: np.ndarray  # float [S, E], slates with a liked item.
 
 
 def run(experiment: jobs.Experiment) -> None:

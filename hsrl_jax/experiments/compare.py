@@ -127,9 +127,7 @@ def entrant_row(
 def difference(a: tuple[Run, str], b: tuple[Run, str]) -> dict[str, Any]:
   """Reward of a policy of a run less that of another, or of another run."""
   return statistics.difference(
-    rewards(*a),
-    rewards(*b),
-    measures.read(a[0].workdir / SESSIONS)["user"],
+    rewards(*a), rewards(*b), measures.read(a[0].workdir / SESSIONS)["user"]
   )
 
 

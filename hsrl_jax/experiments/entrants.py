@@ -11,13 +11,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from hsrl_jax import files
-from hsrl_jax.agents import (
-  AGENTS,
-  RULES,
-  configure,
-  needs_logs,
-  reads,
-)
+from hsrl_jax.agents import AGENTS, RULES, configure, needs_logs, reads
 from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.errors import InputError, reading
 from hsrl_jax.experiments import jobs
@@ -125,10 +119,8 @@ _STAGES = {"quantizer": ("assignment",), "simulator": ("protocol",)}
 def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
   """The flags' configuration with some fields changed.
 
-  Args:
-    experiment: with the configuration of the flags.
-    changes: field to value; `agent` is HSRL where none is named, and `times` is
-      how often the flags' iterations are done.
+  `changes` are field to value; `agent` is HSRL where none is named, and `times`
+  is how often the flags' iterations are done.
 
   Raises:
     TypeError: a configuration has no such field.
@@ -148,10 +140,10 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
 
 
 def under(config: Config, protocol: str) -> Config:
-  """The configuration under another protocol.
+  """The configuration under another protocol, if the world leaves a choice.
 
   Raises:
-    InputError: the world decides its own.
+    InputError: it does not.
   """
   try:
     simulator = dataclasses.replace(config.simulator, protocol=protocol)

@@ -33,24 +33,15 @@ _SECONDS = "seconds.json"  # Job to stage to seconds, of all attempts.
 
 
 class Experiment(NamedTuple):
-  """The inputs of an experiment.
+  """The inputs of an experiment."""
 
-  Attributes:
-    name: of the experiment.
-    base: what jobs vary.
-    config: the experiment's own settings, see registry.Entry.
-    workdir: where everything is written.
-    command: that started it, for the record.
-    settings: of each agent, as the flags say.
-    known: all experiments of the command, by name.
-  """
-
-  name: str
-  base: Config
-  config: Checked
-  workdir: pathlib.Path
-  command: str
-  settings: Mapping[str, Settings] = {}
+  name: str  # Of the experiment.
+  base: Config  # What jobs vary.
+  config: Checked  # The experiment's own settings, see registry.Entry.
+  workdir: pathlib.Path  # Where everything is written.
+  command: str  # That started it, for the record.
+  settings: Mapping[str, Settings] = {}  # Of each agent, as the flags say.
+  # All experiments of the command, by name.
   known: Mapping[str, Entry] = LAUNCH.known
 
   def with_agent(self, agent: str, **values: Any) -> Config:
@@ -59,24 +50,16 @@ class Experiment(NamedTuple):
 
 
 class Job(NamedTuple):
-  """One run of an experiment.
+  """One run of an experiment."""
 
-  Attributes:
-    name: of its folder below the workdir, such as `paper/hsrl`.
-    config: of the run.
-  """
-
-  name: str
-  config: Config
+  name: str  # Of its folder below the workdir, such as `paper/hsrl`.
+  config: Config  # Of the run.
 
 
 def prepare(experiment: Experiment, job: Job, like: Run | None = None) -> Run:
   """The job's run, whose data, SIDs and click model are ready.
 
-  Args:
-    experiment: of the job.
-    job: the job.
-    like: a run whose loaded data is used again where it is the same.
+  Loaded data of `like` is used again where it is the same.
 
   Raises:
     InputError: its folder belongs to another configuration.
@@ -123,10 +106,7 @@ def kept(
 ) -> Any:
   """The value in a JSON file, which `make` makes where it is missing.
 
-  Args:
-    path: of the file.
-    make: returns the value.
-    outdated: whether the value in the file is to be made again.
+  It is made again where it is `outdated`.
   """
   if not path.exists() or outdated(json.loads(path.read_text())):
     files.write_json(path, make())

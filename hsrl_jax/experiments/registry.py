@@ -18,32 +18,25 @@ from hsrl_jax.settings import Group
 
 
 class Entry(NamedTuple):
-  """An experiment.
+  """An experiment."""
 
-  Attributes:
-    flag: that chooses it; the flags of its settings begin with that name, too.
-    package: that has its module.
-    name: that the flag gives it, and of the module: `run` takes a
-      jobs.Experiment. COMPARED has the agents that it trains, or `compared`
-      takes the settings and names them.
-    settings: a dataclass of all that it reads beside the flags of a run.
-    title: of its results in docs/RESULTS.md, which is no experiment's name and
-      so shares no anchor with one; empty: they are on no page.
-    question: that they answer.
-    also: other recipes than --recipe by which it trains its agents.
-    fits_sids: whether it fits SIDs of its own.
-    keeps_flags: whether its workdir is its own.
-  """
-
+  # That chooses it; the flags of its settings begin with that name, too.
   flag: str
-  package: str
+  package: str  # That has its module.
+  # That the flag gives it, and of the module: `run` takes a jobs.Experiment.
+  # COMPARED has the agents that it trains, or `compared` takes the settings and
+  # names them.
   name: str
+  # A dataclass of all that it reads beside the flags of a run.
   settings: type[Checked]
+  # Of its results in docs/RESULTS.md, which is no experiment's name and so
+  # shares no anchor with one; empty: they are on no page.
   title: str = ""
-  question: str = ""
+  question: str = ""  # That they answer.
+  # Other recipes than --recipe by which it trains its agents.
   also: tuple[str, ...] = ()
-  fits_sids: bool = False
-  keeps_flags: bool = True
+  fits_sids: bool = False  # Whether it fits SIDs of its own.
+  keeps_flags: bool = True  # Whether its workdir is its own.
 
   def __str__(self) -> str:
     return f"--{self.flag}={self.name}"
@@ -66,14 +59,10 @@ class Entry(NamedTuple):
 
 
 class Front(NamedTuple):
-  """A command that runs experiments.
+  """A command that runs experiments."""
 
-  Attributes:
-    module: of the command.
-    entries: the experiments that it knows, in the order of docs/RESULTS.md.
-  """
-
-  module: str
+  module: str  # Of the command.
+  # The experiments that it knows, in the order of docs/RESULTS.md.
   entries: tuple[Entry, ...]
 
   @property

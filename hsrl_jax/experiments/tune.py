@@ -42,9 +42,7 @@ _OF_RULES: dict[str, dict[str, tuple]] = {
     "similarity_weight": (0.0, 0.1, 0.3, 3.0),
     "rule_estimate": _ESTIMATES,
   },
-  "best_playlist": {
-    "playlist_cap": (0, 1, 2, 3),
-  },
+  "best_playlist": {"playlist_cap": (0, 1, 2, 3)},
 }
 
 

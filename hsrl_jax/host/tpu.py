@@ -56,17 +56,11 @@ _AMOUNT = re.compile(r"\b([\d.]+)([KMGT])\b")
 
 
 class Topology(NamedTuple):
-  """Chips that are not there.
+  """Chips that are not there."""
 
-  Attributes:
-    name: as `describe` takes it.
-    devices: one a chip.
-    clock: cycles a millisecond.
-  """
-
-  name: str
-  devices: tuple[jax.Device, ...]
-  clock: float
+  name: str  # As `describe` takes it.
+  devices: tuple[jax.Device, ...]  # One a chip.
+  clock: float  # Cycles a millisecond.
 
   @property
   def hosts(self) -> int:
@@ -75,52 +69,35 @@ class Topology(NamedTuple):
 
 
 class Loop(NamedTuple):
-  """A `while` of a compiled program.
+  """A `while` of a compiled program."""
 
-  Attributes:
-    trips: each time; None where they are not known before it runs.
-    name: of the operation in the traced program that it came from.
-    cycles: of all its trips, and as often as it is run, as far as is known.
-  """
-
-  trips: int | None
-  name: str
+  trips: int | None  # Each time; None where they are not known before it runs.
+  name: str  # Of the operation in the traced program that it came from.
+  # Of all its trips, and as often as it is run, as far as is known.
   cycles: int
 
 
 class Operation(NamedTuple):
-  """An operation that a chip does at once, such as a fusion.
+  """An operation that a chip does at once, such as a fusion."""
 
-  Attributes:
-    name: of the operation in the traced program that it came from.
-    cycles: of all its runs.
-    result: its type, of the largest array where there are several.
-    bytes: of that array in the chip's memory, as it is padded; 0 elsewhere.
-  """
-
-  name: str
-  cycles: int
-  result: str
+  name: str  # Of the operation in the traced program that it came from.
+  cycles: int  # Of all its runs.
+  result: str  # Its type, of the largest array where there are several.
+  # Of that array in the chip's memory, as it is padded; 0 elsewhere.
   bytes: int
 
 
 class Estimate(NamedTuple):
-  """Time and memory of a program by the compiler, for each chip.
+  """Time and memory of a program by the compiler, for each chip."""
 
-  Attributes:
-    milliseconds: of a call.
-    loops: all of them, the innermost first.
-    operations: all others; of a branch those of the one that takes longest.
-    memory: bytes of `arguments`, `results` elsewhere than in these,
-      `temporaries` and the `program`.
-    text: the program.
-  """
-
-  milliseconds: float
-  loops: list[Loop]
+  milliseconds: float  # Of a call.
+  loops: list[Loop]  # All of them, the innermost first.
+  # All others; of a branch those of the one that takes longest.
   operations: list[Operation]
+  # Bytes of `arguments`, `results` elsewhere than in these, `temporaries` and
+  # the `program`.
   memory: dict[str, int]
-  text: str
+  text: str  # The program.
 
 
 class OutOfMemoryError(Exception):

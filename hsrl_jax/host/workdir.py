@@ -95,16 +95,12 @@ def _lock(path: pathlib.Path):
 
 
 class Kind(NamedTuple):
-  """A kind of folder that is replaced as a whole.
+  """A kind of folder that is replaced as a whole."""
 
-  Attributes:
-    name: with its article, for people.
-    files: patterns of the names of all files that such a folder may hold.
-    is_complete: whether the files of a folder are those of a complete one.
-  """
-
-  name: str
+  name: str  # With its article, for people.
+  # Patterns of the names of all files that such a folder may hold.
   files: tuple[str, ...]
+  # Whether the files of a folder are those of a complete one.
   is_complete: Callable[[pathlib.Path], bool]
 
   def stranger(self, folder: pathlib.Path) -> str | None:
@@ -128,10 +124,6 @@ def replace_folder(folder: pathlib.Path, kind: Kind) -> Iterator[pathlib.Path]:
   renamed over another with files in it; the old one steps aside first, and is
   removed when the new one is in place. `settle` puts right what a crash
   between the two renames leaves.
-
-  Args:
-    folder: see `check_replaceable`.
-    kind: of the folder.
 
   Raises:
     InputError: something else is in that place; nothing was changed.
@@ -161,12 +153,8 @@ def replace_folder(folder: pathlib.Path, kind: Kind) -> Iterator[pathlib.Path]:
 def check_replaceable(folder: pathlib.Path, kind: Kind) -> None:
   """Checks that nothing is lost where `replace_folder` writes.
 
-  Args:
-    folder: is missing, empty, or a complete folder of the kind and no more.
-    kind: of the folder.
-
   Raises:
-    InputError: something else is there.
+    InputError: the folder is there, not empty, and no complete one of its kind.
   """
   folder = pathlib.Path(os.path.abspath(folder))
   if folder.is_symlink():

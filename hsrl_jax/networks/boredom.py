@@ -10,22 +10,17 @@ class BoredomModel(nn.Module):
 
   All topics are looked at alike: what is found of a topic changes the logits of
   its own items, and the largest of what is found of any topic those of all.
-
-  Attributes:
-    hidden: widths of the layers that all topics share.
   """
 
+  # Widths of the layers that all topics share.
   hidden: tuple[int, ...] = (32, 16)
 
   @nn.compact
   def __call__(self, counts: Array, topics: Array, logits: Array) -> Array:
-    """Returns float32 [K] logits.
+    """Logits [K] of a click model, as boredom changes them, float32 [K].
 
-    Args:
-      counts: float32 [T + 1, F], of what was shown lately, by topic; row 0 is
-        of items without one.
-      topics: int32 [K], of the items.
-      logits: float32 [K], of the click model.
+    `counts`, [T + 1, F], are of what was shown lately, by topic, row 0 of items
+    without one; `topics`, int32 [K], are the items'.
     """
     total = counts.sum(0)
     # Beside the counts of a topic their total, so that shares can be told.

@@ -10,13 +10,9 @@ from hsrl_jax.types import Array
 
 
 class Value(nn.Module):
-  """An MLP with one output.
+  """An MLP with one output."""
 
-  Attributes:
-    hidden: widths of the hidden layers.
-  """
-
-  hidden: Sequence[int]
+  hidden: Sequence[int]  # Widths of the hidden layers.
 
   @nn.compact
   def __call__(self, context: Array) -> Array:
@@ -27,23 +23,15 @@ class Value(nn.Module):
 
 
 class Critic(nn.Module):
-  """V(s) = sum_l softmax(w)_l V_l(c_l) with trained w (docs/policy.md).
+  """V(s) = sum_l softmax(w)_l V_l(c_l) with trained w (docs/policy.md)."""
 
-  Attributes:
-    hidden: widths of the hidden layers of each V_l.
-  """
-
-  hidden: Sequence[int] = (256, 64)
+  hidden: Sequence[int] = (256, 64)  # Widths of the hidden layers of each V_l.
 
   @nn.compact
   def __call__(self, contexts: Array) -> tuple[Array, Array]:
-    """Values of ONE state; callers vmap.
+    """V(s) of ONE state, [], and the levels' own values, [L + 1].
 
-    Args:
-      contexts: float32 [L + 1, d], or fewer of them.
-
-    Returns:
-      V(s), float32 [], and the levels' own values, float32 [L + 1].
+    Contexts are float32 [L + 1, d], or fewer; callers vmap.
     """
     levels = contexts.shape[0]
     values = nn.vmap(

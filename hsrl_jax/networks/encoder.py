@@ -21,18 +21,14 @@ class Encoder(nn.Module):
 
   The user's profile enters by an MLP twice: at all positions, so that what is
   attended to depends on the user, and beside the last one.
-
-  Attributes:
-    width: d of all layers.
-    layers: transformer layers, post-norm, feed-forward of 2 d; 0: the history
-      is summed up, evenly and with weights that fall with age.
-    heads: attention heads; divides `width`.
-    dropout: rate on the embeddings and on the output of each sub-layer.
   """
 
-  width: int = 32
+  width: int = 32  # D of all layers.
+  # Transformer layers, post-norm, feed-forward of 2 d; 0: the history is summed
+  # up, evenly and with weights that fall with age.
   layers: int = 2
-  heads: int = 4
+  heads: int = 4  # Attention heads; divides `width`.
+  # Rate on the embeddings and on the output of each sub-layer.
   dropout: float = 0.1
 
   @nn.compact
@@ -107,13 +103,9 @@ class Encoder(nn.Module):
 
 
 class Layer(nn.Module):
-  """Self-attention and feed-forward, each with residual and norm.
+  """Self-attention and feed-forward, each with residual and norm."""
 
-  Attributes:
-    heads: attention heads.
-  """
-
-  heads: int
+  heads: int  # Attention heads.
 
   @nn.compact
   def __call__(
@@ -123,13 +115,10 @@ class Layer(nn.Module):
     attention_scale: Array | float,
     feed_forward_scale: Array | float,
   ) -> Array:
-    """The last Q of H positions, float32 [Q, d].
+    """The last Q of H positions x [H, d], float32 [Q, d].
 
-    Args:
-      x: float32 [H, d].
-      usable: bool [Q, H], which positions each of the last Q may attend to.
-      attention_scale: dropout's scale of the attention's output, [Q, d].
-      feed_forward_scale: the same of the feed-forward's output.
+    Each of the last Q attends to those that are usable, bool [Q, H]. The scales
+    are dropout's, [Q, d], of the outputs of attention and feed-forward.
     """
     length, width = x.shape
     query = x[length - len(usable) :]
@@ -144,14 +133,8 @@ class Layer(nn.Module):
 def attention(heads: int, query: Array, x: Array, usable: Array) -> Array:
   """Multi-head attention, called within a module that gets its four maps.
 
-  Args:
-    heads: divides d.
-    query: float32 [Q, d].
-    x: float32 [H, d], what is attended to.
-    usable: bool [Q, H].
-
-  Returns:
-    float32 [Q, d].
+  Of query [Q, d] and what is attended to, x [H, d], by usable, bool [Q, H];
+  returns [Q, d].
   """
   width = x.shape[-1]
   size = width // heads

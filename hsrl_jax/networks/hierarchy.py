@@ -29,31 +29,19 @@ _FREE_RATE = 0.1
 
 
 class Hierarchy(NamedTuple):
-  """The policy's view of one state.
+  """The policy's view of one state."""
 
-  Attributes:
-    logits: float32 [L, V].
-    contexts: float32 [L + 1, d], c_0 .. c_L.
-  """
-
-  logits: Array
-  contexts: Array
+  logits: Array  # float32 [L, V].
+  contexts: Array  # float32 [L + 1, d], c_0 .. c_L.
 
 
 class TokenParams(NamedTuple):
-  """Parameters of all tokens.
+  """Parameters of all tokens."""
 
-  Attributes:
-    kernel: float32 [L, V, d], the rows of W_l.
-    meaning: float32 [L, V, d], the rows of A C_l.
-    embedding: float32 [L, V, d], E_l.
-    bias: float32 [L, V].
-  """
-
-  kernel: Array
-  meaning: Array
-  embedding: Array
-  bias: Array
+  kernel: Array  # float32 [L, V, d], the rows of W_l.
+  meaning: Array  # float32 [L, V, d], the rows of A C_l.
+  embedding: Array  # float32 [L, V, d], E_l.
+  bias: Array  # float32 [L, V].
 
   def logits(self, context: Array, state: Array, level: int) -> Array:
     """Logits [V] of level `level` + 1, of c_level and c_0, both [d]."""
@@ -62,21 +50,13 @@ class TokenParams(NamedTuple):
 
 
 class PolicyNetwork(nn.Module):
-  """HPN of ONE state; callers vmap over states, items or beams.
+  """HPN of ONE state; callers vmap over states, items or beams."""
 
-  Attributes:
-    levels: L.
-    vocab_size: V.
-    width: d, the width of the state.
-    semantic_tokens: False leaves the free parts alone.
-    residual: False shows c_0 to all levels.
-  """
-
-  levels: int
-  vocab_size: int
-  width: int
-  semantic_tokens: bool = True
-  residual: bool = True
+  levels: int  # L.
+  vocab_size: int  # V.
+  width: int  # D, the width of the state.
+  semantic_tokens: bool = True  # False leaves the free parts alone.
+  residual: bool = True  # False shows c_0 to all levels.
 
   def setup(self):
     shape = (self.levels, self.vocab_size, self.width)
@@ -98,11 +78,7 @@ class PolicyNetwork(nn.Module):
     self.response_bias = self.param("response_bias", zeros, ())
 
   def tokens(self, codebooks: Array) -> TokenParams:
-    """W, E and b of all tokens.
-
-    Args:
-      codebooks: float32 [L, V, D].
-    """
+    """W, E and b of all tokens, by codebooks [L, V, D]."""
     if not self.semantic_tokens:
       nothing = jnp.zeros_like(self.kernel)
       return TokenParams(self.kernel, nothing, self.embedding, self.bias)
@@ -118,14 +94,8 @@ class PolicyNetwork(nn.Module):
 
     An item's, less those of its tokens' vectors, is what its SID loses: added
     to the score of its tokens, it makes the semantic part of the whole an inner
-    product of c_0 and the mapped features themselves.
-
-    Args:
-      vectors: float32 [..., D].
-      state: float32 [d], c_0.
-
-    Returns:
-      float32 [...].
+    product of c_0 and the mapped features themselves. Vectors are [..., D], the
+    state [d], the result [...].
     """
     meaning, bias = (
       x.variables["params"]["kernel"] for x in (self.meaning_map, self.bias_map)

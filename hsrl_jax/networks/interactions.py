@@ -16,23 +16,14 @@ class Interactions(nn.Module):
   were shown: once all of them, and once the liked ones. That is attention whose
   weights are those of an item's age and response, so that counts, such as the
   likes of a topic in the last steps, are linear in it.
-
-  Attributes:
-    width: of the result, and of the hidden layer half of it.
-    item_width: numbers of an item.
   """
 
-  width: int
-  item_width: int = 16
+  width: int  # Of the result, and of the hidden layer half of it.
+  item_width: int = 16  # Numbers of an item.
 
   @nn.compact
   def __call__(self, item_features: Array, shown: Shown) -> Array:
-    """Returns float32 [width].
-
-    Args:
-      item_features: float32 [N + 1, D], row 0 for padding.
-      shown: of the user.
-    """
+    """Returns float32 [width]; features are [N + 1, D], row 0 for padding."""
     there = (shown.items > 0).astype(jnp.float32)
     age = jnp.clip(shown.ago, 1, AGES) - 1
     by_age = jax.nn.one_hot(age, AGES, axis=0) * there[None]

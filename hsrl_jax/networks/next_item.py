@@ -106,11 +106,7 @@ class Model:
     return self._vectors(params, catalogue, jnp.arange(self.num_items + 1))
 
   def loss(
-    self,
-    params: Params,
-    catalogue: Catalogue,
-    batch: Packed,
-    key: PRNGKey,
+    self, params: Params, catalogue: Catalogue, batch: Packed, key: PRNGKey
   ) -> tuple[Array, Array]:
     """Sum over the targets of a batch of rows, and how many targets there are.
 

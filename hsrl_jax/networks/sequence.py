@@ -16,21 +16,14 @@ class ItemRows(nn.Module):
   The sum of an embedding of the item's id, an embedding of each of its tokens
   and a linear map of its features. Computed once, the rows can be put where an
   Encoder or a policy expects item features.
-
-  Attributes:
-    width: of the rows.
-    num_items: N.
-    levels: L, 0 where tokens are not used.
-    vocab_size: V.
-    ids: whether items have an embedding of their own; zeros for an item above
-      N, which came later. Without, items without tokens and features are all
-      alike.
   """
 
-  width: int
-  num_items: int
-  levels: int = 0
-  vocab_size: int = 0
+  width: int  # Of the rows.
+  num_items: int  # N.
+  levels: int = 0  # L, 0 where tokens are not used.
+  vocab_size: int = 0  # V.
+  # Whether items have an embedding of their own; zeros for an item above N,
+  # which came later. Without, items without tokens and features are all alike.
   ids: bool = True
 
   @nn.compact
@@ -40,12 +33,10 @@ class ItemRows(nn.Module):
     tokens: Sequence[Array] | None = None,
     features: Array | None = None,
   ) -> Array:
-    """Returns float32 [..., width]; 0 for padding.
+    """Vectors, float32 [..., width], of ids [...]; 0 for padding.
 
-    Args:
-      item: int32 [...], ids; 0 for padding.
-      tokens: per level, [N + 1] of all items; used where L is above 0.
-      features: float32 [N + 1, D] of all items, or None.
+    `tokens`, per level [N + 1] of all items, are used where L is above 0;
+    `features` are [N + 1, D], or None.
     """
     small = nn.initializers.normal(0.02)
     rows = jnp.zeros((*item.shape, self.width))
@@ -77,18 +68,12 @@ class SequenceEncoder(nn.Module):
   Layers are pre-norm: with the post-norm layers of the Encoder, and with a map
   and a norm between an item's row and the first layer, NDCG@10 of the next item
   of Amazon Beauty was a sixth less.
-
-  Attributes:
-    width: d of all layers, and of the items' rows.
-    layers: transformer layers, feed-forward of 2 d.
-    heads: attention heads; divides `width`.
-    dropout: rate on the embeddings and on the output of each sub-layer.
   """
 
-  width: int
-  layers: int
-  heads: int
-  dropout: float
+  width: int  # D of all layers, and of the items' rows.
+  layers: int  # Transformer layers, feed-forward of 2 d.
+  heads: int  # Attention heads; divides `width`.
+  dropout: float  # Rate on the embeddings and on the output of each sub-layer.
 
   @nn.compact
   def __call__(

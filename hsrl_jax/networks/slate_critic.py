@@ -7,27 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks.encoder import Encoder
-from hsrl_jax.networks.slate_policy import (
-  SLOTS,
-  Chosen,
-  Tokens,
-  slot_of,
-)
+from hsrl_jax.networks.slate_policy import SLOTS, Chosen, Tokens, slot_of
 from hsrl_jax.types import Array, Observation, PRNGKey
 
 
 class PrefixCritic(nn.Module):
-  """Values of a state and of what was chosen so far in a slate.
+  """Values of a state and of what was chosen so far in a slate."""
 
-  Attributes:
-    levels: L.
-    encoder: sizes of its own Encoder.
-    widths: of the hidden layers.
-  """
-
-  levels: int
-  encoder: tuple[int, int, int, float]
-  widths: Sequence[int] = (64, 64)
+  levels: int  # L.
+  encoder: tuple[int, int, int, float]  # Sizes of its own Encoder.
+  widths: Sequence[int] = (64, 64)  # Of the hidden layers.
 
   @nn.compact
   def __call__(

@@ -23,37 +23,24 @@ from hsrl_jax.types import Array, PRNGKey
 
 
 class Context(NamedTuple):
-  """Facts of prefixes; leading axes are the caller's.
+  """Facts of prefixes; leading axes are the caller's."""
 
-  Attributes:
-    state: float32 [..., d], c_0.
-    residual: float32 [..., d], c_l.
-    node: int32 [...], the prefix in the SidIndex; -1 is none.
-  """
-
-  state: Array
-  residual: Array
-  node: Array
+  state: Array  # float32 [..., d], c_0.
+  residual: Array  # float32 [..., d], c_l.
+  node: Array  # int32 [...], the prefix in the SidIndex; -1 is none.
 
 
 class TokenDecoder(nn.Module):
-  """Log-probabilities of tokens after a prefix; states [..., d].
+  """Log-probabilities of tokens after a prefix; states [..., d]."""
 
-  Attributes:
-    levels: L.
-    vocab_size: V.
-    width: d.
-    hidden: width of the block before each level's logits; 0 for no block.
-    dropout: rate on the block's hidden layer.
-    constrained: the softmax of a level is over tokens that lead to an active
-      item; then the probabilities of all active items sum to 1.
-  """
-
-  levels: int
-  vocab_size: int
-  width: int
+  levels: int  # L.
+  vocab_size: int  # V.
+  width: int  # D.
+  # Width of the block before each level's logits; 0 for no block.
   hidden: int = 256
-  dropout: float = 0.1
+  dropout: float = 0.1  # Rate on the block's hidden layer.
+  # The softmax of a level is over tokens that lead to an active item; then the
+  # probabilities of all active items sum to 1.
   constrained: bool = True
 
   def setup(self):
@@ -107,11 +94,7 @@ class TokenDecoder(nn.Module):
     return logits + jnp.broadcast_to(self.bias[level], logits.shape)
 
   def advance(
-    self,
-    index: sid_index.SidIndex,
-    context: Context,
-    token: Array,
-    level: int,
+    self, index: sid_index.SidIndex, context: Context, token: Array, level: int
   ) -> Context:
     """The contexts once `token`, int32 [...], is taken at a level below L."""
     residual = context.residual - self.embedding[level, token]
@@ -147,19 +130,11 @@ class TokenDecoder(nn.Module):
     return jnp.stack(out, -2)
 
   def search(
-    self,
-    index: sid_index.SidIndex,
-    state: Array,
-    beams: int,
-    **how: Any,
+    self, index: sid_index.SidIndex, state: Array, beams: int, **how: Any
   ) -> Beams:
     """The most probable items of ONE state [d].
 
-    Args:
-      index: the catalogue.
-      state: float32 [d], c_0.
-      beams: B.
-      **how: further keywords of `beam_search`.
+    `how` are further keywords of `beam_search`.
     """
     return beam_search(
       index,

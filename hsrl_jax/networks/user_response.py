@@ -15,30 +15,24 @@ from hsrl_jax.types import Array
 
 
 class UserResponseModel(nn.Module):
-  """Logits that ONE user responds positively to each item; callers vmap.
+  """Logits that ONE user responds positively to each item; callers vmap."""
 
-  Attributes:
-    features: width F of the space in which user and item meet.
-    hidden: width of the hidden layer of the profile's MLP.
-    heads: attention heads; divides `features`.
-    final_dense: True for the MovieLens variant, which mixes interest and user
-      vector by a last Dense; False for the RL4RS variant.
-    dropout: rate on the history's items and on the hidden layer, in training.
-    id_dropout: rate at which, in training, an item is known by its features
-      alone, which is how newcomers are known; None: items have no embedding of
-      their ids at all, as in the public benchmark.
-    double_sigmoid: whether in training the sigmoid of each logit is returned in
-      its place, so that the loss applies it twice, as the public benchmark's
-      does: a response of probability p is fitted by sigmoid(sigmoid(logit)),
-      which is never outside (0.5, 0.731).
-  """
-
-  features: int = 16
-  hidden: int = 256
-  heads: int = 2
+  features: int = 16  # Width F of the space in which user and item meet.
+  hidden: int = 256  # Width of the hidden layer of the profile's MLP.
+  heads: int = 2  # Attention heads; divides `features`.
+  # True for the MovieLens variant, which mixes interest and user vector by a
+  # last Dense; False for the RL4RS variant.
   final_dense: bool = True
+  # Rate on the history's items and on the hidden layer, in training.
   dropout: float = 0.0
+  # Rate at which, in training, an item is known by its features alone, which is
+  # how newcomers are known; None: items have no embedding of their ids at all,
+  # as in the public benchmark.
   id_dropout: float | None = None
+  # Whether in training the sigmoid of each logit is returned in its place, so
+  # that the loss applies it twice, as the public benchmark's does: a response
+  # of probability p is fitted by sigmoid(sigmoid(logit)), which is never
+  # outside (0.5, 0.731).
   double_sigmoid: bool = False
 
   @nn.compact

@@ -11,17 +11,14 @@ PLACE_TRACE = 0.95  # lambda from place to place of a slate.
 
 
 class Ends(NamedTuple):
-  """How each of T slates ended its session, if it did.
+  """How each of T slates ended its session, if it did."""
 
-  Attributes:
-    terminated: float32 [T], 1 where the user left: nothing is earned after it.
-    truncated: float32 [T], 1 where the session was cut, such as by a step
-      limit: what the user would have gone on to earn is still worth something.
-    cut_value: float32 [T], V of the state after the slate, where it was cut.
-  """
-
+  # float32 [T], 1 where the user left: nothing is earned after it.
   terminated: Array
+  # float32 [T], 1 where the session was cut, such as by a step limit: what the
+  # user would have gone on to earn is still worth something.
   truncated: Array
+  # float32 [T], V of the state after the slate, where it was cut.
   cut_value: Array
 
 
@@ -30,11 +27,8 @@ def td_target(
 ) -> Array:
   """y = r + gamma (1 - terminated) V(s'), no gradient (docs/policy.md).
 
-  Args:
-    reward: float32 [].
-    terminated: float32 [], 1 where the user left. A step limit is no end.
-    next_value: float32 [], the target network's V(s').
-    discount: gamma.
+  `terminated` is 1 where the user left: a step limit is no end. V is the target
+  network's.
   """
   return jax.lax.stop_gradient(
     reward + discount * (1.0 - terminated) * next_value

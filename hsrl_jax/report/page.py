@@ -12,14 +12,8 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-  """A page.
-
-  Args:
-    template: name of a file in `templates/`.
-    **values: what the template names.
-
-  Raises:
-    jinja2.UndefinedError: the template names something else.
+  """A page out of a file in `templates/`; jinja2.UndefinedError where it names
+  what is not in `values`.
   """
   return _environment().get_template(template).render(values)
 

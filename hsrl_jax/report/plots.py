@@ -41,14 +41,8 @@ def typical_genres(
 ) -> list[tuple[str, float]]:
   """Genres whose share among `rows` most exceeds that in the catalogue.
 
-  Args:
-    names: [G].
-    table: bool [N, G].
-    rows: indices of the items described.
-    count: most genres returned.
-
-  Returns:
-    Names and shares among `rows`, the most typical first.
+  Of names [G] and a table, bool [N, G], there are at most `count`, with their
+  shares among `rows`, the most typical first.
   """
   share = table[rows].mean(0)
   excess = share - table.mean(0)
@@ -61,9 +55,7 @@ def pca(
 ) -> tuple[np.ndarray, np.ndarray]:
   """First two principal components, [N, 2], and their share of variance.
 
-  Args:
-    x: [N, D].
-    weight: [N], of the rows; all alike by default.
+  Rows of x, [N, D], weigh [N], by default all alike.
   """
   x = np.asarray(x, np.float64)
   x = x - np.average(x, axis=0, weights=weight)
@@ -86,11 +78,8 @@ def learning_curve(
 ) -> Figure:
   """Total reward of the evaluations, and the losses.
 
-  Args:
-    agent: name of the trained agent, for the curve's label.
-    curve: lines of metrics.jsonl with `eval`.
-    training: those without.
-    bounds: other policies' total reward, by name.
+  `curve` are the lines of metrics.jsonl with `eval`, `training` those without;
+  `bounds` are other policies' total reward, by name.
   """
   shown = [x for x in _LOSSES if any(x in line for line in training)]
   # Zeros come before the first gradient step, while the buffer is filled.
@@ -126,18 +115,11 @@ def learning_curve(
 
 
 def semantic_space(
-  features: np.ndarray,
-  tokens: np.ndarray,
-  genres: list[str],
-  vocab_size: int,
+  features: np.ndarray, tokens: np.ndarray, genres: list[str], vocab_size: int
 ) -> Figure:
   """The items by their first token, and how much each code is used.
 
-  Args:
-    features: [N, D].
-    tokens: [N, L].
-    genres: [N].
-    vocab_size: V.
+  Features are [N, D], tokens [N, L], genres [N].
   """
   figure = Figure(figsize=(10, 6), layout="constrained")
   grid = figure.add_gridspec(
@@ -154,15 +136,8 @@ def semantic_space(
     rows = np.flatnonzero(first == token)
     typical = typical_genres(names, table, rows)
     text = ", ".join(f"{name} {part:.0%}" for name, part in typical)
-    handles.append(
-      Line2D(
-        [],
-        [],
-        linestyle="",
-        label=f"{token}: {text or 'no typical genre'} ({len(rows)} items)",
-        **style,
-      )
-    )
+    text = f"{token}: {text or 'no typical genre'} ({len(rows)} items)"
+    handles.append(Line2D([], [], linestyle="", label=text, **style))
   _draw_usage(figure.add_subplot(grid[0, 1]), tokens, vocab_size)
 
   axes = figure.add_subplot(grid[1, 1])
@@ -186,9 +161,7 @@ def semantic_space(
 def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
   """Map of the first two levels, use of the codes, number of next tokens.
 
-  Args:
-    codebooks: float32 [L, V, D].
-    tokens: int [N, L].
+  Codebooks are [L, V, D], tokens [N, L].
   """
   levels, vocab_size, _ = codebooks.shape
   figure = Figure(figsize=(10, 6), layout="constrained")
@@ -216,13 +189,11 @@ def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
   style(axes, "Tokens that can follow a prefix", "prefix, most choices first")
   for depth, counts in enumerate(sid_quality.followers(tokens, vocab_size)):
     shown = np.sort(counts)[::-1]
-    axes.plot(
-      np.linspace(0, 1, len(shown)) if len(shown) > 1 else [0, 1],
-      shown if len(shown) > 1 else np.repeat(shown, 2),
-      color=COLOURS[depth % len(COLOURS)],
-      linestyle=_DASHES[depth % len(_DASHES)],
-      label=f"after {depth} token{'' if depth == 1 else 's'}",
-    )
+    if len(shown) == 1:
+      shown = np.repeat(shown, 2)
+    label = f"after {depth} token{'' if depth == 1 else 's'}"
+    place = np.linspace(0, 1, len(shown))
+    axes.plot(place, shown, label=label, **_line(depth))
   axes.xaxis.set_major_formatter("{x:.0%}")
   # Room above the root's line for the legend.
   axes.set_ylim(0, 1.15 * axes.get_ylim()[1] + 0.05 * vocab_size * levels)
@@ -245,16 +216,9 @@ def simulator(lines: list[dict[str, Any]]) -> Figure:
     style(axes, title, "epoch")
     axes.xaxis.get_major_locator().set_params(integer=True)
     for i, (name, label) in enumerate(series.items()):
-      measured = [x for x in lines if x.get(name) is not None]
-      axes.plot(
-        [x["epoch"] for x in measured],
-        [x[name] for x in measured],
-        color=COLOURS[i],
-        linestyle=_DASHES[i],
-        marker=MARKERS[i],
-        markersize=4,
-        label=label,
-      )
+      found = [(x["epoch"], x[name]) for x in lines if x.get(name) is not None]
+      how = {"marker": MARKERS[i], "markersize": 4, "label": label}
+      axes.plot(*zip(*found, strict=True), **how, **_line(i))
     axes.axvline(best, color=GREY, linewidth=0.9, linestyle=":", label="kept")
     axes.legend(frameon=False, fontsize=8)
   return figure
@@ -267,10 +231,8 @@ def next_item(
 ) -> Figure:
   """Training on the next item: loss, and validation by seed.
 
-  Args:
-    losses: lines of metrics.jsonl with the loss.
-    validated: those with measures of the validation split.
-    seeds: of the run.
+  `losses` and `validated` are the lines of metrics.jsonl with the loss, and
+  with measures of the validation split.
   """
   figure = Figure(figsize=(10, 3.5), layout="constrained")
   left, right = figure.subplots(1, 2)
@@ -280,18 +242,11 @@ def next_item(
   left.plot(steps, [x["loss"] for x in losses], color=COLOURS[0])
   kept = validated[-1]["eval"]["kept"]
   for i, seed in enumerate(seeds):
-    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-    right.plot(
-      [x["step"] for x in validated],
-      [x["eval"]["ndcg@10"]["per_seed"][i] for x in validated],
-      color=colour,
-      linestyle=_DASHES[i % len(_DASHES)],
-      marker=marker,
-      markersize=3,
-      label=f"seed {seed}",
-    )
-    best = kept["step"][i], kept["measure"][i]
-    right.plot(*best, color=colour, marker=marker, markersize=9)
+    how = {"marker": MARKERS[i % len(MARKERS)]} | _line(i)
+    steps = [x["step"] for x in validated]
+    ndcg = [x["eval"]["ndcg@10"]["per_seed"][i] for x in validated]
+    right.plot(steps, ndcg, markersize=3, label=f"seed {seed}", **how)
+    right.plot(kept["step"][i], kept["measure"][i], markersize=9, **how)
   for axes in (left, right):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.margins(y=0.08)
@@ -309,15 +264,26 @@ def style(axes, title: str, xlabel: str) -> None:
   axes.set_axisbelow(True)
 
 
+def _line(number: int) -> dict[str, str]:
+  """Colour and dashes of a line of several."""
+  return {
+    "color": COLOURS[number % len(COLOURS)],
+    "linestyle": _DASHES[number % len(_DASHES)],
+  }
+
+
+def level(axes, y: float, name: str, x: float = 1) -> None:
+  """A dashed line at a height, with its name at an end: 0 left, 1 right."""
+  axes.axhline(y, color=GREY, linewidth=0.8, linestyle="--")
+  how = {"xycoords": ("axes fraction", "data"), "va": "bottom"}
+  how |= {"ha": "right" if x else "left", "fontsize": 8, "color": GREY}
+  axes.annotate(name, (x, y), **how)
+
+
 def legend_below(figure: Figure, columns: int, handles=None) -> None:
   """The legend of all axes, or of the handles, below the panels."""
-  figure.legend(
-    handles=handles,
-    loc="outside lower center",
-    ncols=columns,
-    frameon=False,
-    fontsize=8,
-  )
+  how = {"loc": "outside lower center", "frameon": False, "fontsize": 8}
+  figure.legend(handles=handles, ncols=columns, **how)
 
 
 def _draw_curve(axes, agent: str, curve: list[dict[str, Any]]) -> None:
@@ -400,38 +366,21 @@ def _draw_clusters(
 ) -> list[tuple[int, dict[str, Any]]]:
   """Points by first token; the style of each marked token."""
   rest = ~np.isin(first, marked)
-  axes.scatter(
-    *points[rest].T,
-    s=5 if size is None else size[rest],
-    linewidths=0,
-    c=[_TINTS[t % len(_TINTS)] for t in first[rest]],
-  )
+  area = 5 if size is None else size[rest]
+  tints = [_TINTS[t % len(_TINTS)] for t in first[rest]]
+  axes.scatter(*points[rest].T, s=area, linewidths=0, c=tints)
   styles = []
   for token, colour, marker in zip(marked, COLOURS, MARKERS, strict=False):
-    rows = first == token
-    axes.scatter(
-      *points[rows].T,
-      s=9 if size is None else size[rows],
-      linewidths=0,
-      c=colour,
-      marker=marker,
-      alpha=0.75,
-    )
-    styles.append((token, {"color": colour, "marker": marker}))
+    rows, style = first == token, {"color": colour, "marker": marker}
+    area = 9 if size is None else size[rows]
+    axes.scatter(*points[rows].T, s=area, linewidths=0, alpha=0.75, **style)
+    styles.append((token, style))
   for token, style in styles:
+    box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.9}
+    how = {"ha": "center", "va": "center", "fontsize": 9, "fontweight": "bold"}
+    middle = np.median(points[first == token], axis=0)
     axes.annotate(
-      str(token),
-      np.median(points[first == token], axis=0),
-      ha="center",
-      va="center",
-      fontsize=9,
-      fontweight="bold",
-      bbox={
-        "boxstyle": "round,pad=0.2",
-        "facecolor": "white",
-        "edgecolor": style["color"],
-        "alpha": 0.9,
-      },
+      str(token), middle, bbox=box | {"edgecolor": style["color"]}, **how
     )
   return styles
 
@@ -440,20 +389,10 @@ def _draw_usage(axes, tokens: np.ndarray, vocab_size: int) -> None:
   style(axes, "Items per code", "code, most used first")
   for level in range(tokens.shape[1]):
     count = np.bincount(tokens[:, level], minlength=vocab_size)
-    axes.plot(
-      np.arange(1, len(count) + 1),
-      np.sort(count)[::-1],
-      color=COLOURS[level % len(COLOURS)],
-      linestyle=_DASHES[level % len(_DASHES)],
-      label=f"level {level + 1}",
-    )
-  axes.axhline(
-    len(tokens) / vocab_size,
-    color=GREY,
-    linewidth=0.8,
-    linestyle=(0, (1, 3)),
-    label="all alike",
-  )
+    place, label = np.arange(1, len(count) + 1), f"level {level + 1}"
+    axes.plot(place, np.sort(count)[::-1], label=label, **_line(level))
+  dots = {"color": GREY, "linewidth": 0.8, "linestyle": (0, (1, 3))}
+  axes.axhline(len(tokens) / vocab_size, label="all alike", **dots)
   axes.set_ylim(bottom=0)
   axes.legend(frameon=False, fontsize=8)
 

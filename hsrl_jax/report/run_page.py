@@ -80,7 +80,7 @@ def write(
   figures = {
     "semantic_space": plots.semantic_space(
       items.features[1:], tokens, genres, facts["vocab_size"]
-    ),
+    )
   }
   if fit:
     figures["simulator"] = plots.simulator(fit)

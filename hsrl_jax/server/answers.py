@@ -17,21 +17,14 @@ FAULT = "an error of the server, which logged it"
 
 
 class Answer(NamedTuple):
-  """A slate of one user.
+  """A slate of one user."""
 
-  Attributes:
-    served: the version that made the slate.
-    ask: the request.
-    slate: the places with an item, which come first: [k], [k, L].
-    names: ids in the source of its items, [k].
-    request_id: None where nothing is kept.
-  """
-
-  served: Served
-  ask: Ask
+  served: Served  # The version that made the slate.
+  ask: Ask  # The request.
+  # The places with an item, which come first: [k], [k, L].
   slate: Recommendations
-  names: list[str]
-  request_id: str | None
+  names: list[str]  # Ids in the source of its items, [k].
+  request_id: str | None  # None where nothing is kept.
 
   def to_json(self) -> bytes:
     """Returns the body of the answer."""

@@ -22,32 +22,20 @@ STABLE, CANARY = "stable", "canary"
 
 
 class Served(NamedTuple):
-  """A version that is served.
+  """A version that is served."""
 
-  Attributes:
-    recommender: a version with its catalogue.
-    version: its number; of a folder without versions, a short hash of the
-      policy's file.
-    ids: of its items; None where requests have rows.
-    arm: of the users who get it.
-  """
-
-  recommender: Recommender
+  recommender: Recommender  # A version with its catalogue.
+  # Its number; of a folder without versions, a short hash of the policy's file.
   version: str
-  ids: ItemIds | None
-  arm: str = STABLE
+  ids: ItemIds | None  # Of its items; None where requests have rows.
+  arm: str = STABLE  # Of the users who get it.
 
 
 class Arms(NamedTuple):
-  """The versions that are served.
+  """The versions that are served."""
 
-  Attributes:
-    stable: to all users, or to most of them.
-    canary: to the others; None: there are none.
-  """
-
-  stable: Served
-  canary: Served | None = None
+  stable: Served  # To all users, or to most of them.
+  canary: Served | None = None  # To the others; None: there are none.
 
   def all(self) -> list[Served]:
     """Returns the arms that there are."""
@@ -66,7 +54,7 @@ def share_of(user: str, version: str) -> float:
 
 
 def wanted(settings: Settings) -> tuple[Version, Version | None]:
-  """Returns the version of the stable arm, and of the canary.
+  """Returns the versions of the stable arm and the canary.
 
   Raises:
     InputError: the file that names it is damaged.
@@ -78,11 +66,7 @@ def wanted(settings: Settings) -> tuple[Version, Version | None]:
 
 
 def load(settings: Settings) -> Arms:
-  """Loads what the folder holds.
-
-  Raises:
-    InputError: it is no export, or damaged.
-  """
+  """Loads what the folder holds; InputError if it is no export, or damaged."""
   stable, canary = wanted(settings)
   first = recommender_lib.load(stable.folder)
   served = serve(first, stable.name, settings)
@@ -117,12 +101,7 @@ def _refreshed(before: Served, version: Version, settings: Settings) -> Served:
 
 
 def check_profiles(arms: Arms, width: int) -> None:
-  """Raises InputError unless all arms take the profiles that a store has.
-
-  Args:
-    arms: to be served.
-    width: numbers of a profile in the store, whose logs have one width.
-  """
+  """Raises InputError unless all arms take profiles of the store's width."""
   for served in arms.all():
     own = served.recommender.manifest.sizes["profile"]
     if own != width:

@@ -26,21 +26,14 @@ class Refused(exceptions.HTTPException):
 
 
 class Ask(NamedTuple):
-  """A request for a slate.
+  """A request for a slate."""
 
-  Attributes:
-    arguments: of Recommender.query; items are rows of the catalogue.
-    user_id: None where it is not given.
-    session_id: None where it is not given.
-    step: slates of the session before.
-    history: as in `arguments`, by ids in the source; None where items are given
-      as rows.
-  """
-
+  # Of Recommender.query; items are rows of the catalogue.
   arguments: dict[str, Any]
-  user_id: str | None
-  session_id: str | None
-  step: int
+  user_id: str | None  # None where it is not given.
+  session_id: str | None  # None where it is not given.
+  step: int  # Slates of the session before.
+  # As in `arguments`, by ids in the source; None where items are given as rows.
   history: list[str] | None
 
 
@@ -71,11 +64,7 @@ async def read(request: requests.Request, settings: Settings) -> bytes:
 
 
 def parsed(body: bytes, most: int) -> Any:
-  """Returns the content of a body: a request, or a list of them.
-
-  Args:
-    body: JSON.
-    most: requests of a list.
+  """Returns the content of a JSON body: a request, or a list of at most `most`.
 
   Raises:
     Refused: 400 if it is no JSON, 422 if a list is empty or too long.
@@ -130,11 +119,9 @@ def asked(values: Any) -> dict[str, Any]:
 
 
 def ask(values: dict[str, Any], ids: ItemIds | None) -> Ask:
-  """Returns the checked request of fields.
+  """Returns the checked request of fields that `asked` returned.
 
-  Args:
-    values: that `asked` returned.
-    ids: of the catalogue; None where items are given as rows.
+  `ids` are of the catalogue; None where items are given as rows.
 
   Raises:
     Refused: 422, a value is wrong.
@@ -168,12 +155,10 @@ def ask(values: dict[str, Any], ids: ItemIds | None) -> Ask:
 
 
 def feedback(values: Any, to_source: Any = None) -> Feedback:
-  """Returns the checked feedback of a request.
+  """Returns the checked feedback of a parsed request.
 
-  Args:
-    values: of `parsed`.
-    to_source: item as the client calls it to its id in the source; None: the
-      client calls items so.
+  `to_source` maps an item as the client calls it to its id in the source; None:
+  the client calls items so.
 
   Raises:
     Refused: 400 if it is no JSON object, 422 if a value is wrong.

@@ -13,23 +13,15 @@ _TYPES = frozenset((str, int))  # A bool has a type of its own.
 
 
 class ItemIds(NamedTuple):
-  """The ids of one catalogue.
+  """The ids of one catalogue."""
 
-  Attributes:
-    rows: id in the source to row. Of an id that several rows have, the row of
-      an active item.
-    texts: of the catalogue.
-  """
-
+  # Id in the source to row. Of an id that several rows have, the row of an
+  # active item.
   rows: dict[str, int]
-  texts: Texts | None
+  texts: Texts | None  # Of the catalogue.
 
   def to_rows(self, name: str, ids: Sequence[Any]) -> list[int]:
-    """Returns the rows of ids.
-
-    Args:
-      name: of the field, for the message.
-      ids: strings or integers.
+    """Returns the rows of ids, strings or integers, of a field.
 
     Raises:
       InputError: one of them is no id, or unknown.
@@ -58,9 +50,7 @@ def of_catalogue(
 ) -> ItemIds:
   """Returns the ids of a catalogue; takes seconds for millions of items.
 
-  Args:
-    catalogue: that is served.
-    before: of the catalogue that was served before; what is equal is shared.
+  What equals the ids of the catalogue served before is shared.
   """
   texts, known = catalogue.item_ids, np.asarray(catalogue.index.known)
   same = before.texts is not None and all(

@@ -14,27 +14,18 @@ _Z = 1.959964  # Of a 95 % interval.
 
 
 class Mean(NamedTuple):
-  """A mean reward a slate, with its 95 % interval.
+  """A mean reward a slate, with its 95 % interval."""
 
-  Attributes:
-    value: what the slates earned over their number; NaN without slates.
-    low: end of the interval; NaN with fewer than two users.
-    high: the other end.
-  """
-
-  value: float
-  low: float
-  high: float
+  value: float  # What the slates earned over their number; NaN without slates.
+  low: float  # End of the interval; NaN with fewer than two users.
+  high: float  # The other end.
 
 
 def mean_by_user(sums: Sequence[float]) -> Mean:
-  """Mean reward a slate, whose interval takes users as clusters.
+  """Mean reward a slate of `Store.earned`, whose interval is by user clusters.
 
   The value is a ratio of sums over users; its variance is that of the
   linearised ratio, sum_u (r_u - mean n_u)^2 U / (U - 1) / (sum_u n_u)^2.
-
-  Args:
-    sums: see `Store.earned`.
   """
   users, r, n, rr, rn, nn = map(float, sums)
   if not n:

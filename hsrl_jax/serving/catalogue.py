@@ -34,22 +34,13 @@ _MEMBERS = {
 
 
 class Texts(NamedTuple):
-  """One text per row, stored together: no Python object for each row.
+  """One text per row, stored together: no Python object for each row."""
 
-  Attributes:
-    utf8: uint8 [bytes], the texts one after another.
-    ends: int64 [R], the byte at which each text ends.
-  """
-
-  utf8: np.ndarray
-  ends: np.ndarray
+  utf8: np.ndarray  # uint8 [bytes], the texts one after another.
+  ends: np.ndarray  # int64 [R], the byte at which each text ends.
 
   def of(self, row: int) -> str:
-    """Returns the text of a row.
-
-    Raises:
-      InputError: the row is no integer from 0 to R - 1.
-    """
+    """Returns the text of a row; InputError unless it is in 0..R - 1."""
     try:
       place = operator.index(row)
     except TypeError:
@@ -63,12 +54,7 @@ class Texts(NamedTuple):
     return self.utf8[start : self.ends[place]].tobytes().decode()
 
   def put(self, rows: np.ndarray, new: Sequence[str]) -> "Texts":
-    """Returns these texts with those of `new` in rows that are empty.
-
-    Args:
-      rows: int [M], distinct.
-      new: [M].
-    """
+    """Returns these texts with [M] new ones in distinct rows that are empty."""
     order = np.argsort(rows)
     rows, inserted = rows[order], texts([new[i] for i in order])
     lengths = np.diff(inserted.ends, prepend=0)
@@ -98,25 +84,17 @@ def texts(rows: Sequence[str]) -> Texts:
 
 
 class ServedCatalogue(NamedTuple):
-  """The items that may be recommended; ids are 1..C, C the capacity.
+  """The items that may be recommended; ids are 1..C, C the capacity."""
 
-  Attributes:
-    index: the SIDs of the items.
-    codebooks: float32 [L, V, D], the vector of each token.
-    features: float32 [C + 1, D]; zeros for padding and ids without an item.
-    item_ids: [C + 1], names in the source; "" where there is none.
-    titles: [C + 1], for people; "" where there is none.
-    tags: of the items, and when each was added.
-    popularity: float32 [C + 1], counts of positive responses; None for agents
-      that do not rank by popularity.
-  """
-
-  index: sid.SidIndex
-  codebooks: np.ndarray
+  index: sid.SidIndex  # The SIDs of the items.
+  codebooks: np.ndarray  # float32 [L, V, D], the vector of each token.
+  # float32 [C + 1, D]; zeros for padding and ids without an item.
   features: np.ndarray
-  item_ids: Texts
-  titles: Texts
-  tags: Tags
+  item_ids: Texts  # [C + 1], names in the source; "" where there is none.
+  titles: Texts  # [C + 1], for people; "" where there is none.
+  tags: Tags  # Of the items, and when each was added.
+  # float32 [C + 1], counts of positive responses; None for agents that do not
+  # rank by popularity.
   popularity: np.ndarray | None = None
 
   def add_items(
@@ -224,11 +202,8 @@ class ServedCatalogue(NamedTuple):
 
     Removed items may still be in a user's history, and keep their SIDs.
 
-    Args:
-      items: int [M], distinct ids of active items.
-
     Raises:
-      InputError: `items` are no ids, or an id is not active or there twice.
+      InputError: `items` are no ids [M], or an id is not active or there twice.
     """
     ids = arguments.ids(items)
     try:

@@ -42,57 +42,37 @@ _KEPT = 2  # Catalogues: a reader of the last manifest may want the older one.
 
 
 class File(NamedTuple):
-  """A file of the folder.
+  """A file of the folder."""
 
-  Attributes:
-    name: without any folder.
-    sha256: of the content.
-    bytes: size of the content.
-  """
-
-  name: str
-  sha256: str
-  bytes: int
+  name: str  # Without any folder.
+  sha256: str  # Of the content.
+  bytes: int  # Size of the content.
 
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-  """The content of `manifest.json`.
+  """The content of `manifest.json`."""
 
-  Attributes:
-    sizes: `history` H, `profile` P, `seen` T, `slate` K, `levels` L,
-      `vocab_size` V, `capacity` C, `features` D, `shown` R (items of a session
-      that the policy sees; 0: likes alone) and `tags` W (words of an item).
-    batch_sizes: users decoded at once, ascending.
-    platforms: of `cpu`, `cuda`, `tpu`.
-    codebooks: short hash of those that the policy was trained with.
-    files: `decode` the jax.export artefact, `policy` its parameters,
-      `catalogue`.
-    about: agent, how it acts, seed, configuration, versions: for people.
-    ranges: the least and the largest value that training saw, of the numbers of
-      a `profile` and of the `reward` of a slate.
-    repeat: whether items of a request's history and session are recommended
-      again.
-    format: of the folder.
-  """
-
+  # `history` H, `profile` P, `seen` T, `slate` K, `levels` L, `vocab_size` V,
+  # `capacity` C, `features` D, `shown` R (items of a session that the policy
+  # sees; 0: likes alone) and `tags` W (words of an item).
   sizes: dict[str, int]
-  batch_sizes: tuple[int, ...]
-  platforms: tuple[str, ...]
-  codebooks: str
+  batch_sizes: tuple[int, ...]  # Users decoded at once, ascending.
+  platforms: tuple[str, ...]  # Of `cpu`, `cuda`, `tpu`.
+  codebooks: str  # Short hash of those that the policy was trained with.
+  # `decode` the jax.export artefact, `policy` its parameters, `catalogue`.
   files: dict[str, File]
+  # Agent, how it acts, seed, configuration, versions: for people.
   about: dict[str, Any]
+  # The least and the largest value that training saw, of the numbers of a
+  # `profile` and of the `reward` of a slate.
   ranges: dict[str, tuple[float, float]]
+  # Whether items of a request's history and session are recommended again.
   repeat: bool
-  format: int = FORMAT
+  format: int = FORMAT  # Of the folder.
 
   def check_range(self, name: str, values: Iterable[float]) -> None:
-    """Raises InputError for a value that is far from what training saw.
-
-    Args:
-      name: of RANGES.
-      values: numbers.
-    """
+    """Raises InputError for values of RANGES far from what training saw."""
     # Of users without any profile all numbers are 0.
     largest = _BEYOND * (max(map(abs, self.ranges[name])) or 1.0)
     for value in values:
@@ -115,15 +95,11 @@ class Manifest:
 
 
 class Pointer(NamedTuple):
-  """The content of the file `current`.
+  """The content of the file `current`."""
 
-  Attributes:
-    version: number of the export that is served.
-    before: number of the one that it took over from, which serves most users
-      while a canary share tries the new one; None: there is nothing to compare.
-  """
-
-  version: int
+  version: int  # Number of the export that is served.
+  # Number of the one that it took over from, which serves most users while a
+  # canary share tries the new one; None: there is nothing to compare.
   before: int | None
 
 
@@ -311,9 +287,7 @@ def write_catalogue(
 def _read(path: pathlib.Path, most: int) -> bytes:
   """Reads a regular file of at most `most` bytes; never waits for a writer.
 
-  Raises:
-    OSError: the file cannot be read.
-    ValueError: it is a FIFO, a device, or larger.
+  OSError if it cannot be read, ValueError for a FIFO, a device or a larger one.
   """
   # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes. What
   # an opener opened is closed where it is a folder; a number given would not.

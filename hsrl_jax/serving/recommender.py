@@ -30,37 +30,28 @@ from hsrl_jax.serving.request import Query
 
 
 class Recommendations(NamedTuple):
-  """K items for each of n users, best first; fewer where fewer may be shown.
+  """K items for each of n users, best first; fewer where fewer may be shown."""
 
-  Attributes:
-    items: int32 [n, K]; 0 where there is none.
-    sids: int32 [n, K, L]; -1 where there is no item.
-    log_probs: float32 [n, K], log pi, up to a constant of the user, or what
-      agents without one chose each item by; -inf where there is no item.
-    valid: bool [n, K], whether there is an item.
-    propensity: float32 [n, K], the probability with which each item was drawn
-      for its place, given the places before: their product is that of the
-      slate. 1 at temperature 0; 0 where there is no item.
-  """
-
-  items: np.ndarray
-  sids: np.ndarray
+  items: np.ndarray  # int32 [n, K]; 0 where there is none.
+  sids: np.ndarray  # int32 [n, K, L]; -1 where there is no item.
+  # float32 [n, K], log pi, up to a constant of the user, or what agents without
+  # one chose each item by; -inf where there is no item.
   log_probs: np.ndarray
-  valid: np.ndarray
+  valid: np.ndarray  # bool [n, K], whether there is an item.
+  # float32 [n, K], the probability with which each item was drawn for its
+  # place, given the places before: their product is that of the slate. 1 at
+  # temperature 0; 0 where there is no item.
   propensity: np.ndarray
 
 
 class Signature(NamedTuple):
-  """The arrays that an artefact takes; those of the files must be like them.
+  """The arrays that an artefact takes; those of the files must be like them."""
 
-  Attributes:
-    policy: shape and dtype of each parameter, by name.
-    catalogue: shape and dtype of each array of the catalogue, by name.
-    sizes: those of a request and of its answer, named as in a manifest.
-  """
-
+  # Shape and dtype of each parameter, by name.
   policy: dict[str, jax.ShapeDtypeStruct]
+  # Shape and dtype of each array of the catalogue, by name.
   catalogue: dict[str, jax.ShapeDtypeStruct]
+  # Those of a request and of its answer, named as in a manifest.
   sizes: dict[str, int]
 
   def check(self, folder: pathlib.Path, manifest: folder_lib.Manifest) -> None:
@@ -74,9 +65,7 @@ class Signature(NamedTuple):
 
 
 def _check_arrays(
-  where: Any,
-  arrays: dict[str, Any],
-  wanted: dict[str, jax.ShapeDtypeStruct],
+  where: Any, arrays: dict[str, Any], wanted: dict[str, jax.ShapeDtypeStruct]
 ) -> None:
   """Checks the names, shapes and dtypes of arrays, and that all are finite."""
   for name in sorted(arrays.keys() | wanted.keys()):
@@ -309,10 +298,8 @@ class Recommender:
   ) -> Recommendations:
     """Recommends to n users; see `query` for the limits of a row.
 
-    Args:
-      history: n lists of any lengths.
-      profile: n lists of P numbers; may be left out where P is 0.
-      seen: n lists of at most T ids; none by default.
+    Histories are n lists; profiles n lists of P numbers, which may be left out
+    where P is 0; `seen` n lists of at most T ids.
 
     Raises:
       InputError: names what is wrong, and the row of the user.
@@ -338,10 +325,7 @@ def load(
 ) -> Recommender:
   """Loads an export: reads, checks and compiles it, and asks for one slate.
 
-  Args:
-    folder: that --mode=export wrote.
-    batch_sizes: users decoded at once, each compiled; those of the export by
-      default.
+  It is compiled for its own batch sizes, users decoded at once, by default.
 
   Raises:
     InputError: a file is missing, damaged or of another version; the export is

@@ -20,28 +20,18 @@ _USUAL = frozenset((0, 1))  # Responses; others are looked at one by one.
 
 
 class Query(NamedTuple):
-  """A checked request, padded.
+  """A checked request, padded."""
 
-  Attributes:
-    profile: float32 [P].
-    history: int32 [H], left-padded with 0.
-    seen: int32 [T], padded with 0.
-    earlier: the session so far, the last R items; R is 0 where the policy sees
-      likes alone.
-    temperature: float32 []; 0: the best slate.
-    seed: uint32 [2], random bits of the draw.
-    allow: the tags and the age of what may be recommended.
-    k: int32 [], the first places of the slate that are wanted.
-  """
-
-  profile: np.ndarray
-  history: np.ndarray
-  seen: np.ndarray
+  profile: np.ndarray  # float32 [P].
+  history: np.ndarray  # int32 [H], left-padded with 0.
+  seen: np.ndarray  # int32 [T], padded with 0.
+  # The session so far, the last R items; R is 0 where the policy sees likes
+  # alone.
   earlier: Shown
-  temperature: np.ndarray
-  seed: np.ndarray
-  allow: permits.Allow
-  k: np.ndarray
+  temperature: np.ndarray  # float32 []; 0: the best slate.
+  seed: np.ndarray  # uint32 [2], random bits of the draw.
+  allow: permits.Allow  # The tags and the age of what may be recommended.
+  k: np.ndarray  # int32 [], the first places of the slate that are wanted.
 
   def inputs(self) -> dict[str, Any]:
     """Inputs of the exported function, by name; arrays may be stacked."""
@@ -98,11 +88,7 @@ def make(
 ) -> Query:
   """Checks and pads a request, see Recommender.query.
 
-  Args:
-    manifest: of the export.
-    known: of the catalogue's index, a byte for each id from 0.
-    tags: of the catalogue.
-    history: see Recommender.query, like all that follow.
+  `known` is of the catalogue's index, a byte for each id from 0.
 
   Raises:
     InputError: names what is wrong.
@@ -190,10 +176,7 @@ def _count(value: Any, most: int) -> np.ndarray:
 def _shown(known: bytes, earlier: Sequence[Any], padded: Shown) -> Shown:
   """The last R items that were shown, as the simulator has them.
 
-  Args:
-    known: see `make`.
-    earlier: see Recommender.query.
-    padded: of nobody; its arrays are filled.
+  For `known` see `make`; the arrays of `padded`, of nobody, are filled.
   """
   slates = [_slate(known, x) for x in earlier]
   room = len(padded.items)

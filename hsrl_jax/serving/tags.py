@@ -20,17 +20,12 @@ _LATEST = 2**32 - 2
 
 
 class Tags(NamedTuple):
-  """Tags of the items 1..C; bit b of word w is tag 32 w + b.
+  """Tags of the items 1..C; bit b of word w is tag 32 w + b."""
 
-  Attributes:
-    names: at most 32 W names of tags.
-    words: uint32 [C + 1, W]; 0 for padding and ids without an item.
-    added: uint32 [C + 1], when an item was added: a number that grows from
-      catalogue to catalogue, or seconds; 0 for what was there at the start.
-  """
-
-  names: tuple[str, ...]
-  words: np.ndarray
+  names: tuple[str, ...]  # At most 32 W names of tags.
+  words: np.ndarray  # uint32 [C + 1, W]; 0 for padding and ids without an item.
+  # uint32 [C + 1], when an item was added: a number that grows from catalogue
+  # to catalogue, or seconds; 0 for what was there at the start.
   added: np.ndarray
 
   def of(self, item: int) -> list[str]:
@@ -74,12 +69,9 @@ class Tags(NamedTuple):
   def put(
     self, items: np.ndarray, tags: Sequence[Sequence[str]], added: int | None
   ) -> "Tags":
-    """Returns these tags with those of some items in place of what they had.
+    """Returns these tags with those of distinct items [M] in place of theirs.
 
-    Args:
-      items: int [M], distinct.
-      tags: [M] lists of names; new ones get the next bits.
-      added: when the items were added; None: as it was.
+    New names get the next bits; without `added` the times are as they were.
 
     Raises:
       InputError: `tags` are no M lists of texts, or no room is left.
@@ -133,13 +125,9 @@ def check_time(name: str, value: Any) -> int:
 
 
 def make(rows: Any, added: Any, items: int, capacity: int) -> Tags:
-  """The tags of a new catalogue, with room for a quarter more names.
+  """The tags of a new catalogue of N items, with room for a quarter more names.
 
-  Args:
-    rows: [N + 1] lists of names, the first of padding; None: no tags.
-    added: [N + 1] integers, see Tags.added; None: zeros.
-    items: N.
-    capacity: C.
+  Rows are [N + 1] lists of names, the first of padding; `added` see Tags.
 
   Raises:
     InputError: `rows` are no N + 1 lists of texts, or `added` no times.

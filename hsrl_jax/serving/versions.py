@@ -15,15 +15,10 @@ from hsrl_jax.serving.folder import MANIFEST, POINTER, VERSIONS, Pointer
 
 
 class Version(NamedTuple):
-  """A version on disk.
+  """A version on disk."""
 
-  Attributes:
-    name: number of the version; "" of a folder without versions.
-    folder: of the export.
-  """
-
-  name: str
-  folder: pathlib.Path
+  name: str  # Number of the version; "" of a folder without versions.
+  folder: pathlib.Path  # Of the export.
 
 
 def numbers(root: pathlib.Path) -> list[int]:
@@ -55,11 +50,8 @@ def served(root: pathlib.Path) -> tuple[Version, Version | None]:
 def next_folder(root: pathlib.Path) -> pathlib.Path:
   """Returns the folder to write the next version to; it does not exist.
 
-  Args:
-    root: is missing, empty, or has versions.
-
   Raises:
-    InputError: something else is there.
+    InputError: the root is there, not empty, and has no versions.
   """
   if root.is_symlink() or (root.exists() and not root.is_dir()):
     raise _stranger(root, "is no folder")
@@ -82,10 +74,7 @@ def publish(folder: pathlib.Path) -> None:
 
 
 def rollback(root: pathlib.Path) -> int:
-  """Goes back to the version before the current one.
-
-  Returns:
-    Its number.
+  """Goes back to the version before the current one; returns its number.
 
   Raises:
     InputError: there is none, or it is not complete.
@@ -108,11 +97,7 @@ def rollback(root: pathlib.Path) -> int:
 def promote(root: pathlib.Path) -> int:
   """Gives the current version to all users, whatever the canary share.
 
-  Returns:
-    Its number.
-
-  Raises:
-    InputError: there are no versions.
+  Returns its number; InputError where there are no versions.
   """
   pointer = _pointer(root)
   _point(root, pointer.version, None)

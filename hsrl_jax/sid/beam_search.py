@@ -23,26 +23,19 @@ AdvanceFn = Callable[[Any, Array, int], Any]
 
 
 class Beams(NamedTuple):
-  """Completed beams, best first.
+  """Completed beams, best first."""
 
-  Attributes:
-    tokens: int32 [B, L]; -1 where invalid.
-    items: int32 [B]; 0 where invalid.
-    log_probs: float32 [B], log pi of each item (no noise, no temperature); 0
-      where invalid.
-    scores: float32 [B], by which the beams are ordered.
-    noise: float32 [B], of a sample: the standard Gumbel noise of each item,
-      independent of all others', which is its score less its log-probability
-      in the distribution that was sampled. Without a key 0.
-    valid: bool [B]; False where fewer than B items were found.
-  """
-
-  tokens: Array
-  items: Array
+  tokens: Array  # int32 [B, L]; -1 where invalid.
+  items: Array  # int32 [B]; 0 where invalid.
+  # float32 [B], log pi of each item (no noise, no temperature); 0 where
+  # invalid.
   log_probs: Array
-  scores: Array
+  scores: Array  # float32 [B], by which the beams are ordered.
+  # float32 [B], of a sample: the standard Gumbel noise of each item,
+  # independent of all others', which is its score less its log-probability in
+  # the distribution that was sampled. Without a key 0.
   noise: Array
-  valid: Array
+  valid: Array  # bool [B]; False where fewer than B items were found.
 
 
 def beam_search(
@@ -167,16 +160,11 @@ def beam_search(
 
 
 class _Edges(NamedTuple):
-  """Edges of the trie at one level, one for each excluded item.
+  """Edges of the trie at one level, one for each excluded item."""
 
-  Attributes:
-    node: int32 [T], the node where the edge starts; -1 is none.
-    token: int32 [T].
-    closed: bool [T], whether all active items below the edge are excluded.
-  """
-
-  node: Array
-  token: Array
+  node: Array  # int32 [T], the node where the edge starts; -1 is none.
+  token: Array  # int32 [T].
+  # bool [T], whether all active items below the edge are excluded.
   closed: Array
 
 
@@ -222,11 +210,7 @@ def _take(x: Array, place: Array) -> Array:
 
 
 def _conditional_gumbel(noisy: Array, parent: Array) -> Array:
-  """Shifts perturbed scores so that each row's maximum is the parent's.
-
-  Args:
-    noisy: float32 [B, V], log probability + Gumbel noise.
-    parent: float32 [B], the perturbed score of each parent.
+  """Shifts perturbed scores [B, V] so that a row's maximum is the parent's.
 
   Returns:
     float32 [B, V]; -log(exp(-parent) - exp(-max) + exp(-noisy)), stably.

@@ -31,30 +31,24 @@ class SidIndex:
 
   W = ceil(V / 32). Level l = 0..L-1 has room for nodes_l = min(V^l, C) nodes
   (one at least); those that are not in use come last and have no children.
-
-  Attributes:
-    tokens: per level, uint8, uint16 or int32 (by V) [C + 1], the tokens of the
-      items' SIDs. One matrix of them would take 128 bytes an item on a TPU.
-    known: bool [C + 1], whether the id has a SID; an id keeps its SID for life.
-    active: bool [C + 1], whether an item may be recommended.
-    present: per level, uint32 [nodes_l, W].
-    reachable: the same, for children with an active item below.
-    first_child: per level, int32 [nodes_l].
-    live: per level, int32 [nodes_l], the active items below each node.
-    leaf_item: int32 [min(V^L, C)], the item of each leaf, in order of SIDs.
-    vocab_size: V, static.
-    permit: what a search asks of prefixes beside, see `permits`; None: nothing.
   """
 
+  # Per level, uint8, uint16 or int32 (by V) [C + 1], the tokens of the items'
+  # SIDs. One matrix of them would take 128 bytes an item on a TPU.
   tokens: tuple[Array, ...]
+  # bool [C + 1], whether the id has a SID; an id keeps its SID for life.
   known: Array
-  active: Array
-  present: tuple[Array, ...]
+  active: Array  # bool [C + 1], whether an item may be recommended.
+  present: tuple[Array, ...]  # Per level, uint32 [nodes_l, W].
+  # The same, for children with an active item below.
   reachable: tuple[Array, ...]
-  first_child: tuple[Array, ...]
+  first_child: tuple[Array, ...]  # Per level, int32 [nodes_l].
+  # Per level, int32 [nodes_l], the active items below each node.
   live: tuple[Array, ...]
+  # int32 [min(V^L, C)], the item of each leaf, in order of SIDs.
   leaf_item: Array
-  vocab_size: int = dataclasses.field(metadata={"static": True})
+  vocab_size: int = dataclasses.field(metadata={"static": True})  # V, static.
+  # What a search asks of prefixes beside, see `permits`; None: nothing.
   permit: Any = None
 
   @property
@@ -79,39 +73,28 @@ class SidIndex:
 
 
 class Catalogue(NamedTuple):
-  """The items on the device; an input of what is compiled, so it may change.
+  """The items on the device; an input of what is compiled, so it may change."""
 
-  Attributes:
-    features: float32 [N + 1, D], row 0 for padding.
-    index: their SIDs.
-    codebooks: float32 [L, V, D], what the tokens mean.
-    popularity: float32 [N + 1], positive responses in the training logs; None
-      where nobody asks.
-    exposures: float32 [N + 1], showings of each item there; likewise.
-    categories: bool [N + 1, C], those of each item; None: there are none.
-    plain: float32 [0, F], of which the width counts: an item's first F features
-      are all that users respond to, the rest are topics; None: all are.
-  """
-
-  features: Array
-  index: SidIndex
-  codebooks: Array
+  features: Array  # float32 [N + 1, D], row 0 for padding.
+  index: SidIndex  # Their SIDs.
+  codebooks: Array  # float32 [L, V, D], what the tokens mean.
+  # float32 [N + 1], positive responses in the training logs; None where nobody
+  # asks.
   popularity: Array | None = None
+  # float32 [N + 1], showings of each item there; likewise.
   exposures: Array | None = None
+  # bool [N + 1, C], those of each item; None: there are none.
   categories: Array | None = None
+  # float32 [0, F], of which the width counts: an item's first F features are
+  # all that users respond to, the rest are topics; None: all are.
   plain: Array | None = None
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
-  """Finds the tokens that lead from a node to an active item.
+  """Finds the tokens that lead from a node to an active item, bool [V].
 
-  Args:
-    index: the index.
-    node: int32 [], a node of `level`; -1 is no node.
-    level: length of the node's prefix, 0..L-1; node 0 of level 0 is the root.
-
-  Returns:
-    bool [V].
+  A node, int32 [], has a prefix of `level` tokens; -1 is none, 0 of level 0 the
+  root.
   """
   words = _row(index.reachable[level], node)
   bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1

@@ -41,26 +41,18 @@ _TOGETHER = 24  # Leaves a beam that are looked at together.
 
 
 class Allow(NamedTuple):
-  """Rules of a request, in W words of 32 tags.
+  """Rules of a request, in W words of 32 tags."""
 
-  Attributes:
-    include: uint32 [W]; an item needs one of these tags, where there are any.
-    exclude: uint32 [W]; an item may have none of these.
-    since: uint32 [], the least `added` of an item, below 2^32 - 1.
-  """
-
+  # uint32 [W]; an item needs one of these tags, where there are any.
   include: Array
-  exclude: Array
-  since: Array
+  exclude: Array  # uint32 [W]; an item may have none of these.
+  since: Array  # uint32 [], the least `added` of an item, below 2^32 - 1.
 
   def of(self, union: Array, shared: Array, after: Array) -> Array:
     """Whether items may be permitted, bool [...]; W last in the words.
 
-    Args:
-      union: uint32 [..., W], tags that some of the items have.
-      shared: uint32 [..., W], tags that all of them have.
-      after: uint32 [...], the latest time of an item, plus 1; 0 where there is
-        no active item.
+    Words are of tags that some (`union`) and that all (`shared`) of the items
+    have; `after` is the latest time of an item, plus 1, 0 without active items.
     """
     include, exclude = (
       jnp.broadcast_to(x, union.shape) for x in (self.include, self.exclude)
@@ -71,17 +63,12 @@ class Allow(NamedTuple):
 
 
 class Bounds(NamedTuple):
-  """Upper bounds of a request's permits, by node; exact at leaves.
+  """Upper bounds of a request's permits, by node; exact at leaves."""
 
-  Attributes:
-    summaries: per level 1..L, see `summarise`.
-    allow: of the request.
-    asked: bool [], whether a request of the batch asks for anything; the same
-      for all of them, so that else nothing is looked up.
-  """
-
-  summaries: tuple[Array, ...]
-  allow: Allow
+  summaries: tuple[Array, ...]  # Per level 1..L, see `summarise`.
+  allow: Allow  # Of the request.
+  # bool [], whether a request of the batch asks for anything; the same for all
+  # of them, so that else nothing is looked up.
   asked: Array
 
   def may(self, level: int, nodes: Array) -> Array:
@@ -109,15 +96,11 @@ class Bounds(NamedTuple):
 
 
 class Counts(NamedTuple):
-  """Exact permits of a request, by node.
+  """Exact permits of a request, by node."""
 
-  Attributes:
-    there: per level 1..L, bool [nodes], whether an item is permitted below.
-    asked: see Bounds.
-  """
-
+  # Per level 1..L, bool [nodes], whether an item is permitted below.
   there: tuple[Array, ...]
-  asked: Array
+  asked: Array  # See Bounds.
 
   def may(self, level: int, nodes: Array) -> Array:
     """Whether an item is permitted below nodes of `level`, bool [...]."""
@@ -242,10 +225,7 @@ def summarise(
 ) -> tuple[np.ndarray, ...]:
   """Tags and times of the active items below each node, on the host.
 
-  Args:
-    index: of items 1..C.
-    words: uint32 [C + 1, W], tags of the items.
-    added: uint32 [C + 1], when each was added, below 2^32 - 1.
+  `words` are uint32 [C + 1, W], `added` uint32 [C + 1] below 2^32 - 1.
 
   Returns:
     Per level 1..L - 1, uint32 [nodes, 2 W + 1]: union and intersection of the
@@ -283,12 +263,7 @@ def _of_children(
 
 
 def exactly(index: SidIndex, permitted: Array) -> SidIndex:
-  """The index of the permitted items alone; its searches miss none of them.
-
-  Args:
-    index: the index.
-    permitted: bool [C + 1]; of them the active ones count.
-  """
+  """The index of permitted active items alone, bool [C + 1]; none is missed."""
   permitted &= index.active
   count = permitted[index.leaf_item].astype(jnp.int32)
   there, live = [count > 0], []

@@ -39,19 +39,12 @@ class _Free(NamedTuple):
 
 
 class _Encoding(NamedTuple):
-  """SIDs on the way to be unique; the methods change `tokens` in place.
+  """SIDs on the way to be unique; the methods change `tokens` in place."""
 
-  Attributes:
-    codebooks: float32 [L, V, D].
-    x: float32 [N, D], or rows to stream.
-    tokens: int32 [N, L].
-    free: SIDs that rows may get.
-  """
-
-  codebooks: np.ndarray
-  x: Any
-  tokens: np.ndarray
-  free: _Free
+  codebooks: np.ndarray  # float32 [L, V, D].
+  x: Any  # float32 [N, D], or rows to stream.
+  tokens: np.ndarray  # int32 [N, L].
+  free: _Free  # SIDs that rows may get.
 
   def move_excess(self, level: int) -> None:
     """Moves rows to other tokens where a prefix has no room."""
@@ -214,10 +207,7 @@ def check_capacity(num_items: int, levels: int, vocab_size: int) -> None:
 
 
 def encode_unique(
-  codebooks: np.ndarray,
-  x: Any,
-  *,
-  taken: np.ndarray | None = None,
+  codebooks: np.ndarray, x: Any, *, taken: np.ndarray | None = None
 ) -> np.ndarray:
   """Encodes rows as SIDs of which no two are equal.
 

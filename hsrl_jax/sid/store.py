@@ -22,33 +22,23 @@ _INDEX_FORMAT = 1  # Of index.npz.
 
 
 class Sids(NamedTuple):
-  """Contents of `sids/`.
+  """Contents of `sids/`."""
 
-  Attributes:
-    codebooks: float32 [L, V, D].
-    index: all items ever; the item of row i has the id i + 1 in the index.
-    item_id: int64 or str [N], the ids as the catalogue's owner gave them.
-    tokens: int32 [N, L].
-    active: bool [N].
-    title: str [N], or None.
-    facts: contents of report.json.
-  """
-
-  codebooks: np.ndarray
+  codebooks: np.ndarray  # float32 [L, V, D].
+  # All items ever; the item of row i has the id i + 1 in the index.
   index: sid_index.SidIndex
+  # int64 or str [N], the ids as the catalogue's owner gave them.
   item_id: np.ndarray
-  tokens: np.ndarray
-  active: np.ndarray
-  title: np.ndarray | None
-  facts: dict[str, Any]
+  tokens: np.ndarray  # int32 [N, L].
+  active: np.ndarray  # bool [N].
+  title: np.ndarray | None  # str [N], or None.
+  facts: dict[str, Any]  # Contents of report.json.
 
 
 def write(folder: pathlib.Path, sids: Sids) -> None:
   """Writes codebooks.npz, sids.npz, index.npz and report.json.
 
-  Args:
-    folder: an existing folder; the caller renames it when all is written.
-    sids: the contents.
+  The caller renames the existing folder when all is written.
   """
   columns = {
     "format": FORMAT,

@@ -29,15 +29,10 @@ _LEAST = 1e-6  # Of a probability, so that its logit is finite.
 
 
 class Biases(NamedTuple):
-  """Biases by key; that of any other key is 0.
+  """Biases by key; that of any other key is 0."""
 
-  Attributes:
-    keys: int [G], ascending.
-    biases: float [G].
-  """
-
-  keys: np.ndarray
-  biases: np.ndarray
+  keys: np.ndarray  # int [G], ascending.
+  biases: np.ndarray  # float [G].
 
   def __call__(self, keys: np.ndarray) -> np.ndarray:
     """The biases of `keys`, of any shape."""
@@ -46,21 +41,13 @@ class Biases(NamedTuple):
 
 
 class Blend(NamedTuple):
-  """Statistics of the logs and their weights, a pytree of arrays.
+  """Statistics of the logs and their weights, a pytree of arrays."""
 
-  Attributes:
-    weights: float32 [5], in the order of TERMS.
-    items: float32 [N + 1], b of each item; 0 for padding.
-    user_ids: int32 [U], the users of the training logs, ascending.
-    users: float32 [U], b of each of them.
-    centre: float32 [D], the mean features of the catalogue.
-  """
-
-  weights: Array
-  items: Array
-  user_ids: Array
-  users: Array
-  centre: Array
+  weights: Array  # float32 [5], in the order of TERMS.
+  items: Array  # float32 [N + 1], b of each item; 0 for padding.
+  user_ids: Array  # int32 [U], the users of the training logs, ascending.
+  users: Array  # float32 [U], b of each of them.
+  centre: Array  # float32 [D], the mean features of the catalogue.
 
   def of_users(self, user_id: np.ndarray) -> np.ndarray:
     """b of users, float32 [S]; 0 for whom the training logs do not have."""
@@ -83,11 +70,8 @@ def of_logs(
 ) -> tuple[Blend, Biases | None]:
   """Biases of the training logs, with the weights of the network alone.
 
-  Args:
-    train: the training logs, S slates.
-    features: float32 [N + 1, D], row 0 for padding.
-    drawn: float [N + 1], what the logit of an item owes to the drawing of
-      negatives (`feedback.log_q_offset`); None where none was drawn.
+  `drawn`, [N + 1], is what the logit of an item owes to the drawing of
+  negatives (`feedback.log_q_offset`); None where none was drawn.
 
   Returns:
     The Blend; and the biases of positions, None where they are not logged.
@@ -110,15 +94,11 @@ def of_logs(
 
 
 def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Biases:
-  """Smoothed logit of likes less that of expected likes, by key.
+  """Smoothed logit of likes less that of expected likes, by key, [S, K].
 
   Without offsets it is the logit of (likes + m r) / (showings + m) less that of
-  r, the mean of all responses, with m = 10.
-
-  Args:
-    key: int [S, K], of what is shown: its item, user or position.
-    liked: [S, K], 0 or 1.
-    offset: float [S, K], what else is known of the showing's logit.
+  r, the mean of all responses, with m = 10. A key is an item, user or position;
+  offsets are what else is known of the showing's logit.
   """
   rate = float(np.clip(liked.mean(), _LEAST, 1 - _LEAST))
   level = scipy.special.logit(rate)
@@ -152,13 +132,7 @@ def logits(
 ) -> Array:
   """The blended logits of ONE user, float32 [K].
 
-  Args:
-    blend: weights and biases.
-    network: float32 [K], the network's logits.
-    item_features: float32 [N + 1, D].
-    history: int32 [H], left-padded with 0.
-    slate: int32 [K].
-    user: float32 [], b of the user.
+  `network` are the network's, [K]; `user` is b of the user, [].
   """
   rest = _terms(blend, item_features, history, slate, user)
   return network * blend.weights[0] + rest @ blend.weights[1:]
@@ -192,13 +166,9 @@ def fit(
 ) -> Blend:
   """`blend` with the weights of least penalised log loss.
 
-  Args:
-    blend: with the biases.
-    network: float [S, K], the network's logits.
-    item_features: float32 [N + 1, D].
-    sessions: S slates that neither the network nor the biases have seen.
-    offset: float [S, K], what else is known of the logits, such as what the
-      position adds.
+  Neither the network, of the logits [S, K], nor the biases have seen the
+  sessions. The offset, [S, K], is what else is known of the logits, such as
+  what the position adds.
   """
   rest = jax.jit(jax.vmap(_terms, in_axes=(None, None, 0, 0, 0)))(
     blend,

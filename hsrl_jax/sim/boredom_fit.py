@@ -21,18 +21,12 @@ _RATE = 3e-3
 
 
 class Slates(NamedTuple):
-  """S slates of K items, in the order of their sessions and steps.
+  """S slates of K items, in the order of their sessions and steps."""
 
-  Attributes:
-    topics: int32 [S, K], of the items.
-    logits: float32 [S, K], of the click model.
-    response: float32 [S, K].
-    place: int32 [S], slates of the session before each; 0 begins a session.
-  """
-
-  topics: Array
-  logits: Array
-  response: Array
+  topics: Array  # int32 [S, K], of the items.
+  logits: Array  # float32 [S, K], of the click model.
+  response: Array  # float32 [S, K].
+  # int32 [S], slates of the session before each; 0 begins a session.
   place: Array
 
 
@@ -76,14 +70,9 @@ def fit(
   epochs: int,
   tell: Callable[[int, float], None],
 ) -> Params:
-  """The parameters of least log loss of the validation slates.
+  """The parameters of least log loss of `val`, which choose the epoch.
 
-  Args:
-    dynamics: what is fitted.
-    train: slates to fit to.
-    val: slates that choose the epoch.
-    epochs: passes over the training slates.
-    tell: called after each epoch with its number and validation log loss.
+  `tell` is called after each epoch with its number and validation log loss.
   """
   train = jax.tree.map(jnp.asarray, train)
   rows, steps = len(train.place), updates(train)

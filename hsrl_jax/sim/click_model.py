@@ -51,21 +51,16 @@ BLENDED = ("blended",)  # Whose logits are blended, see blend.py.
 
 
 class ResponseParams(NamedTuple):
-  """Parameters of a click model.
+  """Parameters of a click model."""
 
-  Attributes:
-    network: parameters of the flax module.
-    item_features: float32 [N + 1, D], row 0 for padding.
-    blend: statistics of the logs and their weights; None: the network alone.
-    shift: float32 [], added to each logit, which brings probabilities that were
-      fitted to drawn negatives to a known base rate; None: nothing is added.
-    boredom: parameters of FittedBoredom; None where it is a rule, or none.
-  """
-
-  network: Params
-  item_features: Array
+  network: Params  # Parameters of the flax module.
+  item_features: Array  # float32 [N + 1, D], row 0 for padding.
+  # Statistics of the logs and their weights; None: the network alone.
   blend: blend_lib.Blend | None = None
+  # float32 [], added to each logit, which brings probabilities that were fitted
+  # to drawn negatives to a known base rate; None: nothing is added.
   shift: Array | None = None
+  # Parameters of FittedBoredom; None where it is a rule, or none.
   boredom: Params | None = None
 
 
@@ -138,61 +133,39 @@ def _probabilities(
 
 
 class FitState(NamedTuple):
-  """The whole state of fitting.
+  """The whole state of fitting."""
 
-  Attributes:
-    params: of the network.
-    opt_state: of the optimizer.
-    best_params: those of the least validation log loss so far.
-    best_loss: float32 [], that loss.
-    epoch: int32 [], epochs done.
-  """
-
-  params: Params
-  opt_state: optax.OptState
-  best_params: Params
-  best_loss: Array
-  epoch: Array
+  params: Params  # Of the network.
+  opt_state: optax.OptState  # Of the optimizer.
+  best_params: Params  # Those of the least validation log loss so far.
+  best_loss: Array  # float32 [], that loss.
+  epoch: Array  # int32 [], epochs done.
 
 
 class Fit(NamedTuple):
-  """Functions of fitting, jitted.
+  """Functions of fitting, jitted."""
 
-  Attributes:
-    init: () -> FitState.
-    shapes: () -> the same, as jax.ShapeDtypeStruct.
-    epoch: FitState -> (FitState, mean training loss).
-    predict: (params, Sessions) -> probabilities [S, K].
-    keep_best: (FitState, validation loss) -> FitState.
-  """
-
-  init: Callable[[], FitState]
-  shapes: Callable[[], FitState]
+  init: Callable[[], FitState]  # () -> FitState.
+  shapes: Callable[[], FitState]  # () -> the same, as jax.ShapeDtypeStruct.
+  # FitState -> (FitState, mean training loss).
   epoch: Callable[[FitState], tuple[FitState, Array]]
+  # (params, Sessions) -> probabilities [S, K].
   predict: Callable[[Params, Sessions], Array]
+  # (FitState, validation loss) -> FitState.
   keep_best: Callable[[FitState, Array], FitState]
 
 
 class _Problem(NamedTuple):
-  """A network, the data that it is fitted to, and how.
+  """A network, the data that it is fitted to, and how."""
 
-  Attributes:
-    network: the flax module.
-    optimizer: of its parameters.
-    batch_size: slates per update.
-    key: of initialisation, order and dropout.
-    item_features: float32 [N + 1, D].
-    train: the slates.
-    offset: float32 [N + 1], what the logit of an item owes to the drawing of
-      negatives; None for nothing.
-  """
-
-  network: Any
-  optimizer: optax.GradientTransformation
-  batch_size: int
-  key: PRNGKey
-  item_features: Array
-  train: Sessions
+  network: Any  # The flax module.
+  optimizer: optax.GradientTransformation  # Of its parameters.
+  batch_size: int  # Slates per update.
+  key: PRNGKey  # Of initialisation, order and dropout.
+  item_features: Array  # float32 [N + 1, D].
+  train: Sessions  # The slates.
+  # float32 [N + 1], what the logit of an item owes to the drawing of negatives;
+  # None for nothing.
   offset: Array | None
 
   @property
@@ -209,13 +182,9 @@ def make_fit(
 ) -> Fit:
   """Prepares the fit of a click model by BCE on logits.
 
-  Args:
-    config: names the click model; of the sizes and of the fit.
-    item_features: float32 [N + 1, D], row 0 for padding.
-    train: the slates to fit to.
-    offset: float32 [N + 1], what the logit of an item owes to the drawing of
-      negatives (`feedback.log_q_offset`): added in the loss and in `predict`,
-      whose slates were drawn alike; None for nothing.
+  `offset`, [N + 1], is what the logit of an item owes to the drawing of
+  negatives (`feedback.log_q_offset`): added in the loss and in `predict`, whose
+  slates were drawn alike; None for nothing.
   """
   rows = len(train.exposed)
   batch_size = min(config.batch_size, rows)

@@ -44,25 +44,14 @@ class Dynamics(Protocol):
   ) -> Array:
     """Probabilities of a positive response in a step, float32 [M].
 
-    Args:
-      state: before the step.
-      topics: [M], of the items; see `known`.
-      probability: float32 [M], by the click model.
-      step: which step.
-      fitted: what was fitted to logs; None where the dynamics are a rule.
+    They are of the state before it and the click model's probabilities [M]; for
+    `topics` see `known`. `fitted` was fitted to logs; None for a rule.
     """
 
   def after(
     self, state: Any, topics: Array, response: Array, step: Array
   ) -> Any:
-    """The state after a step.
-
-    Args:
-      state: before the step.
-      topics: [K], of the slate's items; see `known`.
-      response: float32 [K], 1 for a positive response, else 0.
-      step: which step.
-    """
+    """The state after a step with responses [K] to the slate."""
 
   def hidden(self, state: Any, step: Array) -> Array:
     """The state as a critic sees it, float32 [Z], each about 1."""
@@ -76,17 +65,12 @@ class Dynamics(Protocol):
 
 
 class TopicBoredomState(NamedTuple):
-  """Topics that bore a user, and counts of those that may soon.
+  """Topics that bore a user, and counts of those that may soon."""
 
-  Attributes:
-    liked: int32 [memory], topics of the last liked items, newest last.
-    liked_at: int32 [memory], the step in which each was liked; -1: no item.
-    boring_until: int32 [T + 1], the last step in which each topic bores; -1:
-      it never did.
-  """
-
-  liked: Array
+  liked: Array  # int32 [memory], topics of the last liked items, newest last.
+  # int32 [memory], the step in which each was liked; -1: no item.
   liked_at: Array
+  # int32 [T + 1], the last step in which each topic bores; -1: it never did.
   boring_until: Array
 
 
@@ -103,21 +87,15 @@ class TopicBoredom:
   boredom sets parts of the user's vector to 0, and an item is still clicked for
   its other parts, or hardly; here it gets no like at all. There a session
   begins with a random slate, and clicks change the user's taste; not here.
-
-  Attributes:
-    topics: T.
-    everything: whether no item gets likes while a topic bores; else only the
-      items of boring topics get none.
-    memory: last liked items that count.
-    window: steps.
-    threshold: likes.
   """
 
-  topics: int
+  topics: int  # T.
+  # Whether no item gets likes while a topic bores; else only the items of
+  # boring topics get none.
   everything: bool
-  memory: int
-  window: int
-  threshold: int
+  memory: int  # Last liked items that count.
+  window: int  # Steps.
+  threshold: int  # Likes.
 
   def known(self, params: Any, items: Array) -> Array:
     """See Dynamics: the topics."""
@@ -178,12 +156,7 @@ class TopicBoredom:
 
 
 def of_config(config: SimulatorConfig, topics: int) -> Dynamics | None:
-  """The dynamics that the flags of the simulator ask for; None: none.
-
-  Args:
-    config: of the simulator.
-    topics: T, of the catalogue.
-  """
+  """The dynamics that the simulator's flags ask for; None: none."""
   if config.boredom == "none":
     return None
   if config.boredom == FITTED_TO_LOGS:

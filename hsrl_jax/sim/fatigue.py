@@ -24,18 +24,13 @@ _SCALE = 5.0  # Of the sum of vectors that a critic sees.
 
 
 class FatigueState(NamedTuple):
-  """A user's load by what was shown.
+  """A user's load by what was shown."""
 
-  Attributes:
-    person: float32 [2], see `people`.
-    load: float32 [N + 1], for each item the sum over what was shown of the
-      kernel, each less by the user's pace with each step.
-    recent: float32 [D], the same sum of the vectors.
-  """
-
-  person: Array
+  person: Array  # float32 [2], see `people`.
+  # float32 [N + 1], for each item the sum over what was shown of the kernel,
+  # each less by the user's pace with each step.
   load: Array
-  recent: Array
+  recent: Array  # float32 [D], the same sum of the vectors.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +40,10 @@ class Fatigue:
   It falls by a sum_j k(i, j) rho^(age of j) over all items j of the session, of
   which those of the last step have age 1, and k(i, j) is max(cosine, 0)^power.
   The user's a is `scale` times what `people` draws. See dynamics.Dynamics.
-
-  Attributes:
-    power: of the cosine.
-    scale: mean a of users who tire; of the others a is half as much, below 0.
   """
 
-  power: float
+  power: float  # Of the cosine.
+  # Mean a of users who tire; of the others a is half as much, below 0.
   scale: float
 
   def known(self, params: Any, items: Array) -> tuple[Array, Array]:
@@ -90,17 +82,11 @@ class Fatigue:
 
 
 def people(user_id: Array) -> Array:
-  """Cost of repetition for each user of a pool, and the share that stays.
+  """Cost of repetition for each user [S] of a pool, and the share that stays.
 
-  The first is drawn by the exponential law of mean 1, but is -0.5 for a fifth;
-  the second is one of PACES. The draws of a row are those of its user and its
-  number in the pool: who comes again may be in another mood.
-
-  Args:
-    user_id: int [S].
-
-  Returns:
-    float32 [S, 2].
+  Float32 [S, 2]. The first is drawn by the exponential law of mean 1, but is
+  -0.5 for a fifth; the second is one of PACES. The draws of a row are those of
+  its user and its number in the pool: who comes again may be in another mood.
   """
 
   def of(user, row):
@@ -146,15 +132,10 @@ def kernel(
 
 
 def seen(train: Sessions, items: int) -> np.ndarray:
-  """Vectors of the likes of the other half, which agents may see.
+  """Vectors of the likes of the other half, which agents may see, [N + 1, D].
 
-  Args:
-    train: the training logs.
-    items: N.
-
-  Returns:
-    float32 [N + 1, D], of length 1; zeros for padding, and where nobody of
-    that half liked an item.
+  They are of length 1; zeros for padding, and where nobody of that half liked
+  an item.
   """
   return np.pad(_of_half(train, items, hidden=False), ((1, 0), (0, 0)))
 

@@ -16,19 +16,13 @@ _SCALE = 4.0  # Of counts.
 
 
 class LatelyState(NamedTuple):
-  """Items that a user was shown and liked lately.
+  """Items that a user was shown and liked lately."""
 
-  Attributes:
-    shown: float32 [STEPS, T + 1], items by step, the newest first, and topic.
-    liked: float32 [STEPS, T + 1], those that were liked.
-    newest: int32 [LIKES], topics of the last liked items, newest last.
-    ago: int32 [LIKES], steps since each was liked, from 1; 0: no item.
-  """
-
+  # float32 [STEPS, T + 1], items by step, the newest first, and topic.
   shown: Array
-  liked: Array
-  newest: Array
-  ago: Array
+  liked: Array  # float32 [STEPS, T + 1], those that were liked.
+  newest: Array  # int32 [LIKES], topics of the last liked items, newest last.
+  ago: Array  # int32 [LIKES], steps since each was liked, from 1; 0: no item.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,12 +30,9 @@ class FittedBoredom:
   """Logits change with what was shown and liked lately, by a fitted model.
 
   See dynamics.Dynamics. Has no `room`; only rules have.
-
-  Attributes:
-    topics: T.
   """
 
-  topics: int
+  topics: int  # T.
 
   def init(self, key: PRNGKey) -> Params:
     """Parameters before any fit: of no boredom."""
@@ -83,12 +74,9 @@ class FittedBoredom:
   ) -> Array:
     """`logits` in the state after some slates, without the steps between.
 
-    Args:
-      fitted: see `init`.
-      before: the last STEPS slates, the newest first: topics int32 [STEPS, K],
-        responses float32 [STEPS, K], and whether there was one, bool [STEPS].
-      topics: int32 [M].
-      logits: float32 [M].
+    `before` are the last STEPS slates, the newest first: topics int32
+    [STEPS, K], responses float32 [STEPS, K], and whether there was one, bool
+    [STEPS].
     """
     shown_topics, response, there = before
     of_topics = jax.nn.one_hot(shown_topics, self.topics + 1)

@@ -32,25 +32,17 @@ class LeaveRule(Protocol):
   def step(
     self, state: Any, slate: Array, response: Array, reward: Array, draw: Array
   ) -> tuple[Any, Array]:
-    """The state after a slate, and whether the user leaves, bool [].
+    """The state after a slate [K], and whether the user leaves, bool [].
 
-    Args:
-      state: before.
-      slate: int32 [K], the items shown.
-      response: float32 [K], 1 for a positive response, else 0.
-      reward: float32 [], of the slate.
-      draw: float32 [], uniform in (0, 1), for rules that leave by chance.
+    `draw` is uniform in (0, 1), for rules that leave by chance.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Patience:
-  """Patience falls by (1 - reward) K + 1 a slate; below 1 the user leaves.
+  """Patience falls by (1 - reward) K + 1 a slate; below 1 the user leaves."""
 
-  Attributes:
-    initial: patience at the start of a session. The state is what is left.
-  """
-
+  # Patience at the start of a session. The state is what is left.
   initial: float
 
   def start(self) -> Array:
@@ -117,13 +109,7 @@ class ItemRule:
     return jnp.zeros(self.window, jnp.int32)
 
   def triggers(self, state: Array, items: Array, known: Any) -> Array:
-    """Whether each item would make the user leave, bool [M].
-
-    Args:
-      state: before the slate.
-      items: int32 [M].
-      known: see the class.
-    """
+    """Whether each item [M] would make the user leave, bool [M]."""
     raise NotImplementedError
 
   def step(self, state, slate, response, reward, draw, known):
@@ -146,15 +132,11 @@ class BoredomRule(ItemRule):
   (arXiv 2204.01266) and DORL (arXiv 2307.04571), which show one item a step.
 
   It knows bool [N + 1, C], which categories each item has; False for padding.
-
-  Attributes:
-    window: items.
-    threshold: of them, as many as a category may have.
   """
 
   knows = "categories"
-  window: int
-  threshold: int
+  window: int  # Items.
+  threshold: int  # Of them, as many as a category may have.
 
   def triggers(self, state, items, known):
     """See ItemRule."""
@@ -163,13 +145,9 @@ class BoredomRule(ItemRule):
 
 
 class NearPairs(NamedTuple):
-  """Which items are near each other, of all pairs.
+  """Which items are near each other, of all pairs."""
 
-  Attributes:
-    pairs: bool [N + 1, N + 1]; padding is near nothing.
-  """
-
-  pairs: Array
+  pairs: Array  # bool [N + 1, N + 1]; padding is near nothing.
 
   def near(self, items: Array, others: Array) -> Array:
     """Whether each of `items` is near each of `others`, [M], [W] -> [M, W]."""
@@ -177,14 +155,10 @@ class NearPairs(NamedTuple):
 
 
 class NearVectors(NamedTuple):
-  """The same by the items' vectors, for catalogues with too many pairs.
+  """The same by the items' vectors, for catalogues with too many pairs."""
 
-  Attributes:
-    vectors: float32 [N + 1, D].
-    bound: float32 [], the distance below which items are near each other.
-  """
-
-  vectors: Array
+  vectors: Array  # float32 [N + 1, D].
+  # float32 [], the distance below which items are near each other.
   bound: Array
 
   def near(self, items: Array, others: Array) -> Array:
@@ -204,15 +178,9 @@ def nearness(
 ) -> NearPairs | NearVectors:
   """Which items are near each other: nearer than most pairs are.
 
-  The bound is the percentile of the Euclidean distances of all pairs of
-  different items; above `most_items` items of a sample of pairs, and then
-  distances are computed when they are asked for.
-
-  Args:
-    vectors: float [N + 1, D], row 0 for padding; N at least 2.
-    percentile: in [0, 100].
-    most_items: as many items have their distances computed once and for all.
-    pairs: that are drawn where there are more items.
+  The bound is the percentile, in [0, 100], of the Euclidean distances of all
+  pairs of different rows of vectors [N + 1, D]; above `most_items` items of a
+  sample of pairs, and then distances are computed when they are asked for.
   """
   own = np.asarray(vectors, np.float32)[1:]
   if len(own) > most_items:
@@ -238,13 +206,10 @@ class DistanceRule(ItemRule):
   itself, so one that is shown again within the window makes the user leave.
 
   It knows a NearPairs or NearVectors.
-
-  Attributes:
-    window: items.
   """
 
   knows = "near"
-  window: int
+  window: int  # Items.
 
   def triggers(self, state, items, known):
     """See ItemRule."""

@@ -27,19 +27,14 @@ _LEAST_USERS = 10  # Of which a tenth each is for validation and test.
 
 
 class ResponseFile(NamedTuple):
-  """The content of such a file, checked.
+  """The content of such a file, checked."""
 
-  Attributes:
-    name: of the file, for people.
-    digest: SHA-256 of its content.
-    weights: name to float32 array, as in the module's docstring.
-    dataset: its users and items; None where it has none. No slates: `exposed`
-      and `response` are [S, 0].
-  """
-
-  name: str
-  digest: str
+  name: str  # Of the file, for people.
+  digest: str  # SHA-256 of its content.
+  # Name to float32 array, as in the module's docstring.
   weights: dict[str, np.ndarray]
+  # Its users and items; None where it has none. No slates: `exposed` and
+  # `response` are [S, 0].
   dataset: source.Dataset | None
 
   @property
@@ -64,12 +59,7 @@ class ResponseFile(NamedTuple):
 
 
 def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
-  """Reads and checks a file.
-
-  Args:
-    path: of the .npz file.
-    final_dense: whether the network has the final Dense; the file must hold
-      `mix.*` exactly then.
+  """Reads and checks an .npz file, which has `mix.*` with `final_dense` alone.
 
   Raises:
     InputError: the file is missing or no plain .npz, lacks an array or has an

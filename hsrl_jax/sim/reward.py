@@ -20,16 +20,12 @@ class Reward:
   """Reward of a slate: the mean r of the rewards of its items, or their sum.
 
   With a sweet point it is 1 - |r - sweet_point| instead, as in RL4RS.
-
-  Attributes:
-    penalty: reward of an item without a positive response.
-    sweet_point: the mean r that is worth most; None for the mean itself.
-    sums: whether a slate earns the sum; not with a sweet point.
   """
 
-  penalty: float
+  penalty: float  # Reward of an item without a positive response.
+  # The mean r that is worth most; None for the mean itself.
   sweet_point: float | None = None
-  sums: bool = False
+  sums: bool = False  # Whether a slate earns the sum; not with a sweet point.
 
   @property
   def is_mean(self) -> bool:
@@ -65,9 +61,6 @@ class Reward:
     """Part of each place in the reward of a slate, float32 [K].
 
     Where the reward is no mean of the items', all of it is the last place's.
-
-    Args:
-      response: float32 [K], 1 for a positive response, else 0.
     """
     rewards = self.items(response)
     if self.is_mean:
@@ -94,9 +87,6 @@ class Reward:
     Where R is the mean that is r_k - mean_k(r); where it is the sum, K times
     the mean, so are the shares. With a sweet point a miss is worth having where
     the others are too good, which r_k would not tell.
-
-    Args:
-      response: float32 [K], 1 for a positive response, else 0.
     """
     rewards = self.items(response)
     count = len(rewards)

@@ -25,19 +25,12 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
 class SardineWorld(NamedTuple):
-  """Settings of a world, in the package's words.
+  """Settings of a world, in the package's words."""
 
-  Attributes:
-    slate_size: K.
-    slope: of the relevance.
-    omega: what is left of the user's vector after a click.
-    threshold: clicks of a topic that bore.
-  """
-
-  slate_size: int
-  slope: float
-  omega: float
-  threshold: int
+  slate_size: int  # K.
+  slope: float  # Of the relevance.
+  omega: float  # What is left of the user's vector after a click.
+  threshold: int  # Clicks of a topic that bore.
 
 
 WORLDS = {
@@ -53,58 +46,38 @@ _OFFSET, _LOOKS, _STEPS, _MEMORY, _WINDOW = 0.65, 0.85, 100, 10, 5
 
 
 class SardineItems(NamedTuple):
-  """The items of a world.
+  """The items of a world."""
 
-  Attributes:
-    vectors: float32 [N + 1, T]; zeros for padding.
-    largest: float32 [], the largest norm among them, by which all products are
-      divided.
-  """
-
-  vectors: Array
+  vectors: Array  # float32 [N + 1, T]; zeros for padding.
+  # float32 [], the largest norm among them, by which all products are divided.
   largest: Array
 
 
 class SardineState(NamedTuple):
-  """One user's session.
+  """One user's session."""
 
-  Attributes:
-    observation: what the agent knows: no profile, the clicked items and what
-      was shown, the random slate among them.
-    steps: int32 [], slates shown in this session, the first, random one too; it
-      is also the step of `dynamics`.
-    seen: int32 [0]: items may be shown again.
-    dynamics: what bores the user.
-    taste: float32 [T], the user's vector, of length 1.
-  """
-
+  # What the agent knows: no profile, the clicked items and what was shown, the
+  # random slate among them.
   observation: Observation
+  # int32 [], slates shown in this session, the first, random one too; it is
+  # also the step of `dynamics`.
   steps: Array
-  seen: Array
-  dynamics: TopicBoredomState
-  taste: Array
+  seen: Array  # int32 [0]: items may be shown again.
+  dynamics: TopicBoredomState  # What bores the user.
+  taste: Array  # float32 [T], the user's vector, of length 1.
 
 
 class Sardine(NamedTuple):
-  """Static settings of a world; the methods are those of UserSimulator.
+  """Static settings of a world; the methods are those of UserSimulator."""
 
-  Attributes:
-    world: which.
-    slate_size: K.
-    reward: what clicks are worth.
-    dynamics: how topics come to bore; None: not at all, as a farsighted bound
-      asks for.
-    max_steps: slates of a session, without the random one.
-    leave: nobody does.
-    observed_items: R, items of Observation.shown; 0: clicks alone are seen.
-  """
-
-  world: SardineWorld
-  slate_size: int
-  reward: reward.Reward
+  world: SardineWorld  # Which.
+  slate_size: int  # K.
+  reward: reward.Reward  # What clicks are worth.
+  # How topics come to bore; None: not at all, as a farsighted bound asks for.
   dynamics: TopicBoredom | None
-  max_steps: int = _STEPS
-  leave: LeaveRule = Length()
+  max_steps: int = _STEPS  # Slates of a session, without the random one.
+  leave: LeaveRule = Length()  # Nobody does.
+  # R, items of Observation.shown; 0: clicks alone are seen.
   observed_items: int = 0
 
   @property
@@ -131,10 +104,7 @@ class Sardine(NamedTuple):
   ) -> SardineState:
     """Starts a session of the pool's user `row`, int32 [].
 
-    Args:
-      row: of the pool.
-      params: with the pool.
-      key: of the random slate; None: one of the row's own.
+    The key is of the random slate; None: one of the row's own.
     """
     if key is None:
       key = jax.random.fold_in(jax.random.key(0), row)
@@ -157,15 +127,9 @@ class Sardine(NamedTuple):
     draws: Array,
     params: EnvParams,
   ) -> SardineState:
-    """A session after its first slate.
+    """A session after its first slate, in which items may repeat.
 
-    Args:
-      taste: float32 [T], the user's vector.
-      history: int32 [H], clicked before.
-      slate: int32 [K], items, repeats allowed.
-      draws: float32 [K], uniform; a place is clicked where its draw is below
-        the probability.
-      params: of the world.
+    A place is clicked where its draw, uniform [K], is below the probability.
     """
     state = SardineState(
       observed.start(jnp.zeros(0), history, self.observed_items),
@@ -209,11 +173,7 @@ class Sardine(NamedTuple):
   ) -> tuple[SardineState, Array]:
     """The state after a slate, and its clicks, float32 [K].
 
-    Args:
-      state: before.
-      slate: int32 [K]; a place with id 0 shows nothing.
-      draws: float32 [K], uniform.
-      params: of the world.
+    A place with id 0 shows nothing; draws are uniform [K].
     """
     chances = self.attention() * self.chances(state, slate, params)
     there = slate > 0
@@ -295,12 +255,7 @@ class Sardine(NamedTuple):
 
 
 def make(config: SimulatorConfig, topics: int) -> Sardine:
-  """The world that `config` names.
-
-  Args:
-    config: of the simulator.
-    topics: T.
-  """
+  """The world of T topics that `config` names."""
   world = WORLDS[config.world]
   boredom = TopicBoredom(topics, True, _MEMORY, _WINDOW, world.threshold)
   return Sardine(
@@ -313,11 +268,9 @@ def make(config: SimulatorConfig, topics: int) -> Sardine:
 
 
 def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
-  """The world's parameters: users are those of `sessions`.
+  """The world's parameters, of item vectors [N + 1, T], row 0 for padding.
 
-  Args:
-    vectors: float32 [N + 1, T], of the items; row 0 is padding.
-    sessions: S rows; their profiles, [S, T], are the users' vectors.
+  Users are those of `sessions`; their profiles, [S, T], are their vectors.
   """
   topics = np.argmax(vectors, 1).astype(np.int32) + 1
   topics[0] = 0

@@ -11,28 +11,21 @@ _NONE = "(no genres listed)"
 
 
 class Topics(NamedTuple):
-  """The topics of a catalogue; topic 0 is none.
+  """The topics of a catalogue; topic 0 is none."""
 
-  Attributes:
-    of_items: int32 [N + 1], the topic of each item, 1..T; 0 for padding and for
-      an item without a category.
-    names: T names, sorted; topic t is `names[t - 1]`.
-    categories: bool [N + 1, C], which categories each item has, by name; False
-      for padding.
-  """
-
+  # int32 [N + 1], the topic of each item, 1..T; 0 for padding and for an item
+  # without a category.
   of_items: np.ndarray
-  names: tuple[str, ...]
+  names: tuple[str, ...]  # T names, sorted; topic t is `names[t - 1]`.
+  # bool [N + 1, C], which categories each item has, by name; False for padding.
   categories: np.ndarray
 
 
 def of_categories(categories: Sequence[str]) -> Topics:
   """The rarest category of each item, counted over the catalogue.
 
-  Of equally rare ones it is the first by name.
-
-  Args:
-    categories: N + 1 texts such as "Action|Comedy"; the first is of padding.
+  Of equally rare ones it is the first by name. There are N + 1 texts such as
+  "Action|Comedy"; the first is of padding.
   """
   split = [set(text.split("|")) - {"", _NONE} for text in categories]
   split[0] = set()

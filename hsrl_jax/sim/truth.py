@@ -21,15 +21,11 @@ LIKED = 3.5  # The least rating that is liked.
 
 
 class Truth(NamedTuple):
-  """Ratings in place of a click model's parameters.
+  """Ratings in place of a click model's parameters."""
 
-  Attributes:
-    ratings: float32 [U, N + 1], of user r + 1 in row r; column 0 is padding.
-    most: float32 [], the largest absolute rating.
-  """
-
+  # float32 [U, N + 1], of user r + 1 in row r; column 0 is padding.
   ratings: Array
-  most: Array
+  most: Array  # float32 [], the largest absolute rating.
 
 
 def read(path: pathlib.Path, users: int, items: int) -> np.ndarray:
@@ -76,12 +72,7 @@ def respond(
 ) -> Array:
   """A ResponseFn: 1 for each item that the user likes, else 0, [M].
 
-  Args:
-    params: the ratings.
-    profile: not looked at.
-    history: not looked at.
-    items: int32 [M].
-    user: [], the user's id.
+  The user is known by id; profile and history are not looked at.
   """
   del profile, history
   return (earned(params, items, user) >= LIKED).astype(jnp.float32)
@@ -98,13 +89,7 @@ def scored(env: UserSimulator) -> UserSimulator:
 
 
 def pool(users: EnvParams, ratings: np.ndarray, user_id: np.ndarray) -> Any:
-  """The parameters of `scored`.
-
-  Args:
-    users: of the simulator with the fitted model, S users.
-    ratings: see `read`.
-    user_id: int [S], who they are.
-  """
+  """The parameters of `scored`: a simulator's, with `read` and user ids [S]."""
   response = Truth(
     jnp.asarray(ratings), jnp.float32(max(np.abs(ratings).max(), 1e-6))
   )

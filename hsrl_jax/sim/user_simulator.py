@@ -22,106 +22,75 @@ from hsrl_jax.types import Array, Observation, PRNGKey, Sessions
 
 
 class EnvParams(NamedTuple):
-  """Data of a simulator.
+  """Data of a simulator."""
 
-  Attributes:
-    response: whatever the ResponseFn takes.
-    profiles: float32 [S, P], the logged pool of users.
-    histories: int32 [S, H], theirs.
-    num_items: int32 [], the items that may be shown; None: more than a session
-      can show.
-    biases: float32 [S], what the click model knows of each user beside profile
-      and history; None: nothing.
-    topics: int32 [N + 1], the topic of each item, 0 for none; None: dynamics do
-      not depend on topics.
-    categories: bool [N + 1, C], the categories of each item; None: the leave
-      rule does not depend on them.
-    near: which items are near each other; None: the leave rule does not depend
-      on it.
-    kernel: float32 [N + 1, D], the vectors by which items are alike to users
-      who tire; None: the dynamics are others.
-    people: float32 [S, 2], how such users tire, see `fatigue.people`.
-  """
-
-  response: Any
-  profiles: Array
-  histories: Array
+  response: Any  # Whatever the ResponseFn takes.
+  profiles: Array  # float32 [S, P], the logged pool of users.
+  histories: Array  # int32 [S, H], theirs.
+  # int32 [], the items that may be shown; None: more than a session can show.
   num_items: Array | None = None
+  # float32 [S], what the click model knows of each user beside profile and
+  # history; None: nothing.
   biases: Array | None = None
+  # int32 [N + 1], the topic of each item, 0 for none; None: dynamics do not
+  # depend on topics.
   topics: Array | None = None
+  # bool [N + 1, C], the categories of each item; None: the leave rule does not
+  # depend on them.
   categories: Array | None = None
+  # Which items are near each other; None: the leave rule does not depend on it.
   near: leave.NearPairs | leave.NearVectors | None = None
+  # float32 [N + 1, D], the vectors by which items are alike to users who tire;
+  # None: the dynamics are others.
   kernel: Array | None = None
+  # float32 [S, 2], how such users tire, see `fatigue.people`.
   people: Array | None = None
 
 
 class EnvState(NamedTuple):
-  """One user's session.
+  """One user's session."""
 
-  Attributes:
-    observation: profile and history.
-    leave: state of the leave rule; of `leave.Patience` float32 [].
-    steps: int32 [], taken in this session.
-    seen: int32 [T], ids that may not be shown again, padded with 0; T is
-      max_steps * K in the `no_repeat` protocol and 0 in `paper`.
-    bias: float32 [], see `EnvParams.biases`; None: not known.
-    dynamics: state of the dynamics; None: there are none.
-  """
-
-  observation: Observation
-  leave: Any
-  steps: Array
+  observation: Observation  # Profile and history.
+  leave: Any  # State of the leave rule; of `leave.Patience` float32 [].
+  steps: Array  # int32 [], taken in this session.
+  # int32 [T], ids that may not be shown again, padded with 0; T is max_steps *
+  # K in the `no_repeat` protocol and 0 in `paper`.
   seen: Array
+  # float32 [], see `EnvParams.biases`; None: not known.
   bias: Array | None = None
-  dynamics: Any = None
+  dynamics: Any = None  # State of the dynamics; None: there are none.
 
 
 class StepResult(NamedTuple):
-  """The outcome of a step.
+  """The outcome of a step."""
 
-  Attributes:
-    observation: after the step, of the same user.
-    reward: float32 [].
-    terminated: bool [], the user left.
-    truncated: bool [], the user had not left, but the session ends: the step
-      limit was reached, or fewer than K items are left to show.
-    response: float32 [K], 1 for a positive response.
-  """
-
-  observation: Observation
-  reward: Array
-  terminated: Array
+  observation: Observation  # After the step, of the same user.
+  reward: Array  # float32 [].
+  terminated: Array  # bool [], the user left.
+  # bool [], the user had not left, but the session ends: the step limit was
+  # reached, or fewer than K items are left to show.
   truncated: Array
-  response: Array
+  response: Array  # float32 [K], 1 for a positive response.
 
 
 class UserSimulator(NamedTuple):
-  """Static settings of the simulator.
+  """Static settings of the simulator."""
 
-  Attributes:
-    response_fn: how users respond.
-    slate_size: K.
-    no_repeat: whether an item is shown once a session.
-    max_steps: a session is truncated there.
-    reward: what responses are worth.
-    leave: when the user goes.
-    forgets: whether, with `no_repeat`, all items may be shown again once fewer
-      than K are left; else the session is truncated then.
-    dynamics: how responses change what the user likes later; None: not at all.
-    observed_items: R, items of Observation.shown; 0: likes alone are seen.
-    earned: (response params, items [K], user's bias) -> what the items earn, in
-      place of what `reward` says of the responses; None: that.
-  """
-
-  response_fn: click_model.ResponseFn
-  slate_size: int
-  no_repeat: bool
-  max_steps: int
-  reward: reward.Reward
-  leave: leave.LeaveRule
+  response_fn: click_model.ResponseFn  # How users respond.
+  slate_size: int  # K.
+  no_repeat: bool  # Whether an item is shown once a session.
+  max_steps: int  # A session is truncated there.
+  reward: reward.Reward  # What responses are worth.
+  leave: leave.LeaveRule  # When the user goes.
+  # Whether, with `no_repeat`, all items may be shown again once fewer than K
+  # are left; else the session is truncated then.
   forgets: bool = False
+  # How responses change what the user likes later; None: not at all.
   dynamics: dynamics_lib.Dynamics | None = None
+  # R, items of Observation.shown; 0: likes alone are seen.
   observed_items: int = 0
+  # (response params, items [K], user's bias) -> what the items earn, in place
+  # of what `reward` says of the responses; None: that.
   earned: Callable[[Any, Array, Array], Array] | None = None
 
   def exploring(self) -> "UserSimulator":
@@ -144,13 +113,7 @@ class UserSimulator(NamedTuple):
   def start(
     self, row: Array, params: EnvParams, key: PRNGKey | None = None
   ) -> EnvState:
-    """Starts a session of the pool's user `row`, int32 [].
-
-    Args:
-      row: of the pool.
-      params: with the pool.
-      key: of what a session begins with by chance; here nothing does.
-    """
+    """Starts a session of the pool's user `row`, int32 []; no key is needed."""
     del key
     return EnvState(
       observed.start(
@@ -302,13 +265,7 @@ class UserSimulator(NamedTuple):
 def make(
   config: SimulatorConfig, slate_size: int, topics: int = 0
 ) -> UserSimulator:
-  """The simulator that `config` asks for.
-
-  Args:
-    config: of the simulator.
-    slate_size: K.
-    topics: T, of the catalogue; 0 where `config` uses none.
-  """
+  """The simulator that `config` asks for, with T topics; 0 if it uses none."""
   return UserSimulator(
     response_fn=click_model.response_fn(config),
     slate_size=slate_size,
@@ -338,12 +295,8 @@ def pool(
 ) -> EnvParams:
   """The simulator's parameters: users are those of `sessions`, all items.
 
-  Args:
-    params: of the click model.
-    sessions: S rows.
-    topics: of the items; None: users do not depend on topics.
-    near: which items are near each other; None: nobody leaves for that.
-    kernel: see EnvParams; None: nobody tires by it.
+  Without `topics` users do not depend on them; without `near` nobody leaves for
+  that, without a `kernel` nobody tires by it.
   """
   blend = params.blend
   biases = None if blend is None else blend.of_users(sessions.user_id)

@@ -48,9 +48,7 @@ def check(dataset: Dataset) -> None:
 
 
 def fit(
-  workdir: pathlib.Path,
-  dataset: Dataset,
-  probability: dict[str, np.ndarray],
+  workdir: pathlib.Path, dataset: Dataset, probability: dict[str, np.ndarray]
 ) -> Params:
   """Fits to the training split, chooses the epoch by the validation split.
 

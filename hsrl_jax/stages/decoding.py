@@ -110,9 +110,7 @@ def _act(
   """
   shown = Shown(**request["earlier"])
   observation = Observation(
-    request["profile"],
-    request["history"],
-    shown if len(shown.items) else None,
+    request["profile"], request["history"], shown if len(shown.items) else None
   )
   key, temperature = None, 1.0
   if agent.place_by_place:

@@ -261,10 +261,10 @@ def write(
   ranges: dict[str, tuple[float, float]],
   about: dict[str, Any],
 ) -> folder_lib.Manifest:
-  """Writes the folder, all or nothing.
+  """Writes the folder, all or nothing; an export there is replaced.
 
   Args:
-    folder: where nothing is, or an export, which is replaced.
+    folder: where nothing is, or an export.
     agent: made for `slate_size`.
     params: of the agent.
     catalogue: with the capacity that the export will have.

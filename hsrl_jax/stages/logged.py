@@ -21,11 +21,8 @@ def learned(
 ) -> Transition:
   """The training slates as transitions, leaves [S, ...].
 
-  Args:
-    logs: S slates.
-    reward: of slates whose reward was not logged.
-    items: N of the catalogue.
-    observed_items: R of Observation.shown; 0: what was shown is not seen.
+  `reward` is of slates whose own was not logged; for `observed_items` see
+  `transitions.transitions`.
 
   Raises:
     InputError: the transitions would take more than MEMORY_BYTES.

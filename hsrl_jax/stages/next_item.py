@@ -136,11 +136,7 @@ def _judge(parts: Parts, given: Params) -> Callable[[Params], float]:
 
   def judge(params: Params) -> float:
     top = ranking.best(
-      own,
-      ({"model": params} | given, parts.catalogue),
-      logs,
-      items,
-      left_out,
+      own, ({"model": params} | given, parts.catalogue), logs, items, left_out
     )
     rows = held_out.next_liked(top, logs, liked)["ndcg@10"]
     return held_out.mean([rows])["mean"]

@@ -13,13 +13,7 @@ from hsrl_jax.agents import agent_of
 from hsrl_jax.agents.base import Agent
 from hsrl_jax.config import Config, TrainConfig
 from hsrl_jax.data import blocks
-from hsrl_jax.engine import (
-  core,
-  loop,
-  parallel,
-  processes,
-  replayed,
-)
+from hsrl_jax.engine import core, loop, parallel, processes, replayed
 from hsrl_jax.engine import windows as windows_lib
 from hsrl_jax.evaluation import measures, simulate, statistics
 from hsrl_jax.host import watch as watch_lib
@@ -29,13 +23,7 @@ from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.stages import logged, next_item, training
 from hsrl_jax.stages.parts import Parts
-from hsrl_jax.types import (
-  Array,
-  Observation,
-  Params,
-  Sessions,
-  Transition,
-)
+from hsrl_jax.types import Array, Observation, Params, Sessions, Transition
 
 FOLDER = training.FOLDER
 CURVE_EPISODES = 256  # Validation sessions of a point of the learning curve.
@@ -73,17 +61,8 @@ def shown(
   """The greedy slate of one user: items, log probabilities, which are valid.
 
   Agents fill a slate that is not full with items that are not to be shown;
-  here these are 0, with -inf.
-
-  Args:
-    agent: made for slates of K.
-    params: of the agent.
-    catalogue: the items.
-    observation: of the user.
-    excluded: int32 [T], ids that may not be shown; 0 is ignored.
-
-  Returns:
-    int32 [K], float32 [K] and bool [K].
+  here these are 0, with -inf. All are [K]; `excluded`, int32 [T], holds ids
+  that may not be shown, and 0 is ignored.
   """
   action = agent.act(params, catalogue, observation, excluded, None, 1.0)
   slate = action.slate

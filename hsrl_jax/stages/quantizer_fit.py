@@ -24,29 +24,18 @@ _BAR_AFTER = 2.0  # Seconds before a progress bar shows.
 
 
 class Source(NamedTuple):
-  """The inputs of SIDs.
+  """The inputs of SIDs."""
 
-  Attributes:
-    name: of the file or dataset, for people.
-    digest: of the content; empty for a dataset, which checks itself.
-  """
-
-  name: str
-  digest: str = ""
+  name: str  # Of the file or dataset, for people.
+  digest: str = ""  # Of the content; empty for a dataset, which checks itself.
 
 
 class Encoded(NamedTuple):
-  """Tokens of a catalogue.
+  """Tokens of a catalogue."""
 
-  Attributes:
-    plain: int32 [N, L], of residual k-means alone.
-    unique: int32 [N, L], the SIDs.
-    seconds: that `plain` and `unique` took.
-  """
-
-  plain: np.ndarray
-  unique: np.ndarray
-  seconds: dict[str, float]
+  plain: np.ndarray  # int32 [N, L], of residual k-means alone.
+  unique: np.ndarray  # int32 [N, L], the SIDs.
+  seconds: dict[str, float]  # That `plain` and `unique` took.
 
 
 def encode(

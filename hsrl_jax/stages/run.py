@@ -137,8 +137,7 @@ class Run(Parts):
       self.users("train"),
       self.users("val"),
       simulate.sample(
-        self.dataset.splits["val"].user_id,
-        policy.CURVE_EPISODES,
+        self.dataset.splits["val"].user_id, policy.CURVE_EPISODES
       ),
       logs,
       self._phases,
@@ -179,12 +178,7 @@ class Run(Parts):
 
     Those of the evaluation may change, which is done anew then. Sizes of SIDs
     that a file brings are kept too, and sizes of networks that another run
-    brings.
-
-    Args:
-      texts: of the settings; see workdir.claim.
-      given: names of those that the user gave; None: all.
-      of_data: see workdir.claim.
+    brings. For the arguments see workdir.claim.
 
     Raises:
       InputError: there is no such dataset, the workdir has other settings, or a

@@ -14,9 +14,7 @@ _USERS = 2  # Whose sessions are drawn.
 
 
 def of(
-  parts: Parts,
-  sessions: dict[str, list[simulate.Simulated]],
-  rows: np.ndarray,
+  parts: Parts, sessions: dict[str, list[simulate.Simulated]], rows: np.ndarray
 ) -> dict[str, Any]:
   """Content of journeys.json: sessions of the policy and of its bounds.
 

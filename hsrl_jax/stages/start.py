@@ -19,20 +19,14 @@ FORMAT = 2
 
 
 class FinishedRun(NamedTuple):
-  """A finished run whose parameters another run starts from.
+  """A finished run whose parameters another run starts from."""
 
-  Attributes:
-    workdir: of the finished run.
-    digest: of its parameters; empty for a run's own first part.
-    about: what next_item.json says of its networks, those of a policy of the
-      next item; None: they are the agent's own.
-    is_first_part: whether it is the first part of the run itself.
-  """
-
-  workdir: pathlib.Path
-  digest: str
+  workdir: pathlib.Path  # Of the finished run.
+  digest: str  # Of its parameters; empty for a run's own first part.
+  # What next_item.json says of its networks, those of a policy of the next
+  # item; None: they are the agent's own.
   about: dict[str, Any] | None
-  is_first_part: bool = False
+  is_first_part: bool = False  # Whether it is the first part of the run itself.
 
   def sized(self, config: Config) -> Config:
     """`config` with the networks' sizes.
@@ -55,9 +49,7 @@ class FinishedRun(NamedTuple):
 def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
   """The run that a configuration continues from; None: it starts afresh.
 
-  Args:
-    config: of the run.
-    workdir: where the run writes. Once it has started, what it kept counts.
+  Once a run in the workdir has started, what it kept counts.
 
   Raises:
     InputError: there is no such run, or it is none to continue from.

@@ -47,24 +47,15 @@ _LARGEST_STEP = 0.5  # Of a mixture: how far it is from the first item.
 
 
 class Synthetic(NamedTuple):
-  """A catalogue made of another one.
+  """A catalogue made of another one."""
 
-  Attributes:
-    features: float32 [N + 1, D], row 0 for padding.
-    stands_for: int32 [M + 1], who is in a history for each of the others.
-  """
-
-  features: np.ndarray
+  features: np.ndarray  # float32 [N + 1, D], row 0 for padding.
+  # int32 [M + 1], who is in a history for each of the others.
   stands_for: np.ndarray
 
 
 def synthetic(features: np.ndarray, size: int) -> Synthetic:
-  """A catalogue of `size` items; see the module.
-
-  Args:
-    features: float32 [M + 1, D], of the dataset, row 0 for padding.
-    size: N.
-  """
+  """`size` items made of the dataset's, float32 [M + 1, D]; see the module."""
   rng = np.random.default_rng([0, size])
   count = len(features) - 1
   same = np.arange(count + 1, dtype=np.int32)
@@ -90,23 +81,14 @@ def sessions(config: EvaluateConfig, size: int) -> int:
 
 
 class SizedWorld(NamedTuple):
-  """A simulator with a catalogue of some size.
+  """A simulator with a catalogue of some size."""
 
-  Attributes:
-    env: the simulator.
-    catalogue: the items.
-    users: the pool for training.
-    held_out: the pool for the evaluation.
-    sessions: of that pool.
-    seconds: that the SIDs took.
-  """
-
-  env: UserSimulator
-  catalogue: Catalogue
-  users: EnvParams
-  held_out: EnvParams
-  sessions: int
-  seconds: float
+  env: UserSimulator  # The simulator.
+  catalogue: Catalogue  # The items.
+  users: EnvParams  # The pool for training.
+  held_out: EnvParams  # The pool for the evaluation.
+  sessions: int  # Of that pool.
+  seconds: float  # That the SIDs took.
 
 
 def world(experiment: jobs.Experiment, size: int) -> SizedWorld:
@@ -193,7 +175,7 @@ def measure(
   if needed > limits.memory_gb:
     return row | {
       "left_out": f"training needs {needed:.0f} GB, above the limit of "
-      f"{limits.memory_gb:g}",
+      f"{limits.memory_gb:g}"
     }
 
   per_call = config.train.iterations_per_call

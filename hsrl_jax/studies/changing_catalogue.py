@@ -47,15 +47,10 @@ RECOVERED = 0.95  # Of what was reached before the change.
 
 
 class Split(NamedTuple):
-  """Who is there at the start.
+  """Who is there at the start."""
 
-  Attributes:
-    start: int64 [N], ids in the order in which they leave.
-    newcomers: int64 [M], ids in the order in which they arrive.
-  """
-
-  start: np.ndarray
-  newcomers: np.ndarray
+  start: np.ndarray  # int64 [N], ids in the order in which they leave.
+  newcomers: np.ndarray  # int64 [M], ids in the order in which they arrive.
 
   def change(self, share: int) -> tuple[np.ndarray, np.ndarray]:
     """Who leaves and who arrives where `share` percent are replaced."""
@@ -73,13 +68,7 @@ def split_items(num_items: int, shares: tuple[int, ...]) -> Split:
 def start_catalogue(
   config: QuantizerConfig, features: np.ndarray, split: Split
 ) -> Catalogue:
-  """The start catalogue, with room for the newcomers.
-
-  Args:
-    config: of the quantizer.
-    features: float32 [N + M + 1, D], of all items, row 0 for padding.
-    split: who is there.
-  """
+  """The start catalogue, with room for newcomers; features [N + M + 1, D]."""
   rows = features[split.start]
   codebooks = quantizer_fit.fit(config, rows)
   nobody = np.zeros((0, config.levels), np.int32)
@@ -118,17 +107,12 @@ class World:
   """Users and catalogues of one configuration, the same for all policies."""
 
   def __init__(
-    self,
-    run: run_lib.Run,
-    shares: tuple[int, ...],
-    newcomers: str = "logged",
+    self, run: run_lib.Run, shares: tuple[int, ...], newcomers: str = "logged"
   ):
-    """Splits the items and fits the codebooks.
+    """Splits the items, with `shares` percent replaced; fits the codebooks.
 
-    Args:
-      run: with the stages data and simulator complete.
-      shares: percent of the start catalogue that are replaced.
-      newcomers: what is known of those; see registry.ChangingCatalogue.
+    For `newcomers` see registry.ChangingCatalogue. The run's stages data and
+    simulator are complete.
     """
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
@@ -172,13 +156,7 @@ class Learning:
   """A policy of all seeds: trained to the change once, then on from it."""
 
   def __init__(self, world: World, config: Config, folder: pathlib.Path):
-    """Compiles nothing yet.
-
-    Args:
-      world: where it acts.
-      config: of the policy; the catalogue changes after half of the calls.
-      folder: of the checkpoint of the change.
-    """
+    """Compiles nothing yet; `folder` has the checkpoint of the change."""
     self.world, self.config, self.folder = world, config.train, folder
     agent = make_agent(
       config, world.env.slate_size, world.start.index.num_items
@@ -338,15 +316,8 @@ def summary(
     recovered = [
       steps[seed.argmax()] if seed.any() else None for seed in reached.T
     ]
-    rows.append(
-      {
-        "policy": name,
-        "share": share,
-        "before": before,
-        "after": after,
-        "steps_to_recover": recovered,
-      }
-    )
+    own = {"policy": name, "share": share, "before": before, "after": after}
+    rows.append(own | {"steps_to_recover": recovered})
   return {"bounds": {str(k): v for k, v in bounds.items()}, "rows": rows}
 
 

@@ -36,30 +36,19 @@ class ServerError(InputError):
 
 
 class World(NamedTuple):
-  """A world whose users are clients.
+  """A world whose users are clients."""
 
-  Attributes:
-    env: how they respond.
-    users: with the pool.
-    names: of the users of the pool.
-    item_ids: the items' ids in the source; "" for padding.
-  """
-
-  env: UserSimulator
-  users: EnvParams
-  names: Sequence[str]
-  item_ids: Sequence[str]
+  env: UserSimulator  # How they respond.
+  users: EnvParams  # With the pool.
+  names: Sequence[str]  # Of the users of the pool.
+  item_ids: Sequence[str]  # The items' ids in the source; "" for padding.
 
 
 @contextlib.contextmanager
 def server(
   export: pathlib.Path, store: pathlib.Path, log: pathlib.Path
 ) -> Iterator[tuple[str, int]]:
-  """The example server in a process of its own; yields host and port.
-
-  Raises:
-    ServerError: it did not start.
-  """
+  """The example server in a process; ServerError if that did not start."""
   command = [sys.executable, "-m", "hsrl_jax.server", "--port=0"]
   if shutil.which("setpriv"):  # It ends with this process, however that ends.
     command = ["setpriv", "--pdeathsig", "TERM", *command]
@@ -91,11 +80,7 @@ def server(
 
 
 def wait(where: tuple[str, int], version: int) -> None:
-  """Waits until a server has taken over a version of its export.
-
-  Raises:
-    ServerError: it did not.
-  """
+  """Waits until a server has taken a version over; else raises ServerError."""
   deadline, served = time.monotonic() + _START, None
   while time.monotonic() < deadline:
     with urllib.request.urlopen(f"http://{where[0]}:{where[1]}/health") as x:
@@ -117,13 +102,9 @@ def play(
 ) -> np.ndarray:
   """Whole sessions of users, who say what came of each slate; [E] rewards.
 
-  Args:
-    where: host and port of the server.
-    world: of the users.
-    rows: int [E], of the pool: who begins a session.
-    temperature: that slates are drawn with.
-    seed: of the responses.
-    label: of the sessions' names, which no other call may have.
+  `rows`, int [E], are those of the pool who begin a session; no other call has
+  the `label` of the sessions' names. Slates are drawn with the temperature,
+  responses with the seed.
 
   Raises:
     ServerError: an answer was none that it should be.
@@ -227,11 +208,7 @@ def _each(
   path: str,
   bodies: list[dict],
 ) -> list[dict]:
-  """The answers to as many requests, in their order.
-
-  Raises:
-    ServerError: a request was refused.
-  """
+  """The answers to as many requests, in their order; ServerError if refused."""
   size = max(1, -(-len(bodies) // len(connections)))
   lists = [bodies[i : i + size] for i in range(0, len(bodies), size)]
   parts = pool.map(functools.partial(_post, path), connections, lists)
@@ -243,11 +220,7 @@ def _each(
 
 
 def _post(path: str, connection, value: list[dict]) -> list[dict]:
-  """A list of requests and its answer.
-
-  Raises:
-    ServerError: the answer is no 200.
-  """
+  """A list of requests and its answer; ServerError if that is no 200."""
   import orjson  # The extra `serve`, which the server that answers has.
 
   connection.request("POST", path, orjson.dumps(value))

@@ -104,11 +104,7 @@ def run(experiment: jobs.Experiment) -> None:
 
 
 def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
-  """Who goes round the loop, by name: changes to the flags' configuration.
-
-  Raises:
-    InputError: a variant is unknown.
-  """
+  """Who goes round the loop, by name: changes to the flags' configuration."""
   names = VARIANTS if config.variants is None else config.variants
   return {entrants.REFERENCE: {}} | entrants.variants(names, VARIANTS)
 
@@ -285,20 +281,9 @@ def figure(results: Mapping[str, Any]) -> Figure:
     axes.plot(rounds, mean, color=color, marker=marker, label=arm)
     axes.fill_between(rounds, low, high, color=color, alpha=0.2)
   # Each label is where the curves are not: they begin low and end high.
-  for name, row, side in (
-    ("trained in the world", results["in_world"], "left"),
-    ("no retraining", results["curves"]["hsrl"][0], "right"),
-  ):
-    axes.axhline(row["mean"], color=plots.GREY, linewidth=0.8, linestyle="--")
-    axes.annotate(
-      name,
-      (float(side == "right"), row["mean"]),
-      xycoords=("axes fraction", "data"),
-      ha=side,
-      va="bottom",
-      fontsize=8,
-      color=plots.GREY,
-    )
+  trained, untrained = results["in_world"], results["curves"]["hsrl"][0]
+  plots.level(axes, trained["mean"], "trained in the world", 0)
+  plots.level(axes, untrained["mean"], "no retraining")
   plots.style(axes, "a policy that learns from what it served", "round")
   axes.set_ylabel("total reward of a session")
   axes.legend(frameon=False)

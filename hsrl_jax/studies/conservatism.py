@@ -67,18 +67,12 @@ class _World(NamedTuple):
 
 
 class Row(NamedTuple):
-  """A policy to train.
+  """A policy to train."""
 
-  Attributes:
-    logging: the logging policy, of LOGGING.
-    agent: its name, or MODEL.
-    slates: logged.
-    weight: of the conservative term; None where the agent has none.
-  """
-
-  logging: str
-  agent: str
-  slates: int
+  logging: str  # The logging policy, of LOGGING.
+  agent: str  # Its name, or MODEL.
+  slates: int  # Logged.
+  # Of the conservative term; None where the agent has none.
   weight: float | None
 
   @property
@@ -241,9 +235,7 @@ def _teacher(
 
 
 def _earned_by(
-  world: _World,
-  row: Row,
-  teacher: tuple[UserSimulator, EnvParams],
+  world: _World, row: Row, teacher: tuple[UserSimulator, EnvParams]
 ) -> list[np.ndarray]:
   """Total rewards in a world of what `teacher` trained, [S, E]."""
   config, catalogue = _config(world, row), world.run.catalogue
@@ -407,17 +399,7 @@ def figure(results: Mapping[str, Any]) -> Figure:
     for panel, label in zip(axes, labels, strict=False):
       plots.style(panel, f"logs: {logging}", label)
       for name in (f"logging: {logging}", "best_constant"):
-        mean = results["bounds"][name]["mean"]
-        panel.axhline(mean, color=plots.GREY, linewidth=0.8, linestyle="--")
-        panel.annotate(
-          name,
-          (1, mean),
-          xycoords=("axes fraction", "data"),
-          ha="right",
-          va="bottom",
-          fontsize=7,
-          color=plots.GREY,
-        )
+        plots.level(panel, results["bounds"][name]["mean"], name)
     axes[0].set_xscale("log")
     if weighed:
       axes[1].set_xscale("symlog", linthresh=0.01)

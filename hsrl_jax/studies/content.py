@@ -13,14 +13,10 @@ _YEAR = re.compile(r"\((\d{4})\)\s*$")  # At the end of a title.
 def of_items(items: Items, dimensions: int) -> np.ndarray:
   """Features out of content alone: words and the year; float32 [N + 1, D].
 
-  Words are those of titles, genres and further columns of a user's items, see
-  `item_vectors.of_words`; the year is what stands in brackets at the end of a
-  title. Both are equally long in the mean square over the items. No rating has
-  a part in them.
-
-  Args:
-    items: N of them, and padding.
-    dimensions: of the words, at most.
+  Words are those of titles, genres and further columns of a user's items, at
+  most `dimensions` of them, see `item_vectors.of_words`; the year is what
+  stands in brackets at the end of a title. Both are equally long in the mean
+  square over the items. No rating has a part in them.
   """
   titles = items.titles[1:]
   texts = {"title": titles, "genres": items.genres[1:]}
@@ -41,13 +37,8 @@ def for_newcomers(
 ) -> np.ndarray:
   """Features of a catalogue that some items will join; float32 [N + 1, D].
 
-  Content, and beside it what is given, which is made of the ratings of an item
-  in parts: zeros for newcomers, who have none.
-
-  Args:
-    items: N of them, and padding.
-    newcomers: int [M], their ids.
-    dimensions: see `of_items`.
+  Content, see `of_items`, and beside it what is given, which is made of the
+  ratings of an item in parts: zeros for `newcomers`, ids [M], who have none.
   """
   given = np.array(items.features[1:])
   given[newcomers - 1] = 0

@@ -29,36 +29,21 @@ def changing_catalogue(results: Mapping[str, Any]) -> Figure:
     axes.axvline(0, color=plots.GREY, linewidth=0.9)
     rows = [row for row in results["rows"] if row["share"] == share]
     for i, row in enumerate(rows):
-      colour = plots.COLOURS[i]
+      style = {"color": plots.COLOURS[i], "marker": plots.MARKERS[i]}
+      thin = {"color": plots.COLOURS[i], "linewidth": 0.8}
       y = [x["normalised"] for x in (row["before"], *row["after"])]
       x = [-first, *(x["step"] for x in row["after"])]
       mean = np.array([v["mean"] for v in y], float)  # None becomes NaN.
       low, high = np.array([v["ci95"] for v in y], float).T
-      axes.fill_between(
-        x[1:], low[1:], high[1:], color=colour, alpha=0.15, linewidth=0
-      )
-      axes.plot(x[:2], mean[:2], color=colour, linewidth=1, linestyle=":")
-      axes.plot(
-        x[1:],
-        mean[1:],
-        color=colour,
-        marker=plots.MARKERS[i],
-        markersize=4,
-        label=LABELS[row["policy"]],
-      )
-      axes.errorbar(
-        x[:1],
-        mean[:1],
-        [[mean[0] - low[0]], [high[0] - mean[0]]],
-        color=colour,
-        marker=plots.MARKERS[i],
-        markersize=5,
-        markerfacecolor="white",
-        capsize=2,
-      )
-      axes.hlines(
-        mean[1], 0, x[-1], color=colour, linewidth=0.8, linestyle="--"
-      )
+      band = {"color": plots.COLOURS[i], "alpha": 0.15, "linewidth": 0}
+      axes.fill_between(x[1:], low[1:], high[1:], **band)
+      axes.plot(x[:2], mean[:2], **thin, linestyle=":")
+      label = LABELS[row["policy"]]
+      axes.plot(x[1:], mean[1:], markersize=4, label=label, **style)
+      ends = [[mean[0] - low[0]], [high[0] - mean[0]]]
+      hollow = style | {"markersize": 5, "markerfacecolor": "white"}
+      axes.errorbar(x[:1], mean[:1], ends, capsize=2, **hollow)
+      axes.hlines(mean[1], 0, x[-1], **thin, linestyle="--")
     ticks = [-first, 0, *(y["step"] for y in rows[0]["after"][1::2])]
     axes.set_xticks(ticks, ["before", *map(str, ticks[1:])], rotation=60)
     axes.minorticks_off()
@@ -127,16 +112,9 @@ def off_policy(results: Mapping[str, Any], real: str = "real value") -> Figure:
       if "refused" in found.get(key, {"refused": True}):
         continue
       value, (low, high) = found[key]["mean"], found[key]["ci95"]
-      axes.errorbar(
-        x,
-        value,
-        [[value - low], [high - value]],
-        fmt=marker,
-        color=colour,
-        markersize=5,
-        capsize=2.5,
-        label=label,
-      )
+      style = {"fmt": marker, "color": colour, "markersize": 5, "capsize": 2.5}
+      ends = [[value - low], [high - value]]
+      axes.errorbar(x, value, ends, label=label, **style)
     plots.style(axes, f"{policy}, from logs of {found['logger']}", "")
     axes.set_xlim(-0.6, len(_ESTIMATORS) - 0.4)
     axes.set_xticks([])

@@ -8,11 +8,7 @@ import functools
 
 from hsrl_jax.agents import Algorithm
 from hsrl_jax.checked import Checked, setting
-from hsrl_jax.experiments.registry import (
-  EXPERIMENTS,
-  Entry,
-  Front,
-)
+from hsrl_jax.experiments.registry import EXPERIMENTS, Entry, Front
 from hsrl_jax.studies.published import agent as published
 
 NEWCOMERS = ("content", "unrated", "logged")

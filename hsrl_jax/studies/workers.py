@@ -19,20 +19,14 @@ from hsrl_jax.host import compiled, stop, watch
 
 
 class Task(NamedTuple):
-  """The work of one process.
+  """The work of one process."""
 
-  Attributes:
-    name: for people, and of the file below the folder of logs.
-    work: a function of a module, that a new process can import; it is called
-      with the arguments and with a function to call after each unit.
-    arguments: that can be pickled.
-    units: how often the work will tell that one is done.
-  """
-
-  name: str
+  name: str  # For people, and of the file below the folder of logs.
+  # A function of a module, that a new process can import; it is called with the
+  # arguments and with a function to call after each unit.
   work: Callable[..., None]
-  arguments: tuple[Any, ...]
-  units: int
+  arguments: tuple[Any, ...]  # That can be pickled.
+  units: int  # How often the work will tell that one is done.
 
 
 def run(

@@ -52,16 +52,11 @@ class Settings(base.DiscountSettings):
 
 
 class SlateItems(NamedTuple):
-  """N items as `SlateValues` embeds them.
+  """N items as `SlateValues` embeds them."""
 
-  Attributes:
-    rows: float32 [N + 1, d + D], w_i and x_i.
-    bias: float32 [N + 1], b_i.
-    added: float32 [N + 1, d + D], what an item in a slate adds to its contexts.
-  """
-
-  rows: Array
-  bias: Array
+  rows: Array  # float32 [N + 1, d + D], w_i and x_i.
+  bias: Array  # float32 [N + 1], b_i.
+  # float32 [N + 1, d + D], what an item in a slate adds to its contexts.
   added: Array
 
   def values(self, context: Array) -> Array:
@@ -81,14 +76,10 @@ class SlateValues(nn.Module):
   the item's features at length one: that items like those before are worth
   less, or more, is learned of all kinds of items at once, since slates full of
   one kind are rarely logged.
-
-  Attributes:
-    width: d of the state, w_i and h.
-    hidden: widths of the MLP.
   """
 
-  width: int = 32
-  hidden: Sequence[int] = (256, 64)
+  width: int = 32  # D of the state, w_i and h.
+  hidden: Sequence[int] = (256, 64)  # Widths of the MLP.
 
   def setup(self):
     zeros = nn.initializers.zeros
@@ -111,12 +102,9 @@ class SlateValues(nn.Module):
     )
 
   def context(self, state: Array, before: Array, place: Array) -> Array:
-    """h, a times the sum of x_b, and v, [d + D + 1].
+    """h, a times the sum of x_b, and v, [d + D + 1], of a state [d].
 
-    Args:
-      state: float32 [d].
-      before: float32 [d + D], sum of what the items before add.
-      place: int32 [], how many they are.
+    `before`, [d + D], sums what the items before add; `place` is their number.
     """
     number = jnp.asarray(place, jnp.float32)[None] / 10.0
     x = jnp.concatenate([state, before[: self.width], number])

@@ -46,15 +46,10 @@ def explore(action: Array, key: PRNGKey, noise: Array | float) -> Array:
 
 
 class ActionCritic(nn.Module):
-  """Q_c(s, a) by C critics that differ in their initialisation alone.
+  """Q_c(s, a) by C critics that differ in their initialisation alone."""
 
-  Attributes:
-    hidden: widths of the hidden layers.
-    critics: C.
-  """
-
-  hidden: Sequence[int] = (256, 64)
-  critics: int = 1
+  hidden: Sequence[int] = (256, 64)  # Widths of the hidden layers.
+  critics: int = 1  # C.
 
   @nn.compact
   def __call__(self, state: Array, action: Array) -> Array:
@@ -111,35 +106,20 @@ class Network(nn.Module):
 
 
 class Step(NamedTuple):
-  """A transition as the networks see it.
+  """A transition as the networks see it."""
 
-  Attributes:
-    settings: of the agent.
-    spec: what it was built for.
-    own: the network with its parameters.
-    held: the same, without a gradient of them.
-    target: the target network.
-    catalogue: the items.
-    transition: what happened.
-    progress: float32 [], of the training, in [0, 1].
-    state: float32 [d], s.
-    action: float32 [d], pi(s).
-    next_state: float32 [d], s' by the target network.
-    next_action: float32 [d], pi'(s') of the target network.
-  """
-
-  settings: base.ValueSettings
-  spec: base.Spec
-  own: Network
-  held: Network
-  target: Network
-  catalogue: Catalogue
-  transition: Transition
-  progress: Array
-  state: Array
-  action: Array
-  next_state: Array
-  next_action: Array
+  settings: base.ValueSettings  # Of the agent.
+  spec: base.Spec  # What it was built for.
+  own: Network  # The network with its parameters.
+  held: Network  # The same, without a gradient of them.
+  target: Network  # The target network.
+  catalogue: Catalogue  # The items.
+  transition: Transition  # What happened.
+  progress: Array  # float32 [], of the training, in [0, 1].
+  state: Array  # float32 [d], s.
+  action: Array  # float32 [d], pi(s).
+  next_state: Array  # float32 [d], s' by the target network.
+  next_action: Array  # float32 [d], pi'(s') of the target network.
 
   @property
   def shown(self) -> Array:

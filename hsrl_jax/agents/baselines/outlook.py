@@ -28,52 +28,35 @@ _VECTOR = 32  # Width of the response head's vectors.
 
 
 class Lately(NamedTuple):
-  """The items of a user that count, and those that a slate will add.
+  """The items of a user that count, and those that a slate will add."""
 
-  Attributes:
-    kinds: float32 [R, M], memberships of the last items shown; 0 for padding.
-    ago: int32 [R], steps since each was shown.
-    liked: float32 [R], 1 where the user liked it.
-    newer: float32 [R], likes after it.
-    history: float32 [M, 2], of the last likes, which a plan does not change.
-  """
-
+  # float32 [R, M], memberships of the last items shown; 0 for padding.
   kinds: Array
-  ago: Array
-  liked: Array
-  newer: Array
+  ago: Array  # int32 [R], steps since each was shown.
+  liked: Array  # float32 [R], 1 where the user liked it.
+  newer: Array  # float32 [R], likes after it.
+  # float32 [M, 2], of the last likes, which a plan does not change.
   history: Array
 
 
 class Added(NamedTuple):
-  """A slate, or the first items of one, that was not shown yet.
+  """A slate, or the first items of one, that was not shown yet."""
 
-  Attributes:
-    shown: float32 [M], sum of its items' memberships.
-    liked: float32 [M], the same times the likes to expect.
-    likes: float32 [], to expect.
-  """
-
-  shown: Array
-  liked: Array
-  likes: Array
+  shown: Array  # float32 [M], sum of its items' memberships.
+  liked: Array  # float32 [M], the same times the likes to expect.
+  likes: Array  # float32 [], to expect.
 
 
 class Effects(NamedTuple):
-  """How what was shown and liked lately changes what follows.
+  """How what was shown and liked lately changes what follows."""
 
-  Attributes:
-    liking: float32 [M], what each kind adds to the logit of a like.
-    all_liking: float32 [], what is added to all of them.
-    leaving: float32 [M], what each kind adds to the logit by which an item
-      makes the user leave.
-    all_leaving: float32 [2], the same of all items, and the logit by which the
-      user leaves whatever is shown.
-  """
-
-  liking: Array
-  all_liking: Array
+  liking: Array  # float32 [M], what each kind adds to the logit of a like.
+  all_liking: Array  # float32 [], what is added to all of them.
+  # float32 [M], what each kind adds to the logit by which an item makes the
+  # user leave.
   leaving: Array
+  # float32 [2], the same of all items, and the logit by which the user leaves
+  # whatever is shown.
   all_leaving: Array
 
 
@@ -103,10 +86,7 @@ def nothing(kinds: int) -> Added:
 def counts(items: Lately, added: Added | None = None) -> Array:
   """Counts by kind and step, the newest first, float32 [M, COUNTS].
 
-  Args:
-    items: shown so far.
-    added: the slate that comes next: the counts are those after it, to expect;
-      None: those of now.
+  With `added`, the slate that comes next, those to expect after it.
   """
   ago, before = items.ago, 0.0
   if added is not None:
@@ -154,14 +134,11 @@ class Outlook(nn.Module):
   what the effects add. An item makes the user leave by a probability of its
   own, and so does the state; the user stays if nothing does. The value is that
   of the counts and of a user who is known by profile and likes.
-
-  Attributes:
-    encoder: sizes of the Encoders: width, layers, heads, dropout.
-    hidden: widths of the value's hidden layers.
   """
 
+  # Sizes of the Encoders: width, layers, heads, dropout.
   encoder: tuple[int, int, int, float]
-  hidden: Sequence[int] = (64, 64)
+  hidden: Sequence[int] = (64, 64)  # Widths of the value's hidden layers.
 
   def setup(self):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
@@ -227,10 +204,8 @@ class Outlook(nn.Module):
   ) -> tuple[Array, Array]:
     """The value, [], and those where one kind's counts change, [C, M].
 
-    Args:
-      tastes: see `tastes`.
-      counts: [M, COUNTS].
-      changes: [C, COUNTS], each added to the counts of one kind alone.
+    `counts` are [M, COUNTS]; each of `changes`, [C, COUNTS], is added to the
+    counts of one kind alone.
     """
     x = self.kinds(counts)
     changed = self.kinds(counts[None] + changes[:, None])

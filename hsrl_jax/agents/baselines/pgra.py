@@ -34,15 +34,10 @@ class Settings(base.PolicySettings, base.ItemLogitsSettings):
 
 
 class Bounded(nn.Module):
-  """An MLP with its last layer in (-1, 1), of ONE vector; callers vmap.
+  """An MLP with its last layer in (-1, 1), of ONE vector; callers vmap."""
 
-  Attributes:
-    width: of the latent space.
-    hidden: widths of the hidden layers.
-  """
-
-  width: int
-  hidden: Sequence[int] = ()
+  width: int  # Of the latent space.
+  hidden: Sequence[int] = ()  # Widths of the hidden layers.
 
   @nn.compact
   def __call__(self, x: Array) -> Array:

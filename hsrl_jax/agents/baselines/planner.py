@@ -43,36 +43,23 @@ class Settings(base.DiscountSettings):
 
 
 class Forecast(NamedTuple):
-  """Forecasts before a slate, of N items and padding.
+  """Forecasts before a slate, of N items and padding."""
 
-  Attributes:
-    kinds: float32 [N + 1, M], memberships.
-    lately: what was shown and liked.
-    logits: float32 [N + 1], of a like of what was looked at.
-    places: float32 [K], the probability of a look at each place.
-    leaves: float32 [N + 1], the probability by which each makes the user leave.
-    stays: float32 [], the probability that the state does not.
-    tastes: float32 [d], the value's view of the user.
-  """
-
-  kinds: Array
-  lately: outlook.Lately
-  logits: Array
-  places: Array
+  kinds: Array  # float32 [N + 1, M], memberships.
+  lately: outlook.Lately  # What was shown and liked.
+  logits: Array  # float32 [N + 1], of a like of what was looked at.
+  places: Array  # float32 [K], the probability of a look at each place.
+  # float32 [N + 1], the probability by which each makes the user leave.
   leaves: Array
-  stays: Array
-  tastes: Array
+  stays: Array  # float32 [], the probability that the state does not.
+  tastes: Array  # float32 [d], the value's view of the user.
 
 
 class Planned(NamedTuple):
-  """A slate that is being filled.
+  """A slate that is being filled."""
 
-  Attributes:
-    added: its items so far.
-    stays: float32 [], the probability that the user does not leave by now.
-  """
-
-  added: Added
+  added: Added  # Its items so far.
+  # float32 [], the probability that the user does not leave by now.
   stays: Array
 
 
@@ -278,10 +265,7 @@ def nothing_planned(known: Forecast) -> Planned:
 def _like_loss(logits: Array, places: Array, response: Array) -> Array:
   """Cross-entropy of likes, which take a look at the place, [K].
 
-  Args:
-    logits: float32 [K], of a like of what was looked at.
-    places: float32 [K], of a look.
-    response: float32 [K].
+  `logits` are those of a like of what was looked at, `places` of a look, [K].
   """
   chance = jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(places)
   chance = jnp.minimum(chance, -_LEAST)
@@ -291,12 +275,8 @@ def _like_loss(logits: Array, places: Array, response: Array) -> Array:
 def _leave_loss(hazards: Array, anyway: Array, left: Array) -> Array:
   """Cross-entropy of whether the user left, [].
 
-  The user stays where no item, and nothing else, made the user leave.
-
-  Args:
-    hazards: float32 [K], the logit by which each item does.
-    anyway: float32 [], the logit of all else.
-    left: float32 [], 1 where the user left.
+  The user stays where no item, by its logit in `hazards`, [K], and nothing
+  else, by `anyway`, [], made the user leave.
   """
   stayed = jax.nn.log_sigmoid(-hazards).sum() + jax.nn.log_sigmoid(-anyway)
   stayed = jnp.minimum(stayed, -_LEAST)

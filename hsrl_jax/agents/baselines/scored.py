@@ -17,24 +17,16 @@ from hsrl_jax.types import Array, Params, PRNGKey, Transition
 
 
 class ItemLogits(nn.Module):
-  """logits_i = <x, w_i> + b_i, of ONE vector x; callers vmap.
+  """logits_i = <x, w_i> + b_i, of ONE vector x; callers vmap."""
 
-  Attributes:
-    free: each item has a row (w_i, b_i) of its own, which says nothing of an
-      item that was never trained; else the row is a linear map of the item's
-      features, as in the public benchmark.
-  """
-
+  # Each item has a row (w_i, b_i) of its own, which says nothing of an item
+  # that was never trained; else the row is a linear map of the item's features,
+  # as in the public benchmark.
   free: bool = False
 
   @nn.compact
   def __call__(self, item_features: Array, x: Array) -> tuple[Array, Array]:
-    """Returns the logits, float32 [N + 1], and the bias of responses, [].
-
-    Args:
-      item_features: float32 [N + 1, D], row 0 for padding.
-      x: float32 [d].
-    """
+    """Logits, float32 [N + 1], and the bias of responses, []; x is [d]."""
     width = x.shape[-1]
     zeros = nn.initializers.zeros
     if self.free:
@@ -82,11 +74,9 @@ class States(NamedTuple):
   def look(
     self, params, target_params, catalogue, transition, key
   ) -> tuple[Array, Array, Array, Array]:
-    """A transition; `key` is of the dropout.
+    """A transition: s and s', [d], V(s) and V'(s'), [].
 
-    Returns:
-      s and s', [d], V(s) and V'(s'), []. s' and V' are those of the target
-      network.
+    s' and V' are those of the target network; the key is of the dropout.
     """
     state = self.state(params, catalogue, transition.observation, key)
     after = self.state(target_params, catalogue, transition.next_observation)

@@ -44,9 +44,5 @@ def make_popularity(settings: Settings, spec: base.Spec) -> base.Agent:
     return action._replace(ranked=ranked)
 
   return base.Agent(
-    init=lambda *_: {},
-    act=act,
-    loss=None,
-    offline=True,
-    reads_popularity=True,
+    init=lambda *_: {}, act=act, loss=None, offline=True, reads_popularity=True
   )

@@ -25,30 +25,20 @@ _BELOW = 1e3  # What is not found ranks below all that is.
 
 
 class Beginning(NamedTuple):
-  """The supervised policy at a state, which its logits begin with.
+  """The supervised policy at a state, which its logits begin with."""
 
-  Attributes:
-    free: float32 [], 1 once something was shown, else 0: what RL's logits of
-      the first slot are multiplied by.
-    log_pi: float32 [N + 1], of the next item, by active items.
-    response: float32 [N + 1], the click model's part.
-    beams: how many items are found as long as `free` is 0.
-    weight: of `log_pi`, once it is 1.
-  """
-
+  # float32 [], 1 once something was shown, else 0: what RL's logits of the
+  # first slot are multiplied by.
   free: Array
-  log_pi: Array
-  response: Array
-  beams: int
-  weight: float
+  log_pi: Array  # float32 [N + 1], of the next item, by active items.
+  response: Array  # float32 [N + 1], the click model's part.
+  beams: int  # How many items are found as long as `free` is 0.
+  weight: float  # Of `log_pi`, once it is 1.
 
   def logits(self, estimates: Array, items: Array, allowed: Array) -> Array:
     """Logits that items, int32 [...], begin with, float32 [...].
 
-    Args:
-      estimates: float32 [...], of a like.
-      items: int32 [...].
-      allowed: bool [N + 1], what may be shown.
+    `estimates`, [...], are of a like; `allowed`, bool [N + 1], may be shown.
     """
     log_pi = jnp.where(allowed, self.log_pi, masking.NEGATIVE)
     found = masking.largest(log_pi, self.beams)
@@ -65,15 +55,7 @@ def beginning(
   catalogue: Catalogue,
   observation: Observation,
 ) -> Beginning:
-  """The supervised policy at a state; no gradient flows into it.
-
-  Args:
-    settings: of the agent.
-    start: the policy of the next item.
-    params: of the agent.
-    catalogue: the items.
-    observation: of ONE user, with `shown`.
-  """
+  """The supervised policy at a state of ONE user; no gradient flows into it."""
   policy, own = start.policy, params[KEY]
   plain = observation._replace(shown=None)
   known = policy.catalogue(own, catalogue)

@@ -36,17 +36,11 @@ class Settings(base.Settings):
 
 
 class _Audience(NamedTuple):
-  """Training users in the course of the playlist.
+  """Training users in the course of the playlist."""
 
-  Attributes:
-    states: of the simulator, leaves [M, ...].
-    there: float32 [M], 1 for who has not left.
-    allowed: bool [N + 1], items that may come.
-  """
-
-  states: object
-  there: Array
-  allowed: Array
+  states: object  # Of the simulator, leaves [M, ...].
+  there: Array  # float32 [M], 1 for who has not left.
+  allowed: Array  # bool [N + 1], items that may come.
 
 
 class _Playlist(NamedTuple):

@@ -142,10 +142,7 @@ class Store:
     return self.about()[name]
 
   def sessions(self, keys: list[tuple[str, str]]) -> list[Sequence]:
-    """The last slates of sessions.
-
-    Args:
-      keys: user_id and session_id of each.
+    """The last slates of sessions, by user_id and session_id.
 
     Returns:
       Rows of user_id, session_id, part, step, time, and 1 where the session
@@ -230,12 +227,8 @@ class Store:
   def close_done(self, before: float, most: int) -> int:
     """Closes slates that are answered, or ended, or were shown `before`.
 
-    Args:
-      before: seconds since 1970.
-      most: slates that are closed.
-
-    Returns:
-      How many were closed; less than `most`: no more are left.
+    Times are seconds since 1970. Returns how many of `most` were closed; less:
+    no more are left.
     """
 
     def close() -> int:
@@ -271,11 +264,8 @@ class Store:
   def forget(self, before: float, after: int, most: int) -> int | None:
     """Deletes slates that were shown `before`, and are in collected files.
 
-    Args:
-      before: seconds since 1970.
-      after: of slates with larger numbers,
-      most: this many are looked at; `collected_K` is up to which one those of K
-        items are in files.
+    At most `most` with numbers above `after` are looked at; `collected_K` is up
+    to which one those of K items are in files.
 
     Returns:
       The last number that was looked at; None: none was so old.
@@ -318,13 +308,7 @@ class Store:
   def closed(
     self, width: int, after: int, last: int, most: int
   ) -> list[Sequence]:
-    """The first `most` closed slates of a width, by number.
-
-    Args:
-      width: K.
-      after: their numbers are larger.
-      last: and at most this.
-      most: how many.
+    """The first `most` closed slates of a width K, numbered in (after, last].
 
     Returns:
       Rows with the columns COLLECTED.
@@ -338,10 +322,8 @@ class Store:
   def _count(self, r: str, n: str, rows: str) -> None:
     """Adds to the sums of users and of arms; within a transaction.
 
-    Args:
-      r: by how much more a slate s earned, of the rows k; see `earned`.
-      n: by how many answered slates it counts more.
-      rows: k, of request_id and earned.
+    By `r`, how much more a slate s earned, and `n`, how many answered slates it
+    counts more, of the rows k of request_id and earned; see `earned`.
     """
     changes = (
       f"SELECT s.arm, s.version, s.user_id, sum({r}) AS r, sum({n}) AS n "
@@ -385,10 +367,7 @@ class Store:
 
 
 def open_store(where: str) -> Store:
-  """Opens or makes a store.
-
-  Args:
-    where: path of an SQLite file, or a URL that begins with postgresql://.
+  """Opens or makes a store: an SQLite file, or a URL postgresql://...
 
   Raises:
     InputError: it cannot be opened, or is something else.

@@ -11,72 +11,43 @@ class UnknownRequest(Exception):
 
 
 class Slate(NamedTuple):
-  """A slate that was shown, of K items; lists are JSON texts.
+  """A slate that was shown, of K items; lists are JSON texts."""
 
-  Attributes:
-    request_id: unique; later ones sort after earlier ones, roughly.
-    user_id: of the source.
-    session_id: of the client; None: the slate is a session of its own.
-    step: slates of the session before, as the client says.
-    time: seconds since 1970.
-    width: K.
-    items: ids in the source, [K].
-    propensities: probability of each item as drawn, in (0, 1], [K].
-    history: items that the user liked before, newest last.
-    profile: numbers about the user.
-    version: of the policy.
-    arm: of the canary.
-  """
-
-  request_id: str
-  user_id: str
+  request_id: str  # Unique; later ones sort after earlier ones, roughly.
+  user_id: str  # Of the source.
+  # Of the client; None: the slate is a session of its own.
   session_id: str | None
-  step: int
-  time: float
-  width: int
-  items: str
-  propensities: str
-  history: str
-  profile: str
-  version: str
-  arm: str
+  step: int  # Slates of the session before, as the client says.
+  time: float  # Seconds since 1970.
+  width: int  # K.
+  items: str  # Ids in the source, [K].
+  propensities: str  # Probability of each item as drawn, in (0, 1], [K].
+  history: str  # Items that the user liked before, newest last.
+  profile: str  # Numbers about the user.
+  version: str  # Of the policy.
+  arm: str  # Of the canary.
 
 
 class Feedback(NamedTuple):
-  """A client's feedback on a slate.
+  """A client's feedback on a slate."""
 
-  Attributes:
-    request_id: of the slate.
-    responses: 0 or 1 of each place, None where nothing is said; or of some
-      items by their ids in the source.
-    reward: what the slate earned.
-    terminated: whether the user left after it.
-  """
-
-  request_id: str
+  request_id: str  # Of the slate.
+  # 0 or 1 of each place, None where nothing is said; or of some items by their
+  # ids in the source.
   responses: list[int | None] | dict[str, int]
-  reward: float | None = None
-  terminated: bool | None = None
+  reward: float | None = None  # What the slate earned.
+  terminated: bool | None = None  # Whether the user left after it.
 
 
 class Kept(NamedTuple):
-  """A slate with its feedback, as the store has it.
+  """A slate with its feedback, as the store has it."""
 
-  Attributes:
-    items: ids in the source, [K].
-    responses: of each place; None where nobody answered.
-    reward: as in Feedback.
-    terminated: as in Feedback.
-    closed: whether the slate was collected, and takes no more.
-    is_last: whether no later slate of its session was shown.
-  """
-
-  items: list[str]
-  responses: list[int | None]
-  reward: float | None
-  terminated: bool | None
-  closed: bool
-  is_last: bool
+  items: list[str]  # Ids in the source, [K].
+  responses: list[int | None]  # Of each place; None where nobody answered.
+  reward: float | None  # As in Feedback.
+  terminated: bool | None  # As in Feedback.
+  closed: bool  # Whether the slate was collected, and takes no more.
+  is_last: bool  # Whether no later slate of its session was shown.
 
   @property
   def earned(self) -> float:
@@ -86,19 +57,12 @@ class Kept(NamedTuple):
 
 
 class Outcome(NamedTuple):
-  """Counts of a feedback's values; each place, reward and end is one.
+  """Counts of a feedback's values; each place, reward and end is one."""
 
-  Attributes:
-    accepted: values that are kept now, durably.
-    known: values that were kept already.
-    ignored: values at odds with a kept one, or too late.
-    closed: whether the slate was collected before.
-  """
-
-  accepted: int
-  known: int
-  ignored: int
-  closed: bool
+  accepted: int  # Values that are kept now, durably.
+  known: int  # Values that were kept already.
+  ignored: int  # Values at odds with a kept one, or too late.
+  closed: bool  # Whether the slate was collected before.
 
 
 def kept_of(

@@ -56,11 +56,7 @@ class _Method(NamedTuple):
   optimizers: dict[str, optax.GradientTransformation]
 
   def views(
-    self,
-    actor: Params,
-    catalogue: Catalogue,
-    history: Array,
-    keys: PRNGKey,
+    self, actor: Params, catalogue: Catalogue, history: Array, keys: PRNGKey
   ) -> Hierarchy:
     """The policy in states of histories [B, H], leaves [B, ...]."""
 
@@ -70,11 +66,7 @@ class _Method(NamedTuple):
     return jax.vmap(of_state)(history, keys)
 
   def values(
-    self,
-    critic: Params,
-    contexts: Array,
-    keys: PRNGKey,
-    axis_name: str | None,
+    self, critic: Params, contexts: Array, keys: PRNGKey, axis_name: str | None
   ) -> Array:
     """V of contexts [B, L + 1, d], [B]: levels count alike."""
     return self.critic.apply(critic, contexts, keys, axis_name).mean(-1)
@@ -134,10 +126,7 @@ def adam(rate: float, decay: float) -> optax.GradientTransformation:
 
 
 def _init(
-  method: _Method,
-  key: PRNGKey,
-  catalogue: Catalogue,
-  observation: Observation,
+  method: _Method, key: PRNGKey, catalogue: Catalogue, observation: Observation
 ) -> Params:
   """See base.Agent.init."""
   actor_key, critic_key = sampling.split(key, 2)

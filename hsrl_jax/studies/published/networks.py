@@ -40,12 +40,10 @@ class _Layer(nn.Module):
   def __call__(
     self, x: Array, usable: Array, scales: Sequence[Array | float]
   ) -> Array:
-    """The last Q of H positions.
+    """The last Q of H positions x [H, d].
 
-    Args:
-      x: float32 [H, d].
-      usable: bool [Q, H], which positions each of the last Q attends to.
-      scales: dropout's, see `dropout_shapes`.
+    Each of them attends to those that are usable, bool [Q, H]; for the scales
+    of dropout see `dropout_shapes`.
     """
     width = x.shape[-1]
     of_weights, of_attended, of_hidden, of_fed = scales
@@ -85,22 +83,14 @@ class Actor(nn.Module):
 
   The user's profile is not looked at, and padding is attended to. Each level
   takes from the context the mean embedding of its tokens under their softmax.
-
-  Attributes:
-    levels: L.
-    tokens: outputs of each level's softmax, at least V.
-    width: d.
-    layers: transformer layers.
-    heads: attention heads; divides `width`.
-    dropout: rate.
   """
 
-  levels: int
-  tokens: int
-  width: int
-  layers: int
-  heads: int
-  dropout: float
+  levels: int  # L.
+  tokens: int  # Outputs of each level's softmax, at least V.
+  width: int  # D.
+  layers: int  # Transformer layers.
+  heads: int  # Attention heads; divides `width`.
+  dropout: float  # Rate.
 
   @nn.compact
   def __call__(
@@ -109,12 +99,10 @@ class Actor(nn.Module):
     history: Array,
     dropout_key: PRNGKey | None = None,
   ) -> Hierarchy:
-    """Returns logits, [L, tokens], and contexts c_0 .. c_L, [L + 1, d].
+    """Logits, [L, tokens], and contexts c_0 .. c_L, [L + 1, d].
 
-    Args:
-      item_features: float32 [N + 1, D], row 0 for padding.
-      history: int32 [H], left-padded with 0.
-      dropout_key: None for no dropout.
+    Item features are [N + 1, D], row 0 for padding; the history, int32 [H], is
+    left-padded with 0.
     """
     length = len(history)
     queries = [length] * (self.layers - 1) + [1]  # Of each layer.
@@ -151,14 +139,10 @@ class Critic(nn.Module):
   Each hidden layer is linear, ReLU, dropout, then normalised by the mean and
   variance of the batch at hand. The published code also keeps running averages
   of these, which neither acting nor training reads; there are none here.
-
-  Attributes:
-    hidden: widths of the hidden layers.
-    dropout: rate.
   """
 
-  hidden: Sequence[int] = (256, 64)
-  dropout: float = 0.2
+  hidden: Sequence[int] = (256, 64)  # Widths of the hidden layers.
+  dropout: float = 0.2  # Rate.
 
   @nn.compact
   def __call__(
@@ -167,13 +151,9 @@ class Critic(nn.Module):
     dropout_keys: PRNGKey | None = None,
     axis_name: str | None = None,
   ) -> Array:
-    """Values, float32 [B, M].
+    """Values, float32 [B, M], of contexts [B, M, d].
 
-    Args:
-      contexts: float32 [B, M, d].
-      dropout_keys: [B]; None for no dropout.
-      axis_name: of the devices that share the batch, each with a part of the
-        same size.
+    The batch may be shared by the devices of `axis_name`, parts of one size.
     """
     x, levels = contexts, contexts.shape[1]
     scales = [1.0] * len(self.hidden)
