@@ -162,7 +162,7 @@ class Ranked(NamedTuple):
 
 
 class Action(NamedTuple):
-  """An agent, as pure functions."""
+  """A slate, and what its agent says of it."""
 
   slate: Array  # int32 [K], distinct items.
   # float32 [K], log-probability of each item, up to a constant of the state:
@@ -222,9 +222,9 @@ class Learning(NamedTuple):
 
 
 class Agent(NamedTuple):
-  """An algorithm. All functions are of ONE user; the engine vmaps."""
+  """An algorithm as pure functions, all of ONE user; the engine vmaps."""
 
-  # (key, catalogue, observation) -> params; `catalogue` is an Catalogue.
+  # (key, catalogue, observation) -> params; `catalogue` is a Catalogue.
   init: Callable[[PRNGKey, Catalogue, Observation], Params]
   # (params, catalogue, observation, excluded, key, exploration) -> Action. With
   # key None the slate is greedy; else it is sampled without replacement.
