@@ -153,6 +153,7 @@ class Users:
       patience=float(last.leave) if tires else None,
       over=bool(slates) and _is_over(slates[-1]),
       left=bool(slates) and bool(slates[-1].result.terminated),
+      bored=self.bores(states[-2]) if slates else None,
       bores=self.bores(last),
       everything=getattr(self._env.dynamics, "everything", False),
       repeats=sorted(counts.items(), key=lambda x: -sum(x[1]))[:_GROUPS],
