@@ -132,7 +132,7 @@ class ArrowTest(folders.FolderTest):
     ("propensity", [0.5, float("nan"), 0.5], r"a probability in \(0, 1\]"),
     ("profile", [float("inf"), 0.0], "expected a finite number"),
     ("exposed", ["i1", "i1", "i2"], "expected different items"),
-    ("exposed", ["i1", "ix", "i2"], "item 'ix'; expected an item_id of the table"),
+    ("exposed", ["i1", "ix", "i2"], "item 'ix'; expected an item_id of"),
     ("history", ["i1", None], "row 8, column history"),
   )
   def test_what_is_wrong_is_named(self, name, cell, message):
