@@ -117,9 +117,13 @@ def genre_responses(
 def behaviour(taste: np.ndarray, rate: float, cut: Slates) -> np.ndarray:
   """Profiles out of what users did before each slate, [S, G + 2].
 
-  Columns: taste by genre, share of positive responses, log of ratings. `taste`,
-  [S, G], sums `genre_responses`; its dtype is the precision of the share, too.
-  `rate`: see `base_rate`.
+  Columns: taste by genre, share of positive responses, log of ratings.
+
+  Args:
+    taste: [S, G], sums of `genre_responses` before each slate. Its dtype is the
+      precision of the share of positive responses, too.
+    rate: see `base_rate`.
+    cut: the slates.
   """
   ratings = cut.before + PROFILE_PRIOR
   share = cut.liked.astype(taste.dtype) + PROFILE_PRIOR * rate
@@ -160,7 +164,14 @@ class RatingStatistics(NamedTuple):
 def rating_statistics(
   item: np.ndarray, user: np.ndarray, rating: np.ndarray, num_items: int
 ) -> RatingStatistics:
-  """Centres ratings, [T] stars, of items and users [T], both from 0."""
+  """Centres ratings.
+
+  Args:
+    item: int [T], from 0.
+    user: int [T], from 0.
+    rating: float [T], stars.
+    num_items: N.
+  """
   centre = rating.mean()
   count = np.bincount(item, minlength=num_items)
   total = np.bincount(item, weights=rating - centre, minlength=num_items)
@@ -211,7 +222,12 @@ def item_features(
 def scaled(block: np.ndarray, each_column: bool = False) -> np.ndarray:
   """Centres columns [X, D] and scales them to a mean square of one.
 
-  They are scaled as a whole, or each by itself; what does not vary is 0.
+  Args:
+    block: [X, D].
+    each_column: scales each column by itself instead of the block as a whole.
+
+  Returns:
+    [X, D]; what does not vary is 0.
   """
   block = block - block.mean(0)
   size = np.sqrt(np.mean(block**2, axis=0 if each_column else None))

@@ -115,7 +115,10 @@ class SlateBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   @abc.abstractmethod
   def read_items(self, folder: pathlib.Path | None) -> Columns:
-    """Reads the catalogue of N items from `--raw_data_dir`.
+    """Reads the catalogue of N items.
+
+    Args:
+      folder: `--raw_data_dir`; None without MANUAL_DOWNLOAD_INSTRUCTIONS.
 
     Returns:
       `feature` [N, D], and the texts `external_id` (the item's name in the

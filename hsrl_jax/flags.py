@@ -291,9 +291,10 @@ def resolved(chosen: Chosen | None = None) -> dict[str, str]:
 
 
 def given(mode: str) -> set[str]:
-  """Names of a run's flags that the command line or a --flagfile has.
+  """Names of the flags of a run that the command line or a --flagfile has.
 
-  In a `mode` that adds items, those are no flag of a run.
+  Args:
+    mode: that they are for; items to add are no flag of a run.
   """
   names = {"agent", *_deciding((*settings.STAGES, *settings.of_agents()))}
   if mode == "quantize":

@@ -115,10 +115,13 @@ def check_read(
   recipe: str,
   dashes: str = "",
 ) -> None:
-  """Raises InputError unless a trained agent reads each given setting.
+  """Raises InputError unless a trained agent reads each setting.
 
-  The agents are trained by the recipe or by their first one; `dashes` precede
-  a setting's name in errors.
+  Args:
+    given: names of settings that exist.
+    trained: names of agents, each trained by the recipe or by its first one.
+    recipe: of the configuration.
+    dashes: what precedes a setting's name in errors.
   """
   if recipe not in config_lib.RECIPES:
     return  # TrainConfig says so.
@@ -147,8 +150,11 @@ def check_read(
 def make(group: Group, values: Mapping[str, Any], dashes: str = "") -> Any:
   """An instance of a group's class.
 
-  Values are by setting's name; what is missing has its default. Elements of a
-  tuple may be texts. `dashes` precede a setting's name in errors.
+  Args:
+    group: whose class it is.
+    values: by setting's name; what is missing has its default. Elements of a
+      tuple may be texts.
+    dashes: what precedes a setting's name in errors.
 
   Raises:
     InputError: a value is out of range, or of another type.
@@ -242,8 +248,11 @@ def with_brought(
 ) -> dict[str, str]:
   """Settings as texts, with the sizes that something else brings.
 
-  Of them the user gave some; `whose` the sizes are is said in errors, such as
-  "the SIDs of --sids=x.npz have".
+  Args:
+    texts: of the settings.
+    given: names of those that the user gave.
+    sizes: name to text, of the settings that something brings.
+    whose: sizes these are, such as "the SIDs of --sids=x.npz have".
 
   Raises:
     InputError: a size that is given is not the one that is brought.

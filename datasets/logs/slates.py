@@ -98,8 +98,11 @@ def liked_before(
 ) -> schema.Histories:
   """Likes of each row's user in earlier rows, newest last, R rows.
 
-  `user` and `timestamp` are [R], `exposed` and `response` [R, K]; of rows of
-  one time the later one is newer.
+  Args:
+    user: int [R].
+    exposed: int [R, K].
+    response: [R, K].
+    timestamp: [R]; of rows of one time the later one is newer.
   """
   order = np.lexsort((timestamp, user))
   liked, user = response[order] > 0, user[order]
@@ -135,8 +138,10 @@ def split_at(
 ) -> tuple[np.ndarray, tuple[int, ...]]:
   """The split of each row, its number [R], and `seen` with these rows.
 
-  `cuts` are where val and test begin; `seen` has the rows of earlier tables
-  that have the time of each.
+  Args:
+    timestamp: float64 [R].
+    cuts: where val and test begin.
+    seen: rows of earlier tables that have the time of each cut.
   """
   split, now = np.zeros(len(timestamp), np.int8), []
   for cut, number, before in zip(cuts, (1, 2), seen, strict=True):

@@ -97,9 +97,12 @@ def recipe_for(agent: str, recipe: str) -> str:
 
 
 def make_agent(config: Config, slate_size: int, items: int) -> Agent:
-  """Builds the agent that a configuration names, for slates of K.
+  """Builds the agent that a configuration names.
 
-  `items` is N in training, also where another catalogue is served.
+  Args:
+    config: of the run.
+    slate_size: K.
+    items: in the catalogue in training, also where another one is served.
 
   Raises:
     InputError: the agent searches SIDs that items share, or has no such recipe.

@@ -420,8 +420,13 @@ def choose(
 ) -> Action:
   """A slate out of all items, exactly: top-K, or with a key Gumbel-top-K.
 
-  `log_pi`, float32 [N + 1], ranks the items that `index` has active; for
-  `excluded` and `key` see Agent.act, for `temperature` and `weighed` `draw`.
+  Args:
+    log_pi: float32 [N + 1], by which items are ranked.
+    index: says which items may be recommended.
+    excluded, key: see Agent.act.
+    temperature: of the draw, which is without replacement.
+    slate_size: K.
+    weighed: see `draw`.
   """
   noise = None if key is None else sampling.gumbel(key, log_pi.shape)
   allowed = permitted(index.active, excluded)

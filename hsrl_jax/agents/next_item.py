@@ -138,7 +138,12 @@ def _rounds(beams: int, slate_size: int, greedy: bool) -> list[int]:
 
 
 def learner(config: Config, items: int) -> base.Agent:
-  """The model as the engine trains it, on sequences of likes of N items."""
+  """The model as the engine trains it, on sequences of likes.
+
+  Args:
+    config: of the recipe next_item.
+    items: N in training.
+  """
   own = policy(config, 1, items)
 
   def init(key, catalogue, observation):
@@ -176,9 +181,12 @@ def _optimizer(
 
 
 def reads(agent: str, part: str, field: str) -> bool:
-  """Whether training an agent on the next item reads a field of a part.
+  """Whether training an agent on the next item reads a field.
 
-  It reads none of the agent's own settings.
+  Args:
+    agent: one of AGENTS; its own settings are not read.
+    part: name of a part of Config.
+    field: of that part.
   """
   if part == "next_item" and field in _OF_TOKENS:
     return agent == "hsrl"
@@ -190,9 +198,12 @@ def of_policy(
 ) -> click_model.ResponseParams:
   """The part of a click model that a policy keeps; see `Policy.response`.
 
-  Its items are those of the catalogue; for `plain` see sid.index.Catalogue. It
-  does not know users by their ids, and what is added to the logits of all items
-  does not change how they rank.
+  Its items are those of the catalogue. It does not know users by their ids, and
+  what is added to the logits of all items does not change how they rank.
+
+  Args:
+    response: the click model.
+    plain: see sid.index.Catalogue.
   """
   blend = response.blend
   if blend is not None:
@@ -206,7 +217,13 @@ def of_policy(
 
 
 def policy(config: Config, slate_size: int, items: int) -> Policy:
-  """The policy that a configuration of the recipe next_item describes."""
+  """The policy that a configuration describes.
+
+  Args:
+    config: of the recipe next_item.
+    slate_size: K.
+    items: N in training.
+  """
   c, tokens = config.next_item, _has_tokens(config)
   sizes = next_item.ModelConfig(
     length=c.history,

@@ -148,7 +148,10 @@ def pieces(
 ) -> Iterator[tuple[int, int, int]]:
   """The parts of blocks that some rows of the endless stream are.
 
-  The rows are `count` from `start`, of blocks with as many `rows` each.
+  Args:
+    rows: int [M], of each block.
+    start: the first row, from 0.
+    count: how many there are.
 
   Yields:
     A block, its first row, and the one past its last.
@@ -177,8 +180,12 @@ def read(
 ) -> Transition:
   """Some rows of the endless stream as transitions, numpy leaves [count, ...].
 
-  `make` turns slates of whole sessions into transitions in the order of
-  `transitions.order`.
+  Args:
+    blocks: on disk.
+    start: the first row, from 0.
+    count: how many there are.
+    make: slates of whole sessions to transitions in the order of
+      `transitions.order`.
 
   Raises:
     InputError: a file is damaged.

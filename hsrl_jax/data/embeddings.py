@@ -72,7 +72,10 @@ class NpyRows:
 
 
 def open_npy(path: str | os.PathLike) -> NpyRows:
-  """Opens a .npy file's float matrix [N, D] in C order for `hsrl_jax.sid.fit`.
+  """Opens float rows for `hsrl_jax.sid.fit` and its kin, reading the header.
+
+  Args:
+    path: of a .npy file with a float matrix [N, D] in C order.
 
   Raises:
     OSError: it cannot be read.
@@ -199,10 +202,13 @@ def check_finite(
   where,
   on_rows: Callable[[int], object] = lambda count: None,
 ) -> None:
-  """Checks that all values of [N, D] rows are finite in float32.
+  """Checks that all values are finite in float32.
 
-  `item_ids` and `where` name rows and source in errors; `on_rows` is called
-  with how many rows were looked at.
+  Args:
+    rows: [N, D].
+    item_ids: [N], to name the rows.
+    where: names the source.
+    on_rows: called with how many rows were looked at.
 
   Raises:
     InputError: the rows that have NaN, infinite values or some that are beyond

@@ -55,10 +55,16 @@ def read(data_dir: pathlib.Path) -> Feedback:
 def sampling_probabilities(
   positives: np.ndarray, num_items: int, negatives: str
 ) -> np.ndarray:
-  """The distribution q of one drawn negative before any exclusion, [N + 1].
+  """The distribution q of one drawn negative, before any exclusion.
 
-  Its sum is 1; padding has 0. It is uniform, or by `popularity` in proportion
-  to an item's share of `positives`, int [M], of the train split, plus one.
+  Args:
+    positives: int [M], the item of each positive of the train split.
+    num_items: N.
+    negatives: "uniform"; or "popularity": in proportion to an item's positives
+      plus one.
+
+  Returns:
+    float64 [N + 1] with sum 1; 0 for the padding.
   """
   weights = np.zeros(num_items + 1)
   weights[1:] = 1

@@ -84,7 +84,11 @@ def write(
 def of_dataset(
   items: source.Items, train: Sessions, dimensions: int = DIMENSIONS
 ) -> Vectors:
-  """Makes item vectors of a dataset; InputError where there is no source."""
+  """Makes item vectors of a dataset.
+
+  Raises:
+    InputError: there is nothing that they could be made of.
+  """
   num_items = len(items.features) - 1
   user, item = positives(train)
   columns = {"title": items.titles[1:], "genres": items.genres[1:]}

@@ -60,12 +60,16 @@ def from_sessions(sessions: Sessions) -> Sequences:
 
 
 def pack(sequences: Sequences, length: int) -> Packed:
-  """Packs inputs and targets of training into rows of T.
+  """Packs inputs and targets of training into rows of `length`.
 
   Users whose sequences share a row do not see each other: attention stays
   within a segment. Longest first, into the fullest row with room
-  (best-fit decreasing). Older items of sequences above T are further sequences;
-  one of fewer than two items has no target.
+  (best-fit decreasing).
+
+  Args:
+    sequences: of U users; those with fewer than two items have no target.
+    length: T, the longest sequence of inputs; older items of longer ones are
+      further sequences.
   """
   parts = []  # (row, first input, past the last input), columns of items.
   width = sequences.items.shape[1]

@@ -132,7 +132,11 @@ def read_split(data_dir: pathlib.Path, split: str, num_items: int) -> Sessions:
 
 
 def sessions_of(columns: Mapping[str, np.ndarray]) -> Sessions:
-  """Rows of `sessions`; a column, [S, ...], without entries is missing."""
+  """Rows of `sessions`, a column of which has no entries where it is missing.
+
+  Args:
+    columns: [S, ...] by name, others than those of Sessions among them.
+  """
   known = {}
   for name in Sessions._fields:
     column = columns.get(name)

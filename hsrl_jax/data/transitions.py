@@ -69,9 +69,12 @@ def transitions(
 ) -> Transition:
   """Logged slates as transitions, by session and step, leaves [S, ...].
 
-  `rewards`, [S], are of the responses; a logged one goes before, where it is
-  not NaN. `log_prob` is [S, K], under the policy that showed the items;
-  `observed_items` is R of Observation.shown, 0: what was shown is not seen.
+  Args:
+    logs: S slates.
+    rewards: float [S], of their responses; a logged reward goes before, where
+      it is not NaN.
+    log_prob: float [S, K], of each item under the policy that showed it.
+    observed_items: R of Observation.shown; 0: what was shown is not seen.
   """
   ordered = order(logs)
   logs = Sessions(
@@ -192,8 +195,12 @@ def _shown(
 ) -> Shown:
   """Items that had been shown before each slate, or `after` it too.
 
-  Logs are in the order of sessions; `place`, see Order, and `step`, the slates
-  of the session before, are int [S]; `size` is R.
+  Args:
+    logs: in the order of sessions, S slates of K.
+    place: int [S], see Order.
+    step: int [S], slates of the session before.
+    size: R.
+    after: whether the slate itself counts.
   """
   width = logs.exposed.shape[1]
   ago = np.arange(-(-size // width), 0, -1)  # Slates back, the oldest first.

@@ -34,8 +34,12 @@ def open_directory(
 ) -> Iterator[ocp.training.Checkpointer]:
   """Opens (and makes) a directory of checkpoints for a `with` block.
 
-  `read_only` leaves alone what another process may be writing. OSError where
-  the disk is full, or fails otherwise.
+  Args:
+    directory: of the checkpoints.
+    read_only: leaves alone what another process may be writing.
+
+  Raises:
+    OSError: the disk is full, or fails otherwise.
   """
   context = ocp.Context()
   context.asynchronous.timeout_secs = _PATIENCE
@@ -88,9 +92,12 @@ def restore_latest(
 ) -> Any | None:
   """The newest checkpoint that can be read, or None where there is none.
 
-  Damaged ones are passed over with a warning that names them. `like` has the
-  expected shapes, types and shardings, or jax.ShapeDtypeStruct; without a
-  sharding, for the first device.
+  Damaged ones are passed over with a warning that names them.
+
+  Args:
+    checkpointer: from open_directory.
+    like: pytree of arrays with the expected shapes, types and shardings, or
+      of jax.ShapeDtypeStruct; without a sharding, for the first device.
 
   Raises:
     InputError: a checkpoint has another format.

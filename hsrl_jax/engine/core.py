@@ -174,9 +174,13 @@ def gradient_step(
 ) -> tuple[Learner, Metrics]:
   """One step of the optimizer, of the parameters and of their average.
 
-  `loss` is of the parameters, with metrics; its `weight` is 0 where there is
-  nothing to learn from yet. `shown` are metrics of what users were shown
-  meanwhile. Gradients and metrics are averaged over the devices of `axis_name`.
+  Args:
+    loop: the loop.
+    learner: before the step.
+    loss: of the parameters, [], and metrics.
+    weight: of the loss; 0 where there is nothing to learn from yet.
+    shown: metrics of what the users were shown meanwhile.
+    axis_name: of the devices, over which gradients and metrics are averaged.
   """
   frozen = {x: learner.params[x] for x in loop.agent.frozen}
   shown = shown or {}

@@ -162,9 +162,18 @@ def objective(
   entropy_weight: Array,
   key: PRNGKey | None,
 ) -> tuple[Array, Metrics]:
-  """PPO's clipped objective of ONE slate, with the agent's loss and metrics.
+  """PPO's clipped objective, values, entropy and the agent's own loss.
 
-  `entropy_weight` is beta, []; the key is of the dropout.
+  Args:
+    learning: of the agent.
+    params: of the agent.
+    catalogue: the items.
+    one: of ONE slate.
+    entropy_weight: beta, [].
+    key: of the dropout.
+
+  Returns:
+    The loss, float32 [], and metrics.
   """
   settings = learning.settings
   choices = learning.choices(params, catalogue, one.transitions, key)
@@ -221,6 +230,11 @@ def epoch_key(key: PRNGKey, step: Array, number: Array | int) -> PRNGKey:
   """The key of an epoch over the segment that began with a step.
 
   The step's own keys are those of its users; no user has the number _NO_USER.
+
+  Args:
+    key: of the learner.
+    step: int32 [], iterations before the segment.
+    number: int32 [], of the epoch.
   """
   key = jax.random.fold_in(jax.random.fold_in(key, step), _NO_USER)
   return jax.random.fold_in(key, number)

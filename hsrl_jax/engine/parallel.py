@@ -139,7 +139,12 @@ def _of_all(engine_init: Callable, seeds: tuple[int, ...]) -> Callable:
 
 
 def over_seeds(run: Callable, platform: str | None = None) -> Callable:
-  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...]."""
+  """`run(learner, stream, ...)` of one seed for states with leaves [S, ...].
+
+  Args:
+    run: of one seed.
+    platform: that it is compiled for; None: the one at hand.
+  """
   on_cpu = (platform or jax.default_backend()) == "cpu"
 
   def of_all(learner, stream, *rest):
@@ -193,8 +198,12 @@ def lowered(
 ) -> jax.stages.Lowered:
   """An Engine's `run` for a described device, as `over_devices` would have it.
 
-  `seeds` are all, or those of one device where `layout.by_seed`; inputs may be
-  shapes.
+  Args:
+    init: of the engine.
+    run: of the engine.
+    seeds: all of them, or those of one device where `layout.by_seed`.
+    inputs: of the engine, arrays or their shapes.
+    layout: of described devices.
 
   Raises:
     ValueError: the users do not divide over the devices.

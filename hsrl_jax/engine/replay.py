@@ -46,10 +46,15 @@ def add(state: ReplayState, steps: Any) -> ReplayState:
 
 
 def sample(state: ReplayState, keys: PRNGKey, count: int) -> Any:
-  """Draws `count` past transitions of each stream, uniformly, with replacement.
+  """Draws `count` past transitions of each stream, uniformly, independently.
 
-  There is a key for each stream, [*B]. Before anything is added, the draws are
-  the zeros of an empty slot. Returns leaves [*B, count, ...].
+  Args:
+    state: before anything is added, the draws are the zeros of an empty slot.
+    keys: one for each stream, [*B].
+    count: draws of each stream, with replacement.
+
+  Returns:
+    Pytree with leaves [*B, count, ...].
   """
   capacity = jax.tree.leaves(state.items)[0].shape[0]
   size = jnp.clip(state.added, 1, capacity)

@@ -34,8 +34,10 @@ def reader(
 ) -> tuple[Read, int]:
   """Returns a reader of training slates on disk, and the rows of a window.
 
-  `reward` is of slates whose own was not logged; for `observed_items` see
-  `transitions.transitions`.
+  Args:
+    logs: the slates.
+    reward: of slates whose reward was not logged.
+    observed_items: R of Observation.shown; 0: what was shown is not seen.
   """
 
   def make(slates: Sessions) -> Transition:
@@ -73,10 +75,15 @@ def feed(
   waiting: Callable[[], contextlib.AbstractContextManager],
   begun: int = 0,
 ) -> Iterator[Feed]:
-  """Puts the window of a step into the inputs, and reads ahead by a thread.
+  """Puts the window of a step into the inputs, and reads ahead.
 
-  A window has `count` rows. `waiting` is called while training waits for one;
-  that of `begun`, iterations that are probably done, is read at once.
+  Args:
+    read: see Read; it is called by a thread.
+    count: rows of a window.
+    config: of training.
+    layout: of seeds and devices.
+    waiting: what to do while training waits for a window.
+    begun: iterations that are probably done; their window is read at once.
   """
   stay = iterations(config, count)
   of_all, own = jax.process_count(), jax.process_index()

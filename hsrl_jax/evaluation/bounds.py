@@ -29,8 +29,12 @@ def bounds(
 ) -> dict[str, tuple[Act, Params]]:
   """The policy and the params of each of BOUNDS; see docs/method.md.
 
-  Of one of KNOWING too, where what was shown matters later. `active`,
-  bool [N + 1], may be shown.
+  Of one of KNOWING too, where what was shown matters later.
+
+  Args:
+    env: the simulator.
+    users: its parameters, with the pool's users.
+    active: bool [N + 1], the items that may be shown; False for padding.
   """
   constant = mean_probabilities(env, users, num_items=len(active) - 1)
   policies = {
@@ -56,7 +60,11 @@ def withheld(seeds: int, why: str) -> dict[str, Any]:
 
 
 def best(rewards: Mapping[str, float]) -> str:
-  """The bound whose reward is 1 when normalised, by mean total rewards."""
+  """The name of the bound whose reward is 1 when normalised.
+
+  Args:
+    rewards: mean total reward by policy, with that of `greedy_oracle`.
+  """
   rivals = [x for x in ("greedy_oracle", *KNOWING) if x in rewards]
   return max(rivals, key=lambda name: rewards[name])
 

@@ -206,9 +206,11 @@ def _share(found: dict) -> dict:
 def difference(
   ours: Sequence[Measured], theirs: Sequence[Measured]
 ) -> dict | None:
-  """The same of the paired difference of two scores on the same rows, by seed.
+  """The same of the paired difference of two scores on the same rows.
 
-  `theirs` may be of one seed that stands for all.
+  Args:
+    ours: of each seed.
+    theirs: of each seed, or of one that stands for all.
   """
   if len(theirs) == 1:
     theirs = [*theirs] * len(ours)
@@ -219,7 +221,10 @@ def difference(
 def coverage(top: Sequence[np.ndarray], user: np.ndarray, items: int) -> dict:
   """Share of N items that are in anybody's first ten; interval: jackknife.
 
-  `top` is int [S, M] of each seed, whose mean is taken; `user` int [S].
+  Args:
+    top: of each seed, int [S, M]; the mean over the seeds is taken.
+    user: int [S].
+    items: N.
   """
   estimates, errors = [], []
   for lists in top:
@@ -261,7 +266,13 @@ def top_item_share(top: Sequence[np.ndarray], user: np.ndarray) -> dict:
 def by_row(
   rankings: Sequence[Rankings], sessions: Sessions, train_liked: np.ndarray
 ) -> list[dict[str, Measured]]:
-  """Each measure of each held-out row, by its name, for a policy's seeds."""
+  """Each measure of each logged row, by its name, for each seed.
+
+  Args:
+    rankings: of each seed of a policy.
+    sessions: the held-out rows.
+    train_liked: float [N + 1], see `next_liked`.
+  """
   user = np.asarray(sessions.user_id)
   return [
     within_slates(x.shown, sessions.response, user)
@@ -333,7 +344,11 @@ def measure(
 
 
 def sentences(results: Mapping) -> list[str]:
-  """Sentences on the trained policy's held-out metrics in a run's results."""
+  """Sentences on the trained policy's held-out metrics.
+
+  Args:
+    results: of a run, with the keys of `measure`, `agent` and `recipe`.
+  """
   differences = results.get("held_out_differences", {})
   if results["agent"] not in results.get("held_out", {}):
     return []

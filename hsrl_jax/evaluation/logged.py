@@ -40,7 +40,9 @@ class Seen(NamedTuple):
 def softmax(scores: Array, active: Array) -> Array:
   """Probabilities of the active items at TEMPERATURE, [N + 1].
 
-  Scores are log pi up to a constant.
+  Args:
+    scores: float32 [N + 1], log pi up to a constant.
+    active: bool [N + 1], the items that may be shown; False for padding.
   """
   allowed = jnp.where(active, scores, -jnp.inf)
   return jax.nn.softmax(allowed / TEMPERATURE)
@@ -56,8 +58,11 @@ def shows_best(scores: Array, active: Array, slate_size: int) -> Array:
 def of_agent(agent: Agent, slate_size: int) -> PolicyFn:
   """The policy of an agent that is made for slates of all items.
 
-  One that has no probabilities shows its greedy slate of K items. Parameters
-  come with their Catalogue.
+  One that has no probabilities shows its greedy slate of K items.
+
+  Args:
+    agent: the agent; its parameters come with their Catalogue.
+    slate_size: K.
   """
 
   def probabilities(
@@ -84,9 +89,13 @@ def seen_by(
 ) -> Seen:
   """A policy's probabilities at logged slates; of several seeds, their mixture.
 
-  `policy` is of one user, and vmapped here, with the parameters of each seed.
-  `model` is (params, observation) -> expected response to each item, [N + 1],
-  and its parameters.
+  Args:
+    policy: of one user; vmapped here.
+    seeds: its parameters, of each seed.
+    model: (params, observation) -> expected response to each item, [N + 1], and
+      its parameters.
+    logs: S rows of K items.
+    items: N.
   """
   slate_size = logs.exposed.shape[1]
   parts = np.mean(
@@ -122,8 +131,12 @@ def of_sessions(
 ) -> off_policy.Logged:
   """Each slate as a decision, worth its reward; a session as its steps.
 
-  The model knows what a slate earns, and nothing of later ones. `reward` is of
-  slates whose own was not logged.
+  The model knows what a slate earns, and nothing of later ones.
+
+  Args:
+    seen: at S slates.
+    logs: the slates.
+    reward: of slates whose reward was not logged.
 
   Raises:
     InputError: a propensity is outside (0, 1].

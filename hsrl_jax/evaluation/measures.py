@@ -157,7 +157,12 @@ def read_results(path: pathlib.Path) -> dict:
 
 
 def code_usage(index: SidIndex, slates: list[np.ndarray]) -> np.ndarray:
-  """How often each token was shown, int64 [L, V]; id 0 does not count."""
+  """How often each token was shown, int64 [L, V].
+
+  Args:
+    index: the items' SIDs.
+    slates: ids of any shape; 0, for padding, does not count.
+  """
   shown = np.concatenate([np.ravel(x) for x in slates])
   tokens = index.sids[shown[shown > 0]]
   return np.stack(

@@ -338,8 +338,11 @@ def shown(estimate: Estimate) -> dict:
 def sentences(table: Mapping, table_of_differences: Mapping) -> list[str]:
   """Whether each policy is believed to differ from the one that logged.
 
-  It is where the intervals of all estimators are on one side of 0. The tables
-  are those that `compare` returns.
+  It is where the intervals of all estimators are on one side of 0.
+
+  Args:
+    table: name to estimates, of what `compare` returns.
+    table_of_differences: the differences beside it.
   """
   said = []
   for name, estimated in table.items():

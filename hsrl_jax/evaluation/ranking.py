@@ -49,7 +49,12 @@ class Rankings(NamedTuple):
 
 
 def of_scores(score_fn: ScoreFn, active: Array) -> Ranker:
-  """Ranks by scores of all items; bool [N + 1] of them are active."""
+  """Ranks by scores of all items.
+
+  Args:
+    score_fn: of one user.
+    active: bool [N + 1], the items that may be shown; False for padding.
+  """
   count = min(LISTED, len(active) - 1)
 
   def shown(params, observation, items):

@@ -130,7 +130,11 @@ def occupancy(tokens: np.ndarray, vocab_size: int) -> dict[str, Any]:
 
 
 def followers(tokens: np.ndarray, vocab_size: int) -> list[np.ndarray]:
-  """Number of tokens that can follow each prefix of tokens [N, L].
+  """Number of tokens that can follow each prefix.
+
+  Args:
+    tokens: int [N, L], distinct rows.
+    vocab_size: V.
 
   Returns:
     For l = 0..L-1, int [number of prefixes of l tokens that items have].
@@ -152,7 +156,13 @@ def collided(plain: np.ndarray, vocab_size: int) -> int:
 
 
 def drift(facts: dict[str, Any], count: int, error: dict) -> dict[str, Any]:
-  """The facts' `drift` after `count` more newcomers with these `errors`."""
+  """The facts' `drift` after `count` more newcomers.
+
+  Args:
+    facts: of report.json so far.
+    count: newcomers.
+    error: the newcomers' errors, as from `errors`.
+  """
   before = facts["drift"] or {
     "newcomers": 0,
     "relative_error": 0.0,

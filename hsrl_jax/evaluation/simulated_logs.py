@@ -25,8 +25,11 @@ def log_weights(
 ) -> Array:
   """log of the weights of a logging policy, float32 [N + 1].
 
-  An active item's weight is (likes + 1)^(1 / temperature); None: all weigh the
-  same.
+  Args:
+    popularity: float32 [N + 1], likes of each item.
+    active: bool [N + 1], which items may be shown.
+    temperature: an item's weight is (likes + 1)^(1 / temperature); None: all
+      weigh the same.
   """
   weights = jnp.zeros(len(active))
   if temperature is not None:

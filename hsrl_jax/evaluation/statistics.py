@@ -42,9 +42,12 @@ def summarise(
 def by_user(values: np.ndarray, user: np.ndarray | None) -> np.ndarray:
   """A value for each user, [S, U], whose mean over users is that of sessions.
 
-  `values` are [S, E], `user` [E], see `summarise`. It is the mean plus the
-  user's influence on it (see the module); where all have as many sessions, the
-  mean of the user's sessions.
+  It is the mean plus the user's influence on it (see the module); where all
+  have as many sessions, the mean of the user's sessions.
+
+  Args:
+    values: float [S, E], of each seed and session.
+    user: int [E], the user of each session; None: each is of its own.
   """
   values = np.asarray(values, np.float64)
   if user is None:
@@ -55,13 +58,22 @@ def by_user(values: np.ndarray, user: np.ndarray | None) -> np.ndarray:
 
 
 def perplexity(counts: np.ndarray) -> float:
-  """exp(entropy) of counts, [V], of which one at least is above 0."""
+  """exp(entropy) of counts, [V]: the number of values as evenly used.
+
+  Args:
+    counts: how often each value occurs; one at least is above 0.
+  """
   shares = counts[counts > 0] / counts.sum()
   return float(np.exp(-np.sum(shares * np.log(shares))))
 
 
 def by_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
-  """Sums of [E] values over the rows of each group, [U], by ascending group."""
+  """Sums of [E] values over the rows of each group, [U], by ascending group.
+
+  Args:
+    values: float [E].
+    group: int [E], such as the user of each session.
+  """
   _, place = np.unique(group, return_inverse=True)
   return np.bincount(place, np.asarray(values, np.float64))
 
@@ -69,9 +81,14 @@ def by_group(values: np.ndarray, group: np.ndarray) -> np.ndarray:
 def ratio(
   numerator: np.ndarray, denominator: np.ndarray
 ) -> tuple[float, np.ndarray]:
-  """The ratio of two means [U], and each unit's influence on it, [U].
+  """The ratio of two means, and each unit's influence on it.
 
-  The denominators' sum is above 0; the influences' mean is 0.
+  Args:
+    numerator: float [U].
+    denominator: float [U], its sum above 0.
+
+  Returns:
+    The ratio, and the influences, [U], whose mean is 0.
   """
   numerator = np.asarray(numerator, np.float64)
   denominator = np.asarray(denominator, np.float64)

@@ -59,7 +59,12 @@ class Baselines(NamedTuple):
 
 
 def baselines(train: Sessions, items: int) -> Baselines:
-  """The means of the training logs, smoothed towards the mean of all."""
+  """The means of the training logs, smoothed towards the mean of all.
+
+  Args:
+    train: the training logs.
+    items: N.
+  """
   response = np.asarray(train.response, np.float64)
   showings, liked = ranking.counts(train, items)
   known, place = np.unique(np.asarray(train.user_id), return_inverse=True)
@@ -86,7 +91,12 @@ def predictions(known: Baselines, sessions: Sessions) -> dict[str, np.ndarray]:
 def measure(
   probability: np.ndarray, response: np.ndarray, user_id: np.ndarray
 ) -> dict:
-  """How well probabilities [S, K] predict logged responses [S, K] of users [S].
+  """How well probabilities predict logged responses.
+
+  Args:
+    probability: float [S, K].
+    response: [S, K], 0 or 1.
+    user_id: int [S].
 
   Returns:
     `log_loss`; `calibration_error`, the mean gap over ten bins of equal width;
@@ -121,9 +131,12 @@ def measure(
 def auc_by_user(
   score: np.ndarray, liked: np.ndarray, user_id: np.ndarray
 ) -> np.ndarray:
-  """AUC among each user's responses, [U]; NaN without both kinds.
+  """AUC among each user's responses, [U]; NaN without both responses.
 
-  Scores are [S, K], users int [S].
+  Args:
+    score: float [S, K].
+    liked: bool [S, K].
+    user_id: int [S].
   """
   _, user = np.unique(user_id, return_inverse=True)
   user, liked = np.repeat(user, score.shape[1]), liked.ravel()
@@ -141,7 +154,11 @@ def auc_by_user(
 def surest(
   probability: np.ndarray, response: np.ndarray
 ) -> list[dict[str, float]]:
-  """Predicted and observed rates of a model's surest responses, [S, K].
+  """Predicted and observed rates of a model's surest responses.
+
+  Args:
+    probability: float [S, K].
+    response: [S, K], 0 or 1.
 
   Returns:
     Of all responses, then of ever fewer with the highest probabilities:

@@ -119,8 +119,10 @@ _STAGES = {"quantizer": ("assignment",), "simulator": ("protocol",)}
 def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
   """The flags' configuration with some fields changed.
 
-  `changes` are field to value; `agent` is HSRL where none is named, and `times`
-  is how often the flags' iterations are done.
+  Args:
+    experiment: with the configuration of the flags.
+    changes: field to value; `agent` is HSRL where none is named, and `times` is
+      how often the flags' iterations are done.
 
   Raises:
     TypeError: a configuration has no such field.
@@ -140,10 +142,10 @@ def vary(experiment: jobs.Experiment, changes: Mapping[str, Any]) -> Config:
 
 
 def under(config: Config, protocol: str) -> Config:
-  """The configuration under another protocol, if the world leaves a choice.
+  """The configuration under another protocol.
 
   Raises:
-    InputError: it does not.
+    InputError: the world decides its own.
   """
   try:
     simulator = dataclasses.replace(config.simulator, protocol=protocol)

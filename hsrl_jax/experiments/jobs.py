@@ -59,7 +59,10 @@ class Job(NamedTuple):
 def prepare(experiment: Experiment, job: Job, like: Run | None = None) -> Run:
   """The job's run, whose data, SIDs and click model are ready.
 
-  Loaded data of `like` is used again where it is the same.
+  Args:
+    experiment: of the job.
+    job: the job.
+    like: a run whose loaded data is used again where it is the same.
 
   Raises:
     InputError: its folder belongs to another configuration.
@@ -106,7 +109,10 @@ def kept(
 ) -> Any:
   """The value in a JSON file, which `make` makes where it is missing.
 
-  It is made again where it is `outdated`.
+  Args:
+    path: of the file.
+    make: returns the value.
+    outdated: whether the value in the file is to be made again.
   """
   if not path.exists() or outdated(json.loads(path.read_text())):
     files.write_json(path, make())

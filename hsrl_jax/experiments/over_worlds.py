@@ -26,9 +26,13 @@ def runs(
 ) -> Runs:
   """Name to normalised rewards, of the seeds of each world.
 
-  They are of the rows that every world's results have, bounds aside. Of a
-  world's rules the one that earned most of test users counts: a favour to the
-  rules.
+  Args:
+    worlds: name to results of the experiment `world`.
+    rules: the rules of each. Of them the one that earned most there counts, of
+      test users: a favour to the rules.
+
+  Returns:
+    Of the rows that every world has, bounds aside.
   """
   each = [x["rows"] for x in worlds.values()]
   names = [

@@ -75,7 +75,11 @@ def _copy(
 
 
 def page(folder: pathlib.Path, known: Mapping[str, Entry]) -> str:
-  """The page of a folder with results, in the order of the known experiments.
+  """The page of a folder with results, which are those of `run`.
+
+  Args:
+    folder: of the results.
+    known: experiments by name, in the page's order.
 
   Raises:
     InputError: there are results of an experiment that is not known.

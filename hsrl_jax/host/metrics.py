@@ -51,10 +51,13 @@ class MetricsWriter:
     values: dict[str, Any],
     counts: dict[str, np.ndarray] | None = None,
   ) -> None:
-    """Writes one line of JSON; numbers, and those in dicts, become scalars.
+    """Writes one line; numbers, and those in nested dicts, become scalars.
 
-    `counts` are name to how often 0, 1, ... occurred: histograms for
-    TensorBoard alone.
+    Args:
+      step: of the line.
+      values: what JSON can hold.
+      counts: name to how often 0, 1, ... occurred: histograms for TensorBoard
+        alone.
     """
     line = (json.dumps({self._axis: step, **values}) + "\n").encode()
     end = self._file.seek(0, os.SEEK_END)

@@ -20,9 +20,13 @@ def of_training(
 ) -> dict[str, float]:
   """Measures the speed of training, for summary.json.
 
-  `run` is one call of `per_call` iterations of one seed, of the arguments
-  `state`, arrays or shapes; `seeds` are trained at the same time. An iteration
-  shows `slates` of all seeds; `rate` is iterations a second.
+  Args:
+    run: one call of one seed, of `state`.
+    state: its arguments, arrays or their shapes.
+    seeds: that are trained at the same time.
+    per_call: iterations of a call.
+    slates: shown in an iteration, of all seeds.
+    rate: iterations a second.
   """
   of_iteration = products(run, *state) * seeds / per_call
   return {

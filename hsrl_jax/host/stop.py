@@ -95,7 +95,8 @@ class Deferral:
 def deferred(by_all: bool = False) -> Iterator[Deferral]:
   """Signals wait until the end of the block, which asks whether one is due.
 
-  If it is run `by_all` processes, a signal to one is one to all.
+  Args:
+    by_all: whether all processes are inside: a signal to one is one to all.
   """
   deferral = Deferral(by_all)
   if threading.current_thread() is not threading.main_thread():

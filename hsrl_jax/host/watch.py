@@ -30,8 +30,12 @@ def bar(
 ) -> tqdm.tqdm:
   """A bar on standard error; where that is no terminal, a line now and then.
 
-  `title` and `unit` name what is done; `done` units of `total` were done
-  before. It shows after `delay` seconds: a short wait needs none.
+  Args:
+    total: units to do.
+    title: what is done.
+    unit: its name.
+    done: units done before.
+    delay: seconds before the bar shows: a short wait needs none.
   """
   return _Bar(
     total=total,
@@ -130,7 +134,9 @@ def profiler(
 ) -> Iterator[Callable[[int, int], None]]:
   """Writes a trace of the calls that do some of the iterations of `steps`.
 
-  Those are the first and the last; None: no trace.
+  Args:
+    folder: of the trace.
+    steps: the first and the last iteration; None: no trace.
 
   Yields:
     What is told the first and the last iteration of the next call.

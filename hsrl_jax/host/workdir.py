@@ -125,6 +125,10 @@ def replace_folder(folder: pathlib.Path, kind: Kind) -> Iterator[pathlib.Path]:
   removed when the new one is in place. `settle` puts right what a crash
   between the two renames leaves.
 
+  Args:
+    folder: see `check_replaceable`.
+    kind: of the folder.
+
   Raises:
     InputError: something else is in that place; nothing was changed.
   """
@@ -153,8 +157,12 @@ def replace_folder(folder: pathlib.Path, kind: Kind) -> Iterator[pathlib.Path]:
 def check_replaceable(folder: pathlib.Path, kind: Kind) -> None:
   """Checks that nothing is lost where `replace_folder` writes.
 
+  Args:
+    folder: is missing, empty, or a complete folder of the kind and no more.
+    kind: of the folder.
+
   Raises:
-    InputError: the folder is there, not empty, and no complete one of its kind.
+    InputError: something else is there.
   """
   folder = pathlib.Path(os.path.abspath(folder))
   if folder.is_symlink():

@@ -17,10 +17,13 @@ class BoredomModel(nn.Module):
 
   @nn.compact
   def __call__(self, counts: Array, topics: Array, logits: Array) -> Array:
-    """Logits [K] of a click model, as boredom changes them, float32 [K].
+    """Returns float32 [K] logits.
 
-    `counts`, [T + 1, F], are of what was shown lately, by topic, row 0 of items
-    without one; `topics`, int32 [K], are the items'.
+    Args:
+      counts: float32 [T + 1, F], of what was shown lately, by topic; row 0 is
+        of items without one.
+      topics: int32 [K], of the items.
+      logits: float32 [K], of the click model.
     """
     total = counts.sum(0)
     # Beside the counts of a topic their total, so that shares can be told.

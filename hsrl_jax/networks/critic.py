@@ -29,9 +29,13 @@ class Critic(nn.Module):
 
   @nn.compact
   def __call__(self, contexts: Array) -> tuple[Array, Array]:
-    """V(s) of ONE state, [], and the levels' own values, [L + 1].
+    """Values of ONE state; callers vmap.
 
-    Contexts are float32 [L + 1, d], or fewer; callers vmap.
+    Args:
+      contexts: float32 [L + 1, d], or fewer of them.
+
+    Returns:
+      V(s), float32 [], and the levels' own values, float32 [L + 1].
     """
     levels = contexts.shape[0]
     values = nn.vmap(

@@ -115,10 +115,13 @@ class Layer(nn.Module):
     attention_scale: Array | float,
     feed_forward_scale: Array | float,
   ) -> Array:
-    """The last Q of H positions x [H, d], float32 [Q, d].
+    """The last Q of H positions, float32 [Q, d].
 
-    Each of the last Q attends to those that are usable, bool [Q, H]. The scales
-    are dropout's, [Q, d], of the outputs of attention and feed-forward.
+    Args:
+      x: float32 [H, d].
+      usable: bool [Q, H], which positions each of the last Q may attend to.
+      attention_scale: dropout's scale of the attention's output, [Q, d].
+      feed_forward_scale: the same of the feed-forward's output.
     """
     length, width = x.shape
     query = x[length - len(usable) :]
@@ -133,8 +136,14 @@ class Layer(nn.Module):
 def attention(heads: int, query: Array, x: Array, usable: Array) -> Array:
   """Multi-head attention, called within a module that gets its four maps.
 
-  Of query [Q, d] and what is attended to, x [H, d], by usable, bool [Q, H];
-  returns [Q, d].
+  Args:
+    heads: divides d.
+    query: float32 [Q, d].
+    x: float32 [H, d], what is attended to.
+    usable: bool [Q, H].
+
+  Returns:
+    float32 [Q, d].
   """
   width = x.shape[-1]
   size = width // heads

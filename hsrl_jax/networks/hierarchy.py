@@ -78,7 +78,11 @@ class PolicyNetwork(nn.Module):
     self.response_bias = self.param("response_bias", zeros, ())
 
   def tokens(self, codebooks: Array) -> TokenParams:
-    """W, E and b of all tokens, by codebooks [L, V, D]."""
+    """W, E and b of all tokens.
+
+    Args:
+      codebooks: float32 [L, V, D].
+    """
     if not self.semantic_tokens:
       nothing = jnp.zeros_like(self.kernel)
       return TokenParams(self.kernel, nothing, self.embedding, self.bias)
@@ -94,8 +98,14 @@ class PolicyNetwork(nn.Module):
 
     An item's, less those of its tokens' vectors, is what its SID loses: added
     to the score of its tokens, it makes the semantic part of the whole an inner
-    product of c_0 and the mapped features themselves. Vectors are [..., D], the
-    state [d], the result [...].
+    product of c_0 and the mapped features themselves.
+
+    Args:
+      vectors: float32 [..., D].
+      state: float32 [d], c_0.
+
+    Returns:
+      float32 [...].
     """
     meaning, bias = (
       x.variables["params"]["kernel"] for x in (self.meaning_map, self.bias_map)

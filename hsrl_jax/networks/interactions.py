@@ -23,7 +23,12 @@ class Interactions(nn.Module):
 
   @nn.compact
   def __call__(self, item_features: Array, shown: Shown) -> Array:
-    """Returns float32 [width]; features are [N + 1, D], row 0 for padding."""
+    """Returns float32 [width].
+
+    Args:
+      item_features: float32 [N + 1, D], row 0 for padding.
+      shown: of the user.
+    """
     there = (shown.items > 0).astype(jnp.float32)
     age = jnp.clip(shown.ago, 1, AGES) - 1
     by_age = jax.nn.one_hot(age, AGES, axis=0) * there[None]

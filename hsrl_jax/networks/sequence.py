@@ -33,10 +33,12 @@ class ItemRows(nn.Module):
     tokens: Sequence[Array] | None = None,
     features: Array | None = None,
   ) -> Array:
-    """Vectors, float32 [..., width], of ids [...]; 0 for padding.
+    """Returns float32 [..., width]; 0 for padding.
 
-    `tokens`, per level [N + 1] of all items, are used where L is above 0;
-    `features` are [N + 1, D], or None.
+    Args:
+      item: int32 [...], ids; 0 for padding.
+      tokens: per level, [N + 1] of all items; used where L is above 0.
+      features: float32 [N + 1, D] of all items, or None.
     """
     small = nn.initializers.normal(0.02)
     rows = jnp.zeros((*item.shape, self.width))

@@ -134,7 +134,11 @@ class TokenDecoder(nn.Module):
   ) -> Beams:
     """The most probable items of ONE state [d].
 
-    `how` are further keywords of `beam_search`.
+    Args:
+      index: the catalogue.
+      state: float32 [d], c_0.
+      beams: B.
+      **how: further keywords of `beam_search`.
     """
     return beam_search(
       index,

@@ -6,7 +6,11 @@ _CELLS = 2**24  # Numbers that are computed at once.
 
 
 def pairwise(vectors: np.ndarray) -> np.ndarray:
-  """The distance of each row of [N, D] to each other, float32 [N, N]."""
+  """The distance of each row to each other, float32 [N, N].
+
+  Args:
+    vectors: float [N, D].
+  """
   # Differences of rows stay as they are; smaller numbers round less.
   x = vectors - vectors.mean(0, dtype=np.float64)
   squares = (x * x).sum(1)
@@ -20,9 +24,12 @@ def pairwise(vectors: np.ndarray) -> np.ndarray:
 
 
 def sample(vectors: np.ndarray, pairs: int, seed: int = 0) -> np.ndarray:
-  """Distances of random pairs of different rows, float32 [pairs].
+  """Distances of pairs of different rows, float32 [pairs].
 
-  Vectors are [N, D], N at least 2; a pair may occur again.
+  Args:
+    vectors: float [N, D], N at least 2.
+    pairs: how many; each is drawn uniformly, so one may occur again.
+    seed: of the draw.
   """
   rng, count = np.random.default_rng(seed), len(vectors)
   one = rng.integers(0, count, pairs)

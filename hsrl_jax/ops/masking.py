@@ -28,8 +28,10 @@ def log_sum(x: Array, mask: Array) -> Array:
 def entropy(log_probs: Array, mask: Array) -> Array:
   """-sum p log p over what `mask` marks, nats; [..., V] -> [...].
 
-  Log-probabilities are of `log_softmax`. Those of masked elements may be so
-  large that their exponential is no number, which gradients must not meet.
+  Args:
+    log_probs: of `log_softmax`. Those of masked elements may be so large that
+      their exponential is no number, which gradients must not meet.
+    mask: bool, of the same shape.
   """
   own = jnp.where(mask, log_probs, 0.0)
   return -(jnp.exp(own) * own).sum(-1)
@@ -42,10 +44,16 @@ def finite_logit(probability: Array) -> Array:
 
 
 def largest(x: Array, count: int) -> Array:
-  """The `count` largest of x [M], with all that equal the least, bool [M].
+  """Which are the `count` largest, with all that equal the least of them.
 
   Exact, and without a sort: the bits of the least one are found one by one.
-  There is no NaN, and `count` is at least 1; all are where M is less.
+
+  Args:
+    x: float32 [M], no NaN.
+    count: at least 1; all are where M is less.
+
+  Returns:
+    bool [M].
   """
   bits = jax.lax.bitcast_convert_type(x, jnp.int32)
   # As unsigned integers in the same order.
@@ -74,7 +82,9 @@ def pick(x: Array, position: Array) -> Array:
 def rank_within(groups: Array, scores: Array) -> Array:
   """The rank of each score among those of its group, int32 [N], 0 the best.
 
-  Of equal scores the first ranks higher.
+  Args:
+    groups: int32 [N].
+    scores: float32 [N]; of equal ones the first ranks higher.
   """
   order = jnp.lexsort((-scores, groups))
   ordered = groups[order]

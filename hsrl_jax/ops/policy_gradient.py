@@ -9,10 +9,14 @@ from hsrl_jax.types import Array
 
 
 def token_sum(levels: Array, tokens: Sequence[Array]) -> Array:
-  """sum_l levels[l, tokens[l]], [...]; the token -1 is none and adds 0.
+  """sum_l levels[l, tokens[l]]; the token -1 is none and adds 0.
 
-  Levels are [L, V], such as log-probabilities; tokens, for each level integers
-  [...], are each in -1..V-1: unchecked.
+  Args:
+    levels: float32 [L, V], such as log-probabilities.
+    tokens: for each level integers [...], each in -1..V-1: unchecked.
+
+  Returns:
+    float32 [...].
   """
   picked = []
   for level, token in zip(levels, tokens, strict=True):
@@ -57,13 +61,16 @@ def actor_loss(
   behaviour_log_prob: Array,
   importance_clip: float,
 ) -> Array:
-  """Mean over K choices of sum_l -A_{k,l} log p_l(z_l(k)), [].
+  """Mean over K choices of sum_l -A_{k,l} log p_l(z_l(k)).
 
   Args:
     log_probs: float32 [K, L], of what was chosen, its L parts.
     advantages: float32 [K, L] or [K, 1]; no gradient flows into them.
     behaviour_log_prob: float32 [K], of the whole choice when it was made.
     importance_clip: see importance_weights; 0: no weights.
+
+  Returns:
+    float32 [].
   """
   advantages = jax.lax.stop_gradient(advantages)
   if importance_clip:

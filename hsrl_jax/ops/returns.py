@@ -27,8 +27,11 @@ def td_target(
 ) -> Array:
   """y = r + gamma (1 - terminated) V(s'), no gradient (docs/policy.md).
 
-  `terminated` is 1 where the user left: a step limit is no end. V is the target
-  network's.
+  Args:
+    reward: float32 [].
+    terminated: float32 [], 1 where the user left. A step limit is no end.
+    next_value: float32 [], the target network's V(s').
+    discount: gamma.
   """
   return jax.lax.stop_gradient(
     reward + discount * (1.0 - terminated) * next_value

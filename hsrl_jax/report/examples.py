@@ -108,7 +108,11 @@ def of_sessions(
 ) -> list[dict[str, Any]]:
   """The first simulated sessions: titles shown, and what was liked.
 
-  Histories are int [S, H], of the pool's users.
+  Args:
+    sessions: E of them.
+    histories: int [S, H], of the pool's users.
+    items: the catalogue.
+    count: of sessions.
   """
   chosen = []
   for e in range(min(count, len(sessions.depth))):

@@ -133,6 +133,9 @@ def figure(journeys: dict[str, Any]) -> Figure:
   An item has the colour of its topic, strong where it was liked. Bars above
   the slates are topics that bore the user, a grey background steps in which all
   topics do. A cross is what made the user leave.
+
+  Args:
+    journeys: see `of_sessions`.
   """
   sessions = journeys["sessions"]
   colours = _colours(sessions)

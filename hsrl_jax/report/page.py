@@ -12,8 +12,14 @@ import jinja2
 
 
 def render(template: str, **values: Any) -> str:
-  """A page out of a file in `templates/`; jinja2.UndefinedError where it names
-  what is not in `values`.
+  """A page.
+
+  Args:
+    template: name of a file in `templates/`.
+    **values: what the template names.
+
+  Raises:
+    jinja2.UndefinedError: the template names something else.
   """
   return _environment().get_template(template).render(values)
 

@@ -41,8 +41,14 @@ def typical_genres(
 ) -> list[tuple[str, float]]:
   """Genres whose share among `rows` most exceeds that in the catalogue.
 
-  Of names [G] and a table, bool [N, G], there are at most `count`, with their
-  shares among `rows`, the most typical first.
+  Args:
+    names: [G].
+    table: bool [N, G].
+    rows: indices of the items described.
+    count: most genres returned.
+
+  Returns:
+    Names and shares among `rows`, the most typical first.
   """
   share = table[rows].mean(0)
   excess = share - table.mean(0)
@@ -55,7 +61,9 @@ def pca(
 ) -> tuple[np.ndarray, np.ndarray]:
   """First two principal components, [N, 2], and their share of variance.
 
-  Rows of x, [N, D], weigh [N], by default all alike.
+  Args:
+    x: [N, D].
+    weight: [N], of the rows; all alike by default.
   """
   x = np.asarray(x, np.float64)
   x = x - np.average(x, axis=0, weights=weight)
@@ -78,8 +86,11 @@ def learning_curve(
 ) -> Figure:
   """Total reward of the evaluations, and the losses.
 
-  `curve` are the lines of metrics.jsonl with `eval`, `training` those without;
-  `bounds` are other policies' total reward, by name.
+  Args:
+    agent: name of the trained agent, for the curve's label.
+    curve: lines of metrics.jsonl with `eval`.
+    training: those without.
+    bounds: other policies' total reward, by name.
   """
   shown = [x for x in _LOSSES if any(x in line for line in training)]
   # Zeros come before the first gradient step, while the buffer is filled.
@@ -119,7 +130,11 @@ def semantic_space(
 ) -> Figure:
   """The items by their first token, and how much each code is used.
 
-  Features are [N, D], tokens [N, L], genres [N].
+  Args:
+    features: [N, D].
+    tokens: [N, L].
+    genres: [N].
+    vocab_size: V.
   """
   figure = Figure(figsize=(10, 6), layout="constrained")
   grid = figure.add_gridspec(
@@ -161,7 +176,9 @@ def semantic_space(
 def sid_space(codebooks: np.ndarray, tokens: np.ndarray) -> Figure:
   """Map of the first two levels, use of the codes, number of next tokens.
 
-  Codebooks are [L, V, D], tokens [N, L].
+  Args:
+    codebooks: float32 [L, V, D].
+    tokens: int [N, L].
   """
   levels, vocab_size, _ = codebooks.shape
   figure = Figure(figsize=(10, 6), layout="constrained")
@@ -231,8 +248,10 @@ def next_item(
 ) -> Figure:
   """Training on the next item: loss, and validation by seed.
 
-  `losses` and `validated` are the lines of metrics.jsonl with the loss, and
-  with measures of the validation split.
+  Args:
+    losses: lines of metrics.jsonl with the loss.
+    validated: those with measures of the validation split.
+    seeds: of the run.
   """
   figure = Figure(figsize=(10, 3.5), layout="constrained")
   left, right = figure.subplots(1, 2)

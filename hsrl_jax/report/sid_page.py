@@ -19,10 +19,14 @@ def render(
   title_of: Callable[[int], str],
   genres: list[str] | None = None,
 ) -> str:
-  """The page of `facts`, what report.json holds.
+  """The page.
 
-  Codebooks are [L, V, D]. Tokens are int32 [N, L], of the items in the
-  catalogue; `title_of` names the item of a row. Genres, [N], where known.
+  Args:
+    facts: what report.json holds.
+    codebooks: float32 [L, V, D].
+    tokens: int32 [N, L], of the items in the catalogue.
+    title_of: a row of `tokens` to what people call the item.
+    genres: [N], where known.
   """
   return page.render(
     "sids.html",
@@ -55,7 +59,10 @@ def prefixes(
 ) -> dict[str, Any]:
   """Items that share a prefix, from the largest first-level clusters.
 
-  Args as those of `render`.
+  Args:
+    tokens: int [N, L].
+    title_of: a row of `tokens` to what people call the item.
+    genres: [N], where known.
 
   Returns:
     `length` of the prefixes; `genres`, whether rows have some; `titles`, the

@@ -7,9 +7,11 @@ WIDTH = 80
 
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> str:
-  """A table of cells, with a rule below the first row, its head.
+  """A table, with a rule below the first row, its head.
 
-  So many columns on the `left` are aligned left, the others right.
+  Args:
+    rows: cells, the same number in each row.
+    left: the first columns, so many, are aligned left; the others right.
   """
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [

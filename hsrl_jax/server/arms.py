@@ -54,7 +54,7 @@ def share_of(user: str, version: str) -> float:
 
 
 def wanted(settings: Settings) -> tuple[Version, Version | None]:
-  """Returns the versions of the stable arm and the canary.
+  """Returns the version of the stable arm, and of the canary.
 
   Raises:
     InputError: the file that names it is damaged.
@@ -66,7 +66,11 @@ def wanted(settings: Settings) -> tuple[Version, Version | None]:
 
 
 def load(settings: Settings) -> Arms:
-  """Loads what the folder holds; InputError if it is no export, or damaged."""
+  """Loads what the folder holds.
+
+  Raises:
+    InputError: it is no export, or damaged.
+  """
   stable, canary = wanted(settings)
   first = recommender_lib.load(stable.folder)
   served = serve(first, stable.name, settings)
@@ -101,7 +105,12 @@ def _refreshed(before: Served, version: Version, settings: Settings) -> Served:
 
 
 def check_profiles(arms: Arms, width: int) -> None:
-  """Raises InputError unless all arms take profiles of the store's width."""
+  """Raises InputError unless all arms take the profiles that a store has.
+
+  Args:
+    arms: to be served.
+    width: numbers of a profile in the store, whose logs have one width.
+  """
   for served in arms.all():
     own = served.recommender.manifest.sizes["profile"]
     if own != width:

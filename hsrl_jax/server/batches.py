@@ -133,7 +133,11 @@ class Server:
     return self.arms.stable
 
   async def recommend(self, query: Query, served: Served | None = None) -> Any:
-    """Returns one user's recommendations; None is served by the stable arm.
+    """Returns one user's recommendations.
+
+    Args:
+      query: a checked request.
+      served: whose request it is; None: of the stable arm.
 
     Raises:
       Full: too many requests wait.
@@ -258,7 +262,13 @@ class Server:
   async def record(
     self, ask: Ask, served: Served, slate: Recommendations, items: list[str]
   ) -> str | None:
-    """Keeps a slate that is about to be shown, its valid items first.
+    """Keeps a slate that is about to be shown.
+
+    Args:
+      ask: the request.
+      served: what made the slate.
+      slate: of one user; the valid items come first.
+      items: their ids in the source.
 
     Returns:
       The request id; None where nothing is kept.

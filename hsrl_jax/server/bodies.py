@@ -64,7 +64,11 @@ async def read(request: requests.Request, settings: Settings) -> bytes:
 
 
 def parsed(body: bytes, most: int) -> Any:
-  """Returns the content of a JSON body: a request, or a list of at most `most`.
+  """Returns the content of a body: a request, or a list of them.
+
+  Args:
+    body: JSON.
+    most: requests of a list.
 
   Raises:
     Refused: 400 if it is no JSON, 422 if a list is empty or too long.
@@ -119,9 +123,11 @@ def asked(values: Any) -> dict[str, Any]:
 
 
 def ask(values: dict[str, Any], ids: ItemIds | None) -> Ask:
-  """Returns the checked request of fields that `asked` returned.
+  """Returns the checked request of fields.
 
-  `ids` are of the catalogue; None where items are given as rows.
+  Args:
+    values: that `asked` returned.
+    ids: of the catalogue; None where items are given as rows.
 
   Raises:
     Refused: 422, a value is wrong.
@@ -155,10 +161,12 @@ def ask(values: dict[str, Any], ids: ItemIds | None) -> Ask:
 
 
 def feedback(values: Any, to_source: Any = None) -> Feedback:
-  """Returns the checked feedback of a parsed request.
+  """Returns the checked feedback of a request.
 
-  `to_source` maps an item as the client calls it to its id in the source; None:
-  the client calls items so.
+  Args:
+    values: of `parsed`.
+    to_source: item as the client calls it to its id in the source; None: the
+      client calls items so.
 
   Raises:
     Refused: 400 if it is no JSON object, 422 if a value is wrong.

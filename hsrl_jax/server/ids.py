@@ -21,7 +21,11 @@ class ItemIds(NamedTuple):
   texts: Texts | None  # Of the catalogue.
 
   def to_rows(self, name: str, ids: Sequence[Any]) -> list[int]:
-    """Returns the rows of ids, strings or integers, of a field.
+    """Returns the rows of ids.
+
+    Args:
+      name: of the field, for the message.
+      ids: strings or integers.
 
     Raises:
       InputError: one of them is no id, or unknown.
@@ -50,7 +54,9 @@ def of_catalogue(
 ) -> ItemIds:
   """Returns the ids of a catalogue; takes seconds for millions of items.
 
-  What equals the ids of the catalogue served before is shared.
+  Args:
+    catalogue: that is served.
+    before: of the catalogue that was served before; what is equal is shared.
   """
   texts, known = catalogue.item_ids, np.asarray(catalogue.index.known)
   same = before.texts is not None and all(

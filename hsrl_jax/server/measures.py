@@ -22,10 +22,13 @@ class Mean(NamedTuple):
 
 
 def mean_by_user(sums: Sequence[float]) -> Mean:
-  """Mean reward a slate of `Store.earned`, whose interval is by user clusters.
+  """Mean reward a slate, whose interval takes users as clusters.
 
   The value is a ratio of sums over users; its variance is that of the
   linearised ratio, sum_u (r_u - mean n_u)^2 U / (U - 1) / (sum_u n_u)^2.
+
+  Args:
+    sums: see `Store.earned`.
   """
   users, r, n, rr, rn, nn = map(float, sums)
   if not n:

@@ -40,7 +40,11 @@ class Texts(NamedTuple):
   ends: np.ndarray  # int64 [R], the byte at which each text ends.
 
   def of(self, row: int) -> str:
-    """Returns the text of a row; InputError unless it is in 0..R - 1."""
+    """Returns the text of a row.
+
+    Raises:
+      InputError: the row is no integer from 0 to R - 1.
+    """
     try:
       place = operator.index(row)
     except TypeError:
@@ -54,7 +58,12 @@ class Texts(NamedTuple):
     return self.utf8[start : self.ends[place]].tobytes().decode()
 
   def put(self, rows: np.ndarray, new: Sequence[str]) -> "Texts":
-    """Returns these texts with [M] new ones in distinct rows that are empty."""
+    """Returns these texts with those of `new` in rows that are empty.
+
+    Args:
+      rows: int [M], distinct.
+      new: [M].
+    """
     order = np.argsort(rows)
     rows, inserted = rows[order], texts([new[i] for i in order])
     lengths = np.diff(inserted.ends, prepend=0)
@@ -202,8 +211,11 @@ class ServedCatalogue(NamedTuple):
 
     Removed items may still be in a user's history, and keep their SIDs.
 
+    Args:
+      items: int [M], distinct ids of active items.
+
     Raises:
-      InputError: `items` are no ids [M], or an id is not active or there twice.
+      InputError: `items` are no ids, or an id is not active or there twice.
     """
     ids = arguments.ids(items)
     try:

@@ -72,7 +72,12 @@ class Manifest:
   format: int = FORMAT  # Of the folder.
 
   def check_range(self, name: str, values: Iterable[float]) -> None:
-    """Raises InputError for values of RANGES far from what training saw."""
+    """Raises InputError for a value that is far from what training saw.
+
+    Args:
+      name: of RANGES.
+      values: numbers.
+    """
     # Of users without any profile all numbers are 0.
     largest = _BEYOND * (max(map(abs, self.ranges[name])) or 1.0)
     for value in values:
@@ -287,7 +292,9 @@ def write_catalogue(
 def _read(path: pathlib.Path, most: int) -> bytes:
   """Reads a regular file of at most `most` bytes; never waits for a writer.
 
-  OSError if it cannot be read, ValueError for a FIFO, a device or a larger one.
+  Raises:
+    OSError: the file cannot be read.
+    ValueError: it is a FIFO, a device, or larger.
   """
   # Without O_NONBLOCK, opening a FIFO waits for as long as nobody writes. What
   # an opener opened is closed where it is a folder; a number given would not.

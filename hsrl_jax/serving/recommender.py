@@ -298,8 +298,10 @@ class Recommender:
   ) -> Recommendations:
     """Recommends to n users; see `query` for the limits of a row.
 
-    Histories are n lists; profiles n lists of P numbers, which may be left out
-    where P is 0; `seen` n lists of at most T ids.
+    Args:
+      history: n lists of any lengths.
+      profile: n lists of P numbers; may be left out where P is 0.
+      seen: n lists of at most T ids; none by default.
 
     Raises:
       InputError: names what is wrong, and the row of the user.
@@ -325,7 +327,10 @@ def load(
 ) -> Recommender:
   """Loads an export: reads, checks and compiles it, and asks for one slate.
 
-  It is compiled for its own batch sizes, users decoded at once, by default.
+  Args:
+    folder: that --mode=export wrote.
+    batch_sizes: users decoded at once, each compiled; those of the export by
+      default.
 
   Raises:
     InputError: a file is missing, damaged or of another version; the export is

@@ -88,7 +88,11 @@ def make(
 ) -> Query:
   """Checks and pads a request, see Recommender.query.
 
-  `known` is of the catalogue's index, a byte for each id from 0.
+  Args:
+    manifest: of the export.
+    known: of the catalogue's index, a byte for each id from 0.
+    tags: of the catalogue.
+    history: see Recommender.query, like all that follow.
 
   Raises:
     InputError: names what is wrong.
@@ -176,7 +180,10 @@ def _count(value: Any, most: int) -> np.ndarray:
 def _shown(known: bytes, earlier: Sequence[Any], padded: Shown) -> Shown:
   """The last R items that were shown, as the simulator has them.
 
-  For `known` see `make`; the arrays of `padded`, of nobody, are filled.
+  Args:
+    known: see `make`.
+    earlier: see Recommender.query.
+    padded: of nobody; its arrays are filled.
   """
   slates = [_slate(known, x) for x in earlier]
   room = len(padded.items)

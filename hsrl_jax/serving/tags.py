@@ -69,9 +69,12 @@ class Tags(NamedTuple):
   def put(
     self, items: np.ndarray, tags: Sequence[Sequence[str]], added: int | None
   ) -> "Tags":
-    """Returns these tags with those of distinct items [M] in place of theirs.
+    """Returns these tags with those of some items in place of what they had.
 
-    New names get the next bits; without `added` the times are as they were.
+    Args:
+      items: int [M], distinct.
+      tags: [M] lists of names; new ones get the next bits.
+      added: when the items were added; None: as it was.
 
     Raises:
       InputError: `tags` are no M lists of texts, or no room is left.
@@ -125,9 +128,13 @@ def check_time(name: str, value: Any) -> int:
 
 
 def make(rows: Any, added: Any, items: int, capacity: int) -> Tags:
-  """The tags of a new catalogue of N items, with room for a quarter more names.
+  """The tags of a new catalogue, with room for a quarter more names.
 
-  Rows are [N + 1] lists of names, the first of padding; `added` see Tags.
+  Args:
+    rows: [N + 1] lists of names, the first of padding; None: no tags.
+    added: [N + 1] integers, see Tags.added; None: zeros.
+    items: N.
+    capacity: C.
 
   Raises:
     InputError: `rows` are no N + 1 lists of texts, or `added` no times.

@@ -50,8 +50,11 @@ def served(root: pathlib.Path) -> tuple[Version, Version | None]:
 def next_folder(root: pathlib.Path) -> pathlib.Path:
   """Returns the folder to write the next version to; it does not exist.
 
+  Args:
+    root: is missing, empty, or has versions.
+
   Raises:
-    InputError: the root is there, not empty, and has no versions.
+    InputError: something else is there.
   """
   if root.is_symlink() or (root.exists() and not root.is_dir()):
     raise _stranger(root, "is no folder")
@@ -74,7 +77,10 @@ def publish(folder: pathlib.Path) -> None:
 
 
 def rollback(root: pathlib.Path) -> int:
-  """Goes back to the version before the current one; returns its number.
+  """Goes back to the version before the current one.
+
+  Returns:
+    Its number.
 
   Raises:
     InputError: there is none, or it is not complete.
@@ -97,7 +103,11 @@ def rollback(root: pathlib.Path) -> int:
 def promote(root: pathlib.Path) -> int:
   """Gives the current version to all users, whatever the canary share.
 
-  Returns its number; InputError where there are no versions.
+  Returns:
+    Its number.
+
+  Raises:
+    InputError: there are no versions.
   """
   pointer = _pointer(root)
   _point(root, pointer.version, None)

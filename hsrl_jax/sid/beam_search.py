@@ -210,7 +210,11 @@ def _take(x: Array, place: Array) -> Array:
 
 
 def _conditional_gumbel(noisy: Array, parent: Array) -> Array:
-  """Shifts perturbed scores [B, V] so that a row's maximum is the parent's.
+  """Shifts perturbed scores so that each row's maximum is the parent's.
+
+  Args:
+    noisy: float32 [B, V], log probability + Gumbel noise.
+    parent: float32 [B], the perturbed score of each parent.
 
   Returns:
     float32 [B, V]; -log(exp(-parent) - exp(-max) + exp(-noisy)), stably.

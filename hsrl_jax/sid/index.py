@@ -91,10 +91,15 @@ class Catalogue(NamedTuple):
 
 
 def valid_tokens(index: SidIndex, node: Array, level: int) -> Array:
-  """Finds the tokens that lead from a node to an active item, bool [V].
+  """Finds the tokens that lead from a node to an active item.
 
-  A node, int32 [], has a prefix of `level` tokens; -1 is none, 0 of level 0 the
-  root.
+  Args:
+    index: the index.
+    node: int32 [], a node of `level`; -1 is no node.
+    level: length of the node's prefix, 0..L-1; node 0 of level 0 is the root.
+
+  Returns:
+    bool [V].
   """
   words = _row(index.reachable[level], node)
   bits = (words[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)[None]) & 1

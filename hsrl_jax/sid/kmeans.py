@@ -64,11 +64,21 @@ def fit_level(
   running: bool,
   mesh: Mesh,
 ) -> np.ndarray:
-  """Fits the codes of one level, float32 [V, D]; see `quantizer.fit`.
+  """Fits the codes of one level.
 
-  `blocks` is (iteration, wanted rows) -> blocks to read, each with the number
-  of its rows. With `running` codes are running means of mini-batches. The key
-  is consumed.
+  Args:
+    key: of the seeding. It is consumed.
+    blocks: (iteration, wanted rows) -> blocks to read, each with the number of
+      its rows.
+    rows: N.
+    vocab_size: V.
+    iterations: see `quantizer.fit`.
+    restarts: see `quantizer.fit`.
+    running: whether codes are running means of mini-batches.
+    mesh: of the devices.
+
+  Returns:
+    float32 [V, D].
   """
   first = min(rows, max(_START * vocab_size, _FEW))
 
@@ -107,7 +117,11 @@ def fit_level(
 
 
 def nearest(x: Array, codes: Array) -> tuple[Array, Array]:
-  """Finds the code [V, D] of least squared distance to rows [C, D].
+  """Finds the code of least squared distance.
+
+  Args:
+    x: float32 [C, D].
+    codes: float32 [V, D].
 
   Returns:
     int32 [C], the code (the first of equals), and float32 [C], the distance.
@@ -132,7 +146,11 @@ def _first(score: Array, best: Array) -> Array:
 def _sum_rows(codes: Array, block: Array, rows: Array, *, mesh: Mesh) -> Sums:
   """Sums the first `rows` rows of a block, lane by lane: fields [8, ...].
 
-  The block, [chunks, 8, C, D], is cut by its lanes over the mesh's devices.
+  Args:
+    codes: float32 [V, D].
+    block: float32 [chunks, 8, C, D], cut by its lanes over the devices.
+    rows: int32 [].
+    mesh: of the devices.
   """
 
   on_cpu = _platform(mesh) == "cpu"
@@ -241,8 +259,11 @@ def _add(lanes: Sums, before: Sums | None) -> Sums:
 def _step(state: Codes, sums: Sums, relax: float, keep: float) -> Codes:
   """Moves each code towards the mean of the rows nearest to it.
 
-  `relax` is the part of the way to the mean, above 1 beyond it; `keep` the
-  weight of the rows seen before.
+  Args:
+    state: codes before the step.
+    sums: statistics of a pass with these codes.
+    relax: part of the way to the mean; above 1, beyond the mean.
+    keep: weight of the rows seen before.
   """
   seen = keep * state.seen + sums.sizes
   pace = relax * sums.sizes / jnp.maximum(seen, 1.0)
@@ -277,9 +298,16 @@ def subtract(codes: Array, block: Array, *, mesh: Mesh) -> Array:
 
 @functools.partial(jax.jit, static_argnames="count")
 def _seed(key: PRNGKey, x: Array, count: int, shrink: float) -> Array:
-  """k-means++: draws each seed by the squared distance to those before it.
+  """k-means++: draws each seed by the squared distance to the seeds before it.
 
-  Of x [n, D] to [V, D]; seeds `shrink` towards the mean. The key is consumed.
+  Args:
+    key: of the draws. It is consumed.
+    x: float32 [n, D].
+    count: V.
+    shrink: seeds keep this part of their distance to the mean.
+
+  Returns:
+    float32 [V, D].
   """
   first = jax.random.randint(jax.random.fold_in(key, 0), (), 0, x.shape[0])
 

@@ -51,8 +51,11 @@ class Allow(NamedTuple):
   def of(self, union: Array, shared: Array, after: Array) -> Array:
     """Whether items may be permitted, bool [...]; W last in the words.
 
-    Words are of tags that some (`union`) and that all (`shared`) of the items
-    have; `after` is the latest time of an item, plus 1, 0 without active items.
+    Args:
+      union: uint32 [..., W], tags that some of the items have.
+      shared: uint32 [..., W], tags that all of them have.
+      after: uint32 [...], the latest time of an item, plus 1; 0 where there is
+        no active item.
     """
     include, exclude = (
       jnp.broadcast_to(x, union.shape) for x in (self.include, self.exclude)
@@ -225,7 +228,10 @@ def summarise(
 ) -> tuple[np.ndarray, ...]:
   """Tags and times of the active items below each node, on the host.
 
-  `words` are uint32 [C + 1, W], `added` uint32 [C + 1] below 2^32 - 1.
+  Args:
+    index: of items 1..C.
+    words: uint32 [C + 1, W], tags of the items.
+    added: uint32 [C + 1], when each was added, below 2^32 - 1.
 
   Returns:
     Per level 1..L - 1, uint32 [nodes, 2 W + 1]: union and intersection of the
@@ -263,7 +269,12 @@ def _of_children(
 
 
 def exactly(index: SidIndex, permitted: Array) -> SidIndex:
-  """The index of permitted active items alone, bool [C + 1]; none is missed."""
+  """The index of the permitted items alone; its searches miss none of them.
+
+  Args:
+    index: the index.
+    permitted: bool [C + 1]; of them the active ones count.
+  """
   permitted &= index.active
   count = permitted[index.leaf_item].astype(jnp.int32)
   there, live = [count > 0], []

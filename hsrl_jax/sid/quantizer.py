@@ -120,7 +120,16 @@ class _Residuals:
     batch_size: int | None,
     mesh: Mesh,
   ):
-    """Cuts the rows into batches; `codebooks` are those fitted already."""
+    """Cuts the rows into batches.
+
+    Args:
+      key: of the order of the rows. It is consumed.
+      x: see `fit`.
+      codebooks: of the levels fitted already, each [V, D].
+      vocab_size: V.
+      batch_size: see `fit`.
+      mesh: of the devices.
+    """
     in_memory = isinstance(x, np.ndarray)
     count = x.shape[0]
     resident = in_memory and batch_size is None
@@ -132,10 +141,12 @@ class _Residuals:
     self._block = self._read(0)[0] if resident else None
 
   def blocks(self, turn: int, wanted: int) -> Iterator[tuple[Array, int]]:
-    """Yields the blocks of an iteration, each with the number of its rows.
+    """Yields the blocks of one iteration, each with the number of its rows.
 
-    `turn`, the number of the iteration over all levels, chooses the mini-batch;
-    without them `wanted` rows are read.
+    Args:
+      turn: number of the iteration, all levels counted; it chooses the
+        mini-batch.
+      wanted: rows of the iteration where there are no mini-batches.
     """
     if self._block is not None:
       yield self._block, wanted
@@ -160,11 +171,18 @@ class _Residuals:
 
 
 def encode(codebooks: Array, x: Any) -> Array:
-  """Encodes rows [N, D] as tokens, int32 [N, L]; several may share theirs.
+  """Encodes rows as tokens; several rows may share their tokens.
 
-  A jax array may be traced. Other rows, which may be streamed (see the top of
-  this file), go through the device 65,536 at a time, so that memory is needed
-  for the tokens and three such batches alone; the result is a numpy array.
+  A jax array may be traced. Other rows go through the device 65,536 at a
+  time, so that memory is needed for the tokens and three such batches alone;
+  the result is then a numpy array.
+
+  Args:
+    codebooks: float32 [L, V, D].
+    x: float32 [N, D], or rows to stream (see the top of this file).
+
+  Returns:
+    int32 [N, L].
   """
   if isinstance(x, jax.Array):
     return _encode(codebooks, x)

@@ -38,7 +38,9 @@ class Sids(NamedTuple):
 def write(folder: pathlib.Path, sids: Sids) -> None:
   """Writes codebooks.npz, sids.npz, index.npz and report.json.
 
-  The caller renames the existing folder when all is written.
+  Args:
+    folder: an existing folder; the caller renames it when all is written.
+    sids: the contents.
   """
   columns = {
     "format": FORMAT,

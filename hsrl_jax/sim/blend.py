@@ -70,8 +70,11 @@ def of_logs(
 ) -> tuple[Blend, Biases | None]:
   """Biases of the training logs, with the weights of the network alone.
 
-  `drawn`, [N + 1], is what the logit of an item owes to the drawing of
-  negatives (`feedback.log_q_offset`); None where none was drawn.
+  Args:
+    train: the training logs, S slates.
+    features: float32 [N + 1, D], row 0 for padding.
+    drawn: float [N + 1], what the logit of an item owes to the drawing of
+      negatives (`feedback.log_q_offset`); None where none was drawn.
 
   Returns:
     The Blend; and the biases of positions, None where they are not logged.
@@ -94,11 +97,15 @@ def of_logs(
 
 
 def _biases(key: np.ndarray, liked: np.ndarray, offset: np.ndarray) -> Biases:
-  """Smoothed logit of likes less that of expected likes, by key, [S, K].
+  """Smoothed logit of likes less that of expected likes, by key.
 
   Without offsets it is the logit of (likes + m r) / (showings + m) less that of
-  r, the mean of all responses, with m = 10. A key is an item, user or position;
-  offsets are what else is known of the showing's logit.
+  r, the mean of all responses, with m = 10.
+
+  Args:
+    key: int [S, K], of what is shown: its item, user or position.
+    liked: [S, K], 0 or 1.
+    offset: float [S, K], what else is known of the showing's logit.
   """
   rate = float(np.clip(liked.mean(), _LEAST, 1 - _LEAST))
   level = scipy.special.logit(rate)
@@ -132,7 +139,13 @@ def logits(
 ) -> Array:
   """The blended logits of ONE user, float32 [K].
 
-  `network` are the network's, [K]; `user` is b of the user, [].
+  Args:
+    blend: weights and biases.
+    network: float32 [K], the network's logits.
+    item_features: float32 [N + 1, D].
+    history: int32 [H], left-padded with 0.
+    slate: int32 [K].
+    user: float32 [], b of the user.
   """
   rest = _terms(blend, item_features, history, slate, user)
   return network * blend.weights[0] + rest @ blend.weights[1:]
@@ -166,9 +179,13 @@ def fit(
 ) -> Blend:
   """`blend` with the weights of least penalised log loss.
 
-  Neither the network, of the logits [S, K], nor the biases have seen the
-  sessions. The offset, [S, K], is what else is known of the logits, such as
-  what the position adds.
+  Args:
+    blend: with the biases.
+    network: float [S, K], the network's logits.
+    item_features: float32 [N + 1, D].
+    sessions: S slates that neither the network nor the biases have seen.
+    offset: float [S, K], what else is known of the logits, such as what the
+      position adds.
   """
   rest = jax.jit(jax.vmap(_terms, in_axes=(None, None, 0, 0, 0)))(
     blend,

@@ -70,9 +70,14 @@ def fit(
   epochs: int,
   tell: Callable[[int, float], None],
 ) -> Params:
-  """The parameters of least log loss of `val`, which choose the epoch.
+  """The parameters of least log loss of the validation slates.
 
-  `tell` is called after each epoch with its number and validation log loss.
+  Args:
+    dynamics: what is fitted.
+    train: slates to fit to.
+    val: slates that choose the epoch.
+    epochs: passes over the training slates.
+    tell: called after each epoch with its number and validation log loss.
   """
   train = jax.tree.map(jnp.asarray, train)
   rows, steps = len(train.place), updates(train)

@@ -182,9 +182,13 @@ def make_fit(
 ) -> Fit:
   """Prepares the fit of a click model by BCE on logits.
 
-  `offset`, [N + 1], is what the logit of an item owes to the drawing of
-  negatives (`feedback.log_q_offset`): added in the loss and in `predict`, whose
-  slates were drawn alike; None for nothing.
+  Args:
+    config: names the click model; of the sizes and of the fit.
+    item_features: float32 [N + 1, D], row 0 for padding.
+    train: the slates to fit to.
+    offset: float32 [N + 1], what the logit of an item owes to the drawing of
+      negatives (`feedback.log_q_offset`): added in the loss and in `predict`,
+      whose slates were drawn alike; None for nothing.
   """
   rows = len(train.exposed)
   batch_size = min(config.batch_size, rows)

@@ -44,14 +44,25 @@ class Dynamics(Protocol):
   ) -> Array:
     """Probabilities of a positive response in a step, float32 [M].
 
-    They are of the state before it and the click model's probabilities [M]; for
-    `topics` see `known`. `fitted` was fitted to logs; None for a rule.
+    Args:
+      state: before the step.
+      topics: [M], of the items; see `known`.
+      probability: float32 [M], by the click model.
+      step: which step.
+      fitted: what was fitted to logs; None where the dynamics are a rule.
     """
 
   def after(
     self, state: Any, topics: Array, response: Array, step: Array
   ) -> Any:
-    """The state after a step with responses [K] to the slate."""
+    """The state after a step.
+
+    Args:
+      state: before the step.
+      topics: [K], of the slate's items; see `known`.
+      response: float32 [K], 1 for a positive response, else 0.
+      step: which step.
+    """
 
   def hidden(self, state: Any, step: Array) -> Array:
     """The state as a critic sees it, float32 [Z], each about 1."""
@@ -156,7 +167,12 @@ class TopicBoredom:
 
 
 def of_config(config: SimulatorConfig, topics: int) -> Dynamics | None:
-  """The dynamics that the simulator's flags ask for; None: none."""
+  """The dynamics that the flags of the simulator ask for; None: none.
+
+  Args:
+    config: of the simulator.
+    topics: T, of the catalogue.
+  """
   if config.boredom == "none":
     return None
   if config.boredom == FITTED_TO_LOGS:

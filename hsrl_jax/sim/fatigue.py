@@ -82,11 +82,17 @@ class Fatigue:
 
 
 def people(user_id: Array) -> Array:
-  """Cost of repetition for each user [S] of a pool, and the share that stays.
+  """Cost of repetition for each user of a pool, and the share that stays.
 
-  Float32 [S, 2]. The first is drawn by the exponential law of mean 1, but is
-  -0.5 for a fifth; the second is one of PACES. The draws of a row are those of
-  its user and its number in the pool: who comes again may be in another mood.
+  The first is drawn by the exponential law of mean 1, but is -0.5 for a fifth;
+  the second is one of PACES. The draws of a row are those of its user and its
+  number in the pool: who comes again may be in another mood.
+
+  Args:
+    user_id: int [S].
+
+  Returns:
+    float32 [S, 2].
   """
 
   def of(user, row):
@@ -132,10 +138,15 @@ def kernel(
 
 
 def seen(train: Sessions, items: int) -> np.ndarray:
-  """Vectors of the likes of the other half, which agents may see, [N + 1, D].
+  """Vectors of the likes of the other half, which agents may see.
 
-  They are of length 1; zeros for padding, and where nobody of that half liked
-  an item.
+  Args:
+    train: the training logs.
+    items: N.
+
+  Returns:
+    float32 [N + 1, D], of length 1; zeros for padding, and where nobody of
+    that half liked an item.
   """
   return np.pad(_of_half(train, items, hidden=False), ((1, 0), (0, 0)))
 

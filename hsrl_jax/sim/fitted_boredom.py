@@ -74,9 +74,12 @@ class FittedBoredom:
   ) -> Array:
     """`logits` in the state after some slates, without the steps between.
 
-    `before` are the last STEPS slates, the newest first: topics int32
-    [STEPS, K], responses float32 [STEPS, K], and whether there was one, bool
-    [STEPS].
+    Args:
+      fitted: see `init`.
+      before: the last STEPS slates, the newest first: topics int32 [STEPS, K],
+        responses float32 [STEPS, K], and whether there was one, bool [STEPS].
+      topics: int32 [M].
+      logits: float32 [M].
     """
     shown_topics, response, there = before
     of_topics = jax.nn.one_hot(shown_topics, self.topics + 1)

@@ -32,9 +32,14 @@ class LeaveRule(Protocol):
   def step(
     self, state: Any, slate: Array, response: Array, reward: Array, draw: Array
   ) -> tuple[Any, Array]:
-    """The state after a slate [K], and whether the user leaves, bool [].
+    """The state after a slate, and whether the user leaves, bool [].
 
-    `draw` is uniform in (0, 1), for rules that leave by chance.
+    Args:
+      state: before.
+      slate: int32 [K], the items shown.
+      response: float32 [K], 1 for a positive response, else 0.
+      reward: float32 [], of the slate.
+      draw: float32 [], uniform in (0, 1), for rules that leave by chance.
     """
 
 
@@ -109,7 +114,13 @@ class ItemRule:
     return jnp.zeros(self.window, jnp.int32)
 
   def triggers(self, state: Array, items: Array, known: Any) -> Array:
-    """Whether each item [M] would make the user leave, bool [M]."""
+    """Whether each item would make the user leave, bool [M].
+
+    Args:
+      state: before the slate.
+      items: int32 [M].
+      known: see the class.
+    """
     raise NotImplementedError
 
   def step(self, state, slate, response, reward, draw, known):
@@ -178,9 +189,15 @@ def nearness(
 ) -> NearPairs | NearVectors:
   """Which items are near each other: nearer than most pairs are.
 
-  The bound is the percentile, in [0, 100], of the Euclidean distances of all
-  pairs of different rows of vectors [N + 1, D]; above `most_items` items of a
-  sample of pairs, and then distances are computed when they are asked for.
+  The bound is the percentile of the Euclidean distances of all pairs of
+  different items; above `most_items` items of a sample of pairs, and then
+  distances are computed when they are asked for.
+
+  Args:
+    vectors: float [N + 1, D], row 0 for padding; N at least 2.
+    percentile: in [0, 100].
+    most_items: as many items have their distances computed once and for all.
+    pairs: that are drawn where there are more items.
   """
   own = np.asarray(vectors, np.float32)[1:]
   if len(own) > most_items:

@@ -8,7 +8,10 @@ from hsrl_jax.types import Array, Observation, Shown
 def start(profile: Array, history: Array, size: int) -> Observation:
   """The observation at the start of a session.
 
-  `size` is R, items of `shown`; 0: what was shown is not seen.
+  Args:
+    profile: float32 [P].
+    history: int32 [H], left-padded with 0.
+    size: R, items of `shown`; 0: what was shown is not seen.
   """
   if not size:
     return Observation(profile, history)
@@ -38,7 +41,13 @@ def after(
 def append_positives(history: Array, slate: Array, response: Array) -> Array:
   """Appends the items with a positive response; the oldest drop out.
 
-  History, [H], and result are left-padded with 0.
+  Args:
+    history: int32 [H], left-padded with 0.
+    slate: int32 [K].
+    response: float32 [K].
+
+  Returns:
+    int32 [H], left-padded with 0.
   """
   joined = jnp.concatenate([history, jnp.where(response > 0, slate, 0)])
   # A stable sort moves the zeros to the front and keeps the order of the rest.

@@ -59,7 +59,12 @@ class ResponseFile(NamedTuple):
 
 
 def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
-  """Reads and checks an .npz file, which has `mix.*` with `final_dense` alone.
+  """Reads and checks a file.
+
+  Args:
+    path: of the .npz file.
+    final_dense: whether the network has the final Dense; the file must hold
+      `mix.*` exactly then.
 
   Raises:
     InputError: the file is missing or no plain .npz, lacks an array or has an

@@ -61,6 +61,9 @@ class Reward:
     """Part of each place in the reward of a slate, float32 [K].
 
     Where the reward is no mean of the items', all of it is the last place's.
+
+    Args:
+      response: float32 [K], 1 for a positive response, else 0.
     """
     rewards = self.items(response)
     if self.is_mean:
@@ -87,6 +90,9 @@ class Reward:
     Where R is the mean that is r_k - mean_k(r); where it is the sum, K times
     the mean, so are the shares. With a sweet point a miss is worth having where
     the others are too good, which r_k would not tell.
+
+    Args:
+      response: float32 [K], 1 for a positive response, else 0.
     """
     rewards = self.items(response)
     count = len(rewards)

@@ -104,7 +104,10 @@ class Sardine(NamedTuple):
   ) -> SardineState:
     """Starts a session of the pool's user `row`, int32 [].
 
-    The key is of the random slate; None: one of the row's own.
+    Args:
+      row: of the pool.
+      params: with the pool.
+      key: of the random slate; None: one of the row's own.
     """
     if key is None:
       key = jax.random.fold_in(jax.random.key(0), row)
@@ -127,9 +130,15 @@ class Sardine(NamedTuple):
     draws: Array,
     params: EnvParams,
   ) -> SardineState:
-    """A session after its first slate, in which items may repeat.
+    """A session after its first slate.
 
-    A place is clicked where its draw, uniform [K], is below the probability.
+    Args:
+      taste: float32 [T], the user's vector.
+      history: int32 [H], clicked before.
+      slate: int32 [K], items, repeats allowed.
+      draws: float32 [K], uniform; a place is clicked where its draw is below
+        the probability.
+      params: of the world.
     """
     state = SardineState(
       observed.start(jnp.zeros(0), history, self.observed_items),
@@ -173,7 +182,11 @@ class Sardine(NamedTuple):
   ) -> tuple[SardineState, Array]:
     """The state after a slate, and its clicks, float32 [K].
 
-    A place with id 0 shows nothing; draws are uniform [K].
+    Args:
+      state: before.
+      slate: int32 [K]; a place with id 0 shows nothing.
+      draws: float32 [K], uniform.
+      params: of the world.
     """
     chances = self.attention() * self.chances(state, slate, params)
     there = slate > 0
@@ -255,7 +268,12 @@ class Sardine(NamedTuple):
 
 
 def make(config: SimulatorConfig, topics: int) -> Sardine:
-  """The world of T topics that `config` names."""
+  """The world that `config` names.
+
+  Args:
+    config: of the simulator.
+    topics: T.
+  """
   world = WORLDS[config.world]
   boredom = TopicBoredom(topics, True, _MEMORY, _WINDOW, world.threshold)
   return Sardine(
@@ -268,9 +286,11 @@ def make(config: SimulatorConfig, topics: int) -> Sardine:
 
 
 def pool(vectors: np.ndarray, sessions: Sessions) -> EnvParams:
-  """The world's parameters, of item vectors [N + 1, T], row 0 for padding.
+  """The world's parameters: users are those of `sessions`.
 
-  Users are those of `sessions`; their profiles, [S, T], are their vectors.
+  Args:
+    vectors: float32 [N + 1, T], of the items; row 0 is padding.
+    sessions: S rows; their profiles, [S, T], are the users' vectors.
   """
   topics = np.argmax(vectors, 1).astype(np.int32) + 1
   topics[0] = 0

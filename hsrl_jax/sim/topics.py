@@ -24,8 +24,10 @@ class Topics(NamedTuple):
 def of_categories(categories: Sequence[str]) -> Topics:
   """The rarest category of each item, counted over the catalogue.
 
-  Of equally rare ones it is the first by name. There are N + 1 texts such as
-  "Action|Comedy"; the first is of padding.
+  Of equally rare ones it is the first by name.
+
+  Args:
+    categories: N + 1 texts such as "Action|Comedy"; the first is of padding.
   """
   split = [set(text.split("|")) - {"", _NONE} for text in categories]
   split[0] = set()

@@ -72,7 +72,12 @@ def respond(
 ) -> Array:
   """A ResponseFn: 1 for each item that the user likes, else 0, [M].
 
-  The user is known by id; profile and history are not looked at.
+  Args:
+    params: the ratings.
+    profile: not looked at.
+    history: not looked at.
+    items: int32 [M].
+    user: [], the user's id.
   """
   del profile, history
   return (earned(params, items, user) >= LIKED).astype(jnp.float32)
@@ -89,7 +94,13 @@ def scored(env: UserSimulator) -> UserSimulator:
 
 
 def pool(users: EnvParams, ratings: np.ndarray, user_id: np.ndarray) -> Any:
-  """The parameters of `scored`: a simulator's, with `read` and user ids [S]."""
+  """The parameters of `scored`.
+
+  Args:
+    users: of the simulator with the fitted model, S users.
+    ratings: see `read`.
+    user_id: int [S], who they are.
+  """
   response = Truth(
     jnp.asarray(ratings), jnp.float32(max(np.abs(ratings).max(), 1e-6))
   )

@@ -113,7 +113,13 @@ class UserSimulator(NamedTuple):
   def start(
     self, row: Array, params: EnvParams, key: PRNGKey | None = None
   ) -> EnvState:
-    """Starts a session of the pool's user `row`, int32 []; no key is needed."""
+    """Starts a session of the pool's user `row`, int32 [].
+
+    Args:
+      row: of the pool.
+      params: with the pool.
+      key: of what a session begins with by chance; here nothing does.
+    """
     del key
     return EnvState(
       observed.start(
@@ -265,7 +271,13 @@ class UserSimulator(NamedTuple):
 def make(
   config: SimulatorConfig, slate_size: int, topics: int = 0
 ) -> UserSimulator:
-  """The simulator that `config` asks for, with T topics; 0 if it uses none."""
+  """The simulator that `config` asks for.
+
+  Args:
+    config: of the simulator.
+    slate_size: K.
+    topics: T, of the catalogue; 0 where `config` uses none.
+  """
   return UserSimulator(
     response_fn=click_model.response_fn(config),
     slate_size=slate_size,
@@ -295,8 +307,12 @@ def pool(
 ) -> EnvParams:
   """The simulator's parameters: users are those of `sessions`, all items.
 
-  Without `topics` users do not depend on them; without `near` nobody leaves for
-  that, without a `kernel` nobody tires by it.
+  Args:
+    params: of the click model.
+    sessions: S rows.
+    topics: of the items; None: users do not depend on topics.
+    near: which items are near each other; None: nobody leaves for that.
+    kernel: see EnvParams; None: nobody tires by it.
   """
   blend = params.blend
   biases = None if blend is None else blend.of_users(sessions.user_id)

@@ -261,10 +261,10 @@ def write(
   ranges: dict[str, tuple[float, float]],
   about: dict[str, Any],
 ) -> folder_lib.Manifest:
-  """Writes the folder, all or nothing; an export there is replaced.
+  """Writes the folder, all or nothing.
 
   Args:
-    folder: where nothing is, or an export.
+    folder: where nothing is, or an export, which is replaced.
     agent: made for `slate_size`.
     params: of the agent.
     catalogue: with the capacity that the export will have.

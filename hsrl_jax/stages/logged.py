@@ -21,8 +21,11 @@ def learned(
 ) -> Transition:
   """The training slates as transitions, leaves [S, ...].
 
-  `reward` is of slates whose own was not logged; for `observed_items` see
-  `transitions.transitions`.
+  Args:
+    logs: S slates.
+    reward: of slates whose reward was not logged.
+    items: N of the catalogue.
+    observed_items: R of Observation.shown; 0: what was shown is not seen.
 
   Raises:
     InputError: the transitions would take more than MEMORY_BYTES.

@@ -46,7 +46,11 @@ _GIB = 2**30
 
 
 def run(parts: Parts, name: str) -> dict[str, Any]:
-  """Plans the training of a run on the topology `name`; writes plan.json.
+  """Plans the training of a run; writes plan.json.
+
+  Args:
+    parts: of the run, with STAGES.
+    name: of the topology, see tpu.describe.
 
   Returns:
     What plan.json holds: bytes, milliseconds, seconds, shares of the time.

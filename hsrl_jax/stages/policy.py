@@ -61,8 +61,17 @@ def shown(
   """The greedy slate of one user: items, log probabilities, which are valid.
 
   Agents fill a slate that is not full with items that are not to be shown;
-  here these are 0, with -inf. All are [K]; `excluded`, int32 [T], holds ids
-  that may not be shown, and 0 is ignored.
+  here these are 0, with -inf.
+
+  Args:
+    agent: made for slates of K.
+    params: of the agent.
+    catalogue: the items.
+    observation: of the user.
+    excluded: int32 [T], ids that may not be shown; 0 is ignored.
+
+  Returns:
+    int32 [K], float32 [K] and bool [K].
   """
   action = agent.act(params, catalogue, observation, excluded, None, 1.0)
   slate = action.slate

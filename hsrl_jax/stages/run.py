@@ -178,7 +178,12 @@ class Run(Parts):
 
     Those of the evaluation may change, which is done anew then. Sizes of SIDs
     that a file brings are kept too, and sizes of networks that another run
-    brings. For the arguments see workdir.claim.
+    brings.
+
+    Args:
+      texts: of the settings; see workdir.claim.
+      given: names of those that the user gave; None: all.
+      of_data: see workdir.claim.
 
     Raises:
       InputError: there is no such dataset, the workdir has other settings, or a

@@ -96,9 +96,13 @@ def judged(parts: Parts) -> Sessions:
 def drawn(sessions: Sessions, items: int, seed: int = 0) -> Sessions:
   """All rows, or where these are too many those of users drawn at random.
 
-  More than MOST_SCORES of S rows times N items are too many. Where a single
-  user has too many, some of that user's sessions are drawn, or rows if the logs
-  name no sessions.
+  Where a single user has too many, some of that user's sessions are drawn, or
+  rows if the logs name no sessions.
+
+  Args:
+    sessions: S logged rows.
+    items: N; S N above MOST_SCORES are too many.
+    seed: of the draw.
   """
   user, rng = np.asarray(sessions.user_id), np.random.default_rng(seed)
   most = max(int(MOST_SCORES // (items + 1)), 1)

@@ -49,7 +49,9 @@ class FinishedRun(NamedTuple):
 def of_config(config: Config, workdir: pathlib.Path) -> FinishedRun | None:
   """The run that a configuration continues from; None: it starts afresh.
 
-  Once a run in the workdir has started, what it kept counts.
+  Args:
+    config: of the run.
+    workdir: where the run writes. Once it has started, what it kept counts.
 
   Raises:
     InputError: there is no such run, or it is none to continue from.

@@ -109,10 +109,12 @@ class World:
   def __init__(
     self, run: run_lib.Run, shares: tuple[int, ...], newcomers: str = "logged"
   ):
-    """Splits the items, with `shares` percent replaced; fits the codebooks.
+    """Splits the items and fits the codebooks.
 
-    For `newcomers` see registry.ChangingCatalogue. The run's stages data and
-    simulator are complete.
+    Args:
+      run: with the stages data and simulator complete.
+      shares: percent of the start catalogue that are replaced.
+      newcomers: see registry.ChangingCatalogue.
     """
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env

@@ -48,7 +48,11 @@ class World(NamedTuple):
 def server(
   export: pathlib.Path, store: pathlib.Path, log: pathlib.Path
 ) -> Iterator[tuple[str, int]]:
-  """The example server in a process; ServerError if that did not start."""
+  """The example server in a process of its own; yields host and port.
+
+  Raises:
+    ServerError: it did not start.
+  """
   command = [sys.executable, "-m", "hsrl_jax.server", "--port=0"]
   if shutil.which("setpriv"):  # It ends with this process, however that ends.
     command = ["setpriv", "--pdeathsig", "TERM", *command]
@@ -80,7 +84,11 @@ def server(
 
 
 def wait(where: tuple[str, int], version: int) -> None:
-  """Waits until a server has taken a version over; else raises ServerError."""
+  """Waits until a server has taken over a version of its export.
+
+  Raises:
+    ServerError: it did not.
+  """
   deadline, served = time.monotonic() + _START, None
   while time.monotonic() < deadline:
     with urllib.request.urlopen(f"http://{where[0]}:{where[1]}/health") as x:
@@ -102,9 +110,13 @@ def play(
 ) -> np.ndarray:
   """Whole sessions of users, who say what came of each slate; [E] rewards.
 
-  `rows`, int [E], are those of the pool who begin a session; no other call has
-  the `label` of the sessions' names. Slates are drawn with the temperature,
-  responses with the seed.
+  Args:
+    where: host and port of the server.
+    world: of the users.
+    rows: int [E], of the pool: who begins a session.
+    temperature: that slates are drawn with.
+    seed: of the responses.
+    label: of the sessions' names, which no other call may have.
 
   Raises:
     ServerError: an answer was none that it should be.
@@ -208,7 +220,11 @@ def _each(
   path: str,
   bodies: list[dict],
 ) -> list[dict]:
-  """The answers to as many requests, in their order; ServerError if refused."""
+  """The answers to as many requests, in their order.
+
+  Raises:
+    ServerError: a request was refused.
+  """
   size = max(1, -(-len(bodies) // len(connections)))
   lists = [bodies[i : i + size] for i in range(0, len(bodies), size)]
   parts = pool.map(functools.partial(_post, path), connections, lists)
@@ -220,7 +236,11 @@ def _each(
 
 
 def _post(path: str, connection, value: list[dict]) -> list[dict]:
-  """A list of requests and its answer; ServerError if that is no 200."""
+  """A list of requests and its answer.
+
+  Raises:
+    ServerError: the answer is no 200.
+  """
   import orjson  # The extra `serve`, which the server that answers has.
 
   connection.request("POST", path, orjson.dumps(value))

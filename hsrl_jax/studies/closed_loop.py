@@ -104,7 +104,11 @@ def run(experiment: jobs.Experiment) -> None:
 
 
 def arms(config: ClosedLoop) -> dict[str, Mapping[str, Any]]:
-  """Who goes round the loop, by name: changes to the flags' configuration."""
+  """Who goes round the loop, by name: changes to the flags' configuration.
+
+  Raises:
+    InputError: a variant is unknown.
+  """
   names = VARIANTS if config.variants is None else config.variants
   return {entrants.REFERENCE: {}} | entrants.variants(names, VARIANTS)
 

@@ -13,10 +13,13 @@ _YEAR = re.compile(r"\((\d{4})\)\s*$")  # At the end of a title.
 def of_items(items: Items, dimensions: int) -> np.ndarray:
   """Features out of content alone: words and the year; float32 [N + 1, D].
 
-  Words are those of titles, genres and further columns of a user's items, at
-  most `dimensions` of them, see `item_vectors.of_words`; the year is what
-  stands in brackets at the end of a title. Both are equally long in the mean
-  square over the items. No rating has a part in them.
+  Words are those of titles, genres and further columns of a user's items, see
+  `item_vectors.of_words`; the year is what stands in brackets at the end of a
+  title. Both are equally long in the mean square over the items. No rating has
+  a part in them.
+
+  title. Both are equally long in the mean square over the items. No rating has
+  a part in them. There are at most `dimensions` of the words.
   """
   titles = items.titles[1:]
   texts = {"title": titles, "genres": items.genres[1:]}

@@ -180,10 +180,12 @@ def model(logs: "Impressions", items: int) -> np.ndarray:
 def seen_by(
   pi: np.ndarray, logs: "Impressions", q: np.ndarray
 ) -> off_policy.Logged:
-  """Logs of R impressions as a policy sees them.
+  """Logs as a policy sees them.
 
-  `pi`, [P, N], see `probabilities`: places beyond P are never used; `q`,
-  [R, N], see `model`.
+  Args:
+    pi: float [P, N], see `probabilities`; places beyond P are never used.
+    logs: R impressions.
+    q: float [R, N], see `model`.
   """
   beyond = max(int(logs.place.max()) + 1 - len(pi), 0)
   of_row = np.pad(pi, ((0, beyond), (0, 0)))[logs.place]

@@ -102,9 +102,12 @@ class SlateValues(nn.Module):
     )
 
   def context(self, state: Array, before: Array, place: Array) -> Array:
-    """h, a times the sum of x_b, and v, [d + D + 1], of a state [d].
+    """h, a times the sum of x_b, and v, [d + D + 1].
 
-    `before`, [d + D], sums what the items before add; `place` is their number.
+    Args:
+      state: float32 [d].
+      before: float32 [d + D], sum of what the items before add.
+      place: int32 [], how many they are.
     """
     number = jnp.asarray(place, jnp.float32)[None] / 10.0
     x = jnp.concatenate([state, before[: self.width], number])

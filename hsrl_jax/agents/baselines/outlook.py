@@ -86,7 +86,10 @@ def nothing(kinds: int) -> Added:
 def counts(items: Lately, added: Added | None = None) -> Array:
   """Counts by kind and step, the newest first, float32 [M, COUNTS].
 
-  With `added`, the slate that comes next, those to expect after it.
+  Args:
+    items: shown so far.
+    added: the slate that comes next: the counts are those after it, to expect;
+      None: those of now.
   """
   ago, before = items.ago, 0.0
   if added is not None:
@@ -204,8 +207,10 @@ class Outlook(nn.Module):
   ) -> tuple[Array, Array]:
     """The value, [], and those where one kind's counts change, [C, M].
 
-    `counts` are [M, COUNTS]; each of `changes`, [C, COUNTS], is added to the
-    counts of one kind alone.
+    Args:
+      tastes: see `tastes`.
+      counts: [M, COUNTS].
+      changes: [C, COUNTS], each added to the counts of one kind alone.
     """
     x = self.kinds(counts)
     changed = self.kinds(counts[None] + changes[:, None])

@@ -265,7 +265,10 @@ def nothing_planned(known: Forecast) -> Planned:
 def _like_loss(logits: Array, places: Array, response: Array) -> Array:
   """Cross-entropy of likes, which take a look at the place, [K].
 
-  `logits` are those of a like of what was looked at, `places` of a look, [K].
+  Args:
+    logits: float32 [K], of a like of what was looked at.
+    places: float32 [K], of a look.
+    response: float32 [K].
   """
   chance = jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(places)
   chance = jnp.minimum(chance, -_LEAST)
@@ -275,8 +278,12 @@ def _like_loss(logits: Array, places: Array, response: Array) -> Array:
 def _leave_loss(hazards: Array, anyway: Array, left: Array) -> Array:
   """Cross-entropy of whether the user left, [].
 
-  The user stays where no item, by its logit in `hazards`, [K], and nothing
-  else, by `anyway`, [], made the user leave.
+  The user stays where no item, and nothing else, made the user leave.
+
+  Args:
+    hazards: float32 [K], the logit by which each item does.
+    anyway: float32 [], the logit of all else.
+    left: float32 [], 1 where the user left.
   """
   stayed = jax.nn.log_sigmoid(-hazards).sum() + jax.nn.log_sigmoid(-anyway)
   stayed = jnp.minimum(stayed, -_LEAST)

@@ -26,7 +26,12 @@ class ItemLogits(nn.Module):
 
   @nn.compact
   def __call__(self, item_features: Array, x: Array) -> tuple[Array, Array]:
-    """Logits, float32 [N + 1], and the bias of responses, []; x is [d]."""
+    """Returns the logits, float32 [N + 1], and the bias of responses, [].
+
+    Args:
+      item_features: float32 [N + 1, D], row 0 for padding.
+      x: float32 [d].
+    """
     width = x.shape[-1]
     zeros = nn.initializers.zeros
     if self.free:
@@ -74,9 +79,11 @@ class States(NamedTuple):
   def look(
     self, params, target_params, catalogue, transition, key
   ) -> tuple[Array, Array, Array, Array]:
-    """A transition: s and s', [d], V(s) and V'(s'), [].
+    """A transition; `key` is of the dropout.
 
-    s' and V' are those of the target network; the key is of the dropout.
+    Returns:
+      s and s', [d], V(s) and V'(s'), []. s' and V' are those of the target
+      network.
     """
     state = self.state(params, catalogue, transition.observation, key)
     after = self.state(target_params, catalogue, transition.next_observation)

@@ -38,7 +38,10 @@ class Beginning(NamedTuple):
   def logits(self, estimates: Array, items: Array, allowed: Array) -> Array:
     """Logits that items, int32 [...], begin with, float32 [...].
 
-    `estimates`, [...], are of a like; `allowed`, bool [N + 1], may be shown.
+    Args:
+      estimates: float32 [...], of a like.
+      items: int32 [...].
+      allowed: bool [N + 1], what may be shown.
     """
     log_pi = jnp.where(allowed, self.log_pi, masking.NEGATIVE)
     found = masking.largest(log_pi, self.beams)
@@ -55,7 +58,15 @@ def beginning(
   catalogue: Catalogue,
   observation: Observation,
 ) -> Beginning:
-  """The supervised policy at a state of ONE user; no gradient flows into it."""
+  """The supervised policy at a state; no gradient flows into it.
+
+  Args:
+    settings: of the agent.
+    start: the policy of the next item.
+    params: of the agent.
+    catalogue: the items.
+    observation: of ONE user, with `shown`.
+  """
   policy, own = start.policy, params[KEY]
   plain = observation._replace(shown=None)
   known = policy.catalogue(own, catalogue)

@@ -142,7 +142,10 @@ class Store:
     return self.about()[name]
 
   def sessions(self, keys: list[tuple[str, str]]) -> list[Sequence]:
-    """The last slates of sessions, by user_id and session_id.
+    """The last slates of sessions.
+
+    Args:
+      keys: user_id and session_id of each.
 
     Returns:
       Rows of user_id, session_id, part, step, time, and 1 where the session
@@ -227,8 +230,12 @@ class Store:
   def close_done(self, before: float, most: int) -> int:
     """Closes slates that are answered, or ended, or were shown `before`.
 
-    Times are seconds since 1970. Returns how many of `most` were closed; less:
-    no more are left.
+    Args:
+      before: seconds since 1970.
+      most: slates that are closed.
+
+    Returns:
+      How many were closed; less than `most`: no more are left.
     """
 
     def close() -> int:
@@ -264,8 +271,11 @@ class Store:
   def forget(self, before: float, after: int, most: int) -> int | None:
     """Deletes slates that were shown `before`, and are in collected files.
 
-    At most `most` with numbers above `after` are looked at; `collected_K` is up
-    to which one those of K items are in files.
+    Args:
+      before: seconds since 1970.
+      after: of slates with larger numbers,
+      most: this many are looked at; `collected_K` is up to which one those of K
+        items are in files.
 
     Returns:
       The last number that was looked at; None: none was so old.
@@ -308,7 +318,13 @@ class Store:
   def closed(
     self, width: int, after: int, last: int, most: int
   ) -> list[Sequence]:
-    """The first `most` closed slates of a width K, numbered in (after, last].
+    """The first `most` closed slates of a width, by number.
+
+    Args:
+      width: K.
+      after: their numbers are larger.
+      last: and at most this.
+      most: how many.
 
     Returns:
       Rows with the columns COLLECTED.
@@ -322,8 +338,10 @@ class Store:
   def _count(self, r: str, n: str, rows: str) -> None:
     """Adds to the sums of users and of arms; within a transaction.
 
-    By `r`, how much more a slate s earned, and `n`, how many answered slates it
-    counts more, of the rows k of request_id and earned; see `earned`.
+    Args:
+      r: by how much more a slate s earned, of the rows k; see `earned`.
+      n: by how many answered slates it counts more.
+      rows: k, of request_id and earned.
     """
     changes = (
       f"SELECT s.arm, s.version, s.user_id, sum({r}) AS r, sum({n}) AS n "
@@ -367,7 +385,10 @@ class Store:
 
 
 def open_store(where: str) -> Store:
-  """Opens or makes a store: an SQLite file, or a URL postgresql://...
+  """Opens or makes a store.
+
+  Args:
+    where: path of an SQLite file, or a URL that begins with postgresql://.
 
   Raises:
     InputError: it cannot be opened, or is something else.

@@ -59,7 +59,11 @@ class Sqlite:
   writer = "0"  # A number that writers at the same time do not share.
 
   def __init__(self, path: pathlib.Path):
-    """Opens or makes the file; sqlite3.Error where it cannot."""
+    """Opens or makes the file.
+
+    Raises:
+      sqlite3.Error: it cannot be opened.
+    """
     path = path.absolute()
     self._paths = (path, path.with_name(f"{path.name}-wal"))
     self._files: list | None = None
@@ -161,7 +165,11 @@ class Postgres:
   writer = "pg_backend_pid()"
 
   def __init__(self, url: str):
-    """Connects; psycopg.Error where nobody answers there, or refuses."""
+    """Connects.
+
+    Raises:
+      psycopg.Error: nobody answers there, or refuses.
+    """
     import psycopg  # The extra `postgres`.
 
     self._psycopg, self._url = psycopg, url

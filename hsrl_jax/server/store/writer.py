@@ -36,9 +36,11 @@ class Writer:
   ):
     """Binds a store, which nobody else may use meanwhile.
 
-    More than `most` records that wait are refused. `on_batch` is called in the
-    thread with the size of each batch. A record waits `seconds` for its
-    outcome; None: as long as it takes.
+    Args:
+      store: that is written to.
+      most: records that wait; more are refused.
+      on_batch: called in the thread with the size of each batch.
+      seconds: that a record waits for its outcome; None: as long as it takes.
     """
     self._store, self._most, self._on_batch = store, most, on_batch
     self._seconds = seconds

@@ -40,10 +40,12 @@ class _Layer(nn.Module):
   def __call__(
     self, x: Array, usable: Array, scales: Sequence[Array | float]
   ) -> Array:
-    """The last Q of H positions x [H, d].
+    """The last Q of H positions.
 
-    Each of them attends to those that are usable, bool [Q, H]; for the scales
-    of dropout see `dropout_shapes`.
+    Args:
+      x: float32 [H, d].
+      usable: bool [Q, H], which positions each of the last Q attends to.
+      scales: dropout's, see `dropout_shapes`.
     """
     width = x.shape[-1]
     of_weights, of_attended, of_hidden, of_fed = scales
@@ -99,10 +101,12 @@ class Actor(nn.Module):
     history: Array,
     dropout_key: PRNGKey | None = None,
   ) -> Hierarchy:
-    """Logits, [L, tokens], and contexts c_0 .. c_L, [L + 1, d].
+    """Returns logits, [L, tokens], and contexts c_0 .. c_L, [L + 1, d].
 
-    Item features are [N + 1, D], row 0 for padding; the history, int32 [H], is
-    left-padded with 0.
+    Args:
+      item_features: float32 [N + 1, D], row 0 for padding.
+      history: int32 [H], left-padded with 0.
+      dropout_key: None for no dropout.
     """
     length = len(history)
     queries = [length] * (self.layers - 1) + [1]  # Of each layer.
@@ -151,9 +155,13 @@ class Critic(nn.Module):
     dropout_keys: PRNGKey | None = None,
     axis_name: str | None = None,
   ) -> Array:
-    """Values, float32 [B, M], of contexts [B, M, d].
+    """Values, float32 [B, M].
 
-    The batch may be shared by the devices of `axis_name`, parts of one size.
+    Args:
+      contexts: float32 [B, M, d].
+      dropout_keys: [B]; None for no dropout.
+      axis_name: of the devices that share the batch, each with a part of the
+        same size.
     """
     x, levels = contexts, contexts.shape[1]
     scales = [1.0] * len(self.hidden)
