@@ -36,6 +36,7 @@ from hsrl_jax.shipped.datasets.logs import (
 
 _ITEMS = ("item_id", "feature", "title", "genres", "added")
 _FOLDER = "a folder sessions"
+_OF_SLATES = ("user_id", "exposed", "timestamp")
 
 
 class Builder(schema.SlateBuilder):
@@ -159,10 +160,21 @@ def _interactions(
   else:
     if "response" in tables.names(tables.find(folder, "sessions")):
       return None
-    needed = ("user_id", "exposed", "timestamp")
-    table = tables.read_table(folder, "sessions", needed)
+    table = tables.read_table(folder, "sessions", _OF_SLATES)
     table = tables.exploded(table, "exposed", "item_id")  # All of it is liked.
   return interactions.read(table, item_ids, chosen)
+
+
+def _met(folder: pathlib.Path, kind: str) -> tables.Table:
+  """The column item_id of the logs, a row for each time an item was met."""
+  path = tables.find(folder, kind)
+  needed = interactions.NEEDED if kind == "interactions" else _OF_SLATES
+  tables.check_columns(path, tables.names(path), needed)
+  if kind == "interactions":
+    return tables.read_file(path, ("item_id",), only=True)
+  # `exploded` repeats the other columns, of which there must be one.
+  table = tables.read_file(path, ("user_id", "exposed"), only=True)
+  return tables.exploded(table, "exposed", "item_id")
 
 
 def read_items(
@@ -175,13 +187,7 @@ def read_items(
   """
   kind = None if tables.has(folder, "items") else _kind(folder)
   if kind in ("interactions", "sessions"):
-    path = tables.find(folder, kind)
-    column = "item_id" if kind == "interactions" else "exposed"
-    needed = ("user_id", column, "timestamp")
-    tables.check_columns(path, tables.names(path), needed)
-    table = tables.read_file(path, needed, only=True)
-    if kind == "sessions":
-      table = tables.exploded(table, "exposed", "item_id")
+    table = _met(folder, kind)
     ids = tables.codes(table, "item_id")[1]
     rows = range(1, len(ids) + 1)
     table = tables.Table(table.path, pa.table({"item_id": ids}), rows)

@@ -133,10 +133,7 @@ def _chunk(
     def step(carry, t):
       state, alive = carry
       act_key, step_key = jax.random.split(jax.random.fold_in(episode_key, t))
-      if isinstance(act, Oracle):
-        slate = act.act(params, state, act_key)
-      else:
-        slate = act(params, state.observation, state.seen, act_key)
+      slate = chosen(act, params, state, act_key)
       state, result = env.step(step_key, state, slate, users)
       record = (
         result.reward * alive,
@@ -156,6 +153,13 @@ def _chunk(
     )
 
   return jax.vmap(session)(jnp.arange(len(episodes)), episodes)
+
+
+def chosen(act: Act, params: Params, state: EnvState, key: PRNGKey) -> Array:
+  """The slate of a policy for ONE user, int32 [K]."""
+  if isinstance(act, Oracle):
+    return act.act(params, state, key)
+  return act(params, state.observation, state.seen, key)
 
 
 def start(

@@ -45,10 +45,7 @@ class Slate(NamedTuple):
 @functools.partial(jax.jit, static_argnames=("act", "env"))
 def _step(act, env, params, users, state, key) -> tuple[EnvState, Slate]:
   act_key, step_key = jax.random.split(key)  # As `simulate` has it.
-  if isinstance(act, simulate.Oracle):
-    items = act.act(params, state, act_key)
-  else:
-    items = act(params, state.observation, state.seen, act_key)
+  items = simulate.chosen(act, params, state, act_key)
   chances, leaves = env.chances(state, items, users), items < 0
   if isinstance(env, Sardine):  # There the place counts, too.
     chances = chances * env.attention()
@@ -88,6 +85,11 @@ class Users:
     self._genres = [sorted({*x.split("|")} - {""}) for x in genres]
     self._topics = (run.topics or topics_lib.of_categories(genres)).names
 
+  @functools.cached_property
+  def _tokens(self) -> np.ndarray:
+    """Of all items on the host, [L, N + 1]."""
+    return np.stack([np.asarray(x) for x in self._run.catalogue.index.tokens])
+
   def play(
     self, session: int, policy: str, most: int
   ) -> tuple[list[EnvState], list[Slate]]:
@@ -116,8 +118,8 @@ class Users:
   def html(self, query: str, nonce: str) -> str:
     """The page of an address; InputError where its query is wrong."""
     asked = {"user": self.names[0], "policy": next(iter(self.policies))}
-    asked |= {"slates": "1"} | dict(parse.parse_qsl(query))
-    user, policy = asked["user"].strip(), asked["policy"]
+    asked["slates"] = "1"
+    asked |= {name: x.strip() for name, x in parse.parse_qsl(query)}
     most = self._env.max_steps + 1
     where = f"a user of the split {self._run.config.evaluate.split}"
     for name, known, expected in (
@@ -125,12 +127,12 @@ class Users:
       ("policy", list(self.policies), "one of the page"),
       ("slates", [str(x) for x in range(most)], f"at most {most - 1}"),
     ):
-      if asked[name].strip() not in known:
+      if asked[name] not in known:
         raise InputError(
           f"{name} is {asked[name][:40]!r}; expected {expected}, such as "
           f"{known[0]}"
         )
-    session = self.names.index(user)
+    session, policy = self.names.index(asked["user"]), asked["policy"]
     states, slates = self.play(session, policy, int(asked["slates"]))
     counts = collections.defaultdict(lambda: [0] * len(slates[-_RECENT:]))
     for place, slate in enumerate(slates[-_RECENT:]):
@@ -165,8 +167,7 @@ class Users:
 
   def _shown(self, state: EnvState, slate: Slate) -> list[dict[str, Any]]:
     """The items of a slate, each with the like whose first tokens it has."""
-    newest, shown = _newest(state), []
-    tokens = np.stack([np.asarray(x) for x in self._run.catalogue.index.tokens])
+    newest, shown, tokens = _newest(state), [], self._tokens
     for *own, liked in zip(*slate[:3], slate.result.response, strict=True):
       item, chance, leaves = own
       shared = (tokens[:, newest] == tokens[:, [item]]).cumprod(0).sum(0)

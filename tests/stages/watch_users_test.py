@@ -229,6 +229,8 @@ class PageTest(absltest.TestCase):
     (start, *_), slates = users.play(0, "greedy_oracle", 1)
     self.assertEqual(slates[0].result.response.sum(), toy.SLATE)  # Of one kind.
     kind = (slates[0].items[0] - 1) % toy.GROUPS
+    status, _, _ = self._get(port, policy=" greedy_oracle ")
+    self.assertEqual(status, 200)
     _, _, text = self._get(port, policy="greedy_oracle")
     self.assertIn("During slate 1: nothing.", text)
     self.assertIn(f"From now on: <b>Kind {kind}</b>.", text)
@@ -244,6 +246,36 @@ class PageTest(absltest.TestCase):
     self.assertEqual(
       [html.unescape(x) for x in liked], [f"{_EVIL} {x}" for x in history]
     )
+
+  def test_why_an_item_is_shown(self):
+    run, said = _run(), collections.Counter()
+    own = run.judged_users()
+    own = own._replace(histories=own.histories.at[:, :-3].set(0))
+    run.judged_users = lambda: own
+    users = watch_users.Users(run)
+    tokens = np.stack(run.catalogue.index.tokens, 1).tolist()
+
+    def same(item, like):
+      pairs = zip(tokens[item], tokens[like], strict=True)
+      return len([*itertools.takewhile(lambda x: x[0] == x[1], pairs)])
+
+    for session, user in enumerate(users.names):
+      (before, *_), (slate, *_) = users.play(session, "random", 1)
+      likes = before.observation.history[:-4:-1].tolist()  # The newest first.
+      text = html.unescape(users.html(f"user={user}&policy=random", ""))
+      liked = text[text.index("What the user likes") :]
+      answers = int(slate.result.response.sum())
+      self.assertLen(re.findall('<li class="liked">.', liked), 3 + answers)
+      reasons = re.findall(r"<td>(Same first .*?|No first .*?) <span", text)
+      for item, reason in zip(slate.items, reasons, strict=True):
+        like = max(likes, key=lambda x: same(item, x))  # The first of several.
+        count = same(item, like)
+        words = ("No first token in common with a like", "Same first token as ")
+        words += tuple(f"Same first {n} tokens as " for n in (2, 3))
+        name = f"{_EVIL} {like}" if count else ""
+        self.assertEqual(reason, words[count] + name)
+        said[count] += 1
+    self.assertGreater(min(said[0], said[1]), 0)
 
   def test_other_worlds_end_otherwise(self):
     _, port = self._serve()
