@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from hsrl_jax.networks.leaving import Leaving
 from hsrl_jax.networks.slate_policy import (
   AGES,
   SLOTS,
@@ -49,6 +50,7 @@ class Start(NamedTuple):
     hidden: float32 [4 h], what the state says.
     prior: float32 [N + 1], logits by the response head and by what was liked.
     user: float32 [W + 1], the response head: a vector and a bias.
+    leaving: what makes the user leave; None without `leave_penalty`.
     estimate: what the policy knows of the response head; `likes` are [N + 1].
   """
 
@@ -57,6 +59,7 @@ class Start(NamedTuple):
   hidden: Array
   prior: Array
   user: Array
+  leaving: Leaving | None
   estimate: Estimate
 
 
@@ -91,10 +94,10 @@ class FlatPolicy(StatePolicy):
     vectors = self.vector_map(features)
     unit = jnp.pad(unit_rows(features[1:]), ((1, 0), (0, 0)))
     seen = (features, *observation, key)
-    user = self.head(seen)
+    user, leaving = self.head(seen), self.leaving(tokens, shown)
     if estimate is None:
-      likes = vectors @ user[:-1] / self.prior_temperature
-      estimate = jax.lax.stop_gradient(Estimate(user, likes))
+      likes = self.begins(leaving, features, vectors @ user[:-1])
+      estimate = Estimate(jax.lax.stop_gradient(user), likes)
     rows = rows_lately(shown)
     liked = (rows[:AGES].sum(0) + rows[-1]) @ unit[shown.items]
     return Start(
@@ -103,6 +106,7 @@ class FlatPolicy(StatePolicy):
       self.lower_map(self.state(seen, estimate.user)),
       estimate.likes - unit @ (self.repeat[2] * liked),
       user,
+      leaving,
       estimate,
     )
 
@@ -123,6 +127,10 @@ class FlatPolicy(StatePolicy):
     vectors = jax.lax.stop_gradient(start.vectors)
     own = 3.0 * vectors @ (x @ self.lower_out)
     return start.prior + own - start.unit @ (self.repeat[:2] @ chosen.unit)
+
+  def begin(self, start: Start, chosen: Chosen) -> Array:
+    """The part of `logits` that no network adds, float32 [N + 1]."""
+    return start.prior - start.unit @ (self.repeat[:2] @ chosen.unit)
 
   def __call__(self, tokens: Tokens, observation: Observation) -> Array:
     """For initialisation: touches every parameter."""

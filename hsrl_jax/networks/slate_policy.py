@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from hsrl_jax.networks.encoder import Encoder
+from hsrl_jax.networks.leaving import LeaveHead, Leaving, hazards
 from hsrl_jax.ops import masking
 from hsrl_jax.types import Array, Observation, PRNGKey, Shown
 
@@ -77,6 +78,7 @@ class Start(NamedTuple):
     lower: float32 [2 h], of the lower levels.
     prior: float32 [L, V], logits by the response head and by what was liked.
     user: float32 [W + 1], the response head: a vector and a bias.
+    leaving: what makes the user leave; None without `leave_penalty`.
     estimate: what the policy knows of the response head.
   """
 
@@ -86,6 +88,7 @@ class Start(NamedTuple):
   lower: Array
   prior: Array
   user: Array
+  leaving: Leaving | None
   estimate: Estimate
 
 
@@ -104,6 +107,8 @@ class StatePolicy(nn.Module):
     repeat_penalty: logits that an item of the same kind in the slate costs at
       the start of training, and half of that a like to expect of it.
     lately_penalty: the same of a like lately.
+    leave_penalty: logits of a like that an item begins to lose for each nat of
+      -log P(the user stays); 0: nothing is learned of leaving.
   """
 
   encoder: tuple[int, int, int, float]
@@ -112,6 +117,7 @@ class StatePolicy(nn.Module):
   prior_temperature: float = 0.5
   repeat_penalty: float = 3.0
   lately_penalty: float = 0.3
+  leave_penalty: float = 0.0
 
   def of_user(self) -> None:
     """Defines the parameters that they share; called within `setup`."""
@@ -122,11 +128,34 @@ class StatePolicy(nn.Module):
     self.user = nn.Dense(WIDTH + 1, kernel_init=normal(0.05))
     self.position = self.param("position", zeros, (SLOTS,))
     self.state_map = nn.Dense(STATE)
+    if self.leave_penalty:
+      self.leave = LeaveHead()
 
   def penalties(self, key: PRNGKey) -> Array:
     """The penalties that training begins with, float32 [3], in logits."""
     del key
     return penalties(self.repeat_penalty, self.lately_penalty)
+
+  def leaving(self, tokens: Tokens, shown: Shown) -> Leaving | None:
+    """What makes the user leave now; None without `leave_penalty`."""
+    if not self.leave_penalty:
+      return None
+    return self.leave(rows_lately(shown), tokens.features[shown.items])
+
+  def begins(
+    self, leaving: Leaving | None, features: Array, likes: Array
+  ) -> Array:
+    """Logits that items begin with, [...], without gradient.
+
+    Args:
+      leaving: of the state.
+      features: float32 [..., D], of the items.
+      likes: float32 [...], logits of a like.
+    """
+    if leaving is not None:
+      stays = jax.nn.log_sigmoid(-hazards(leaving, features))
+      likes = likes + self.leave_penalty * stays
+    return jax.lax.stop_gradient(likes / self.prior_temperature)
 
   def head(self, seen: tuple[Any, ...]) -> Array:
     """The response head's vector and bias, [W + 1], of an encoder's inputs."""
@@ -243,6 +272,7 @@ class SlatePolicy(StatePolicy, kw_only=True):
       self.lower_map(state),
       prior.at[0].add(-self.repeat[2] * liked),
       user,
+      self.leaving(tokens, observation.shown),
       estimate,
     )
 
@@ -260,9 +290,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
 
   def item_estimates(self, start: Start, tokens: Tokens, items: Array) -> Array:
     """Logits of items, int32 [...], that the policy begins with, [...]."""
-    vectors = self.item_vectors(tokens, items)
-    logits = vectors @ start.estimate.user[:-1] / self.prior_temperature
-    return jax.lax.stop_gradient(logits)
+    likes = self.item_vectors(tokens, items) @ start.estimate.user[:-1]
+    return self.begins(start.leaving, tokens.features[items], likes)
 
   def logits(
     self, start: Start, chosen: Chosen, partial: Array, slot: Array, level: int
@@ -290,6 +319,11 @@ class SlatePolicy(StatePolicy, kw_only=True):
     x = nn.relu(self.norm(x + own))
     vectors = self._given(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
+
+  def begin(self, start: Start, chosen: Chosen) -> Array:
+    """The part of the logits of all levels that no network adds, [L, V]."""
+    costs = self.repeat[:2] @ (chosen.counts @ start.kernel)
+    return start.prior.at[0].add(-costs)
 
   def one_chosen(self, first: Array, vector: Array, likes: Array) -> Chosen:
     """A single item: first token, [], vector, [W], and P(like), [].

@@ -37,6 +37,16 @@ def entropy(log_probs: Array, mask: Array) -> Array:
   return -(jnp.exp(own) * own).sum(-1)
 
 
+def divergence(log_probs: Array, anchor: Array, mask: Array) -> Array:
+  """KL(p || anchor) over what `mask` marks, nats; [..., V] -> [...].
+
+  The arguments are as those of `entropy`; no gradient flows into the anchor.
+  """
+  own = jnp.where(mask, log_probs, 0.0)
+  anchor = jnp.where(mask, jax.lax.stop_gradient(anchor), 0.0)
+  return (jnp.exp(own) * (own - anchor)).sum(-1)
+
+
 def finite_logit(probability: Array) -> Array:
   """log p - log(1 - p) of probabilities that are kept 1e-6 from 0 and 1."""
   probability = jnp.clip(probability, 1e-6, 1 - 1e-6)

@@ -44,6 +44,24 @@ class MaskingTest(absltest.TestCase):
         gradient, [*(-p * (np.log(p) + entropy)), 0.0], rtol=1e-5, atol=1e-7
       )
 
+  def test_divergence_and_its_gradient_know_what_counts_alone(self):
+    # The gradient of sum p log(p / q) by logits: p (log(p / q) - KL).
+    p, q = np.array([0.25, 0.75]), np.array([0.6, 0.4])
+    divergence = (p * np.log(p / q)).sum()
+    for left in (2.0, 100.0, 1e4):
+      logits = jnp.asarray([0.0, np.log(3.0), left])
+      anchor = jnp.asarray([*np.log(q), -left])
+      mask = jnp.asarray([True, True, False])
+
+      def of(x, anchor, mask=mask):
+        return masking.divergence(masking.log_softmax(x, mask), anchor, mask)
+
+      found, gradients = jax.value_and_grad(of, (0, 1))(logits, anchor)
+      np.testing.assert_allclose(found, divergence, rtol=1e-5)
+      expected = [*(p * (np.log(p / q) - divergence)), 0.0]
+      np.testing.assert_allclose(gradients[0], expected, rtol=1e-5, atol=1e-7)
+      np.testing.assert_array_equal(gradients[1], 0.0)
+
   def test_rank_within_equals_a_loop(self):
     rng = np.random.default_rng(0)
     groups = rng.integers(0, 4, 50).astype(np.int32)

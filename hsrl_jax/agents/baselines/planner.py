@@ -18,6 +18,7 @@ from hsrl_jax.agents import base
 from hsrl_jax.agents.baselines import outlook
 from hsrl_jax.agents.baselines.outlook import Added, Effects, Outlook
 from hsrl_jax.checked import setting
+from hsrl_jax.networks import leaving
 from hsrl_jax.ops import masking, plackett_luce, returns, sampling
 from hsrl_jax.sid.index import Catalogue
 from hsrl_jax.sim import observed
@@ -188,7 +189,7 @@ class Planner(NamedTuple):
     likes = _like_loss(logits, learned.places(len(slate)), transition.response)
     likes = jnp.where(there, likes, 0.0).mean()
     hazards, anyway = _hazards(effects, kinds[slate])
-    leaves = _leave_loss(
+    leaves = leaving.loss(
       jnp.where(there, hazards, masking.NEGATIVE), anyway, transition.terminated
     )
     horizon = self.horizon
@@ -273,18 +274,3 @@ def _like_loss(logits: Array, places: Array, response: Array) -> Array:
   chance = jax.nn.log_sigmoid(logits) + jax.nn.log_sigmoid(places)
   chance = jnp.minimum(chance, -_LEAST)
   return -jnp.where(response > 0, chance, jnp.log(-jnp.expm1(chance)))
-
-
-def _leave_loss(hazards: Array, anyway: Array, left: Array) -> Array:
-  """Cross-entropy of whether the user left, [].
-
-  The user stays where no item, and nothing else, made the user leave.
-
-  Args:
-    hazards: float32 [K], the logit by which each item does.
-    anyway: float32 [], the logit of all else.
-    left: float32 [], 1 where the user left.
-  """
-  stayed = jax.nn.log_sigmoid(-hazards).sum() + jax.nn.log_sigmoid(-anyway)
-  stayed = jnp.minimum(stayed, -_LEAST)
-  return -jnp.where(left > 0, jnp.log(-jnp.expm1(stayed)), stayed)

@@ -97,17 +97,23 @@ class _Flat(sequential.Slates):
       chosen, allowed = carry
       item, place = inputs
       logits = policy.logits(start, chosen, place)
+      begins = policy.begin(start, chosen)
       if self.spec.supervised is not None:
         free = supervised.free(self.settings, observation, 1)
-        logits = _held(start, logits, free)
+        logits, begins = (_held(start, x, free) for x in (logits, begins))
       log_pi = masking.log_softmax(logits, allowed)
-      entropy = masking.entropy(log_pi, allowed)
+      anchor = masking.log_softmax(begins, allowed)
       one = policy.one_chosen(start, item, place)
       carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)
-      return carry, (masking.pick(log_pi, item), entropy, chosen.vectors)
+      found = (
+        masking.pick(log_pi, item),
+        masking.entropy(log_pi, allowed),
+        masking.divergence(log_pi, anchor, allowed),
+      )
+      return carry, (found, chosen.vectors)
 
     carry = flat.none_chosen(catalogue.features.shape[1]), notes.allowed
-    _, (of_choice, entropy, vectors) = jax.lax.scan(
+    _, (found, vectors) = jax.lax.scan(
       slot, carry, (slate, jnp.arange(len(slate)))
     )
     before = None
@@ -119,8 +125,8 @@ class _Flat(sequential.Slates):
       params,
       catalogue,
       transition,
-      (of_choice[:, None], entropy[:, None]),
-      start.estimate.user,
+      [x[:, None] for x in found],
+      start,
       before,
       policy.chances(start, start.vectors[slate]),
       key,

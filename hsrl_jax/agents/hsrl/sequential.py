@@ -21,6 +21,7 @@ from hsrl_jax.agents.hsrl.settings import (
   SupervisedTokens,
 )
 from hsrl_jax.agents.hsrl.supervised import Beginning
+from hsrl_jax.networks import leaving
 from hsrl_jax.networks import slate_policy as slates
 from hsrl_jax.networks.slate_critic import PrefixCritic
 from hsrl_jax.networks.slate_policy import SlatePolicy, StatePolicy, Tokens
@@ -140,9 +141,9 @@ class Slates(NamedTuple):
     )[0, 0]
 
   def judged(
-    self, params, catalogue, transition, found, user, before, chances, key
+    self, params, catalogue, transition, found, start, before, chances, key
   ) -> base.Choices:
-    """The choices made, with values and the response head's loss.
+    """The choices made, with values and the losses of both heads.
 
     Empty places count nothing.
 
@@ -150,32 +151,47 @@ class Slates(NamedTuple):
       params: of the agent.
       catalogue: the items.
       transition: the slate, int32 [K], and its responses.
-      found: float32 [K, P] twice, log-probability of each choice, and entropy,
-        nats, of what it was drawn from.
-      user: the response head that the critic sees.
+      found: float32 [K, P] each, log-probability of each choice, and of what
+        it was drawn from entropy and divergence from its beginning, nats.
+      start: the policy's view of the state.
       before: what was chosen before each choice, as `nothing`; None: all have
         the value of the state.
       chances: float32 [K], logits of a like.
       key: of the critic's dropout.
     """
-    log_probs, entropy = found
+    settings, there = self.settings, transition.slate > 0
+    log_probs, entropy, divergence = (
+      jnp.where(there[:, None], x, 0.0) for x in found
+    )
+    tokens = tokens_of(catalogue)
     values = self.critic.apply(
       params["critic"],
-      tokens_of(catalogue),
+      tokens,
       observed.seen(transition.observation),
       transition.hidden,
-      *jax.lax.stop_gradient((user, *(before or self.nothing))),
+      *jax.lax.stop_gradient((start.estimate.user, *(before or self.nothing))),
       key,
     )
-    there = transition.slate > 0
     loss = optax.sigmoid_binary_cross_entropy(chances, transition.response)
-    loss = jnp.where(there, loss, 0.0).mean()
+    losses = {"behaviour_loss": jnp.where(there, loss, 0.0).mean()}
+    if start.leaving is not None:
+      features = tokens.features[transition.slate]
+      hazards = leaving.hazards(start.leaving, features)
+      losses["leave_loss"] = leaving.loss(
+        jnp.where(there, hazards, masking.NEGATIVE),
+        start.leaving.anyway,
+        transition.terminated,
+      )
+    loss = settings.behaviour_weight * sum(losses.values())
+    if settings.anchor_weight:
+      losses["divergence"] = divergence.mean()
+      loss += settings.anchor_weight * losses["divergence"]
     return base.Choices(
-      jnp.where(there[:, None], log_probs, 0.0),
+      log_probs,
       jnp.broadcast_to(values, log_probs.shape),
-      jnp.where(there[:, None], entropy, 0.0).mean(),
-      self.settings.behaviour_weight * loss,
-      {"behaviour_loss": loss},
+      entropy.mean(),
+      loss,
+      losses,
     )
 
 
@@ -333,21 +349,27 @@ class Sequential(Slates):
       ],
       1,
     )
+    begins = jax.vmap(policy.begin, (None, 0))(start, chosen)
     if spec.supervised is not None:
       free = supervised.free(self.settings, observation, spec.slate_size)
-      logits *= free[:, None, None]
+      logits, begins = (x * free[:, None, None] for x in (logits, begins))
     if policy.item_prior:
-      logits += notes.prior
-    log_probs = masking.log_softmax(logits, notes.allowed)
-    of_choice = masking.pick(log_probs, sids)
-    entropy = masking.entropy(log_probs, notes.allowed)
+      logits, begins = (x + notes.prior for x in (logits, begins))
+    log_probs, anchor = (
+      masking.log_softmax(x, notes.allowed) for x in (logits, begins)
+    )
+    found = (
+      masking.pick(log_probs, sids),
+      masking.entropy(log_probs, notes.allowed),
+      masking.divergence(log_probs, anchor, notes.allowed),
+    )
     by_slate = self.settings.credit == "slate"
     return self.judged(
       params,
       catalogue,
       transition,
-      (of_choice, entropy),
-      start.estimate.user,
+      found,
+      start,
       None if by_slate else (chosen, partial),
       policy.chances(start, vectors),
       key,
@@ -378,6 +400,7 @@ def shared(settings: SlateSettings, spec: base.Spec) -> dict[str, Any]:
     "prior_temperature": settings.prior_temperature,
     "repeat_penalty": settings.repeat_penalty,
     "lately_penalty": settings.lately_penalty,
+    "leave_penalty": settings.leave_penalty,
   }
 
 

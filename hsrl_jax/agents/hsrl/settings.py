@@ -57,12 +57,17 @@ class SlateSettings(base.OnPolicySettings):
     repeat_penalty: what log pi of a token begins to lose for each item of its
       kind that is in the slate already.
     lately_penalty: the same for each like of its kind lately.
+    leave_penalty: logits of a like that an item begins to lose for each nat of
+      -log P(the user stays), which a head learns from who left; 0: no head.
+    anchor_weight: of the divergence of log pi from what it begins with.
   """
 
   slates: str = setting("sequential", among=("sequential", "independent"))
   prior_temperature: float = setting(0.5, above=0)
   repeat_penalty: float = setting(3.0, least=0)
   lately_penalty: float = setting(0.3, least=0)
+  leave_penalty: float = setting(0.0, least=0)
+  anchor_weight: float = setting(0.0, least=0)
 
 
 @dataclasses.dataclass(frozen=True)

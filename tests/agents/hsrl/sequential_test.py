@@ -320,6 +320,65 @@ class LatelyTest(parameterized.TestCase):
     )
 
 
+class LeaveTest(parameterized.TestCase):
+  """Items that drive away lose in the beginning, and nets are held to it."""
+
+  @parameterized.parameters("hsrl", "ppo")
+  def test_what_drives_away_loses_by_the_penalty(self, agent):
+    made = _made(
+      agent, leave_penalty=2.0, repeat_penalty=0.0, lately_penalty=0.0
+    )
+    params = jax.tree.map(jnp.zeros_like, made.params)
+    policy, rng = params["policy"]["params"], np.random.default_rng(0)
+    # Whatever was shown: a kind drives away, and so does any item a little.
+    own = np.abs(rng.normal(size=policy["leave"]["out"]["kernel"].shape)) / 20
+    policy["leave"]["out"]["kernel"] = jnp.asarray(own, jnp.float32)
+    policy["leave"]["own"] = made.params["policy"]["params"]["leave"]["own"]
+    policy["leave"]["hidden"]["kernel"] = jnp.ones((32, 16)) / 16
+    policy["leave"]["always"]["bias"] = jnp.array([-1.0, 5.0])
+    kinds = np.maximum(policy["leave"]["own"], 0).sum(1) / 16 * own.sum()
+    hazards = np.asarray(made.catalogue.features)[1:] @ kinds - 1.0
+    self.assertGreater(np.ptp(hazards), 0.1)
+    lost = 2.0 * np.log1p(np.exp(hazards)) / 0.5
+    scores = np.asarray(_scores(made, params))[1:]
+    weights = np.exp(-lost)
+    np.testing.assert_allclose(
+      scores, np.log(weights / weights.sum()), atol=2e-3
+    )
+
+  @parameterized.parameters("hsrl", "ppo")
+  def test_who_left_is_learned_and_a_divergence_costs(self, agent):
+    made = _made(agent, leave_penalty=2.0, anchor_weight=0.5)
+    free = _made(agent, leave_penalty=2.0)
+    slate, notes = [9, 4, 0], _greedy(made).notes
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def choices(agent, params, left):
+      one = _shown(made, jnp.array(slate), notes)._replace(terminated=left)
+      return agent.on_policy.choices(params, made.catalogue, one, None)
+
+    stayed, left = (choices(made.agent, made.params, x) for x in (0.0, 1.0))
+    chance = np.exp([-x.metrics["leave_loss"] for x in (stayed, left)])
+    np.testing.assert_allclose(chance.sum(), 1.0, rtol=1e-4)
+    divergence = left.metrics["divergence"]
+    self.assertGreater(divergence, 1e-3)
+    np.testing.assert_allclose(
+      left.loss - choices(free.agent, made.params, 1.0).loss,
+      0.5 * divergence,
+      rtol=1e-2,
+    )
+    # Without networks log pi is what it begins with.
+    params = jax.tree.map(lambda x: x, made.params)
+    for name in ("first_out", "lower_out"):
+      if name in params["policy"]["params"]:
+        params["policy"]["params"][name] *= 0
+    begins = choices(made.agent, params, 1.0)
+    np.testing.assert_allclose(begins.metrics["divergence"], 0, atol=1e-6)
+    # Of two places, and a third one that shows nothing, each choice's own.
+    both = zip(left.log_probs[:2], begins.log_probs[:2], strict=True)
+    self.assertTrue(any((x != y).any() for x, y in both))
+
+
 class ValueTest(parameterized.TestCase):
   def _values(self, made, allowed=(toy.SLATE, 2, 8)):
     @jax.jit
