@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.types import Array
+from hsrl_jax.types import Array, PRNGKey
 
 _SCALE = 4.0  # Of counts.
 _START = -6.0  # Logits of leaving at the start of training.
@@ -31,24 +31,33 @@ class LeaveHead(nn.Module):
   widths: tuple[int, int] = (32, 16)  # Of the hidden layers.
 
   @nn.compact
-  def __call__(self, rows: Array, features: Array) -> Leaving:
+  def __call__(self, features: Array, shown: Array, rows: Array) -> Leaving:
     """Returns Leaving.
 
     Args:
-      rows: float32 [A, T], in which each of T items shown counts.
-      features: float32 [T, D], of these items.
+      features: float32 [N + 1, D], of all items.
+      shown: int32 [T], items.
+      rows: float32 [A, T], in which each of them counts.
     """
     first, second = self.widths
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
-    shape = (features.shape[1], first)
-    own = self.param("own", normal(0.1), shape)
-    counts = (rows @ features).T / _SCALE
+    own = self.param("own", normal(0.1), (features.shape[1], first))
+    # Whatever the units of a feature, it begins with at most 1.
+    scale = self.param("scale", _one_over_largest, features)
+    counts = (rows @ features[shown] * scale[None]).T / _SCALE
     x = nn.relu(nn.Dense(first, name="counts")(counts) + own)
     x = nn.relu(nn.Dense(second, name="hidden")(x))
     of_features = nn.Dense(1, kernel_init=zeros, name="out")(x)[:, 0]
     bias = nn.initializers.constant(_START)
     always = nn.Dense(2, kernel_init=zeros, bias_init=bias, name="always")
-    return Leaving(of_features, *always(rows.sum(1) / _SCALE))
+    return Leaving(scale * of_features, *always(rows.sum(1) / _SCALE))
+
+
+def _one_over_largest(key: PRNGKey, features: Array) -> Array:
+  """One over the largest size of each feature, [N + 1, D] -> [D]."""
+  del key
+  largest = jnp.abs(features).max(0)
+  return 1.0 / jnp.where(largest > 0, largest, 1.0)
 
 
 def hazards(leaving: Leaving, features: Array) -> Array:

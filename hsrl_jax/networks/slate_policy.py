@@ -140,7 +140,7 @@ class StatePolicy(nn.Module):
     """What makes the user leave now; None without `leave_penalty`."""
     if not self.leave_penalty:
       return None
-    return self.leave(rows_lately(shown), tokens.features[shown.items])
+    return self.leave(tokens.features, shown.items, rows_lately(shown))
 
   def begins(
     self, leaving: Leaving | None, features: Array, likes: Array

@@ -333,11 +333,13 @@ class LeaveTest(parameterized.TestCase):
     # Whatever was shown: a kind drives away, and so does any item a little.
     own = np.abs(rng.normal(size=policy["leave"]["out"]["kernel"].shape)) / 20
     policy["leave"]["out"]["kernel"] = jnp.asarray(own, jnp.float32)
-    policy["leave"]["own"] = made.params["policy"]["params"]["leave"]["own"]
+    for name in ("own", "scale"):
+      policy["leave"][name] = made.params["policy"]["params"]["leave"][name]
     policy["leave"]["hidden"]["kernel"] = jnp.ones((32, 16)) / 16
     policy["leave"]["always"]["bias"] = jnp.array([-1.0, 5.0])
     kinds = np.maximum(policy["leave"]["own"], 0).sum(1) / 16 * own.sum()
-    hazards = np.asarray(made.catalogue.features)[1:] @ kinds - 1.0
+    scaled = made.catalogue.features * policy["leave"]["scale"][None]
+    hazards = np.asarray(scaled)[1:] @ kinds - 1.0
     self.assertGreater(np.ptp(hazards), 0.1)
     lost = 2.0 * np.log1p(np.exp(hazards)) / 0.5
     scores = np.asarray(_scores(made, params))[1:]
