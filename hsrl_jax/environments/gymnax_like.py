@@ -16,15 +16,10 @@ from hsrl_jax.types import Array, Observation, PRNGKey
 
 
 class Slates(NamedTuple):
-  """The space of slates: K distinct items of 1..N.
+  """The space of slates: K distinct items of 1..N."""
 
-  Attributes:
-    num_items: N.
-    slate_size: K.
-  """
-
-  num_items: int
-  slate_size: int
+  num_items: int  # N.
+  slate_size: int  # K.
 
   @property
   def shape(self) -> tuple[int]:
@@ -54,19 +49,12 @@ class Slates(NamedTuple):
 
 
 class Box(NamedTuple):
-  """Arrays of a shape whose entries lie in [low, high].
+  """Arrays of a shape whose entries lie in [low, high]."""
 
-  Attributes:
-    low: the least entry.
-    high: the largest one.
-    shape: of the arrays.
-    dtype: of the arrays.
-  """
-
-  low: float
-  high: float
-  shape: tuple[int, ...]
-  dtype: Any
+  low: float  # The least entry.
+  high: float  # The largest one.
+  shape: tuple[int, ...]  # Of the arrays.
+  dtype: Any  # Of the arrays.
 
 
 class Environment:

@@ -17,15 +17,11 @@ _VECTORS = "sardine/item_vectors.npy"
 
 
 class Simulated(NamedTuple):
-  """A simulator and its users.
+  """A simulator and its users."""
 
-  Attributes:
-    simulator: its settings; pure functions of one user.
-    users: its parameters, with the pool of users.
-  """
-
+  # Its settings; pure functions of one user.
   simulator: UserSimulator | sardine_lib.Sardine
-  users: EnvParams
+  users: EnvParams  # Its parameters, with the pool of users.
 
   @property
   def num_items(self) -> int:

@@ -98,6 +98,10 @@ FORESIGHT = {
   "token_credit": {"credit": "token"},
   # What tokens begin with is not of the items below them.
   "no_item_prior": {"item_prior": False},
+  # What drives a user away is learned by RL alone.
+  "no_leave_penalty": {"leave_penalty": 0.0},
+  # Nothing holds log pi to what it begins with.
+  "no_anchor": {"anchor_weight": 0.0},
   # Training begins with no penalty on what was liked lately.
   "no_lately_penalty": {"lately_penalty": 0.0},
   # All levels see the state.

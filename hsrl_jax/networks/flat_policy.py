@@ -31,35 +31,24 @@ class Chosen(NamedTuple):
   """Items of the earlier slots of a slate, as two sums each.
 
   One is of the items, one of the items times the likes to expect of them.
-
-  Attributes:
-    unit: float32 [2, D], of centred features of length 1.
-    vectors: float32 [2, W], of the items' vectors.
   """
 
-  unit: Array
-  vectors: Array
+  unit: Array  # float32 [2, D], of centred features of length 1.
+  vectors: Array  # float32 [2, W], of the items' vectors.
 
 
 class Start(NamedTuple):
-  """The policy's view of a state, before any slot.
+  """The policy's view of a state, before any slot."""
 
-  Attributes:
-    vectors: float32 [N + 1, W], of the items.
-    unit: float32 [N + 1, D], centred features of length 1; 0 of padding.
-    hidden: float32 [4 h], what the state says.
-    prior: float32 [N + 1], logits by the response head and by what was liked.
-    user: float32 [W + 1], the response head: a vector and a bias.
-    leaving: what makes the user leave; None without `leave_penalty`.
-    estimate: what the policy knows of the response head; `likes` are [N + 1].
-  """
-
-  vectors: Array
-  unit: Array
-  hidden: Array
+  vectors: Array  # float32 [N + 1, W], of the items.
+  unit: Array  # float32 [N + 1, D], centred features of length 1; 0 of padding.
+  hidden: Array  # float32 [4 h], what the state says.
+  # float32 [N + 1], logits by the response head and by what was liked.
   prior: Array
-  user: Array
+  user: Array  # float32 [W + 1], the response head: a vector and a bias.
+  # What makes the user leave; None without `leave_penalty`.
   leaving: Leaving | None
+  # What the policy knows of the response head; `likes` are [N + 1].
   estimate: Estimate
 
 

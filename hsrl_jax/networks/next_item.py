@@ -18,40 +18,27 @@ from hsrl_jax.types import Array, Params, PRNGKey
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """Settings of a model of the next item.
+  """Settings of a model of the next item."""
 
-  Attributes:
-    length: T, items of a history that are looked at.
-    width: d of all layers.
-    layers: transformer layers.
-    heads: attention heads; divides `width`.
-    dropout: rate of the encoder's dropout.
-    token_weight: weight of the cross-entropy over tokens; 0 for no decoder.
-    item_weight: weight of the cross-entropy over all items, whose rows are
-      the encoder's item vectors; 0 for none. SASRec has this alone. Where both
-      are above 0, items found by their tokens are ranked by the sum of both
-      log-probabilities (the item residual).
-    token_inputs: whether an item's vector has embeddings of its tokens.
-    id_inputs: whether it has an embedding of its id.
-    feature_inputs: whether it has a linear map of its features.
-    hidden: width of the blocks of the token decoder.
-    token_dropout: rate of the token decoder's dropout.
-    constrained: see TokenDecoder.
-  """
-
-  length: int = 20
-  width: int = 64
-  layers: int = 2
-  heads: int = 2
-  dropout: float = 0.5
+  length: int = 20  # T, items of a history that are looked at.
+  width: int = 64  # d of all layers.
+  layers: int = 2  # Transformer layers.
+  heads: int = 2  # Attention heads; divides `width`.
+  dropout: float = 0.5  # Rate of the encoder's dropout.
+  # Weight of the cross-entropy over tokens; 0 for no decoder.
   token_weight: float = 0.0
+  # Weight of the cross-entropy over all items, whose rows are the encoder's
+  # item vectors; 0 for none. SASRec has this alone. Where both are above 0,
+  # items found by their tokens are ranked by the sum of both log-probabilities
+  # (the item residual).
   item_weight: float = 1.0
+  # Whether an item's vector has embeddings of its tokens.
   token_inputs: bool = False
-  id_inputs: bool = True
-  feature_inputs: bool = True
-  hidden: int = 256
-  token_dropout: float = 0.2
-  constrained: bool = True
+  id_inputs: bool = True  # Whether it has an embedding of its id.
+  feature_inputs: bool = True  # Whether it has a linear map of its features.
+  hidden: int = 256  # Width of the blocks of the token decoder.
+  token_dropout: float = 0.2  # Rate of the token decoder's dropout.
+  constrained: bool = True  # See TokenDecoder.
 
 
 class Model:

@@ -25,31 +25,21 @@ SLOTS = 10  # That are told apart; the last one stands for all later ones too.
 
 
 class Tokens(NamedTuple):
-  """Tokens and items, which a policy knows beside its parameters.
+  """Tokens and items, which a policy knows beside its parameters."""
 
-  Attributes:
-    codebooks: float32 [L, V, D], what the tokens mean.
-    features: float32 [N + 1, D], of the items.
-    first: int32 [N + 1], the first token of each item; -1 for padding.
-  """
-
-  codebooks: Array
-  features: Array
-  first: Array
+  codebooks: Array  # float32 [L, V, D], what the tokens mean.
+  features: Array  # float32 [N + 1, D], of the items.
+  first: Array  # int32 [N + 1], the first token of each item; -1 for padding.
 
 
 class Chosen(NamedTuple):
   """Choices in the earlier slots of a slate, as two sums each.
 
   One is of the items, one of the items times the likes to expect of them.
-
-  Attributes:
-    counts: float32 [2, V], by first token.
-    vectors: float32 [2, W], of the items' vectors.
   """
 
-  counts: Array
-  vectors: Array
+  counts: Array  # float32 [2, V], by first token.
+  vectors: Array  # float32 [2, W], of the items' vectors.
 
 
 class Estimate(NamedTuple):
@@ -57,39 +47,28 @@ class Estimate(NamedTuple):
 
   It is kept with what was shown: the response head learns from it too, and the
   policy must not move with it while its own steps are measured.
-
-  Attributes:
-    user: float32 [W + 1], the head: a vector and a bias.
-    likes: float32 [L, V], logits of tokens by it; 0 with `item_prior`, and of
-      tokens that mean nothing.
   """
 
-  user: Array
+  user: Array  # float32 [W + 1], the head: a vector and a bias.
+  # float32 [L, V], logits of tokens by it; 0 with `item_prior`, and of tokens
+  # that mean nothing.
   likes: Array
 
 
 class Start(NamedTuple):
-  """The policy's view of a state, before any slot.
+  """The policy's view of a state, before any slot."""
 
-  Attributes:
-    vectors: float32 [L, V, W], of the tokens.
-    kernel: float32 [V, V], how like each other tokens of the first level are.
-    first: float32 [V, h], of the tokens of the first level.
-    lower: float32 [2 h], of the lower levels.
-    prior: float32 [L, V], logits by the response head and by what was liked.
-    user: float32 [W + 1], the response head: a vector and a bias.
-    leaving: what makes the user leave; None without `leave_penalty`.
-    estimate: what the policy knows of the response head.
-  """
-
-  vectors: Array
+  vectors: Array  # float32 [L, V, W], of the tokens.
+  # float32 [V, V], how like each other tokens of the first level are.
   kernel: Array
-  first: Array
-  lower: Array
+  first: Array  # float32 [V, h], of the tokens of the first level.
+  lower: Array  # float32 [2 h], of the lower levels.
+  # float32 [L, V], logits by the response head and by what was liked.
   prior: Array
-  user: Array
+  user: Array  # float32 [W + 1], the response head: a vector and a bias.
+  # What makes the user leave; None without `leave_penalty`.
   leaving: Leaving | None
-  estimate: Estimate
+  estimate: Estimate  # What the policy knows of the response head.
 
 
 class StatePolicy(nn.Module):
@@ -98,25 +77,19 @@ class StatePolicy(nn.Module):
   The response head estimates the logit of a like as <u(s), x_i> + b(s), plus a
   bias of the slot. What is chosen begins with that estimate, without gradient
   and divided by `prior_temperature`, less the penalties.
-
-  Attributes:
-    encoder: sizes of Encoder: width, layers, heads, dropout.
-    hidden: h, by which RL's networks are wide.
-    sequential: whether a slot sees the earlier ones.
-    prior_temperature: of the response head's logits.
-    repeat_penalty: logits that an item of the same kind in the slate costs at
-      the start of training, and half of that a like to expect of it.
-    lately_penalty: the same of a like lately.
-    leave_penalty: logits of a like that an item begins to lose for each nat of
-      -log P(the user stays); 0: nothing is learned of leaving.
   """
 
+  # Sizes of Encoder: width, layers, heads, dropout.
   encoder: tuple[int, int, int, float]
-  hidden: int = 16
-  sequential: bool = True
-  prior_temperature: float = 0.5
+  hidden: int = 16  # h, by which RL's networks are wide.
+  sequential: bool = True  # Whether a slot sees the earlier ones.
+  prior_temperature: float = 0.5  # Of the response head's logits.
+  # Logits that an item of the same kind in the slate costs at the start of
+  # training, and half of that a like to expect of it.
   repeat_penalty: float = 3.0
-  lately_penalty: float = 0.3
+  lately_penalty: float = 0.3  # The same of a like lately.
+  # Logits of a like that an item begins to lose for each nat of -log P(the user
+  # stays); 0: nothing is learned of leaving.
   leave_penalty: float = 0.0
 
   def of_user(self) -> None:
@@ -132,12 +105,17 @@ class StatePolicy(nn.Module):
       self.leave = LeaveHead()
 
   def penalties(self, key: PRNGKey) -> Array:
-    """The penalties that training begins with, float32 [3], in logits."""
+    """Penalties that training begins with, float32 [3], in logits.
+
+    Of an item of the same kind in the slate, of a like to expect of it, and of
+    a like lately.
+    """
     del key
-    return penalties(self.repeat_penalty, self.lately_penalty)
+    repeat = self.repeat_penalty
+    return jnp.array([repeat, repeat / 2.0, self.lately_penalty])
 
   def leaving(self, tokens: Tokens, shown: Shown) -> Leaving | None:
-    """What makes the user leave now; None without `leave_penalty`."""
+    """By which items the user leaves now; None without `leave_penalty`."""
     if not self.leave_penalty:
       return None
     return self.leave(tokens.features, shown.items, rows_lately(shown))
@@ -188,22 +166,18 @@ class SlatePolicy(StatePolicy, kw_only=True):
   network that all tokens share, of how often a token, and tokens like it, were
   liked and shown lately and are in the slate already; on lower levels an inner
   product with the tokens' vectors.
-
-  Attributes:
-    levels: L.
-    vocab_size: V.
-    semantic: whether a token's vector is a map of its codebook vector, and
-      tokens of like vectors share what was counted; else tokens' vectors are
-      parameters of their own, which RL learns and no estimate is made of.
-    residual: whether lower levels see what the levels above have chosen.
-    item_prior: whether callers add the estimate of all items below a token, of
-      `item_estimates`, in place of that of the token's vector.
   """
 
-  levels: int
-  vocab_size: int
+  levels: int  # L.
+  vocab_size: int  # V.
+  # Whether a token's vector is a map of its codebook vector, and tokens of like
+  # vectors share what was counted; else tokens' vectors are parameters of their
+  # own, which RL learns and no estimate is made of.
   semantic: bool = True
+  # Whether lower levels see what the levels above have chosen.
   residual: bool = True
+  # Whether callers add the estimate of all items below a token, of
+  # `item_estimates`, in place of that of the token's vector.
   item_prior: bool = False
 
   def setup(self):
@@ -374,15 +348,6 @@ def none_chosen(vocab_size: int, slots: int) -> Chosen:
 def before(each: Any) -> Any:
   """The sums of what is before each slot; leaves [K, ...]."""
   return jax.tree.map(lambda x: jnp.cumsum(x, 0) - x, each)
-
-
-def penalties(repeat: float, lately: float) -> Array:
-  """Penalties that training begins with, float32 [3], in logits.
-
-  Of an item of the same kind in the slate, of a like to expect of it, and of a
-  like lately.
-  """
-  return jnp.array([repeat, repeat / 2.0, lately])
 
 
 def likeness(tokens: Tokens, vocab_size: int, semantic: bool) -> Array:

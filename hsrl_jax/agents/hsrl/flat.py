@@ -24,15 +24,10 @@ from hsrl_jax.types import Array
 
 
 class _Notes(NamedTuple):
-  """Parts of a slate that are kept for learning.
+  """Parts of a slate that are kept for learning."""
 
-  Attributes:
-    allowed: bool [N + 1], the items there were to choose from.
-    estimate: what the policy knew of the response head.
-  """
-
-  allowed: Array
-  estimate: Estimate
+  allowed: Array  # bool [N + 1], the items there were to choose from.
+  estimate: Estimate  # What the policy knew of the response head.
 
 
 class _Flat(sequential.Slates):

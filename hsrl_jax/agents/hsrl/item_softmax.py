@@ -20,40 +20,32 @@ _NOTHING = -1e9  # The logit of an item that has no part in it.
 
 
 class Below(NamedTuple):
-  """Softmax weights of the items below each node.
+  """Softmax weights of the items below each node."""
 
-  Attributes:
-    scale: float32 [nodes_1], the largest logit below each first token. Items
-      weigh exp(logit - scale), so that those below a poor token are told apart
-      however good the best items are.
-    weights: for each level 1..L-1 float32 [nodes_l], sums of the weights of the
-      items below; and of the leaves, each at its place.
-    place: int32 [leaves], of each leaf.
-  """
-
+  # float32 [nodes_1], the largest logit below each first token. Items weigh
+  # exp(logit - scale), so that those below a poor token are told apart however
+  # good the best items are.
   scale: Array
+  # For each level 1..L-1 float32 [nodes_l], sums of the weights of the items
+  # below; and of the leaves, each at its place.
   weights: tuple[Array, ...]
-  place: Array
+  place: Array  # int32 [leaves], of each leaf.
 
 
 class LeafRows(NamedTuple):
   """Leaves in rows, of which each has leaves below one first token alone.
 
   So what is largest below a first token, or summed, is so over whole rows.
-
-  Attributes:
-    item: int32 [R, S], of the leaf there; 0: none.
-    token: int32 [R], the first token of the leaves, as a number of its node.
-    leaf_place: int32 [leaves], in the rows, one after the other.
-    item_place: int32 [C + 1], the same by item; R S of an item without a SID.
-    ranges: for each level 1..L-1 int32 [nodes_l] twice, the first leaf below
-      each node, and what follows the last one.
   """
 
-  item: Array
+  item: Array  # int32 [R, S], of the leaf there; 0: none.
+  # int32 [R], the first token of the leaves, as a number of its node.
   token: Array
-  leaf_place: Array
+  leaf_place: Array  # int32 [leaves], in the rows, one after the other.
+  # int32 [C + 1], the same by item; R S of an item without a SID.
   item_place: Array
+  # For each level 1..L-1 int32 [nodes_l] twice, the first leaf below each node,
+  # and what follows the last one.
   ranges: list[tuple[Array, Array]]
 
 

@@ -39,17 +39,12 @@ from hsrl_jax.types import Array
 
 
 class Notes(NamedTuple):
-  """Parts of a slate that are kept for learning.
+  """Parts of a slate that are kept for learning."""
 
-  Attributes:
-    allowed: bool [K, L, V], the tokens there were to choose from.
-    estimate: what the policy knew of the response head.
-    prior: float32 [K, L, V], what the items below each token added to its
-      logit; of no level without `item_prior`.
-  """
-
-  allowed: Array
-  estimate: slates.Estimate
+  allowed: Array  # bool [K, L, V], the tokens there were to choose from.
+  estimate: slates.Estimate  # What the policy knew of the response head.
+  # float32 [K, L, V], what the items below each token added to its logit; of no
+  # level without `item_prior`.
   prior: Array
 
 
@@ -57,20 +52,14 @@ class Slates(NamedTuple):
   """Shared parts of agents whose slates know themselves; see base.Agent.
 
   A subclass has `act`, `scores` and `choices`, see base.OnPolicy.
-
-  Attributes:
-    policy: SlatePolicy or FlatPolicy.
-    critic: of slates.
-    counted: tokens of the first level whose counts in a slate the critic sees.
-    settings: of the agent.
-    spec: of the agent.
   """
 
-  policy: StatePolicy
-  critic: PrefixCritic
+  policy: StatePolicy  # SlatePolicy or FlatPolicy.
+  critic: PrefixCritic  # Of slates.
+  # Tokens of the first level whose counts in a slate the critic sees.
   counted: int
-  settings: SlateSettings
-  spec: base.Spec
+  settings: SlateSettings  # Of the agent.
+  spec: base.Spec  # Of the agent.
 
   @property
   def nothing(self) -> tuple[slates.Chosen, Array]:
