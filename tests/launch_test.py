@@ -206,6 +206,7 @@ class NumbersTest(parameterized.TestCase):
       self._accepted("0"),
       {
         "actor_weight",
+        "anchor_weight",
         "behaviour_weight",
         "critic_weight",
         "discount",
@@ -217,6 +218,7 @@ class NumbersTest(parameterized.TestCase):
         "sid_likes_weight",
         "lately_penalty",
         "layers",
+        "leave_penalty",
         "next_item_eval_rows",
         "next_item_hidden",
         "next_item_interactions",

@@ -25,7 +25,10 @@ USERS = np.repeat(np.arange(30), 2)
 
 
 def _experiment(workdir="bored", recipe="on_policy", **config):
-  base = agents.configure(config_lib.Config(), "hsrl", recipe=recipe)
+  own = {}
+  if recipe == "on_policy":  # What variants turn off.
+    own = {"leave_penalty": 1.0, "anchor_weight": 0.5}
+  base = agents.configure(config_lib.Config(), "hsrl", recipe=recipe, **own)
   return command.experiment("world", workdir, base, **config)
 
 
