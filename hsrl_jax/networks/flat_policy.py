@@ -85,7 +85,7 @@ class FlatPolicy(StatePolicy):
     seen = (features, *observation, key)
     user, leaving = self.head(seen), self.leaving(tokens, shown)
     if estimate is None:
-      likes = self.begins(leaving, features, vectors @ user[:-1])
+      likes = self.penalised(leaving, features, vectors @ user[:-1])
       estimate = Estimate(jax.lax.stop_gradient(user), likes)
     rows = rows_lately(shown)
     liked = (rows[:AGES].sum(0) + rows[-1]) @ unit[shown.items]
@@ -117,8 +117,8 @@ class FlatPolicy(StatePolicy):
     own = 3.0 * vectors @ (x @ self.lower_out)
     return start.prior + own - start.unit @ (self.repeat[:2] @ chosen.unit)
 
-  def begin(self, start: Start, chosen: Chosen) -> Array:
-    """The part of `logits` that no network adds, float32 [N + 1]."""
+  def anchor(self, start: Start, chosen: Chosen) -> Array:
+    """The logits without what the network adds, float32 [N + 1]."""
     return start.prior - start.unit @ (self.repeat[:2] @ chosen.unit)
 
   def __call__(self, tokens: Tokens, observation: Observation) -> Array:

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from hsrl_jax.types import Array, PRNGKey
+from hsrl_jax.types import Array
 
 _SCALE = 4.0  # Of counts.
-_START = -6.0  # Logits of leaving at the start of training.
+START = -6.0  # Logits of leaving at the start of training.
 _LEAST = 1e-6
 
 
@@ -43,21 +43,20 @@ class LeaveHead(nn.Module):
     zeros, normal = nn.initializers.zeros, nn.initializers.normal
     own = self.param("own", normal(0.1), (features.shape[1], first))
     # Whatever the units of a feature, it begins with at most 1.
-    scale = self.param("scale", _one_over_largest, features)
+    scale = self.param("scale", lambda key: 1.0 / largest(features))
     counts = (rows @ features[shown] * scale[None]).T / _SCALE
     x = nn.relu(nn.Dense(first, name="counts")(counts) + own)
     x = nn.relu(nn.Dense(second, name="hidden")(x))
     of_features = nn.Dense(1, kernel_init=zeros, name="out")(x)[:, 0]
-    bias = nn.initializers.constant(_START)
+    bias = nn.initializers.constant(START)
     always = nn.Dense(2, kernel_init=zeros, bias_init=bias, name="always")
     return Leaving(scale * of_features, *always(rows.sum(1) / _SCALE))
 
 
-def _one_over_largest(key: PRNGKey, features: Array) -> Array:
-  """One over the largest size of each feature, [N + 1, D] -> [D]."""
-  del key
-  largest = jnp.abs(features).max(0)
-  return 1.0 / jnp.where(largest > 0, largest, 1.0)
+def largest(features: Array) -> Array:
+  """The largest size of each feature, 1 of those that are 0, [N, D] -> [D]."""
+  size = jnp.abs(features).max(0)
+  return jnp.where(size > 0, size, 1.0)
 
 
 def hazards(leaving: Leaving, features: Array) -> Array:

@@ -120,10 +120,12 @@ class StatePolicy(nn.Module):
       return None
     return self.leave(tokens.features, shown.items, rows_lately(shown))
 
-  def begins(
+  def penalised(
     self, leaving: Leaving | None, features: Array, likes: Array
   ) -> Array:
-    """Logits that items begin with, [...], without gradient.
+    """Logits that items begin with, less the leave penalty, [...].
+
+    No gradient flows into them.
 
     Args:
       leaving: of the state.
@@ -265,7 +267,7 @@ class SlatePolicy(StatePolicy, kw_only=True):
   def item_estimates(self, start: Start, tokens: Tokens, items: Array) -> Array:
     """Logits of items, int32 [...], that the policy begins with, [...]."""
     likes = self.item_vectors(tokens, items) @ start.estimate.user[:-1]
-    return self.begins(start.leaving, tokens.features[items], likes)
+    return self.penalised(start.leaving, tokens.features[items], likes)
 
   def logits(
     self, start: Start, chosen: Chosen, partial: Array, slot: Array, level: int
@@ -294,8 +296,8 @@ class SlatePolicy(StatePolicy, kw_only=True):
     vectors = self._given(start.vectors[level])
     return start.prior[level] + 15.0 * vectors @ (x @ self.lower_out[level - 1])
 
-  def begin(self, start: Start, chosen: Chosen) -> Array:
-    """The part of the logits of all levels that no network adds, [L, V]."""
+  def anchor(self, start: Start, chosen: Chosen) -> Array:
+    """The logits of all levels without what networks add, [L, V]."""
     costs = self.repeat[:2] @ (chosen.counts @ start.kernel)
     return start.prior.at[0].add(-costs)
 

@@ -25,7 +25,6 @@ from hsrl_jax.sim import observed
 from hsrl_jax.types import Array, Observation, Params
 
 _LONGEST = 100.0  # Steps that a value looks ahead.
-_LEAVES_ANYWAY = -6.0  # Logits at the start of training.
 _LEAST = 1e-6
 SCALE = "scale"  # Of the parameters: the largest size of each kind.
 
@@ -79,8 +78,7 @@ class Planner(NamedTuple):
   def init(self, key, catalogue, observation):
     features = catalogue.features
     learned = self.outlook.init(key, features, observed.seen(observation))
-    largest = jnp.abs(features).max(0)
-    return {"outlook": learned, SCALE: jnp.where(largest > 0, largest, 1.0)}
+    return {"outlook": learned, SCALE: leaving.largest(features)}
 
   def forecast(
     self, params: Params, catalogue: Catalogue, observation: Observation
@@ -254,8 +252,10 @@ def _like_logits(
 
 def _hazards(effects: Effects, kinds: Array) -> tuple[Array, Array]:
   """The logits by which each of I items, [I], and all else, [], drive away."""
-  leaving, anyway = effects.all_leaving + _LEAVES_ANYWAY
-  return kinds @ effects.leaving + leaving, anyway
+  known = leaving.Leaving(
+    effects.leaving, *(effects.all_leaving + leaving.START)
+  )
+  return leaving.hazards(known, kinds), known.anyway
 
 
 def nothing_planned(known: Forecast) -> Planned:

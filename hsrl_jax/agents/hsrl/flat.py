@@ -92,12 +92,13 @@ class _Flat(sequential.Slates):
       chosen, allowed = carry
       item, place = inputs
       logits = policy.logits(start, chosen, place)
-      begins = policy.begin(start, chosen)
+      anchor = policy.anchor(start, chosen)
       if self.spec.supervised is not None:
         free = supervised.free(self.settings, observation, 1)
-        logits, begins = (_held(start, x, free) for x in (logits, begins))
-      log_pi = masking.log_softmax(logits, allowed)
-      anchor = masking.log_softmax(begins, allowed)
+        logits, anchor = (_held(start, x, free) for x in (logits, anchor))
+      log_pi, anchor = (
+        masking.log_softmax(x, allowed) for x in (logits, anchor)
+      )
       one = policy.one_chosen(start, item, place)
       carry = jax.tree.map(jnp.add, chosen, one), allowed.at[item].set(False)
       found = (

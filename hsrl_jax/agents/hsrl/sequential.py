@@ -141,7 +141,7 @@ class Slates(NamedTuple):
       catalogue: the items.
       transition: the slate, int32 [K], and its responses.
       found: float32 [K, P] each, log-probability of each choice, and of what
-        it was drawn from entropy and divergence from its beginning, nats.
+        it was drawn from entropy and divergence from its anchor, nats.
       start: the policy's view of the state.
       before: what was chosen before each choice, as `nothing`; None: all have
         the value of the state.
@@ -338,14 +338,14 @@ class Sequential(Slates):
       ],
       1,
     )
-    begins = jax.vmap(policy.begin, (None, 0))(start, chosen)
+    anchor = jax.vmap(policy.anchor, (None, 0))(start, chosen)
     if spec.supervised is not None:
       free = supervised.free(self.settings, observation, spec.slate_size)
-      logits, begins = (x * free[:, None, None] for x in (logits, begins))
+      logits, anchor = (x * free[:, None, None] for x in (logits, anchor))
     if policy.item_prior:
-      logits, begins = (x + notes.prior for x in (logits, begins))
+      logits, anchor = (x + notes.prior for x in (logits, anchor))
     log_probs, anchor = (
-      masking.log_softmax(x, notes.allowed) for x in (logits, begins)
+      masking.log_softmax(x, notes.allowed) for x in (logits, anchor)
     )
     found = (
       masking.pick(log_probs, sids),

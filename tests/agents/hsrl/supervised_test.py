@@ -168,6 +168,27 @@ class SupervisedTest(parameterized.TestCase):
         choices.log_probs.sum(-1), acted.log_prob, rtol=1e-3, atol=1e-4
       )
 
+  @parameterized.parameters(*AGENTS)
+  def test_what_is_held_has_no_divergence(self, agent):
+    made, nothing = _made(agent, anchor_weight=0.5), jnp.zeros(0, jnp.int32)
+
+    @jax.jit
+    def divergence(seen):
+      given = (made.params, made.catalogue)
+      acted = made.agent.act(*given, seen, nothing, None, 1.0)
+      one = checks.transition(
+        seen,
+        slate=acted.slate,
+        response=jnp.ones(toy.SLATE),
+        hidden=NONE,
+        notes=acted.notes,
+      )
+      choices = made.agent.on_policy.choices(*given, one, None)
+      return choices.metrics["divergence"]
+
+    np.testing.assert_allclose(divergence(made.observation), 0.0, atol=1e-6)
+    self.assertGreater(divergence(_later(made)), 1e-4)
+
   def test_the_policy_of_the_next_item_needs_a_softmax_over_items(self):
     config = _made("hsrl").config
     own = dataclasses.replace(config.next_item, item_weight=0.0)
