@@ -376,9 +376,34 @@ class LeaveTest(parameterized.TestCase):
         params["policy"]["params"][name] *= 0
     begins = choices(made.agent, params, 1.0)
     np.testing.assert_allclose(begins.metrics["divergence"], 0, atol=1e-6)
-    # Of two places, and a third one that shows nothing, each choice's own.
     both = zip(left.log_probs[:2], begins.log_probs[:2], strict=True)
     self.assertTrue(any((x != y).any() for x, y in both))
+
+  @parameterized.parameters("hsrl", "ppo")
+  def test_an_empty_place_counts_nothing(self, agent):
+    made = _made(agent, leave_penalty=2.0, anchor_weight=0.5)
+    notes, features = _greedy(made).notes, made.catalogue.features
+
+    @jax.jit
+    def choices(features, allowed):
+      space = made.catalogue._replace(features=features)
+      own = notes._replace(allowed=allowed)
+      one = _shown(made, jnp.array([9, 4, 0]), own)
+      return made.agent.on_policy.choices(made.params, space, one, None)
+
+    found = choices(features, notes.allowed)
+    np.testing.assert_array_equal(found.log_probs[2], 0.0)
+    # Neither what padding is like ...
+    others = [choices(features.at[0].set(0.5), notes.allowed)]
+    if agent == "hsrl":  # ... nor what might stand there.
+      allowed = notes.allowed.at[2].set(False).at[2, :, 0].set(True)
+      others.append(choices(features, allowed))
+    for other in others:
+      np.testing.assert_allclose(other.entropy, found.entropy, rtol=1e-5)
+      for name in ("leave_loss", "divergence"):
+        np.testing.assert_allclose(
+          other.metrics[name], found.metrics[name], rtol=1e-5
+        )
 
 
 class ValueTest(parameterized.TestCase):
