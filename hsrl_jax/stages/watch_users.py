@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import http.server
 import os
+import sys
 from typing import Any, NamedTuple
 from urllib import parse
 
@@ -229,6 +230,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     """Says nothing."""
 
 
+class _HttpServer(http.server.ThreadingHTTPServer):
+  def handle_error(self, *request: Any) -> None:
+    """Says nothing of a browser that went away."""
+    if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+      super().handle_error(*request)
+
+
 def listen(run: Run, port: int) -> http.server.ThreadingHTTPServer:
   """Returns a server of the page on this machine; 0 is any free port.
 
@@ -237,7 +245,7 @@ def listen(run: Run, port: int) -> http.server.ThreadingHTTPServer:
   """
   handler = type("Handler", (_Handler,), {"users": Users(run)})
   try:
-    return http.server.ThreadingHTTPServer(("127.0.0.1", port), handler)
+    return _HttpServer(("127.0.0.1", port), handler)
   except OSError as error:
     raise InputError(
       f"port {port} cannot be listened at ({error}); expected a free one"

@@ -4,11 +4,15 @@ import collections
 import contextlib
 import html
 import http.client
+import io
 import itertools
 import pathlib
 import re
+import socket
 import threading
+import time
 import types
+from unittest import mock
 from urllib import parse
 
 import jax
@@ -302,6 +306,27 @@ class PageTest(absltest.TestCase):
     self.assertEqual(self._get(port, method="POST")[0], 501)
     with self.assertRaisesRegex(InputError, f"{port} cannot be listened at"):
       watch_users.listen(_run(), port)
+
+  def test_a_browser_that_hangs_up_is_no_fault(self):
+    _, port = self._serve()
+    asked, said = threading.Event(), io.StringIO()
+
+    def large(*given):
+      asked.set()
+      return "x" * 10**7  # More than the system keeps for a client.
+
+    with contextlib.redirect_stderr(said):
+      with mock.patch.object(watch_users.Users, "html", large):
+        with socket.create_connection(("127.0.0.1", port)) as client:
+          client.sendall(b"GET / HTTP/1.0\r\n\r\n")
+          asked.wait()
+        while any("process_request" in x.name for x in threading.enumerate()):
+          time.sleep(0.01)
+      self.assertEqual(said.getvalue(), "")
+      with mock.patch.object(watch_users.Users, "html", side_effect=KeyError):
+        with self.assertRaises(http.client.RemoteDisconnected):
+          self._get(port)
+    self.assertIn("KeyError", said.getvalue())
 
   def test_a_run_without_a_policy(self):
     run = _run()
