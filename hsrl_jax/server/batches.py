@@ -25,6 +25,7 @@ from hsrl_jax.server.store import (
   StoreError,
   Writer,
   open_store,
+  records,
 )
 from hsrl_jax.server.store.database import Store
 from hsrl_jax.serving import versions
@@ -32,7 +33,7 @@ from hsrl_jax.serving.recommender import Query, Recommendations, Recommender
 
 _REWARDS = 10.0  # Seconds for which sums over the store are good.
 _OLD = 600.0  # Seconds between two looks for slates that are too old.
-_PIECE, _PAUSE = 500, 0.1  # Slates that are looked at together, then a pause.
+_PIECE, _PAUSE = 500, 0.1  # Slates that are deleted together, then a pause.
 
 _log = logging.getLogger(__name__)
 
@@ -223,21 +224,26 @@ class Server:
   async def _forget(self, thread: concurrent.futures.Executor) -> None:
     """Deletes what is older than it may be, piece by piece."""
     loop, settings = asyncio.get_running_loop(), self.settings
-    last = None
 
-    def piece() -> int | None:
+    def piece() -> tuple[int, int]:
       if self._deleter is None:  # The writer has a connection of its own.
         self._deleter = open_store(settings.store)
       before = time.time() - 86_400 * settings.retention
-      return self._deleter.forget(before, last or 0, _PIECE)
+      return self._deleter.forget(before, _PIECE)
 
     while settings.retention and self.store is not None:
+      deleted = unread = 0
       try:
-        last = await loop.run_in_executor(thread, piece)
+        deleted, unread = await loop.run_in_executor(thread, piece)
       except (StoreError, InputError) as error:
-        last = None
         _log.warning("old slates stay: %s", error)
-      await asyncio.sleep(_OLD if last is None else _PAUSE)
+      if unread:
+        _log.warning(
+          "--retention deleted %d slates with feedback that was in no "
+          "collection yet; expected --mode=collect more often, or more days",
+          unread,
+        )
+      await asyncio.sleep(_PAUSE if deleted == _PIECE else _OLD)
 
   def _take(self, arms: Arms) -> None:
     """Serves arms, where they are not what is served already."""
@@ -283,7 +289,7 @@ class Server:
     # Logs take no propensity of 0, to which a small one is rounded.
     chances = np.clip(slate.propensity[:count], np.finfo(np.float32).tiny, 1)
     now = round(time.time(), 3)
-    request_id = f"{int(1e3 * now):012x}{os.urandom(10).hex()}"
+    request_id = records.first_id(now) + os.urandom(10).hex()
 
     def text(value) -> str:
       return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY).decode()

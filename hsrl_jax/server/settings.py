@@ -23,8 +23,8 @@ class Settings:
       by their rows in the catalogue.
     store: where slates and feedback are kept, the path of an SQLite file or a
       URL that begins with postgresql://; "": nowhere.
-    retention: days after which slates that were collected are deleted from the
-      store; 0: they stay.
+    retention: days after which slates are deleted from the store, collected or
+      not; 0: they stay.
     canary: share of users, by a hash of user_id, who get the newest version
       while the rest gets the one before; 0: all get the newest.
   """

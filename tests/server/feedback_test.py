@@ -5,6 +5,7 @@ import json
 import pathlib
 import shutil
 import tempfile
+import time
 from unittest import mock
 
 import numpy as np
@@ -313,22 +314,35 @@ class FeedbackTest(absltest.TestCase):
     self.assertLess(sum(min(x) for x in chances.values()), 1.001)
 
   @mock.patch.object(batches, "_OLD", 0.01)
-  def test_old_slates_go_once_they_are_collected(self):
-    with self._serving(retention=1e-9) as (_, _, port):
-      names = []
-      for _ in range(3):
-        _, answer = running.ask(port, history=["id-1"], **_USER)
-        names.append(answer["request_id"])
-      for name in names[:2]:
-        _send(port, request_id=name, responses=[0, 1, 1])
-      opened = store_lib.open_store(self.store)
-      self.addCleanup(opened.close)
-      self.assertEqual(opened.close_done(0.0, 1), 1)
-      self.assertEqual({*self._rows()}, {*names})
-      ((last, gone, *_),) = opened.closed(3, 0, 9, 9)
-      opened.transact(lambda: opened.mark("collected_3", last))
-      running.until(lambda: gone not in self._rows())
-      self.assertEqual({*self._rows()}, {*names} - {gone})
+  @mock.patch.object(batches, "_REWARDS", 0.0)
+  def test_old_slates_go_whatever_came_of_them(self):
+    now, days = time.time(), [0]
+    with (
+      mock.patch.object(time, "time", lambda: now + 86_400 * days[0]),
+      self._serving(retention=1) as (_, _, port),
+    ):
+      _, unanswered = running.ask(port, history=["id-1"], **_USER)
+      _, first = running.ask(port, history=["id-1"], **_USER)
+      _send(port, request_id=first["request_id"], responses=[1, 1, 1])
+      days[0] = 0.9
+      _, last = running.ask(port, history=["id-1"], **_USER)
+      _send(port, request_id=last["request_id"], responses=[1, 0, 0])
+      before = running.metrics(port)
+      with self.assertLogs(batches.__name__, "WARNING") as said:
+        days[0] = 1.1
+        running.until(lambda: len(self._rows()) == 1)
+        running.until(lambda: said.output)
+      self.assertEqual({*self._rows()}, {last["request_id"]})
+      self.assertIn("deleted 1 slates with feedback", said.output[0])
+      after = running.metrics(port)
+    arm = f'{{arm="stable",version="{last["version"]}"}}'
+    for name, old, new in (("", 2, 1), ("_slates", 2, 1), ("_users", 2, 1)):
+      values = [x[f"hsrl_reward{name}{arm}"] for x in (before, after)]
+      self.assertEqual(values, [old, new], name)
+    counters = {x for x in before if "_total" in x}
+    self.assertNotEmpty(counters)
+    for name in counters:  # What was counted stays.
+      self.assertGreaterEqual(after[name], before[name], name)
 
   def test_without_a_store_nothing_is_known(self):
     with running.serving(self.recommender, folder=self.folder) as (_, _, port):

@@ -323,9 +323,11 @@ class PageTest(absltest.TestCase):
         while any("process_request" in x.name for x in threading.enumerate()):
           time.sleep(0.01)
       self.assertEqual(said.getvalue(), "")
-      with mock.patch.object(watch_users.Users, "html", side_effect=KeyError):
-        with self.assertRaises(http.client.RemoteDisconnected):
-          self._get(port)
+      with (
+        mock.patch.object(watch_users.Users, "html", side_effect=KeyError),
+        self.assertRaises(http.client.RemoteDisconnected),
+      ):
+        self._get(port)
     self.assertIn("KeyError", said.getvalue())
 
   def test_a_run_without_a_policy(self):

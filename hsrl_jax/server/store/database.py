@@ -7,6 +7,7 @@ wait for it again beside a busy event loop.
 
 import itertools
 import json
+import math
 import pathlib
 import random
 import re
@@ -17,6 +18,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from hsrl_jax.errors import InputError
+from hsrl_jax.server.store import records
 from hsrl_jax.server.store.engines import (
   COLUMNS,
   Conflict,
@@ -25,10 +27,9 @@ from hsrl_jax.server.store.engines import (
   StoreError,
   line,
 )
-from hsrl_jax.server.store.records import Slate
 
 FORMAT = 2
-SHOWN = (*Slate._fields, "part")
+SHOWN = (*records.Slate._fields, "part")
 ANSWER = (
   *("request_id", "responses", "unanswered", "reward", "terminated"),
   "earned",
@@ -268,42 +269,44 @@ class Store:
       str(number),
     )
 
-  def forget(self, before: float, after: int, most: int) -> int | None:
-    """Deletes slates that were shown `before`, and are in collected files.
+  def forget(self, before: float, most: int) -> tuple[int, int]:
+    """Deletes slates that were shown `before`, whatever came of them.
+
+    What they earned is in the sums of `earned` no longer, so that nothing is
+    left of a user without slates.
 
     Args:
       before: seconds since 1970.
-      after: of slates with larger numbers,
-      most: this many are looked at; `collected_K` is up to which one those of K
-        items are in files.
+      most: slates that are deleted.
 
     Returns:
-      The last number that was looked at; None: none was so old.
+      How many were deleted, and how many of these had feedback that is in no
+      collected file: `collected_K` is the last number of K items that is.
     """
 
-    def work() -> int | None:
+    def work() -> tuple[int, int]:
       rows = self._engine.read(
-        "SELECT closed, width, part, time, request_id FROM slates "
-        "WHERE closed IS NOT NULL AND closed > ? ORDER BY closed LIMIT ?",
-        *(5, after, most),
+        "SELECT request_id, earned, closed, width, part FROM slates "
+        "WHERE request_id < ? ORDER BY request_id LIMIT ?",
+        *(5, records.first_id(before), most),
       )
-      rows, last = [x for x in rows if x[3] < before], [x[0] for x in rows[-1:]]
       if not rows:
-        return None
-      about = self.about()
-      rows = [x for x in rows if x[0] <= int(about.get(f"collected_{x[1]}", 0))]
-      slates = self._named()
-      ids = json.dumps([x[-1:] for x in rows])
-      self._count("-s.earned", "-1", ids)
+        return 0, 0
+      about, answered = self.about(), [x for x in rows if x[1] is not None]
+      read = [
+        (closed or math.inf) <= int(about.get(f"collected_{width}", 0))
+        for _, _, closed, width, _ in answered
+      ]
+      slates, ids = self._named(), json.dumps([x[:1] for x in rows])
+      self._count("-s.earned", "-1", json.dumps([x[:1] for x in answered]))
       for gone in (
         f"users WHERE n = 0 AND user_id IN (SELECT s.user_id FROM {slates})",
         f"sessions WHERE {self._last_is()}",
         f"slates WHERE request_id IN (SELECT s.request_id FROM {slates})",
       ):
         self._engine.run(f"DELETE FROM {gone}", ids)
-      top = max((max(x[0], x[2] + 1) for x in rows), default=0)
-      self.mark("forgotten", top)
-      return last[0]
+      self.mark("forgotten", max(max(x[2] or 0, x[4] + 1) for x in rows))
+      return len(rows), len(read) - sum(read)
 
     return self.transact(work)
 

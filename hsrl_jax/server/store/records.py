@@ -10,10 +10,18 @@ class UnknownRequest(Exception):
   """No slate has this request id."""
 
 
+def first_id(time: float) -> str:
+  """The start of request ids made at a time, seconds since 1970.
+
+  Those of earlier slates sort before it.
+  """
+  return f"{int(1e3 * time):012x}"
+
+
 class Slate(NamedTuple):
   """A slate that was shown, of K items; lists are JSON texts."""
 
-  request_id: str  # Unique; later ones sort after earlier ones, roughly.
+  request_id: str  # Unique; begins with `first_id` of its time.
   user_id: str  # Of the source.
   # Of the client; None: the slate is a session of its own.
   session_id: str | None

@@ -360,49 +360,49 @@ class StoreTest(parameterized.TestCase):
       self.assertSequenceAlmostEqual(opened.earned(arm, "1"), want)
 
   @parameterized.parameters(*ENGINES)
-  def test_only_what_is_old_and_collected_is_forgotten(self, engine):
+  def test_whatever_is_old_is_forgotten(self, engine):
     opened, rng = self._open(engine), random.Random(2)
-    names = [f"{i:02d}" for i in range(60)]
+    times = [rng.randrange(9) + 0.5 for _ in range(60)]
+    names = [f"{records.first_id(x)}{i:02d}" for i, x in enumerate(times)]
     shown = [
       slate(
-        *(x, rng.choice("xyz"), rng.choice(["s", None]), 0, rng.randrange(9)),
+        *(x, rng.choice("xyz"), rng.choice(["s", None]), 0, time),
         items=rng.choice(["abc", "ab"]),
         arm=rng.choice(["stable", "canary"]),
       )
-      for x in names
+      for x, time in zip(names, times, strict=True)
     ]
     writer.apply(opened, shown)
     answered = [x for x in names if rng.random() < 0.7]
     writer.apply(opened, [Feedback(x, {"a": 1, "b": 0}) for x in answered])
     writer.apply(opened, [Feedback(x, {"c": 0}) for x in answered[::2]])
     closed = opened.close_done(0.0, 99)
-    query = "SELECT request_id, width, closed, time FROM slates"
+    self.assertGreater(closed, 20)
+    query = "SELECT request_id, width, closed, responses FROM slates"
     before = opened._engine.read(query, 4)
-
-    def forget():
-      after = 0
-      while (after := opened.forget(5.0, after, 7)) is not None:
-        pass
-      return {row[0] for row in opened._engine.read(query, 4)}
-
-    self.assertEqual(forget(), {*names})  # No file holds any of them.
-    opened.transact(lambda: opened.mark("collected_3", 20))
-    opened.transact(lambda: opened.mark("collected_3", 9))  # An older one.
-    opened.transact(lambda: opened.mark("collected_2", 30))
-    gone = {
+    for width, last in ((3, 20), (3, 9), (2, 30)):  # 9 is an older one.
+      opened.transact(lambda k=width, n=last: opened.mark(f"collected_{k}", n))
+    old = {x for x, time in zip(names, times, strict=True) if time < 5}
+    unread = {
       name
-      for name, width, number, time in before
-      if number and number <= {2: 30, 3: 20}[width] and time < 5
+      for name, width, number, responses in before
+      if responses and not (number and number <= {2: 30, 3: 20}[width])
     }
-    self.assertGreater(len(gone), 5)
-    self.assertEqual(forget(), {*names} - gone)
-    self._check_earned(opened)
+    self.assertGreater(len(old & unread), 2)
+    pieces = []
+    while not pieces or pieces[-1][0]:
+      pieces.append(opened.forget(5.0, 7))
+      self._check_earned(opened)
+    self.assertEqual([x for x, _ in pieces[:-2]], [7] * (len(old) // 7))
+    counts = tuple(map(sum, zip(*pieces, strict=True)))
+    self.assertEqual(counts, (len(old), len(old & unread)))
+    left = {row[0] for row in opened._engine.read(query, 4)}
+    self.assertEqual(left, {*names} - old)
     # The rest goes too; then numbers and parts are new ones all the same.
-    for width in (2, 3):
-      opened.transact(lambda k=width: opened.mark(f"collected_{k}", closed))
-    opened.forget(99.0, 0, 99)
+    opened.forget(99.0, 99)
+    for table in ("slates", "sessions", "users"):
+      self.assertEqual(opened._engine.read(f"SELECT 1 FROM {table}", 1), [])
     self._check_earned(opened)
-    self.assertEqual(opened.closed(3, 0, closed, 99), [])
     writer.apply(opened, [slate("r", "new", "s"), Feedback("r", [1, 1, 0])])
     self.assertEqual(opened.close_done(0.0, 99), 1)
     ((number, *_), *_) = opened.closed(3, 0, 999, 99)
@@ -418,8 +418,7 @@ class StoreTest(parameterized.TestCase):
         writer.apply(opened, [Feedback(name, [0, 0, 0], None, name != "d")])
       opened.close_done(0.0, 99)
       rows = opened.closed(3, 0, 999, 99)
-      opened.transact(lambda: opened.mark("collected_3", rows[-1][0]))
-      opened.forget(1e9, 0, 99)
+      opened.forget(1e9, 99)
       return {(row[4], row[5]) for row in rows}
 
     writer.apply(opened, [slate("x", session="s")])  # Nobody answers it.
