@@ -76,9 +76,10 @@ def _lock(path: pathlib.Path):
     except BlockingIOError:
       with file:
         file.seek(0)
-        holder = file.read() or "another"
+        name = file.read()  # Empty while it is written.
+      holder = f"process {name}" if name else "another process"
       raise InputError(
-        f"{path.parent} is in use by process {holder}; expected no other run: "
+        f"{path.parent} is in use by {holder}; expected no other run: "
         "wait for its end, or use another folder"
       ) from None
     except OSError as error:

@@ -65,10 +65,14 @@ def _ways(parts: Parts, missing: list[str], is_drawn: bool) -> list[str]:
       f"--raw_data_dir={data.raw_data_dir or 'FOLDER'} "
       f"--workdir={parts.workdir}_sessions"
     )
-  drawn = "; negatives were drawn, so its figures compare policies alone"
+  liked = "slates that are liked, in a simulator"
+  if is_drawn:
+    liked += "; negatives were drawn, so its figures compare policies alone"
+  if logged.PROPENSITY not in missing:
+    liked += "; with an estimate of what the policy would have earned"
   ways = [
     ("what users like next", f"{run} --recipe=next_item"),
-    (f"slates that are liked, in a simulator{drawn * is_drawn}", run),
+    (liked, run),
   ]
   if logged.SESSIONS not in missing:
     ways.insert(0, ("long sessions", sessions))

@@ -93,6 +93,8 @@ class AdviseTest(folders.FolderTest):
     weighed = [x for x in commands if "--importance_clip" in x]
     self.assertEqual(bool(weighed), bool(propensity))
     self.assertEqual("without propensity" in out, not propensity)
+    estimated = "with an estimate of what the policy would have earned:"
+    self.assertEqual(estimated in out, bool(propensity))
     self.assertNotIn("long sessions: not", out)
 
   def test_without_logs(self):
