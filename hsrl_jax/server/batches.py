@@ -239,8 +239,8 @@ class Server:
         _log.warning("old slates stay: %s", error)
       if unread:
         _log.warning(
-          "--retention deleted %d slates with feedback that was in no "
-          "collection yet; expected --mode=collect more often, or more days",
+          "deleted %d old slates with feedback that was in no collection yet; "
+          "expected to collect more often, or a longer retention",
           unread,
         )
       await asyncio.sleep(_PAUSE if deleted == _PIECE else _OLD)

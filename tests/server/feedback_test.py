@@ -333,7 +333,7 @@ class FeedbackTest(absltest.TestCase):
         running.until(lambda: len(self._rows()) == 1)
         running.until(lambda: said.output)
       self.assertEqual({*self._rows()}, {last["request_id"]})
-      self.assertIn("deleted 1 slates with feedback", said.output[0])
+      self.assertIn("deleted 1 old slates with feedback", said.output[0])
       after = running.metrics(port)
     arm = f'{{arm="stable",version="{last["version"]}"}}'
     for name, old, new in (("", 2, 1), ("_slates", 2, 1), ("_users", 2, 1)):
