@@ -82,7 +82,7 @@ def _parse(argv: list[str]) -> list[str]:
   except UnicodeDecodeError as error:
     found = f"a --flagfile is no text ({error}); expected flags, one a line"
   except (flags.Error, OSError, errors.InputError) as error:
-    found = error
+    found = str(error).removeprefix("ERROR:: ")
   print(errors.line(found), file=sys.stderr)
   sys.exit(2)
 

@@ -650,7 +650,7 @@ class BadInputTest(parameterized.TestCase):
     (("--no_such_flag=1",), "no_such_flag"),
     (("--mode=fly",), "mode"),
     (("--iterations=many",), "iterations"),
-    (("--flagfile=/no/such.flags",), "/no/such.flags"),
+    (("--flagfile=/no/such.flags",), "error: Unable to open flagfile: "),
     (("--heads=5",), "--heads is 5; expected a divisor of width = 32"),
     (("--simulator_protocol=twice",), "--simulator_protocol is 'twice'"),
     (("--sid_levels=0",), "--sid_levels is 0; expected in [1, 62]"),

@@ -192,7 +192,8 @@ def _from_logs(
   if rows and rows["with_propensities"] < rows["of_rows"]:
     whole = [
       f"{rows['with_propensities']:,} of {rows['of_rows']:,} slates have "
-      "propensities; values are of these, and of sessions without any other."
+      "propensities. Values are of these; those of sessions are of sessions "
+      "in which all slates have them."
     ]
   return [
     (
