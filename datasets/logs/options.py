@@ -6,6 +6,7 @@ All may be missing; docs/bring_your_own.md says what each sets.
 import dataclasses
 import json
 import pathlib
+import sys
 
 from hsrl_jax.data import feedback
 from hsrl_jax.errors import InputError, reading
@@ -49,18 +50,21 @@ def read(folder: pathlib.Path, split_by: str = "time") -> Options:
 
 
 def _whole(value, least: int) -> bool:
-  return type(value) is int and value >= least
+  return type(value) is int and least <= value < 2**31
 
 
 def _number(value) -> bool:
-  return type(value) in (int, float) and abs(value) < float("inf")
+  return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 # Option to whether a value may be given, and what is expected.
 _RULES = {
-  "slate_size": (lambda x: _whole(x, 1), "a whole number from 1"),
-  "seed": (lambda x: _whole(x, 0), "a whole number from 0"),
-  "newest": (lambda x: x is None or _whole(x, 8), "a whole number from 8"),
+  "slate_size": (lambda x: _whole(x, 1), "a whole number from 1, below 2^31"),
+  "seed": (lambda x: _whole(x, 0), "a whole number from 0, below 2^31"),
+  "newest": (
+    lambda x: x is None or _whole(x, 8),
+    "a whole number from 8, below 2^31",
+  ),
   "negatives": (
     lambda x: x in feedback.NEGATIVES,
     " or ".join(feedback.NEGATIVES),

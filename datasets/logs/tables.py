@@ -385,7 +385,7 @@ class Items:
     name = id_(cell)
     if name not in self._number:
       raise ValueError(
-        f"item {name!r}; expected an item_id of the table of items"
+        f"item {short(name)}; expected an item_id of the table of items"
       )
     return self._number[name]
 

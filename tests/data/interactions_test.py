@@ -529,6 +529,8 @@ class FilesTest(folders.DataTest):
     ({"slate": 3}, "has the option 'slate'; expected some of slate_size"),
     ({"slate_size": 0}, "slate_size is 0; expected a whole number from 1"),
     ({"slate_size": 2.0}, "slate_size is 2.0; expected a whole number"),
+    ({"slate_size": 2**31}, "expected a whole number from 1, below 2^31"),
+    ({"like_from": 10**400}, "0; expected a number"),
     ({"negatives": "hard"}, "negatives is 'hard'; expected uniform or"),
     ({"base_rate": 1}, "base_rate is 1; expected a share in (0, 1)"),
     ({"base_rate": True}, "base_rate is True; expected a share"),
@@ -553,6 +555,8 @@ class FilesTest(folders.DataTest):
   def test_items_that_no_file_has(self):
     (self.raw / "items.csv").write_text("item_id\ni1\n")
     self._refused("; expected an item_id of the table of items")
+    self.rows.loc[0, "item_id"] = "x" * 9_000
+    self._refused(f"item '{'x' * 59}; expected an item_id")
 
   def test_vectors_that_are_asked_for(self):
     ids = self.rows["item_id"].unique()
