@@ -21,6 +21,7 @@ RECIPES = ("replay", "on_policy", "logs", "next_item", "next_item,on_policy")
 ITEM_VECTORS = ("auto", "given", "logs")
 # The most of which draws of 8 bits keep anything.
 _DROPOUT = 0.998
+_INPUTS = ("ids", "features")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,12 @@ class SimulatorConfig(SessionConfig):
     return dataclasses.replace(self, **changes)
 
 
+def _heads(width: int, size: int) -> int:
+  """Attention heads of about `size` numbers each, two at least if they divide."""
+  most = max(width // size, 2)
+  return next(x for x in range(most, 0, -1) if width % x == 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class NetworkConfig(Checked):
   """Sizes of the networks, the same for every agent.
@@ -147,25 +154,24 @@ class NetworkConfig(Checked):
     width: d of the encoder's state, and of what is made of it.
     layers: transformer layers of the encoder; 0: the history is summed up, once
       evenly and once with more weight to what is newer.
-    heads: attention heads; divides `width`.
     dropout: rate in training.
     critic_hidden: hidden widths of each value.
   """
 
   width: int = setting(32, least=1)
   layers: int = setting(1, least=0)
-  heads: int = setting(4, least=1)
   dropout: float = setting(0.1, least=0, most=_DROPOUT)
   critic_hidden: tuple[int, ...] = setting((256, 64), least=1)
-
-  def __post_init__(self):
-    super().__post_init__()
-    self.require_divisor("heads", "width")
 
   @property
   def encoder(self) -> tuple[int, int, int, float]:
     """The sizes that an Encoder takes."""
     return self.width, self.layers, self.heads, self.dropout
+
+  @property
+  def heads(self) -> int:
+    """Attention heads."""
+    return _heads(self.width, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,17 +319,16 @@ def unread_of(recipe: str) -> tuple[str, ...]:
 class NextItemConfig(Checked):
   """Training on the next item that a user likes, `--recipe=next_item`.
 
-  An item's vector is the sum of what is switched on: an embedding of its own,
-  embeddings of its tokens (in hsrl), a linear map of its features.
+  An item's vector is the sum of `inputs` and, in hsrl, of embeddings of its
+  tokens.
 
   Attributes:
     width: d of all layers.
     layers: transformer layers of the encoder.
-    heads: attention heads; divides `width`.
     dropout: rate in training.
     history: T, liked items that are looked at.
-    id_inputs: whether each item has an embedding of its own.
-    feature_inputs: whether its features count.
+    inputs: of an item's vector: `ids`, an embedding of its own; `features`, a
+      linear map of its features.
     interactions: numbers of a vector by who liked the item in the training
       logs (a truncated SVD) that stands beside its features; 0 for none. Not
       where the features are made of the logs already.
@@ -351,11 +356,9 @@ class NextItemConfig(Checked):
 
   width: int = setting(64, least=1)
   layers: int = setting(1, least=1)
-  heads: int = setting(2, least=1)
   dropout: float = setting(0.3, least=0, most=_DROPOUT)
   history: int = setting(50, least=1)
-  id_inputs: bool = True
-  feature_inputs: bool = True
+  inputs: tuple[str, ...] = setting(_INPUTS, among=_INPUTS, length=1)
   interactions: int = setting(64, least=0)
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
@@ -372,7 +375,6 @@ class NextItemConfig(Checked):
 
   def __post_init__(self):
     super().__post_init__()
-    self.require_divisor("heads", "width")
     self.require(
       "patience",
       self.patience >= self.eval_every,
@@ -383,6 +385,11 @@ class NextItemConfig(Checked):
       self.item_weight > 0 or self.token_weight > 0,
       "above 0 without token_weight",
     )
+
+  @property
+  def heads(self) -> int:
+    """Attention heads."""
+    return _heads(self.width, 32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,6 @@ _SETTINGS = {
   "sid_vocab_size": 16,
   "simulator_epochs": 1,
   "width": 8,
-  "heads": 2,
   "critic_hidden": (8,),
   "users": 8,
   "batch_size": 16,

@@ -170,7 +170,7 @@ class RunsTest(CommandTest):
     self.ok(*TOY, f"--workdir={self.folder / 'W'}", "--mode=data")
     for mode in ("quantize", "simulator"):
       self.ok(f"--workdir={self.folder / 'W'}", f"--mode={mode}")
-    sizes = ("--agent=a2c", "--width=8", "--heads=2")
+    sizes = ("--agent=a2c", "--width=8")
     sizes += ("--batch_size=16", "--buffer_size=800")
     self.ok("P", *sizes, by=self._new)
     goes_on = f"--continue_from={self.folder / 'P'}"

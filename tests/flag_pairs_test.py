@@ -30,7 +30,7 @@ from tests.command import ROOT
 # Sizes of the toy, for nothing depends on how long or how large.
 _TOY = ("--sid_levels=2", "--sid_vocab_size=8")
 _RL = (
-  *("--width=8", "--heads=2"),
+  "--width=8",
   *("--critic_hidden=8", "--users=4", "--iterations=4"),
   "--iterations_per_call=4",
 )
@@ -51,9 +51,7 @@ _LEFT_OUT = {
   *("curve_every", "save_every", "seeds", "polyak", "discount"),
   *(
     "width",
-    "heads",
     "next_item_width",
-    "next_item_heads",
     "sid_levels",
     "sid_vocab_size",
     "critic_hidden",

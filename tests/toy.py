@@ -79,7 +79,7 @@ def inputs() -> core.Inputs:
 
 BASE = Config(
   quantizer=QuantizerConfig(levels=2, vocab_size=8),
-  network=NetworkConfig(width=8, layers=1, heads=2, critic_hidden=(8,)),
+  network=NetworkConfig(width=8, layers=1, critic_hidden=(8,)),
   train=TrainConfig(
     learning_rate=1e-3,
     temperature=0.3,

@@ -52,7 +52,7 @@ def small(path: pathlib.Path, **changes):
     save_every=8,
     **changes,
   )
-  network = dataclasses.replace(config.network, width=8, layers=1, heads=2)
+  network = dataclasses.replace(config.network, width=8, layers=1)
   return dataclasses.replace(config, train=train, network=network)
 
 

@@ -23,6 +23,8 @@ from hsrl_jax.types import (
   Transition,
 )
 
+ADVANTAGE_CLIP = 1.0  # Bound of the advantage of a replayed or logged slate.
+
 
 @dataclasses.dataclass(frozen=True)
 class Settings(Checked):
@@ -65,12 +67,10 @@ class PolicySettings(ValueSettings):
   """Of agents whose actor follows a policy gradient.
 
   Attributes:
-    advantage_clip: bound of the slate's advantage.
     importance_clip: truncation of the importance weights of replayed or
       logged actions; 0 turns the weights off.
   """
 
-  advantage_clip: float = setting(1.0, above=0)
   importance_clip: float = setting(0.0, least=0)
 
 
@@ -114,7 +114,7 @@ class OnPolicySettings(ValueSettings, EntropySettings):
 
   trace: float = setting(0.9, least=0, most=1)
   credit: str = setting("slate", among=("slate", "slot", "token"))
-  critic_sees_state: bool = False
+  critic_sees_state: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -330,7 +330,7 @@ def actor_critic(
     target,
     value[None],
     spec.reward.shares(transition.response),
-    clip=settings.advantage_clip,
+    clip=ADVANTAGE_CLIP,
   )
   actor = policy_gradient.actor_loss(
     log_probs, advantages, drawn, settings.importance_clip

@@ -234,8 +234,8 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
     token_weight=c.token_weight if tokens else 0.0,
     item_weight=c.item_weight if config.agent != "sasrec" else 1.0,
     token_inputs=tokens,
-    id_inputs=c.id_inputs,
-    feature_inputs=c.feature_inputs,
+    id_inputs="ids" in c.inputs,
+    feature_inputs="features" in c.inputs,
     hidden=c.hidden,
     token_dropout=c.token_dropout,
   )

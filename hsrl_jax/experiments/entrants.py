@@ -113,6 +113,8 @@ FORESIGHT = {
   "random_sids": {"assignment": "shuffled", "semantic_tokens": False},
   # Tokens of like codebook vectors learn nothing from each other.
   "free_tokens": {"semantic_tokens": False},
+  # The critic sees no more of a user than the policy.
+  "blind_critic": {"critic_sees_state": False},
   # What more training earns.
   "twice_as_long": {"times": 2},
 }
@@ -193,9 +195,8 @@ def able(experiment: jobs.Experiment, agents: Collection[str]) -> list[str]:
 def variants(
   names: Collection[str],
   known: Mapping[str, Mapping[str, Any]] = VARIANTS,
-  setting: str = "variants",
 ) -> dict[str, Mapping[str, Any]]:
-  """Changes of the named variants; the `setting` names them.
+  """Changes of the named variants.
 
   Raises:
     InputError: a variant is unknown.
@@ -203,7 +204,7 @@ def variants(
   for name in names:
     if name not in known:
       raise InputError(
-        f"{setting} has {name!r}; expected some of {', '.join(known)}"
+        f"variants has {name!r}; expected some of {', '.join(known)}"
       )
   return {name: known[name] for name in names}
 

@@ -4,7 +4,7 @@ A policy is trained on what users of the logs liked next. From there others go
 on by RL in a simulator of the same logs. All are measured on held-out logs and
 in the simulator: what RL gains there, and what it loses here. `hsrl` is the
 recipe next_item,on_policy; `rl_alone` the same RL without the first part; the
-other ROWS are `hsrl` with one thing changed.
+other VARIANTS are `hsrl` with one thing changed.
 """
 
 import dataclasses
@@ -26,8 +26,7 @@ from hsrl_jax.stages.run import Run
 COMPARED = (REFERENCE, "ppo")
 START, RL_ALONE = "supervised", "rl_alone"
 # Changes of fields, by name of the row.
-ROWS: Mapping[str, Mapping[str, Any]] = {
-  REFERENCE: {},
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
   RL_ALONE: {"recipe": "on_policy"},
   # It does not look ahead.
   "no_foresight": {"discount": 0.0},
@@ -48,11 +47,12 @@ def run(experiment: jobs.Experiment) -> None:
   """Runs what is missing; leaves results.json, table.txt and plot.png.
 
   Raises:
-    InputError: the dataset has no logged slates to hold out, or a row is
-      unknown.
+    InputError: the dataset has no logged slates to hold out, or a variant
+      is unknown.
   """
-  names = experiment.config.rows or tuple(ROWS)
-  rows = entrants.variants(names, ROWS, "rows")
+  names = experiment.config.variants
+  known = entrants.variants(VARIANTS if names is None else names, VARIANTS)
+  rows = {REFERENCE: {}} | known
   if Run(experiment.base, experiment.workdir).without_slates:
     raise InputError(
       f"{experiment.name} needs logged slates, on which policies are measured; "

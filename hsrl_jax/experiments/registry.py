@@ -137,14 +137,8 @@ class World(_Tuned, _Agents, _Variants):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnePolicy(Checked):
-  """Settings of `one_policy`.
-
-  Attributes:
-    rows: that are compared beside the supervised policy; None: all.
-  """
-
-  rows: tuple[str, ...] | None = None
+class OnePolicy(_Variants):
+  """Settings of `one_policy`."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,7 +47,6 @@ IN_MODEL = {
   "recipe": "on_policy",
   "learning_rate": 3e-3,
   "trace": 0.5,
-  "critic_sees_state": True,
 }
 _TEMPERATURE = 1.0  # Of the popularity policy that draws logs.
 _VALIDATION = 0.1  # Of the sessions, to choose the epochs of the model's fit.

@@ -151,7 +151,6 @@ class SmallProblemTest(absltest.TestCase):
       behaviour_weight=0.0,
       entropy_weight=0.01,
       entropy_weight_end=0.01,
-      advantage_clip=5.0,
       level_critics=False,
     )
     self.assertNotIn("reward", metrics)

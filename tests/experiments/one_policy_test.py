@@ -17,7 +17,7 @@ from tests import command, toy
 SMALL = (
   *("--dataset=toy", "--sid_levels=2", "--sid_vocab_size=10"),
   "--simulator_epochs=2",
-  *("--width=8", "--heads=2", "--critic_hidden=8", "--users=16"),
+  *("--width=8", "--critic_hidden=8", "--users=16"),
   *("--iterations=40", "--iterations_per_call=20", "--curve_every=40"),
   *("--save_every=40", "--evaluate_episodes=60"),
   *("--next_item_width=8", "--next_item_hidden=8"),
@@ -33,12 +33,13 @@ def _experiment(**config):
 
 class JobsTest(absltest.TestCase):
   def test_rows_differ_in_what_they_say(self):
+    changes = {"hsrl": {}} | one_policy.VARIANTS
     found = [
-      one_policy._job(_experiment(), name, changes, FIRST)
-      for name, changes in one_policy.ROWS.items()
+      one_policy._job(_experiment(), name, x, FIRST)
+      for name, x in changes.items()
     ]
     configs = {x.name: x.config for x in found}
-    self.assertCountEqual(configs, one_policy.ROWS)
+    self.assertCountEqual(configs, changes)
     alone = configs.pop("rl_alone")
     self.assertEqual(alone.train.recipe, "on_policy")
     self.assertIsNone(alone.train.continue_from)
@@ -50,9 +51,10 @@ class JobsTest(absltest.TestCase):
         (config.agent, config.settings), (own.agent, own.settings), name
       )
 
-  def test_an_unknown_row_is_refused(self):
-    with self.assertRaisesRegex(InputError, "rows has 'fast'; expected some"):
-      one_policy.run(_experiment(rows=("hsrl", "fast")))
+  def test_an_unknown_variant_is_refused(self):
+    message = "variants has 'fast'; expected some"
+    with self.assertRaisesRegex(InputError, message):
+      one_policy.run(_experiment(variants=("fast",)))
 
   def test_without_logs_there_is_nothing_to_hold_out(self):
     run = types.SimpleNamespace(without_slates=True)
@@ -68,7 +70,7 @@ class WholeTest(absltest.TestCase):
     given = (
       *(*SMALL, "--experiment=one_policy", "--seeds=0,1"),
       *("--recipe=next_item,on_policy", f"--workdir={folder}/own"),
-      *("--experiment_rows=hsrl,rl_alone", "--next_item_epochs=1"),
+      *("--experiment_variants=rl_alone", "--next_item_epochs=1"),
       *("--simulator_observed=interactions", "--segment=10", "--minibatches=2"),
     )
     status, out, err = command.run(*given)

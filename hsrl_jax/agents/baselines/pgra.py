@@ -96,7 +96,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     log_prob = _log_density(transition.latent, mean, std)
     # A latent action has the slate's advantage alone.
     advantage = returns.item_advantages(
-      target, value[None], None, clip=settings.advantage_clip
+      target, value[None], None, clip=base.ADVANTAGE_CLIP
     )
     actor_loss = policy_gradient.actor_loss(
       log_prob[None, None],

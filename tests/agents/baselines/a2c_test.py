@@ -7,6 +7,7 @@ from absl.testing import absltest, parameterized
 from scipy import special
 
 from hsrl_jax import sid
+from hsrl_jax.agents import base
 from tests.agents import checks
 
 
@@ -34,7 +35,7 @@ class LossTest(parameterized.TestCase):
       entropy_weight=0.1,
       entropy_weight_end=0.1,
     ),
-    dict(importance_clip=1.5, advantage_clip=0.05),
+    dict(importance_clip=1.5),
   )
   def test_by_hand(self, **overrides):
     made = checks.made("a2c", **overrides)
@@ -60,7 +61,7 @@ class LossTest(parameterized.TestCase):
     active[[0, 12]] = -np.inf
     pi, log_pi = special.softmax(active), special.log_softmax(active)
 
-    clip = settings.advantage_clip
+    clip = base.ADVANTAGE_CLIP
     advantages = np.full(3, np.clip(difference, -clip, clip))
     advantages += np.array([1.1, -2.2, 1.1]) / 3
     if settings.importance_clip:

@@ -497,10 +497,24 @@ class EngineTest(absltest.TestCase):
         ]
         self.assertNotEqual(*words)
 
+  def test_a_blind_critic_has_no_weights_for_the_simulators_state(self):
+    env = toy.env()._replace(observed_items=8)
+    rows = []
+    for sees in (True, False):
+      config = self._config(critic_sees_state=sees)
+      made = loop.make(toy.agent(config), env, config.train)
+      learner, stream = jax.eval_shape(made.init, 0, toy.inputs())
+      critic = learner.params["critic"]["params"]
+      rows.append(critic["state"]["kernel"].shape[0])
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape[1:], x.dtype), stream.env)
+    unseen = env.hidden(state, toy.inputs().env_params)
+    self.assertNotEmpty(unseen)
+    self.assertEqual(rows[0] - rows[1], len(unseen))
+
   @pytest.mark.slow
   def test_four_devices_do_what_one_does(self):
     env = toy.env()._replace(observed_items=8)
-    config = self._config(critic_sees_state=True)
+    config = self._config()
     made = loop.make(toy.agent(config), env, config.train)
     found = []
     for devices in (1, 4):
@@ -531,7 +545,6 @@ class EngineTest(absltest.TestCase):
       "batch_size": 16,
       "buffer_size": 640,
       "explore_no_repeat": False,
-      "critic_sees_state": True,
       "repeat_penalty": 0.0,
       "lately_penalty": 0.0,
     }
