@@ -37,8 +37,12 @@ class FinishedRun(NamedTuple):
     if self.about is None:
       return config
     with reading(self.workdir / MODEL, "what this version of hsrl_jax wrote"):
-      own = config_lib.NextItemConfig(**self.about["next_item"])
-      return dataclasses.replace(config, next_item=own)
+      own = {
+        name: tuple(x) if isinstance(x, list) else x  # JSON has no tuples.
+        for name, x in self.about["next_item"].items()
+      }
+      sizes = config_lib.NextItemConfig(**own)
+      return dataclasses.replace(config, next_item=sizes)
 
   def keep(self, workdir: pathlib.Path) -> None:
     """Writes what a run keeps, so that it can do without this one."""
