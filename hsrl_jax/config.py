@@ -141,7 +141,7 @@ class SimulatorConfig(SessionConfig):
 
 
 def _heads(width: int, size: int) -> int:
-  """Attention heads of about `size` numbers each, two at least if they divide."""
+  """Attention heads of about `size` numbers, two at least if they divide."""
   most = max(width // size, 2)
   return next(x for x in range(most, 0, -1) if width % x == 0)
 
