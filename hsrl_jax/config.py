@@ -47,8 +47,6 @@ class DataConfig(Checked):
       `logs`, vectors made of the training likes, joined with features, numbers
       and words of the items; `auto`: the latter where items of your own logs
       have no features.
-    item_vectors_dimensions: numbers of a vector that are made of the likes, and
-      as many that are made of the words.
   """
 
   dataset: str = "movielens_latest_small"
@@ -59,7 +57,6 @@ class DataConfig(Checked):
   truth: str | None = None
   split_by: str = setting("time", among=SPLITS_BY)
   item_vectors: str = setting("auto", among=ITEM_VECTORS)
-  item_vectors_dimensions: int = setting(64, least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,11 +189,9 @@ class TrainConfig(Checked):
     minibatches: on-policy, of each of three passes over a segment; a divisor of
       segment.
     polyak: rate of the target networks, which are also what is evaluated.
-    temperature: how far training strays from the best slate, at the start. An
-      agent that scores items shows the top K of log pi / temperature + Gumbel
-      noise; one with a latent action adds normal noise of this standard
-      deviation to it.
-    temperature_end: the same at the end (geometric in between).
+    temperature: how far training strays from the best slate. An agent that
+      scores items shows the top K of log pi / temperature + Gumbel noise; one
+      with a latent action adds normal noise of this standard deviation to it.
     explore_no_repeat: whether in training no item is shown twice in a session,
       even where the protocol allows it, so that more of the catalogue is
       tried.
@@ -224,7 +219,6 @@ class TrainConfig(Checked):
   minibatches: int = setting(4, least=1)
   polyak: float = setting(0.01, least=0, most=1)
   temperature: float = setting(0.2, above=0)
-  temperature_end: float = setting(0.2, above=0)
   explore_no_repeat: bool = True
   learning_rate: float = setting(2e-3, above=0)
   users: int = setting(32, least=1)
@@ -304,14 +298,13 @@ def goes_on(recipe: str) -> bool:
 def unread_of(recipe: str) -> tuple[str, ...]:
   """Fields of TrainConfig of which RL by a recipe has no use."""
   segments = ("segment", "minibatches")
-  explored = ("temperature", "temperature_end")
   if recipe == "logs":
     return (
       *("buffer_size", "explore_no_repeat", "curve_every"),
-      *(*segments, *explored),
+      *(*segments, "temperature"),
     )
   if recipe.endswith("on_policy"):
-    return (*explored, "batch_size", "buffer_size")
+    return ("temperature", "batch_size", "buffer_size")
   return segments
 
 

@@ -242,9 +242,9 @@ class RefusalsTest(CommandTest):
         [
           "--recipe=on_policy",
           "--iterations_per_call=100",
-          "--item_residual=false",
+          "--without=item_residual",
         ],
-        "--item_residual is given, but --recipe=on_policy does not read it",
+        "without is item_residual; hsrl by recipe=on_policy has no item_residual",
       ),
       *(
         (
@@ -253,7 +253,7 @@ class RefusalsTest(CommandTest):
           "read it; expected --recipe=replay",
         )
         for flag in (
-          *("--temperature=1", "--temperature_end=1", "--batch_size=32"),
+          *("--temperature=1", "--batch_size=32"),
           "--buffer_size=32000",
         )
       ),

@@ -693,10 +693,9 @@ class BadInputTest(parameterized.TestCase):
   def test_item_vectors_are_chosen(self):
     with tempfile.TemporaryDirectory() as folder:
       arguments = ("--dataset=toy", f"--workdir={folder}/run", "--mode=data")
-      chosen = ("--item_vectors=logs", "--item_vectors_dimensions=3")
-      status, out, err = _in_process(*arguments, *chosen)
+      status, out, err = _in_process(*arguments, "--item_vectors=logs")
       self.assertEqual(status, 0, err)
-      self.assertRegex(out, "item vectors: .*, 3 from .* training likes")
+      self.assertRegex(out, "item vectors: .*, \\d+ from .* training likes")
       made = pathlib.Path(folder, "run", "data", "item_vectors.npy")
       self.assertTrue(made.exists())
       status, _, err = _in_process(*arguments, "--item_vectors=auto")

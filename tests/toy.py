@@ -83,7 +83,6 @@ BASE = Config(
   train=TrainConfig(
     learning_rate=1e-3,
     temperature=0.3,
-    temperature_end=0.3,
     users=8,
     batch_size=16,
     buffer_size=8 * 40,

@@ -251,9 +251,9 @@ class OtherModesTest(CommandTest):
     self._refused("--study=catalogue_size is no flag of this command")
 
   def test_arms_that_are_no_agents(self):
-    control = "--experiment_control=best_constant"
-    made = self._ok(*TOY, "--experiment=ab", control, "--users=8")
-    self.assertEqual(made.config, Ab(control="best_constant"))
+    arms = "--experiment_agents=best_constant,hsrl"
+    made = self._ok(*TOY, "--experiment=ab", arms, "--users=8")
+    self.assertEqual(made.config, Ab(("best_constant", "hsrl")))
 
   def test_by_either_flag(self):
     for given in (

@@ -5,7 +5,7 @@ import functools
 from typing import Any
 
 from hsrl_jax.agents import next_item
-from hsrl_jax.agents.base import Agent, Algorithm, Settings, Spec
+from hsrl_jax.agents.base import Agent, Algorithm, PartsSettings, Settings, Spec
 from hsrl_jax.agents.baselines import (
   a2c,
   cql,
@@ -140,13 +140,21 @@ agent_of = functools.lru_cache(maxsize=4)(make_agent)
 
 
 def check(config: Config) -> None:
-  """Raises InputError where the agent is not trained by the recipe."""
+  """Raises InputError where the recipe does not train the agent, part by part."""
   name, recipe = config.agent, config.train.recipe
   if recipe not in AGENTS[name].recipes:
     raise InputError(
       f"recipe is {recipe!r} with {name}; expected "
       f"{' or '.join(AGENTS[name].recipes)}, or one of "
       f"{', '.join(trained_by(recipe))}"
+    )
+  own = config.settings
+  if isinstance(own, PartsSettings) and (
+    other := {*own.without} - {*own.parts}
+  ):
+    raise InputError(
+      f"without is {','.join(own.without)}; {name} by recipe={recipe} has no "
+      f"{min(other)}, expected some of {', '.join(own.parts)}"
     )
   if config.train.goes_on and not config.next_item.item_weight:
     raise InputError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,11 @@ from hsrl_jax.types import (
   Transition,
 )
 
+# Of agents, which a comparison may leave out; see PartsSettings.
+PARTS = (
+  *("residual", "semantic_tokens", "item_residual", "level_critics"),
+  *("item_prior", "critic_state"),
+)
 ADVANTAGE_CLIP = 1.0  # Bound of the advantage of a replayed or logged slate.
 
 
@@ -33,6 +38,30 @@ class Settings(Checked):
   Every agent has such a dataclass. Each field is a flag, with its help in the
   docstring; agents may have fields in common, with the same default.
   """
+
+
+@dataclasses.dataclass(frozen=True)
+class PartsSettings(Settings):
+  """Of agents of which a comparison leaves out parts.
+
+  Attributes:
+    without: parts that are left out: `residual`, without which each level sees
+      the state, instead of what the last one left; `semantic_tokens`, by which
+      tokens share what they learn by their codebook vectors; `item_residual`,
+      by which what a SID loses of an item's features counts when items are
+      ranked; `level_critics`, a value of each level instead of the state alone;
+      `item_prior`, by which log pi of a token begins with the estimates of all
+      items below it, instead of that of what the token means; `critic_state`,
+      the simulator's state, such as patience and boredom, for the critic.
+  """
+
+  without: tuple[str, ...] = setting((), among=PARTS)
+  # Those of PARTS that the agent has.
+  parts: ClassVar[tuple[str, ...]] = ()
+
+  def has(self, part: str) -> bool:
+    """Whether the agent keeps a part."""
+    return part in self.parts and part not in self.without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,20 +130,18 @@ class ActorCriticSettings(PolicySettings, EntropySettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicySettings(ValueSettings, EntropySettings):
+class OnPolicySettings(ValueSettings, EntropySettings, PartsSettings):
   """Of agents that learn on-policy, see `engine.on_policy`.
 
   Attributes:
     trace: lambda of the advantages, from slate to slate.
     credit: what has an advantage of its own: a whole `slate`, each `slot` of
       it, or each `token` (docs/policy.md, Sequential slates).
-    critic_sees_state: whether the critic sees the simulator's state, such as
-      patience and boredom.
   """
 
   trace: float = setting(0.9, least=0, most=1)
   credit: str = setting("slate", among=("slate", "slot", "token"))
-  critic_sees_state: bool = True
+  parts = ("critic_state",)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,7 +23,7 @@ from hsrl_jax.errors import InputError
 from hsrl_jax.types import Sessions
 
 AUTO, GIVEN, LOGS = config.ITEM_VECTORS
-DIMENSIONS = config.DataConfig.item_vectors_dimensions
+DIMENSIONS = 64  # Numbers that are made of the likes, and of the words.
 HEAVY_TAIL = 3.0  # Ratio of lengths from which they are taken for heavy-tailed.
 _ENOUGH = 100  # Rows from which a 99th percentile says anything.
 _SLATES = 2**16  # Whose likes are read at once.
@@ -39,16 +39,13 @@ class Vectors(NamedTuple):
   notes: list[str]  # For people.
 
 
-def write(
-  data_dir: pathlib.Path, kind: str = AUTO, dimensions: int = DIMENSIONS
-) -> list[str]:
+def write(data_dir: pathlib.Path, kind: str = AUTO) -> list[str]:
   """Writes item vectors beside a prepared dataset; `source.load` takes them.
 
   Args:
     data_dir: where a builder wrote.
     kind: "given": nothing is written, items have features; "logs": all blocks;
       "auto": the latter where items have no features.
-    dimensions: of each block that is made by SVD.
 
   Returns:
     Notes for people.
@@ -73,7 +70,7 @@ def write(
     ]
   count = len(items.titles) - 1
   train = source.read_split(data_dir, "train", count)
-  vectors = of_dataset(items, train, dimensions)
+  vectors = of_dataset(items, train)
   rows = np.concatenate([np.zeros_like(vectors.rows[:1]), vectors.rows])
   content = io.BytesIO()
   np.save(content, rows)
@@ -81,9 +78,7 @@ def write(
   return vectors.notes
 
 
-def of_dataset(
-  items: source.Items, train: Sessions, dimensions: int = DIMENSIONS
-) -> Vectors:
+def of_dataset(items: source.Items, train: Sessions) -> Vectors:
   """Makes item vectors of a dataset.
 
   Raises:
@@ -100,9 +95,9 @@ def of_dataset(
   given = [features, *(np.array(x, float)[:, None] for x in numbers.values())]
   named = ("feature",) * (features.shape[1] > 0) + tuple(numbers)
   blocks = {
-    "interactions": of_interactions(user, item, num_items, dimensions),
+    "interactions": of_interactions(user, item, num_items, DIMENSIONS),
     "numbers": standardised(np.concatenate(given, 1)),
-    "words": of_words(texts, dimensions),
+    "words": of_words(texts, DIMENSIONS),
   }
   blocks = {name: x for name, x in blocks.items() if x.any()}
   if not blocks:

@@ -71,7 +71,6 @@ def prepare(
   raw_data_dir: str | None = None,
   progress: Callable[..., None] = lambda more=0: None,
   item_vectors: str = vectors_lib.AUTO,
-  dimensions: int = vectors_lib.DIMENSIONS,
   split_by: str = "time",
 ) -> dict[pathlib.Path, list[tuple[str, ...]]]:
   """Writes the dataset below `data_dir` as array_record.
@@ -88,7 +87,6 @@ def prepare(
     progress: called after each of CONFIGS, and as a builder calls its own; with
       a number where there is more to do.
     item_vectors: what they are made of; see item_vectors.write.
-    dimensions: of each block that is made by SVD.
     split_by: what the splits are made by; see config.DataConfig.
 
   Returns:
@@ -152,7 +150,7 @@ def prepare(
     progress()
   if _makes_vectors(builder, item_vectors):
     progress(1)
-    told += vectors_lib.write(data_dir, item_vectors, dimensions)
+    told += vectors_lib.write(data_dir, item_vectors)
     progress()
   files.write_atomic(data_dir / NOTES, "".join(f"{x}\n" for x in told))
   manifest.write(data_dir)

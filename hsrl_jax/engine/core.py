@@ -114,7 +114,7 @@ def hidden(loop: Loop, state: EnvState, inputs: Inputs) -> Array | None:
   """
   if not loop.on_policy:
     return None
-  if not loop.agent.on_policy.settings.critic_sees_state:
+  if not loop.agent.on_policy.settings.has("critic_state"):
     return jnp.zeros(0)
   return loop.env.hidden(state, inputs.env_params)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from hsrl_jax.engine import core, replay
 from hsrl_jax.engine.core import Inputs, Learner, Loop, Stream
-from hsrl_jax.ops import policy_gradient, sampling
+from hsrl_jax.ops import sampling
 from hsrl_jax.sim.observed import append_positives
 from hsrl_jax.sim.reward import Reward
 from hsrl_jax.sim.user_simulator import EnvState
@@ -39,7 +39,6 @@ def iterate(
   """
   config, agent = loop.config, loop.agent
   replayed = config.batch_size // config.users
-  progress = learner.step / config.iterations
   key = jax.random.fold_in(learner.key, learner.step)
   act_keys, step_keys, replay_keys, *loss_keys = core.split(
     core.by_user(key, stream.user), 3 + replayed
@@ -57,9 +56,7 @@ def iterate(
       inputs,
       act_keys,
       step_keys,
-      policy_gradient.geometric(
-        config.temperature, config.temperature_end, progress
-      ),
+      config.temperature,
     )
     shown = {"reward": transition.reward.mean()}
     with jax.named_scope(core.REPLAY):

@@ -86,7 +86,7 @@ def compared(config: Ab) -> list[str]:
 
 def _arms(config: Ab) -> tuple[str, str]:
   """The names of control and treatment."""
-  return config.control, config.treatment or entrants.REFERENCE
+  return config.agents or ("best_constant", entrants.REFERENCE)
 
 
 def read(folder: pathlib.Path, policy: str) -> Arm:

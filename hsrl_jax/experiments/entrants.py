@@ -42,7 +42,6 @@ OVERRIDES = {
     "learning_rate": 3e-3,
     "polyak": 0.05,
     "temperature": 0.02,
-    "temperature_end": 0.02,
   },
   # The variant "flat_features" is A2C with HSRL's losses.
   "a2c": {
@@ -51,33 +50,29 @@ OVERRIDES = {
     "entropy_weight": 0.1,
     "entropy_weight_end": 0.1,
     "temperature": 1.0,
-    "temperature_end": 1.0,
     "explore_no_repeat": False,
   },
 }
 # Of the ablation, by variant.
 VARIANTS = {
   # All levels see the state.
-  "no_residual": {"residual": False},
+  "no_residual": {"without": ("residual",)},
   # The value of the state alone, instead of one of each level's context.
-  "one_critic": {"level_critics": False},
+  "one_critic": {"without": ("level_critics",)},
   "no_entropy": {"entropy_weight": 0.0, "entropy_weight_end": 0.0},
   "no_behaviour_loss": {"behaviour_weight": 0.0},
   # What SIDs lose of the features stays lost.
-  "no_item_residual": {"item_residual": False},
+  "no_item_residual": {"without": ("item_residual",)},
   # Residual k-means as it is: items that collide share their probability.
   "collided_sids": {"assignment": "plain"},
-  # Tokens of like codebook vectors learn nothing from each other ...
-  "free_tokens": {"semantic_tokens": False, "item_residual": False},
+  # Tokens of like codebook vectors learn nothing from each other, nor do items
+  # by what SIDs lose ...
+  "free_tokens": {"without": ("semantic_tokens",)},
   # ... and, on top, SIDs mean nothing. (With codebook vectors that are other
   # items' the tokens would learn what is wrong, not nothing.)
-  "random_sids": {
-    "assignment": "shuffled",
-    "semantic_tokens": False,
-    "item_residual": False,
-  },
+  "random_sids": {"assignment": "shuffled", "without": ("semantic_tokens",)},
   "repeats_in_training": {"explore_no_repeat": False},
-  "temperature_1": {"temperature": 1.0, "temperature_end": 1.0},
+  "temperature_1": {"temperature": 1.0},
   # One logit for each item, with HSRL's losses: of its features, or its own.
   "flat_features": {"agent": "a2c", "item_logits": "features"},
   "flat_free": {"agent": "a2c", "item_logits": "free"},
@@ -97,7 +92,7 @@ FORESIGHT = {
   # Each choice has an advantage of its own, over what was chosen before it.
   "token_credit": {"credit": "token"},
   # What tokens begin with is not of the items below them.
-  "no_item_prior": {"item_prior": False},
+  "no_item_prior": {"without": ("item_prior",)},
   # What drives a user away is learned by RL alone.
   "no_leave_penalty": {"leave_penalty": 0.0},
   # Nothing holds log pi to what it begins with.
@@ -105,16 +100,16 @@ FORESIGHT = {
   # Training begins with no penalty on what was liked lately.
   "no_lately_penalty": {"lately_penalty": 0.0},
   # All levels see the state.
-  "no_residual": {"residual": False},
+  "no_residual": {"without": ("residual",)},
   # Neither the penalties nor the network see the earlier slots of a slate.
   "independent_slates": {"slates": "independent"},
   # SIDs of other items, and tokens that mean nothing; the response head, and
   # with it what tokens begin with, keeps the items' features.
-  "random_sids": {"assignment": "shuffled", "semantic_tokens": False},
+  "random_sids": {"assignment": "shuffled", "without": ("semantic_tokens",)},
   # Tokens of like codebook vectors learn nothing from each other.
-  "free_tokens": {"semantic_tokens": False},
+  "free_tokens": {"without": ("semantic_tokens",)},
   # The critic sees no more of a user than the policy.
-  "blind_critic": {"critic_sees_state": False},
+  "blind_critic": {"without": ("critic_state",)},
   # What more training earns.
   "twice_as_long": {"times": 2},
 }

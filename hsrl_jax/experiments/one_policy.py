@@ -33,7 +33,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
   "no_actor": {"actor_weight": 0.0},
   # RL is free in states that logs know, too.
   "not_held": {"hold_logged": "none"},
-  "no_residual": {"residual": False},
+  "no_residual": {"without": ("residual",)},
   # One logit for each item.
   "ppo": {"agent": "ppo"},
   # Of log pi of the next item in what later slates begin with.

@@ -171,13 +171,17 @@ class Ab(Checked):
   """Settings of `ab`.
 
   Attributes:
-    control: an agent, `random`, `best_constant`, `greedy_oracle`, or the folder
-      of an evaluated run.
-    treatment: what it is compared with; None: the method itself.
+    agents: control and treatment, each an agent, `random`, `best_constant`,
+      `greedy_oracle`, or the folder of an evaluated run; None: `best_constant`
+      and the method itself.
   """
 
-  control: str = "best_constant"
-  treatment: str | None = None
+  agents: tuple[str, ...] | None = None
+
+  def __post_init__(self):
+    super().__post_init__()
+    two = self.agents is None or len(self.agents) == 2
+    self.require("agents", two, "control and treatment")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,16 +33,16 @@ _OF_RULES: dict[str, dict[str, tuple]] = {
     "rule_memory": (8, 6, 10, 12),
   },
   "spaced": {
-    "spacing_window": (5, 10),
-    "spacing_count": (1, 2, 3, 4),
+    "rule_memory": (5, 10),
+    "rule_cap": (1, 2, 3, 4),
     "rule_estimate": _ESTIMATES,
   },
   "diverse": {
-    "slate_cap": (1, 2),
+    "rule_cap": (1, 2),
     "similarity_weight": (0.0, 0.1, 0.3, 3.0),
     "rule_estimate": _ESTIMATES,
   },
-  "best_playlist": {"playlist_cap": (0, 1, 2, 3)},
+  "best_playlist": {"rule_cap": (10, 1, 2, 3)},
 }
 
 
@@ -103,7 +103,7 @@ def grid(
     return every[:: -(-len(every) // trials)]
   if "discount" in own:
     parts.append([{"discount": x} for x in _DISCOUNTS])
-    explores = [{"temperature": x, "temperature_end": x} for x in _TEMPERATURES]
+    explores = [{"temperature": x} for x in _TEMPERATURES]
     if "entropy_weight" in own:
       explores = [
         {"entropy_weight": x, "entropy_weight_end": x / 10} for x in _ENTROPIES

@@ -65,7 +65,6 @@ class Run(Parts):
           c.raw_data_dir,
           progress,
           c.item_vectors,
-          c.item_vectors_dimensions,
           c.split_by,
         )
       for note in prepare.notes(self.folder("data") / "data"):

@@ -119,11 +119,11 @@ class World:
     features = run.dataset.items.features
     self.config, self.env = run.config, run.env
     self.split = split_items(len(features) - 1, shares)
-    items, size = run.dataset.items, run.config.data.item_vectors_dimensions
+    items = run.dataset.items
     if newcomers == "content":
-      features = content.of_items(items, size)
+      features = content.of_items(items)
     elif newcomers == "unrated":
-      features = content.for_newcomers(items, self.split.newcomers, size)
+      features = content.for_newcomers(items, self.split.newcomers)
     self.users, self.held_out_users = (
       without(run.users(name), self.split.newcomers)
       for name in ("train", run.config.evaluate.split)

@@ -5,19 +5,17 @@ import re
 import numpy as np
 
 from hsrl_jax.data import item_vectors
+from hsrl_jax.data.item_vectors import DIMENSIONS
 from hsrl_jax.data.source import Items
 
 _YEAR = re.compile(r"\((\d{4})\)\s*$")  # At the end of a title.
 
 
-def of_items(items: Items, dimensions: int) -> np.ndarray:
+def of_items(items: Items, dimensions: int = DIMENSIONS) -> np.ndarray:
   """Features out of content alone: words and the year; float32 [N + 1, D].
 
   Words are those of titles, genres and further columns of a user's items, see
   `item_vectors.of_words`; the year is what stands in brackets at the end of a
-  title. Both are equally long in the mean square over the items. No rating has
-  a part in them.
-
   title. Both are equally long in the mean square over the items. No rating has
   a part in them. There are at most `dimensions` of the words.
   """
@@ -36,7 +34,7 @@ def of_items(items: Items, dimensions: int) -> np.ndarray:
 
 
 def for_newcomers(
-  items: Items, newcomers: np.ndarray, dimensions: int
+  items: Items, newcomers: np.ndarray, dimensions: int = DIMENSIONS
 ) -> np.ndarray:
   """Features of a catalogue that some items will join; float32 [N + 1, D].
 

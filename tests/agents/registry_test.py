@@ -168,7 +168,7 @@ class FlagsTest(parameterized.TestCase):
     ("hsrl", "--item_logits=free", "sasrec or a2c or pgra"),
     ("random", "--discount=0.5", "hsrl"),
     ("ddpg", "--beams=5", "expected --agent=hsrl"),
-    ("hac", "--item_residual=false", "hsrl"),
+    ("hac", "--without=item_residual", "hsrl"),
   )
   def test_a_flag_that_the_agent_does_not_read_is_refused(
     self, agent, flag, others
@@ -194,9 +194,10 @@ class FlagsTest(parameterized.TestCase):
       "or no such flag",
     ),
     (
-      ("--recipe=next_item", "--noitem_residual"),
-      "--item_residual is given, but --recipe=next_item does not read it; "
-      "expected --recipe=replay or logs, or no such flag",
+      ("--recipe=next_item", "--without=item_residual"),
+      "--without is given, but --recipe=next_item does not read it; "
+      "expected --recipe=replay or on_policy or logs or next_item,on_policy, "
+      "or no such flag",
     ),
     (
       ("--recipe=next_item", "--agent=sasrec", "--next_item_hidden=3"),
@@ -228,7 +229,7 @@ class FlagsTest(parameterized.TestCase):
     kept = flags_lib.resolved()
     self.assertEqual(kept["agent"], "td3")
     self.assertContainsSubset({"discount", "layers", "temperature"}, kept)
-    self.assertNoCommonElements({"beams", "item_logits", "item_residual"}, kept)
+    self.assertNoCommonElements({"beams", "item_logits", "without"}, kept)
 
   @parameterized.parameters(
     ("discount", 1.5, r"in \[0, 1\]"),

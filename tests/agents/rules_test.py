@@ -92,9 +92,7 @@ class SpacedTest(parameterized.TestCase):
   @parameterized.parameters(1, 2, 3)
   def test_each_place_by_brute_force(self, count):
     before = [3, 8, 11, 20, 5, 7]
-    found = _slate(
-      "spaced", _shown(before), spacing_window=5, spacing_count=count
-    )
+    found = _slate("spaced", _shown(before), rule_memory=5, rule_cap=count)
     last = list(before)
     for item in found:
       often = CATEGORIES[last[-5:]].sum(0) >= count
@@ -111,7 +109,7 @@ class SpacedTest(parameterized.TestCase):
       last.append(item)
 
   def test_without_anything_shown_it_is_the_mean(self):
-    found = _slate("spaced", spacing_count=9)
+    found = _slate("spaced", rule_cap=9)
     self.assertEqual(found, _best(WORTH, toy.SLATE))
 
 
@@ -123,7 +121,7 @@ class DiverseTest(absltest.TestCase):
       if kinds[item] not in used:
         want.append(item)
         used.add(kinds[item])
-    found = _slate("diverse", similarity_weight=0.0)
+    found = _slate("diverse", similarity_weight=0.0, rule_cap=1)
     self.assertEqual(found, want[: toy.SLATE])
 
   def test_mmr_by_brute_force(self):
@@ -135,7 +133,7 @@ class DiverseTest(absltest.TestCase):
       "diverse",
       _shown(before),
       similarity_weight=0.7,
-      slate_cap=9,
+      rule_cap=9,
     )
     chosen = before[-10:]
     for item in found:

@@ -151,7 +151,7 @@ class SmallProblemTest(absltest.TestCase):
       behaviour_weight=0.0,
       entropy_weight=0.01,
       entropy_weight_end=0.01,
-      level_critics=False,
+      without=("level_critics",),
     )
     self.assertNotIn("reward", metrics)
 

@@ -369,9 +369,7 @@ class LoopTest(parameterized.TestCase):
     self._explores(False)
 
   def _explores(self, explore):
-    config = toy.config(
-      explore_no_repeat=explore, temperature=0.01, temperature_end=0.01
-    )
+    config = toy.config(explore_no_repeat=explore, temperature=0.01)
     _, stream, _ = toy.train(config, calls=10)
     self.assertEqual(int(stream.replay.added), 40)
     seen = stream.replay.items

@@ -177,8 +177,8 @@ class RunTest(absltest.TestCase):
     return str(folder)
 
   def run_mode(self, control, treatment):
-    arms = {"control": control, "treatment": treatment}
-    experiment = command.experiment("ab", self.folder, **arms)
+    arms = (control, treatment)
+    experiment = command.experiment("ab", self.folder, agents=arms)
     with contextlib.redirect_stdout(io.StringIO()) as out:
       ab.run(experiment)
     self.assertTrue((self.folder / "plot.png").exists())

@@ -119,8 +119,8 @@ class EnteredTest(absltest.TestCase):
   def test_the_rule_that_validation_users_chose(self):
     root = pathlib.Path(self.enter_context(tempfile.TemporaryDirectory()))
     trials = {
-      "spaced": [({"spacing_count": 1}, 3.0), ({"spacing_count": 2}, 5.0)],
-      "diverse": [({"slate_cap": 2}, 4.0)],
+      "spaced": [({"rule_cap": 1}, 3.0), ({"rule_cap": 2}, 5.0)],
+      "diverse": [({"rule_cap": 2}, 4.0)],
       # It stands beside whatever rule is chosen.
       "best_playlist": [({"stay_weight": 2.0}, 9.0)],
     }
@@ -139,7 +139,7 @@ class EnteredTest(absltest.TestCase):
     self.assertEqual(list(alone), ["rule", "best_playlist"])
     kind, config = alone["rule"]
     self.assertEqual((kind, config.agent), ("rule", "spaced"))
-    self.assertEqual(config.settings.spacing_count, 2)
+    self.assertEqual(config.settings.rule_cap, 2)
     self.assertEqual(alone["best_playlist"][1].settings.stay_weight, 2.0)
     rules["agents"] += ("td3",)
     beside = world.entered(_experiment(variants=(), **rules))

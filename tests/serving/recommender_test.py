@@ -89,7 +89,7 @@ class RecommenderTest(parameterized.TestCase):
 
   @parameterized.parameters(
     (dict(beams=3), 1),
-    (dict(item_residual=False), 1),
+    (dict(without=("item_residual",)), 1),
     (dict(agent="popularity"), 10**6),
     (dict(agent="ddpg"), 10**6),
   )
@@ -211,7 +211,7 @@ class RecommenderTest(parameterized.TestCase):
     with mock.patch.object(jax, "jit", side_effect=AssertionError):
       changed = recommender.refreshed(folder)
     self._check_as_live(changed, other, other.catalogue)
-    other = toy_export.make(folder, salt=3, item_residual=False)
+    other = toy_export.make(folder, salt=3, without=("item_residual",))
     changed = changed.refreshed(folder)
     self.assertEqual(changed.batch_sizes, (4,))
     self._check_as_live(changed, other, other.catalogue)

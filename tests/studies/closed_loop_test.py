@@ -24,7 +24,7 @@ from tests.server import running
 NAMES = ["", *(f"item-{i}" for i in range(1, toy.ITEMS + 1))]
 
 
-OF_REPLAY = ("batch_size", "buffer_size", "temperature", "temperature_end")
+OF_REPLAY = ("batch_size", "buffer_size", "temperature")
 
 
 class _Server:

@@ -10,8 +10,7 @@ after a step, a network g guesses e, and f(.|g(s, s')) has to predict the items
 that were shown; `behaviour_weight` is the weight of that loss.
 
 Replayed latents come from other means than today's; `importance_clip` is the
-truncation of pi / mu of the latent. Its standard deviation is taken to be
-today's, which is exact where `temperature_end` is `temperature`.
+truncation of pi / mu of the latent.
 """
 
 import dataclasses
@@ -89,11 +88,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       transition.reward, transition.terminated, next_value, settings.discount
     )
     mean = actor.apply(params["actor"], state)
-    train = spec.train
-    std = policy_gradient.geometric(
-      train.temperature, train.temperature_end, progress
-    )
-    log_prob = _log_density(transition.latent, mean, std)
+    log_prob = _log_density(transition.latent, mean, spec.train.temperature)
     # A latent action has the slate's advantage alone.
     advantage = returns.item_advantages(
       target, value[None], None, clip=base.ADVANTAGE_CLIP

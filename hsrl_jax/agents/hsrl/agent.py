@@ -56,7 +56,7 @@ class _Hsrl(NamedTuple):
     keys = jax.random.split(key, 3)
     encoder = self.encoder.init(keys[0], catalogue.features, *observation)
     state = self.state({"encoder": encoder}, catalogue, observation)
-    levels = self.spec.levels + 1 if self.settings.level_critics else 1
+    levels = self.spec.levels + 1 if self.settings.has("level_critics") else 1
     contexts = jnp.broadcast_to(state, (levels, *state.shape))
     return {
       "encoder": encoder,
@@ -104,7 +104,7 @@ class _Hsrl(NamedTuple):
 
   def value(self, params, contexts):
     """V(s), [], of contexts [L + 1, d]."""
-    valued = contexts if self.settings.level_critics else contexts[:1]
+    valued = contexts if self.settings.has("level_critics") else contexts[:1]
     return self.critic.apply(params["critic"], valued)[0]
 
   def act(self, params, catalogue, observation, excluded, key, temperature):
@@ -226,8 +226,8 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       spec.levels,
       spec.vocab_size,
       sizes.width,
-      settings.semantic_tokens,
-      settings.residual,
+      settings.has("semantic_tokens"),
+      settings.has("residual"),
     ),
     Critic(sizes.critic_hidden),
     settings,

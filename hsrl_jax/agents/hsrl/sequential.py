@@ -372,9 +372,9 @@ def make(
   policy = SlatePolicy(
     levels=spec.levels,
     vocab_size=spec.vocab_size,
-    semantic=settings.semantic_tokens,
-    residual=settings.residual,
-    item_prior=spec.supervised is not None or settings.item_prior,
+    semantic=settings.has("semantic_tokens"),
+    residual=settings.has("residual"),
+    item_prior=spec.supervised is not None or settings.has("item_prior"),
     **shared(settings, spec),
   )
   critic = critic_of(spec, spec.levels)

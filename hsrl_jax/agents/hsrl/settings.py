@@ -7,42 +7,20 @@ from hsrl_jax.checked import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class HierarchySettings(base.Settings):
-  """Of HSRL that chooses token by token.
-
-  Attributes:
-    residual: whether each level sees what the last one left, instead of the
-      state.
-    semantic_tokens: whether tokens share what they learn by their codebook
-      vectors.
-  """
-
-  residual: bool = True
-  semantic_tokens: bool = True
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings(base.ActorCriticSettings, HierarchySettings):
+class Settings(base.ActorCriticSettings, base.PartsSettings):
   """Of HSRL that learns by replay, or from logs.
 
   Attributes:
-    item_residual: whether what a SID loses of an item's features counts too
-      when items are ranked; needs semantic_tokens.
-    level_critics: whether each level has a value, instead of the state alone.
     beams: width of the beam search, which acts from 100,000 items on.
   """
 
-  item_residual: bool = True
-  level_critics: bool = True
   beams: int = setting(50, least=1)
+  parts = ("residual", "semantic_tokens", "item_residual", "level_critics")
 
-  def __post_init__(self):
-    super().__post_init__()
-    self.require(
-      "item_residual",
-      self.semantic_tokens or not self.item_residual,
-      "false without semantic_tokens",
-    )
+  @property
+  def item_residual(self) -> bool:
+    """Whether what a SID loses of the features counts when items are ranked."""
+    return self.has("item_residual") and self.has("semantic_tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +49,10 @@ class SlateSettings(base.OnPolicySettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class OnPolicySettings(SlateSettings, HierarchySettings):
-  """Of HSRL that learns on-policy.
+class OnPolicySettings(SlateSettings):
+  """Of HSRL that learns on-policy."""
 
-  Attributes:
-    item_prior: whether log pi of a token begins with the estimates of all items
-      below it, instead of that of what the token means.
-  """
-
-  item_prior: bool = True
+  parts = ("residual", "semantic_tokens", "item_prior", "critic_state")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,5 +78,7 @@ class SupervisedItems(SlateSettings, SupervisedSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class SupervisedTokens(SupervisedItems, HierarchySettings):
+class SupervisedTokens(SupervisedItems):
   """Of HSRL that goes on from the next item on-policy, see `supervised`."""
+
+  parts = ("residual", "semantic_tokens", "critic_state")

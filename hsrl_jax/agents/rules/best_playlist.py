@@ -23,15 +23,13 @@ _TRIED = 8  # Users whom each item is shown, to see whether they leave.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(base.Settings):
+class Settings(knowledge.CapSettings):
   """Of `best_playlist`.
 
   Attributes:
-    playlist_cap: places of a slate for one kind of items; 0: no limit.
     stay_weight: what it is worth, in rewards of an item, that a user stays.
   """
 
-  playlist_cap: int = setting(0, least=0)
   stay_weight: float = setting(10.0, least=0)
 
 
@@ -85,7 +83,6 @@ class _Playlist(NamedTuple):
     active = catalogue.index.active
     pool, items = len(users.profiles), jnp.arange(len(active))
     count = min(_USERS, pool)
-    cap = self.settings.playlist_cap or self.spec.slate_size
     row_key, start_key, key = sampling.split(key, 3)
     rows = jax.random.choice(row_key, pool, (count,), replace=False)
     starts = jax.random.split(start_key, count)
@@ -116,7 +113,7 @@ class _Playlist(NamedTuple):
       slate = knowledge.fill(
         lambda room: worth - knowledge.AVOIDED * count * (kinds @ (room <= 0)),
         lambda room, item: room - kinds[item],
-        jnp.full(kinds.shape[1], float(cap)),
+        jnp.full(kinds.shape[1], float(self.settings.rule_cap)),
         allowed,
         self.spec.slate_size,
         None,

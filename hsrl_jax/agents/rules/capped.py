@@ -24,17 +24,13 @@ _LOOKS = 0.85  # A place is looked at so much less than the one before it.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(knowledge.WorthSettings):
+class Settings(knowledge.WorthSettings, knowledge.MemorySettings):
   """Of `capped`.
 
   Attributes:
-    rule_cap: places and recent likes of one kind of items.
-    rule_memory: likes that count, the last ones.
     worth_weight: of an item's mean, beside the user's taste.
   """
 
-  rule_cap: int = setting(4, least=1)
-  rule_memory: int = setting(8, least=1)
   worth_weight: float = setting(0.0, least=0)
 
 

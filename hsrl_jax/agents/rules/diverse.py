@@ -16,16 +16,14 @@ _WINDOW = 10  # Items shown last that count as if the slate had them.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(knowledge.WorthSettings):
+class Settings(knowledge.WorthSettings, knowledge.CapSettings):
   """Of `diverse`.
 
   Attributes:
     similarity_weight: of the largest cosine.
-    slate_cap: places of a slate for one kind of items.
   """
 
   similarity_weight: float = setting(0.3, least=0)
-  slate_cap: int = setting(1, least=1)
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
@@ -47,7 +45,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
 
     last = knowledge.lately(observation, _WINDOW)
     near = jnp.where(last[:, None] > 0, units[last] @ units.T, -1.0).max(0)
-    room = jnp.full(kinds.shape[1], float(settings.slate_cap))
+    room = jnp.full(kinds.shape[1], float(settings.rule_cap))
     return knowledge.fill(
       scores,
       after,

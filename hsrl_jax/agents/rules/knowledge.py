@@ -24,6 +24,28 @@ _USERS = 256  # Training users over which a mean of the simulator is taken.
 
 
 @dataclasses.dataclass(frozen=True)
+class CapSettings(base.Settings):
+  """Of rules that show few items of a kind.
+
+  Attributes:
+    rule_cap: items of one kind in a slate, or among the last ones.
+  """
+
+  rule_cap: int = setting(3, least=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MemorySettings(CapSettings):
+  """Of rules that look back.
+
+  Attributes:
+    rule_memory: items or likes that count, the last ones.
+  """
+
+  rule_memory: int = setting(5, least=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class WorthSettings(base.Settings):
   """Of rules that rank items by what they are worth on average.
 

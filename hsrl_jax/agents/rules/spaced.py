@@ -1,6 +1,7 @@
 """`spaced`: the items of the largest mean, none of a category shown too often.
 
-An item is avoided if one of its categories was among n of the last m items.
+An item is avoided if `rule_cap` of the last `rule_memory` items had one of its
+categories.
 """
 
 import dataclasses
@@ -9,20 +10,11 @@ import jax.numpy as jnp
 
 from hsrl_jax.agents import base
 from hsrl_jax.agents.rules import knowledge
-from hsrl_jax.checked import setting
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(knowledge.WorthSettings):
-  """Of `spaced`.
-
-  Attributes:
-    spacing_window: m, items that were shown last.
-    spacing_count: n, of them with a category, for it to be avoided.
-  """
-
-  spacing_window: int = setting(5, least=1)
-  spacing_count: int = setting(3, least=1)
+class Settings(knowledge.WorthSettings, knowledge.MemorySettings):
+  """Of `spaced`."""
 
 
 def make(settings: Settings, spec: base.Spec) -> base.Agent:
@@ -32,13 +24,13 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     categories, worth = params["categories"], params["worth"]
 
     def scores(last):
-      often = categories[last].sum(0) >= settings.spacing_count
+      often = categories[last].sum(0) >= settings.rule_cap
       return worth - knowledge.AVOIDED * (categories @ often)
 
     return knowledge.fill(
       scores,
       lambda last, item: jnp.append(last[1:], item),
-      knowledge.lately(observation, settings.spacing_window),
+      knowledge.lately(observation, settings.rule_memory),
       base.permitted(catalogue.index.active, excluded),
       spec.slate_size,
       key,

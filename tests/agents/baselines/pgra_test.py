@@ -40,7 +40,6 @@ class LossTest(absltest.TestCase):
   def test_by_hand(self):
     overrides = dict(
       temperature=0.4,
-      temperature_end=0.1,
       importance_clip=3.0,
       actor_weight=0.1,
       behaviour_weight=0.7,

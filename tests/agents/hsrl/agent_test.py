@@ -144,7 +144,7 @@ class LossTest(parameterized.TestCase):
   @parameterized.parameters(
     dict(actor_weight=0.5, entropy_weight=0.3, entropy_weight_end=0.1),
     dict(
-      level_critics=False,
+      without=("level_critics",),
       actor_weight=1.0,
       behaviour_weight=0.5,
       importance_clip=1.5,
@@ -152,8 +152,7 @@ class LossTest(parameterized.TestCase):
       entropy_weight_end=0.05,
     ),
     dict(
-      semantic_tokens=False,
-      item_residual=False,
+      without=("semantic_tokens",),
       importance_clip=1.5,
       actor_weight=0.3,
       entropy_weight=0.1,

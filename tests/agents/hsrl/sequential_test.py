@@ -20,7 +20,9 @@ NONE = jnp.zeros(0)
 
 
 @functools.cache
-def _made(agent="hsrl", **values):
+def _made(agent="hsrl", item_prior=True, **values):
+  if not item_prior:
+    values["without"] = ("item_prior",)
   made = checks.made(agent, **ON_POLICY, **values)
   seen = observed.start(*made.observation[:2], 8)
   for slate, response in (([3, 4, 5], [1, 0, 1]), ([9, 20, 0], [0, 1, 0])):
@@ -501,7 +503,7 @@ class EngineTest(absltest.TestCase):
     env = toy.env()._replace(observed_items=8)
     rows = []
     for sees in (True, False):
-      config = self._config(critic_sees_state=sees)
+      config = self._config(without=() if sees else ("critic_state",))
       made = loop.make(toy.agent(config), env, config.train)
       learner, stream = jax.eval_shape(made.init, 0, toy.inputs())
       critic = learner.params["critic"]["params"]
