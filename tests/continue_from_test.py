@@ -244,7 +244,7 @@ class RefusalsTest(CommandTest):
           "--iterations_per_call=100",
           "--without=item_residual",
         ],
-        "without is item_residual; hsrl by recipe=on_policy has no item_residual",
+        "without is item_residual; hsrl by recipe=on_policy has no",
       ),
       *(
         (

@@ -140,7 +140,7 @@ agent_of = functools.lru_cache(maxsize=4)(make_agent)
 
 
 def check(config: Config) -> None:
-  """Raises InputError where the recipe does not train the agent, part by part."""
+  """Raises InputError where a recipe does not train the agent, or its parts."""
   name, recipe = config.agent, config.train.recipe
   if recipe not in AGENTS[name].recipes:
     raise InputError(
@@ -149,9 +149,8 @@ def check(config: Config) -> None:
       f"{', '.join(trained_by(recipe))}"
     )
   own = config.settings
-  if isinstance(own, PartsSettings) and (
-    other := {*own.without} - {*own.parts}
-  ):
+  has_parts = isinstance(own, PartsSettings)
+  if has_parts and (other := {*own.without} - {*own.parts}):
     raise InputError(
       f"without is {','.join(own.without)}; {name} by recipe={recipe} has no "
       f"{min(other)}, expected some of {', '.join(own.parts)}"

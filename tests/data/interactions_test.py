@@ -566,7 +566,7 @@ class FilesTest(folders.DataTest):
     given, _ = self._prepare()
     self.assertEqual(given.features[1:, 0].tolist(), list(range(len(ids))))
     self.assertIn("not in their vectors: brand", prepare.notes(self.data)[-1])
-    joined, _ = self._prepare(item_vectors="logs", dimensions=3)
+    joined, _ = self._prepare(item_vectors="logs")
     # Interactions, the feature, and one direction that all brands share.
     self.assertEqual(joined.features.shape, (len(ids) + 1, 3 + 1 + 1))
     again, _ = self._prepare()

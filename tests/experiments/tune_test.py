@@ -132,7 +132,7 @@ class RunTest(absltest.TestCase):
               part = found.settings
             if hasattr(part, field):
               self.assertEqual(getattr(part, field), value, name)
-    self.assertFalse(found.settings.residual)
+    self.assertFalse(found.settings.has("residual"))
 
   def test_flags_of_hsrl_may_stand_in_the_flagfile_of_others(self):
     config = Tune(agents=("td3",))

@@ -39,7 +39,7 @@ class ActTest(absltest.TestCase):
 class LossTest(absltest.TestCase):
   def test_by_hand(self):
     overrides = dict(
-      temperature=0.4,
+      temperature=0.2,
       importance_clip=3.0,
       actor_weight=0.1,
       behaviour_weight=0.7,
@@ -50,7 +50,7 @@ class LossTest(absltest.TestCase):
     state = checks.state(params, catalogue, observation)
     mean = _mean(params, state)
     latent = mean + 0.1 * np.arange(8)
-    log_prob = stats.norm.logpdf(latent, mean, 0.2).sum()  # sqrt(0.4 * 0.1)
+    log_prob = stats.norm.logpdf(latent, mean, 0.2).sum()
     step = checks.transition(
       observation,
       latent=jnp.asarray(latent, jnp.float32),
