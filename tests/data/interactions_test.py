@@ -567,8 +567,9 @@ class FilesTest(folders.DataTest):
     self.assertEqual(given.features[1:, 0].tolist(), list(range(len(ids))))
     self.assertIn("not in their vectors: brand", prepare.notes(self.data)[-1])
     joined, _ = self._prepare(item_vectors="logs")
-    # Interactions, the feature, and one direction that all brands share.
-    self.assertEqual(joined.features.shape, (len(ids) + 1, 3 + 1 + 1))
+    # A direction for each user, the feature, and one that all brands share.
+    users = self.rows["user_id"].nunique()
+    self.assertEqual(joined.features.shape, (len(ids) + 1, users + 1 + 1))
     again, _ = self._prepare()
     np.testing.assert_array_equal(again.features, given.features)
     (self.raw / "items.csv").unlink()
