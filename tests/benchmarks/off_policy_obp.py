@@ -51,6 +51,24 @@ def of_bandit(inputs):
   }
 
 
+def of_prefixes(inputs):
+  """MIPS, the embedding of an item being the first token of its SID."""
+  from obp import ope
+
+  token, places = inputs["sids"][:, 0], inputs["pi"].shape[1]
+  return ope.MarginalizedInverseProbabilityWeighting(
+    n_actions=len(token)
+  ).estimate_policy_value(
+    reward=inputs["reward"],
+    action=inputs["item"],
+    action_embed=token[inputs["item"], None],
+    p_e_a=np.eye(token.max() + 1)[token][..., None],
+    position=inputs["place"],
+    pi_b=np.repeat(inputs["mu"][..., None], places, axis=2),
+    action_dist=np.ascontiguousarray(inputs["pi"].transpose(0, 2, 1)),
+  )
+
+
 def of_sessions(inputs):
   """The same by decision: obp knows sessions as slates with a cascade."""
   from obp.ope import estimators_slate as slate
@@ -114,7 +132,10 @@ def main():
   figures |= {
     "obp": obp.__version__,
     "seed": off_policy_inputs.SEED,
-    "bandit": of_bandit(off_policy_inputs.bandit()),
+    "bandit": {
+      **of_bandit(off_policy_inputs.bandit()),
+      "mips": of_prefixes(off_policy_inputs.bandit()),
+    },
     "sessions": of_sessions(off_policy_inputs.sessions()),
   }
   if len(sys.argv) == 2:

@@ -7,6 +7,7 @@ for the test that compares its figures.
 import numpy as np
 
 SEED, ROWS, ITEMS, PLACES = 20261127, 500, 6, 3
+SIDS = np.array([[0, 0], [1, 0], [2, 0], [0, 1], [1, 1], [2, 1]])
 
 
 def _distributions(rng, shape):
@@ -29,8 +30,9 @@ def bandit():
   """Rows of one impression at one of PLACES.
 
   Returns:
-    `item`, `place` int [R], `reward`, `propensity` [R], and `pi` and `q` of
-    every item at every place, [R, PLACES, ITEMS].
+    `item`, `place` int [R], `reward`, `propensity` [R], `mu` of every item
+    [R, ITEMS], `pi` and `q` of every item at every place, [R, PLACES, ITEMS],
+    and `sids` [ITEMS, 2].
   """
   rng = np.random.default_rng(SEED)
   place = rng.integers(PLACES, size=ROWS)
@@ -43,6 +45,8 @@ def bandit():
     "propensity": _at(mu, item),
     "pi": _distributions(rng, (ROWS, PLACES, ITEMS)),
     "q": rng.random((ROWS, PLACES, ITEMS)),
+    "mu": mu,
+    "sids": SIDS,
   }
 
 
