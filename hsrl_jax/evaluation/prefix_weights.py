@@ -28,6 +28,7 @@ from hsrl_jax.evaluation import off_policy
 # of 600 trials, of those with 300 in .948 (prefix_weights_test.py).
 MIN_EFFECTIVE_SAMPLE = 300.0
 
+
 class Prefixes(NamedTuple):
   """Chances of the first 1..L tokens of what was logged, by both policies.
 
