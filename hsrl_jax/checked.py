@@ -18,6 +18,7 @@ def setting(
   below: float | None = None,
   among: tuple[str, ...] | None = None,
   length: int = 0,
+  found: bool = False,
 ) -> Any:
   """A field of a Checked dataclass: its default, and what values it may have.
 
@@ -32,6 +33,7 @@ def setting(
     below: a bound above all values, itself not allowed.
     among: the texts that are allowed.
     length: of a tuple, the fewest elements.
+    found: whether the data decide, and nobody gives it; it has no flag.
   """
   metadata = {
     "least": least,
@@ -40,6 +42,7 @@ def setting(
     "below": below,
     "among": among,
     "length": length,
+    "found": found,
   }
   return dataclasses.field(default=default, metadata=metadata)
 

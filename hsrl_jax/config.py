@@ -101,7 +101,8 @@ class SimulatorConfig(SessionConfig):
     features: F, width in which users and items meet.
     hidden: width of the profile's hidden layer.
     heads: attention heads; divides `features`.
-    final_dense: True for the MovieLens variant of the network.
+    final_dense: whether interest and user vector are mixed by a last layer, in
+      all data sets but RL4RS.
     dropout: rate while fitting.
     learning_rate: peak of a cosine decay to zero.
     weight_decay: of AdamW.
@@ -114,10 +115,10 @@ class SimulatorConfig(SessionConfig):
       code. None: `blended` for the dataset `logs`, else `attention`.
   """
 
-  features: int = setting(16, least=1)
-  hidden: int = setting(256, least=1)
+  features: int = setting(16, least=1, found=True)
+  hidden: int = setting(256, least=1, found=True)
   heads: int = setting(2, least=1)
-  final_dense: bool = True
+  final_dense: bool = setting(True, found=True)
   dropout: float = setting(0.3, least=0, most=_DROPOUT)
   learning_rate: float = setting(1e-3, above=0)
   weight_decay: float = setting(0.1, least=0)
@@ -327,12 +328,6 @@ class NextItemConfig(Checked):
       where the features are made of the logs already.
     hidden: width of the block before each level's token logits, in hsrl.
     token_dropout: rate on that block.
-    token_weight: in hsrl, the weight of the tokens' cross-entropy; 0: its flat
-      twin, whose items have no tokens and each a logit of its own, as in
-      sasrec.
-    item_weight: in hsrl, the weight of a cross-entropy over all items beside
-      the tokens'; above 0, items that are found by their tokens are ranked by
-      both.
     beams: width of the beam search by which hsrl finds items, of which the
       response then has its say: more beams, more weight to the response.
     learning_rate: peak, after a warm-up, of a cosine decay.
@@ -352,11 +347,9 @@ class NextItemConfig(Checked):
   dropout: float = setting(0.3, least=0, most=_DROPOUT)
   history: int = setting(50, least=1)
   inputs: tuple[str, ...] = setting(_INPUTS, among=_INPUTS, length=1)
-  interactions: int = setting(64, least=0)
+  interactions: int = setting(64, least=0, found=True)
   hidden: int = setting(256, least=0)
   token_dropout: float = setting(0.2, least=0, most=_DROPOUT)
-  token_weight: float = setting(1.0, least=0)
-  item_weight: float = setting(1.0, least=0)
   beams: int = setting(20, least=1)
   learning_rate: float = setting(2e-3, above=0)
   weight_decay: float = setting(0.01, least=0)
@@ -372,11 +365,6 @@ class NextItemConfig(Checked):
       "patience",
       self.patience >= self.eval_every,
       f"at least eval_every = {self.eval_every}",
-    )
-    self.require(
-      "item_weight",
-      self.item_weight > 0 or self.token_weight > 0,
-      "above 0 without token_weight",
     )
 
   @property

@@ -81,8 +81,9 @@ def fields(
   for group in groups:
     types_ = typing.get_type_hints(group.type)
     for field in dataclasses.fields(group.type):
-      name = group.prefix + field.name
-      yield group, field, name, types_[field.name]
+      if not field.metadata.get("found"):
+        name = group.prefix + field.name
+        yield group, field, name, types_[field.name]
 
 
 def names(groups: Iterable[Group]) -> list[str]:

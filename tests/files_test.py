@@ -17,7 +17,7 @@ from hsrl_jax.sim import response_file, truth
 _READERS = {
   "embeddings": embeddings.read,
   "sids": sids.read_file,
-  "response": lambda path: response_file.read(path, final_dense=True),
+  "response": response_file.read,
   "truth": lambda path: truth.read(path, 2, 3),
 }
 

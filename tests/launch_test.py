@@ -221,10 +221,7 @@ class NumbersTest(parameterized.TestCase):
         "leave_penalty",
         "next_item_eval_rows",
         "next_item_hidden",
-        "next_item_interactions",
-        "next_item_item_weight",
         "next_item_token_dropout",
-        "next_item_token_weight",
         "next_item_weight_decay",
         "polyak",
         "repeat_penalty",
@@ -270,7 +267,7 @@ class NumbersTest(parameterized.TestCase):
     ("--export_seed=-1", "--export_seed is -1; expected in [0, 4294967296)"),
     ("--seeds=1,4294967296", "4294967296; expected an integer below 2^31, or"),
     ("--evaluate_episodes=2147483648", "expected an integer below 2^31"),
-    ("--simulator_features=0", "--simulator_features is 0; expected at least"),
+    ("--simulator_heads=0", "--simulator_heads is 0; expected at least"),
     ("--width=0", "--width is 0; expected at least 1"),
     (
       "--critic_hidden=8,0",
@@ -998,7 +995,7 @@ class ResponseParamsTest(folders.FolderTest):
     self.assertIn("--simulator_protocol was paper, now no_repeat", err)
 
   def test_on_top_of_a_dataset(self):
-    toy = ("--dataset=toy", "--simulator_final_dense=true")
+    toy = ("--dataset=toy",)
     status, _, err = _in_process(
       f"--workdir={self.workdir}", "--mode=data", *toy
     )

@@ -5,8 +5,7 @@
 
 The items are those of the official `item_info.csv`; users, their histories and
 all weights are drawn at random, so nothing here is about real users. The file
-is for `--response_params` with --simulator_final_dense=false, see
-docs/bring_your_own.md.
+is for `--response_params`, see docs/bring_your_own.md.
 """
 
 import argparse

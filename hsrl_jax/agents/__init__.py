@@ -155,12 +155,6 @@ def check(config: Config) -> None:
       f"without is {','.join(own.without)}; {name} by recipe={recipe} has no "
       f"{min(other)}, expected some of {', '.join(own.parts)}"
     )
-  if config.train.goes_on and not config.next_item.item_weight:
-    raise InputError(
-      "the policy of the next item that the run continues from has no softmax "
-      "over items (next_item_item_weight=0), with which on-policy learning "
-      "begins; expected one that has"
-    )
 
 
 def needs_logs(config: Config) -> bool:

@@ -26,9 +26,7 @@ from hsrl_jax.types import Array, Params
 # What the recipe reads of a part of Config; of the others all.
 _READ = {"network": (), "train": ("recipe", "seeds")}
 # Fields of NextItemConfig that only an agent with tokens reads.
-_OF_TOKENS = (
-  *("hidden", "token_dropout", "token_weight", "item_weight", "beams"),
-)
+_OF_TOKENS = ("hidden", "token_dropout", "beams")
 # Items are ranked by log pi and this times the click model's logit; where the
 # negatives of the logs were drawn, by log pi alone.
 RESPONSE_WEIGHT = 10.0
@@ -224,16 +222,14 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
     slate_size: K.
     items: N in training.
   """
-  c, tokens = config.next_item, _has_tokens(config)
+  c, tokens = config.next_item, config.agent != "sasrec"
   sizes = next_item.ModelConfig(
     length=c.history,
     width=c.width,
     layers=c.layers,
     heads=c.heads,
     dropout=c.dropout,
-    token_weight=c.token_weight if tokens else 0.0,
-    item_weight=c.item_weight if config.agent != "sasrec" else 1.0,
-    token_inputs=tokens,
+    tokens=tokens,
     id_inputs="ids" in c.inputs,
     feature_inputs="features" in c.inputs,
     hidden=c.hidden,
@@ -246,10 +242,6 @@ def policy(config: Config, slate_size: int, items: int) -> Policy:
     c.beams if tokens else 0,
     slate_size,
   )
-
-
-def _has_tokens(config: Config) -> bool:
-  return config.agent != "sasrec" and config.next_item.token_weight > 0
 
 
 class Start(NamedTuple):
@@ -292,6 +284,6 @@ def make(config: Config, slate_size: int, items: int) -> base.Agent:
     init=init,
     act=own.act,
     loss=None,
-    fixed_items=not _has_tokens(config),
+    fixed_items=not own.beams,
     beams=own.beams,
   )

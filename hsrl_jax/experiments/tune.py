@@ -25,7 +25,6 @@ _ENTROPIES = (1e-3, 1e-2)  # At the start; a tenth at the end.
 _TEMPERATURES = (0.1, 0.3)
 # Of each rule, which learns nothing, the values of some settings. Of fewer
 # trials than these make, the first values of the last setting are left.
-_ESTIMATES = ("simulator", "logs")
 _OF_RULES: dict[str, dict[str, tuple]] = {
   "capped": {
     "worth_weight": (0.0, 1.0),
@@ -33,14 +32,12 @@ _OF_RULES: dict[str, dict[str, tuple]] = {
     "rule_memory": (8, 6, 10, 12),
   },
   "spaced": {
-    "rule_memory": (5, 10),
     "rule_cap": (1, 2, 3, 4),
-    "rule_estimate": _ESTIMATES,
+    "rule_memory": (5, 3, 10, 20),
   },
   "diverse": {
     "rule_cap": (1, 2),
-    "similarity_weight": (0.0, 0.1, 0.3, 3.0),
-    "rule_estimate": _ESTIMATES,
+    "similarity_weight": (0.0, 0.03, 0.1, 0.2, 0.3, 1.0, 3.0, 10.0),
   },
   "best_playlist": {"rule_cap": (10, 1, 2, 3)},
 }

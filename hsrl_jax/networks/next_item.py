@@ -25,15 +25,10 @@ class ModelConfig:
   layers: int = 2  # Transformer layers.
   heads: int = 2  # Attention heads; divides `width`.
   dropout: float = 0.5  # Rate of the encoder's dropout.
-  # Weight of the cross-entropy over tokens; 0 for no decoder.
-  token_weight: float = 0.0
-  # Weight of the cross-entropy over all items, whose rows are the encoder's
-  # item vectors; 0 for none. SASRec has this alone. Where both are above 0,
-  # items found by their tokens are ranked by the sum of both log-probabilities
-  # (the item residual).
-  item_weight: float = 1.0
-  # Whether an item's vector has embeddings of its tokens.
-  token_inputs: bool = False
+  # Whether items have tokens: embeddings in their vectors, and a decoder whose
+  # cross-entropy stands beside that over all items, which SASRec has alone.
+  # Then the sum of both log-probabilities ranks items (the item residual).
+  tokens: bool = False
   id_inputs: bool = True  # Whether it has an embedding of its id.
   feature_inputs: bool = True  # Whether it has a linear map of its features.
   hidden: int = 256  # Width of the blocks of the token decoder.
@@ -58,7 +53,7 @@ class Model:
     self._rows = ItemRows(
       config.width,
       num_items,
-      levels if config.token_inputs else 0,
+      levels if config.tokens else 0,
       vocab_size,
       config.id_inputs,
     )
@@ -84,7 +79,7 @@ class Model:
       "rows": self._rows.init(keys[0], zeros, *self._inputs(catalogue)),
       "encoder": self._encoder.init(keys[1], row, zeros, zeros),
     }
-    if config.token_weight:
+    if config.tokens:
       params["decoder"] = self._decoder.init(keys[2], catalogue.index, row[0])
     return params
 
@@ -110,20 +105,16 @@ class Model:
       sampling.split(encoder_key, len(batch.item)),
     ).reshape(-1, config.width)
     target = batch.target.reshape(-1)
-    total = jnp.zeros(())
-    if config.item_weight:
-      rows = self.rows(params, catalogue)
-      loss = softmax.catalogue_loss(states, rows, target)
-      total += config.item_weight * loss
-    if config.token_weight:
+    rows = self.rows(params, catalogue)
+    total = softmax.catalogue_loss(states, rows, target)
+    if config.tokens:
       index = catalogue.index
       sid = jnp.maximum(sid_index.sid_of(index, target), 0)
       log_probs = self._decoder.apply(
         params["decoder"], index, states, sid, decoder_key, method="taken"
       )
       own = jnp.take_along_axis(log_probs, sid[..., None], -1)[..., 0]
-      loss = -jnp.where(target > 0, own.sum(-1), 0.0).sum()
-      total += config.token_weight * loss
+      total -= jnp.where(target > 0, own.sum(-1), 0.0).sum()
     return total, (target > 0).sum()
 
   def states(
@@ -155,7 +146,7 @@ class Model:
     up to a constant; where there are no tokens, the latter alone.
     """
     total = self.item_score(params, catalogue, state, items)
-    if self.config.token_weight:
+    if self.config.tokens:
       sid = jnp.maximum(sid_index.sid_of(catalogue.index, items), 0)
       log_probs = self.taken(params, catalogue, state, sid)
       own = jnp.take_along_axis(log_probs, sid[..., None], -1)[..., 0]
@@ -166,8 +157,6 @@ class Model:
     self, params: Params, catalogue: Catalogue, state: Array, items: Array
   ) -> Array:
     """The part of `score` that is no token's, float32 [M]."""
-    if not self.config.item_weight:
-      return jnp.zeros(len(items))
     return self._vectors(params, catalogue, items) @ state
 
   def taken(
@@ -200,5 +189,5 @@ class Model:
 
   def _inputs(self, catalogue):
     features = catalogue.features if self.config.feature_inputs else None
-    tokens = catalogue.index.tokens if self.config.token_inputs else None
+    tokens = catalogue.index.tokens if self.config.tokens else None
     return tokens, features

@@ -57,14 +57,18 @@ class ResponseFile(NamedTuple):
     """F."""
     return self.weights["item.bias"].shape[0]
 
+  @property
+  def final_dense(self) -> bool:
+    """Whether the network has the final Dense."""
+    return "mix.kernel" in self.weights
 
-def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
+
+def read(path: pathlib.Path) -> ResponseFile:
   """Reads and checks a file.
 
   Args:
-    path: of the .npz file.
-    final_dense: whether the network has the final Dense; the file must hold
-      `mix.*` exactly then.
+    path: of the .npz file, which has `mix.*` where its network has the final
+      Dense.
 
   Raises:
     InputError: the file is missing or no plain .npz, lacks an array or has an
@@ -73,15 +77,15 @@ def read(path: pathlib.Path, *, final_dense: bool) -> ResponseFile:
   with reading(path, _EXPECTED):
     arrays: dict[str, Any] = files.npz_headers(path)
   own = [name for name in OWN if name in arrays]
+  final_dense = any(name.startswith("mix.") for name in arrays)
   names = [*_shapes(0, 0, 0, 0, final_dense), *(OWN if own else ())]
-  final = f" with --simulator_final_dense={str(final_dense).lower()}"
   for wrong, what, due in (
     (set(names) - arrays.keys(), "lacks", "it"),
     (arrays.keys() - set(names), "has the unknown array", "none such"),
   ):
     if wrong:
       name = min(wrong)
-      when = final if name.startswith("mix.") else ""
+      when = ""
       if name in OWN:
         when = f" beside {own[0]}: all of {', '.join(OWN)} or none"
       raise InputError(f"{path} {what} {name}; expected {due}{when}")

@@ -64,11 +64,7 @@ def about(config: Config, interactions: int) -> dict:
   `interactions`, the numbers of a vector by who liked an item, may be fewer
   than the configuration asks for.
   """
-  model = next_item.policy(config, slate_size=1, items=1).model.config
-  weights = {
-    name: getattr(model, name) for name in ("token_weight", "item_weight")
-  }
-  sizes = checked.values(config.next_item) | weights
+  sizes = checked.values(config.next_item)
   return {
     "format": start.FORMAT,
     "agent": config.agent,

@@ -80,9 +80,7 @@ class Parts:
     config = dataclasses.replace(config, simulator=simulator.chosen(config))
     _check_world(config)
     if config.data.response_params is not None:
-      self.given = response_file.read(
-        self.given_path(config), final_dense=config.simulator.final_dense
-      )
+      self.given = response_file.read(self.given_path(config))
       config = dataclasses.replace(
         config, simulator=simulator.sized(config.simulator, self.given)
       )

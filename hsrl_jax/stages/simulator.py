@@ -41,9 +41,12 @@ _TOGETHER = 4_096  # Slates that the click model is asked about at once.
 def chosen(config: Config) -> SimulatorConfig:
   """`config.simulator` with a click model, where none is named.
 
-  One's own logs get `blended`. What was published is compared by `attention`.
+  One's own logs get `blended`. What was published is compared by `attention`,
+  which for RL4RS has no final Dense.
   """
   simulator = config.simulator
+  if config.data.dataset == "rl4rs":
+    simulator = dataclasses.replace(simulator, final_dense=False)
   if simulator.click_model is not None:
     return simulator
   own = config.data.dataset == "logs" and config.data.response_params is None
@@ -287,7 +290,10 @@ def sized(config: SimulatorConfig, given: ResponseFile) -> SimulatorConfig:
     )
   try:
     return dataclasses.replace(
-      config, features=given.features, hidden=given.hidden
+      config,
+      features=given.features,
+      hidden=given.hidden,
+      final_dense=given.final_dense,
     )
   except ValueError as error:
     raise InputError(f"{given.name}: --simulator_{error}") from error

@@ -15,7 +15,7 @@ from hsrl_jax.host import workdir as workdir_lib
 KEPT = "policy/start.json"  # What a run keeps of the one it continues from.
 FIRST = "next_item"  # The folder of a recipe's part before the comma.
 MODEL = "policy/next_item.json"  # See stages/next_item.py.
-FORMAT = 2
+FORMAT = 3
 
 
 class FinishedRun(NamedTuple):

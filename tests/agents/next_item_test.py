@@ -32,7 +32,7 @@ def _config(name, **values):
       history=6,
       hidden=8,
       beams=toy.ITEMS,
-      **{"item_weight": 0.5} | values,
+      **values,
     ),
   )
 

@@ -33,9 +33,7 @@ SMALL = next_item.ModelConfig(
 )
 MODELS = {
   "sasrec": SMALL,
-  "hsrl": dataclasses.replace(
-    SMALL, token_weight=1.0, item_weight=0.5, token_inputs=True
-  ),
+  "hsrl": dataclasses.replace(SMALL, tokens=True),
 }
 TRAIN = NextItemConfig(learning_rate=2e-2, batch_rows=16, epochs=12, patience=3)
 

@@ -138,8 +138,8 @@ class ModelOfAFileTest(parameterized.TestCase):
 
   def _given(self, final_dense, heads=2):
     np.savez(self.path, **_matrices(final_dense))
-    given = response_file.read(self.path, final_dense=final_dense)
-    config = SimulatorConfig(12, heads=heads, final_dense=final_dense)
+    given = response_file.read(self.path)
+    config = SimulatorConfig(12, heads=heads)
     return given, simulator.sized(config, given)
 
   def _dataset(self, width=5, rows=40):
@@ -203,7 +203,7 @@ class ModelOfAFileTest(parameterized.TestCase):
     kept = json.loads((folder / "quality.json").read_text())
     self.assertEqual(kept.pop("source")["file"], "urm.npz")
     self.assertEqual(kept, found)
-    copy = response_file.read(folder / simulator.GIVEN, final_dense=False)
+    copy = response_file.read(folder / simulator.GIVEN)
     self.assertEqual(copy.digest, given.digest)
 
   def test_other_widths_are_named(self):

@@ -24,7 +24,7 @@ _LOOKS = 0.85  # A place is looked at so much less than the one before it.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(knowledge.WorthSettings, knowledge.MemorySettings):
+class Settings(knowledge.MemorySettings):
   """Of `capped`.
 
   Attributes:
@@ -51,7 +51,7 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
     )
 
   scores = functools.partial(ranked, settings)
-  return knowledge.agent(settings, act, scores, draws=True)
+  return knowledge.agent(act, scores, draws=True)
 
 
 def likes(kinds: Array, observation: Observation, memory: int) -> Array:

@@ -16,7 +16,7 @@ _WINDOW = 10  # Items shown last that count as if the slate had them.
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(knowledge.WorthSettings, knowledge.CapSettings):
+class Settings(knowledge.CapSettings):
   """Of `diverse`.
 
   Attributes:
@@ -56,4 +56,4 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       temperature,
     )
 
-  return knowledge.agent(settings, act)
+  return knowledge.agent(act)

@@ -16,7 +16,6 @@ from hsrl_jax.sim import observed
 from hsrl_jax.sim.user_simulator import EnvParams, UserSimulator
 from hsrl_jax.types import Array, Observation, PRNGKey
 
-ESTIMATES = ("logs", "simulator")
 # Items that a rule avoids come after all others.
 AVOIDED = 1e4
 _SMOOTHING = 5.0  # Exposures that a mean of the logs begins with.
@@ -43,18 +42,6 @@ class MemorySettings(CapSettings):
   """
 
   rule_memory: int = setting(5, least=1)
-
-
-@dataclasses.dataclass(frozen=True)
-class WorthSettings(base.Settings):
-  """Of rules that rank items by what they are worth on average.
-
-  Attributes:
-    rule_estimate: by what an item is worth its mean: the training `logs`, or
-      first responses of training users in the `simulator`.
-  """
-
-  rule_estimate: str = setting("simulator", among=ESTIMATES)
 
 
 def logged_mean(catalogue: Catalogue) -> Array:
@@ -88,17 +75,16 @@ def simulated_mean(
 
 
 def agent(
-  settings: WorthSettings,
   act: Callable[..., base.Action],
   scores: Callable[..., Array] = lambda params, *_: params["worth"],
   draws: bool = False,
 ) -> base.Agent:
   """A rule that fills slates by what it knows of the items.
 
-  Its parameters are `categories` and `kinds`, [N + 1, C], and `worth`, [N + 1].
+  Its parameters are `categories` and `kinds`, [N + 1, C], and `worth`, [N + 1],
+  each item's mean.
 
   Args:
-    settings: say by what an item is worth its mean.
     act: see base.Agent.act.
     scores: see base.Agent.scores.
     draws: whether it draws slates in evaluation too.
@@ -122,7 +108,7 @@ def agent(
     fixed_items=True,
     scores=scores,
     place_by_place=True,
-    fit=fit if settings.rule_estimate == "simulator" else None,
+    fit=fit,
   )
 
 

@@ -13,7 +13,7 @@ from hsrl_jax.agents.rules import knowledge
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(knowledge.WorthSettings, knowledge.MemorySettings):
+class Settings(knowledge.MemorySettings):
   """Of `spaced`."""
 
 
@@ -37,4 +37,4 @@ def make(settings: Settings, spec: base.Spec) -> base.Agent:
       temperature,
     )
 
-  return knowledge.agent(settings, act)
+  return knowledge.agent(act)
