@@ -89,7 +89,6 @@ EXCEPTIONS = {
   "hsrl_jax.serving.recommender names flags": _ADVICE,
   "hsrl_jax.serving.request names flags": _ADVICE,
   "hsrl_jax.sim.click_model names flags": _ADVICE,
-  "hsrl_jax.sim.response_file names flags": _ADVICE,
 }
 
 _LEVEL = {group: level for level, names in enumerate(LAYERS) for group in names}
