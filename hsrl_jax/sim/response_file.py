@@ -85,10 +85,9 @@ def read(path: pathlib.Path) -> ResponseFile:
   ):
     if wrong:
       name = min(wrong)
-      when = ""
       if name in OWN:
-        when = f" beside {own[0]}: all of {', '.join(OWN)} or none"
-      raise InputError(f"{path} {what} {name}; expected {due}{when}")
+        due += f" beside {own[0]}: all of {', '.join(OWN)} or none"
+      raise InputError(f"{path} {what} {name}; expected {due}")
   for name, header in arrays.items():
     _check_kind(path, name, header)
 

@@ -64,11 +64,11 @@ def about(config: Config, interactions: int) -> dict:
   `interactions`, the numbers of a vector by who liked an item, may be fewer
   than the configuration asks for.
   """
-  sizes = checked.values(config.next_item)
+  own = dataclasses.replace(config.next_item, interactions=interactions)
   return {
     "format": start.FORMAT,
     "agent": config.agent,
-    "next_item": sizes | {"interactions": interactions},
+    "next_item": checked.values(own),
   }
 
 

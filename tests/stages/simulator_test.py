@@ -128,6 +128,14 @@ def _by_matrices(w, heads, features, profile, history, slate):
   return 1 / (1 + np.exp(-layer("item", features[slate]) @ interest))
 
 
+class ChosenTest(parameterized.TestCase):
+  @parameterized.parameters(("rl4rs", False), ("movielens_1m", True))
+  def test_rl4rs_alone_has_no_final_dense(self, dataset, final_dense):
+    data = config_lib.DataConfig(dataset=dataset)
+    found = simulator.chosen(config_lib.Config(data=data))
+    self.assertEqual(found.final_dense, final_dense)
+
+
 class ModelOfAFileTest(parameterized.TestCase):
   def setUp(self):
     super().setUp()
