@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from hsrl_jax import agents, sid
 from hsrl_jax.agents import base
@@ -124,7 +124,7 @@ def _hits(name):
   )
 
 
-class NextItemTest(absltest.TestCase):
+class NextItemTest(parameterized.TestCase):
   @pytest.mark.slow
   def test_learns_a_cycle(self):
     self._learns("sasrec")
@@ -139,6 +139,46 @@ class NextItemTest(absltest.TestCase):
     (learner, _), _ = _epochs(name, state, TRAIN.epochs)
     self.assertGreater(hits(learner.target_params), 0.9)
     self.assertEqual(int(learner.step), _made(name).train.iterations)
+
+  @parameterized.parameters("sasrec", "hsrl")
+  def test_the_loss_is_of_the_scores_of_each_prefix(self, name):
+    """Of all items and, apart from that, of the tokens; padding costs 0."""
+    sizes = dataclasses.replace(MODELS[name], dropout=0.0, token_dropout=0.0)
+    model = next_item.Model(sizes, ITEMS, 2, 4)
+    catalogue = _made(name).inputs.catalogue
+    params = model.init(jax.random.key(1), catalogue)
+    # A piece ends at the last place, and a prefix of it before; without places
+    # a prefix has the same state alone.
+    encoder = params["encoder"]["params"]
+    encoder["position"] = jnp.zeros_like(encoder["position"])
+    # One sequence a row, of which the second row is not full.
+    lists = [[3, 8, 1, 6, 11, 4, 9], [5, 10, 3, 8]]
+    batch = sequences.pack(sequences.from_lists(lists), LENGTH)
+    found, count = model.loss(params, catalogue, batch, jax.random.key(2))
+    everything, total = jnp.arange(1, ITEMS + 1), 0.0
+    for items in lists:
+      for i in range(1, len(items)):
+        own = jnp.array([items[:i]])
+        state = model.states(params, catalogue, own)[0]
+        args = params, catalogue, state, everything
+        logits = model.item_score(*args)
+        of_tokens = model.score(*args) - logits
+        log_probs = jax.nn.log_softmax(logits) + of_tokens
+        total -= float(log_probs[items[i] - 1])
+        if name == "hsrl":
+          np.testing.assert_allclose(np.exp(of_tokens).sum(), 1.0, rtol=1e-4)
+    self.assertEqual(int(count), 9)
+    self.assertAlmostEqual(float(found), total, places=3)
+
+  @parameterized.parameters("sasrec", "hsrl")
+  def test_vectors_know_tokens_where_there_are_tokens(self, name):
+    made = _made(name)
+    catalogue = made.inputs.catalogue
+    params = made.model.init(jax.random.key(1), catalogue)
+    tokens = np.stack(np.divmod(np.arange(ITEMS)[::-1], 4), 1)
+    others = catalogue._replace(index=sid.build_index(tokens, 4))
+    same = made.model.rows(params, catalogue) == made.model.rows(params, others)
+    self.assertEqual(bool(same[1:].all()), name == "sasrec")
 
   def test_an_epoch_sees_each_row_once(self):
     """The gradient of a row counts its items; SGD of rate 1 adds them up."""
